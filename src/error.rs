@@ -1,0 +1,229 @@
+//! What can go wrong with a call, as few variants as a caller can act on.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::time::Duration;
+
+use crate::codec::CodecError;
+
+/// Why a call, or the connection under it, failed.
+///
+/// `E` is the method's own error type: a method declared `-> Result<T, E>` fails with `Error<E>`, and what it
+/// returned is in [`Error::Service`]. Everything else has no error of its own: `Error` alone.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error<E = Infallible>
+where
+    E: fmt::Debug,
+{
+    /// The method ran and returned its own error.
+    #[error("the service returned its own error: {0:?}")]
+    Service(E),
+    /// The server, or the network's other end, refused or broke off the call.
+    #[error("{0}")]
+    Fault(Fault),
+    /// No queue takes calls for this service: no server runs, or the last one left longer ago than the grace period.
+    #[error("nobody serves `{service}`: is a server running, and on the same namespace?")]
+    NoService {
+        /// The service, as `name.vMAJOR`, and the instance after `@` when the call was addressed to one.
+        service: String,
+    },
+    /// The service's queue is full and refused the call; it was not run.
+    #[error("the queue of `{service}` is full: try again later, or start more instances")]
+    Overloaded {
+        /// The service, as `name.vMAJOR`.
+        service: String,
+    },
+    /// The deadline passed. A request still queued is never run; one that runs is told to stop.
+    #[error("`{method}` gave no reply within {after:?}: it may have run; allow more time with `.timeout()`")]
+    Timeout {
+        /// The method, as `name.vMAJOR.method`.
+        method: String,
+        /// How long the call was allowed to take.
+        after: Duration,
+    },
+    /// A request or reply over the size cap; it never reached the broker.
+    #[error(
+        "the {what} takes {size} bytes, over the cap of {limit}: send less, or raise `max_message_size` on both sides"
+    )]
+    TooLarge {
+        /// `request`, `reply` or `event`.
+        what: &'static str,
+        /// Size of the message, in bytes.
+        size: usize,
+        /// The cap it broke, in bytes.
+        limit: usize,
+    },
+    /// The connection to the broker was lost.
+    #[error("the connection to the broker was lost ({reason}){}", if *.may_have_run { ": the call may have run" } else { "" })]
+    Disconnected {
+        /// Whether the call may have reached a server.
+        may_have_run: bool,
+        /// What ended the connection.
+        reason: String,
+    },
+    /// No connection could be made.
+    #[error("cannot connect to {url}: {reason}")]
+    Connect {
+        /// The address, its password masked.
+        url: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A queue or exchange exists with other arguments than this program declares.
+    #[error("{name} exists with other arguments: {}; delete it, or use another namespace", .differences.join(", "))]
+    Mismatch {
+        /// The queue or exchange.
+        name: String,
+        /// A sentence for each argument that differs.
+        differences: Vec<String>,
+    },
+    /// The broker refused an operation, such as one that the user's permissions do not cover.
+    #[error("the broker refused to {operation}: {reason}")]
+    Broker {
+        /// What was tried.
+        operation: String,
+        /// The broker's words.
+        reason: String,
+    },
+    /// Arguments that cannot be written, or a result that cannot be read.
+    #[error("{0}")]
+    Codec(#[from] CodecError),
+    /// A name, address or setting that cannot be used.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl Error {
+    /// The same error where a method's own error type is expected.
+    #[must_use]
+    pub fn widen<E: fmt::Debug>(self) -> Error<E> {
+        match self {
+            Error::Service(never) => match never {},
+            Error::Fault(fault) => Error::Fault(fault),
+            Error::NoService { service } => Error::NoService { service },
+            Error::Overloaded { service } => Error::Overloaded { service },
+            Error::Timeout { method, after } => Error::Timeout { method, after },
+            Error::TooLarge { what, size, limit } => Error::TooLarge { what, size, limit },
+            Error::Disconnected { may_have_run, reason } => Error::Disconnected { may_have_run, reason },
+            Error::Connect { url, reason } => Error::Connect { url, reason },
+            Error::Mismatch { name, differences } => Error::Mismatch { name, differences },
+            Error::Broker { operation, reason } => Error::Broker { operation, reason },
+            Error::Codec(error) => Error::Codec(error),
+            Error::Invalid(why) => Error::Invalid(why),
+        }
+    }
+}
+
+/// A refusal or breakdown reported by the server: a [`Code`] to branch on and a sentence for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// The kind of fault, with gRPC's numbers and names.
+    pub code: Code,
+    /// What was wrong and what to do.
+    pub message: String,
+    /// When a new attempt makes sense, if the server said.
+    pub retry_after: Option<Duration>,
+}
+
+impl Fault {
+    /// A fault without a retry hint.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), retry_after: None }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code, self.message)
+    }
+}
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $variant:ident = $number:literal $name:literal,)*) => {
+        /// Status of a reply, with gRPC's numbers and names.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum Code { $($(#[$doc])* $variant = $number,)* }
+
+        impl Code {
+            /// Every code, in the order of their numbers.
+            pub const ALL: &'static [Code] = &[$(Code::$variant),*];
+
+            /// gRPC's name, such as `INVALID_ARGUMENT`.
+            pub fn name(self) -> &'static str {
+                match self { $(Code::$variant => $name),* }
+            }
+
+            pub(crate) fn from_number(number: u8) -> Option<Self> {
+                match number { $($number => Some(Code::$variant),)* _ => None }
+            }
+        }
+    };
+}
+
+codes! {
+    /// The call succeeded.
+    Ok = 0 "OK",
+    /// The caller gave up.
+    Cancelled = 1 "CANCELLED",
+    /// The method returned its own error, which travels as payload.
+    Unknown = 2 "UNKNOWN",
+    /// Malformed arguments, or a malformed message.
+    InvalidArgument = 3 "INVALID_ARGUMENT",
+    /// The deadline passed before the method had an answer.
+    DeadlineExceeded = 4 "DEADLINE_EXCEEDED",
+    /// Something the call names does not exist.
+    NotFound = 5 "NOT_FOUND",
+    /// Something the call creates exists.
+    AlreadyExists = 6 "ALREADY_EXISTS",
+    /// The caller may not do this.
+    PermissionDenied = 7 "PERMISSION_DENIED",
+    /// A limit, quota or size cap.
+    ResourceExhausted = 8 "RESOURCE_EXHAUSTED",
+    /// The system is not in a state for this call.
+    FailedPrecondition = 9 "FAILED_PRECONDITION",
+    /// The call broke off in the middle and may have run.
+    Aborted = 10 "ABORTED",
+    /// Past the valid range.
+    OutOfRange = 11 "OUT_OF_RANGE",
+    /// No such method, or a part of the wire that this peer does not speak.
+    Unimplemented = 12 "UNIMPLEMENTED",
+    /// The handler panicked, or its result could not be written.
+    Internal = 13 "INTERNAL",
+    /// The instance is leaving or not ready.
+    Unavailable = 14 "UNAVAILABLE",
+    /// Data is lost for good.
+    DataLoss = 15 "DATA_LOSS",
+    /// The caller is not known.
+    Unauthenticated = 16 "UNAUTHENTICATED",
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_comes_back_from_its_number() {
+        for &code in Code::ALL {
+            assert_eq!(Code::from_number(code as u8), Some(code));
+        }
+        assert_eq!(Code::from_number(17), None);
+    }
+
+    #[test]
+    fn errors_read_as_sentences_that_name_the_culprit() {
+        let error: Error = Error::NoService { service: "demo.v1".into() };
+        assert_eq!(error.to_string(), "nobody serves `demo.v1`: is a server running, and on the same namespace?");
+        let error: Error = Error::Disconnected { may_have_run: true, reason: "reset".into() };
+        assert_eq!(error.to_string(), "the connection to the broker was lost (reset): the call may have run");
+        let fault = Fault::new(Code::Unimplemented, "no method `x`");
+        assert_eq!(Error::<()>::Fault(fault).to_string(), "UNIMPLEMENTED: no method `x`");
+    }
+}

@@ -1,0 +1,383 @@
+//! Every name on the broker, made once.
+
+use std::fmt;
+use std::time::Duration;
+
+/// The longest name of a namespace, service or method, in bytes: the broker's names end at 255.
+const MAX_NAME: usize = 64;
+
+/// Whether `name` can be a part of a name on the broker: `[A-Za-z0-9_-]+`, so that dots separate.
+///
+/// # Errors
+/// A sentence that says what is wrong with it.
+pub fn check_name(what: &str, name: &str) -> Result<(), String> {
+    if name.is_empty() {
+        return Err(format!("a {what} needs a name"));
+    }
+    if name.len() > MAX_NAME {
+        return Err(format!("the {what} `{name}` is longer than {MAX_NAME} bytes"));
+    }
+    match name.chars().find(|c| !(c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))) {
+        Some(c) => Err(format!("the {what} `{name}` has a {c:?} in it: use letters, digits, `_` and `-`")),
+        None => Ok(()),
+    }
+}
+
+/// A service's name and major version, written `name.vMAJOR`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServiceId {
+    name: String,
+    version: u32,
+}
+
+impl ServiceId {
+    /// The service `name` in its major `version`.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong with the name.
+    pub fn new(name: &str, version: u32) -> Result<Self, String> {
+        check_name("service", name)?;
+        Ok(Self { name: name.to_owned(), version })
+    }
+
+    /// Reads `name.vMAJOR`; a bare `name` is its version 1.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let Some((name, version)) = text.split_once('.') else { return Self::new(text, 1) };
+        let number = version.strip_prefix('v').and_then(|digits| digits.parse().ok());
+        let Some(version) = number else {
+            return Err(format!("`{text}` is not a service: write `name` or `name.v2`"));
+        };
+        Self::new(name, version)
+    }
+
+    /// The name, without the version.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The major version.
+    #[must_use]
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+}
+
+impl fmt::Display for ServiceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.v{}", self.name, self.version)
+    }
+}
+
+/// What the broker does with a message for an exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExchangeKind {
+    /// To the queues bound with the message's very key.
+    Direct,
+    /// To the queues bound with a pattern that the key matches: `*` is one word, `#` any number.
+    Topic,
+    /// To every bound queue.
+    Fanout,
+}
+
+/// A durable exchange.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exchange {
+    /// Its name.
+    pub name: String,
+    /// How it routes.
+    pub kind: ExchangeKind,
+}
+
+/// How long a queue lives and where its messages are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueueKind {
+    /// Belongs to one connection and dies with it.
+    Exclusive,
+    /// Durable, on one node.
+    Classic,
+    /// Durable, replicated.
+    Quorum,
+}
+
+/// A queue and its arguments.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Queue {
+    /// Its name.
+    pub name: String,
+    /// Its lifetime and storage.
+    pub kind: QueueKind,
+    /// How long it stays without consumers (`x-expires`).
+    pub expires: Option<Duration>,
+    /// How many messages it holds before it refuses more (`x-max-length` with `reject-publish`).
+    pub max_length: Option<u32>,
+    /// The highest priority it distinguishes (`x-max-priority`).
+    pub max_priority: Option<u8>,
+    /// How many failed attempts a message may have (`x-delivery-limit`).
+    pub delivery_limit: Option<u32>,
+    /// Exchange and key for messages that are discarded, expired or at their delivery limit.
+    pub dead_letter: Option<(String, String)>,
+}
+
+impl Queue {
+    /// A queue without arguments.
+    #[must_use]
+    pub fn new(name: impl Into<String>, kind: QueueKind) -> Self {
+        Self {
+            name: name.into(),
+            kind,
+            expires: None,
+            max_length: None,
+            max_priority: None,
+            delivery_limit: None,
+            dead_letter: None,
+        }
+    }
+}
+
+/// Messages for `exchange` with `key` go to `queue`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binding {
+    /// Where messages come from.
+    pub exchange: String,
+    /// The key or pattern.
+    pub key: String,
+    /// Where they go.
+    pub queue: String,
+}
+
+/// A part of the topology, declared before it is used; declaring it again changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Declaration {
+    /// An exchange.
+    Exchange(Exchange),
+    /// A queue.
+    Queue(Queue),
+    /// A binding.
+    Binding(Binding),
+}
+
+/// How often an oneway call is tried before it is dead-lettered.
+const ONEWAY_ATTEMPTS: u32 = 5;
+/// AMQP's priorities are 0 to 9.
+pub(crate) const MAX_PRIORITY: u8 = 9;
+
+/// The prefix of every name on the broker: services of two namespaces do not see each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Namespace(String);
+
+impl Default for Namespace {
+    fn default() -> Self {
+        Self("hopline".to_owned())
+    }
+}
+
+impl Namespace {
+    /// A namespace of this name.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong with the name.
+    pub fn new(name: &str) -> Result<Self, String> {
+        check_name("namespace", name)?;
+        Ok(Self(name.to_owned()))
+    }
+
+    pub(crate) fn rpc(&self) -> String {
+        format!("{}.rpc", self.0)
+    }
+
+    pub(crate) fn oneway(&self) -> String {
+        format!("{}.oneway", self.0)
+    }
+
+    pub(crate) fn events(&self) -> String {
+        format!("{}.events", self.0)
+    }
+
+    pub(crate) fn dead(&self) -> String {
+        format!("{}.dead", self.0)
+    }
+
+    pub(crate) fn discovery(&self) -> String {
+        format!("{}.discovery", self.0)
+    }
+
+    /// The fanout exchange of a service's broadcasts.
+    pub(crate) fn all(&self, service: &ServiceId) -> String {
+        format!("{}.all.{service}", self.0)
+    }
+
+    pub(crate) fn calls_queue(&self, service: impl fmt::Display) -> String {
+        format!("{}.{service}.calls", self.0)
+    }
+
+    pub(crate) fn work_queue(&self, service: impl fmt::Display) -> String {
+        format!("{}.{service}.work", self.0)
+    }
+
+    pub(crate) fn dead_queue(&self, service: &ServiceId) -> String {
+        format!("{}.{service}.dead", self.0)
+    }
+
+    /// An instance's own queue; `suffix` is new at each connection, since the broker may still hold the old queue.
+    pub(crate) fn instance_queue(&self, service: &ServiceId, instance: &str, suffix: &str) -> String {
+        format!("{}.{service}@{instance}.{suffix}", self.0)
+    }
+
+    pub(crate) fn events_queue(&self, instance: &str, suffix: &str) -> String {
+        format!("{}.events@{instance}.{suffix}", self.0)
+    }
+
+    pub(crate) fn reply_queue(&self, instance: &str, suffix: &str) -> String {
+        format!("{}.reply@{instance}.{suffix}", self.0)
+    }
+
+    /// The exchanges that both sides publish to.
+    pub(crate) fn exchanges(&self) -> Vec<Declaration> {
+        [
+            (self.rpc(), ExchangeKind::Direct),
+            (self.oneway(), ExchangeKind::Topic),
+            (self.events(), ExchangeKind::Topic),
+            (self.discovery(), ExchangeKind::Fanout),
+            (self.dead(), ExchangeKind::Direct),
+        ]
+        .into_iter()
+        .map(|(name, kind)| Declaration::Exchange(Exchange { name, kind }))
+        .collect()
+    }
+
+    /// What one instance of a service declares before it consumes.
+    pub(crate) fn service(
+        &self,
+        service: &ServiceId,
+        instance_queue: &str,
+        instance: &str,
+        calls: CallsQueue,
+    ) -> Vec<Declaration> {
+        let id = service.to_string();
+        let calls_queue = Queue {
+            expires: Some(calls.grace),
+            max_length: calls.max_length,
+            max_priority: (calls.kind == QueueKind::Classic).then_some(MAX_PRIORITY),
+            ..Queue::new(self.calls_queue(service), calls.kind)
+        };
+        let work_queue = Queue {
+            // The broker counts what follows the first delivery.
+            delivery_limit: Some(ONEWAY_ATTEMPTS - 1),
+            dead_letter: Some((self.dead(), id.clone())),
+            ..Queue::new(self.work_queue(service), QueueKind::Quorum)
+        };
+        let all = Exchange { name: self.all(service), kind: ExchangeKind::Fanout };
+        let bind = |exchange: String, key: String, queue: &str| {
+            Declaration::Binding(Binding { exchange, key, queue: queue.to_owned() })
+        };
+        vec![
+            Declaration::Exchange(all),
+            Declaration::Queue(Queue::new(self.dead_queue(service), QueueKind::Classic)),
+            bind(self.dead(), id.clone(), &self.dead_queue(service)),
+            Declaration::Queue(Queue::new(instance_queue, QueueKind::Exclusive)),
+            bind(self.rpc(), instance_key(service, instance), instance_queue),
+            bind(self.all(service), String::new(), instance_queue),
+            bind(self.discovery(), String::new(), instance_queue),
+            Declaration::Queue(work_queue),
+            bind(self.oneway(), format!("{id}.#"), &self.work_queue(service)),
+            Declaration::Queue(calls_queue),
+            bind(self.rpc(), id, &self.calls_queue(service)),
+        ]
+    }
+
+    /// A subscriber's queue and its patterns.
+    pub(crate) fn subscription(&self, queue: &str, pattern: &str) -> Vec<Declaration> {
+        vec![
+            Declaration::Queue(Queue::new(queue, QueueKind::Exclusive)),
+            Declaration::Binding(Binding { exchange: self.events(), key: pattern.to_owned(), queue: queue.to_owned() }),
+        ]
+    }
+}
+
+/// How a service's queue of calls is made; the same for every instance.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CallsQueue {
+    pub(crate) kind: QueueKind,
+    pub(crate) grace: Duration,
+    pub(crate) max_length: Option<u32>,
+}
+
+/// The key that reaches one instance on the exchange of calls.
+pub(crate) fn instance_key(service: &ServiceId, instance: &str) -> String {
+    format!("{service}@{instance}")
+}
+
+/// The key of an oneway call.
+pub(crate) fn oneway_key(service: &ServiceId, method: &str) -> String {
+    format!("{service}.{method}")
+}
+
+/// Whether a topic exchange sends `key` to a queue bound with `pattern`: `*` is one word, `#` any number of them.
+#[must_use]
+pub fn topic_matches(pattern: &str, key: &str) -> bool {
+    fn words_match(pattern: &[&str], key: &[&str]) -> bool {
+        match (pattern.split_first(), key.split_first()) {
+            (None, None) => true,
+            (Some((&"#", rest)), _) => {
+                words_match(rest, key) || key.split_first().is_some_and(|(_, key)| words_match(pattern, key))
+            }
+            (Some((word, rest)), Some((first, key))) => (*word == "*" || word == first) && words_match(rest, key),
+            _ => false,
+        }
+    }
+    let pattern: Vec<&str> = pattern.split('.').collect();
+    let key: Vec<&str> = key.split('.').collect();
+    words_match(&pattern, &key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_the_wire_document() {
+        let namespace = Namespace::default();
+        let demo = ServiceId::new("demo", 2).expect("a good name");
+        assert_eq!(namespace.calls_queue(&demo), "hopline.demo.v2.calls");
+        assert_eq!(namespace.work_queue(&demo), "hopline.demo.v2.work");
+        assert_eq!(namespace.dead_queue(&demo), "hopline.demo.v2.dead");
+        assert_eq!(namespace.all(&demo), "hopline.all.demo.v2");
+        assert_eq!(namespace.instance_queue(&demo, "i", "s"), "hopline.demo.v2@i.s");
+        assert_eq!(instance_key(&demo, "i"), "demo.v2@i");
+        assert_eq!(oneway_key(&demo, "note"), "demo.v2.note");
+    }
+
+    #[test]
+    fn a_bad_name_is_refused_with_the_character_in_it() {
+        assert_eq!(
+            ServiceId::new("a.b", 1),
+            Err("the service `a.b` has a '.' in it: use letters, digits, `_` and `-`".into())
+        );
+        assert!(Namespace::new("").is_err());
+        assert!(check_name("method", &"x".repeat(65)).is_err());
+        assert!(ServiceId::parse("demo.2").is_err());
+        assert!(ServiceId::parse("demo.v1.add").is_err());
+    }
+
+    #[test]
+    fn a_bare_name_is_version_one() {
+        assert_eq!(ServiceId::parse("demo"), ServiceId::new("demo", 1));
+        assert_eq!(ServiceId::parse("demo.v7"), ServiceId::new("demo", 7));
+    }
+
+    #[test]
+    fn topic_patterns_match_whole_words() {
+        assert!(topic_matches("order.*", "order.created"));
+        assert!(!topic_matches("order.*", "order"));
+        assert!(!topic_matches("order.*", "order.created.eu"));
+        assert!(topic_matches("order.#", "order"));
+        assert!(topic_matches("#.eu", "order.created.eu"));
+        assert!(topic_matches("#", ""));
+        assert!(topic_matches("a.#.b.*", "a.x.y.b.c"));
+        assert!(!topic_matches("a.#.b.*", "a.x.y.c"));
+    }
+}
