@@ -1,0 +1,328 @@
+//! The port to a broker: declare, publish, consume, settle, events, close; and the address that picks the broker.
+//!
+//! Not part of the library's stable API: it is public so that one suite can hold every broker to the same contract.
+
+pub mod memory;
+pub mod rabbit;
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::time::Instant;
+use url::Url;
+
+use crate::error::Error;
+use crate::topology::Declaration;
+
+/// A live connection to a broker.
+#[derive(Debug, Clone)]
+pub enum Transport {
+    /// The broker in this process.
+    Memory(memory::Connection),
+    /// RabbitMQ.
+    Rabbit(rabbit::Connection),
+}
+
+/// Who connects: a server publishes and consumes on connections of their own, so that a blocked publisher cannot delay acks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// One connection for both directions.
+    Client,
+    /// One connection for each direction.
+    Server,
+}
+
+impl Transport {
+    /// Connects to the broker that `url` names: `memory://`, `memory://name`, `amqp://` or, with the feature `tls`, `amqps://`.
+    ///
+    /// # Errors
+    /// `Invalid` for an address that cannot be used, `Connect` when the broker does not answer or refuses.
+    pub async fn connect(url: &str, role: Role) -> Result<Self, Error> {
+        let parsed =
+            Url::parse(url).map_err(|error| Error::Invalid(format!("`{}` is not an address: {error}", masked(url))))?;
+        match parsed.scheme() {
+            "memory" => Ok(Self::Memory(memory::Connection::open(parsed.host_str().unwrap_or_default()))),
+            "amqps" if cfg!(not(feature = "tls")) => Err(Error::Invalid(format!(
+                "{} asks for TLS, which this build does not have: enable hopline's feature `tls`",
+                masked(url)
+            ))),
+            "amqp" | "amqps" => rabbit::Connection::open(&parsed, role).await.map(Self::Rabbit),
+            other => Err(Error::Invalid(format!("unknown scheme `{other}://`: use memory://, amqp:// or amqps://"))),
+        }
+    }
+
+    /// Declares each part in order. Exclusive queues belong to this transport's consuming connection.
+    ///
+    /// # Errors
+    /// `Mismatch` where something exists with other arguments, `Broker` for any other refusal.
+    pub async fn declare(&self, parts: &[Declaration]) -> Result<(), Error> {
+        match self {
+            Self::Memory(connection) => connection.declare(parts),
+            Self::Rabbit(connection) => connection.declare(parts).await,
+        }
+    }
+
+    /// Whether an exchange exists: publishing to one that does not is an error on the broker.
+    ///
+    /// # Errors
+    /// `Broker` when the broker refuses to say, `Disconnected` when it is gone.
+    pub async fn exchange_exists(&self, name: &str) -> Result<bool, Error> {
+        match self {
+            Self::Memory(connection) => connection.exchange_exists(name),
+            Self::Rabbit(connection) => connection.exchange_exists(name).await,
+        }
+    }
+
+    /// Hands a message over, in order with the others; the receipt tells what became of it.
+    pub fn publish(&self, publication: Publication) -> Receipt {
+        match self {
+            Self::Memory(connection) => connection.publish(publication),
+            Self::Rabbit(connection) => connection.publish(publication),
+        }
+    }
+
+    /// Starts to consume a queue.
+    ///
+    /// # Errors
+    /// `Broker` when the queue does not exist or is another's, `Disconnected` when the broker is gone.
+    pub async fn consume(&self, queue: &str, mode: Mode) -> Result<Consumer, Error> {
+        match self {
+            Self::Memory(connection) => connection.consume(queue, mode),
+            Self::Rabbit(connection) => connection.consume(queue, mode).await,
+        }
+    }
+
+    /// What happens to the connection from now on.
+    #[must_use]
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        match self {
+            Self::Memory(connection) => connection.events(),
+            Self::Rabbit(connection) => connection.events(),
+        }
+    }
+
+    /// Closes the connection; unsettled deliveries go back to their queues.
+    pub async fn close(&self) {
+        match self {
+            Self::Memory(connection) => connection.close(),
+            Self::Rabbit(connection) => connection.close().await,
+        }
+    }
+}
+
+/// A message on its way to an exchange.
+#[derive(Debug, Clone)]
+pub struct Publication {
+    /// Where to; the empty name is the default exchange, which sends to the queue that the key names.
+    pub exchange: String,
+    /// The routing key.
+    pub key: String,
+    /// Return it when no queue takes it.
+    pub mandatory: bool,
+    /// What the broker reads.
+    pub properties: Properties,
+    /// What it does not.
+    pub body: Bytes,
+}
+
+/// The AMQP properties that Hopline uses.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Properties {
+    /// The request's id, as text.
+    pub correlation_id: Option<String>,
+    /// The queue for replies.
+    pub reply_to: Option<String>,
+    /// Time in a queue after which the message is dropped or dead-lettered.
+    pub expiration: Option<Duration>,
+    /// What the message is: `service.v1.method`.
+    pub kind: Option<String>,
+    /// The media type of the body.
+    pub content_type: Option<String>,
+    /// Whether it survives a restart of the broker in a durable queue.
+    pub persistent: bool,
+    /// 0 to 9, higher first, in queues that distinguish priorities.
+    pub priority: Option<u8>,
+    /// The instance that sent it.
+    pub app_id: Option<String>,
+    /// Text headers; other types of header are not read.
+    pub headers: Vec<(String, String)>,
+}
+
+/// What became of a publication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Confirm {
+    /// Some queue has it, or it was not mandatory.
+    Accepted,
+    /// Mandatory, and no queue takes it.
+    Returned,
+    /// A queue refused it, being full.
+    Refused,
+}
+
+/// The connection ended before the outcome was known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    /// Whether the message may have reached the broker.
+    pub handed_over: bool,
+    /// What ended the connection.
+    pub reason: Arc<str>,
+}
+
+impl From<Lost> for Error {
+    fn from(lost: Lost) -> Self {
+        Self::Disconnected { may_have_run: lost.handed_over, reason: lost.reason.to_string() }
+    }
+}
+
+/// Resolves once the broker has said what became of a publication.
+#[derive(Debug)]
+pub struct Receipt(oneshot::Receiver<Result<Confirm, Lost>>);
+
+impl Receipt {
+    pub(crate) fn new() -> (oneshot::Sender<Result<Confirm, Lost>>, Self) {
+        let (sender, receiver) = oneshot::channel();
+        (sender, Self(receiver))
+    }
+}
+
+impl Future for Receipt {
+    type Output = Result<Confirm, Lost>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(context).map(|outcome| {
+            outcome.unwrap_or_else(|_| Err(Lost { handed_over: true, reason: "the connection was closed".into() }))
+        })
+    }
+}
+
+/// How a queue is consumed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Each delivery is settled; at most this many are out at once, no fewer than 1.
+    Settle {
+        /// Messages.
+        prefetch: u16,
+    },
+    /// Deliveries count as acked when they leave the broker.
+    NoAck,
+}
+
+/// What the consumer says of a delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settle {
+    /// Done with it.
+    Ack,
+    /// Not tried: back to the queue (`basic.nack`).
+    GiveBack,
+    /// An attempt failed: back to the queue, and counted (`basic.reject` with requeue).
+    Failed,
+    /// Not wanted: dropped or dead-lettered (`basic.reject`).
+    Discard,
+}
+
+/// Deliveries of one queue, in order.
+#[derive(Debug)]
+pub struct Consumer {
+    pub(crate) deliveries: mpsc::UnboundedReceiver<Delivery>,
+    /// Told once that no more deliveries are wanted.
+    pub(crate) cancel: Option<oneshot::Sender<()>>,
+}
+
+impl Consumer {
+    /// The next delivery; `None` when the queue or the connection is gone, or after [`Consumer::cancel`].
+    pub async fn next(&mut self) -> Option<Delivery> {
+        self.deliveries.recv().await
+    }
+
+    /// Asks for no more; what was prefetched still comes out of [`Consumer::next`], then `None`.
+    pub fn cancel(&mut self) {
+        if let Some(cancel) = self.cancel.take() {
+            // The other end is gone when the connection is: there is nothing left to cancel then.
+            let _ = cancel.send(());
+        }
+    }
+}
+
+/// A message from a queue.
+#[derive(Debug)]
+pub struct Delivery {
+    /// The message's body.
+    pub body: Bytes,
+    /// The message's properties.
+    pub properties: Properties,
+    /// The exchange it was published to.
+    pub exchange: String,
+    /// The key it was published with.
+    pub key: String,
+    /// Whether it was delivered before.
+    pub redelivered: bool,
+    /// When it left the broker.
+    pub(crate) received: Instant,
+    pub(crate) settler: Option<Settler>,
+}
+
+/// Carries what is said of deliveries back to the channel they came from.
+#[derive(Debug)]
+pub(crate) struct Settler {
+    pub(crate) tag: u64,
+    pub(crate) channel: mpsc::UnboundedSender<(u64, Settle)>,
+}
+
+impl Delivery {
+    /// Settles the delivery; nothing to do for one of [`Mode::NoAck`]. A delivery dropped unsettled stays out until its
+    /// connection ends.
+    pub fn settle(self, settle: Settle) {
+        if let Some(settler) = self.settler {
+            // A channel that is gone has given its deliveries back already.
+            let _ = settler.channel.send((settler.tag, settle));
+        }
+    }
+}
+
+/// What happened to the connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The broker takes no publications for now, and why.
+    Blocked(Arc<str>),
+    /// It takes them again.
+    Unblocked,
+    /// The connection is gone, and why.
+    Lost(Arc<str>),
+}
+
+/// An address as it may be shown: the password replaced by `***`.
+#[must_use]
+pub fn masked(url: &str) -> impl fmt::Display {
+    match Url::parse(url) {
+        Ok(mut parsed) if parsed.password().is_some() => {
+            // Only an address without a host refuses a password, and such a one has none.
+            let _ = parsed.set_password(Some("***"));
+            parsed.to_string()
+        }
+        Ok(parsed) => parsed.to_string(),
+        // What does not parse may hold a password anywhere: show no more than its scheme.
+        Err(_) => match url.split_once("://") {
+            Some((scheme, _)) => format!("{scheme}://..."),
+            None => "...".to_owned(),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_is_never_shown() {
+        assert_eq!(masked("amqp://bob:s3cret@host:1/v").to_string(), "amqp://bob:***@host:1/v");
+        assert_eq!(masked("amqp://bob:s3cret@ho st").to_string(), "amqp://...");
+        assert_eq!(masked("s3cret").to_string(), "...");
+        assert_eq!(masked("memory://").to_string(), "memory://");
+    }
+}

@@ -1,0 +1,292 @@
+//! A broker inside the process, with RabbitMQ's semantics as far as Hopline relies on them.
+//!
+//! Everybody in the process who opens the same name meets there. A broker goes, with all that it holds, when the last
+//! connection to it is dropped.
+
+mod broker;
+mod channel;
+mod publishing;
+mod queue;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+
+use tokio::runtime::Handle;
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use self::broker::State;
+use super::{Confirm, Consumer, Event, Lost, Mode, Publication, Receipt, Settle};
+use crate::error::Error;
+use crate::topology::Declaration;
+
+/// The brokers of this process that somebody is connected to.
+static BROKERS: Mutex<BTreeMap<String, Weak<Broker>>> = Mutex::new(BTreeMap::new());
+
+/// How many settled deliveries of a channel are handled under one lock.
+const SETTLES_AT_ONCE: usize = 64;
+
+/// One broker: its state, and the lock around it.
+struct Broker(Mutex<State>);
+
+impl Broker {
+    /// The broker of this name; a new one when nobody is connected to it.
+    fn named(name: &str) -> Arc<Self> {
+        let mut brokers = BROKERS.lock().expect("no panic while holding the brokers");
+        if let Some(broker) = brokers.get(name).and_then(Weak::upgrade) {
+            return broker;
+        }
+        brokers.retain(|_, broker| broker.strong_count() > 0);
+        let broker = Arc::new_cyclic(|this: &Weak<Self>| Self(Mutex::new(State::new(this.clone()))));
+        brokers.insert(name.to_owned(), Arc::downgrade(&broker));
+        broker
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().expect("no panic while holding the broker's state")
+    }
+}
+
+/// A connection to a broker in this process; it closes when its last clone is dropped.
+#[derive(Clone)]
+pub struct Connection(Arc<Link>);
+
+/// What the clones of a connection share.
+struct Link {
+    id: u64,
+    broker: Arc<Broker>,
+    runtime: Handle,
+    events: broadcast::Sender<Event>,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.broker.state().disconnect(self.id);
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("id", &self.0.id).finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    /// Connects to the broker of this name, which is made when it does not exist.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime: the broker's timers need one.
+    #[must_use]
+    pub fn open(name: &str) -> Self {
+        let runtime = Handle::current();
+        let broker = Broker::named(name);
+        let id = broker.state().connect(runtime.clone());
+        // Nothing happens to a connection within a process: the channel stays empty.
+        let (events, _) = broadcast::channel(1);
+        Self(Arc::new(Link { id, broker, runtime, events }))
+    }
+
+    /// Declares each part in order.
+    ///
+    /// # Errors
+    /// `Mismatch` where something exists with other arguments, `Broker` for what is missing or belongs to another
+    /// connection, `Disconnected` after [`Connection::close`].
+    pub fn declare(&self, parts: &[Declaration]) -> Result<(), Error> {
+        let mut state = self.state()?;
+        parts.iter().try_for_each(|part| state.declare(self.0.id, part))
+    }
+
+    /// Whether an exchange exists.
+    ///
+    /// # Errors
+    /// `Disconnected` after [`Connection::close`].
+    pub fn exchange_exists(&self, name: &str) -> Result<bool, Error> {
+        Ok(self.state()?.exchange_exists(name))
+    }
+
+    /// Routes a message at once; the receipt is resolved when this returns.
+    pub fn publish(&self, publication: Publication) -> Receipt {
+        let (said, receipt) = Receipt::new();
+        // Nobody has to read a receipt.
+        let _ = said.send(self.route(publication));
+        receipt
+    }
+
+    fn route(&self, publication: Publication) -> Result<Confirm, Lost> {
+        let mut state = self.0.broker.state();
+        if !state.is_connected(self.0.id) {
+            return Err(closed());
+        }
+        Ok(state.publish(publication))
+    }
+
+    /// Starts to consume a queue.
+    ///
+    /// # Errors
+    /// `Broker` when the queue does not exist or is another connection's, `Disconnected` after [`Connection::close`].
+    pub fn consume(&self, queue: &str, mode: Mode) -> Result<Consumer, Error> {
+        let (sent, deliveries) = mpsc::unbounded_channel();
+        let (settler, settled) = mpsc::unbounded_channel();
+        let (cancel, cancelled) = oneshot::channel();
+        let channel = self.state()?.consume(self.0.id, queue, mode, sent, settler)?;
+        self.0.runtime.spawn(serve(Arc::downgrade(&self.0.broker), channel, cancelled, settled));
+        Ok(Consumer { deliveries, cancel: Some(cancel) })
+    }
+
+    /// What happens to the connection from now on: nothing, it cannot be blocked or lost.
+    #[must_use]
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.0.events.subscribe()
+    }
+
+    /// Closes the connection for all its clones: unsettled deliveries go back, exclusive queues are deleted.
+    pub fn close(&self) {
+        self.0.broker.state().disconnect(self.0.id);
+    }
+
+    /// The broker's state, if it still knows this connection.
+    fn state(&self) -> Result<MutexGuard<'_, State>, Error> {
+        let state = self.0.broker.state();
+        if state.is_connected(self.0.id) { Ok(state) } else { Err(closed().into()) }
+    }
+}
+
+fn closed() -> Lost {
+    Lost { handed_over: false, reason: "the connection was closed".into() }
+}
+
+/// Carries to the broker what is said of a channel's deliveries, until nobody can say anything any more.
+async fn serve(
+    broker: Weak<Broker>,
+    channel: u64,
+    mut cancelled: oneshot::Receiver<()>,
+    mut settled: mpsc::UnboundedReceiver<(u64, Settle)>,
+) {
+    let mut consuming = true;
+    let mut settles = Vec::with_capacity(SETTLES_AT_ONCE);
+    loop {
+        tokio::select! {
+            // A consumer that is dropped is cancelled too.
+            _ = &mut cancelled, if consuming => {
+                consuming = false;
+                let Some(broker) = broker.upgrade() else { return };
+                broker.state().cancel(channel);
+            }
+            count = settled.recv_many(&mut settles, SETTLES_AT_ONCE) => {
+                let Some(broker) = broker.upgrade() else { return };
+                if count == 0 {
+                    return broker.state().end(&[channel]);
+                }
+                broker.state().settle(channel, settles.drain(..));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::topology::{Queue, QueueKind};
+    use crate::transport::Properties;
+
+    fn unique() -> String {
+        uuid::Uuid::new_v4().to_string()
+    }
+
+    /// A connection to a new broker with one queue, named `queue`.
+    fn with_queue(queue: Queue) -> Connection {
+        let connection = Connection::open(&unique());
+        connection.declare(&[Declaration::Queue(queue)]).expect("a queue that nobody has");
+        connection
+    }
+
+    fn message(expiration: Option<Duration>) -> Publication {
+        Publication {
+            exchange: String::new(),
+            key: "queue".to_owned(),
+            mandatory: true,
+            properties: Properties { expiration, ..Properties::default() },
+            body: Bytes::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn those_who_open_the_same_name_meet_until_the_last_has_gone() {
+        let (name, other_name) = (unique(), unique());
+        let (one, two, stranger) = (Connection::open(&name), Connection::open(&name), Connection::open(&other_name));
+        one.declare(&[Declaration::Queue(Queue::new("queue", QueueKind::Classic))]).expect("a new queue");
+        assert_eq!(two.publish(message(None)).await, Ok(Confirm::Accepted));
+        assert_eq!(stranger.publish(message(None)).await, Ok(Confirm::Returned));
+        drop(one);
+        assert_eq!(two.publish(message(None)).await, Ok(Confirm::Accepted));
+        drop(two);
+        assert_eq!(Connection::open(&name).publish(message(None)).await, Ok(Confirm::Returned));
+    }
+
+    #[tokio::test]
+    async fn a_connection_closes_with_its_last_clone() {
+        let name = unique();
+        let (owner, other) = (Connection::open(&name), Connection::open(&name));
+        let clone = owner.clone();
+        owner.declare(&[Declaration::Queue(Queue::new("queue", QueueKind::Exclusive))]).expect("a new queue");
+        drop(owner);
+        assert_eq!(other.publish(message(None)).await, Ok(Confirm::Accepted));
+        drop(clone);
+        assert_eq!(other.publish(message(None)).await, Ok(Confirm::Returned));
+    }
+
+    #[tokio::test]
+    async fn a_thread_without_a_runtime_can_publish() {
+        let connection = with_queue(Queue::new("queue", QueueKind::Classic));
+        let publisher = connection.clone();
+        let receipt = std::thread::spawn(move || publisher.publish(message(Some(Duration::from_secs(60)))));
+        assert_eq!(receipt.join().expect("no panic").await, Ok(Confirm::Accepted));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_is_tokios_and_can_be_paused() {
+        let day = Duration::from_secs(86_400);
+        let connection =
+            with_queue(Queue { expires: Some(day), max_length: Some(1), ..Queue::new("queue", QueueKind::Classic) });
+        assert_eq!(connection.publish(message(Some(day / 4))).await, Ok(Confirm::Accepted));
+        assert_eq!(connection.publish(message(None)).await, Ok(Confirm::Refused));
+        tokio::time::sleep(day / 2).await;
+        assert_eq!(connection.publish(message(None)).await, Ok(Confirm::Accepted));
+        tokio::time::sleep(day).await;
+        assert_eq!(connection.publish(message(None)).await, Ok(Confirm::Returned));
+    }
+
+    #[tokio::test]
+    async fn giving_back_does_not_count_towards_the_delivery_limit() {
+        let connection = with_queue(Queue { delivery_limit: Some(1), ..Queue::new("queue", QueueKind::Quorum) });
+        assert_eq!(connection.publish(message(None)).await, Ok(Confirm::Accepted));
+        let mut consumer = connection.consume("queue", Mode::Settle { prefetch: 1 }).expect("the queue exists");
+        for _ in 0..50 {
+            consumer.next().await.expect("it comes again").settle(Settle::GiveBack);
+        }
+    }
+
+    #[tokio::test]
+    async fn timers_outlive_the_runtime_of_the_connection_that_closes() {
+        let name = unique();
+        let staying = Connection::open(&name);
+        let other_name = name.clone();
+        let leaving = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+            runtime.block_on(async {
+                let leaving = Connection::open(&other_name);
+                let brief =
+                    Queue { expires: Some(Duration::from_millis(50)), ..Queue::new("queue", QueueKind::Classic) };
+                leaving.declare(&[Declaration::Queue(brief)]).expect("a new queue");
+            });
+        });
+        leaving.join().expect("no panic");
+        while staying.publish(message(None)).await == Ok(Confirm::Accepted) {
+            tokio::task::yield_now().await;
+        }
+    }
+}

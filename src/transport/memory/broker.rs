@@ -1,0 +1,216 @@
+//! The state of a broker in memory and what each operation does to it.
+//!
+//! Between operations no queue has both a message that waits and a consumer with room for it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Weak};
+
+use tokio::runtime::Handle;
+use tokio::time::{Instant, sleep_until};
+
+use super::Broker;
+use super::channel::Channel;
+use super::queue::{Queue, Timer, difference, invalid_argument};
+use crate::error::Error;
+use crate::topology::{self, Binding, Declaration, ExchangeKind, QueueKind};
+
+/// Everything that a broker knows.
+pub(super) struct State {
+    /// Itself, for its timers.
+    broker: Weak<Broker>,
+    next_id: u64,
+    /// Who is connected, and where tasks can run for them.
+    connections: BTreeMap<u64, Handle>,
+    pub(super) exchanges: HashMap<String, Exchange>,
+    pub(super) queues: HashMap<Arc<str>, Queue>,
+    pub(super) channels: HashMap<u64, Channel>,
+}
+
+/// An exchange: each key or pattern, and the queues bound with it.
+pub(super) struct Exchange {
+    pub(super) kind: ExchangeKind,
+    pub(super) bindings: HashMap<String, Vec<Arc<str>>>,
+}
+
+impl State {
+    pub(super) fn new(broker: Weak<Broker>) -> Self {
+        Self {
+            broker,
+            next_id: 0,
+            connections: BTreeMap::new(),
+            exchanges: HashMap::new(),
+            queues: HashMap::new(),
+            channels: HashMap::new(),
+        }
+    }
+
+    pub(super) fn new_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    pub(super) fn connect(&mut self, runtime: Handle) -> u64 {
+        let id = self.new_id();
+        self.connections.insert(id, runtime);
+        id
+    }
+
+    pub(super) fn is_connected(&self, connection: u64) -> bool {
+        self.connections.contains_key(&connection)
+    }
+
+    /// Ends a connection, its channels and its exclusive queues; there is nothing to do when it has ended already.
+    pub(super) fn disconnect(&mut self, connection: u64) {
+        if self.connections.remove(&connection).is_none() {
+            return;
+        }
+        let owned = self.queues.extract_if(|_, queue| queue.owner == Some(connection));
+        for name in owned.map(|(name, _)| name).collect::<Vec<_>>() {
+            self.forget(&name);
+        }
+        let channels = self.channels.iter().filter(|(_, channel)| channel.connection == connection);
+        let channels: Vec<_> = channels.map(|(id, _)| *id).collect();
+        self.end(&channels);
+        // Timers may run on a runtime that goes with this connection.
+        self.queues.values_mut().for_each(|queue| queue.timer = None);
+        for name in self.queues.keys().cloned().collect::<Vec<_>>() {
+            self.set_timer(&name);
+        }
+    }
+
+    pub(super) fn declare(&mut self, connection: u64, part: &Declaration) -> Result<(), Error> {
+        match part {
+            Declaration::Exchange(exchange) => self.declare_exchange(exchange),
+            Declaration::Queue(queue) => self.declare_queue(connection, queue),
+            Declaration::Binding(binding) => self.bind(connection, binding),
+        }
+    }
+
+    fn declare_exchange(&mut self, wanted: &topology::Exchange) -> Result<(), Error> {
+        let new = || Exchange { kind: wanted.kind, bindings: HashMap::new() };
+        let exchange = self.exchanges.entry(wanted.name.clone()).or_insert_with(new);
+        match difference("type", Some(kind(exchange.kind)), Some(kind(wanted.kind))) {
+            None => Ok(()),
+            Some(difference) => {
+                Err(Error::Mismatch { name: format!("exchange `{}`", wanted.name), differences: vec![difference] })
+            }
+        }
+    }
+
+    fn declare_queue(&mut self, connection: u64, wanted: &topology::Queue) -> Result<(), Error> {
+        let operation = || format!("declare the queue `{}`", wanted.name);
+        if let Some(argument) = invalid_argument(wanted) {
+            let reason = format!("PRECONDITION_FAILED: {:?} queues have no `{argument}`", wanted.kind);
+            return Err(Error::Broker { operation: operation(), reason });
+        }
+        if let Some(queue) = self.queues.get_mut(wanted.name.as_str()) {
+            let exclusive = wanted.kind == QueueKind::Exclusive;
+            if queue.is_locked_to(connection) || queue.owner.is_some() != exclusive {
+                return Err(locked(operation()));
+            }
+            let differences = queue.differences(wanted);
+            if !differences.is_empty() {
+                return Err(Error::Mismatch { name: format!("queue `{}`", wanted.name), differences });
+            }
+            queue.touch();
+        } else {
+            let owner = (wanted.kind == QueueKind::Exclusive).then_some(connection);
+            self.queues.insert(wanted.name.as_str().into(), Queue::new(wanted.clone(), owner));
+        }
+        self.set_timer(&wanted.name);
+        Ok(())
+    }
+
+    fn bind(&mut self, connection: u64, binding: &Binding) -> Result<(), Error> {
+        let operation = || format!("bind the queue `{}` to the exchange `{}`", binding.queue, binding.exchange);
+        let Some((queue, state)) = self.queues.get_key_value(binding.queue.as_str()) else {
+            return Err(missing(operation(), "queue"));
+        };
+        if state.is_locked_to(connection) {
+            return Err(locked(operation()));
+        }
+        let Some(exchange) = self.exchanges.get_mut(&binding.exchange) else {
+            return Err(missing(operation(), "exchange"));
+        };
+        let bound = exchange.bindings.entry(binding.key.clone()).or_default();
+        if !bound.contains(queue) {
+            bound.push(queue.clone());
+        }
+        Ok(())
+    }
+
+    pub(super) fn exchange_exists(&self, name: &str) -> bool {
+        name.is_empty() || self.exchanges.contains_key(name)
+    }
+
+    /// Drops the bindings and consumers of a queue that was removed.
+    fn forget(&mut self, name: &str) {
+        self.channels.retain(|_, channel| *channel.queue != *name);
+        for exchange in self.exchanges.values_mut() {
+            exchange.bindings.retain(|_, queues| {
+                queues.retain(|queue| **queue != *name);
+                !queues.is_empty()
+            });
+        }
+    }
+}
+
+// Time.
+impl State {
+    /// Makes sure that the queue is looked at when its next message, or it itself, expires.
+    pub(super) fn set_timer(&mut self, name: &str) {
+        let Some(queue) = self.queues.get_mut(name) else {
+            return;
+        };
+        let Some(at) = queue.due() else { return };
+        // One that rings too early does no harm: it is set again then.
+        if queue.timer.as_ref().is_some_and(|timer| timer.at <= at) {
+            return;
+        }
+        // Without a connection there is nobody left to notice.
+        let Some(runtime) = self.connections.values().next() else {
+            return;
+        };
+        let (broker, name) = (self.broker.clone(), name.to_owned());
+        let task = runtime.spawn(async move {
+            sleep_until(at).await;
+            if let Some(broker) = broker.upgrade() {
+                broker.state().ring(&name);
+            }
+        });
+        queue.timer = Some(Timer { at, task });
+    }
+
+    /// A queue's timer rings.
+    fn ring(&mut self, name: &str) {
+        let Some(queue) = self.queues.get_mut(name) else {
+            return;
+        };
+        queue.timer = None;
+        if queue.expires_at().is_some_and(|at| at <= Instant::now()) {
+            self.queues.remove(name);
+            self.forget(name);
+        } else {
+            self.turn(name);
+        }
+    }
+}
+
+fn kind(kind: ExchangeKind) -> &'static str {
+    match kind {
+        ExchangeKind::Direct => "direct",
+        ExchangeKind::Topic => "topic",
+        ExchangeKind::Fanout => "fanout",
+    }
+}
+
+pub(super) fn missing(operation: String, what: &str) -> Error {
+    Error::Broker { operation, reason: format!("NOT_FOUND: there is no such {what}") }
+}
+
+pub(super) fn locked(operation: String) -> Error {
+    Error::Broker {
+        operation,
+        reason: "RESOURCE_LOCKED: the queue is exclusive to another connection, or not declared as exclusive".into(),
+    }
+}

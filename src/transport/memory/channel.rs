@@ -1,0 +1,164 @@
+//! What the broker in memory sends to its consumers, and what they say of it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::Instant;
+
+use super::broker::{State, locked, missing};
+use super::queue::{Entry, Message, Queue};
+use crate::error::Error;
+use crate::transport::{Delivery, Mode, Settle, Settler};
+
+/// One consumer's channel. It outlives the consumption while deliveries are out.
+pub(super) struct Channel {
+    pub(super) connection: u64,
+    pub(super) queue: Arc<str>,
+    /// Deliveries that are out, by tag.
+    unsettled: BTreeMap<u64, Entry>,
+    next_tag: u64,
+    /// `None` once cancelled.
+    consumption: Option<Consumption>,
+}
+
+/// Where deliveries go, and what they carry to be settled with.
+struct Consumption {
+    mode: Mode,
+    deliveries: UnboundedSender<Delivery>,
+    settler: UnboundedSender<(u64, Settle)>,
+}
+
+impl State {
+    /// Opens a channel that consumes a queue.
+    pub(super) fn consume(
+        &mut self,
+        connection: u64,
+        queue: &str,
+        mode: Mode,
+        deliveries: UnboundedSender<Delivery>,
+        settler: UnboundedSender<(u64, Settle)>,
+    ) -> Result<u64, Error> {
+        let id = self.new_id();
+        let operation = || format!("consume the queue `{queue}`");
+        let Some(state) = self.queues.get_mut(queue) else {
+            return Err(missing(operation(), "queue"));
+        };
+        if state.is_locked_to(connection) {
+            return Err(locked(operation()));
+        }
+        state.consumers.push_back(id);
+        let consumption = Some(Consumption { mode, deliveries, settler });
+        let channel = Channel { connection, queue: queue.into(), unsettled: BTreeMap::new(), next_tag: 1, consumption };
+        self.channels.insert(id, channel);
+        self.turn(queue);
+        Ok(id)
+    }
+
+    /// Sends no more to a channel; what is out can still be settled.
+    pub(super) fn cancel(&mut self, id: u64) {
+        let Some(channel) = self.channels.get_mut(&id) else {
+            return;
+        };
+        channel.consumption = None;
+        let name = channel.queue.clone();
+        if let Some(queue) = self.queues.get_mut(&name) {
+            queue.consumers.retain(|consumer| *consumer != id);
+            queue.touch();
+        }
+        self.set_timer(&name);
+    }
+
+    pub(super) fn settle(&mut self, channel: u64, settles: impl Iterator<Item = (u64, Settle)>) {
+        // After its queue or connection has gone, nothing is left to settle.
+        let Some(channel) = self.channels.get_mut(&channel) else {
+            return;
+        };
+        let name = channel.queue.clone();
+        let Some(queue) = self.queues.get_mut(&name) else {
+            return;
+        };
+        let mut dead = Vec::new();
+        for (tag, settle) in settles {
+            let Some(entry) = channel.unsettled.remove(&tag) else {
+                continue;
+            };
+            match settle {
+                Settle::Ack => {}
+                Settle::GiveBack => queue.put_back(entry),
+                Settle::Failed => dead.extend(queue.fail(entry)),
+                Settle::Discard => dead.push(entry),
+            }
+        }
+        self.turn(&name);
+        self.bury(&name, dead);
+    }
+
+    /// Ends channels. What is out on them goes back to its queue, before anybody else gets the next message, and counts as
+    /// a failed attempt, as on RabbitMQ: whoever had it may have died of it.
+    pub(super) fn end(&mut self, channels: &[u64]) {
+        let mut queues = Vec::new();
+        for id in channels {
+            self.cancel(*id);
+            let Some(channel) = self.channels.remove(id) else {
+                continue;
+            };
+            let Some(queue) = self.queues.get_mut(&channel.queue) else {
+                continue;
+            };
+            let dead = channel.unsettled.into_values().filter_map(|entry| queue.fail(entry)).collect();
+            queues.push((channel.queue, dead));
+        }
+        for (name, dead) in queues {
+            self.turn(&name);
+            self.bury(&name, dead);
+        }
+    }
+}
+
+/// The consumer whose turn it is, of those with room.
+pub(super) fn next_consumer<'a>(queue: &mut Queue, channels: &'a mut HashMap<u64, Channel>) -> Option<&'a mut Channel> {
+    let has_room = |id: &u64| channels.get(id).is_some_and(Channel::has_room);
+    let place = queue.consumers.iter().position(has_room)?;
+    let id = queue.consumers.remove(place)?;
+    queue.consumers.push_back(id);
+    channels.get_mut(&id)
+}
+
+impl Channel {
+    fn has_room(&self) -> bool {
+        self.consumption.as_ref().is_some_and(|consumption| match consumption.mode {
+            _ if consumption.deliveries.is_closed() => false,
+            Mode::Settle { prefetch } => self.unsettled.len() < usize::from(prefetch.max(1)),
+            Mode::NoAck => true,
+        })
+    }
+
+    pub(super) fn deliver(&mut self, entry: Entry) {
+        let consumption = self.consumption.as_ref().expect("a cancelled channel has no room");
+        let settler = match consumption.mode {
+            Mode::Settle { .. } => Some(Settler { tag: self.next_tag, channel: consumption.settler.clone() }),
+            Mode::NoAck => None,
+        };
+        let redelivered = entry.redelivered;
+        let message = entry.message.clone();
+        if settler.is_some() {
+            self.unsettled.insert(self.next_tag, entry);
+            self.next_tag += 1;
+        } else {
+            // The last holder of a message moves it out instead of copying it.
+            drop(entry);
+        }
+        let Message { exchange, key, properties, body } = Arc::unwrap_or_clone(message);
+        // A consumer dropped this instant ends its channel, and what is unsettled goes back.
+        let _ = consumption.deliveries.send(Delivery {
+            body,
+            properties,
+            exchange,
+            key,
+            redelivered,
+            received: Instant::now(),
+            settler,
+        });
+    }
+}

@@ -1,0 +1,113 @@
+//! The way of a message in the broker in memory: to its queues, to a consumer, or to the dead letters.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::broker::{Exchange, State};
+use super::channel::next_consumer;
+use super::queue::{Entry, Message};
+use crate::topology::{ExchangeKind, topic_matches};
+use crate::transport::{Confirm, Properties, Publication};
+
+impl State {
+    /// Routes a message; refused when any of its queues is full, even if others have taken it.
+    pub(super) fn publish(&mut self, publication: Publication) -> Confirm {
+        let Publication { exchange, key, mandatory, properties, body } = publication;
+        let Some(queues) = self.routes(&exchange, &key) else {
+            return Confirm::Returned;
+        };
+        let Some((last, others)) = queues.split_last() else {
+            return if mandatory { Confirm::Returned } else { Confirm::Accepted };
+        };
+        let message = Arc::new(Message { exchange, key, properties, body });
+        let mut taken = true;
+        for queue in others {
+            taken &= self.enqueue(queue, message.clone());
+        }
+        taken &= self.enqueue(last, message);
+        if taken { Confirm::Accepted } else { Confirm::Refused }
+    }
+
+    /// The queues that a message goes to, each once; `None` when there is no such exchange.
+    fn routes(&self, exchange: &str, key: &str) -> Option<Vec<Arc<str>>> {
+        if exchange.is_empty() {
+            return Some(self.queues.get_key_value(key).map(|(queue, _)| queue.clone()).into_iter().collect());
+        }
+        let Exchange { kind, bindings } = self.exchanges.get(exchange)?;
+        let matches = |pattern: &str| *kind == ExchangeKind::Fanout || topic_matches(pattern, key);
+        let mut queues: Vec<_> = match kind {
+            // A queue is in the list of a key only once.
+            ExchangeKind::Direct => return Some(bindings.get(key).cloned().unwrap_or_default()),
+            ExchangeKind::Topic | ExchangeKind::Fanout => {
+                bindings.iter().filter(|(pattern, _)| matches(pattern)).flat_map(|(_, queues)| queues.clone()).collect()
+            }
+        };
+        queues.sort_unstable();
+        queues.dedup();
+        Some(queues)
+    }
+
+    /// Puts a message into a queue; false when it is full.
+    fn enqueue(&mut self, name: &str, message: Arc<Message>) -> bool {
+        // A queue that is deleted loses its bindings: a route never leads to one that is not there.
+        let Some(queue) = self.queues.get_mut(name) else {
+            return true;
+        };
+        if queue.is_full() {
+            return false;
+        }
+        let entry = queue.entry(message, Instant::now());
+        // A consumer that waits gets it even when it may not wait at all.
+        if queue.is_empty()
+            && let Some(consumer) = next_consumer(queue, &mut self.channels)
+        {
+            consumer.deliver(entry);
+            return true;
+        }
+        queue.push(entry);
+        self.turn(name);
+        true
+    }
+
+    /// Hands out what waits while there are consumers with room for it, and buries what has expired.
+    pub(super) fn turn(&mut self, name: &str) {
+        let Some(queue) = self.queues.get_mut(name) else {
+            return;
+        };
+        let now = Instant::now();
+        let mut expired = Vec::new();
+        loop {
+            expired.extend(std::iter::from_fn(|| queue.pop_expired(now)));
+            if queue.is_empty() {
+                break;
+            }
+            let Some(consumer) = next_consumer(queue, &mut self.channels) else {
+                break;
+            };
+            let Some(entry) = queue.pop() else { break };
+            consumer.deliver(entry);
+        }
+        self.set_timer(name);
+        self.bury(name, expired);
+    }
+
+    /// Publishes what a queue has given up on to its exchange for dead letters, if it has one.
+    pub(super) fn bury(&mut self, queue: &str, dead: Vec<Entry>) {
+        if dead.is_empty() {
+            return;
+        }
+        let Some((exchange, key)) = self.queues.get(queue).and_then(|queue| queue.arguments.dead_letter.clone()) else {
+            return;
+        };
+        for Entry { message, .. } in dead {
+            let Message { properties, body, .. } = Arc::unwrap_or_clone(message);
+            // Without this it would expire in the next queue too.
+            let properties = Properties { expiration: None, ..properties };
+            let letter =
+                Publication { exchange: exchange.clone(), key: key.clone(), mandatory: false, properties, body };
+            // A dead letter that no queue takes is gone, as it is on RabbitMQ.
+            self.publish(letter);
+        }
+    }
+}
