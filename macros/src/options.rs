@@ -1,0 +1,239 @@
+//! The options in `#[hopline::service(...)]` and `#[rpc(...)]`.
+
+use proc_macro2::TokenStream;
+use quote::ToTokens;
+use syn::ext::IdentExt;
+use syn::parse::Parser;
+use syn::punctuated::Punctuated;
+use syn::{Attribute, Expr, Ident, Lit, LitStr, Meta, Token};
+
+use crate::refusals::Refusals;
+use crate::text::{snake_case, type_text};
+
+/// The longest name of a service or method on the broker, in bytes.
+const MAX_NAME: usize = 64;
+
+/// What `#[hopline::service(...)]` says, or its defaults.
+pub(crate) struct ServiceOptions {
+    pub(crate) name: String,
+    pub(crate) version: u32,
+}
+
+impl ServiceOptions {
+    pub(crate) fn parse(options: TokenStream, ident: &Ident, refusals: &mut Refusals) -> Self {
+        let options = read(options, refusals);
+        refuse_repeats(&options, refusals);
+        let (mut name, mut version) = (None, 1);
+        for option in &options {
+            match key(option).as_str() {
+                "name" => name = self::name("service", option, refusals),
+                "version" => version = major_version(option, refusals),
+                other => refusals.add(
+                    option.path(),
+                    format!("unknown option `{other}`: a service takes `name = \"...\"` and `version = 1`"),
+                ),
+            }
+        }
+        let name = name.map(|name| name.value()).unwrap_or_else(|| {
+            let default = snake_case(&ident.unraw().to_string());
+            if let Err(why) = check_name("service", &default) {
+                let instead = "or set another with `#[hopline::service(name = \"...\")]`";
+                refusals.add(ident, format!("{why}, {instead}"));
+            }
+            default
+        });
+        Self { name, version }
+    }
+}
+
+/// What the `#[rpc(...)]` attributes of a method say.
+#[derive(Default)]
+pub(crate) struct MethodOptions {
+    pub(crate) name: Option<LitStr>,
+    pub(crate) timeout_ms: Option<u64>,
+    pub(crate) idempotent: bool,
+    pub(crate) oneway: bool,
+    /// Refused already: what else looks wrong with the method follows from it.
+    pub(crate) stream: bool,
+}
+
+impl MethodOptions {
+    pub(crate) fn parse(attrs: &[Attribute], refusals: &mut Refusals) -> Self {
+        let options = rpc_options(attrs, refusals);
+        let mut this = Self::default();
+        for option in &options {
+            match key(option).as_str() {
+                "idempotent" => this.idempotent = flag(option, refusals),
+                "oneway" => this.oneway = flag(option, refusals),
+                "timeout" => this.timeout_ms = timeout(option, refusals),
+                "name" => this.name = name("method", option, refusals),
+                "stream" => {
+                    this.stream = true;
+                    refusals.add(option, "streams are not available yet: return the items together, as a `Vec`");
+                }
+                other => refusals.add(
+                    option.path(),
+                    format!(
+                        "unknown option `{other}`: a method takes `idempotent`, `oneway`, `timeout = \"2s\"` \
+                         and `name = \"...\"`"
+                    ),
+                ),
+            }
+        }
+        for option in options.iter().filter(|_| this.oneway) {
+            match key(option).as_str() {
+                "timeout" => refusals.add(option, "a oneway call waits for no answer: remove `timeout`"),
+                "idempotent" => {
+                    refusals.add(option, "a oneway call is delivered at least once in any case: remove `idempotent`")
+                }
+                _ => {}
+            }
+        }
+        this
+    }
+}
+
+/// The options of all `#[rpc(...)]` attributes together.
+fn rpc_options(attrs: &[Attribute], refusals: &mut Refusals) -> Vec<Meta> {
+    let mut options = Vec::new();
+    for attribute in attrs.iter().filter(|attribute| attribute.path().is_ident("rpc")) {
+        match &attribute.meta {
+            Meta::List(list) if !list.tokens.is_empty() => options.extend(read(list.tokens.clone(), refusals)),
+            _ => refusals.add(attribute, "no options: write them as in `#[rpc(idempotent)]`, or remove it"),
+        }
+    }
+    refuse_repeats(&options, refusals);
+    options
+}
+
+fn read(options: TokenStream, refusals: &mut Refusals) -> Vec<Meta> {
+    match Punctuated::<Meta, Token![,]>::parse_terminated.parse2(options) {
+        Ok(options) => options.into_iter().collect(),
+        Err(error) => {
+            refusals.push(error);
+            Vec::new()
+        }
+    }
+}
+
+fn refuse_repeats(options: &[Meta], refusals: &mut Refusals) {
+    for (i, option) in options.iter().enumerate() {
+        let key = key(option);
+        if options[..i].iter().any(|earlier| self::key(earlier) == key) {
+            refusals.add(option, format!("`{key}` is given twice: keep one"));
+        }
+    }
+}
+
+fn key(option: &Meta) -> String {
+    type_text(option.path().to_token_stream())
+}
+
+/// The literal in `key = literal`.
+fn literal(option: &Meta) -> Option<&Lit> {
+    let mut value = &option.require_name_value().ok()?.value;
+    // A literal that comes through `macro_rules!` is wrapped in a group.
+    while let Expr::Group(group) = value {
+        value = &group.expr;
+    }
+    match value {
+        Expr::Lit(literal) => Some(&literal.lit),
+        _ => None,
+    }
+}
+
+/// An option without a value.
+fn flag(option: &Meta, refusals: &mut Refusals) -> bool {
+    if option.require_path_only().is_err() {
+        let key = key(option);
+        refusals.add(option, format!("`{key}` has no value: write `{key}` alone"));
+    }
+    true
+}
+
+fn name(what: &str, option: &Meta, refusals: &mut Refusals) -> Option<LitStr> {
+    let Some(Lit::Str(name)) = literal(option) else {
+        refusals.add(option, format!("the {what}'s name is a string: write `name = \"...\"`"));
+        return None;
+    };
+    if let Err(why) = check_name(what, &name.value()) {
+        refusals.add(name, why);
+    }
+    Some(name.clone())
+}
+
+fn major_version(option: &Meta, refusals: &mut Refusals) -> u32 {
+    if let Some(Lit::Int(version)) = literal(option)
+        && let Ok(version @ 1..) = version.base10_parse()
+    {
+        return version;
+    }
+    refusals.add(option, "the version is a whole number from 1: write `version = 1`");
+    1
+}
+
+fn timeout(option: &Meta, refusals: &mut Refusals) -> Option<u64> {
+    let Some(Lit::Str(text)) = literal(option) else {
+        refusals.add(option, "write the timeout as a string: a number and a unit, such as `timeout = \"2s\"`");
+        return None;
+    };
+    match milliseconds(&text.value()) {
+        Some(0) => {
+            refusals.add(text, "a timeout of zero fails every call: write a number and a unit: `500ms`, `2s`, `1m`")
+        }
+        Some(milliseconds) => return Some(milliseconds),
+        None => refusals.add(text, "not a duration: write a number and a unit: `500ms`, `2s`, `1m`"),
+    }
+    None
+}
+
+/// Reads a whole number and a unit: `500ms`, `2s`, `1m`.
+fn milliseconds(text: &str) -> Option<u64> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
+    let unit = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(unit)
+}
+
+/// Whether `name` can be a part of a name on the broker; if not, why.
+pub(crate) fn check_name(what: &str, name: &str) -> Result<(), String> {
+    if name.is_empty() {
+        return Err(format!("a {what} needs a name: write one of letters, digits, `_` and `-`"));
+    }
+    if name.len() > MAX_NAME {
+        return Err(format!("the {what}'s name is longer than {MAX_NAME} bytes: write a shorter one"));
+    }
+    match name.chars().find(|c| !(c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))) {
+        Some(c) => Err(format!("the {what}'s name has a {c:?} in it: write only letters, digits, `_` and `-`")),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_is_a_whole_number_and_a_unit() {
+        assert_eq!(milliseconds("500ms"), Some(500));
+        assert_eq!(milliseconds("2s"), Some(2_000));
+        assert_eq!(milliseconds("1m"), Some(60_000));
+        assert_eq!(milliseconds("0s"), Some(0));
+        for wrong in ["", "2", "s", "2 s", "1.5s", "-1s", "2h", "2sec", "18446744073709551615s"] {
+            assert_eq!(milliseconds(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_name_fits_between_the_dots_of_a_routing_key() {
+        assert_eq!(check_name("method", "Add_2-go"), Ok(()));
+        assert_eq!(check_name("method", &"x".repeat(64)), Ok(()));
+        for wrong in ["", "a.b", "größe", "a b", &"x".repeat(65)] {
+            assert!(check_name("method", wrong).is_err(), "{wrong}");
+        }
+    }
+}

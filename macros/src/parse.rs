@@ -1,0 +1,282 @@
+//! From a trait's tokens to the model of a service, with everything that is refused.
+
+use proc_macro2::{Span, TokenStream};
+use syn::ext::IdentExt;
+use syn::{
+    Attribute, Error, FnArg, Ident, Item, ItemTrait, LitStr, Pat, Result, ReturnType, Signature, TraitItem,
+    TraitItemFn, Type, parse_quote,
+};
+
+use crate::options::{MethodOptions, ServiceOptions, check_name};
+use crate::refusals::Refusals;
+use crate::types::{ContextType, as_context, is_unit, refuse_borrows, result_arguments};
+
+/// The longest tuple that serde reads and writes.
+const MAX_ARGUMENTS: usize = 16;
+
+/// A trait that can be served.
+pub(crate) struct Service {
+    /// The trait as written.
+    pub(crate) definition: ItemTrait,
+    pub(crate) name: String,
+    pub(crate) version: u32,
+    /// One for each item of the trait, in the same order.
+    pub(crate) methods: Vec<Method>,
+}
+
+/// One method of the trait.
+pub(crate) struct Method {
+    pub(crate) ident: Ident,
+    /// Points at where the name was written.
+    pub(crate) wire_name: LitStr,
+    pub(crate) attrs: Vec<Attribute>,
+    /// Whether the first argument is a `&Context`, which is not among `arguments`.
+    pub(crate) context: bool,
+    pub(crate) arguments: Vec<Argument>,
+    /// The type after `->`, as written.
+    pub(crate) returned: Type,
+    pub(crate) outcome: Outcome,
+    pub(crate) idempotent: bool,
+    pub(crate) timeout_ms: Option<u64>,
+}
+
+impl Method {
+    pub(crate) fn argument_idents(&self) -> Vec<&Ident> {
+        self.arguments.iter().map(|argument| &argument.ident).collect()
+    }
+
+    pub(crate) fn argument_types(&self) -> Vec<&Type> {
+        self.arguments.iter().map(|argument| &argument.ty).collect()
+    }
+}
+
+/// One argument that travels.
+pub(crate) struct Argument {
+    pub(crate) ident: Ident,
+    pub(crate) ty: Type,
+}
+
+/// What the caller gets.
+pub(crate) enum Outcome {
+    Plain(Box<Type>),
+    Fallible(Box<Type>, Box<Type>),
+    Oneway,
+}
+
+/// The service that `item` declares, or all that is wrong with it.
+pub(crate) fn service(options: TokenStream, item: TokenStream) -> Result<Service> {
+    let definition = read_trait(item)?;
+    let mut refusals = Refusals::default();
+    let ServiceOptions { name, version } = ServiceOptions::parse(options, &definition.ident, &mut refusals);
+    refuse_trait(&definition, &mut refusals);
+    let methods = definition.items.iter().filter_map(|item| method(item, &mut refusals)).collect::<Vec<_>>();
+    refuse_shared_wire_names(&methods, &mut refusals);
+    refusals.into_result()?;
+    Ok(Service { definition, name, version, methods })
+}
+
+fn read_trait(item: TokenStream) -> Result<ItemTrait> {
+    syn::parse2(item.clone()).map_err(|error| match syn::parse2::<Item>(item) {
+        Ok(Item::Trait(_)) | Err(_) => error,
+        Ok(_) => Error::new(
+            Span::call_site(),
+            "not a trait: write `#[hopline::service]` on `trait Name { ... }`, and implement that",
+        ),
+    })
+}
+
+fn refuse_trait(definition: &ItemTrait, refusals: &mut Refusals) {
+    if let Some(unsafety) = &definition.unsafety {
+        refusals.add(unsafety, "a service is not unsafe to implement: remove `unsafe`");
+    }
+    if let Some(auto) = &definition.auto_token {
+        refusals.add(auto, "a service is implemented by hand: remove `auto`");
+    }
+    if !definition.generics.params.is_empty() {
+        refusals.add(
+            &definition.generics.params,
+            "a service cannot be generic: write the types out, or declare a trait for each",
+        );
+    }
+    if let Some(clause) = &definition.generics.where_clause {
+        refusals.add(clause, "a service has no `where` clause: write supertraits as `trait Name: Supertrait`");
+    }
+    for attribute in definition.attrs.iter().filter(|attribute| attribute.path().is_ident("rpc")) {
+        refusals.add(attribute, "`#[rpc]` goes on a method: write the trait's options in `#[hopline::service(...)]`");
+    }
+}
+
+/// Two methods with one name could not be told apart; those under `#[cfg]` may never meet.
+fn refuse_shared_wire_names(methods: &[Method], refusals: &mut Refusals) {
+    let conditional = |method: &Method| method.attrs.iter().any(|attribute| attribute.path().is_ident("cfg"));
+    for (i, method) in methods.iter().enumerate() {
+        let name = &method.wire_name;
+        let clashes = |earlier: &Method| {
+            earlier.wire_name.value() == name.value() && !(conditional(earlier) && conditional(method))
+        };
+        if methods[..i].iter().any(clashes) {
+            let name = name.value();
+            refusals.add(
+                &method.wire_name,
+                format!(
+                    "another method is called `{name}` on the wire: write `#[rpc(name = \"...\")]` with another name"
+                ),
+            );
+        }
+    }
+}
+
+fn method(item: &TraitItem, refusals: &mut Refusals) -> Option<Method> {
+    match item {
+        TraitItem::Fn(function) => return function_method(function, refusals),
+        TraitItem::Const(item) => refusals.add(item, "a service has no constants: declare it outside the trait"),
+        TraitItem::Type(item) => {
+            refusals.add(item, "a service has no associated types: write the type itself in the methods")
+        }
+        other => refusals.add(other, "not a method: write `async fn name(&self)`"),
+    }
+    None
+}
+
+fn function_method(function: &TraitItemFn, refusals: &mut Refusals) -> Option<Method> {
+    let sig = &function.sig;
+    let options = MethodOptions::parse(&function.attrs, refusals);
+    if options.stream {
+        return None;
+    }
+    refuse_qualifiers(sig, refusals);
+    refuse_receiver(sig, refusals);
+    let bare_name = sig.ident.unraw().to_string();
+    if bare_name == "new" {
+        refusals
+            .add(&sig.ident, "`new` makes the client: rename it and keep the wire name by `#[rpc(name = \"new\")]`");
+    }
+    let wire_name = options.name.clone().unwrap_or_else(|| {
+        if let Err(why) = check_name("method", &bare_name) {
+            refusals.add(&sig.ident, format!("{why}, or set another with `#[rpc(name = \"...\")]`"));
+        }
+        LitStr::new(&bare_name, sig.ident.span())
+    });
+    let (context, arguments) = arguments(sig, refusals);
+    let returned = match &sig.output {
+        ReturnType::Default => parse_quote!(()),
+        ReturnType::Type(_, ty) => Type::clone(ty),
+    };
+    Some(Method {
+        ident: sig.ident.clone(),
+        wire_name,
+        attrs: function.attrs.clone(),
+        context,
+        arguments,
+        outcome: outcome(&returned, &options, refusals),
+        returned,
+        idempotent: options.idempotent,
+        timeout_ms: options.timeout_ms,
+    })
+}
+
+fn refuse_qualifiers(sig: &Signature, refusals: &mut Refusals) {
+    if sig.asyncness.is_none() {
+        refusals.add(sig.fn_token, "a call waits for its answer: write `async fn`");
+    }
+    if let Some(constness) = &sig.constness {
+        refusals.add(constness, "a call happens at run time: remove `const`");
+    }
+    if let Some(unsafety) = &sig.unsafety {
+        refusals.add(unsafety, "a caller elsewhere cannot keep a safety contract: remove `unsafe`");
+    }
+    if let Some(abi) = &sig.abi {
+        refusals.add(abi, "a call goes through the broker, not through an ABI: remove `extern`");
+    }
+    if !sig.generics.params.is_empty() {
+        refusals.add(
+            &sig.generics.params,
+            "a method cannot be generic: write the types out, and owned ones in place of lifetimes",
+        );
+    }
+    if let Some(clause) = &sig.generics.where_clause {
+        refusals.add(clause, "a method has no `where` clause: remove it");
+    }
+    if let Some(variadic) = &sig.variadic {
+        refusals.add(variadic, "the number of arguments is fixed: write a `Vec<T>`");
+    }
+}
+
+fn refuse_receiver(sig: &Signature, refusals: &mut Refusals) {
+    let Some(receiver) = sig.receiver() else {
+        return refusals
+            .add(&sig.ident, "a call needs an implementation to run it: write `&self` as the first argument");
+    };
+    let lifetime = receiver.reference.as_ref().and_then(|(_, lifetime)| lifetime.as_ref());
+    let why = if receiver.colon_token.is_some() || lifetime.is_some() {
+        "every call borrows the implementation in the same way: write `&self`"
+    } else if receiver.reference.is_none() {
+        "one implementation answers all calls: write `&self`"
+    } else if receiver.mutability.is_some() {
+        "calls run side by side: write `&self`, and put what changes behind a lock"
+    } else {
+        return;
+    };
+    refusals.add(receiver, why);
+}
+
+/// Whether the context comes first, and the arguments that travel.
+fn arguments(sig: &Signature, refusals: &mut Refusals) -> (bool, Vec<Argument>) {
+    let typed = sig.inputs.iter().filter_map(|input| match input {
+        FnArg::Typed(typed) => Some(typed),
+        FnArg::Receiver(_) => None,
+    });
+    let (mut context, mut arguments) = (false, Vec::new());
+    for (position, input) in typed.enumerate() {
+        for attribute in &input.attrs {
+            refusals.add(attribute, "arguments have no attributes: write it on the method");
+        }
+        match (as_context(&input.ty), position) {
+            (Some(ContextType::Lent), 0) => {
+                context = true;
+                continue;
+            }
+            (Some(ContextType::Lent), _) => {
+                refusals.add(input, "the context comes first: write it directly after `&self`");
+                continue;
+            }
+            (Some(ContextType::Other), _) => {
+                refusals.add(&input.ty, "the context is the server's and only lent: write `&Context`");
+                continue;
+            }
+            (None, _) => {}
+        }
+        refuse_borrows("an argument", &input.ty, refusals);
+        match &*input.pat {
+            Pat::Ident(plain) if plain.by_ref.is_none() && plain.mutability.is_none() && plain.subpat.is_none() => {
+                arguments.push(Argument { ident: plain.ident.clone(), ty: Type::clone(&input.ty) });
+            }
+            pattern => refusals
+                .add(pattern, "an argument needs a plain name: write one here, and the pattern in the implementation"),
+        }
+        if arguments.len() == MAX_ARGUMENTS + 1 {
+            refusals.add(input, "a method has at most 16 arguments: write a struct that holds several of them");
+        }
+    }
+    (context, arguments)
+}
+
+fn outcome(returned: &Type, options: &MethodOptions, refusals: &mut Refusals) -> Outcome {
+    refuse_borrows("a result", returned, refusals);
+    if options.oneway {
+        if !is_unit(returned) {
+            refusals.add(returned, "a oneway call has no answer: remove the result, or `oneway`");
+        }
+        return Outcome::Oneway;
+    }
+    let Some(arguments) = result_arguments(returned) else {
+        return Outcome::Plain(Box::new(returned.clone()));
+    };
+    match arguments.as_slice() {
+        [result, error] => Outcome::Fallible(Box::new(Type::clone(result)), Box::new(Type::clone(error))),
+        _ => {
+            refusals.add(returned, "write `Result<T, E>` in full: the macro sees names, not types");
+            Outcome::Plain(Box::new(returned.clone()))
+        }
+    }
+}

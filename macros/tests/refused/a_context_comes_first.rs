@@ -1,0 +1,6 @@
+#[hopline::service]
+trait Demo {
+    async fn put(&self, value: u8, ctx: &Context);
+}
+
+fn main() {}

@@ -1,0 +1,6 @@
+#[hopline::service]
+trait Größe {
+    async fn länge(&self);
+}
+
+fn main() {}

@@ -1,0 +1,6 @@
+#[hopline::service]
+trait Demo {
+    async fn put(value: u8);
+}
+
+fn main() {}

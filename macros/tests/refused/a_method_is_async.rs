@@ -1,0 +1,6 @@
+#[hopline::service]
+trait Demo {
+    fn put(&self);
+}
+
+fn main() {}

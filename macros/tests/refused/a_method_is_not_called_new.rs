@@ -1,0 +1,6 @@
+#[hopline::service]
+trait Demo {
+    async fn new(&self);
+}
+
+fn main() {}

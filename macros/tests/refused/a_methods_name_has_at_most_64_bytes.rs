@@ -1,0 +1,7 @@
+#[hopline::service]
+trait Demo {
+    #[rpc(name = "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx")]
+    async fn put(&self);
+}
+
+fn main() {}

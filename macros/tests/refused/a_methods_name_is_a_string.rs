@@ -1,0 +1,7 @@
+#[hopline::service]
+trait Demo {
+    #[rpc(name = put)]
+    async fn put(&self);
+}
+
+fn main() {}

@@ -1,0 +1,7 @@
+#[hopline::service]
+trait Demo {
+    #[rpc(idempotent, oneway)]
+    async fn put(&self);
+}
+
+fn main() {}

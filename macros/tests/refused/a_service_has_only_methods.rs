@@ -1,0 +1,7 @@
+#[hopline::service]
+trait Demo {
+    methods!();
+    pub async fn put(&self);
+}
+
+fn main() {}

@@ -1,0 +1,4 @@
+#[hopline::service]
+auto trait Demo {}
+
+fn main() {}

@@ -1,0 +1,6 @@
+#[hopline::service]
+unsafe trait Demo {
+    async fn put(&self);
+}
+
+fn main() {}

@@ -1,0 +1,6 @@
+#[hopline::service(name = "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx")]
+trait Demo {
+    async fn put(&self);
+}
+
+fn main() {}

@@ -1,0 +1,6 @@
+#[hopline::service(name = "")]
+trait Demo {
+    async fn put(&self);
+}
+
+fn main() {}

@@ -1,0 +1,7 @@
+#[hopline::service]
+trait Demo {
+    #[rpc(timeout = "0ms")]
+    async fn put(&self);
+}
+
+fn main() {}

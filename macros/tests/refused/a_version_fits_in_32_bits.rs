@@ -1,0 +1,6 @@
+#[hopline::service(version = 4294967296)]
+trait Demo {
+    async fn put(&self);
+}
+
+fn main() {}

@@ -1,0 +1,6 @@
+#[hopline::service]
+trait Demo {
+    async fn put(&self, text: impl Into<String>);
+}
+
+fn main() {}

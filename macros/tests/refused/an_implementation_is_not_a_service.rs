@@ -1,0 +1,6 @@
+#[hopline::service]
+impl Demo for Calc {
+    async fn add(&self) {}
+}
+
+fn main() {}

@@ -1,0 +1,6 @@
+#[hopline::service(name = "a", name = "b")]
+trait Demo {
+    async fn put(&self);
+}
+
+fn main() {}

@@ -1,0 +1,6 @@
+#[hopline::service]
+struct Demo {
+    field: u8,
+}
+
+fn main() {}

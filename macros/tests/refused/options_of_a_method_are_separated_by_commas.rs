@@ -1,0 +1,7 @@
+#[hopline::service]
+trait Demo {
+    #[rpc(idempotent timeout = "2s")]
+    async fn put(&self);
+}
+
+fn main() {}

@@ -1,0 +1,7 @@
+#[hopline::service]
+#[rpc(idempotent)]
+trait Demo {
+    async fn put(&self);
+}
+
+fn main() {}

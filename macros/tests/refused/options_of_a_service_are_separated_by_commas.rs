@@ -1,0 +1,6 @@
+#[hopline::service(name = "a" version = 1)]
+trait Demo {
+    async fn put(&self);
+}
+
+fn main() {}

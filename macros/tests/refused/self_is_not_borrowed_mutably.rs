@@ -1,0 +1,6 @@
+#[hopline::service]
+trait Demo {
+    async fn put(&mut self);
+}
+
+fn main() {}
