@@ -1,0 +1,360 @@
+//! One invocation as a value: its options, and the styles in which it can be made.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::future::{Future, IntoFuture};
+use std::pin::Pin;
+use std::task::{Context as TaskContext, Poll};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::{Stream, StreamExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tracing::Instrument;
+
+use crate::client::{Client, Dispatched, Gathering};
+use crate::codec::{Codec, CodecError};
+use crate::error::{Code, Error, Fault};
+use crate::frame::Frame;
+use crate::topology::{ServiceId, check_name};
+
+/// One invocation of a method. It does nothing until it is awaited, [started](Call::start), given a
+/// [callback](Call::then), [sent](Call::send) or [gathered](Call::all).
+///
+/// `T` is the result, `E` the method's own error. Options are set on the call, not on the client:
+///
+/// ```
+/// # use std::time::Duration;
+/// # async fn example(client: hopline::Client) -> Result<(), hopline::Error> {
+/// let sum: i64 = client.call("calculator.v1", "add", (2, 3)).timeout(Duration::from_secs(1)).priority(5).await?;
+/// # Ok(()) }
+/// ```
+#[must_use = "a call does nothing until it is awaited, started or sent"]
+pub struct Call<T, E = Infallible>
+where
+    E: fmt::Debug,
+{
+    client: Client,
+    request: Request,
+    read_error: ReadError<E>,
+    result: std::marker::PhantomData<fn() -> T>,
+}
+
+/// What is to be sent, once somebody asks for it.
+pub(crate) struct Request {
+    pub(crate) target: Result<Target, String>,
+    pub(crate) arguments: Box<dyn FnOnce(Codec) -> Result<Vec<u8>, CodecError> + Send>,
+    pub(crate) codec: Option<Codec>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) instance: Option<String>,
+    pub(crate) priority: Option<u8>,
+    pub(crate) metadata: Vec<(String, String)>,
+    pub(crate) idempotent: bool,
+}
+
+/// Which method of which service.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    pub(crate) service: ServiceId,
+    pub(crate) method: String,
+}
+
+impl Target {
+    pub(crate) fn parse(service: &str, method: &str) -> Result<Self, String> {
+        check_name("method", method)?;
+        Ok(Self { service: ServiceId::parse(service)?, method: method.to_owned() })
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.service, self.method)
+    }
+}
+
+type ReadError<E> = fn(Codec, &[u8]) -> Error<E>;
+type ReadResult<T> = fn(Codec, &[u8]) -> Result<T, CodecError>;
+
+/// In the place of a result: a call that has none, not even an empty one. It can be [sent](Call::send), not awaited.
+#[derive(Debug, Clone, Copy)]
+pub enum Oneway {}
+
+/// A result that a reply can carry: every owned serde type.
+#[diagnostic::on_unimplemented(
+    message = "this call has no reply to wait for",
+    label = "cannot be awaited",
+    note = "an oneway call is sent: `.send().await`; a result is a type that implements `serde::Deserialize`"
+)]
+pub trait Reply: Send + 'static {
+    #[doc(hidden)]
+    fn read(codec: Codec, payload: &[u8]) -> Result<Self, CodecError>
+    where
+        Self: Sized;
+}
+
+impl<T: DeserializeOwned + Send + 'static> Reply for T {
+    fn read(codec: Codec, payload: &[u8]) -> Result<Self, CodecError> {
+        codec.decode(payload)
+    }
+}
+
+impl<T> Call<T> {
+    pub(crate) fn new(
+        client: Client,
+        target: Result<Target, String>,
+        arguments: impl Serialize + Send + 'static,
+    ) -> Self {
+        let request = Request {
+            target,
+            arguments: Box::new(move |codec| codec.encode(&arguments)),
+            codec: None,
+            timeout: None,
+            instance: None,
+            priority: None,
+            metadata: Vec::new(),
+            idempotent: false,
+        };
+        Self { client, request, read_error: unexpected_error, result: std::marker::PhantomData }
+    }
+
+    /// The type of the error that the method itself returns.
+    pub fn fails_with<E: DeserializeOwned + fmt::Debug>(self) -> Call<T, E> {
+        Call { client: self.client, request: self.request, read_error: typed_error::<E>, result: self.result }
+    }
+}
+
+impl<T, E: fmt::Debug> Call<T, E> {
+    /// How long the call may take, from now to its result, or an oneway call until the broker has it. Default: the
+    /// client's, 30 s unless set. Inside a handler, no longer than what is left of the call being handled.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.request.timeout = Some(timeout);
+        self
+    }
+
+    /// To one instance, by the id that [`Context::instance`](crate::Context::instance) or a
+    /// [reply](BroadcastReply::instance) told, instead of any.
+    pub fn to(mut self, instance: impl Into<String>) -> Self {
+        self.request.instance = Some(instance.into());
+        self
+    }
+
+    /// 0 to 9; calls of a higher priority overtake waiting ones of a lower. Default 0; more than 9 counts as 9.
+    pub fn priority(mut self, priority: u8) -> Self {
+        self.request.priority = Some(priority);
+        self
+    }
+
+    /// Text for the handler, which reads it with [`Context::metadata`](crate::Context::metadata); setting a name again
+    /// replaces its value. All metadata of a call may take 60 KiB.
+    pub fn metadata(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        let name = name.into();
+        self.request.metadata.retain(|(other, _)| *other != name);
+        self.request.metadata.push((name, value.into()));
+        self
+    }
+
+    /// How arguments and result are written. Default: the client's, CBOR unless set.
+    pub fn codec(mut self, codec: Codec) -> Self {
+        self.request.codec = Some(codec);
+        self
+    }
+
+    /// Says that the method may run twice without harm. Clients made by the macro say it by themselves.
+    pub fn idempotent(mut self) -> Self {
+        self.request.idempotent = true;
+        self
+    }
+}
+
+impl<T: Reply, E: fmt::Debug + Send + 'static> Call<T, E> {
+    /// Future style: the call is on its way when this returns; what it returned is collected later.
+    ///
+    /// # Errors
+    /// What can be said at once: a bad name, arguments that cannot be written or are too large, a lost connection.
+    pub async fn start(self) -> Result<Pending<T, E>, Error<E>> {
+        let dispatched = self.client.dispatch(self.request).map_err(Error::widen)?;
+        Ok(Pending { dispatched, read: T::read, read_error: self.read_error })
+    }
+
+    /// Callback style: the call is on its way, and `callback` gets its outcome, on a task of the client's runtime.
+    pub fn then(self, callback: impl FnOnce(Result<T, Error<E>>) + Send + 'static) {
+        let runtime = self.client.runtime().clone();
+        runtime.spawn(async move { callback(self.await) });
+    }
+
+    /// Broadcast style: every instance of the service runs the method and answers.
+    pub fn all(self) -> Broadcast<T, E> {
+        Broadcast(self)
+    }
+}
+
+impl Call<Oneway> {
+    /// Oneway style: returns when the broker has the call safe. Some instance runs it, now or after a restart, at least
+    /// once; with [`Call::to`] it goes to that instance alone and dies with it.
+    ///
+    /// # Errors
+    /// `NoService` when the service has never been served, `Timeout` when the broker did not confirm in time, and
+    /// `Disconnected` when the connection went before it did: the call may then run nevertheless.
+    pub async fn send(self) -> Result<(), Error> {
+        self.client.send(self.request, false).await
+    }
+
+    /// Oneway broadcast: every instance that is up runs the method once, as soon as it can.
+    ///
+    /// # Errors
+    /// As [`Call::send`].
+    pub async fn send_to_all(self) -> Result<(), Error> {
+        self.client.send(self.request, true).await
+    }
+}
+
+impl<T: Reply, E: fmt::Debug + Send + 'static> IntoFuture for Call<T, E> {
+    type Output = Result<T, Error<E>>;
+    type IntoFuture = BoxFuture<'static, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        let span = self.request.span();
+        Box::pin(async move { self.start().await?.await }.instrument(span))
+    }
+}
+
+impl Request {
+    fn span(&self) -> tracing::Span {
+        match &self.target {
+            Ok(Target { service, method }) => {
+                tracing::info_span!("call", otel.kind = "client", rpc.system = "hopline", rpc.service = %service, rpc.method = %method)
+            }
+            Err(_) => tracing::Span::none(),
+        }
+    }
+}
+
+impl<T, E: fmt::Debug> fmt::Debug for Call<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Call").field("target", &self.request.target).finish_non_exhaustive()
+    }
+}
+
+/// A call on its way. Awaiting it gives the outcome; dropping it cancels the call, on the server too.
+#[must_use = "dropping a pending call cancels it"]
+pub struct Pending<T, E = Infallible>
+where
+    E: fmt::Debug,
+{
+    dispatched: Dispatched,
+    read: ReadResult<T>,
+    read_error: ReadError<E>,
+}
+
+impl<T, E: fmt::Debug> Future for Pending<T, E> {
+    type Output = Result<T, Error<E>>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        Pin::new(&mut this.dispatched).poll(context).map(|reply| {
+            let reply = reply.map_err(Error::widen)?;
+            outcome(&reply, this.read, this.read_error, || this.dispatched.timed_out())
+        })
+    }
+}
+
+impl<T, E: fmt::Debug> fmt::Debug for Pending<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pending").field("call", &self.dispatched).finish()
+    }
+}
+
+/// A call to every instance of a service.
+#[must_use = "a broadcast does nothing until its replies are gathered"]
+pub struct Broadcast<T, E = Infallible>(Call<T, E>)
+where
+    E: fmt::Debug;
+
+/// One instance's answer to a broadcast.
+#[derive(Debug)]
+pub struct BroadcastReply<T, E = Infallible>
+where
+    E: fmt::Debug,
+{
+    /// The instance that answered.
+    pub instance: String,
+    /// What it answered.
+    pub outcome: Result<T, Error<E>>,
+}
+
+impl<T: Reply, E: fmt::Debug + Send + 'static> Broadcast<T, E> {
+    /// The replies that arrive within `window`, in the order they arrive.
+    ///
+    /// # Errors
+    /// `NoService` when no instance is there, and what can be said at once, as for [`Call::start`].
+    pub async fn gather(mut self, window: Duration) -> Result<Vec<BroadcastReply<T, E>>, Error<E>> {
+        self.0.request.timeout = Some(window);
+        Ok(self.stream().await?.collect().await)
+    }
+
+    /// The replies as they arrive, until the call's timeout. Dropping the stream cancels the call on instances that
+    /// still run it.
+    ///
+    /// # Errors
+    /// As [`Broadcast::gather`].
+    pub async fn stream(self) -> Result<impl Stream<Item = BroadcastReply<T, E>> + Send + Unpin, Error<E>> {
+        let Call { client, request, read_error, .. } = self.0;
+        let span = request.span();
+        let gathering: Gathering = client.broadcast(request).instrument(span).await.map_err(Error::widen)?;
+        Ok(gathering.map(move |reply| BroadcastReply {
+            instance: reply.metadata.instance.clone().unwrap_or_default(),
+            outcome: outcome(&reply, T::read, read_error, || Error::Fault(fault(&reply))),
+        }))
+    }
+}
+
+impl<T, E: fmt::Debug> fmt::Debug for Broadcast<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Broadcast").field(&self.0).finish()
+    }
+}
+
+/// What a reply says.
+fn outcome<T, E: fmt::Debug>(
+    reply: &Frame,
+    read: ReadResult<T>,
+    read_error: ReadError<E>,
+    timed_out: impl FnOnce() -> Error,
+) -> Result<T, Error<E>> {
+    if reply.service_error {
+        return Err(read_error(reply.codec, &reply.payload));
+    }
+    if let Some((size, limit)) = reply.metadata.too_large {
+        let bytes = |number| usize::try_from(number).unwrap_or(usize::MAX);
+        return Err(Error::TooLarge { what: "reply", size: bytes(size), limit: bytes(limit) });
+    }
+    match reply.status {
+        Code::Ok => read(reply.codec, &reply.payload)
+            .map_err(|error| Error::Codec(CodecError(format!("the reply {}", error.0)))),
+        Code::DeadlineExceeded => Err(timed_out().widen()),
+        _ => Err(Error::Fault(fault(reply))),
+    }
+}
+
+fn fault(reply: &Frame) -> Fault {
+    Fault {
+        code: reply.status,
+        message: reply.metadata.error.clone().unwrap_or_else(|| "the server gave no reason".to_owned()),
+        retry_after: reply.metadata.retry_after,
+    }
+}
+
+fn typed_error<E: DeserializeOwned + fmt::Debug>(codec: Codec, payload: &[u8]) -> Error<E> {
+    match codec.decode(payload) {
+        Ok(error) => Error::Service(error),
+        Err(error) => Error::Codec(CodecError(format!("the service's error {}", error.0))),
+    }
+}
+
+fn unexpected_error(_: Codec, _: &[u8]) -> Error {
+    Error::Fault(Fault::new(
+        Code::Unknown,
+        "the method returned an error of its own: name its type with `.fails_with()` to read it",
+    ))
+}

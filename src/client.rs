@@ -1,0 +1,423 @@
+//! The calling side: connects, addresses calls, and waits for what comes back.
+
+mod pending;
+mod replies;
+
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Serialize;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+pub(crate) use self::pending::{Dispatched, Gathering};
+use self::replies::{Replies, Waiter};
+use crate::call::{Call, Oneway, Request, Target};
+use crate::codec::{Codec, CodecError};
+use crate::context::{Context, Trace, unix_millis};
+use crate::error::Error;
+use crate::frame::{CONTENT_TYPE, Frame, Kind, Metadata};
+use crate::topology::{Declaration, MAX_PRIORITY, Namespace, Queue, QueueKind, ServiceId, instance_key, oneway_key};
+use crate::transport::{Confirm, Mode, Properties, Publication, Receipt, Role, Transport};
+
+/// The largest message that is sent or accepted unless set otherwise: what RabbitMQ 4 takes by default.
+pub(crate) const MAX_MESSAGE_SIZE: usize = 16 * 1024 * 1024;
+/// A frame's metadata ends at 64 KiB; this is the user's part of it, in bytes.
+const MAX_USER_METADATA: usize = 60 * 1024;
+/// The broker counts a message's time in 32 bits of milliseconds.
+const MAX_TIMEOUT: Duration = Duration::from_secs(40 * 24 * 3600);
+
+/// Makes calls. Cloning is cheap, and the clones share one connection; it closes with the last of them.
+///
+/// ```
+/// # async fn example() -> Result<(), hopline::Error> {
+/// let client = hopline::Client::connect("amqp://localhost").await?;
+/// let sum: i64 = client.call("calculator.v1", "add", (2, 3)).await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Client(Arc<Inner>);
+
+struct Inner {
+    transport: Transport,
+    settings: ClientBuilder,
+    instance: String,
+    reply_queue: String,
+    replies: Arc<Replies>,
+    /// Services whose broadcast exchange has been seen.
+    broadcastable: Mutex<HashSet<ServiceId>>,
+    runtime: Handle,
+}
+
+/// What a client may be told before it connects.
+#[derive(Debug, Clone)]
+pub struct ClientBuilder {
+    namespace: Result<Namespace, String>,
+    codec: Codec,
+    timeout: Duration,
+    max_message_size: usize,
+}
+
+impl Default for ClientBuilder {
+    fn default() -> Self {
+        Self {
+            namespace: Ok(Namespace::default()),
+            codec: Codec::default(),
+            timeout: Duration::from_secs(30),
+            max_message_size: MAX_MESSAGE_SIZE,
+        }
+    }
+}
+
+impl ClientBuilder {
+    /// The prefix of every name on the broker, `[A-Za-z0-9_-]+`: services of other namespaces are not seen. Default
+    /// `hopline`.
+    #[must_use]
+    pub fn namespace(mut self, name: &str) -> Self {
+        self.namespace = Namespace::new(name);
+        self
+    }
+
+    /// How payloads are written. Default [`Codec::Cbor`].
+    #[must_use]
+    pub fn codec(mut self, codec: Codec) -> Self {
+        self.codec = codec;
+        self
+    }
+
+    /// How long a call may take that does not say so itself. Default 30 s.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// The largest message to send, in bytes. Default 16 MiB, which is also what RabbitMQ 4 takes unless told
+    /// otherwise.
+    #[must_use]
+    pub fn max_message_size(mut self, bytes: usize) -> Self {
+        self.max_message_size = bytes;
+        self
+    }
+
+    /// Connects to the broker that `url` names: `memory://`, `amqp://` or `amqps://`.
+    ///
+    /// # Errors
+    /// `Invalid` for an address or a setting that cannot be used, `Connect` when the broker does not answer or refuses.
+    pub async fn connect(self, url: &str) -> Result<Client, Error> {
+        let namespace = self.namespace.clone().map_err(Error::Invalid)?;
+        let transport = Transport::connect(url, Role::Client).await?;
+        let instance = short_id();
+        let reply_queue = namespace.reply_queue(&instance, &short_id());
+        let mut topology = namespace.exchanges();
+        topology.push(Declaration::Queue(Queue::new(&reply_queue, QueueKind::Exclusive)));
+        transport.declare(&topology).await?;
+
+        let events = transport.events();
+        let queue = transport.consume(&reply_queue, Mode::NoAck).await?;
+        let replies = Arc::new(Replies::default());
+        tokio::spawn(replies::receive(replies.clone(), queue, events));
+        Ok(Client(Arc::new(Inner {
+            transport,
+            settings: self,
+            instance,
+            reply_queue,
+            replies,
+            broadcastable: Mutex::default(),
+            runtime: Handle::current(),
+        })))
+    }
+}
+
+/// A request that is ready to leave.
+struct Outgoing {
+    target: Target,
+    instance: Option<String>,
+    id: Uuid,
+    deadline: Instant,
+    timeout: Duration,
+    properties: Properties,
+    body: Bytes,
+}
+
+impl Client {
+    /// Connects with default settings.
+    ///
+    /// # Errors
+    /// As [`ClientBuilder::connect`].
+    pub async fn connect(url: &str) -> Result<Self, Error> {
+        Self::builder().connect(url).await
+    }
+
+    /// Settings to change before connecting.
+    #[must_use]
+    pub fn builder() -> ClientBuilder {
+        ClientBuilder::default()
+    }
+
+    /// A call without a service trait: `service` is `name` or `name.vMAJOR`, `args` whatever serializes as an array: a
+    /// tuple, an array, a `Vec`.
+    pub fn call<R>(&self, service: &str, method: &str, args: impl Serialize + Send + 'static) -> Call<R> {
+        Call::new(self.clone(), Target::parse(service, method), args)
+    }
+
+    /// An oneway call without a service trait, to be [sent](Call::send).
+    pub fn oneway(&self, service: &str, method: &str, args: impl Serialize + Send + 'static) -> Call<Oneway> {
+        Call::new(self.clone(), Target::parse(service, method), args)
+    }
+
+    /// Publishes an event to whoever subscribes to its key; nobody is fine too. Returns when the broker has it.
+    ///
+    /// # Errors
+    /// `Invalid` for a key over 255 bytes, `Codec` for an event that cannot be written, `TooLarge`, `Timeout` when the
+    /// broker does not confirm within the client's timeout, `Disconnected`.
+    pub async fn publish<E: Serialize + ?Sized>(&self, key: &str, event: &E) -> Result<(), Error> {
+        if key.len() > 255 {
+            return Err(Error::Invalid(format!("the event key `{key}` is longer than 255 bytes")));
+        }
+        let codec = self.0.settings.codec;
+        let payload = codec.encode(&event).map_err(|error| CodecError(format!("the event {}", error.0)))?;
+        let metadata = Metadata { method: Some(key.to_owned()), ..self.metadata(Trace::under(parent())) };
+        let frame = Frame::new(Kind::Event, Uuid::new_v4(), codec, metadata, payload.into());
+        let body = self.sized("event", frame.to_body())?;
+        let publication = Publication {
+            exchange: self.namespace().events(),
+            key: key.to_owned(),
+            mandatory: false,
+            properties: Properties { persistent: true, ..self.properties(frame.id, key.to_owned()) },
+            body,
+        };
+        let receipt = self.0.transport.publish(publication);
+        self.confirmed(receipt, key, Instant::now() + self.0.settings.timeout, self.0.settings.timeout).await
+    }
+
+    /// Closes the connection; calls in flight end as `Disconnected`. Dropping the last clone does the same, later.
+    pub async fn close(&self) {
+        self.0.replies.lose("the client was closed".into());
+        self.0.transport.close().await;
+    }
+
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.0.runtime
+    }
+
+    /// Puts a request on its way.
+    pub(crate) fn dispatch(&self, request: Request) -> Result<Dispatched, Error> {
+        let outgoing = self.prepare(request, Kind::Request)?;
+        let (sender, reply) = oneshot::channel();
+        self.expect(outgoing.id, Waiter::One(sender))?;
+        let Outgoing { target, instance, id, deadline, timeout, properties, body } = outgoing;
+        let key = match &instance {
+            Some(instance) => instance_key(&target.service, instance),
+            None => target.service.to_string(),
+        };
+        let publication = Publication { exchange: self.namespace().rpc(), key, mandatory: true, properties, body };
+        let receipt = self.0.transport.publish(publication);
+        Ok(Dispatched::new(self.clone(), target, instance, id, deadline, timeout, receipt, reply))
+    }
+
+    /// Puts a request on its way to every instance.
+    pub(crate) async fn broadcast(&self, request: Request) -> Result<Gathering, Error> {
+        let outgoing = self.prepare(request, Kind::Request)?;
+        let exchange = self.broadcast_exchange(&outgoing.target.service).await?;
+        let (sender, replies) = mpsc::unbounded_channel();
+        self.expect(outgoing.id, Waiter::Many(sender))?;
+        let Outgoing { target, id, deadline, timeout, properties, body, .. } = outgoing;
+        let gathering = Gathering::new(self.clone(), target.clone(), id, deadline, replies);
+        let publication = Publication { exchange, key: String::new(), mandatory: true, properties, body };
+        let receipt = self.0.transport.publish(publication);
+        match self.confirmed(receipt, &target.to_string(), deadline, timeout).await {
+            // One instance is going at this moment; the others have it.
+            Ok(()) | Err(Error::Overloaded { .. }) => Ok(gathering),
+            Err(error) => Err(named(error, &target, None)),
+        }
+    }
+
+    /// Hands an oneway call to the broker, for some instance or for all.
+    pub(crate) async fn send(&self, request: Request, to_all: bool) -> Result<(), Error> {
+        let outgoing = self.prepare(request, Kind::Oneway)?;
+        let Outgoing { target, instance, deadline, timeout, properties, body, .. } = outgoing;
+        let (exchange, key) = match &instance {
+            _ if to_all => (self.broadcast_exchange(&target.service).await?, String::new()),
+            Some(instance) => (self.namespace().rpc(), instance_key(&target.service, instance)),
+            None => (self.namespace().oneway(), oneway_key(&target.service, &target.method)),
+        };
+        let properties = Properties { persistent: true, reply_to: None, expiration: None, ..properties };
+        let receipt = self.0.transport.publish(Publication { exchange, key, mandatory: true, properties, body });
+        let confirmed = self.confirmed(receipt, &target.to_string(), deadline, timeout).await;
+        match confirmed {
+            Err(Error::Overloaded { .. }) if to_all => Ok(()),
+            confirmed => confirmed.map_err(|error| named(error, &target, instance.as_deref())),
+        }
+    }
+
+    /// Tells whoever may run `id` that nobody waits for it any more.
+    pub(crate) fn cancel(&self, id: Uuid, target: &Target, instance: Option<&str>, deadline: Instant) {
+        let remaining = deadline.saturating_duration_since(Instant::now());
+        let metadata = Metadata { remaining: Some(remaining), ..self.metadata(Trace::under(parent())) };
+        let frame = Frame::new(Kind::Cancel, id, Codec::Raw, metadata, Bytes::new());
+        let (exchange, key) = match instance {
+            Some(instance) => (self.namespace().rpc(), instance_key(&target.service, instance)),
+            None => (self.namespace().all(&target.service), String::new()),
+        };
+        let properties = self.properties(id, target.to_string());
+        // Nobody waits for a cancel's receipt: if it does not arrive, the deadline ends the call.
+        drop(self.0.transport.publish(Publication {
+            exchange,
+            key,
+            mandatory: false,
+            properties,
+            body: frame.to_body(),
+        }));
+    }
+
+    pub(crate) fn forget(&self, id: Uuid) {
+        self.0.replies.forget(id);
+    }
+
+    /// Why replies cannot come any more.
+    pub(crate) fn lost(&self) -> Option<Arc<str>> {
+        self.0.replies.lost()
+    }
+
+    fn prepare(&self, request: Request, kind: Kind) -> Result<Outgoing, Error> {
+        let settings = &self.0.settings;
+        let target = request.target.map_err(Error::Invalid)?;
+        let user_bytes: usize = request.metadata.iter().map(|(name, value)| name.len() + value.len() + 10).sum();
+        if user_bytes > MAX_USER_METADATA {
+            return Err(Error::TooLarge { what: "metadata", size: user_bytes, limit: MAX_USER_METADATA });
+        }
+        let current = Context::current();
+        let own = request.timeout.unwrap_or(settings.timeout).min(MAX_TIMEOUT);
+        let inherited = current.as_ref().and_then(Context::remaining);
+        let timeout = inherited.map_or(own, |remaining| own.min(remaining));
+        let deadline = Instant::now() + timeout;
+        let codec = request.codec.unwrap_or(settings.codec);
+        let payload = (request.arguments)(codec)
+            .map_err(|error| CodecError(format!("the arguments of `{target}` {}", error.0)))?;
+        let metadata = Metadata {
+            method: Some(target.method.clone()),
+            remaining: (kind == Kind::Request).then_some(timeout),
+            user: request.metadata,
+            ..self.metadata(Trace::under(current.map(|context| context.trace())))
+        };
+        let id = Uuid::new_v4();
+        let frame = Frame { idempotent: request.idempotent, ..Frame::new(kind, id, codec, metadata, payload.into()) };
+        let body = self.sized("request", frame.to_body())?;
+        let properties = Properties {
+            reply_to: Some(self.0.reply_queue.clone()),
+            expiration: Some(timeout),
+            priority: request.priority.map(|priority| priority.min(MAX_PRIORITY)),
+            ..self.properties(id, target.to_string())
+        };
+        Ok(Outgoing { target, instance: request.instance, id, deadline, timeout, properties, body })
+    }
+
+    fn namespace(&self) -> &Namespace {
+        self.0.settings.namespace.as_ref().expect("checked when the client connected")
+    }
+
+    fn metadata(&self, trace: Trace) -> Metadata {
+        Metadata {
+            sent_at: Some(unix_millis()),
+            traceparent: Some(trace.to_string()),
+            instance: Some(self.0.instance.clone()),
+            ..Metadata::default()
+        }
+    }
+
+    fn properties(&self, id: Uuid, kind: String) -> Properties {
+        Properties {
+            correlation_id: Some(id.to_string()),
+            kind: Some(kind),
+            content_type: Some(CONTENT_TYPE.to_owned()),
+            app_id: Some(self.0.instance.clone()),
+            ..Properties::default()
+        }
+    }
+
+    fn sized(&self, what: &'static str, body: Bytes) -> Result<Bytes, Error> {
+        let limit = self.0.settings.max_message_size;
+        if body.len() > limit { Err(Error::TooLarge { what, size: body.len(), limit }) } else { Ok(body) }
+    }
+
+    fn expect(&self, id: Uuid, waiter: Waiter) -> Result<(), Error> {
+        let lost = |reason: Arc<str>| Error::Disconnected { may_have_run: false, reason: reason.to_string() };
+        self.0.replies.expect(id, waiter).map_err(lost)
+    }
+
+    /// The exchange that reaches every instance. It exists once the service has been served.
+    async fn broadcast_exchange(&self, service: &ServiceId) -> Result<String, Error> {
+        let seen = || self.0.broadcastable.lock().expect("no panic while holding the set");
+        let exchange = self.namespace().all(service);
+        if !seen().contains(service) {
+            if !self.0.transport.exchange_exists(&exchange).await? {
+                return Err(Error::NoService { service: service.to_string() });
+            }
+            seen().insert(service.clone());
+        }
+        Ok(exchange)
+    }
+
+    /// Waits until the broker has a message.
+    async fn confirmed(&self, receipt: Receipt, what: &str, deadline: Instant, timeout: Duration) -> Result<(), Error> {
+        match tokio::time::timeout_at(deadline, receipt).await {
+            Ok(Ok(Confirm::Accepted)) => Ok(()),
+            Ok(Ok(Confirm::Returned)) => Err(Error::NoService { service: what.to_owned() }),
+            Ok(Ok(Confirm::Refused)) => Err(Error::Overloaded { service: what.to_owned() }),
+            Ok(Err(lost)) => Err(lost.into()),
+            Err(_) => Err(Error::Timeout { method: what.to_owned(), after: timeout }),
+        }
+    }
+}
+
+/// An error of a publication, in the name of the service it was for.
+fn named(error: Error, target: &Target, instance: Option<&str>) -> Error {
+    match (error, instance) {
+        // An instance's queue is never full: the broker refuses for a moment what it returns after it.
+        (Error::NoService { .. }, _) | (Error::Overloaded { .. }, Some(_)) => no_service(target, instance),
+        (Error::Overloaded { .. }, None) => Error::Overloaded { service: target.service.to_string() },
+        (other, _) => other,
+    }
+}
+
+fn no_service(target: &Target, instance: Option<&str>) -> Error {
+    let service = match instance {
+        Some(instance) => instance_key(&target.service, instance),
+        None => target.service.to_string(),
+    };
+    Error::NoService { service }
+}
+
+/// The span that a call made here belongs under.
+fn parent() -> Option<Trace> {
+    Context::current().map(|context| context.trace())
+}
+
+/// 48 random bits as text: enough to tell the instances of one namespace apart, short enough to read aloud.
+pub(crate) fn short_id() -> String {
+    let mut id = Uuid::new_v4().simple().to_string();
+    id.truncate(12);
+    id
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let transport = self.transport.clone();
+        self.runtime.spawn(async move { transport.close().await });
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("instance", &self.0.instance)
+            .field("settings", &self.0.settings)
+            .finish_non_exhaustive()
+    }
+}
