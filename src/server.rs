@@ -1,0 +1,359 @@
+//! The serving side: connects, declares what it serves, runs it, and drains.
+
+mod message;
+mod outcome;
+mod worker;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, info};
+
+use self::message::Source;
+use self::worker::{EVENT, Worker};
+use crate::client::{MAX_MESSAGE_SIZE, short_id};
+use crate::context::Context;
+use crate::error::Error;
+use crate::service::{Dispatch, Failure, Method, Service};
+use crate::topology::{Namespace, ServiceId};
+use crate::transport::{Event, Mode, Role, Transport};
+
+/// How many events an instance holds unsettled, of each subscription.
+const EVENTS_PREFETCH: u16 = 64;
+
+/// Serves any number of services over one connection for each direction.
+///
+/// ```
+/// use hopline::{Context, Fault, Server};
+///
+/// # async fn example() -> Result<(), hopline::Error> {
+/// let server = Server::connect("memory://").await?
+///     .method("calculator.v1", "add", |_: Context, (a, b): (i64, i64)| async move { Ok::<_, Fault>(a + b) });
+/// server.run_until(std::future::ready(())).await?;
+/// # Ok(()) }
+/// ```
+pub struct Server {
+    transport: Transport,
+    settings: ServerBuilder,
+    instance: Arc<str>,
+    services: Vec<Service>,
+    subscriptions: Vec<(String, Service)>,
+}
+
+/// What a server may be told before it connects.
+#[derive(Debug, Clone)]
+pub struct ServerBuilder {
+    namespace: Result<Namespace, String>,
+    max_message_size: usize,
+}
+
+impl Default for ServerBuilder {
+    fn default() -> Self {
+        Self { namespace: Ok(Namespace::default()), max_message_size: MAX_MESSAGE_SIZE }
+    }
+}
+
+impl ServerBuilder {
+    /// The prefix of every name on the broker, `[A-Za-z0-9_-]+`: clients of other namespaces do not see this server.
+    /// Default `hopline`.
+    #[must_use]
+    pub fn namespace(mut self, name: &str) -> Self {
+        self.namespace = Namespace::new(name);
+        self
+    }
+
+    /// The largest message to accept or send, in bytes. Default 16 MiB.
+    #[must_use]
+    pub fn max_message_size(mut self, bytes: usize) -> Self {
+        self.max_message_size = bytes;
+        self
+    }
+
+    /// Connects to the broker that `url` names: `memory://`, `amqp://` or `amqps://`.
+    ///
+    /// # Errors
+    /// `Invalid` for an address or a setting that cannot be used, `Connect` when the broker does not answer or refuses.
+    pub async fn connect(self, url: &str) -> Result<Server, Error> {
+        self.namespace.clone().map_err(Error::Invalid)?;
+        let transport = Transport::connect(url, Role::Server).await?;
+        let instance = short_id().into();
+        Ok(Server { transport, settings: self, instance, services: Vec::new(), subscriptions: Vec::new() })
+    }
+}
+
+impl Server {
+    /// Connects with default settings.
+    ///
+    /// # Errors
+    /// As [`ServerBuilder::connect`].
+    pub async fn connect(url: &str) -> Result<Self, Error> {
+        Self::builder().connect(url).await
+    }
+
+    /// Settings to change before connecting.
+    #[must_use]
+    pub fn builder() -> ServerBuilder {
+        ServerBuilder::default()
+    }
+
+    /// The id of this server on the broker, the same for all its services: what [`Call::to`](crate::Call::to) takes.
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// Serves a service; several, and several versions of one, stand side by side.
+    #[must_use]
+    pub fn serve(mut self, service: Service) -> Self {
+        self.services.push(service);
+        self
+    }
+
+    /// Serves one method without a service trait: `service` is `name` or `name.vMAJOR`. Methods of the same service are
+    /// served together, with default settings; [`Service`] has others.
+    #[must_use]
+    pub fn method<A, R, E, F, Fut>(mut self, service: &str, name: &str, handler: F) -> Self
+    where
+        F: Fn(Context, A) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<R, E>> + Send + 'static,
+        A: DeserializeOwned + Send + 'static,
+        R: Serialize + Send + 'static,
+        E: Failure + Send + 'static,
+    {
+        let id = ServiceId::parse(service);
+        let known = self.services.iter().position(|known| id.is_ok() && known.id == id);
+        let service = match known {
+            Some(at) => self.services.remove(at),
+            None => Service::with_id(id),
+        };
+        self.services.push(service.method(Method::new(name), handler));
+        self
+    }
+
+    /// Handles the events whose key matches `pattern`, where `*` is one word between dots and `#` any number of them.
+    /// [`Context::method`] is the event's key. Events reach every subscribing server that is up when they are published;
+    /// each subscription handles them one after the other, in the order of one publisher.
+    #[must_use]
+    pub fn subscribe<T, F, Fut>(mut self, pattern: &str, handler: F) -> Self
+    where
+        F: Fn(Context, T) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+        T: DeserializeOwned + Send + 'static,
+    {
+        let handled = move |context: Context, event: T| {
+            let handling = handler(context, event);
+            async move {
+                handling.await;
+                Ok::<(), ()>(())
+            }
+        };
+        let service = Service::new("events", 1).method(Method::new(EVENT), handled);
+        let service = service.prefetch(EVENTS_PREFETCH).dispatch(Dispatch::Inline);
+        self.subscriptions.push((pattern.to_owned(), service));
+        self
+    }
+
+    /// Starts to serve: when this returns, the services can be called.
+    ///
+    /// # Errors
+    /// `Invalid` for bad names and for services or methods that are there twice, `Mismatch` where a queue exists with
+    /// other arguments, `Broker` for what the broker refuses, `Disconnected`.
+    pub async fn start(self) -> Result<Running, Error> {
+        let Self { transport, settings, instance, services, subscriptions } = self;
+        let namespace = Arc::new(settings.namespace.map_err(Error::Invalid)?);
+        let events = transport.events();
+        transport.declare(&namespace.exchanges()).await?;
+
+        let running = Running {
+            transport,
+            instance,
+            events,
+            draining: CancellationToken::new(),
+            shared: TaskTracker::new(),
+            drained: CancellationToken::new(),
+            own: TaskTracker::new(),
+        };
+        let mut seen = BTreeMap::new();
+        for service in services {
+            let id = checked(&service)?;
+            if seen.insert(id.clone(), ()).is_some() {
+                return Err(Error::Invalid(format!("the service `{id}` is served twice")));
+            }
+            running.serve(&namespace, id, service, settings.max_message_size).await?;
+        }
+        for (pattern, service) in subscriptions {
+            running.subscribe(&namespace, &pattern, service, settings.max_message_size).await?;
+        }
+        let services: Vec<String> = seen.into_keys().map(|id| id.to_string()).collect();
+        info!(instance = %running.instance, ?services, "serving");
+        Ok(running)
+    }
+
+    /// Serves until `stop` resolves, then drains: running calls finish and reply, what has not started goes back to the
+    /// queue, and the connection closes.
+    ///
+    /// # Errors
+    /// As [`Server::start`], and `Disconnected` when the connection is lost before `stop`.
+    pub async fn run_until<S: Future>(self, stop: S) -> Result<(), Error> {
+        let mut running = self.start().await?;
+        tokio::select! {
+            _ = stop => {
+                running.drain().await;
+                Ok(())
+            }
+            lost = running.lost() => Err(lost),
+        }
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("instance", &self.instance)
+            .field("services", &self.services)
+            .finish_non_exhaustive()
+    }
+}
+
+fn checked(service: &Service) -> Result<ServiceId, Error> {
+    let id = service.id.clone().map_err(Error::Invalid)?;
+    if service.problems.is_empty() {
+        return Ok(id);
+    }
+    Err(Error::Invalid(format!("`{id}` cannot be served: {}", service.problems.join("; "))))
+}
+
+/// A server that serves. Dropping it closes the connection at once; [`Running::drain`] is the polite way.
+#[must_use = "dropping a running server ends it"]
+pub struct Running {
+    transport: Transport,
+    instance: Arc<str>,
+    events: broadcast::Receiver<Event>,
+    /// No more calls are taken.
+    draining: CancellationToken,
+    /// The tasks that read the shared queues; each waits for the calls it started.
+    shared: TaskTracker,
+    /// Those calls are done.
+    drained: CancellationToken,
+    /// The tasks that read this instance's own queues, which tell callers until the end that it is leaving.
+    own: TaskTracker,
+}
+
+impl Running {
+    /// The id of this server on the broker.
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// Takes no more calls, lets running ones finish and reply, gives back what has not started, and closes.
+    pub async fn drain(self) {
+        debug!(instance = %self.instance, "draining");
+        self.draining.cancel();
+        self.shared.close();
+        self.shared.wait().await;
+        self.drained.cancel();
+        self.own.close();
+        self.own.wait().await;
+        self.transport.close().await;
+    }
+
+    /// Resolves when the connection is lost, with the error to report.
+    pub async fn lost(&mut self) -> Error {
+        loop {
+            match self.events.recv().await {
+                Ok(Event::Lost(reason)) => {
+                    return Error::Disconnected { may_have_run: false, reason: reason.to_string() };
+                }
+                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => {
+                    return Error::Disconnected { may_have_run: false, reason: "the connection was closed".into() };
+                }
+            }
+        }
+    }
+
+    async fn serve(
+        &self,
+        namespace: &Arc<Namespace>,
+        id: ServiceId,
+        service: Service,
+        max_size: usize,
+    ) -> Result<(), Error> {
+        let instance_queue = namespace.instance_queue(&id, &self.instance, &short_id());
+        let calls_queue = namespace.calls_queue(&id);
+        let work_queue = namespace.work_queue(&id);
+        let topology = namespace.service(&id, &instance_queue, &self.instance, service.calls);
+        self.transport.declare(&topology).await?;
+
+        let settled = Mode::Settle { prefetch: service.prefetch };
+        let worker = self.worker(namespace, &id, service, max_size)?;
+        // The instance's queue dies with it: nothing there could be redelivered, and cancels must not wait.
+        let instance = self.transport.consume(&instance_queue, Mode::NoAck).await?;
+        self.own.spawn(worker.clone().run(instance, Source::Instance, self.drained.clone()));
+        for (queue, source) in [(work_queue, Source::Work), (calls_queue, Source::Calls)] {
+            let consumer = self.transport.consume(&queue, settled).await?;
+            self.shared.spawn(worker.clone().run(consumer, source, self.draining.clone()));
+        }
+        Ok(())
+    }
+
+    async fn subscribe(
+        &self,
+        namespace: &Arc<Namespace>,
+        pattern: &str,
+        service: Service,
+        max_size: usize,
+    ) -> Result<(), Error> {
+        let queue = namespace.events_queue(&self.instance, &short_id());
+        self.transport.declare(&namespace.subscription(&queue, pattern)).await?;
+        let mode = Mode::Settle { prefetch: service.prefetch };
+        let worker = self.worker(namespace, &checked(&service)?, service, max_size)?;
+        let consumer = self.transport.consume(&queue, mode).await?;
+        self.shared.spawn(worker.run(consumer, Source::Events, self.draining.clone()));
+        Ok(())
+    }
+
+    fn worker(
+        &self,
+        namespace: &Arc<Namespace>,
+        id: &ServiceId,
+        service: Service,
+        max_size: usize,
+    ) -> Result<Arc<Worker>, Error> {
+        Worker::new(
+            id,
+            service,
+            self.transport.clone(),
+            namespace.clone(),
+            self.instance.clone(),
+            self.draining.clone(),
+            max_size,
+        )
+        .map(Arc::new)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.draining.cancel();
+        self.drained.cancel();
+        let transport = self.transport.clone();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { transport.close().await });
+        }
+    }
+}
+
+impl fmt::Debug for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Running").field("instance", &self.instance).finish_non_exhaustive()
+    }
+}

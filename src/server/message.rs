@@ -1,0 +1,80 @@
+//! A delivered message and its settlement: it is settled when all its frames are.
+
+use std::fmt;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::transport::{Delivery, Properties, Settle};
+
+/// Which queue a message came from, and so what it can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// Calls to any instance.
+    Calls,
+    /// Oneway calls to any instance.
+    Work,
+    /// Calls to this instance, broadcasts, cancels.
+    Instance,
+    /// Events that a subscriber's patterns match.
+    Events,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Calls => "calls",
+            Self::Work => "oneway calls",
+            Self::Instance => "one instance",
+            Self::Events => "events",
+        })
+    }
+}
+
+/// What all frames of a message share.
+#[derive(Debug)]
+pub(super) struct Message {
+    delivery: Mutex<Option<Delivery>>,
+    open: AtomicUsize,
+    pub(super) source: Source,
+    pub(super) frames: usize,
+    pub(super) properties: Properties,
+    pub(super) exchange: String,
+    pub(super) key: String,
+    pub(super) body: Bytes,
+    pub(super) redelivered: bool,
+    pub(super) received: Instant,
+}
+
+impl Message {
+    pub(super) fn new(mut delivery: Delivery, source: Source, frames: usize) -> Self {
+        Self {
+            open: AtomicUsize::new(frames),
+            source,
+            frames,
+            properties: std::mem::take(&mut delivery.properties),
+            exchange: std::mem::take(&mut delivery.exchange),
+            key: std::mem::take(&mut delivery.key),
+            body: delivery.body.clone(),
+            redelivered: delivery.redelivered,
+            received: delivery.received,
+            delivery: Mutex::new(Some(delivery)),
+        }
+    }
+
+    /// One of its frames is done with: answered, given back or dead-lettered. The last one acks the message.
+    pub(super) fn finish(&self) {
+        if self.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.settle(Settle::Ack);
+        }
+    }
+
+    /// Settles the message as a whole, whatever becomes of its frames.
+    pub(super) fn settle(&self, settle: Settle) {
+        if let Some(delivery) = self.delivery.lock().expect("no panic while holding the delivery").take() {
+            delivery.settle(settle);
+        }
+    }
+}

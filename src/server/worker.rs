@@ -1,0 +1,346 @@
+//! The way of a call through one service: deliver → admit → dispatch → reply → settle.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::fmt;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use futures::FutureExt;
+use tokio::runtime::{Handle, Runtime};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, debug, error, info_span};
+use uuid::Uuid;
+
+use super::message::{Message, Source};
+use crate::context::{self, Context, Trace};
+use crate::error::{Code, Error, Fault};
+use crate::frame::{self, Frame, Kind};
+use crate::service::{Answer, Dispatch, Handler, Service};
+use crate::topology::{Namespace, ServiceId};
+use crate::transport::{Consumer, Delivery, Transport};
+
+/// How many cancels of calls that have not come yet are remembered, until their deadlines.
+const MAX_REMEMBERED: usize = 10_000;
+/// No cancel is remembered for longer.
+const MAX_MEMORY: Duration = Duration::from_secs(3600);
+/// The one method of a subscription.
+pub(super) const EVENT: &str = "event";
+
+/// Runs one service's calls, from whichever queue they come.
+pub(super) struct Worker {
+    pub(super) name: Arc<str>,
+    service: Service,
+    pool: Option<Runtime>,
+    pub(super) transport: Transport,
+    pub(super) namespace: Arc<Namespace>,
+    pub(super) instance: Arc<str>,
+    draining: CancellationToken,
+    pub(super) max_size: usize,
+    permits: Arc<Semaphore>,
+    calls: Mutex<Calls>,
+}
+
+#[derive(Default)]
+struct Calls {
+    running: HashMap<Uuid, CancellationToken>,
+    /// Cancelled before they came, and when that may be forgotten.
+    cancelled: HashMap<Uuid, Instant>,
+}
+
+/// A frame that is going to be run.
+pub(super) struct Job {
+    pub(super) frame: Frame,
+    handler: Handler,
+    pub(super) deadline: Option<Instant>,
+    pub(super) message: Arc<Message>,
+}
+
+/// How a job ended.
+pub(super) enum Ending {
+    /// The handler came to an end, after so long.
+    Answered(Answer, Duration),
+    /// The deadline passed while it ran.
+    TimedOut,
+    /// Nobody waits for it any more.
+    Forgotten,
+}
+
+impl Worker {
+    pub(super) fn new(
+        id: &ServiceId,
+        service: Service,
+        transport: Transport,
+        namespace: Arc<Namespace>,
+        instance: Arc<str>,
+        draining: CancellationToken,
+        max_size: usize,
+    ) -> Result<Self, Error> {
+        let pool = match service.dispatch {
+            Dispatch::Pool(threads) => Some(pool(id, threads)?),
+            Dispatch::Inline | Dispatch::Spawn | Dispatch::Blocking => None,
+        };
+        Ok(Self {
+            name: id.to_string().into(),
+            permits: Arc::new(Semaphore::new(service.concurrency.min(Semaphore::MAX_PERMITS))),
+            service,
+            pool,
+            transport,
+            namespace,
+            instance,
+            draining,
+            max_size,
+            calls: Mutex::default(),
+        })
+    }
+
+    /// Reads one queue until it is gone or `stop` fires, and waits for the calls that it started.
+    pub(super) async fn run(self: Arc<Self>, mut queue: Consumer, source: Source, stop: CancellationToken) {
+        let tasks = TaskTracker::new();
+        let mut stopped = false;
+        loop {
+            let delivery = tokio::select! {
+                biased;
+                () = stop.cancelled(), if !stopped => {
+                    queue.cancel();
+                    stopped = true;
+                    continue;
+                }
+                delivery = queue.next() => delivery,
+            };
+            let Some(delivery) = delivery else { break };
+            self.deliver(delivery, source, &tasks).await;
+        }
+        tasks.close();
+        tasks.wait().await;
+    }
+
+    /// Takes a message apart and sees to each of its frames.
+    async fn deliver(self: &Arc<Self>, delivery: Delivery, source: Source, tasks: &TaskTracker) {
+        let frames: Vec<_> = frame::decode(delivery.body.clone()).collect();
+        let message = Arc::new(Message::new(delivery, source, frames.len()));
+        for frame in frames {
+            match frame {
+                Ok(frame) => match self.admit(&frame, &message) {
+                    Ok(Some(handler)) => {
+                        let deadline = frame.metadata.remaining.map(|remaining| message.received + remaining);
+                        self.dispatch(Job { frame, handler, deadline, message: message.clone() }, tasks).await;
+                    }
+                    Ok(None) => message.finish(),
+                    Err(fault) => drop(tasks.spawn(self.clone().refuse(frame, fault, message.clone()))),
+                },
+                Err(error) => drop(tasks.spawn(self.clone().refuse_rest(error, message.clone()))),
+            }
+        }
+    }
+
+    /// What is to run a frame; nothing for a cancel, which is done at once; a fault for what must not run.
+    fn admit(&self, frame: &Frame, message: &Message) -> Result<Option<Handler>, Fault> {
+        match (frame.kind, message.source) {
+            (Kind::Cancel, _) => {
+                self.cancel(frame);
+                return Ok(None);
+            }
+            (Kind::Request, Source::Calls | Source::Instance) if message.properties.reply_to.is_none() => {
+                return Err(Fault::new(Code::InvalidArgument, "a request without `reply_to`: nobody can be answered"));
+            }
+            (Kind::Request, Source::Calls | Source::Instance)
+            | (Kind::Oneway, Source::Work | Source::Instance)
+            | (Kind::Event, Source::Events) => {}
+            (kind, source) => {
+                let why = format!("a message of type {} ({kind:?}) does not belong on a queue of {source}", kind as u8);
+                return Err(Fault::new(Code::Unimplemented, why));
+            }
+        }
+        let name = frame.metadata.method.as_deref().unwrap_or_default();
+        let name = if frame.kind == Kind::Event { EVENT } else { name };
+        let Some((method, handler)) = self.service.methods.get(name) else {
+            let known: Vec<&str> = self.service.methods.keys().map(String::as_str).collect();
+            let why = format!("`{}` has no method `{name}`: it has {}", self.name, known.join(", "));
+            return Err(Fault::new(Code::Unimplemented, why));
+        };
+        // Whether it ran before, nobody can tell: what may not run twice is not run again.
+        if message.redelivered && frame.kind == Kind::Request && !method.idempotent {
+            let why = format!("the instance that took `{}.{name}` went away: it may have run", self.name);
+            return Err(Fault::new(Code::Aborted, why));
+        }
+        Ok(Some(handler.clone()))
+    }
+
+    /// Waits for a free place and runs the job where the service's handlers run.
+    async fn dispatch(self: &Arc<Self>, job: Job, tasks: &TaskTracker) {
+        let worker = self.clone();
+        // Behind a call that waits for its place there may be a cancel: an instance's own queue is read on.
+        if job.message.source == Source::Instance && self.service.dispatch != Dispatch::Inline {
+            tasks.spawn(async move {
+                match worker.place().await {
+                    Some(place) => worker.perform(job, place).await,
+                    None => worker.give_back(job).await,
+                }
+            });
+            return;
+        }
+        let Some(place) = self.place().await else {
+            tasks.spawn(worker.give_back(job));
+            return;
+        };
+        if self.service.dispatch == Dispatch::Inline {
+            let ending = self.handle(&job).await;
+            drop(place);
+            tasks.spawn(worker.conclude(job, ending));
+        } else {
+            tasks.spawn(worker.perform(job, place));
+        }
+    }
+
+    /// A place among the calls that run at once; none once the server drains.
+    async fn place(&self) -> Option<OwnedSemaphorePermit> {
+        tokio::select! {
+            biased;
+            () = self.draining.cancelled() => None,
+            place = self.permits.clone().acquire_owned() => place.ok(),
+        }
+    }
+
+    async fn perform(self: Arc<Self>, job: Job, place: OwnedSemaphorePermit) {
+        let worker = self.clone();
+        let ended = match (self.service.dispatch, &self.pool) {
+            (Dispatch::Blocking, _) => {
+                let runtime = Handle::current();
+                tokio::task::spawn_blocking(move || (runtime.block_on(worker.handle(&job)), job)).await
+            }
+            (_, Some(pool)) => pool.spawn(async move { (worker.handle(&job).await, job) }).await,
+            _ => Ok((self.handle(&job).await, job)),
+        };
+        drop(place);
+        match ended {
+            Ok((ending, job)) => self.conclude(job, ending).await,
+            // Unsettled, the message goes back to its queue with the connection.
+            Err(error) => error!(service = %self.name, %error, "a thread that ran a handler ended"),
+        }
+    }
+
+    /// Runs the handler until it ends, its deadline passes or its caller gives up.
+    async fn handle(&self, job: &Job) -> Ending {
+        let frame = &job.frame;
+        let over = job.deadline.is_some_and(|deadline| deadline <= Instant::now());
+        let cancelled = CancellationToken::new();
+        if over || !self.enter(frame.id, &cancelled) {
+            debug!(service = %self.name, id = %frame.id, "a call that nobody waits for any more");
+            return Ending::Forgotten;
+        }
+        let context = self.context(job, cancelled.clone());
+        let span = info_span!(
+            "handle",
+            otel.kind = "server",
+            rpc.system = "hopline",
+            rpc.service = %self.name,
+            rpc.method = context.method(),
+            traceparent = context.traceparent(),
+        );
+        let started = std::time::Instant::now();
+        let deadline = async {
+            match job.deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        let call = || (job.handler)(context.clone(), frame.codec, frame.payload.clone());
+        // The handler itself may panic, and so may the future that it makes.
+        let running = async { AssertUnwindSafe(async { call().await }).catch_unwind().await };
+        let running = context.clone().scope(running).instrument(span);
+        let ending = tokio::select! {
+            biased;
+            () = cancelled.cancelled() => Ending::Forgotten,
+            answer = running => Ending::Answered(answer.unwrap_or_else(|panic| self.panicked(&context, &*panic)), started.elapsed()),
+            () = deadline => Ending::TimedOut,
+        };
+        // Whatever the handler handed to other tasks hears of it too.
+        cancelled.cancel();
+        self.calls().running.remove(&frame.id);
+        ending
+    }
+
+    fn context(&self, job: &Job, cancelled: CancellationToken) -> Context {
+        let Job { frame, message, .. } = job;
+        let parent = frame.metadata.traceparent.as_deref().and_then(Trace::parse);
+        Context::new(context::Inner {
+            service: self.name.clone(),
+            method: frame.metadata.method.clone().unwrap_or_default(),
+            instance: self.instance.clone(),
+            id: frame.id,
+            caller: frame.metadata.instance.clone(),
+            deadline: job.deadline,
+            redelivered: message.redelivered,
+            metadata: frame.metadata.user.clone(),
+            trace: Trace::under(parent),
+            cancelled,
+        })
+    }
+
+    fn panicked(&self, context: &Context, panic: &(dyn Any + Send)) -> Answer {
+        let said = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        error!(service = %self.name, method = context.method(), panic = said, "a handler panicked");
+        let why =
+            format!("`{}.{}` panicked: the log of instance {} says why", self.name, context.method(), self.instance);
+        Answer::Fault(Fault::new(Code::Internal, why))
+    }
+
+    fn calls(&self) -> MutexGuard<'_, Calls> {
+        self.calls.lock().expect("no panic while holding the calls")
+    }
+
+    /// Notes that a call runs; not if it was cancelled before it came.
+    fn enter(&self, id: Uuid, token: &CancellationToken) -> bool {
+        let mut calls = self.calls();
+        if calls.cancelled.remove(&id).is_some() {
+            return false;
+        }
+        calls.running.insert(id, token.clone());
+        true
+    }
+
+    /// Ends a call that runs, or remembers until its deadline that it is not to run.
+    fn cancel(&self, frame: &Frame) {
+        let mut calls = self.calls();
+        if let Some(running) = calls.running.get(&frame.id) {
+            return running.cancel();
+        }
+        let now = Instant::now();
+        if calls.cancelled.len() >= MAX_REMEMBERED {
+            calls.cancelled.retain(|_, until| *until > now);
+        }
+        let remaining = frame.metadata.remaining.unwrap_or_default().min(MAX_MEMORY);
+        if calls.cancelled.len() < MAX_REMEMBERED && !remaining.is_zero() {
+            calls.cancelled.insert(frame.id, now + remaining);
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // A runtime that waits for its tasks may not be dropped where others run.
+        if let Some(pool) = self.pool.take() {
+            pool.shutdown_background();
+        }
+    }
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker").field("service", &self.service).finish_non_exhaustive()
+    }
+}
+
+fn pool(id: &ServiceId, threads: usize) -> Result<Runtime, Error> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads.max(1))
+        .thread_name(format!("hopline-{id}"))
+        .enable_all()
+        .build()
+        .map_err(|error| Error::Invalid(format!("no threads for the pool of `{id}`: {error}")))
+}

@@ -1,0 +1,251 @@
+//! A service as the server sees it: named methods and how to run them. The macro's output plugs in here.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::codec::{Codec, CodecError};
+use crate::context::Context;
+use crate::error::{Code, Fault};
+use crate::topology::{CallsQueue, QueueKind, ServiceId, check_name};
+
+/// A service to be served: its methods, and how an instance runs them.
+///
+/// [`#[hopline::service]`](crate::service) makes one from a trait; without a trait, methods are added one by one:
+///
+/// ```
+/// use hopline::{Context, Fault, Method, Service};
+///
+/// let service = Service::new("calculator", 1)
+///     .method(Method::new("add"), |_: Context, (a, b): (i64, i64)| async move { Ok::<_, Fault>(a + b) })
+///     .prefetch(16);
+/// # let _ = service;
+/// ```
+pub struct Service {
+    pub(crate) id: Result<ServiceId, String>,
+    pub(crate) methods: BTreeMap<String, (Method, Handler)>,
+    pub(crate) problems: Vec<String>,
+    pub(crate) prefetch: u16,
+    pub(crate) concurrency: usize,
+    pub(crate) dispatch: Dispatch,
+    pub(crate) calls: CallsQueue,
+}
+
+/// How handlers run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Dispatch {
+    /// On the task that reads the queue, one after the other: for handlers of a few microseconds.
+    Inline,
+    /// On a task each.
+    #[default]
+    Spawn,
+    /// On tokio's blocking threads, a thread each: for handlers that block.
+    Blocking,
+    /// On a runtime of the service's own with this many threads, at least 1: other services keep theirs.
+    Pool(usize),
+}
+
+/// What runs a method: arguments in, answer out.
+pub(crate) type Handler = Arc<dyn Fn(Context, Codec, Bytes) -> BoxFuture<'static, Answer> + Send + Sync>;
+
+/// What a handler ended with.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// The result.
+    Result(Vec<u8>),
+    /// The method's own error.
+    ServiceError(Vec<u8>),
+    /// A refusal or breakdown.
+    Fault(Fault),
+}
+
+impl Service {
+    /// A service without methods yet. A name that is not `[A-Za-z0-9_-]+` is reported when the server starts.
+    #[must_use]
+    pub fn new(name: &str, version: u32) -> Self {
+        Self::with_id(ServiceId::new(name, version))
+    }
+
+    pub(crate) fn with_id(id: Result<ServiceId, String>) -> Self {
+        Self {
+            id,
+            methods: BTreeMap::new(),
+            problems: Vec::new(),
+            prefetch: 64,
+            concurrency: 256,
+            dispatch: Dispatch::default(),
+            calls: CallsQueue { kind: QueueKind::Classic, grace: Duration::from_secs(60), max_length: None },
+        }
+    }
+
+    /// Adds a method. Its arguments are one tuple; `[(); 0]` when there are none.
+    ///
+    /// The error that the handler returns is the method's own, any serde type, or a [`Fault`] with a code to choose.
+    #[must_use]
+    pub fn method<A, R, E, F, Fut>(mut self, method: Method, handler: F) -> Self
+    where
+        F: Fn(Context, A) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<R, E>> + Send + 'static,
+        A: DeserializeOwned + Send + 'static,
+        R: Serialize + Send + 'static,
+        E: Failure + Send + 'static,
+    {
+        if let Err(problem) = check_name("method", &method.name) {
+            self.problems.push(problem);
+        }
+        let signature = method.signature.clone();
+        let handler: Handler = Arc::new(move |context, codec, payload| match codec.decode::<A>(&payload) {
+            Ok(arguments) => answer(codec, handler(context, arguments)).boxed(),
+            Err(error) => {
+                let fault = Fault::new(Code::InvalidArgument, format!("the arguments of `{signature}` {error}"));
+                std::future::ready(Answer::Fault(fault)).boxed()
+            }
+        });
+        let name = method.name.clone();
+        if self.methods.insert(name.clone(), (method, handler)).is_some() {
+            self.problems.push(format!("the method `{name}` is there twice"));
+        }
+        self
+    }
+
+    /// How many messages an instance may hold unsettled, of each queue. Default 64. Few share slow work more evenly,
+    /// many keep quick methods busy; 0 counts as 1.
+    #[must_use]
+    pub fn prefetch(mut self, messages: u16) -> Self {
+        self.prefetch = messages.max(1);
+        self
+    }
+
+    /// How many calls an instance runs at once. Default 256; 0 counts as 1.
+    #[must_use]
+    pub fn concurrency(mut self, calls: usize) -> Self {
+        self.concurrency = calls.max(1);
+        self
+    }
+
+    /// How handlers run. Default [`Dispatch::Spawn`].
+    #[must_use]
+    pub fn dispatch(mut self, dispatch: Dispatch) -> Self {
+        self.dispatch = dispatch;
+        self
+    }
+
+    /// How long calls are still taken, and wait, after the last instance left. Default 60 s; every instance has to say
+    /// the same.
+    #[must_use]
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.calls.grace = grace;
+        self
+    }
+
+    /// How many calls may wait in the queue before more are refused as `Overloaded`. Default: no limit; every instance
+    /// has to say the same.
+    #[must_use]
+    pub fn max_queue(mut self, calls: u32) -> Self {
+        self.calls.max_length = Some(calls);
+        self
+    }
+
+    /// Keeps waiting calls on several nodes of a cluster, so that the loss of one stops nothing. Default: on one, which
+    /// is faster. Every instance has to say the same. Priorities are then only two: 0 to 4, and 5 to 9.
+    #[must_use]
+    pub fn quorum(mut self) -> Self {
+        self.calls.kind = QueueKind::Quorum;
+        self
+    }
+}
+
+impl fmt::Debug for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Service")
+            .field("id", &self.id)
+            .field("methods", &self.methods.keys())
+            .field("prefetch", &self.prefetch)
+            .field("concurrency", &self.concurrency)
+            .field("dispatch", &self.dispatch)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A method's name and nature.
+#[derive(Debug, Clone)]
+pub struct Method {
+    pub(crate) name: String,
+    pub(crate) signature: String,
+    pub(crate) idempotent: bool,
+}
+
+impl Method {
+    /// A method that is called as `name`, `[A-Za-z0-9_-]+`.
+    #[must_use]
+    pub fn new(name: impl Into<String>) -> Self {
+        let name = name.into();
+        Self { signature: name.clone(), name, idempotent: false }
+    }
+
+    /// How it is written, for messages about arguments that do not fit. Default: the name.
+    #[must_use]
+    pub fn signature(mut self, signature: impl Into<String>) -> Self {
+        self.signature = signature.into();
+        self
+    }
+
+    /// Running it twice does no more than running it once: after a worker's death another instance runs it again.
+    #[must_use]
+    pub fn idempotent(mut self) -> Self {
+        self.idempotent = true;
+        self
+    }
+}
+
+/// What a handler may fail with: any serde type, which reaches the caller as [`Error::Service`](crate::Error::Service),
+/// or a [`Fault`].
+pub trait Failure {
+    #[doc(hidden)]
+    fn into_failure(self, codec: Codec) -> Result<Vec<u8>, Failed>;
+}
+
+/// Why a failure does not travel as the method's own error.
+#[doc(hidden)]
+#[derive(Debug)]
+pub enum Failed {
+    /// It is a fault.
+    Fault(Fault),
+    /// It cannot be written.
+    Codec(CodecError),
+}
+
+impl<E: Serialize> Failure for E {
+    fn into_failure(self, codec: Codec) -> Result<Vec<u8>, Failed> {
+        codec.encode(&self).map_err(Failed::Codec)
+    }
+}
+
+impl Failure for Fault {
+    fn into_failure(self, _: Codec) -> Result<Vec<u8>, Failed> {
+        Err(Failed::Fault(self))
+    }
+}
+
+async fn answer<R: Serialize, E: Failure>(codec: Codec, running: impl Future<Output = Result<R, E>>) -> Answer {
+    let unwritable = |what, error| Answer::Fault(Fault::new(Code::Internal, format!("the method's {what} {error}")));
+    match running.await {
+        Ok(result) => match codec.encode(&result) {
+            Ok(payload) => Answer::Result(payload),
+            Err(error) => unwritable("result", error),
+        },
+        Err(failure) => match failure.into_failure(codec) {
+            Ok(payload) => Answer::ServiceError(payload),
+            Err(Failed::Fault(fault)) => Answer::Fault(fault),
+            Err(Failed::Codec(error)) => unwritable("error", error),
+        },
+    }
+}
