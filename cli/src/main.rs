@@ -1,0 +1,32 @@
+//! The `hopline` command.
+
+mod call;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// Remote procedure calls over RabbitMQ, from a shell.
+#[derive(Parser)]
+#[command(name = "hopline", version, arg_required_else_help = true)]
+struct Command {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    Call(call::Call),
+}
+
+fn main() -> ExitCode {
+    // Bad usage ends here, with exit code 2.
+    let command = Command::parse();
+    // lapin logs every returned message in full: a call that nobody serves is told once, below.
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,lapin=error"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match command.what {
+        What::Call(call) => call.run(),
+    }
+}

@@ -1,0 +1,46 @@
+//! Asks every instance of `demo` who it is. Where nobody serves it, the example starts three servers of its own.
+//!
+//! ```sh
+//! cargo run --example broadcast
+//! ```
+
+#[allow(dead_code, reason = "only one method of it is called")]
+mod demo;
+
+use std::time::Duration;
+
+use demo::{DemoClient, DemoServer, Service};
+use futures::StreamExt;
+use hopline::{Client, Error, Server};
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let url = demo::url("memory://");
+    let client = Client::connect(&url).await?;
+    let demo = DemoClient::new(&client);
+
+    let mut servers = Vec::new();
+    let window = Duration::from_millis(500);
+    let replies = match demo.whoami().all().gather(window).await {
+        Err(Error::NoService { .. }) => {
+            for _ in 0..3 {
+                servers.push(Server::connect(&url).await?.serve(DemoServer::new(Service)).start().await?);
+            }
+            demo.whoami().all().gather(window).await?
+        }
+        replies => replies?,
+    };
+    println!("{} replies", replies.len());
+    for reply in &replies {
+        println!("instance {} says it is {}", reply.instance, reply.outcome.as_ref().map_err(ToString::to_string)?);
+    }
+
+    // The same as a stream: take the first, and the others are told that nobody waits for them.
+    let first = demo.whoami().all().stream().await?.next().await;
+    println!("first: {}", first.ok_or("no instance answered")?.instance);
+
+    for server in servers {
+        server.drain().await;
+    }
+    Ok(())
+}

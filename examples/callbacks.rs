@@ -1,0 +1,31 @@
+//! Callback style: calls in a loop, outcomes wherever they come.
+
+use hopline::{Client, Context, Fault, Server};
+use tokio::sync::mpsc;
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let url = std::env::args().nth(1).or_else(|| std::env::var("HOPLINE_URL").ok());
+    let url = url.unwrap_or_else(|| "memory://".to_owned());
+    let server = Server::connect(&url)
+        .await?
+        .method("callbacks", "square", |_: Context, (n,): (u64,)| async move { Ok::<_, Fault>(n * n) });
+    let server = server.start().await?;
+    let client = Client::connect(&url).await?;
+
+    let (outcomes, mut collected) = mpsc::unbounded_channel();
+    for n in 1..=5_u64 {
+        let outcomes = outcomes.clone();
+        client.call::<u64>("callbacks", "square", (n,)).then(move |outcome| {
+            // Sending fails when main has returned: nobody is interested then.
+            let _ = outcomes.send((n, outcome));
+        });
+    }
+    drop(outcomes);
+    while let Some((n, outcome)) = collected.recv().await {
+        println!("square({n}) = {}", outcome?);
+    }
+
+    server.drain().await;
+    Ok(())
+}

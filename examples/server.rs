@@ -1,0 +1,38 @@
+//! A process that serves `demo` version 1 until SIGTERM or Ctrl-C, then drains.
+//!
+//! ```sh
+//! cargo run --example server -- "$(scripts/broker up)"
+//! ```
+
+#[allow(dead_code, reason = "a client uses the other half of it")]
+mod demo;
+
+use demo::{DemoServer, Service};
+use hopline::{Error, Server};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    // lapin logs every returned message in full, a caller that has gone among them: only its errors are of use.
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,lapin=error"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+
+    let mut terminated = signal(SignalKind::terminate())?;
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    let mut running = serve(&demo::url("amqp://localhost")).await?;
+    println!("ready {}", running.instance());
+
+    tokio::select! {
+        _ = terminated.recv() => running.drain().await,
+        _ = interrupted.recv() => running.drain().await,
+        lost = running.lost() => return Err(lost.into()),
+    }
+    Ok(())
+}
+
+async fn serve(url: &str) -> Result<hopline::Running, Error> {
+    // PREFETCH=1 shares slow calls evenly among several servers.
+    let prefetch = std::env::var("PREFETCH").ok().and_then(|number| number.parse().ok()).unwrap_or(64);
+    Server::connect(url).await?.serve(DemoServer::new(Service).prefetch(prefetch)).start().await
+}
