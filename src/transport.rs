@@ -249,6 +249,16 @@ impl Consumer {
     }
 }
 
+impl Drop for Consumer {
+    /// Gives back what was not handed out.
+    fn drop(&mut self) {
+        self.deliveries.close();
+        while let Ok(delivery) = self.deliveries.try_recv() {
+            delivery.settle(Settle::GiveBack);
+        }
+    }
+}
+
 /// A message from a queue.
 #[derive(Debug)]
 pub struct Delivery {

@@ -1,0 +1,261 @@
+//! The port on RabbitMQ, by way of lapin.
+
+mod connection;
+mod declare;
+mod properties;
+mod publisher;
+mod returns;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{FutureExt as _, StreamExt as _};
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, BasicRejectOptions,
+};
+use lapin::types::FieldTable;
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+use url::Url;
+
+use crate::error::Error;
+use crate::topology::Declaration;
+use crate::transport::{Consumer, Delivery, Event, Mode, Publication, Receipt, Role, Settle, Settler};
+use connection::{CLOSE_TIMEOUT, Link, News, Refusal};
+use publisher::Publisher;
+
+/// How many settled deliveries are taken at once.
+const BATCH: usize = 256;
+
+/// A connection to RabbitMQ, or two; clones share it, and it closes with the last of them.
+#[derive(Debug, Clone)]
+pub struct Connection(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    publisher: Publisher,
+    publishing: Arc<Link>,
+    consuming: Arc<Link>,
+    news: Arc<News>,
+    closing: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Connection {
+    /// Connects to the broker at `url`.
+    ///
+    /// # Errors
+    /// `Connect` when the broker does not answer or refuses.
+    pub async fn open(url: &Url, role: Role) -> Result<Self, Error> {
+        let pool = connection::pool(url, role)?;
+        let news = Arc::new(News::default());
+        let publishing = Link::open(&pool, url, news.clone()).await?;
+        let consuming = match role {
+            Role::Client => publishing.clone(),
+            Role::Server => Link::open(&pool, url, news.clone()).await?,
+        };
+        let (closing, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let opened = Publisher::open(publishing.clone(), closing.clone()).await;
+        let (publisher, writing) = opened.map_err(|refusal| refusal.during("open a channel"))?;
+        tasks.spawn(writing);
+        Ok(Self(Arc::new(Inner { publisher, publishing, consuming, news, closing, tasks })))
+    }
+
+    pub(super) async fn declare(&self, parts: &[Declaration]) -> Result<(), Error> {
+        declare::declare(&self.0.consuming, parts).await
+    }
+
+    pub(super) async fn exchange_exists(&self, name: &str) -> Result<bool, Error> {
+        declare::exchange_exists(&self.0.consuming, name).await
+    }
+
+    pub(super) fn publish(&self, publication: Publication) -> Receipt {
+        self.0.publisher.publish(publication)
+    }
+
+    pub(super) async fn consume(&self, queue: &str, mode: Mode) -> Result<Consumer, Error> {
+        let name = properties::short(queue).map_err(Error::Invalid)?;
+        let link = &self.0.consuming;
+        let refused = |refusal: Refusal| refusal.during(format!("consume the queue `{queue}`"));
+        let channel = link.channel().await.map_err(refused)?;
+        if let Mode::Settle { prefetch } = mode {
+            let prefetch = channel.basic_qos(prefetch.max(1), BasicQosOptions { global: false });
+            link.ask(prefetch).await.map_err(refused)?;
+        }
+        let options = BasicConsumeOptions { no_ack: mode == Mode::NoAck, ..BasicConsumeOptions::default() };
+        let stream = channel.basic_consume(name, "".into(), options, FieldTable::default());
+        let stream = link.ask(stream).await.map_err(refused)?;
+
+        let (deliver, deliveries) = mpsc::unbounded_channel();
+        let (settler, settled) = mpsc::unbounded_channel();
+        let (cancel, cancelled) = oneshot::channel();
+        let feed = Feed { channel, stream, deliver, settled, unsettled: BTreeSet::new() };
+        let settler = (mode != Mode::NoAck).then_some(settler);
+        self.0.tasks.spawn(feed.run(link.clone(), settler, cancelled, self.0.closing.clone()));
+        Ok(Consumer { deliveries, cancel: Some(cancel) })
+    }
+
+    pub(super) fn events(&self) -> broadcast::Receiver<Event> {
+        let receiver = self.0.news.subscribe();
+        let Some(reason) = self.0.publishing.ended().or_else(|| self.0.consuming.ended()) else {
+            return receiver;
+        };
+        // Who comes after the end is told of it as well.
+        let (late, receiver) = broadcast::channel(1);
+        let _ = late.send(Event::Lost(reason));
+        receiver
+    }
+
+    /// Lets what was handed in before leave: publications, for a moment, and what was said of deliveries.
+    pub(super) async fn close(&self) {
+        self.0.closing.cancel();
+        self.0.tasks.close();
+        if tokio::time::timeout(CLOSE_TIMEOUT, self.0.tasks.wait()).await.is_err() {
+            warn!("the broker did not take within {CLOSE_TIMEOUT:?} what was left to send");
+        }
+        self.0.publishing.close().await;
+        if !Arc::ptr_eq(&self.0.publishing, &self.0.consuming) {
+            self.0.consuming.close().await;
+        }
+    }
+}
+
+/// Moves the deliveries of a queue to their consumer, and what it says of them to the broker.
+struct Feed {
+    channel: lapin::Channel,
+    stream: lapin::Consumer,
+    deliver: mpsc::UnboundedSender<Delivery>,
+    settled: mpsc::UnboundedReceiver<(u64, Settle)>,
+    unsettled: BTreeSet<u64>,
+}
+
+impl Feed {
+    /// Runs until the consumer has ended and its deliveries are settled or dropped, or the connection ends or closes.
+    async fn run(
+        mut self,
+        link: Arc<Link>,
+        settler: Option<mpsc::UnboundedSender<(u64, Settle)>>,
+        cancelled: oneshot::Receiver<()>,
+        closing: CancellationToken,
+    ) {
+        tokio::select! {
+            () = self.deliver_and_settle(settler, cancelled) => {}
+            () = closing.cancelled() => self.settle_what_waits(),
+            reason = link.end() => {
+                debug!(%reason, "a consumer ends with its connection");
+                return;
+            }
+        }
+        // The consumer sees its end before the channel's close, which gives back what was neither settled nor kept.
+        let Self { channel, stream, deliver, .. } = self;
+        drop(deliver);
+        declare::close(&link, &channel).await;
+        drop(stream);
+    }
+
+    async fn deliver_and_settle(
+        &mut self,
+        settler: Option<mpsc::UnboundedSender<(u64, Settle)>>,
+        mut cancelled: oneshot::Receiver<()>,
+    ) {
+        let mut settled = Vec::with_capacity(BATCH);
+        let mut active = true;
+        loop {
+            tokio::select! {
+                delivery = self.stream.next() => match delivery {
+                    Some(Ok(delivery)) => self.deliver(delivery, settler.as_ref()),
+                    Some(Err(error)) => {
+                        warn!(queue = %self.stream.queue(), %error, "the broker ended a consumer");
+                        break;
+                    }
+                    None => break,
+                },
+                _ = self.settled.recv_many(&mut settled, BATCH), if settler.is_some() => self.settle(&mut settled),
+                // A dropped consumer wants no more either.
+                _ = &mut cancelled, if active => {
+                    active = false;
+                    self.cancel();
+                }
+                () = self.deliver.closed(), if active => {
+                    active = false;
+                    self.cancel();
+                }
+            }
+        }
+        // The consumer's end: it sees `None` after the last delivery.
+        let (ended, _) = mpsc::unbounded_channel();
+        self.deliver = ended;
+        drop(settler);
+        while self.settled.recv_many(&mut settled, BATCH).await > 0 {
+            self.settle(&mut settled);
+        }
+    }
+
+    fn deliver(&mut self, delivery: lapin::message::Delivery, settler: Option<&mpsc::UnboundedSender<(u64, Settle)>>) {
+        let tag = delivery.delivery_tag;
+        let settler = settler.map(|channel| Settler { tag, channel: channel.clone() });
+        if settler.is_some() {
+            self.unsettled.insert(tag);
+        }
+        let delivery = Delivery {
+            properties: properties::read(&delivery.properties),
+            body: Bytes::from(delivery.data),
+            exchange: delivery.exchange.to_string(),
+            key: delivery.routing_key.to_string(),
+            redelivered: delivery.redelivered,
+            received: Instant::now(),
+            settler,
+        };
+        if let Err(mpsc::error::SendError(delivery)) = self.deliver.send(delivery) {
+            delivery.settle(Settle::GiveBack);
+        }
+    }
+
+    /// Asks for no more; lapin's stream ends after what was prefetched.
+    fn cancel(&self) {
+        // Polling once sends it; the answer is the end of the stream.
+        let _ = self.channel.basic_cancel(self.stream.tag(), BasicCancelOptions::default()).now_or_never();
+    }
+
+    fn settle_what_waits(&mut self) {
+        let mut settled = Vec::new();
+        while let Ok(next) = self.settled.try_recv() {
+            settled.push(next);
+        }
+        self.settle(&mut settled);
+    }
+
+    /// Tells the broker, in one frame for all acks before which nothing is unsettled.
+    ///
+    /// Each future is polled once, which sends its frame; it would wait for the frame to leave, which need not be known:
+    /// a channel that ends gives back what was not settled.
+    fn settle(&mut self, settled: &mut Vec<(u64, Settle)>) {
+        let mut acked = BTreeSet::new();
+        for (tag, settle) in settled.drain(..) {
+            let _ = match settle {
+                Settle::Ack => {
+                    acked.insert(tag);
+                    continue;
+                }
+                Settle::GiveBack => {
+                    let options = BasicNackOptions { multiple: false, requeue: true };
+                    self.channel.basic_nack(tag, options).now_or_never()
+                }
+                Settle::Failed => self.channel.basic_reject(tag, BasicRejectOptions { requeue: true }).now_or_never(),
+                Settle::Discard => self.channel.basic_reject(tag, BasicRejectOptions { requeue: false }).now_or_never(),
+            };
+            self.unsettled.remove(&tag);
+        }
+        let finished = self.unsettled.iter().zip(&acked).take_while(|(unsettled, acked)| unsettled == acked).count();
+        let mut acks = acked.iter().copied().enumerate().skip(finished.saturating_sub(1));
+        for (position, tag) in &mut acks {
+            let multiple = position + 1 == finished;
+            let _ = self.channel.basic_ack(tag, BasicAckOptions { multiple }).now_or_never();
+        }
+        self.unsettled.retain(|tag| !acked.contains(tag));
+    }
+}

@@ -1,0 +1,283 @@
+//! Connections to RabbitMQ: opened through a pool, watched until they end, never restored.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use deadpool_lapin::{Config, Hook, HookError, Pool, PoolError, Runtime};
+use futures::{Stream, StreamExt as _};
+use lapin::{ConnectionProperties, ConnectionStatus, ErrorKind};
+use tokio::sync::{broadcast, watch};
+use tracing::{debug, info, warn};
+use url::Url;
+
+use crate::error::Error;
+use crate::transport::{Event, Role, masked};
+
+/// How long a broker may take to greet: one that accepts and stays silent would be waited for without end.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the broker may take over one operation.
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// lapin keeps 64 frames of buffer: this makes 2 MiB of the 8 MiB that RabbitMQ's 128 KiB frames take, and is no slower.
+const FRAME_MAX: &str = "32768";
+/// How many events a slow subscriber may be behind.
+const EVENTS: usize = 64;
+/// How often a connection is looked at besides the events it sends: not every end of one is an event.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How long closing may take: under a broker's alarm it would wait for the alarm's end.
+pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How many numbers of channels are tried.
+const CHANNEL_TRIES: usize = 16;
+
+/// One AMQP connection. Once it ends, whatever was under way on it fails, and it stays ended.
+#[derive(Debug)]
+pub(super) struct Link {
+    connection: deadpool_lapin::Connection,
+    end: Arc<End>,
+}
+
+/// The end of a connection, told to whom it concerns.
+#[derive(Debug)]
+struct End {
+    /// Why it ended, once it has.
+    reason: watch::Sender<Option<Arc<str>>>,
+    news: Arc<News>,
+}
+
+impl End {
+    fn lost(&self, reason: Arc<str>) {
+        if self.set(reason.clone()) {
+            self.news.lost(reason);
+        }
+    }
+
+    /// Whether this is the first end.
+    fn set(&self, reason: Arc<str>) -> bool {
+        self.reason.send_if_modified(|end| {
+            let open = end.is_none();
+            end.get_or_insert(reason);
+            open
+        })
+    }
+}
+
+/// What happens to the connections of one transport.
+#[derive(Debug)]
+pub(super) struct News {
+    events: broadcast::Sender<Event>,
+    lost: AtomicBool,
+}
+
+impl Default for News {
+    fn default() -> Self {
+        Self { events: broadcast::channel(EVENTS).0, lost: AtomicBool::new(false) }
+    }
+}
+
+impl News {
+    pub(super) fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+
+    fn tell(&self, event: Event) {
+        // Without a subscriber there is nobody to tell.
+        let _ = self.events.send(event);
+    }
+
+    /// A transport is lost once, with the first of its connections.
+    fn lost(&self, reason: Arc<str>) {
+        if !self.lost.swap(true, Ordering::SeqCst) {
+            warn!(%reason, "connection lost");
+            self.tell(Event::Lost(reason));
+        }
+    }
+}
+
+/// Why the broker did not do what was asked of it.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    /// It said no, and closed the channel.
+    Refused {
+        /// AMQP's reply code, such as 404.
+        code: u16,
+        /// The broker's words.
+        text: String,
+    },
+    /// The connection ended.
+    Ended(Arc<str>),
+    /// It did not answer in time.
+    Silent,
+}
+
+impl Refusal {
+    /// The error of an `operation`, such as "consume the queue `x`".
+    pub(super) fn during(self, operation: impl Into<String>) -> Error {
+        let reason = match self {
+            Self::Refused { text, .. } => text,
+            Self::Ended(reason) => {
+                return Error::Disconnected { may_have_run: false, reason: reason.to_string() };
+            }
+            Self::Silent => format!("it gave no answer within {ANSWER_TIMEOUT:?}"),
+        };
+        Error::Broker { operation: operation.into(), reason }
+    }
+}
+
+/// The connections of one transport, all to the address `url`.
+pub(super) fn pool(url: &Url, role: Role) -> Result<Pool, Error> {
+    let mut address = url.clone();
+    if !url.query_pairs().any(|(name, _)| name == "frame_max") {
+        address.query_pairs_mut().append_pair("frame_max", FRAME_MAX);
+    }
+    let (program, size) = match role {
+        Role::Client => ("client", 1),
+        Role::Server => ("server", 2),
+    };
+    let name = format!("hopline {program} {}", std::process::id());
+    let config = Config { url: Some(address.into()), pool: None };
+    let properties = move || ConnectionProperties::default().with_connection_name(name.clone().into());
+    config
+        .builder(properties, Runtime::Tokio1)
+        .map_err(|error| failed(url, error))?
+        .max_size(size)
+        .create_timeout(Some(CONNECT_TIMEOUT))
+        .pre_recycle(Hook::sync_fn(|connection, _| match connection.status() {
+            status if !status.connected() => Err(HookError::message("the connection has ended")),
+            status if status.blocked() => Err(HookError::message("the broker takes no publications")),
+            _ => Ok(()),
+        }))
+        .build()
+        .map_err(|error| failed(url, error))
+}
+
+impl Link {
+    /// Takes a connection out of the pool; what happens to it is `news`.
+    pub(super) async fn open(pool: &Pool, url: &Url, news: Arc<News>) -> Result<Arc<Self>, Error> {
+        let connection = pool.get().await.map_err(|error| match error {
+            PoolError::Timeout(_) => failed(url, format_args!("no answer within {CONNECT_TIMEOUT:?}")),
+            PoolError::Backend(error) => failed(url, refusal(&error)),
+            other => failed(url, other),
+        })?;
+        let end = Arc::new(End { reason: watch::channel(None).0, news });
+        tokio::spawn(watch_until_end(connection.events_listener(), connection.status().clone(), end.clone()));
+        info!(broker = %masked(url.as_str()), "connected");
+        Ok(Arc::new(Self { connection, end }))
+    }
+
+    /// Opens a channel.
+    ///
+    /// To lapin, a number on which the broker has closed a channel is spoilt for ever. The next may be good; when none
+    /// is, some two thousand were spoilt, and only a new connection has new ones.
+    pub(super) async fn channel(&self) -> Result<lapin::Channel, Refusal> {
+        for _ in 0..CHANNEL_TRIES {
+            match self.ask(self.connection.create_channel()).await {
+                Err(Refusal::Refused { code, .. }) if code != 0 => {}
+                opened => return opened,
+            }
+        }
+        let reason: Arc<str> = "the broker has closed so many channels that the connection has none left".into();
+        self.end.lost(reason.clone());
+        Err(Refusal::Ended(reason))
+    }
+
+    /// Waits for the broker's answer, but not for ever.
+    pub(super) async fn ask<T>(&self, answer: impl Future<Output = lapin::Result<T>>) -> Result<T, Refusal> {
+        if let Some(reason) = self.ended() {
+            return Err(Refusal::Ended(reason));
+        }
+        match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) if error.is_amqp_soft_error() || self.connection.status().connected() => {
+                Err(Refusal::Refused { code: code(&error), text: words(&error) })
+            }
+            Ok(Err(error)) => Err(Refusal::Ended(self.ended().unwrap_or_else(|| words(&error).into()))),
+            Err(_) => Err(Refusal::Silent),
+        }
+    }
+
+    /// Why the connection ended, if it has.
+    pub(super) fn ended(&self) -> Option<Arc<str>> {
+        self.end.reason.borrow().clone()
+    }
+
+    /// Waits until the connection ends, and tells why.
+    pub(super) async fn end(&self) -> Arc<str> {
+        let mut end = self.end.reason.subscribe();
+        let reason = end.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+        reason.unwrap_or_else(|| "the connection was closed".into())
+    }
+
+    /// Closes the connection, which is then not reported as lost.
+    pub(super) async fn close(&self) {
+        self.end.set("this program closed the connection".into());
+        // One that has ended already says so at once.
+        if tokio::time::timeout(CLOSE_TIMEOUT, self.connection.close(200, "OK".into())).await.is_err() {
+            warn!("the broker did not confirm within {CLOSE_TIMEOUT:?} that the connection is closed");
+        }
+    }
+}
+
+/// Passes on what lapin tells of a connection, to as many as listen: lapin itself tells each thing to one listener only.
+async fn watch_until_end(listener: impl Stream<Item = lapin::Event>, status: ConnectionStatus, end: Arc<End>) {
+    let mut listener = std::pin::pin!(listener.chain(futures::stream::pending()));
+    let mut ended = end.reason.subscribe();
+    let reason: Arc<str> = loop {
+        let event = tokio::select! {
+            event = listener.next() => event,
+            _ = ended.wait_for(Option::is_some) => return,
+            () = tokio::time::sleep(LOOK) => None,
+        };
+        match event {
+            Some(lapin::Event::ConnectionBlocked(reason)) => {
+                warn!(reason, "the broker takes no publications for now");
+                end.news.tell(Event::Blocked(reason.into()));
+            }
+            Some(lapin::Event::ConnectionUnblocked) => {
+                info!("the broker takes publications again");
+                end.news.tell(Event::Unblocked);
+            }
+            Some(lapin::Event::Error(error)) if !error.is_amqp_soft_error() => {
+                break words(&error).into();
+            }
+            Some(other) => debug!(event = ?other, "told by the broker's connection"),
+            None if status.connected() => {}
+            None => break "the broker closed the connection".into(),
+        }
+    };
+    end.lost(reason);
+}
+
+/// The broker's own words where it sent any, lapin's otherwise.
+pub(super) fn words(error: &lapin::Error) -> String {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => error.get_message().to_string(),
+        ErrorKind::IOError(error) => error.to_string(),
+        _ => error.to_string(),
+    }
+}
+
+fn code(error: &lapin::Error) -> u16 {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => error.get_id(),
+        _ => 0,
+    }
+}
+
+/// Why there is no connection, in a sentence that says what to look at.
+fn refusal(error: &lapin::Error) -> String {
+    let words = words(error);
+    match code(error) {
+        403 => format!("access refused: check user and password ({words})"),
+        530 => format!(
+            "the virtual host does not exist or is closed to this user; the usual one is written `/%2f` ({words})"
+        ),
+        _ => words,
+    }
+}
+
+fn failed(url: &Url, reason: impl fmt::Display) -> Error {
+    Error::Connect { url: masked(url.as_str()).to_string(), reason: reason.to_string() }
+}

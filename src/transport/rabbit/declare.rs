@@ -1,0 +1,337 @@
+//! Declarations, and what differs when the broker has something else by the same name.
+
+use std::collections::BTreeMap;
+
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{Channel, ExchangeKind as Kind};
+
+use super::connection::{Link, Refusal};
+use super::properties::short;
+use crate::error::Error;
+use crate::topology::{Binding, Declaration, Exchange, ExchangeKind, Queue, QueueKind};
+
+const NOT_FOUND: u16 = 404;
+const PRECONDITION_FAILED: u16 = 406;
+
+/// Declares each part in order.
+pub(super) async fn declare(link: &Link, parts: &[Declaration]) -> Result<(), Error> {
+    let channel = link.channel().await.map_err(|refusal| refusal.during("open a channel"))?;
+    for part in parts {
+        match part {
+            Declaration::Exchange(exchange) => declare_shape(link, &channel, Shape::of_exchange(exchange)?).await?,
+            Declaration::Queue(queue) => declare_shape(link, &channel, Shape::of_queue(queue)?).await?,
+            Declaration::Binding(binding) => bind(link, &channel, binding).await?,
+        }
+    }
+    close(link, &channel).await;
+    Ok(())
+}
+
+/// Whether an exchange exists.
+pub(super) async fn exchange_exists(link: &Link, name: &str) -> Result<bool, Error> {
+    let channel = link.channel().await.map_err(|refusal| refusal.during("open a channel"))?;
+    let shape = Shape { what: What::Exchange, name: name_of(name)?, properties: BTreeMap::new() };
+    match link.ask(shape.declare(&channel, true)).await {
+        Ok(()) => {
+            close(link, &channel).await;
+            Ok(true)
+        }
+        Err(Refusal::Refused { code: NOT_FOUND, .. }) => Ok(false),
+        Err(refusal) => Err(refusal.during(format!("look for the exchange `{name}`"))),
+    }
+}
+
+async fn bind(link: &Link, channel: &Channel, binding: &Binding) -> Result<(), Error> {
+    let Binding { exchange, key, queue } = binding;
+    let names = (name_of(queue)?, name_of(exchange)?, name_of(key)?);
+    let bound = channel.queue_bind(names.0, names.1, names.2, QueueBindOptions::default(), FieldTable::default());
+    let refused = |refusal: Refusal| refusal.during(format!("bind the queue `{queue}` to the exchange `{exchange}`"));
+    link.ask(bound).await.map_err(refused)
+}
+
+/// Closes a channel that has done its work. Left to its drop, a channel that the broker closes just then takes its
+/// whole connection down in lapin.
+pub(super) async fn close(link: &Link, channel: &Channel) {
+    // A channel that is gone is as good as closed.
+    let _ = link.ask(channel.close(200, "OK".into())).await;
+}
+
+fn name_of(name: &str) -> Result<ShortString, Error> {
+    short(name).map_err(Error::Invalid)
+}
+
+async fn declare_shape(link: &Link, channel: &Channel, shape: Shape) -> Result<(), Error> {
+    match link.ask(shape.declare(channel, false)).await {
+        Ok(()) => Ok(()),
+        Err(Refusal::Refused { code: PRECONDITION_FAILED, text }) if text.contains(INEQUIVALENT) => {
+            let name = shape.title();
+            Err(Error::Mismatch { name, differences: differences(link, shape, text).await })
+        }
+        Err(refusal) => Err(refusal.during(format!("declare the {}", shape.title()))),
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum What {
+    Exchange,
+    Queue,
+}
+
+/// A queue or an exchange with all that the broker compares, by the broker's names.
+#[derive(Debug)]
+struct Shape {
+    what: What,
+    name: ShortString,
+    properties: BTreeMap<String, AMQPValue>,
+}
+
+impl Shape {
+    fn of_exchange(exchange: &Exchange) -> Result<Self, Error> {
+        let kind = match exchange.kind {
+            ExchangeKind::Direct => "direct",
+            ExchangeKind::Topic => "topic",
+            ExchangeKind::Fanout => "fanout",
+        };
+        let properties = [("type", text(kind)), ("durable", AMQPValue::Boolean(true))];
+        Ok(Self { what: What::Exchange, name: name_of(&exchange.name)?, properties: owned(properties) })
+    }
+
+    /// Numbers are 64 bits wide, always: to some versions of RabbitMQ a number of another width is another argument.
+    fn of_queue(queue: &Queue) -> Result<Self, Error> {
+        let exclusive = queue.kind == QueueKind::Exclusive;
+        let mut properties =
+            owned([("durable", AMQPValue::Boolean(!exclusive)), ("exclusive", AMQPValue::Boolean(exclusive))]);
+        // Said even where it is the default: a virtual host may have another one.
+        match queue.kind {
+            QueueKind::Exclusive => {}
+            QueueKind::Classic => drop(properties.insert("x-queue-type".into(), text("classic"))),
+            QueueKind::Quorum => drop(properties.insert("x-queue-type".into(), text("quorum"))),
+        }
+        if let Some(expires) = queue.expires {
+            let milliseconds = expires.as_millis().clamp(1, u128::from(u32::MAX));
+            properties.insert("x-expires".into(), AMQPValue::LongLongInt(milliseconds as i64));
+        }
+        if let Some(length) = queue.max_length {
+            properties.insert("x-max-length".into(), AMQPValue::LongLongInt(length.into()));
+            properties.insert("x-overflow".into(), text("reject-publish"));
+        }
+        if let Some(priority) = queue.max_priority {
+            properties.insert("x-max-priority".into(), AMQPValue::LongLongInt(priority.into()));
+        }
+        if let Some(limit) = queue.delivery_limit {
+            properties.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(limit.into()));
+        }
+        if let Some((exchange, key)) = &queue.dead_letter {
+            properties.insert("x-dead-letter-exchange".into(), text(exchange));
+            properties.insert("x-dead-letter-routing-key".into(), text(key));
+        }
+        Ok(Self { what: What::Queue, name: name_of(&queue.name)?, properties })
+    }
+
+    fn title(&self) -> String {
+        match self.what {
+            What::Exchange => format!("exchange `{}`", self.name),
+            What::Queue => format!("queue `{}`", self.name),
+        }
+    }
+
+    async fn declare(&self, channel: &Channel, passive: bool) -> lapin::Result<()> {
+        let is = |property: &str| self.properties.get(property) == Some(&AMQPValue::Boolean(true));
+        let arguments = self.properties.iter().filter(|(name, _)| name.starts_with("x-"));
+        let arguments: BTreeMap<ShortString, AMQPValue> =
+            arguments.map(|(name, value)| (name.as_str().into(), value.clone())).collect();
+        let (durable, auto_delete) = (is("durable"), is("auto_delete"));
+        match self.what {
+            What::Exchange => {
+                let kind = match self.properties.get("type") {
+                    Some(AMQPValue::LongString(kind)) => Kind::Custom(kind.to_string()),
+                    _ => Kind::Direct,
+                };
+                let options =
+                    ExchangeDeclareOptions { passive, durable, auto_delete, internal: is("internal"), nowait: false };
+                channel.exchange_declare(self.name.clone(), kind, options, arguments.into()).await
+            }
+            What::Queue => {
+                let options =
+                    QueueDeclareOptions { passive, durable, exclusive: is("exclusive"), auto_delete, nowait: false };
+                channel.queue_declare(self.name.clone(), options, arguments.into()).await.map(|_| ())
+            }
+        }
+    }
+}
+
+fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(value.into())
+}
+
+fn owned<const N: usize>(properties: [(&str, AMQPValue); N]) -> BTreeMap<String, AMQPValue> {
+    properties.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// A sentence for each argument that differs.
+///
+/// The broker names the first only. So what it has is put in place of what was declared, and declared again, until
+/// the broker agrees, or complains of something else. Nothing can come into being by that: it must exist before each try.
+async fn differences(link: &Link, mut shape: Shape, complaint: String) -> Vec<String> {
+    let mut differences = Vec::new();
+    let mut complaint = complaint;
+    let mut seen = Vec::new();
+    loop {
+        let Some(difference) = Difference::read(&complaint) else {
+            if differences.is_empty() {
+                differences.push(complaint);
+            }
+            return differences;
+        };
+        if seen.contains(&difference.argument) {
+            return differences;
+        }
+        differences.push(difference.sentence());
+        match &difference.current {
+            None => shape.properties.remove(&difference.argument),
+            Some(current) => match current.value(shape.properties.get(&difference.argument)) {
+                Some(value) => shape.properties.insert(difference.argument.clone(), value),
+                None => return differences,
+            },
+        };
+        seen.push(difference.argument);
+        match declare_again(link, &shape).await {
+            Err(Refusal::Refused { text, .. }) if text.contains(INEQUIVALENT) => complaint = text,
+            _ => return differences,
+        }
+    }
+}
+
+/// Declares on a channel of its own what exists already.
+async fn declare_again(link: &Link, shape: &Shape) -> Result<(), Refusal> {
+    let channel = link.channel().await?;
+    link.ask(shape.declare(&channel, true)).await?;
+    link.ask(shape.declare(&channel, false)).await?;
+    close(link, &channel).await;
+    Ok(())
+}
+
+/// How the broker begins to say that something differs.
+const INEQUIVALENT: &str = "inequivalent arg '";
+
+/// One argument that is not as declared.
+#[derive(Debug, PartialEq)]
+struct Difference {
+    argument: String,
+    declared: Option<Value>,
+    current: Option<Value>,
+}
+
+/// A value in the broker's words, with its type where the broker gave that.
+#[derive(Debug, PartialEq)]
+struct Value {
+    text: String,
+    kind: Option<String>,
+}
+
+impl Difference {
+    /// Reads "... inequivalent arg 'x-expires' for queue 'q' in vhost '/': received the value '1000' of type
+    /// 'signedint' but current is none". The broker cuts its words at 255 bytes, perhaps within.
+    fn read(complaint: &str) -> Option<Self> {
+        let (_, rest) = complaint.split_once(INEQUIVALENT)?;
+        let (argument, rest) = rest.split_once('\'')?;
+        let (_, rest) = rest.split_once(": received ")?;
+        let (declared, current) = rest.split_once(" but current is ")?;
+        Some(Self { argument: argument.to_owned(), declared: Value::read(declared), current: Value::read(current) })
+    }
+
+    fn sentence(&self) -> String {
+        let argument = &self.argument;
+        match (&self.current, &self.declared) {
+            (Some(current), Some(declared)) => {
+                format!("`{argument}` is {}, not {} as declared here", current.text, declared.text)
+            }
+            (None, Some(declared)) => format!("`{argument}` is not set, but declared here as {}", declared.text),
+            (Some(current), None) => {
+                format!("`{argument}` is {}, but not declared here", current.text)
+            }
+            (None, None) => format!("`{argument}` differs"),
+        }
+    }
+}
+
+impl Value {
+    /// Reads `none`, `'1000'` or `the value '1000' of type 'signedint'`.
+    fn read(words: &str) -> Option<Self> {
+        let (_, rest) = words.split_once('\'')?;
+        let (text, rest) = rest.split_once("' of type '").unwrap_or((rest, ""));
+        let unquoted = |text: &str| text.trim_end_matches('\'').to_owned();
+        Some(Self { text: unquoted(text), kind: (!rest.is_empty()).then(|| unquoted(rest)) })
+    }
+
+    /// The value to declare, if it is of a type that queues and exchanges are declared with. The broker leaves the
+    /// type out where it is that of the value which was `declared`.
+    fn value(&self, declared: Option<&AMQPValue>) -> Option<AMQPValue> {
+        let number = |text: &str| text.parse().ok().map(AMQPValue::LongLongInt);
+        match (self.kind.as_deref(), declared) {
+            (Some("longstr"), _) => Some(text(&self.text)),
+            (Some("bool"), _) | (None, None | Some(AMQPValue::Boolean(_))) => {
+                self.text.parse().ok().map(AMQPValue::Boolean)
+            }
+            (None, Some(AMQPValue::LongString(_))) => Some(text(&self.text)),
+            (Some(_), _) | (None, Some(_)) => number(&self.text),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sentence(words: &str) -> String {
+        let complaint = format!("PRECONDITION_FAILED - inequivalent arg {words}");
+        Difference::read(&complaint).expect("a complaint of the broker").sentence()
+    }
+
+    #[test]
+    fn the_brokers_complaints_become_sentences() {
+        assert_eq!(
+            sentence(
+                "'x-expires' for queue 'q' in vhost '/': received the value '2000' of type 'signedint' \
+                 but current is the value '1000' of type 'long'"
+            ),
+            "`x-expires` is 1000, not 2000 as declared here"
+        );
+        assert_eq!(
+            sentence(
+                "'x-max-length' for queue 'q' in vhost '/': received none but current is the value '10' of type 'long'"
+            ),
+            "`x-max-length` is 10, but not declared here"
+        );
+        assert_eq!(
+            sentence(
+                "'x-overflow' for queue 'q' in vhost '/': received the value 'a' of type 'longstr' but current is none"
+            ),
+            "`x-overflow` is not set, but declared here as a"
+        );
+        assert_eq!(
+            sentence("'x-max-length' for queue 'q' in vhost '/': received '20' but current is '10'"),
+            "`x-max-length` is 10, not 20 as declared here"
+        );
+        assert_eq!(
+            sentence("'durable' for queue 'q' in vhost '/': received 'true' but current is 'false'"),
+            "`durable` is false, not true as declared here"
+        );
+    }
+
+    #[test]
+    fn what_the_broker_has_can_be_declared() {
+        let value =
+            |words, declared: Option<AMQPValue>| Value::read(words).and_then(|value| value.value(declared.as_ref()));
+        let number = AMQPValue::LongLongInt;
+        assert_eq!(value("the value '10' of type 'signedint'", None), Some(number(10)));
+        assert_eq!(value("the value '10' of type 'longstr'", Some(number(20))), Some(text("10")));
+        assert_eq!(value("'10'", Some(number(20))), Some(number(10)));
+        assert_eq!(value("'10'", Some(text("20"))), Some(text("10")));
+        assert_eq!(value("'false'", Some(AMQPValue::Boolean(true))), Some(AMQPValue::Boolean(false)));
+        assert_eq!(value("'true'", None), Some(AMQPValue::Boolean(true)));
+        assert_eq!(value("none", Some(number(20))), None);
+        assert_eq!(value("the value '[]' of type 'array'", None), None);
+    }
+}

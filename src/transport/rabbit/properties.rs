@@ -1,0 +1,130 @@
+//! Hopline's properties and AMQP's, one into the other.
+
+use std::time::Duration;
+
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+
+use crate::transport::Properties;
+
+/// AMQP's name of a mode of delivery: kept on disk in a durable queue.
+const PERSISTENT: u8 = 2;
+/// RabbitMQ closes the channel over a longer time to live.
+const MAX_EXPIRATION_MS: u128 = u32::MAX as u128;
+
+/// A name for the wire, where names end at 255 bytes.
+///
+/// # Errors
+/// A sentence with the name in it.
+pub(super) fn short(name: &str) -> Result<ShortString, String> {
+    ShortString::try_new(name).map_err(|_| format!("`{name}` is longer than the 255 bytes that AMQP allows for a name"))
+}
+
+/// What the broker reads of a message with these `properties`.
+///
+/// # Errors
+/// A sentence that names the text that is too long for AMQP.
+pub(super) fn written(properties: &Properties) -> Result<BasicProperties, String> {
+    let mut written = BasicProperties::default();
+    if let Some(id) = &properties.correlation_id {
+        written = written.with_correlation_id(short(id)?);
+    }
+    if let Some(queue) = &properties.reply_to {
+        written = written.with_reply_to(short(queue)?);
+    }
+    if let Some(expiration) = properties.expiration {
+        let milliseconds = expiration.as_millis().min(MAX_EXPIRATION_MS);
+        written = written.with_expiration(milliseconds.to_string().into());
+    }
+    if let Some(kind) = &properties.kind {
+        written = written.with_type(short(kind)?);
+    }
+    if let Some(content_type) = &properties.content_type {
+        written = written.with_content_type(short(content_type)?);
+    }
+    if properties.persistent {
+        written = written.with_delivery_mode(PERSISTENT);
+    }
+    if let Some(priority) = properties.priority {
+        written = written.with_priority(priority);
+    }
+    if let Some(instance) = &properties.app_id {
+        written = written.with_app_id(short(instance)?);
+    }
+    if !properties.headers.is_empty() {
+        let mut headers = FieldTable::default();
+        for (name, value) in &properties.headers {
+            headers.insert(short(name)?, AMQPValue::LongString(value.as_str().into()));
+        }
+        written = written.with_headers(headers);
+    }
+    Ok(written)
+}
+
+/// The properties of a message that came from the broker; what is not ours, or is not text, is left out.
+pub(super) fn read(properties: &BasicProperties) -> Properties {
+    let text = |value: &Option<ShortString>| value.as_ref().map(ToString::to_string);
+    let expiration = properties.expiration().as_ref().and_then(|text| text.as_str().parse().ok());
+    let headers = properties.headers().as_ref().map(|headers| headers.inner().iter());
+    Properties {
+        correlation_id: text(properties.correlation_id()),
+        reply_to: text(properties.reply_to()),
+        expiration: expiration.map(Duration::from_millis),
+        kind: text(properties.kind()),
+        content_type: text(properties.content_type()),
+        persistent: *properties.delivery_mode() == Some(PERSISTENT),
+        priority: *properties.priority(),
+        app_id: text(properties.app_id()),
+        headers: headers.into_iter().flatten().filter_map(|(name, value)| header(name, value)).collect(),
+    }
+}
+
+fn header(name: &ShortString, value: &AMQPValue) -> Option<(String, String)> {
+    let AMQPValue::LongString(value) = value else {
+        return None;
+    };
+    let value = std::str::from_utf8(value.as_bytes()).ok()?;
+    Some((name.to_string(), value.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn properties_survive_the_round_trip() {
+        let full = Properties {
+            correlation_id: Some("id".into()),
+            reply_to: Some("queue".into()),
+            expiration: Some(Duration::from_millis(1500)),
+            kind: Some("demo.v1.add".into()),
+            content_type: Some("application/vnd.hopline".into()),
+            persistent: true,
+            priority: Some(9),
+            app_id: Some("instance".into()),
+            headers: vec![("tenant".into(), "grün".into())],
+        };
+        for properties in [full, Properties::default()] {
+            assert_eq!(read(&written(&properties).expect("short names")), properties);
+        }
+    }
+
+    #[test]
+    fn headers_that_are_not_text_are_left_out() {
+        let mut headers = FieldTable::default();
+        headers.insert("count".into(), AMQPValue::LongLongInt(1));
+        headers.insert("bytes".into(), AMQPValue::LongString(vec![0xff].into()));
+        headers.insert("text".into(), AMQPValue::LongString("yes".into()));
+        let properties = read(&BasicProperties::default().with_headers(headers));
+        assert_eq!(properties.headers, [("text".to_owned(), "yes".to_owned())]);
+    }
+
+    #[test]
+    fn what_amqp_cannot_carry_is_refused_or_cut_to_its_limit() {
+        let long = Properties { reply_to: Some("x".repeat(256)), ..Properties::default() };
+        assert!(written(&long).is_err_and(|why| why.contains("255 bytes")));
+        let patient = Properties { expiration: Some(Duration::MAX), ..Properties::default() };
+        let patient = written(&patient).expect("short names");
+        assert_eq!(patient.expiration().as_ref().map(ShortString::as_str), Some("4294967295"));
+    }
+}

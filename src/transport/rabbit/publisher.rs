@@ -1,0 +1,349 @@
+//! Publishing: one task for each publishing channel, which owns what is in flight and says what became of it.
+
+use std::collections::{HashSet, VecDeque};
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::FuturesUnordered;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::types::ShortString;
+use lapin::{BasicProperties, Channel, Confirmation, ErrorKind};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::connection::{CLOSE_TIMEOUT, Link, Refusal, words};
+use super::returns::{Returns, all_ended};
+use super::{declare, properties};
+use crate::transport::{Confirm, Lost, Publication, Receipt};
+
+/// How many waiting publications are started before confirms are looked at again.
+const BATCH: usize = 256;
+/// How long the ends of publications may trickle in after their channel or connection has ended.
+const TRICKLE: Duration = Duration::from_secs(1);
+
+type Outcome = oneshot::Sender<Result<Confirm, Lost>>;
+
+/// Where publications are handed in.
+#[derive(Debug)]
+pub(super) struct Publisher {
+    waiting: mpsc::UnboundedSender<(Publication, Outcome)>,
+    link: Arc<Link>,
+}
+
+impl Publisher {
+    /// Opens a channel on `link`, and gives the task that publishes on it until the connection ends or `closing`.
+    pub(super) async fn open(
+        link: Arc<Link>,
+        closing: CancellationToken,
+    ) -> Result<(Self, impl Future<Output = ()> + Send), Refusal> {
+        let (waiting, queue) = mpsc::unbounded_channel();
+        let channel = confirming(&link).await?;
+        let writer = Writer { link: link.clone(), closing, queue, unsent: VecDeque::new(), exchanges: HashSet::new() };
+        Ok((Self { waiting, link }, writer.run(channel)))
+    }
+
+    /// Hands a publication in; those handed in before it leave before it.
+    pub(super) fn publish(&self, publication: Publication) -> Receipt {
+        let (outcome, receipt) = Receipt::new();
+        if let Err(mpsc::error::SendError((_, outcome))) = self.waiting.send((publication, outcome)) {
+            let reason = self.link.ended().unwrap_or_else(|| "the connection is closing".into());
+            lose(outcome, false, &reason);
+        }
+        receipt
+    }
+}
+
+/// A channel that confirms what is published on it.
+async fn confirming(link: &Link) -> Result<Channel, Refusal> {
+    let channel = link.channel().await?;
+    link.ask(channel.confirm_select(ConfirmSelectOptions::default())).await?;
+    Ok(channel)
+}
+
+fn tell(outcome: Outcome, what: Result<Confirm, Lost>) {
+    // Whoever dropped the receipt does not want to know.
+    let _ = outcome.send(what);
+}
+
+fn lose(outcome: Outcome, handed_over: bool, reason: &Arc<str>) {
+    let reason = reason.clone();
+    tell(outcome, Err(Lost { handed_over, reason }));
+}
+
+/// A publication on its way, with the number it has on its channel.
+struct Flight {
+    number: u64,
+    outcome: Outcome,
+    fate: Fate,
+}
+
+/// How a flight ended.
+enum Fate {
+    /// The broker confirmed it; lapin attached the return of the publication with this number.
+    Confirmed { acked: bool, returned: Option<u64> },
+    /// It left, and the channel or connection ended before the confirm.
+    Unknown { exchange: String, error: lapin::Error },
+    /// It did not leave whole, so the broker has not got it.
+    Unsent { publication: Box<Publication>, error: lapin::Error },
+}
+
+/// Publishes and waits for the confirm. lapin queues the frames at the first poll.
+async fn fly(
+    channel: Channel,
+    number: u64,
+    properties: BasicProperties,
+    names: (ShortString, ShortString),
+    publication: Publication,
+    outcome: Outcome,
+) -> Flight {
+    let options = BasicPublishOptions { mandatory: publication.mandatory, immediate: false };
+    let (exchange, key) = names;
+    let sent = channel.basic_publish(exchange, key, options, &publication.body, properties).await;
+    let fate = match sent {
+        Err(error) => Fate::Unsent { publication: Box::new(publication), error },
+        Ok(confirm) => {
+            let Publication { exchange, .. } = publication;
+            match confirm.await {
+                Ok(confirmation) => {
+                    Fate::Confirmed { acked: !confirmation.is_nack(), returned: returned_number(confirmation) }
+                }
+                Err(error) => Fate::Unknown { exchange, error },
+            }
+        }
+    };
+    Flight { number, outcome, fate }
+}
+
+fn returned_number(confirmation: Confirmation) -> Option<u64> {
+    let message = confirmation.take_message()?;
+    message.delivery.properties.message_id().as_ref()?.as_str().parse().ok()
+}
+
+/// The task behind a [`Publisher`].
+struct Writer {
+    link: Arc<Link>,
+    closing: CancellationToken,
+    queue: mpsc::UnboundedReceiver<(Publication, Outcome)>,
+    /// What a channel that ended has not sent: it goes first on the next one.
+    unsent: VecDeque<(Publication, Outcome)>,
+    /// Exchanges that were there.
+    exchanges: HashSet<String>,
+}
+
+/// Why a channel is no longer published on.
+enum Over {
+    /// All is confirmed, and nothing more will come.
+    Done,
+    /// The broker closed the channel; the connection lives.
+    Channel,
+    /// The connection ended.
+    Connection(Arc<str>),
+}
+
+impl Writer {
+    async fn run(mut self, mut channel: Channel) {
+        let reason = loop {
+            match self.publish_on(&channel).await {
+                Over::Done => return,
+                Over::Connection(reason) => break reason,
+                Over::Channel => match confirming(&self.link).await {
+                    Ok(fresh) => channel = fresh,
+                    Err(Refusal::Ended(reason)) => break reason,
+                    Err(refusal) => break refusal.during("open a channel").to_string().into(),
+                },
+            }
+        };
+        self.queue.close();
+        while let Some((_, outcome)) = self.unsent.pop_front().or_else(|| self.queue.try_recv().ok()) {
+            lose(outcome, false, &reason);
+        }
+    }
+
+    /// Publishes on `channel` until it is of no more use.
+    async fn publish_on(&mut self, channel: &Channel) -> Over {
+        let mut flights = FuturesUnordered::new();
+        let mut returns = Returns::default();
+        let mut number = 0;
+        let mut waiting = Vec::with_capacity(BATCH);
+        let mut draining = None;
+        let (link, closing) = (self.link.clone(), self.closing.clone());
+        let mut end = std::pin::pin!(link.end());
+        let mut asked_to_close = std::pin::pin!(closing.cancelled());
+        loop {
+            // Polled in the order they were pushed: that is the order in which they leave.
+            for (publication, outcome) in std::mem::take(&mut self.unsent).into_iter().chain(waiting.drain(..)) {
+                if !self.is_there(&publication.exchange).await {
+                    tell(outcome, Ok(Confirm::Returned));
+                    continue;
+                }
+                number += 1;
+                match on_the_wire(&publication, number) {
+                    Ok((properties, names)) => {
+                        flights.push(fly(channel.clone(), number, properties, names, publication, outcome));
+                    }
+                    Err(reason) => lose(outcome, false, &reason.into()),
+                }
+            }
+            let no_more = self.queue.is_closed() && self.queue.is_empty();
+            if no_more && flights.is_empty() {
+                return Over::Done;
+            }
+            tokio::select! {
+                ended = all_ended(&mut flights), if !flights.is_empty() => {
+                    let failed = decide(&mut returns, ended);
+                    if !failed.is_empty() {
+                        return self.give_up(flights, returns, failed).await;
+                    }
+                }
+                taken = self.queue.recv_many(&mut waiting, BATCH), if !no_more => {
+                    if taken == 0 {
+                        self.queue.close();
+                    }
+                }
+                reason = &mut end => {
+                    debug!(%reason, in_flight = flights.len(), "publishing ends with its connection");
+                    return self.give_up(flights, returns, Vec::new()).await;
+                }
+                () = &mut asked_to_close, if draining.is_none() => {
+                    self.queue.close();
+                    draining = Some(tokio::time::Instant::now() + CLOSE_TIMEOUT);
+                }
+                () = tokio::time::sleep_until(draining.unwrap_or_else(tokio::time::Instant::now)), if draining.is_some() => {
+                    return Over::Connection("the broker did not confirm in time before the connection was closed".into());
+                }
+            }
+        }
+    }
+
+    /// Whether an exchange is there, asked once. A publication to a missing one ends its channel, and takes what is in
+    /// flight along; in a burst even the connection, since lapin goes on sending on the closed channel what it had queued.
+    async fn is_there(&mut self, exchange: &str) -> bool {
+        if exchange.is_empty() || self.exchanges.contains(exchange) {
+            return true;
+        }
+        // Where the broker does not say, publishing will tell.
+        let there = declare::exchange_exists(&self.link, exchange).await.unwrap_or(true);
+        if there {
+            self.exchanges.insert(exchange.to_owned());
+        }
+        there
+    }
+
+    /// Settles what was in flight on a channel that has ended.
+    async fn give_up<F>(
+        &mut self,
+        mut flights: FuturesUnordered<F>,
+        mut returns: Returns<Outcome>,
+        mut failed: Vec<Flight>,
+    ) -> Over
+    where
+        F: Future<Output = Flight>,
+    {
+        // The rest fails as well, each telling how far it got. What does not, drops its receipt: it may have been sent.
+        let _ = tokio::time::timeout(TRICKLE, async {
+            while !flights.is_empty() {
+                failed.extend(decide(&mut returns, all_ended(&mut flights).await));
+            }
+        })
+        .await;
+        failed.sort_by_key(|flight| flight.number);
+        let over = self.cause(&failed);
+        let reason: Arc<str> = match &over {
+            Over::Connection(reason) => reason.clone(),
+            Over::Channel | Over::Done => {
+                said(&failed).unwrap_or_else(|| "the broker closed the channel".into()).into()
+            }
+        };
+        let missing = missing_exchange(&reason);
+        if matches!(over, Over::Channel) {
+            warn!(%reason, failed = failed.len(), "the broker closed a publishing channel");
+            self.exchanges.clear();
+        }
+        for Flight { number, outcome, fate } in failed {
+            match fate {
+                Fate::Unsent { publication, .. } => self.unsent.push_back((*publication, outcome)),
+                Fate::Unknown { exchange, .. }
+                    if missing == Some(exchange.as_str()) || returns.ahead.contains(&number) =>
+                {
+                    tell(outcome, Ok(Confirm::Returned));
+                }
+                Fate::Unknown { .. } | Fate::Confirmed { .. } => {
+                    lose(outcome, true, &reason);
+                }
+            }
+        }
+        for (_, _, outcome) in returns.held {
+            lose(outcome, true, &reason);
+        }
+        over
+    }
+
+    /// Whether the channel or the whole connection has ended.
+    fn cause(&self, failed: &[Flight]) -> Over {
+        if let Some(reason) = self.link.ended() {
+            return Over::Connection(reason);
+        }
+        let of_connection = failed.iter().find_map(|flight| match &flight.fate {
+            Fate::Unknown { error, .. } | Fate::Unsent { error, .. } => {
+                let of_channel =
+                    error.is_amqp_soft_error() || matches!(error.kind(), ErrorKind::InvalidChannelState(..));
+                (!of_channel).then(|| words(error))
+            }
+            Fate::Confirmed { .. } => None,
+        });
+        of_connection.map_or(Over::Channel, |reason| Over::Connection(reason.into()))
+    }
+}
+
+/// What the broker said when it closed the channel.
+fn said(failed: &[Flight]) -> Option<String> {
+    failed.iter().find_map(|flight| match &flight.fate {
+        Fate::Unknown { error, .. } | Fate::Unsent { error, .. } if error.is_amqp_soft_error() => Some(words(error)),
+        _ => None,
+    })
+}
+
+/// The exchange in the broker's "NOT_FOUND - no exchange 'x' in vhost '/'".
+fn missing_exchange(reason: &str) -> Option<&str> {
+    let (_, rest) = reason.split_once("no exchange '")?;
+    rest.split_once("' in vhost").map(|(exchange, _)| exchange)
+}
+
+type Names = (ShortString, ShortString);
+
+/// A publication as lapin takes it. Its number travels as `message_id`, by which a return is known again.
+fn on_the_wire(publication: &Publication, number: u64) -> Result<(BasicProperties, Names), String> {
+    let properties = properties::written(&publication.properties)?.with_message_id(number.to_string().into());
+    Ok((properties, (properties::short(&publication.exchange)?, properties::short(&publication.key)?)))
+}
+
+/// Tells those whose outcome is known; gives back those that failed.
+fn decide(returns: &mut Returns<Outcome>, ended: Vec<Flight>) -> Vec<Flight> {
+    let mut failed = Vec::new();
+    let mut confirmed = Vec::with_capacity(ended.len());
+    for flight in ended {
+        match flight.fate {
+            Fate::Confirmed { acked, returned } => {
+                confirmed.push((flight.number, acked, returned, flight.outcome));
+            }
+            _ => failed.push(flight),
+        }
+    }
+    for (outcome, confirm) in returns.decide(confirmed) {
+        tell(outcome, Ok(confirm));
+    }
+    failed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_missing_exchange_is_read_from_the_brokers_words() {
+        assert_eq!(missing_exchange("NOT_FOUND - no exchange 'a.b' in vhost '/'"), Some("a.b"));
+        assert_eq!(missing_exchange("ACCESS_REFUSED - access to exchange 'a' in vhost '/' refused"), None);
+    }
+}
