@@ -44,7 +44,7 @@ where
 /// What is to be sent, once somebody asks for it.
 pub(crate) struct Request {
     pub(crate) target: Result<Target, String>,
-    pub(crate) arguments: Box<dyn FnOnce(Codec) -> Result<Vec<u8>, CodecError> + Send>,
+    pub(crate) arguments: Arguments,
     pub(crate) codec: Option<Codec>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) instance: Option<String>,
@@ -52,6 +52,9 @@ pub(crate) struct Request {
     pub(crate) metadata: Vec<(String, String)>,
     pub(crate) idempotent: bool,
 }
+
+/// Writes the arguments, once the codec is known.
+type Arguments = Box<dyn FnOnce(Codec) -> Result<Vec<u8>, CodecError> + Send>;
 
 /// Which method of which service.
 #[derive(Debug, Clone)]
@@ -105,16 +108,7 @@ impl<T> Call<T> {
         target: Result<Target, String>,
         arguments: impl Serialize + Send + 'static,
     ) -> Self {
-        let request = Request {
-            target,
-            arguments: Box::new(move |codec| codec.encode(&arguments)),
-            codec: None,
-            timeout: None,
-            instance: None,
-            priority: None,
-            metadata: Vec::new(),
-            idempotent: false,
-        };
+        let request = Request::new(target, Box::new(move |codec| codec.encode(&arguments)));
         Self { client, request, read_error: unexpected_error, result: std::marker::PhantomData }
     }
 
@@ -220,6 +214,19 @@ impl<T: Reply, E: fmt::Debug + Send + 'static> IntoFuture for Call<T, E> {
 }
 
 impl Request {
+    pub(crate) fn new(target: Result<Target, String>, arguments: Arguments) -> Self {
+        Self {
+            target,
+            arguments,
+            codec: None,
+            timeout: None,
+            instance: None,
+            priority: None,
+            metadata: Vec::new(),
+            idempotent: false,
+        }
+    }
+
     fn span(&self) -> tracing::Span {
         match &self.target {
             Ok(Target { service, method }) => {

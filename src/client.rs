@@ -221,10 +221,22 @@ impl Client {
         Ok(Dispatched::new(self.clone(), target, instance, id, deadline, timeout, receipt, reply))
     }
 
-    /// Puts a request on its way to every instance.
+    /// Puts a request on its way to every instance of its service.
     pub(crate) async fn broadcast(&self, request: Request) -> Result<Gathering, Error> {
         let outgoing = self.prepare(request, Kind::Request)?;
         let exchange = self.broadcast_exchange(&outgoing.target.service).await?;
+        let mut gathering = self.gather(outgoing, exchange).await?;
+        gathering.cancel_when_dropped();
+        Ok(gathering)
+    }
+
+    /// Puts a request on its way to every instance of every service.
+    pub(crate) async fn discover(&self, request: Request) -> Result<Gathering, Error> {
+        let outgoing = self.prepare(request, Kind::Request)?;
+        self.gather(outgoing, self.namespace().discovery()).await
+    }
+
+    async fn gather(&self, outgoing: Outgoing, exchange: String) -> Result<Gathering, Error> {
         let (sender, replies) = mpsc::unbounded_channel();
         self.expect(outgoing.id, Waiter::Many(sender))?;
         let Outgoing { target, id, deadline, timeout, properties, body, .. } = outgoing;

@@ -7,6 +7,7 @@ mod codec;
 mod context;
 mod error;
 mod frame;
+mod registry;
 mod server;
 mod service;
 #[doc(hidden)]
@@ -21,5 +22,6 @@ pub use client::{Client, ClientBuilder};
 pub use codec::{Codec, CodecError};
 pub use context::Context;
 pub use error::{Code, Error, Fault};
+pub use registry::{Instance, InstanceStats, MethodInfo};
 pub use server::{Running, Server, ServerBuilder};
 pub use service::{Dispatch, Failure, Method, Service};

@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use crate::codec::{Codec, CodecError};
 use crate::context::Context;
 use crate::error::{Code, Fault};
+use crate::registry::MethodInfo;
 use crate::topology::{CallsQueue, QueueKind, ServiceId, check_name};
 
 /// A service to be served: its methods, and how an instance runs them.
@@ -203,6 +204,10 @@ impl Method {
     pub fn idempotent(mut self) -> Self {
         self.idempotent = true;
         self
+    }
+
+    pub(crate) fn info(&self) -> MethodInfo {
+        MethodInfo { name: self.name.clone(), signature: self.signature.clone(), idempotent: self.idempotent }
     }
 }
 

@@ -137,13 +137,14 @@ impl fmt::Debug for Dispatched {
     }
 }
 
-/// Replies to a broadcast as they arrive, until its deadline. Dropping it earlier cancels the call.
+/// Replies to a broadcast as they arrive, until its deadline.
 pub(crate) struct Gathering {
     client: Client,
     target: Target,
     id: Uuid,
     deadline: Pin<Box<Sleep>>,
     replies: mpsc::UnboundedReceiver<Frame>,
+    cancels: bool,
 }
 
 impl Gathering {
@@ -154,7 +155,12 @@ impl Gathering {
         deadline: Instant,
         replies: mpsc::UnboundedReceiver<Frame>,
     ) -> Self {
-        Self { client, target, id, deadline: Box::pin(sleep_until(deadline)), replies }
+        Self { client, target, id, deadline: Box::pin(sleep_until(deadline)), replies, cancels: false }
+    }
+
+    /// From now on, dropping it before its deadline cancels the call.
+    pub(super) fn cancel_when_dropped(&mut self) {
+        self.cancels = true;
     }
 }
 
@@ -172,7 +178,7 @@ impl Stream for Gathering {
 impl Drop for Gathering {
     fn drop(&mut self) {
         self.client.forget(self.id);
-        if !self.deadline.is_elapsed() {
+        if self.cancels && !self.deadline.is_elapsed() {
             self.client.cancel(self.id, &self.target, None, self.deadline.deadline());
         }
     }

@@ -37,6 +37,11 @@ impl Worker {
         }
     }
 
+    /// Answers a frame that needed no handler.
+    pub(super) async fn answer(self: Arc<Self>, frame: Frame, answer: Answer, message: Arc<Message>) {
+        self.reply(frame.id, frame.codec, answer, None, &message).await;
+    }
+
     /// Publishes a reply; it does not wait for the broker's confirm, but the request's settlement does.
     async fn reply(&self, id: Uuid, codec: Codec, answer: Answer, handler_time: Option<Duration>, message: &Message) {
         let body = self.reply_body(id, codec, answer, handler_time);

@@ -17,9 +17,11 @@ use tracing::{Instrument, debug, error, info_span};
 use uuid::Uuid;
 
 use super::message::{Message, Source};
+use crate::codec::Codec;
 use crate::context::{self, Context, Trace};
 use crate::error::{Code, Error, Fault};
 use crate::frame::{self, Frame, Kind};
+use crate::registry::{self, Instance, InstanceStats};
 use crate::service::{Answer, Dispatch, Handler, Service};
 use crate::topology::{Namespace, ServiceId};
 use crate::transport::{Consumer, Delivery, Transport};
@@ -48,8 +50,20 @@ pub(super) struct Worker {
 #[derive(Default)]
 struct Calls {
     running: HashMap<Uuid, CancellationToken>,
+    /// How many have run.
+    finished: u64,
     /// Cancelled before they came, and when that may be forgotten.
     cancelled: HashMap<Uuid, Instant>,
+}
+
+/// What is to be done about a frame.
+enum Admitted {
+    /// A handler runs it.
+    Run(Handler),
+    /// The worker knows the answer itself.
+    Answered(Answer),
+    /// Nothing more: it was a cancel.
+    Done,
 }
 
 /// A frame that is going to be run.
@@ -126,11 +140,14 @@ impl Worker {
         for frame in frames {
             match frame {
                 Ok(frame) => match self.admit(&frame, &message) {
-                    Ok(Some(handler)) => {
+                    Ok(Admitted::Answered(answer)) => {
+                        tasks.spawn(self.clone().answer(frame, answer, message.clone()));
+                    }
+                    Ok(Admitted::Run(handler)) => {
                         let deadline = frame.metadata.remaining.map(|remaining| message.received + remaining);
                         self.dispatch(Job { frame, handler, deadline, message: message.clone() }, tasks).await;
                     }
-                    Ok(None) => message.finish(),
+                    Ok(Admitted::Done) => message.finish(),
                     Err(fault) => drop(tasks.spawn(self.clone().refuse(frame, fault, message.clone()))),
                 },
                 Err(error) => drop(tasks.spawn(self.clone().refuse_rest(error, message.clone()))),
@@ -138,12 +155,12 @@ impl Worker {
         }
     }
 
-    /// What is to run a frame; nothing for a cancel, which is done at once; a fault for what must not run.
-    fn admit(&self, frame: &Frame, message: &Message) -> Result<Option<Handler>, Fault> {
+    /// What is to be done about a frame; a fault for what must not run.
+    fn admit(&self, frame: &Frame, message: &Message) -> Result<Admitted, Fault> {
         match (frame.kind, message.source) {
             (Kind::Cancel, _) => {
                 self.cancel(frame);
-                return Ok(None);
+                return Ok(Admitted::Done);
             }
             (Kind::Request, Source::Calls | Source::Instance) if message.properties.reply_to.is_none() => {
                 return Err(Fault::new(Code::InvalidArgument, "a request without `reply_to`: nobody can be answered"));
@@ -159,6 +176,9 @@ impl Worker {
         let name = frame.metadata.method.as_deref().unwrap_or_default();
         let name = if frame.kind == Kind::Event { EVENT } else { name };
         let Some((method, handler)) = self.service.methods.get(name) else {
+            if let Some(answer) = self.about_itself(name, frame.codec) {
+                return Ok(Admitted::Answered(answer));
+            }
             let known: Vec<&str> = self.service.methods.keys().map(String::as_str).collect();
             let why = format!("`{}` has no method `{name}`: it has {}", self.name, known.join(", "));
             return Err(Fault::new(Code::Unimplemented, why));
@@ -168,7 +188,26 @@ impl Worker {
             let why = format!("the instance that took `{}.{name}` went away: it may have run", self.name);
             return Err(Fault::new(Code::Aborted, why));
         }
-        Ok(Some(handler.clone()))
+        Ok(Admitted::Run(handler.clone()))
+    }
+
+    /// The answer to a question of discovery, which needs no place among the calls.
+    fn about_itself(&self, question: &str, codec: Codec) -> Option<Answer> {
+        let (service, instance) = (self.name.to_string(), self.instance.to_string());
+        let written = match question {
+            registry::PING => codec.encode(&()),
+            registry::INFO => {
+                let methods = self.service.methods.values().map(|(method, _)| method.info()).collect();
+                codec.encode(&Instance { service, instance, hopline: env!("CARGO_PKG_VERSION").to_owned(), methods })
+            }
+            registry::STATS => {
+                let calls = self.calls();
+                let (running, finished) = (calls.running.len() as u64, calls.finished);
+                codec.encode(&InstanceStats { service, instance, running, finished })
+            }
+            _ => return None,
+        };
+        Some(written.map_or_else(|error| Answer::Fault(Fault::new(Code::Internal, error.to_string())), Answer::Result))
     }
 
     /// Waits for a free place and runs the job where the service's handlers run.
@@ -261,7 +300,9 @@ impl Worker {
         };
         // Whatever the handler handed to other tasks hears of it too.
         cancelled.cancel();
-        self.calls().running.remove(&frame.id);
+        let mut calls = self.calls();
+        calls.running.remove(&frame.id);
+        calls.finished += 1;
         ending
     }
 

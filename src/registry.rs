@@ -1,0 +1,90 @@
+//! Who serves what, asked over the discovery exchange: every instance that is up answers for itself.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::call::{Request, Target};
+use crate::client::Client;
+use crate::codec::{Codec, CodecError};
+use crate::error::Error;
+use crate::topology::ServiceId;
+
+/// The questions. Their names have a dot, so no method of a service can be taken for one.
+pub(crate) const PING: &str = "hopline.ping";
+pub(crate) const INFO: &str = "hopline.info";
+pub(crate) const STATS: &str = "hopline.stats";
+
+/// What an instance of a service says that it serves.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Instance {
+    /// The service, as `name.vMAJOR`.
+    pub service: String,
+    /// The instance's id: what [`Call::to`](crate::Call::to) takes.
+    pub instance: String,
+    /// The version of Hopline that it runs.
+    pub hopline: String,
+    /// Its methods, by name.
+    pub methods: Vec<MethodInfo>,
+}
+
+/// What an instance says of one of its methods.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct MethodInfo {
+    /// The name to call it by.
+    pub name: String,
+    /// How it is written in the service's language; the bare name if that is not known.
+    pub signature: String,
+    /// Whether it may run twice without harm.
+    pub idempotent: bool,
+}
+
+/// How busy an instance of a service is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct InstanceStats {
+    /// The service, as `name.vMAJOR`.
+    pub service: String,
+    /// The instance's id.
+    pub instance: String,
+    /// Calls that run now.
+    pub running: u64,
+    /// Calls that it has run since it started, however they ended.
+    pub finished: u64,
+}
+
+impl Client {
+    /// The instances that are up and what they serve, as those tell that answer within `window`; none is fine too.
+    ///
+    /// # Errors
+    /// `Disconnected`, and `Codec` for an answer that cannot be read.
+    pub async fn instances(&self, window: Duration) -> Result<Vec<Instance>, Error> {
+        ask(self, INFO, window).await
+    }
+
+    /// How busy the instances are that answer within `window`.
+    ///
+    /// # Errors
+    /// As [`Client::instances`].
+    pub async fn stats(&self, window: Duration) -> Result<Vec<InstanceStats>, Error> {
+        ask(self, STATS, window).await
+    }
+}
+
+async fn ask<T: DeserializeOwned + Ord>(client: &Client, question: &str, window: Duration) -> Result<Vec<T>, Error> {
+    let service = ServiceId::new("hopline", 1).map_err(Error::Invalid)?;
+    let arguments = |codec: Codec| codec.encode::<[(); 0]>(&[]);
+    let request = Request {
+        timeout: Some(window),
+        ..Request::new(Ok(Target { service, method: question.to_owned() }), Box::new(arguments))
+    };
+    let replies = match client.discover(request).await {
+        Err(Error::NoService { .. }) => return Ok(Vec::new()),
+        replies => replies?.collect::<Vec<_>>().await,
+    };
+    let read = |frame: crate::frame::Frame| frame.codec.decode(&frame.payload);
+    let mut answers: Vec<T> = replies.into_iter().map(read).collect::<Result<_, CodecError>>()?;
+    answers.sort();
+    Ok(answers)
+}
