@@ -1,0 +1,77 @@
+//! A call to every instance.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use futures::StreamExt;
+use hopline::{Code, Error};
+
+use crate::support::{Calculator, Held, MathClient, MathError, MathServer, Scene, code, hold, soon};
+
+#[tokio::test]
+async fn every_instance_answers_a_broadcast_with_its_id() {
+    let scene = Scene::new();
+    let client = scene.client().await;
+    let math = MathClient::new(&client);
+    let mut servers = Vec::new();
+    for _ in 0..3 {
+        servers.push(scene.serve(MathServer::new(Calculator)).await);
+    }
+    let mut answers = BTreeSet::new();
+    let mut replies = math.whoami().all().stream().await.expect("on its way");
+    for _ in 0..3 {
+        let reply = soon(replies.next()).await.expect("one from each");
+        assert_eq!(reply.outcome.expect("its id"), reply.instance);
+        answers.insert(reply.instance);
+    }
+    let expected: BTreeSet<_> = servers.iter().map(|server| server.instance().to_owned()).collect();
+    assert_eq!(answers, expected);
+}
+
+#[tokio::test]
+async fn gathering_ends_with_its_window_and_says_what_each_answered() {
+    let scene = Scene::new();
+    let Held { service, mut arrived } = Held::new();
+    let quick = scene.serve(service).await;
+    let slow = Held::new();
+    let _slow = scene.serve(slow.service).await;
+    let client = scene.client().await;
+    let gathering = tokio::spawn(hold(&client, 5).all().gather(Duration::from_secs(2)));
+    soon(arrived.recv()).await.expect("it runs").release();
+    let replies = soon(gathering).await.expect("no panic").expect("somebody is there");
+    let answered: Vec<_> =
+        replies.into_iter().filter_map(|reply| reply.outcome.ok().map(|n| (reply.instance, n))).collect();
+    assert_eq!(answered, [(quick.instance().to_owned(), 5)]);
+}
+
+#[tokio::test]
+async fn errors_of_single_instances_are_gathered_like_results() {
+    let scene = Scene::new();
+    let _server = scene.serve(MathServer::new(Calculator)).await;
+    let client = scene.client().await;
+    let mut replies = MathClient::new(&client).div(1, 0).all().stream().await.expect("on its way");
+    match soon(replies.next()).await.expect("it answers").outcome {
+        Err(Error::Service(MathError::DivisionByZero { dividend: 1 })) => {}
+        other => panic!("{other:?}"),
+    }
+    let mut replies = client.call::<()>("math", "absent", [(); 0]).all().stream().await.expect("on its way");
+    assert_eq!(code(soon(replies.next()).await.expect("it answers").outcome), Code::Unimplemented);
+}
+
+#[tokio::test]
+async fn a_broadcast_to_nobody_is_known_at_once() {
+    let scene = Scene::new();
+    let client = scene.client().await;
+    let math = MathClient::new(&client);
+    let window = Duration::from_secs(600);
+    // Never served, and served but gone.
+    for _ in 0..2 {
+        match soon(math.nothing().all().gather(window)).await {
+            Err(Error::NoService { service }) => assert_eq!(service, "math.v1"),
+            other => panic!("{other:?}"),
+        }
+        scene.serve(MathServer::new(Calculator)).await.drain().await;
+    }
+    let _server = scene.serve(MathServer::new(Calculator)).await;
+    assert_eq!(math.add(1, 2).await.expect("the connection is as good as before"), 3);
+}

@@ -1,0 +1,236 @@
+//! A call that goes well, in every style and with every option.
+
+use std::future::IntoFuture;
+use std::time::Duration;
+
+use futures::future::join_all;
+use hopline::{Client, Codec, Context, Error, Fault, Method, Service};
+use tokio::sync::oneshot;
+
+use crate::support::{Calculator, Held, MathClient, MathError, MathServer, Scene, hold, soon};
+
+#[tokio::test]
+async fn every_style_of_call_gives_the_same_answer() {
+    let scene = Scene::new();
+    let _server = scene.serve(MathServer::new(Calculator)).await;
+    let client = scene.client().await;
+    let math = MathClient::new(&client);
+
+    assert_eq!(math.add(2, 3).await.expect("sync style"), 5);
+
+    let pending = math.add(2, 3).start().await.expect("on its way");
+    assert_eq!(pending.await.expect("future style"), 5);
+
+    let (heard, outcome) = oneshot::channel();
+    math.add(2, 3).then(|outcome| heard.send(outcome).expect("the test listens"));
+    assert_eq!(soon(outcome).await.expect("called back").expect("callback style"), 5);
+
+    let untyped: i64 = client.call("math", "add", (2, 3)).await.expect("without the trait");
+    assert_eq!(untyped, 5);
+    let many = join_all((0..500).map(|n| math.add(n, n).into_future())).await;
+    for (n, sum) in (0..).zip(many) {
+        assert_eq!(sum.expect("one of many at once"), 2 * n);
+    }
+}
+
+#[tokio::test]
+async fn a_service_answers_in_the_callers_codec() {
+    let scene = Scene::new();
+    let _server = scene.serve(MathServer::new(Calculator)).await;
+    let client = scene.client().await;
+    let math = MathClient::new(&client);
+    for codec in [Codec::Cbor, Codec::Json, Codec::MessagePack] {
+        assert_eq!(math.add(-2, 3).codec(codec).await.expect("numbers"), 1, "{codec:?}");
+        math.nothing().codec(codec).await.expect("nothing");
+        let words = vec!["a".to_owned(), "é".to_owned()];
+        assert_eq!(math.join(words, None).codec(codec).await.expect("words"), "a, é", "{codec:?}");
+        let error = math.div(7, 0).codec(codec).await.expect_err("no such number");
+        assert!(matches!(error, Error::Service(MathError::DivisionByZero { dividend: 7 })), "{codec:?}: {error}");
+    }
+    let bytes = serde_bytes::ByteBuf::from((0..=255).collect::<Vec<u8>>());
+    assert_eq!(math.echo(bytes.clone()).codec(Codec::Raw).await.expect("raw bytes"), bytes);
+    let error = math.add(1, 2).codec(Codec::Raw).await.expect_err("numbers are not bytes");
+    assert!(matches!(error, Error::Codec(_)), "{error}");
+}
+
+#[tokio::test]
+async fn a_client_has_a_codec_and_a_timeout_of_its_own() {
+    let scene = Scene::new();
+    let _server = scene
+        .serve(Service::new("echo", 1).method(Method::new("left"), |ctx: Context, _: [(); 0]| async move {
+            Ok::<_, Fault>(ctx.remaining().map(|left| left.as_secs()))
+        }))
+        .await;
+    let builder = Client::builder().namespace(&scene.namespace).codec(Codec::Json).timeout(Duration::from_secs(500));
+    let client = builder.connect(&scene.url).await.expect("connects");
+    let left: Option<u64> = client.call("echo", "left", [(); 0]).await.expect("answers");
+    assert!((400..=500).contains(&left.expect("a deadline")), "{left:?}");
+    let left: Option<u64> =
+        client.call("echo", "left", [(); 0]).timeout(Duration::from_secs(100)).await.expect("answers");
+    assert!((50..=100).contains(&left.expect("a deadline")), "{left:?}");
+}
+
+#[tokio::test]
+async fn a_large_payload_arrives_whole() {
+    let scene = Scene::new();
+    let _server = scene.serve(MathServer::new(Calculator)).await;
+    let client = scene.client().await;
+    let bytes: Vec<u8> = (0..8 * 1024 * 1024_u32).map(|n| n.to_le_bytes()[0]).collect();
+    let bytes = serde_bytes::ByteBuf::from(bytes);
+    assert!(MathClient::new(&client).echo(bytes.clone()).await.expect("8 MiB") == bytes);
+}
+
+#[tokio::test]
+async fn a_call_to_an_instance_reaches_that_instance_alone() {
+    let scene = Scene::new();
+    let one = scene.serve(MathServer::new(Calculator)).await;
+    let two = scene.serve(MathServer::new(Calculator)).await;
+    let client = scene.client().await;
+    let math = MathClient::new(&client);
+    for instance in [one.instance(), two.instance()] {
+        for _ in 0..10 {
+            assert_eq!(math.whoami().to(instance).await.expect("answers"), instance);
+        }
+    }
+}
+
+#[tokio::test]
+async fn metadata_reaches_the_handler() {
+    let scene = Scene::new();
+    let _server = scene
+        .serve(Service::new("meta", 1).method(Method::new("get"), |ctx: Context, (name,): (String,)| async move {
+            Ok::<_, Fault>(ctx.metadata(&name).map(str::to_owned))
+        }))
+        .await;
+    let client = scene.client().await;
+    let get = |name: &str| {
+        let call = client.call::<Option<String>>("meta", "get", (name.to_owned(),));
+        call.metadata("tenant", "old").metadata("tenant", "blue").metadata("é", "ü")
+    };
+    assert_eq!(get("tenant").await.expect("answers").as_deref(), Some("blue"));
+    assert_eq!(get("é").await.expect("answers").as_deref(), Some("ü"));
+    assert_eq!(get("absent").await.expect("answers"), None);
+}
+
+#[tokio::test]
+async fn a_waiting_call_of_higher_priority_is_served_first() {
+    let scene = Scene::new();
+    let Held { service, mut arrived } = Held::new();
+    let _server = scene.serve(service.prefetch(1).concurrency(1)).await;
+    let client = scene.client().await;
+    let first = hold(&client, 0).start().await.expect("on its way");
+    let busy = soon(arrived.recv()).await.expect("it came");
+    // While the only place is taken: low, then high.
+    let low = hold(&client, 1).priority(1).start().await.expect("on its way");
+    let high = hold(&client, 9).priority(9).start().await.expect("on its way");
+    // The broker has both once it has answered a later call of this client.
+    let error = client.call::<()>("nobody", "home", ()).await.expect_err("nobody is there");
+    assert!(matches!(error, Error::NoService { .. }), "{error}");
+    busy.release();
+    for expected in [9, 1] {
+        let next = soon(arrived.recv()).await.expect("it came");
+        assert_eq!(next.number, expected);
+        next.release();
+    }
+    for (pending, expected) in [(first, 0), (low, 1), (high, 9)] {
+        assert_eq!(pending.await.expect("answered"), expected);
+    }
+}
+
+mod versions {
+    #[hopline::service(name = "greeter", version = 1)]
+    pub(crate) trait Old {
+        async fn greet(&self, name: String) -> String;
+    }
+
+    #[hopline::service(name = "greeter", version = 2)]
+    pub(crate) trait New {
+        async fn greet(&self, name: String, polite: bool) -> String;
+    }
+
+    pub(crate) struct Greeter;
+
+    impl Old for Greeter {
+        async fn greet(&self, name: String) -> String {
+            format!("hi {name}")
+        }
+    }
+
+    impl New for Greeter {
+        async fn greet(&self, name: String, polite: bool) -> String {
+            if polite { format!("good day, {name}") } else { format!("hi {name}") }
+        }
+    }
+}
+
+#[tokio::test]
+async fn services_and_versions_stand_side_by_side_on_one_server() {
+    use versions::{Greeter, NewClient, NewServer, OldClient, OldServer};
+    let scene = Scene::new();
+    let server = scene
+        .server()
+        .await
+        .serve(OldServer::new(Greeter))
+        .serve(NewServer::new(Greeter))
+        .serve(MathServer::new(Calculator));
+    let server = server.method("extra", "one", |_: Context, _: [(); 0]| async { Ok::<_, Fault>(1) }).method(
+        "extra",
+        "two",
+        |_: Context, _: [(); 0]| async { Ok::<_, Fault>(2) },
+    );
+    let _running = server.start().await.expect("all can be served");
+    let client = scene.client().await;
+    assert_eq!(OldClient::new(&client).greet("Ann".into()).await.expect("version 1"), "hi Ann");
+    assert_eq!(NewClient::new(&client).greet("Ann".into(), true).await.expect("version 2"), "good day, Ann");
+    assert_eq!(MathClient::new(&client).add(1, 1).await.expect("another service"), 2);
+    assert_eq!(client.call::<u8>("extra.v1", "one", [(); 0]).await.expect("a method"), 1);
+    assert_eq!(client.call::<u8>("extra", "two", [(); 0]).await.expect("and another"), 2);
+}
+
+#[tokio::test]
+async fn namespaces_do_not_see_each_other() {
+    let (here, there) = (Scene::new(), Scene::new());
+    let _server = here.serve(MathServer::new(Calculator)).await;
+    let client = there.client().await;
+    let error = MathClient::new(&client).add(1, 2).await.expect_err("served elsewhere");
+    assert!(matches!(error, Error::NoService { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_nested_call_inherits_the_deadline_and_the_trace() {
+    let scene = Scene::new();
+    let inner = Service::new("inner", 1).method(Method::new("look"), |ctx: Context, _: [(); 0]| async move {
+        Ok::<_, Fault>((ctx.remaining().map(|left| left.as_secs()), ctx.traceparent()))
+    });
+    let nested = scene.client().await;
+    let outer =
+        Service::new("outer", 1).method(Method::new("ask"), move |ctx: Context, _: [(); 0]| {
+            let call =
+                nested.call::<(Option<u64>, String)>("inner", "look", [(); 0]).timeout(Duration::from_secs(1000));
+            async move {
+                call.await.map(|(left, trace)| (left, trace, ctx.traceparent())).map_err(|error| error.to_string())
+            }
+        });
+    let _server = scene.server().await.serve(inner).serve(outer).start().await.expect("both can be served");
+    let client = scene.client().await;
+    let call = client.call::<(Option<u64>, String, String)>("outer", "ask", [(); 0]).timeout(Duration::from_secs(100));
+    let (left, inner_trace, outer_trace) = call.await.expect("answers");
+    assert!((50..=100).contains(&left.expect("a deadline")), "{left:?}");
+    let parts = |trace: &str| trace.split('-').map(str::to_owned).collect::<Vec<_>>();
+    let (inner_trace, outer_trace) = (parts(&inner_trace), parts(&outer_trace));
+    assert_eq!(inner_trace[1], outer_trace[1], "one trace");
+    assert_ne!(inner_trace[2], outer_trace[2], "two spans");
+}
+
+#[test]
+fn a_program_that_is_not_async_can_call_and_serve() {
+    use hopline::blocking::wait;
+    let scene = Scene::new();
+    let server = wait(scene.serve(MathServer::new(Calculator)));
+    let client = wait(scene.client());
+    let math = MathClient::new(&client);
+    assert_eq!(wait(math.add(2, 3)).expect("answers"), 5);
+    let pending = wait(math.add(3, 4).start()).expect("on its way");
+    assert_eq!(wait(pending).expect("answers"), 7);
+    wait(server.drain());
+}

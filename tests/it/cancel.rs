@@ -1,0 +1,91 @@
+//! Giving up a call ends it on the server too.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use hopline::Error;
+
+use crate::support::{Held, Scene, hold, soon};
+
+#[tokio::test]
+async fn dropping_a_call_cancels_its_handler() {
+    let scene = Scene::new();
+    let Held { service, mut arrived } = Held::new();
+    let _server = scene.serve(service).await;
+    let client = scene.client().await;
+    let pending = hold(&client, 1).start().await.expect("on its way");
+    let running = soon(arrived.recv()).await.expect("it runs");
+    assert!(!running.context.is_cancelled());
+    drop(pending);
+    soon(running.context.cancelled()).await;
+}
+
+#[tokio::test]
+async fn dropping_a_call_to_one_instance_cancels_it_there() {
+    let scene = Scene::new();
+    let Held { service, mut arrived } = Held::new();
+    let server = scene.serve(service).await;
+    let client = scene.client().await;
+    let pending = hold(&client, 1).to(server.instance()).start().await.expect("on its way");
+    let running = soon(arrived.recv()).await.expect("it runs");
+    drop(pending);
+    soon(running.context.cancelled()).await;
+}
+
+#[tokio::test]
+async fn a_call_cancelled_while_it_waits_is_never_run() {
+    let scene = Scene::new();
+    let Held { service, mut arrived } = Held::new();
+    let server = scene.serve(service.prefetch(1).concurrency(1)).await;
+    let client = scene.client().await;
+    let first = hold(&client, 1).start().await.expect("on its way");
+    let busy = soon(arrived.recv()).await.expect("it runs");
+    drop(hold(&client, 2).start().await.expect("on its way"));
+    // The cancel goes out once the broker has the request, and reaches the instance's queue before this broadcast.
+    let told = async {
+        loop {
+            let replies = client.call::<()>("held", "absent", [(); 0]).all().gather(Duration::from_millis(100)).await;
+            if replies.expect("the instance is there").iter().any(|reply| reply.instance == server.instance()) {
+                break;
+            }
+        }
+    };
+    soon(told).await;
+    busy.release();
+    first.await.expect("answered");
+    let last = hold(&client, 3).start().await.expect("on its way");
+    let next = soon(arrived.recv()).await.expect("it runs");
+    assert_eq!(next.number, 3, "the cancelled call was run");
+    next.release();
+    last.await.expect("answered");
+}
+
+#[tokio::test]
+async fn dropping_a_broadcast_cancels_it_everywhere() {
+    let scene = Scene::new();
+    let (mut one, mut two) = (Held::new(), Held::new());
+    let _one = scene.serve(one.service).await;
+    let _two = scene.serve(two.service).await;
+    let client = scene.client().await;
+    let replies = hold(&client, 1).all().stream().await.expect("on its way");
+    let first = soon(one.arrived.recv()).await.expect("it runs");
+    let second = soon(two.arrived.recv()).await.expect("it runs");
+    drop(replies);
+    soon(first.context.cancelled()).await;
+    soon(second.context.cancelled()).await;
+}
+
+#[tokio::test]
+async fn a_broadcast_ends_with_its_deadline() {
+    let scene = Scene::new();
+    let Held { service, mut arrived } = Held::new();
+    let _server = scene.serve(service).await;
+    let client = scene.client().await;
+    let mut replies = hold(&client, 1).timeout(Duration::from_millis(200)).all().stream().await.expect("on its way");
+    let running = soon(arrived.recv()).await.expect("it runs");
+    // The instance may report that its time was up, just in time; then the stream ends.
+    while let Some(reply) = soon(replies.next()).await {
+        assert!(matches!(reply.outcome, Err(Error::Fault(_))), "{reply:?}");
+    }
+    soon(running.context.cancelled()).await;
+}

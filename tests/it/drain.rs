@@ -1,0 +1,138 @@
+//! A server that stops loses nothing: running calls finish, the rest goes to others as if it had never been taken.
+
+use std::collections::HashMap;
+use std::future::IntoFuture;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::future::join_all;
+use hopline::{Code, Context, Error, Fault, Method, Service};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::support::{Held, Scene, code, hold, soon};
+
+#[tokio::test]
+async fn a_server_stopped_in_the_middle_loses_no_call_and_runs_none_twice() {
+    let scene = Scene::new();
+    let runs = Arc::new(Mutex::new(HashMap::<u64, usize>::new()));
+    let (started, mut starts) = mpsc::unbounded_channel();
+    let service = || {
+        let (runs, started) = (runs.clone(), started.clone());
+        let service = Service::new("work", 1).method(Method::new("do"), move |_: Context, (n,): (u64,)| {
+            *runs.lock().expect("no panic").entry(n).or_default() += 1;
+            started.send(n).expect("the test listens");
+            async move {
+                // The time is the work itself.
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                Ok::<_, Fault>(n)
+            }
+        });
+        // Many are prefetched and few run: most of what the leaving server holds has not started.
+        service.prefetch(50).concurrency(2)
+    };
+    let leaving = scene.serve(service()).await;
+    let _staying = scene.serve(service()).await;
+    let client = scene.client().await;
+    let calls = tokio::spawn(async move {
+        join_all((0..400_u64).map(|n| client.call::<u64>("work", "do", (n,)).into_future())).await
+    });
+    for _ in 0..40 {
+        soon(starts.recv()).await.expect("calls run");
+    }
+    soon(leaving.drain()).await;
+    let outcomes = soon(calls).await.expect("no panic");
+    for (n, outcome) in (0..).zip(outcomes) {
+        assert_eq!(outcome.expect("no call is lost or aborted"), n);
+    }
+    let runs = runs.lock().expect("no panic");
+    assert_eq!(runs.len(), 400);
+    assert!(runs.values().all(|times| *times == 1), "some ran twice: {runs:?}");
+}
+
+#[tokio::test]
+async fn what_runs_finishes_and_what_waits_is_given_back_with_its_deadline() {
+    let scene = Scene::new();
+    let Held { service, mut arrived } = Held::new();
+    let leaving = scene.serve(service.prefetch(10).concurrency(1)).await;
+    let client = scene.client().await;
+    let running = hold(&client, 1).start().await.expect("on its way");
+    let busy = soon(arrived.recv()).await.expect("it runs");
+    let waiting = hold(&client, 2).timeout(Duration::from_secs(500)).start().await.expect("on its way");
+
+    let drained = tokio::spawn(leaving.drain());
+    let Held { service, arrived: mut elsewhere } = Held::new();
+    let _staying = scene.serve(service).await;
+    let given_back = soon(elsewhere.recv()).await.expect("another server runs it");
+    assert_eq!(given_back.number, 2);
+    assert!(!given_back.context.redelivered(), "it is as new");
+    let left = given_back.context.remaining().expect("a deadline");
+    assert!((400..=500).contains(&left.as_secs()), "{left:?}");
+    given_back.release();
+    assert_eq!(soon(waiting).await.expect("answered"), 2);
+
+    assert!(!drained.is_finished(), "a call still runs");
+    busy.release();
+    assert_eq!(soon(running).await.expect("it was let finish"), 1);
+    soon(drained).await.expect("no panic");
+}
+
+#[tokio::test]
+async fn a_call_addressed_to_a_leaving_instance_is_told_so() {
+    let scene = Scene::new();
+    let Held { service, mut arrived } = Held::new();
+    let leaving = scene.serve(service).await;
+    let instance = leaving.instance().to_owned();
+    let client = scene.client().await;
+    let running = hold(&client, 1).start().await.expect("on its way");
+    let busy = soon(arrived.recv()).await.expect("it runs");
+    let drained = tokio::spawn(leaving.drain());
+    // Until the drain has begun, a call to the instance runs: let those go.
+    let told = async {
+        loop {
+            let call = hold(&client, 2).to(&instance).into_future();
+            tokio::select! {
+                outcome = call => break outcome,
+                early = arrived.recv() => early.expect("it runs").release(),
+            }
+        }
+    };
+    // A call that was let go answers 2; ask until the instance says that it is leaving.
+    let told = async {
+        let mut told = Box::pin(told).await;
+        while told.is_ok() {
+            told = hold(&client, 2).to(&instance).timeout(Duration::from_millis(500)).await;
+        }
+        told
+    };
+    assert_eq!(code(soon(told).await), Code::Unavailable);
+    busy.release();
+    running.await.expect("it was let finish");
+    soon(drained).await.expect("no panic");
+    match soon(hold(&client, 3).to(&instance).into_future()).await {
+        Err(Error::NoService { service }) => assert_eq!(service, format!("held.v1@{instance}")),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn run_until_serves_until_it_is_told_to_stop() {
+    let scene = Scene::new();
+    let server = scene
+        .server()
+        .await
+        .method("ping", "ping", |_: Context, _: [(); 0]| async { Ok::<_, Fault>("pong".to_owned()) });
+    let (stop, stopped) = oneshot::channel::<()>();
+    let serving = tokio::spawn(server.run_until(stopped));
+    let client = scene.client().await;
+    let answered = async {
+        loop {
+            match client.call::<String>("ping", "ping", [(); 0]).await {
+                Err(Error::NoService { .. }) => tokio::task::yield_now().await,
+                outcome => break outcome,
+            }
+        }
+    };
+    assert_eq!(soon(answered).await.expect("answers"), "pong");
+    drop(stop);
+    soon(serving).await.expect("no panic").expect("it stopped well");
+}

@@ -1,0 +1,66 @@
+//! Events reach whoever subscribes to their key.
+
+use hopline::{Context, Server};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use crate::support::{Scene, soon};
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Order {
+    id: u64,
+}
+
+fn subscribe(server: Server, pattern: &str) -> (Server, mpsc::UnboundedReceiver<(String, Order)>) {
+    let (hear, heard) = mpsc::unbounded_channel();
+    let server = server.subscribe(pattern, move |ctx: Context, order: Order| {
+        hear.send((ctx.method().to_owned(), order)).expect("the test listens");
+        async {}
+    });
+    (server, heard)
+}
+
+#[tokio::test]
+async fn an_event_reaches_every_subscriber_whose_pattern_matches() {
+    let scene = Scene::new();
+    let (server, mut one_word) = subscribe(scene.server().await, "order.*");
+    let (server, mut everything) = subscribe(server, "order.#");
+    let _server = server.start().await.expect("subscribed");
+    let (other, mut elsewhere) = subscribe(scene.server().await, "*.created");
+    let _other = other.start().await.expect("subscribed");
+
+    let client = scene.client().await;
+    for (id, key) in [(1, "order.created"), (2, "order.created.eu"), (3, "invoice.created"), (4, "nobody.listens.here")]
+    {
+        client.publish(key, &Order { id }).await.expect("the broker has it");
+    }
+    client.publish("order.end", &Order { id: 9 }).await.expect("the broker has it");
+    client.publish("end.created", &Order { id: 9 }).await.expect("the broker has it");
+    let heard = |(key, order): (String, Order)| format!("{key} {}", order.id);
+    for expected in ["order.created 1", "order.end 9"] {
+        assert_eq!(heard(soon(one_word.recv()).await.expect("an event")), expected);
+    }
+    for expected in ["order.created 1", "order.created.eu 2", "order.end 9"] {
+        assert_eq!(heard(soon(everything.recv()).await.expect("an event")), expected);
+    }
+    for expected in ["order.created 1", "invoice.created 3", "end.created 9"] {
+        assert_eq!(heard(soon(elsewhere.recv()).await.expect("an event")), expected);
+    }
+}
+
+#[tokio::test]
+async fn an_event_that_does_not_fit_or_a_handler_that_panics_stops_no_other() {
+    let scene = Scene::new();
+    let (hear, mut heard) = mpsc::unbounded_channel();
+    let server = scene.server().await.subscribe("n", move |_: Context, n: u64| {
+        assert!(n != 13, "as the test asks");
+        hear.send(n).expect("the test listens");
+        async {}
+    });
+    let _server = server.start().await.expect("subscribed");
+    let client = scene.client().await;
+    client.publish("n", "not a number").await.expect("the broker has it");
+    client.publish("n", &13_u64).await.expect("the broker has it");
+    client.publish("n", &14_u64).await.expect("the broker has it");
+    assert_eq!(soon(heard.recv()).await, Some(14));
+}

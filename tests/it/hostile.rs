@@ -1,0 +1,203 @@
+//! Messages that nobody should send: each is answered or kept, and the next good call is served.
+
+use bytes::Bytes;
+use hopline::topology::{Declaration, Queue, QueueKind};
+use hopline::transport::{Confirm, Consumer, Mode, Properties, Publication, Settle, Transport};
+use hopline::{Code, Codec};
+use uuid::Uuid;
+
+use crate::support::{Calculator, MathClient, MathServer, Scene, frame, soon};
+
+/// A peer that speaks to a service's queue directly, and the queue for its answers.
+struct Stranger {
+    transport: Transport,
+    namespace: String,
+    reply_to: String,
+    replies: Consumer,
+}
+
+impl Stranger {
+    async fn new(scene: &Scene) -> Self {
+        let transport = scene.transport().await;
+        let reply_to = format!("{}.stranger", scene.namespace);
+        transport.declare(&[Declaration::Queue(Queue::new(&reply_to, QueueKind::Exclusive))]).await.expect("declared");
+        let replies = transport.consume(&reply_to, Mode::NoAck).await.expect("it is ours");
+        Self { transport, namespace: scene.namespace.clone(), reply_to, replies }
+    }
+
+    async fn send(&self, exchange: &str, key: &str, body: Vec<u8>, reply_to: Option<String>, id: Option<Uuid>) {
+        let properties = Properties { reply_to, correlation_id: id.map(|id| id.to_string()), ..Properties::default() };
+        let publication = Publication {
+            exchange: format!("{}.{exchange}", self.namespace),
+            key: key.to_owned(),
+            mandatory: true,
+            properties,
+            body: body.into(),
+        };
+        assert_eq!(self.transport.publish(publication).await, Ok(Confirm::Accepted));
+    }
+
+    /// The id and status of the next answer's first frame.
+    async fn answer(&mut self) -> (Uuid, u8, Bytes) {
+        let body = soon(self.replies.next()).await.expect("answered").body;
+        assert_eq!(&body[..3], b"HL\x01");
+        assert_eq!(body[4], 2, "a reply");
+        (Uuid::from_slice(&body[8..24]).expect("16 bytes"), body[5], body)
+    }
+}
+
+fn add(id: Uuid) -> Vec<u8> {
+    frame(1, Codec::Json, id, "add", b"[2,3]")
+}
+
+/// The frame with some bytes replaced.
+fn with(mut frame: Vec<u8>, at: usize, bytes: &[u8]) -> Vec<u8> {
+    frame[at..at + bytes.len()].copy_from_slice(bytes);
+    frame
+}
+
+#[tokio::test]
+async fn a_malformed_message_is_answered_with_the_field_that_is_wrong() {
+    let scene = Scene::new();
+    let _server = scene.serve(MathServer::new(Calculator)).await;
+    let mut stranger = Stranger::new(&scene).await;
+    let id = Uuid::new_v4();
+    let good = add(id);
+    let (refused, unknown) = (Code::InvalidArgument as u8, Code::Unimplemented as u8);
+    let cases = [
+        ("magic", with(good.clone(), 0, b"XX"), refused),
+        ("protocol version", with(good.clone(), 2, &[2]), unknown),
+        ("serialization", with(good.clone(), 3, &[9]), unknown),
+        ("message type", with(good.clone(), 4, &[0]), unknown),
+        ("message type", with(good.clone(), 4, &[77]), unknown),
+        ("status", with(good.clone(), 5, &[99]), unknown),
+        ("flags", with(good.clone(), 6, &[1]), unknown),
+        ("flags", with(good.clone(), 6, &[0x80]), unknown),
+        ("reserved", with(good.clone(), 7, &[1]), unknown),
+        ("metadata length", with(good.clone(), 24, &[0xff; 4]), refused),
+        ("payload length", with(good.clone(), 28, &[0xff; 4]), refused),
+        ("metadata 1 (method)", with(good.clone(), 34, &[0x1a]), refused),
+        ("header", good[..31].to_vec(), refused),
+        ("payload length", good[..good.len() - 1].to_vec(), refused),
+        ("header", Vec::new(), refused),
+        // Well-formed frames that are not for a server.
+        ("type 2", with(good.clone(), 4, &[2]), unknown),
+        ("type 5", with(good.clone(), 4, &[5]), unknown),
+        ("has no method ``", frame(1, Codec::Json, id, "", b"[]"), unknown),
+    ];
+    for (field, body, status) in cases {
+        stranger.send("rpc", "math.v1", body, Some(stranger.reply_to.clone()), Some(id)).await;
+        let (answered, code, body) = stranger.answer().await;
+        assert_eq!((answered, code), (id, status), "{field}");
+        let said = String::from_utf8_lossy(&body);
+        assert!(said.contains(field), "{field} is not in: {said}");
+    }
+    stranger.send("rpc", "math.v1", good, Some(stranger.reply_to.clone()), Some(id)).await;
+    let (answered, code, body) = stranger.answer().await;
+    assert_eq!((answered, code, body.last()), (id, 0, Some(&b'5')));
+}
+
+#[tokio::test]
+async fn frames_of_one_message_are_answered_each_for_itself() {
+    let scene = Scene::new();
+    let _server = scene.serve(MathServer::new(Calculator)).await;
+    let mut stranger = Stranger::new(&scene).await;
+    let ids: Vec<Uuid> = (0..3).map(|_| Uuid::new_v4()).collect();
+    let body = [add(ids[0]), frame(1, Codec::Json, ids[1], "absent", b"[]"), add(ids[2])].concat();
+    stranger.send("rpc", "math.v1", body, Some(stranger.reply_to.clone()), None).await;
+    let mut answers = Vec::new();
+    for _ in 0..3 {
+        let (id, status, _) = stranger.answer().await;
+        answers.push((id, status));
+    }
+    for expected in [(ids[0], 0), (ids[1], Code::Unimplemented as u8), (ids[2], 0)] {
+        assert!(answers.contains(&expected), "{expected:?} is not in {answers:?}");
+    }
+    // A good frame before a broken one is answered, and so is what is left.
+    let broken = Uuid::new_v4();
+    let body = [add(ids[0]), with(add(broken), 4, &[200])].concat();
+    stranger.send("rpc", "math.v1", body, Some(stranger.reply_to.clone()), None).await;
+    let mut answers = vec![];
+    for _ in 0..2 {
+        let (id, status, _) = stranger.answer().await;
+        answers.push((id, status));
+    }
+    assert!(answers.contains(&(ids[0], 0)) && answers.contains(&(broken, Code::Unimplemented as u8)), "{answers:?}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_answered_is_kept_for_an_operator() {
+    let scene = Scene::new();
+    let _server = scene.serve(MathServer::new(Calculator)).await;
+    let stranger = Stranger::new(&scene).await;
+    let mut letters = scene.dead_letters(&stranger.transport, "math.v1").await;
+    let id = Uuid::new_v4();
+    let unanswerable = frame(1, Codec::Json, id, "add", b"[2,3]");
+    let garbage = b"HLgarbage".to_vec();
+    let cases = [
+        ("rpc", "math.v1", garbage.clone(), garbage.clone(), "header"),
+        ("oneway", "math.v1.add", garbage.clone(), garbage.clone(), "header"),
+        ("rpc", "math.v1", unanswerable.clone(), unanswerable.clone(), "nobody can be answered"),
+        // What could be read before the garbage is not kept with it.
+        (
+            "oneway",
+            "math.v1.add",
+            [frame(3, Codec::Json, id, "nothing", b"[]"), garbage.clone()].concat(),
+            garbage,
+            "header",
+        ),
+    ];
+    for (exchange, key, body, kept, reason) in cases {
+        stranger.send(exchange, key, body, None, None).await;
+        let letter = soon(letters.next()).await.expect("it is kept");
+        assert_eq!(letter.body, kept);
+        let header = |wanted: &str| {
+            let found = letter.properties.headers.iter().find(|(name, _)| name == wanted);
+            found.map(|(_, value)| value.clone()).unwrap_or_default()
+        };
+        assert!(header("x-hopline-reason").contains(reason), "{}", header("x-hopline-reason"));
+        assert_eq!(header("x-hopline-key"), key);
+        letter.settle(Settle::Ack);
+    }
+}
+
+#[tokio::test]
+async fn ten_thousand_random_bodies_leave_a_server_as_it_was() {
+    let scene = Scene::new();
+    let _server = scene.serve(MathServer::new(Calculator)).await;
+    let mut stranger = Stranger::new(&scene).await;
+    let mut letters = scene.dead_letters(&stranger.transport, "math.v1").await;
+    const BODIES: usize = 10_000;
+    let mut receipts = Vec::with_capacity(BODIES);
+    for n in 0..BODIES {
+        // Half of them begin like a frame, so that they get further.
+        let noise: Vec<u8> = (0..n % 9).flat_map(|_| Uuid::new_v4().into_bytes()).collect();
+        let body = if n % 2 == 0 { noise } else { [b"HL\x01\x01\x01\x00\x00\x00".as_slice(), &noise].concat() };
+        let reply_to = (n % 3 == 0).then(|| stranger.reply_to.clone());
+        let correlation_id = Some(Uuid::new_v4().to_string());
+        let publication = Publication {
+            exchange: format!("{}.rpc", scene.namespace),
+            key: "math.v1".to_owned(),
+            mandatory: true,
+            properties: Properties { reply_to, correlation_id, ..Properties::default() },
+            body: body.into(),
+        };
+        receipts.push(stranger.transport.publish(publication));
+    }
+    for receipt in receipts {
+        assert_eq!(soon(receipt).await, Ok(Confirm::Accepted));
+    }
+    let (mut answered, mut kept) = (0, 0);
+    while answered + kept < BODIES {
+        let next = async {
+            tokio::select! {
+                reply = stranger.replies.next() => { reply.expect("a reply"); answered += 1; }
+                letter = letters.next() => { letter.expect("a letter").settle(Settle::Ack); kept += 1; }
+            }
+        };
+        soon(next).await;
+    }
+    assert_eq!(answered, BODIES.div_ceil(3));
+    let client = scene.client().await;
+    assert_eq!(MathClient::new(&client).add(2, 3).await.expect("the next good call"), 5);
+}

@@ -1,0 +1,16 @@
+//! Hopline through its public API, on the broker that `HOPLINE_TEST_URL` names, or in memory.
+
+mod support;
+
+mod broadcast;
+mod calls;
+mod cancel;
+mod dispatch;
+mod drain;
+mod events;
+mod hostile;
+mod oneway;
+mod outcomes;
+mod registry;
+mod sharing;
+mod transport_contract;

@@ -1,0 +1,152 @@
+//! Oneway calls are kept by the broker and run at least once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use hopline::{Client, Code, Context, Error, Fault, Method, Service};
+use tokio::sync::mpsc;
+
+use crate::support::{Scene, soon};
+
+/// A service that keeps what it is told, and fails when told so.
+fn notes() -> (Service, mpsc::UnboundedReceiver<String>) {
+    let (keep, kept) = mpsc::unbounded_channel();
+    let service = Service::new("notes", 1).method(Method::new("note"), move |_: Context, (line,): (String,)| {
+        keep.send(line.clone()).expect("the test listens");
+        async move {
+            assert!(!line.starts_with("panic"), "as the test asks");
+            if line.starts_with("fail") { Err(Fault::new(Code::Unavailable, "not now")) } else { Ok(()) }
+        }
+    });
+    (service, kept)
+}
+
+async fn note(client: &Client, line: &str) -> Result<(), Error> {
+    client.oneway("notes", "note", (line.to_owned(),)).send().await
+}
+
+#[tokio::test]
+async fn a_oneway_call_is_run_by_one_instance() {
+    let scene = Scene::new();
+    let (service, mut one) = notes();
+    let _one = scene.serve(service).await;
+    let (service, mut two) = notes();
+    let _two = scene.serve(service).await;
+    let client = scene.client().await;
+    for n in 0..100 {
+        note(&client, &n.to_string()).await.expect("the broker has it");
+    }
+    let mut lines = Vec::new();
+    while lines.len() < 100 {
+        let line = tokio::select! { line = soon(one.recv()) => line, line = soon(two.recv()) => line };
+        lines.push(line.expect("it runs").parse::<u64>().expect("a number"));
+    }
+    lines.sort_unstable();
+    assert_eq!(lines, (0..100).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_oneway_call_waits_for_a_server_to_come() {
+    let scene = Scene::new();
+    let client = scene.client().await;
+    match note(&client, "early").await {
+        Err(Error::NoService { service }) => assert_eq!(service, "notes.v1"),
+        other => panic!("{other:?}"),
+    }
+    let (service, _kept) = notes();
+    scene.serve(service).await.drain().await;
+    note(&client, "late").await.expect("the broker keeps it");
+    let (service, mut kept) = notes();
+    let _server = scene.serve(service).await;
+    assert_eq!(soon(kept.recv()).await.expect("it runs"), "late");
+}
+
+#[tokio::test]
+async fn a_oneway_call_that_keeps_failing_is_kept_for_an_operator() {
+    let scene = Scene::new();
+    let (service, mut kept) = notes();
+    let _server = scene.serve(service).await;
+    let client = scene.client().await;
+    let transport = scene.transport().await;
+    for line in ["fail always", "panic always"] {
+        note(&client, line).await.expect("the broker has it");
+        let letter = soon(scene.dead_letters(&transport, "notes.v1").await.next()).await.expect("it is dead-lettered");
+        assert_eq!(letter.properties.kind.as_deref(), Some("notes.v1.note"));
+        letter.settle(hopline::transport::Settle::Ack);
+        let mut attempts = 0;
+        while kept.try_recv().is_ok() {
+            attempts += 1;
+        }
+        assert!((2..=10).contains(&attempts), "{line}: {attempts} attempts");
+    }
+    note(&client, "good").await.expect("the broker has it");
+    assert_eq!(soon(kept.recv()).await.expect("the queue is not held up"), "good");
+}
+
+#[tokio::test]
+async fn a_oneway_call_that_cannot_be_run_is_kept_with_the_reason() {
+    let scene = Scene::new();
+    let (service, mut kept) = notes();
+    let _server = scene.serve(service).await;
+    let client = scene.client().await;
+    let transport = scene.transport().await;
+    let mut letters = scene.dead_letters(&transport, "notes.v1").await;
+    client.oneway("notes", "absent", ("x",)).send().await.expect("the broker has it");
+    client.oneway("notes", "note", (1, 2, 3)).send().await.expect("the broker has it");
+    let mut reasons = Vec::new();
+    for _ in 0..2 {
+        let letter = soon(letters.next()).await.expect("it is dead-lettered");
+        let reason = letter.properties.headers.iter().find(|(name, _)| name == "x-hopline-reason");
+        reasons.push(reason.expect("a reason").1.clone());
+        letter.settle(hopline::transport::Settle::Ack);
+    }
+    reasons.sort_unstable();
+    assert!(reasons[0].contains("`notes.v1` has no method `absent`"), "{reasons:?}");
+    assert!(reasons[1].contains("arguments of `note`"), "{reasons:?}");
+    kept.try_recv().expect_err("neither ran");
+}
+
+#[tokio::test]
+async fn a_oneway_call_to_all_runs_on_every_instance() {
+    let scene = Scene::new();
+    let (service, mut one) = notes();
+    let first = scene.serve(service).await;
+    let (service, mut two) = notes();
+    let _second = scene.serve(service).await;
+    let client = scene.client().await;
+    client.oneway("notes", "note", ("all",)).send_to_all().await.expect("the broker has it");
+    assert_eq!(soon(one.recv()).await.expect("it runs"), "all");
+    assert_eq!(soon(two.recv()).await.expect("and there"), "all");
+    client.oneway("notes", "note", ("one",)).to(first.instance()).send().await.expect("the broker has it");
+    assert_eq!(soon(one.recv()).await.expect("it runs"), "one");
+    two.try_recv().expect_err("it was for the other");
+}
+
+#[tokio::test]
+async fn a_drain_gives_back_the_oneway_calls_that_wait() {
+    let scene = Scene::new();
+    let runs = Arc::new(AtomicUsize::new(0));
+    let (running, mut started) = mpsc::unbounded_channel();
+    let counter = runs.clone();
+    let service = Service::new("notes", 1).method(Method::new("note"), move |_: Context, (_line,): (String,)| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        let (go, gone) = tokio::sync::oneshot::channel::<()>();
+        running.send(go).expect("the test listens");
+        async move { gone.await.map_err(|_| "let go".to_owned()) }
+    });
+    let leaving = scene.serve(service.concurrency(1).prefetch(10)).await;
+    let client = scene.client().await;
+    for line in ["one", "two", "three"] {
+        note(&client, line).await.expect("the broker has it");
+    }
+    let busy = soon(started.recv()).await.expect("the first runs");
+    let drained = tokio::spawn(leaving.drain());
+    let (service, mut kept) = notes();
+    let _staying = scene.serve(service).await;
+    let mut lines = [soon(kept.recv()).await.expect("it runs here"), soon(kept.recv()).await.expect("it runs here")];
+    lines.sort_unstable();
+    assert_eq!(lines, ["three", "two"]);
+    busy.send(()).expect("it still runs");
+    soon(drained).await.expect("no panic");
+    assert_eq!(runs.load(Ordering::SeqCst), 1);
+}

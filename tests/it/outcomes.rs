@@ -1,0 +1,375 @@
+//! A call that does not go well: no outcome is silent, and none waits longer than it must.
+
+use std::future::IntoFuture;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use hopline::{Client, Code, Context, Error, Fault, Method, Server, Service};
+
+use crate::support::{Calculator, Held, MathClient, MathError, MathServer, Scene, code, hold, soon};
+
+const MINUTES: Duration = Duration::from_secs(600);
+
+#[tokio::test]
+async fn a_service_that_nobody_serves_is_known_at_once() {
+    let scene = Scene::new();
+    let client = scene.client().await;
+    let call = client.call::<()>("nobody", "home", [(); 0]).timeout(MINUTES);
+    match soon(call.into_future()).await {
+        Err(Error::NoService { service }) => assert_eq!(service, "nobody.v1"),
+        other => panic!("{other:?}"),
+    }
+    let _server = scene.serve(MathServer::new(Calculator)).await;
+    let math = MathClient::new(&client);
+    match soon(math.add(1, 2).to("elsewhere").timeout(MINUTES).into_future()).await {
+        Err(Error::NoService { service }) => assert_eq!(service, "math.v1@elsewhere"),
+        other => panic!("{other:?}"),
+    }
+    match soon(client.call::<()>("math.v2", "add", (1, 2)).timeout(MINUTES).into_future()).await {
+        Err(Error::NoService { service }) => assert_eq!(service, "math.v2"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(math.add(1, 2).await.expect("the connection is as good as before"), 3);
+}
+
+#[tokio::test]
+async fn a_service_is_gone_when_its_grace_period_is_over() {
+    let scene = Scene::new();
+    let server = scene.serve(MathServer::new(Calculator).grace(Duration::from_millis(200))).await;
+    let client = scene.client().await;
+    let math = MathClient::new(&client);
+    math.nothing().await.expect("it is there");
+    server.drain().await;
+    let gone = async {
+        // Until the broker has dropped the queue, a call waits there for a server to come.
+        while !matches!(math.nothing().timeout(Duration::from_millis(100)).await, Err(Error::NoService { .. })) {}
+    };
+    soon(gone).await;
+}
+
+#[tokio::test]
+async fn a_call_waits_in_the_queue_for_a_server_that_restarts() {
+    let scene = Scene::new();
+    scene.serve(MathServer::new(Calculator)).await.drain().await;
+    let client = scene.client().await;
+    let waiting = MathClient::new(&client).add(2, 3).start().await.expect("within the grace period");
+    let _server = scene.serve(MathServer::new(Calculator)).await;
+    assert_eq!(soon(waiting).await.expect("the new server answers"), 5);
+}
+
+#[tokio::test]
+async fn a_deadline_ends_a_call_that_runs_and_the_handler_with_it() {
+    let scene = Scene::new();
+    let Held { service, mut arrived } = Held::new();
+    let _server = scene.serve(service).await;
+    let client = scene.client().await;
+    match hold(&client, 1).timeout(Duration::from_millis(100)).await {
+        Err(Error::Timeout { method, after }) => {
+            assert_eq!(method, "held.v1.hold");
+            assert_eq!(after, Duration::from_millis(100));
+        }
+        other => panic!("{other:?}"),
+    }
+    let call = soon(arrived.recv()).await.expect("it ran");
+    soon(call.context.cancelled()).await;
+}
+
+#[tokio::test]
+async fn a_call_whose_deadline_passes_in_the_queue_is_never_run() {
+    let scene = Scene::new();
+    let Held { service, mut arrived } = Held::new();
+    let _server = scene.serve(service.prefetch(1).concurrency(1)).await;
+    let client = scene.client().await;
+    let first = hold(&client, 1).start().await.expect("on its way");
+    let busy = soon(arrived.recv()).await.expect("it came");
+    let expired = hold(&client, 2).timeout(Duration::from_millis(50)).await;
+    assert!(matches!(expired, Err(Error::Timeout { .. })), "{expired:?}");
+    busy.release();
+    first.await.expect("answered");
+    let last = hold(&client, 3).start().await.expect("on its way");
+    let next = soon(arrived.recv()).await.expect("it came");
+    assert_eq!(next.number, 3, "the expired call was run");
+    next.release();
+    last.await.expect("answered");
+}
+
+#[tokio::test]
+async fn an_unknown_method_is_refused_with_those_there_are() {
+    let scene = Scene::new();
+    let _server = scene.serve(MathServer::new(Calculator)).await;
+    let client = scene.client().await;
+    match client.call::<()>("math", "substract", (3, 2)).await {
+        Err(Error::Fault(Fault { code: Code::Unimplemented, message, .. })) => {
+            assert_eq!(
+                message,
+                "`math.v1` has no method `substract`: it has add, div, echo, join, nothing, panic, whoami"
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn arguments_that_do_not_fit_are_refused_with_the_methods_signature() {
+    let scene = Scene::new();
+    let _server = scene.serve(MathServer::new(Calculator)).await;
+    let client = scene.client().await;
+    match client.call::<i64>("math", "add", ("two", 3)).await {
+        Err(Error::Fault(Fault { code: Code::InvalidArgument, message, .. })) => {
+            assert!(message.contains("add(a: i64, b: i64) -> i64"), "{message}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(code(client.call::<i64>("math", "add", (1,)).await), Code::InvalidArgument);
+    assert_eq!(code(client.call::<i64>("math", "add", (1, 2, 3)).await), Code::InvalidArgument);
+    assert_eq!(code(client.call::<i64>("math", "add", "not an array").await), Code::InvalidArgument);
+    assert_eq!(MathClient::new(&client).add(1, 2).await.expect("the next call works"), 3);
+}
+
+#[tokio::test]
+async fn a_reply_that_does_not_fit_the_callers_type_is_an_error_of_the_codec() {
+    let scene = Scene::new();
+    let _server = scene.serve(MathServer::new(Calculator)).await;
+    let client = scene.client().await;
+    let outcome = client.call::<String>("math", "add", (1, 2)).await;
+    assert!(matches!(outcome, Err(Error::Codec(_))), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn a_methods_own_error_arrives_typed() {
+    let scene = Scene::new();
+    let _server = scene.serve(MathServer::new(Calculator)).await;
+    let client = scene.client().await;
+    match MathClient::new(&client).div(5, 0).await {
+        Err(Error::Service(error)) => assert_eq!(error, MathError::DivisionByZero { dividend: 5 }),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(MathClient::new(&client).div(6, 3).await.expect("a number"), 2);
+    // Whoever does not name the error's type is told that there is one.
+    assert_eq!(code(client.call::<i64>("math", "div", (5, 0)).await), Code::Unknown);
+}
+
+#[tokio::test]
+async fn a_handler_may_refuse_with_a_fault_of_its_choice() {
+    let scene = Scene::new();
+    let _server = scene
+        .serve(Service::new("shop", 1).method(Method::new("find"), |_: Context, (id,): (u64,)| async move {
+            Err::<(), _>(Fault {
+                retry_after: Some(Duration::from_millis(1500)),
+                ..Fault::new(Code::NotFound, format!("no order {id}"))
+            })
+        }))
+        .await;
+    let client = scene.client().await;
+    match client.call::<()>("shop", "find", (7,)).await {
+        Err(Error::Fault(fault)) => {
+            assert_eq!((fault.code, fault.message.as_str()), (Code::NotFound, "no order 7"));
+            assert_eq!(fault.retry_after, Some(Duration::from_millis(1500)));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_panic_ends_its_call_and_nothing_else() {
+    let scene = Scene::new();
+    let server = scene.serve(MathServer::new(Calculator).concurrency(1)).await;
+    let client = scene.client().await;
+    let math = MathClient::new(&client);
+    for _ in 0..3 {
+        match math.panic().await {
+            Err(Error::Fault(Fault { code: Code::Internal, message, .. })) => {
+                assert!(message.contains("math.v1.panic") && message.contains(server.instance()), "{message}");
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(math.add(1, 2).await.expect("the server goes on"), 3);
+    }
+}
+
+#[tokio::test]
+async fn a_request_over_the_cap_never_leaves() {
+    let scene = Scene::new();
+    let builder = Client::builder().namespace(&scene.namespace).max_message_size(1000);
+    let client = builder.connect(&scene.url).await.expect("connects");
+    // Nobody serves it: had it left, it would have come back as `NoService`.
+    match client.call::<()>("nobody", "home", ("x".repeat(1000),)).await {
+        Err(Error::TooLarge { what: "request", size, limit: 1000 }) => assert!(size > 1000),
+        other => panic!("{other:?}"),
+    }
+    match client.publish("key", &"x".repeat(1000)).await {
+        Err(Error::TooLarge { what: "event", .. }) => {}
+        other => panic!("{other:?}"),
+    }
+    let call = client.call::<()>("nobody", "home", [(); 0]).metadata("large", "x".repeat(100_000));
+    assert!(matches!(call.await, Err(Error::TooLarge { what: "metadata", .. })));
+}
+
+#[tokio::test]
+async fn a_reply_over_the_cap_is_known_to_the_caller() {
+    let scene = Scene::new();
+    let server = Server::builder().namespace(&scene.namespace).max_message_size(1000).connect(&scene.url).await;
+    let server = server
+        .expect("connects")
+        .method("long", "text", |_: Context, (length,): (usize,)| async move { Ok::<_, Fault>("x".repeat(length)) });
+    let _running = server.start().await.expect("can be served");
+    let client = scene.client().await;
+    match client.call::<String>("long", "text", (5000,)).await {
+        Err(Error::TooLarge { what: "reply", size, limit: 1000 }) => assert!(size > 5000),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(client.call::<String>("long", "text", (5,)).await.expect("the next call works"), "xxxxx");
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_at_once() {
+    let scene = Scene::new();
+    let Held { service, mut arrived } = Held::new();
+    let _server = scene.serve(service.prefetch(1).concurrency(1).max_queue(1)).await;
+    let client = scene.client().await;
+    let first = hold(&client, 0).start().await.expect("on its way");
+    let busy = soon(arrived.recv()).await.expect("it came");
+    // One runs, one waits. How many more a broker lets in before it refuses is its own affair.
+    let mut waiting = Vec::new();
+    let refused = loop {
+        let mut pending = hold(&client, 1).timeout(MINUTES).start().await.expect("on its way");
+        // Either the broker refuses it, or it waits: then the answer to a later call tells that the broker has it.
+        let probe = client.call::<()>("nobody", "home", [(); 0]);
+        tokio::select! {
+            outcome = &mut pending => break outcome,
+            _ = probe.into_future() => {}
+        }
+        waiting.push(pending);
+        assert!(waiting.len() < 100, "the queue takes everything");
+    };
+    match refused {
+        Err(Error::Overloaded { service }) => assert_eq!(service, "held.v1"),
+        other => panic!("{other:?}"),
+    }
+    busy.release();
+    first.await.expect("answered");
+}
+
+#[tokio::test]
+async fn names_that_cannot_be_on_the_broker_are_refused() {
+    let scene = Scene::new();
+    let client = scene.client().await;
+    for (service, method) in [("a b", "m"), ("", "m"), ("a", "m.n"), ("a.v", "m"), ("a.v1.b", "m"), ("a", "")] {
+        let outcome = client.call::<()>(service, method, [(); 0]).await;
+        assert!(matches!(outcome, Err(Error::Invalid(_))), "{service} {method}: {outcome:?}");
+    }
+    let refused = |outcome: Result<hopline::Running, Error>| match outcome {
+        Err(Error::Invalid(why)) => why,
+        other => panic!("{other:?}"),
+    };
+    let server = scene.server().await.serve(Service::new("a.b", 1));
+    assert!(refused(server.start().await).contains("`a.b`"));
+    let server = scene.server().await.method("a", "m n", |_: Context, _: [(); 0]| async { Ok::<_, Fault>(()) });
+    assert!(refused(server.start().await).contains("`m n`"));
+    let server = scene.server().await.serve(MathServer::new(Calculator)).serve(MathServer::new(Calculator));
+    assert!(refused(server.start().await).contains("`math.v1` is served twice"));
+    let outcome = Client::builder().namespace("a.b").connect(&scene.url).await;
+    assert!(matches!(outcome, Err(Error::Invalid(_))), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn a_queue_with_other_arguments_is_refused_with_each_that_differs() {
+    let scene = Scene::new();
+    let _server = scene.serve(MathServer::new(Calculator)).await;
+    let other = MathServer::new(Calculator).grace(Duration::from_secs(5)).max_queue(10);
+    match scene.server().await.serve(other).start().await {
+        Err(Error::Mismatch { name, differences }) => {
+            assert!(name.contains("math.v1.calls"), "{name}");
+            let said = differences.join("; ");
+            assert!(said.contains("x-expires") && said.contains("x-max-length"), "{said}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn what_a_dead_worker_held_is_run_again_only_if_it_is_idempotent() {
+    for idempotent in [false, true] {
+        let scene = Scene::new();
+        let method = if idempotent { Method::new("hold").idempotent() } else { Method::new("hold") };
+        let Held { service, mut arrived } = Held::of(method.clone());
+        let dying = scene.serve(service).await;
+        let client = scene.client().await;
+        let pending = hold(&client, 7).start().await.expect("on its way");
+        let running = soon(arrived.recv()).await.expect("it runs");
+        assert!(!running.context.redelivered());
+
+        let Held { service, arrived: mut second } = Held::of(method);
+        let _heir = scene.serve(service).await;
+        // Its connection closes with the call unsettled.
+        drop(dying);
+        if idempotent {
+            let again = soon(second.recv()).await.expect("it runs again");
+            assert!(again.context.redelivered());
+            again.release();
+            assert_eq!(soon(pending).await.expect("answered"), 7);
+        } else {
+            assert_eq!(code(soon(pending).await), Code::Aborted);
+            second.try_recv().expect_err("it was run twice");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_closed_client_ends_its_calls_and_refuses_more() {
+    let scene = Scene::new();
+    let Held { service, mut arrived } = Held::new();
+    let _server = scene.serve(service).await;
+    let client = scene.client().await;
+    let pending = hold(&client, 1).timeout(MINUTES).start().await.expect("on its way");
+    soon(arrived.recv()).await.expect("it came");
+    client.close().await;
+    match soon(pending).await {
+        Err(Error::Disconnected { may_have_run: true, .. }) => {}
+        other => panic!("{other:?}"),
+    }
+    match soon(hold(&client, 2).into_future()).await {
+        Err(Error::Disconnected { may_have_run: false, .. }) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn an_address_that_cannot_be_used_is_refused_without_its_password() {
+    for (url, said) in [
+        ("amqp://bob:s3cret@127.0.0.1:1", "cannot connect"),
+        ("nats://bob:s3cret@127.0.0.1", "nats"),
+        ("bob:s3cret", "use memory://, amqp:// or amqps://"),
+        ("amqp://bob:s3cret@ho st", "not an address"),
+    ] {
+        let error = Client::connect(url).await.expect_err("no such broker").to_string();
+        assert!(error.contains(said), "{error}");
+        assert!(!error.contains("s3cret"), "{error}");
+    }
+    #[cfg(not(feature = "tls"))]
+    {
+        let error =
+            Client::connect("amqps://bob:s3cret@127.0.0.1:1").await.expect_err("no TLS in this build").to_string();
+        assert!(error.contains("feature `tls`") && !error.contains("s3cret"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_late_reply_harms_nobody() {
+    let scene = Scene::new();
+    let ran = Arc::new(AtomicUsize::new(0));
+    let counter = ran.clone();
+    let _server = scene
+        .serve(Service::new("late", 1).method(Method::new("go"), move |_: Context, (n,): (u64,)| {
+            counter.fetch_add(1, Ordering::SeqCst);
+            async move { Ok::<_, Fault>(n) }
+        }))
+        .await;
+    let client = scene.client().await;
+    for n in 0..50 {
+        drop(client.call::<u64>("late", "go", (n,)).start().await.expect("on its way"));
+        assert_eq!(client.call::<u64>("late", "go", (n,)).await.expect("its own reply"), n);
+    }
+    assert!(ran.load(Ordering::SeqCst) >= 50);
+}

@@ -1,0 +1,166 @@
+//! The scene of every test: a broker, a namespace of its own on it, servers and clients.
+
+use std::fmt;
+use std::future::Future;
+use std::time::Duration;
+
+use hopline::transport::{Consumer, Mode, Role, Transport};
+use hopline::{Call, Client, Codec, Context, Error, Fault, Method, Running, Server, Service};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+/// How long a test waits for what has to come, before it fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The outcome of an event that has to come.
+pub(crate) async fn soon<F: Future>(event: F) -> F::Output {
+    tokio::time::timeout(PATIENCE, event).await.expect("what has to happen happens within a minute")
+}
+
+/// A namespace of its own on the broker under test.
+pub(crate) struct Scene {
+    pub(crate) url: String,
+    pub(crate) namespace: String,
+}
+
+impl Scene {
+    pub(crate) fn new() -> Self {
+        let url = std::env::var("HOPLINE_TEST_URL").unwrap_or_else(|_| "memory://it".to_owned());
+        Self { url, namespace: format!("it-{}", uuid::Uuid::new_v4().simple()) }
+    }
+
+    pub(crate) async fn client(&self) -> Client {
+        Client::builder()
+            .namespace(&self.namespace)
+            .timeout(PATIENCE)
+            .connect(&self.url)
+            .await
+            .expect("the broker is there")
+    }
+
+    pub(crate) async fn server(&self) -> Server {
+        Server::builder().namespace(&self.namespace).connect(&self.url).await.expect("the broker is there")
+    }
+
+    pub(crate) async fn serve(&self, service: Service) -> Running {
+        self.server().await.serve(service).start().await.expect("it can be served")
+    }
+
+    /// The broker itself, for what no client or server does.
+    pub(crate) async fn transport(&self) -> Transport {
+        Transport::connect(&self.url, Role::Client).await.expect("the broker is there")
+    }
+
+    /// What lands in a service's queue of dead letters.
+    pub(crate) async fn dead_letters(&self, transport: &Transport, service: &str) -> Consumer {
+        let queue = format!("{}.{service}.dead", self.namespace);
+        transport.consume(&queue, Mode::Settle { prefetch: 1000 }).await.expect("the server has declared it")
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) enum MathError {
+    DivisionByZero { dividend: i64 },
+}
+
+#[hopline::service(name = "math", version = 1)]
+pub(crate) trait Math {
+    async fn add(&self, a: i64, b: i64) -> i64;
+    async fn div(&self, a: i64, b: i64) -> Result<i64, MathError>;
+    async fn join(&self, words: Vec<String>, separator: Option<String>) -> String;
+    async fn nothing(&self);
+    async fn echo(&self, bytes: serde_bytes::ByteBuf) -> serde_bytes::ByteBuf;
+    async fn panic(&self);
+    async fn whoami(&self, ctx: &Context) -> String;
+}
+
+pub(crate) struct Calculator;
+
+impl Math for Calculator {
+    async fn add(&self, a: i64, b: i64) -> i64 {
+        a + b
+    }
+
+    async fn div(&self, a: i64, b: i64) -> Result<i64, MathError> {
+        if b == 0 { Err(MathError::DivisionByZero { dividend: a }) } else { Ok(a / b) }
+    }
+
+    async fn join(&self, words: Vec<String>, separator: Option<String>) -> String {
+        words.join(separator.as_deref().unwrap_or(", "))
+    }
+
+    async fn nothing(&self) {}
+
+    async fn echo(&self, bytes: serde_bytes::ByteBuf) -> serde_bytes::ByteBuf {
+        bytes
+    }
+
+    async fn panic(&self) {
+        panic!("as the test asks");
+    }
+
+    async fn whoami(&self, ctx: &Context) -> String {
+        ctx.instance().to_owned()
+    }
+}
+
+/// A service whose calls a test holds and lets go: each call of `hold` is announced, and answers what it is told.
+pub(crate) struct Held {
+    pub(crate) service: Service,
+    pub(crate) arrived: mpsc::UnboundedReceiver<Arrival>,
+}
+
+/// A call of `hold` that waits for its answer.
+#[derive(Debug)]
+pub(crate) struct Arrival {
+    pub(crate) number: u64,
+    pub(crate) context: Context,
+    answer: tokio::sync::oneshot::Sender<u64>,
+}
+
+impl Arrival {
+    pub(crate) fn release(self) {
+        // A cancelled call does not hear its answer.
+        let _ = self.answer.send(self.number);
+    }
+}
+
+impl Held {
+    pub(crate) fn new() -> Self {
+        Self::of(Method::new("hold"))
+    }
+
+    pub(crate) fn of(method: Method) -> Self {
+        let (announce, arrived) = mpsc::unbounded_channel();
+        let service = Service::new("held", 1).method(method, move |context: Context, (number,): (u64,)| {
+            let (answer, told) = tokio::sync::oneshot::channel();
+            announce.send(Arrival { number, context, answer }).expect("the test listens");
+            async move { told.await.map_err(|_| Fault::new(hopline::Code::Internal, "the test let go of it")) }
+        });
+        Self { service, arrived }
+    }
+}
+
+/// A call of a [`Held`] service.
+pub(crate) fn hold(client: &Client, number: u64) -> Call<u64> {
+    client.call("held", "hold", (number,))
+}
+
+/// A frame of the wire, written by hand from its description.
+pub(crate) fn frame(kind: u8, codec: Codec, id: uuid::Uuid, method: &str, payload: &[u8]) -> Vec<u8> {
+    assert!(method.len() < 24, "longer ones are written otherwise");
+    let text = 0x60 | u8::try_from(method.len()).expect("under 24");
+    // A CBOR map of one entry: 1 => the method, a text of under 24 bytes.
+    let metadata = [&[0xa1, 0x01, text], method.as_bytes()].concat();
+    let length = |bytes: &[u8]| u32::try_from(bytes.len()).expect("a short one").to_be_bytes();
+    let header = [b'H', b'L', 1, codec as u8, kind, 0, 0, 0];
+    [&header, id.as_bytes().as_slice(), &length(&metadata), &length(payload), &metadata, payload].concat()
+}
+
+/// The code of a fault.
+pub(crate) fn code<T: fmt::Debug, E: fmt::Debug>(outcome: Result<T, Error<E>>) -> hopline::Code {
+    match outcome {
+        Err(Error::Fault(fault)) => fault.code,
+        other => panic!("expected a fault, not {other:?}"),
+    }
+}

@@ -1,0 +1,822 @@
+//! What every broker promises behind the transport port, checked on the one that `HOPLINE_TEST_URL` names, else in memory.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hopline::Error;
+use hopline::topology::{Binding, Declaration, Exchange, ExchangeKind, Queue, QueueKind};
+use hopline::transport::{
+    Confirm, Consumer, Delivery, Lost, Mode, Properties, Publication, Receipt, Role, Settle, Transport,
+};
+use uuid::Uuid;
+
+const DIRECT: &str = "contract.direct";
+const TOPIC: &str = "contract.topic";
+const FANOUT: &str = "contract.fanout";
+
+/// A broker that several connections of one test meet at.
+struct Broker {
+    url: String,
+}
+
+impl Broker {
+    fn new() -> Self {
+        let url = std::env::var("HOPLINE_TEST_URL").unwrap_or_else(|_| format!("memory://{}", unique("broker")));
+        Self { url }
+    }
+
+    /// A connection, with the exchanges of this suite declared.
+    async fn connect(&self) -> Transport {
+        let transport = soon(Transport::connect(&self.url, Role::Client)).await.expect("a broker that answers");
+        let exchanges = [(DIRECT, ExchangeKind::Direct), (TOPIC, ExchangeKind::Topic), (FANOUT, ExchangeKind::Fanout)];
+        for (name, kind) in exchanges {
+            declare(&transport, Declaration::Exchange(Exchange { name: name.into(), kind })).await;
+        }
+        transport
+    }
+}
+
+/// Waits for what is about to happen; the limit only turns a hang into a failure.
+#[track_caller]
+fn soon<F: Future>(event: F) -> impl Future<Output = F::Output> {
+    let caller = std::panic::Location::caller();
+    async move {
+        let outcome = tokio::time::timeout(Duration::from_secs(20), event).await;
+        outcome.unwrap_or_else(|_| panic!("what {caller} waits for never happened"))
+    }
+}
+
+fn unique(name: &str) -> String {
+    format!("contract.{name}.{}", Uuid::new_v4().simple())
+}
+
+/// A queue that nobody has, gone a minute after its test.
+fn queue(kind: QueueKind) -> Queue {
+    let expires = (kind != QueueKind::Exclusive).then_some(Duration::from_secs(60));
+    Queue { expires, ..Queue::new(unique("queue"), kind) }
+}
+
+async fn declare(transport: &Transport, part: Declaration) {
+    soon(transport.declare(&[part])).await.expect("a declaration that the broker takes");
+}
+
+/// Declares a queue and returns its name.
+async fn declared(transport: &Transport, queue: Queue) -> String {
+    let name = queue.name.clone();
+    declare(transport, Declaration::Queue(queue)).await;
+    name
+}
+
+async fn bind(transport: &Transport, exchange: &str, key: &str, queue: &str) {
+    let binding = Binding { exchange: exchange.into(), key: key.into(), queue: queue.into() };
+    declare(transport, Declaration::Binding(binding)).await;
+}
+
+/// Declares a queue for dead letters; returns its name and what to put in [`Queue::dead_letter`].
+async fn dead_letters(transport: &Transport) -> (String, Option<(String, String)>) {
+    let name = declared(transport, queue(QueueKind::Exclusive)).await;
+    bind(transport, DIRECT, &name, &name).await;
+    (name.clone(), Some((DIRECT.into(), name)))
+}
+
+/// A mandatory message.
+fn message(exchange: &str, key: &str, body: impl Into<String>) -> Publication {
+    Publication {
+        exchange: exchange.into(),
+        key: key.into(),
+        mandatory: true,
+        properties: Properties::default(),
+        body: Bytes::from(body.into()),
+    }
+}
+
+fn to_queue(queue: &str, body: impl Into<String>) -> Publication {
+    message("", queue, body)
+}
+
+fn expiring(queue: &str, body: &str, milliseconds: u64) -> Publication {
+    let expiration = Some(Duration::from_millis(milliseconds));
+    Publication { properties: Properties { expiration, ..Properties::default() }, ..to_queue(queue, body) }
+}
+
+async fn outcome(receipt: Receipt) -> Result<Confirm, Lost> {
+    soon(receipt).await
+}
+
+async fn accepted(transport: &Transport, publication: Publication) {
+    assert_eq!(outcome(transport.publish(publication)).await, Ok(Confirm::Accepted));
+}
+
+async fn fill(transport: &Transport, queue: &str, bodies: &[&str]) {
+    for body in bodies {
+        accepted(transport, to_queue(queue, *body)).await;
+    }
+}
+
+async fn consume(transport: &Transport, queue: &str, mode: Mode) -> Consumer {
+    soon(transport.consume(queue, mode)).await.expect("a queue to consume")
+}
+
+async fn consume_up_to(transport: &Transport, queue: &str, prefetch: u16) -> Consumer {
+    consume(transport, queue, Mode::Settle { prefetch }).await
+}
+
+async fn next(consumer: &mut Consumer) -> Delivery {
+    soon(consumer.next()).await.expect("a consumer that goes on")
+}
+
+fn text(delivery: &Delivery) -> String {
+    String::from_utf8(delivery.body.to_vec()).expect("bodies of this suite are text")
+}
+
+/// The next `count` deliveries, left unsettled.
+async fn take(consumer: &mut Consumer, count: usize) -> Vec<Delivery> {
+    let mut deliveries = Vec::new();
+    for _ in 0..count {
+        deliveries.push(next(consumer).await);
+    }
+    deliveries
+}
+
+fn texts(deliveries: &[Delivery]) -> Vec<String> {
+    deliveries.iter().map(text).collect()
+}
+
+/// Nothing was in the queue before this marker: it is what the consumer gets next.
+async fn nothing_more(transport: &Transport, queue: &str, consumer: &mut Consumer) {
+    let marker = unique("marker");
+    accepted(transport, to_queue(queue, marker.clone())).await;
+    let delivery = next(consumer).await;
+    assert_eq!(text(&delivery), marker);
+    delivery.settle(Settle::Ack);
+}
+
+// Publishing: what the receipt says.
+
+#[tokio::test]
+async fn a_mandatory_message_that_no_queue_takes_is_returned() {
+    let transport = Broker::new().connect().await;
+    for exchange in ["", DIRECT, TOPIC] {
+        let receipt = transport.publish(message(exchange, &unique("nowhere"), "lost"));
+        assert_eq!(outcome(receipt).await, Ok(Confirm::Returned), "exchange `{exchange}`");
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_is_not_mandatory_is_accepted_even_when_no_queue_takes_it() {
+    let transport = Broker::new().connect().await;
+    for exchange in ["", DIRECT, TOPIC] {
+        let optional = Publication { mandatory: false, ..message(exchange, &unique("nowhere"), "lost") };
+        accepted(&transport, optional).await;
+    }
+}
+
+#[tokio::test]
+async fn each_receipt_is_right_among_two_thousand_in_flight() {
+    let transport = Broker::new().connect().await;
+    let queue = declared(&transport, queue(QueueKind::Exclusive)).await;
+    let nowhere = unique("nowhere");
+    let receipts: Vec<_> = (0..2000)
+        .map(|n| transport.publish(to_queue(if n % 3 == 0 { &nowhere } else { &queue }, n.to_string())))
+        .collect();
+    for (n, receipt) in receipts.into_iter().enumerate() {
+        let expected = if n % 3 == 0 { Confirm::Returned } else { Confirm::Accepted };
+        assert_eq!(outcome(receipt).await, Ok(expected), "publication {n}");
+    }
+}
+
+#[tokio::test]
+async fn receipts_are_right_for_several_publishers_at_once() {
+    let transport = Broker::new().connect().await;
+    let queue = declared(&transport, queue(QueueKind::Exclusive)).await;
+    let publishers: Vec<_> = (0..8)
+        .map(|publisher| {
+            let (transport, queue, nowhere) = (transport.clone(), queue.clone(), unique("nowhere"));
+            tokio::spawn(async move {
+                for n in 0..100 {
+                    let lost = (n + publisher) % 3 == 0;
+                    let receipt = transport.publish(to_queue(if lost { &nowhere } else { &queue }, n.to_string()));
+                    let expected = if lost { Confirm::Returned } else { Confirm::Accepted };
+                    assert_eq!(outcome(receipt).await, Ok(expected), "publication {n} of publisher {publisher}");
+                }
+            })
+        })
+        .collect();
+    for publisher in publishers {
+        soon(publisher).await.expect("a publisher with the right receipts");
+    }
+}
+
+#[tokio::test]
+async fn a_message_for_an_exchange_that_does_not_exist_is_returned_and_later_ones_arrive() {
+    let transport = Broker::new().connect().await;
+    let queue = declared(&transport, queue(QueueKind::Exclusive)).await;
+    let mut consumer = consume(&transport, &queue, Mode::NoAck).await;
+    for mandatory in [true, false] {
+        let missing = Publication { mandatory, ..message(&unique("missing"), "key", "lost") };
+        assert_eq!(outcome(transport.publish(missing)).await, Ok(Confirm::Returned), "mandatory: {mandatory}");
+        nothing_more(&transport, &queue, &mut consumer).await;
+    }
+}
+
+#[tokio::test]
+async fn a_missing_exchange_leaves_no_receipt_of_its_neighbours_open() {
+    let transport = Broker::new().connect().await;
+    let queue = declared(&transport, queue(QueueKind::Exclusive)).await;
+    let missing = unique("missing");
+    let receipts: Vec<_> = (0..30)
+        .map(|n| transport.publish(message(if n % 10 == 5 { &missing } else { "" }, &queue, n.to_string())))
+        .collect();
+    for (n, receipt) in receipts.into_iter().enumerate() {
+        let outcome = outcome(receipt).await;
+        if n % 10 == 5 {
+            assert_ne!(outcome, Ok(Confirm::Accepted), "publication {n}");
+        } else {
+            // The broker ends the channel: what became of those beside it may be unknown, but never a false return.
+            assert_ne!(outcome, Ok(Confirm::Returned), "publication {n}");
+        }
+    }
+    accepted(&transport, to_queue(&queue, "later")).await;
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_and_accepts_again_once_there_is_room() {
+    let transport = Broker::new().connect().await;
+    let queue = declared(&transport, Queue { max_length: Some(2), ..queue(QueueKind::Classic) }).await;
+    fill(&transport, &queue, &["first", "second"]).await;
+    assert_eq!(outcome(transport.publish(to_queue(&queue, "third"))).await, Ok(Confirm::Refused));
+    let mut consumer = consume_up_to(&transport, &queue, 1).await;
+    let first = next(&mut consumer).await;
+    assert_eq!(text(&first), "first");
+    accepted(&transport, to_queue(&queue, "fourth")).await;
+    assert_eq!(outcome(transport.publish(to_queue(&queue, "fifth"))).await, Ok(Confirm::Refused));
+    first.settle(Settle::Ack);
+    for expected in ["second", "fourth"] {
+        let delivery = next(&mut consumer).await;
+        assert_eq!(text(&delivery), expected);
+        delivery.settle(Settle::Ack);
+    }
+}
+
+// Routing: who gets it.
+
+#[tokio::test]
+async fn a_direct_exchange_sends_to_the_queues_bound_with_the_very_key() {
+    let transport = Broker::new().connect().await;
+    let (red, blue) = (unique("red"), unique("blue"));
+    let mut consumers = Vec::new();
+    for keys in [vec![&red], vec![&red, &blue]] {
+        let queue = declared(&transport, queue(QueueKind::Exclusive)).await;
+        for key in keys {
+            bind(&transport, DIRECT, key, &queue).await;
+        }
+        consumers.push((consume(&transport, &queue, Mode::NoAck).await, queue));
+    }
+    accepted(&transport, message(DIRECT, &blue, "blue")).await;
+    accepted(&transport, message(DIRECT, &red, "red")).await;
+    let [(only_red, _), (both, both_queue)] = &mut consumers[..] else { unreachable!("two were made") };
+    let delivery = next(only_red).await;
+    assert_eq!((text(&delivery).as_str(), delivery.exchange.as_str(), &delivery.key), ("red", DIRECT, &red));
+    assert_eq!(texts(&take(both, 2).await), ["blue", "red"]);
+    nothing_more(&transport, both_queue, both).await;
+}
+
+#[tokio::test]
+async fn a_topic_exchange_sends_to_the_queues_whose_pattern_matches() {
+    let transport = Broker::new().connect().await;
+    let root = unique("topic");
+    let mut consumers = Vec::new();
+    for pattern in ["#", "order.*", "order.#", "*.*.eu"] {
+        let queue = declared(&transport, queue(QueueKind::Exclusive)).await;
+        bind(&transport, TOPIC, &format!("{root}.{pattern}"), &queue).await;
+        consumers.push((pattern, consume(&transport, &queue, Mode::NoAck).await, queue));
+    }
+    for key in ["order", "order.created", "order.created.eu", "bill.paid.eu"] {
+        accepted(&transport, message(TOPIC, &format!("{root}.{key}"), key)).await;
+    }
+    for (pattern, consumer, queue) in &mut consumers {
+        let expected: &[&str] = match *pattern {
+            "#" => &["order", "order.created", "order.created.eu", "bill.paid.eu"],
+            "order.*" => &["order.created"],
+            "order.#" => &["order", "order.created", "order.created.eu"],
+            _ => &["order.created.eu", "bill.paid.eu"],
+        };
+        assert_eq!(texts(&take(consumer, expected.len()).await), expected, "pattern {pattern}");
+        nothing_more(&transport, queue, consumer).await;
+    }
+}
+
+#[tokio::test]
+async fn a_queue_bound_twice_by_matching_patterns_gets_the_message_once() {
+    let transport = Broker::new().connect().await;
+    let root = unique("topic");
+    let queue = declared(&transport, queue(QueueKind::Exclusive)).await;
+    for pattern in ["#", "a.*", "*.b", "a.b"] {
+        bind(&transport, TOPIC, &format!("{root}.{pattern}"), &queue).await;
+    }
+    let mut consumer = consume(&transport, &queue, Mode::NoAck).await;
+    accepted(&transport, message(TOPIC, &format!("{root}.a.b"), "once")).await;
+    assert_eq!(text(&next(&mut consumer).await), "once");
+    nothing_more(&transport, &queue, &mut consumer).await;
+}
+
+#[tokio::test]
+async fn a_fanout_exchange_sends_to_every_bound_queue() {
+    let transport = Broker::new().connect().await;
+    let mut consumers = Vec::new();
+    for _ in 0..3 {
+        let queue = declared(&transport, queue(QueueKind::Exclusive)).await;
+        bind(&transport, FANOUT, "", &queue).await;
+        consumers.push(consume(&transport, &queue, Mode::NoAck).await);
+    }
+    let body = unique("body");
+    accepted(&transport, message(FANOUT, "any", body.clone())).await;
+    for consumer in &mut consumers {
+        // Another run of this suite may publish to the same exchange meanwhile.
+        while text(&next(consumer).await) != body {}
+    }
+}
+
+#[tokio::test]
+async fn the_default_exchange_sends_to_the_queue_that_the_key_names() {
+    let broker = Broker::new();
+    let (owner, other) = (broker.connect().await, broker.connect().await);
+    let queue = declared(&owner, queue(QueueKind::Exclusive)).await;
+    let mut consumer = consume(&owner, &queue, Mode::NoAck).await;
+    accepted(&other, to_queue(&queue, "hello")).await;
+    let delivery = next(&mut consumer).await;
+    assert_eq!((text(&delivery).as_str(), delivery.exchange.as_str(), &delivery.key), ("hello", "", &queue));
+}
+
+// The message: what survives the trip.
+
+#[tokio::test]
+async fn properties_and_headers_survive_the_trip() {
+    let transport = Broker::new().connect().await;
+    let queue = declared(&transport, queue(QueueKind::Exclusive)).await;
+    let mut consumer = consume(&transport, &queue, Mode::NoAck).await;
+    let full = Properties {
+        correlation_id: Some(Uuid::new_v4().to_string()),
+        reply_to: Some("some.queue".into()),
+        expiration: Some(Duration::from_millis(60_123)),
+        kind: Some("calculator.v1.add".into()),
+        content_type: Some("application/vnd.hopline".into()),
+        persistent: true,
+        priority: Some(7),
+        app_id: Some("instance".into()),
+        headers: vec![("tenant".into(), "blue".into()), ("umlaut".into(), "Grüße".into())],
+    };
+    for properties in [full, Properties::default()] {
+        accepted(&transport, Publication { properties: properties.clone(), ..to_queue(&queue, "") }).await;
+        let mut delivery = next(&mut consumer).await;
+        delivery.properties.headers.sort();
+        assert_eq!(delivery.properties, properties);
+        assert!(!delivery.redelivered);
+    }
+}
+
+#[tokio::test]
+async fn an_empty_body_and_one_of_a_mebibyte_survive_the_trip() {
+    let transport = Broker::new().connect().await;
+    let queue = declared(&transport, queue(QueueKind::Exclusive)).await;
+    let mut consumer = consume(&transport, &queue, Mode::NoAck).await;
+    let mebibyte: Vec<u8> = (0..1 << 20).map(|n: u32| (n % 251) as u8).collect();
+    for body in [Bytes::new(), Bytes::from(mebibyte), Bytes::new()] {
+        accepted(&transport, Publication { body: body.clone(), ..to_queue(&queue, "") }).await;
+        assert!(next(&mut consumer).await.body == body, "the body of {} bytes changed", body.len());
+    }
+}
+
+// Order.
+
+#[tokio::test]
+async fn messages_of_one_publisher_arrive_in_the_order_they_were_published() {
+    let transport = Broker::new().connect().await;
+    let queue = declared(&transport, queue(QueueKind::Exclusive)).await;
+    let mut consumer = consume_up_to(&transport, &queue, 10).await;
+    let receipts: Vec<_> = (0..1000).map(|n| transport.publish(to_queue(&queue, n.to_string()))).collect();
+    for n in 0..1000 {
+        let delivery = next(&mut consumer).await;
+        assert_eq!(text(&delivery), n.to_string());
+        delivery.settle(Settle::Ack);
+    }
+    for receipt in receipts {
+        assert_eq!(outcome(receipt).await, Ok(Confirm::Accepted));
+    }
+}
+
+#[tokio::test]
+async fn the_higher_priority_comes_first_and_none_is_above_the_queues_highest() {
+    let transport = Broker::new().connect().await;
+    let queue = declared(&transport, Queue { max_priority: Some(5), ..queue(QueueKind::Classic) }).await;
+    for priority in [Some(1), None, Some(5), Some(9), Some(0), Some(1)] {
+        let properties = Properties { priority, ..Properties::default() };
+        accepted(&transport, Publication { properties, ..to_queue(&queue, format!("{priority:?}")) }).await;
+    }
+    let mut consumer = consume(&transport, &queue, Mode::NoAck).await;
+    let order = texts(&take(&mut consumer, 6).await);
+    assert_eq!(order, ["Some(5)", "Some(9)", "Some(1)", "Some(1)", "None", "Some(0)"]);
+}
+
+#[tokio::test]
+async fn two_consumers_of_a_queue_take_turns() {
+    let broker = Broker::new();
+    let (one, other) = (broker.connect().await, broker.connect().await);
+    let queue = declared(&one, queue(QueueKind::Classic)).await;
+    let mut first = consume_up_to(&one, &queue, 100).await;
+    let mut second = consume_up_to(&other, &queue, 100).await;
+    fill(&one, &queue, &["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]).await;
+    let shares = [texts(&take(&mut first, 5).await), texts(&take(&mut second, 5).await)];
+    let all: BTreeSet<_> = shares.iter().flatten().collect();
+    assert_eq!(all.len(), 10, "{shares:?}");
+}
+
+// Consuming: prefetch, settling, redelivery.
+
+#[tokio::test]
+async fn no_more_than_the_prefetch_is_out_at_once_and_a_settled_one_makes_room() {
+    for kind in [QueueKind::Classic, QueueKind::Quorum] {
+        let transport = Broker::new().connect().await;
+        let queue = declared(&transport, queue(kind)).await;
+        fill(&transport, &queue, &["a", "b", "c", "d", "e"]).await;
+        let mut first = consume_up_to(&transport, &queue, 2).await;
+        let mut held = take(&mut first, 2).await;
+        assert_eq!(texts(&held), ["a", "b"]);
+        // Had the first consumer been sent more, these would not all reach the second.
+        let mut second = consume_up_to(&transport, &queue, 3).await;
+        let full = take(&mut second, 3).await;
+        assert_eq!(texts(&full), ["c", "d", "e"]);
+        accepted(&transport, to_queue(&queue, "f")).await;
+        held.remove(0).settle(Settle::Ack);
+        assert_eq!(text(&next(&mut first).await), "f");
+    }
+}
+
+#[tokio::test]
+async fn a_message_given_back_returns_to_the_head_and_is_marked_as_redelivered() {
+    let transport = Broker::new().connect().await;
+    let queue = declared(&transport, queue(QueueKind::Classic)).await;
+    fill(&transport, &queue, &["a", "b", "c"]).await;
+    let mut consumer = consume_up_to(&transport, &queue, 2).await;
+    let mut held = take(&mut consumer, 2).await;
+    assert!(held.iter().all(|delivery| !delivery.redelivered));
+    held.remove(0).settle(Settle::GiveBack);
+    let again = next(&mut consumer).await;
+    assert_eq!((text(&again).as_str(), again.redelivered), ("a", true));
+    again.settle(Settle::Ack);
+    let fresh = next(&mut consumer).await;
+    assert_eq!((text(&fresh).as_str(), fresh.redelivered), ("c", false));
+}
+
+#[tokio::test]
+async fn a_closed_connection_gives_its_unsettled_deliveries_to_others_in_order() {
+    for kind in [QueueKind::Classic, QueueKind::Quorum] {
+        let broker = Broker::new();
+        let (leaving, staying) = (broker.connect().await, broker.connect().await);
+        let queue = declared(&staying, queue(kind)).await;
+        fill(&staying, &queue, &["a", "b", "c"]).await;
+        let mut consumer = consume_up_to(&leaving, &queue, 10).await;
+        let mut held = take(&mut consumer, 3).await;
+        let mut next_in_line = consume_up_to(&staying, &queue, 10).await;
+        // One is dropped unsettled, one is held: neither is done.
+        drop(held.remove(1));
+        soon(leaving.close()).await;
+        let mut order = Vec::new();
+        for delivery in take(&mut next_in_line, 3).await {
+            assert!(delivery.redelivered);
+            order.push(text(&delivery));
+        }
+        assert_eq!(order, ["a", "b", "c"]);
+        assert_eq!(held.len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn a_settled_delivery_never_comes_again() {
+    let broker = Broker::new();
+    let (leaving, staying) = (broker.connect().await, broker.connect().await);
+    let queue = declared(&staying, queue(QueueKind::Classic)).await;
+    fill(&staying, &queue, &["a", "b", "c"]).await;
+    let mut consumer = consume_up_to(&leaving, &queue, 1).await;
+    for _ in 0..2 {
+        next(&mut consumer).await.settle(Settle::Ack);
+    }
+    // It came because the other two were settled.
+    let last = next(&mut consumer).await;
+    soon(leaving.close()).await;
+    drop(last);
+    let mut consumer = consume_up_to(&staying, &queue, 10).await;
+    assert_eq!(text(&next(&mut consumer).await), "c");
+    nothing_more(&staying, &queue, &mut consumer).await;
+}
+
+#[tokio::test]
+async fn deliveries_without_acks_are_done_when_they_leave() {
+    let broker = Broker::new();
+    let (leaving, staying) = (broker.connect().await, broker.connect().await);
+    let queue = declared(&staying, queue(QueueKind::Classic)).await;
+    let mut consumer = consume(&leaving, &queue, Mode::NoAck).await;
+    fill(&staying, &queue, &["a", "b", "c"]).await;
+    let mut deliveries = take(&mut consumer, 3).await;
+    assert_eq!(texts(&deliveries), ["a", "b", "c"]);
+    // Settling one is no error and changes nothing.
+    deliveries.remove(0).settle(Settle::GiveBack);
+    soon(leaving.close()).await;
+    let mut consumer = consume(&staying, &queue, Mode::NoAck).await;
+    nothing_more(&staying, &queue, &mut consumer).await;
+}
+
+#[tokio::test]
+async fn after_cancel_what_was_prefetched_comes_out_and_the_rest_stays_for_others() {
+    let transport = Broker::new().connect().await;
+    let queue = declared(&transport, queue(QueueKind::Classic)).await;
+    fill(&transport, &queue, &["a", "b", "c", "d", "e"]).await;
+    let mut consumer = consume_up_to(&transport, &queue, 3).await;
+    let mut drained = vec![next(&mut consumer).await];
+    consumer.cancel();
+    while let Some(delivery) = soon(consumer.next()).await {
+        drained.push(delivery);
+    }
+    let mut seen = texts(&drained);
+    assert!(seen.len() <= 3 && ["a", "b", "c"].starts_with(&seen.iter().map(String::as_str).collect::<Vec<_>>()[..]));
+    // A cancelled consumer's deliveries can still be settled, either way.
+    drained.remove(0).settle(Settle::GiveBack);
+    drained.into_iter().for_each(|delivery| delivery.settle(Settle::Ack));
+    let mut other = consume_up_to(&transport, &queue, 10).await;
+    let rest = take(&mut other, 5 - seen.len() + 1).await;
+    assert!(rest.iter().all(|delivery| delivery.redelivered == (text(delivery) == "a")));
+    seen.extend(texts(&rest));
+    seen.sort();
+    assert_eq!(seen, ["a", "a", "b", "c", "d", "e"]);
+}
+
+#[tokio::test]
+async fn a_dropped_consumer_leaves_what_it_did_not_hand_out_to_others() {
+    let transport = Broker::new().connect().await;
+    let queue = declared(&transport, queue(QueueKind::Classic)).await;
+    fill(&transport, &queue, &["a", "b", "c"]).await;
+    let mut dropped = consume_up_to(&transport, &queue, 10).await;
+    next(&mut dropped).await.settle(Settle::Ack);
+    drop(dropped);
+    let mut other = consume_up_to(&transport, &queue, 10).await;
+    let mut rest = texts(&take(&mut other, 2).await);
+    rest.sort();
+    assert_eq!(rest, ["b", "c"]);
+}
+
+// Dead letters.
+
+#[tokio::test]
+async fn a_discarded_message_is_dead_lettered_with_its_properties() {
+    for kind in [QueueKind::Exclusive, QueueKind::Classic, QueueKind::Quorum] {
+        let transport = Broker::new().connect().await;
+        let (dead, dead_letter) = dead_letters(&transport).await;
+        let queue = declared(&transport, Queue { dead_letter, ..queue(kind) }).await;
+        let properties = Properties { correlation_id: Some("id".into()), ..Properties::default() };
+        accepted(&transport, Publication { properties, ..to_queue(&queue, "poison") }).await;
+        let mut consumer = consume_up_to(&transport, &queue, 1).await;
+        next(&mut consumer).await.settle(Settle::Discard);
+        let mut graveyard = consume(&transport, &dead, Mode::NoAck).await;
+        let letter = next(&mut graveyard).await;
+        assert_eq!((text(&letter).as_str(), letter.exchange.as_str(), &letter.key), ("poison", DIRECT, &dead));
+        assert_eq!(letter.properties.correlation_id.as_deref(), Some("id"));
+        nothing_more(&transport, &queue, &mut consumer).await;
+    }
+}
+
+#[tokio::test]
+async fn a_discarded_message_is_gone_where_there_are_no_dead_letters() {
+    let transport = Broker::new().connect().await;
+    let queue = declared(&transport, queue(QueueKind::Classic)).await;
+    fill(&transport, &queue, &["poison"]).await;
+    let mut consumer = consume_up_to(&transport, &queue, 1).await;
+    next(&mut consumer).await.settle(Settle::Discard);
+    nothing_more(&transport, &queue, &mut consumer).await;
+}
+
+#[tokio::test]
+async fn a_message_that_keeps_failing_is_redelivered_up_to_its_limit_then_dead_lettered() {
+    let transport = Broker::new().connect().await;
+    let (dead, dead_letter) = dead_letters(&transport).await;
+    let limited = Queue { delivery_limit: Some(3), dead_letter, ..queue(QueueKind::Quorum) };
+    let queue = declared(&transport, limited).await;
+    accepted(&transport, to_queue(&queue, "poison")).await;
+    let mut consumer = consume_up_to(&transport, &queue, 1).await;
+    let mut graveyard = consume(&transport, &dead, Mode::NoAck).await;
+    // The limit counts the attempts after the first.
+    for attempt in 0..=3 {
+        let delivery = next(&mut consumer).await;
+        assert_eq!((text(&delivery).as_str(), delivery.redelivered), ("poison", attempt > 0));
+        delivery.settle(Settle::Failed);
+    }
+    assert_eq!(text(&next(&mut graveyard).await), "poison");
+    nothing_more(&transport, &queue, &mut consumer).await;
+}
+
+#[tokio::test]
+async fn a_message_whose_consumers_are_lost_is_redelivered_up_to_its_limit_then_dead_lettered() {
+    let broker = Broker::new();
+    let transport = broker.connect().await;
+    let (dead, dead_letter) = dead_letters(&transport).await;
+    let limited = Queue { delivery_limit: Some(1), dead_letter, ..queue(QueueKind::Quorum) };
+    let queue = declared(&transport, limited).await;
+    accepted(&transport, to_queue(&queue, "poison")).await;
+    for attempt in 0..=1 {
+        let dying = broker.connect().await;
+        let mut consumer = consume_up_to(&dying, &queue, 1).await;
+        let delivery = next(&mut consumer).await;
+        assert_eq!((text(&delivery).as_str(), delivery.redelivered), ("poison", attempt > 0));
+        soon(dying.close()).await;
+    }
+    let mut graveyard = consume(&transport, &dead, Mode::NoAck).await;
+    assert_eq!(text(&next(&mut graveyard).await), "poison");
+    let mut consumer = consume_up_to(&transport, &queue, 1).await;
+    nothing_more(&transport, &queue, &mut consumer).await;
+}
+
+#[tokio::test]
+async fn a_message_that_is_not_consumed_in_time_is_dead_lettered_and_never_delivered() {
+    let transport = Broker::new().connect().await;
+    let (dead, dead_letter) = dead_letters(&transport).await;
+    let queue = declared(&transport, Queue { dead_letter, ..queue(QueueKind::Classic) }).await;
+    accepted(&transport, expiring(&queue, "late", 50)).await;
+    accepted(&transport, to_queue(&queue, "patient")).await;
+    let mut graveyard = consume(&transport, &dead, Mode::NoAck).await;
+    let letter = next(&mut graveyard).await;
+    assert_eq!(text(&letter), "late");
+    assert_eq!(letter.properties.expiration, None, "or it would expire in the next queue too");
+    let mut consumer = consume_up_to(&transport, &queue, 10).await;
+    assert_eq!(text(&next(&mut consumer).await), "patient");
+    nothing_more(&transport, &queue, &mut consumer).await;
+}
+
+#[tokio::test]
+async fn a_message_that_may_not_wait_is_delivered_only_to_a_waiting_consumer() {
+    let transport = Broker::new().connect().await;
+    let (dead, dead_letter) = dead_letters(&transport).await;
+    let queue = declared(&transport, Queue { dead_letter, ..queue(QueueKind::Classic) }).await;
+    accepted(&transport, expiring(&queue, "nobody waits", 0)).await;
+    let mut graveyard = consume(&transport, &dead, Mode::NoAck).await;
+    assert_eq!(text(&next(&mut graveyard).await), "nobody waits");
+    let mut consumer = consume_up_to(&transport, &queue, 1).await;
+    accepted(&transport, expiring(&queue, "one waits", 0)).await;
+    let delivery = next(&mut consumer).await;
+    assert_eq!(text(&delivery), "one waits");
+    accepted(&transport, expiring(&queue, "the one is busy", 0)).await;
+    assert_eq!(text(&next(&mut graveyard).await), "the one is busy");
+}
+
+// Queues: whose they are and how long they stay.
+
+#[tokio::test]
+async fn an_exclusive_queue_is_closed_to_others_and_dies_with_its_owner() {
+    let broker = Broker::new();
+    let (owner, other) = (broker.connect().await, broker.connect().await);
+    let queue = declared(&owner, queue(QueueKind::Exclusive)).await;
+    let refused = soon(other.consume(&queue, Mode::NoAck)).await;
+    assert!(matches!(refused, Err(Error::Broker { .. })), "{refused:?}");
+    let refused = soon(other.declare(&[Declaration::Queue(Queue::new(&queue, QueueKind::Exclusive))])).await;
+    assert!(matches!(refused, Err(Error::Broker { .. })), "{refused:?}");
+    accepted(&other, to_queue(&queue, "while it lives")).await;
+    soon(owner.close()).await;
+    soon(async {
+        // RabbitMQ 4 may accept or refuse at first, while it still knows the way to a queue that is dying.
+        while outcome(other.publish(to_queue(&queue, "too late"))).await != Ok(Confirm::Returned) {}
+    })
+    .await;
+    let refused = soon(other.consume(&queue, Mode::NoAck)).await;
+    assert!(matches!(refused, Err(Error::Broker { .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_queue_without_consumers_expires_and_one_with_a_consumer_stays() {
+    let transport = Broker::new().connect().await;
+    let brief = || Queue { expires: Some(Duration::from_millis(300)), ..queue(QueueKind::Classic) };
+    let used = declared(&transport, brief()).await;
+    let mut consumer = consume_up_to(&transport, &used, 10).await;
+    let unused = declared(&transport, brief()).await;
+    soon(async {
+        while outcome(transport.publish(to_queue(&unused, "anyone?"))).await == Ok(Confirm::Accepted) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    nothing_more(&transport, &used, &mut consumer).await;
+}
+
+#[tokio::test]
+async fn declaring_the_same_again_changes_nothing() {
+    let broker = Broker::new();
+    let (one, other) = (broker.connect().await, broker.connect().await);
+    let queue = Queue {
+        max_length: Some(10),
+        max_priority: Some(9),
+        dead_letter: Some((DIRECT.into(), "dead".into())),
+        ..queue(QueueKind::Classic)
+    };
+    let key = unique("key");
+    for transport in [&one, &other, &one] {
+        declared(transport, queue.clone()).await;
+        bind(transport, DIRECT, &key, &queue.name).await;
+    }
+    accepted(&one, message(DIRECT, &key, "once")).await;
+    let mut consumer = consume(&other, &queue.name, Mode::NoAck).await;
+    assert_eq!(text(&next(&mut consumer).await), "once");
+    nothing_more(&one, &queue.name, &mut consumer).await;
+}
+
+#[tokio::test]
+async fn declaring_with_other_arguments_names_each_that_differs_and_harms_nothing() {
+    let transport = Broker::new().connect().await;
+    let (_, dead_letter) = dead_letters(&transport).await;
+    let queue = Queue { max_length: Some(10), ..queue(QueueKind::Classic) };
+    declared(&transport, queue.clone()).await;
+    let other = Queue { max_length: Some(20), max_priority: Some(3), dead_letter, ..queue.clone() };
+    let refused = soon(transport.declare(&[Declaration::Queue(other)])).await;
+    let Err(Error::Mismatch { name, differences }) = refused else { panic!("not a mismatch: {refused:?}") };
+    assert!(name.contains(&queue.name), "{name}");
+    for argument in ["x-max-length", "x-max-priority", "x-dead-letter-exchange", "x-dead-letter-routing-key"] {
+        let named = differences.iter().filter(|difference| difference.contains(argument)).count();
+        assert_eq!(named, 1, "{argument} in {differences:?}");
+    }
+    assert_eq!(differences.len(), 4, "{differences:?}");
+    accepted(&transport, to_queue(&queue.name, "still there")).await;
+}
+
+#[tokio::test]
+async fn declaring_a_queue_or_exchange_of_another_kind_is_a_mismatch() {
+    let transport = Broker::new().connect().await;
+    let queue = queue(QueueKind::Classic);
+    declared(&transport, queue.clone()).await;
+    let parts = [
+        Declaration::Queue(Queue { kind: QueueKind::Quorum, ..queue.clone() }),
+        Declaration::Exchange(Exchange { name: DIRECT.into(), kind: ExchangeKind::Topic }),
+    ];
+    for (part, expected) in parts.into_iter().zip([queue.name.as_str(), DIRECT]) {
+        let refused = soon(transport.declare(&[part])).await;
+        let Err(Error::Mismatch { name, differences }) = refused else { panic!("not a mismatch: {refused:?}") };
+        assert!(name.contains(expected), "{name}");
+        assert_eq!(differences.len(), 1, "{differences:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_argument_that_a_kind_of_queue_does_not_have_is_refused() {
+    let transport = Broker::new().connect().await;
+    let bad = [
+        Queue { delivery_limit: Some(3), ..queue(QueueKind::Classic) },
+        Queue { max_priority: Some(3), ..queue(QueueKind::Quorum) },
+    ];
+    for queue in bad {
+        let refused = soon(transport.declare(&[Declaration::Queue(queue)])).await;
+        assert!(matches!(refused, Err(Error::Broker { .. })), "{refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_the_broker_refuses_leaves_the_connection_usable() {
+    let transport = Broker::new().connect().await;
+    let queue = declared(&transport, queue(QueueKind::Exclusive)).await;
+    let mut consumer = consume_up_to(&transport, &queue, 10).await;
+    let missing = unique("missing");
+    let bad_binding = |exchange: &str, queue: &str| {
+        Declaration::Binding(Binding { exchange: exchange.into(), key: "key".into(), queue: queue.into() })
+    };
+    let refused = soon(transport.consume(&missing, Mode::NoAck)).await;
+    assert!(matches!(refused, Err(Error::Broker { .. })), "{refused:?}");
+    for binding in [bad_binding(&missing, &queue), bad_binding(DIRECT, &missing)] {
+        let refused = soon(transport.declare(&[binding])).await;
+        assert!(matches!(refused, Err(Error::Broker { .. })), "{refused:?}");
+    }
+    nothing_more(&transport, &queue, &mut consumer).await;
+}
+
+#[tokio::test]
+async fn an_exchange_is_known_to_exist_or_not() {
+    let transport = Broker::new().connect().await;
+    for _ in 0..2 {
+        assert!(!soon(transport.exchange_exists(&unique("missing"))).await.expect("an answer"));
+        assert!(soon(transport.exchange_exists(DIRECT)).await.expect("an answer"));
+    }
+}
+
+// The end.
+
+#[tokio::test]
+async fn after_close_nothing_is_handed_over_and_consumers_end() {
+    let transport = Broker::new().connect().await;
+    let queue = declared(&transport, queue(QueueKind::Exclusive)).await;
+    let mut consumer = consume_up_to(&transport, &queue, 1).await;
+    soon(transport.close()).await;
+    assert!(soon(consumer.next()).await.is_none());
+    let lost = outcome(transport.publish(to_queue(&queue, "late"))).await;
+    assert!(matches!(lost, Err(Lost { handed_over: false, .. })), "{lost:?}");
+    let refused = soon(transport.consume(&queue, Mode::NoAck)).await;
+    assert!(matches!(refused, Err(Error::Disconnected { .. })), "{refused:?}");
+    let refused = soon(transport.declare(&[])).await;
+    assert!(matches!(refused, Ok(()) | Err(Error::Disconnected { .. })), "{refused:?}");
+    // Closing twice is no error.
+    soon(transport.close()).await;
+}
