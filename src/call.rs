@@ -11,7 +11,6 @@ use futures::future::BoxFuture;
 use futures::{Stream, StreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tracing::Instrument;
 
 use crate::client::{Client, Dispatched, Gathering};
 use crate::codec::{Codec, CodecError};
@@ -208,8 +207,7 @@ impl<T: Reply, E: fmt::Debug + Send + 'static> IntoFuture for Call<T, E> {
     type IntoFuture = BoxFuture<'static, Self::Output>;
 
     fn into_future(self) -> Self::IntoFuture {
-        let span = self.request.span();
-        Box::pin(async move { self.start().await?.await }.instrument(span))
+        Box::pin(async move { self.start().await?.await })
     }
 }
 
@@ -224,15 +222,6 @@ impl Request {
             priority: None,
             metadata: Vec::new(),
             idempotent: false,
-        }
-    }
-
-    fn span(&self) -> tracing::Span {
-        match &self.target {
-            Ok(Target { service, method }) => {
-                tracing::info_span!("call", otel.kind = "client", rpc.system = "hopline", rpc.service = %service, rpc.method = %method)
-            }
-            Err(_) => tracing::Span::none(),
         }
     }
 }
@@ -307,8 +296,7 @@ impl<T: Reply, E: fmt::Debug + Send + 'static> Broadcast<T, E> {
     /// As [`Broadcast::gather`].
     pub async fn stream(self) -> Result<impl Stream<Item = BroadcastReply<T, E>> + Send + Unpin, Error<E>> {
         let Call { client, request, read_error, .. } = self.0;
-        let span = request.span();
-        let gathering: Gathering = client.broadcast(request).instrument(span).await.map_err(Error::widen)?;
+        let gathering: Gathering = client.broadcast(request).await.map_err(Error::widen)?;
         Ok(gathering.map(move |reply| BroadcastReply {
             instance: reply.metadata.instance.clone().unwrap_or_default(),
             outcome: outcome(&reply, T::read, read_error, || Error::Fault(fault(&reply))),

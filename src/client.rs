@@ -1,5 +1,6 @@
 //! The calling side: connects, addresses calls, and waits for what comes back.
 
+mod builder;
 mod pending;
 mod replies;
 
@@ -13,8 +14,11 @@ use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+use tracing::{Instrument, info_span};
 use uuid::Uuid;
 
+pub use self::builder::ClientBuilder;
+use self::pending::Ticket;
 pub(crate) use self::pending::{Dispatched, Gathering};
 use self::replies::{Replies, Waiter};
 use crate::call::{Call, Oneway, Request, Target};
@@ -22,8 +26,8 @@ use crate::codec::{Codec, CodecError};
 use crate::context::{Context, Trace, unix_millis};
 use crate::error::Error;
 use crate::frame::{CONTENT_TYPE, Frame, Kind, Metadata};
-use crate::topology::{Declaration, MAX_PRIORITY, Namespace, Queue, QueueKind, ServiceId, instance_key, oneway_key};
-use crate::transport::{Confirm, Mode, Properties, Publication, Receipt, Role, Transport};
+use crate::topology::{MAX_PRIORITY, Namespace, ServiceId, instance_key, oneway_key};
+use crate::transport::{Confirm, Properties, Publication, Transport};
 
 /// The largest message that is sent or accepted unless set otherwise: what RabbitMQ 4 takes by default.
 pub(crate) const MAX_MESSAGE_SIZE: usize = 16 * 1024 * 1024;
@@ -54,93 +58,9 @@ struct Inner {
     runtime: Handle,
 }
 
-/// What a client may be told before it connects.
-#[derive(Debug, Clone)]
-pub struct ClientBuilder {
-    namespace: Result<Namespace, String>,
-    codec: Codec,
-    timeout: Duration,
-    max_message_size: usize,
-}
-
-impl Default for ClientBuilder {
-    fn default() -> Self {
-        Self {
-            namespace: Ok(Namespace::default()),
-            codec: Codec::default(),
-            timeout: Duration::from_secs(30),
-            max_message_size: MAX_MESSAGE_SIZE,
-        }
-    }
-}
-
-impl ClientBuilder {
-    /// The prefix of every name on the broker, `[A-Za-z0-9_-]+`: services of other namespaces are not seen. Default
-    /// `hopline`.
-    #[must_use]
-    pub fn namespace(mut self, name: &str) -> Self {
-        self.namespace = Namespace::new(name);
-        self
-    }
-
-    /// How payloads are written. Default [`Codec::Cbor`].
-    #[must_use]
-    pub fn codec(mut self, codec: Codec) -> Self {
-        self.codec = codec;
-        self
-    }
-
-    /// How long a call may take that does not say so itself. Default 30 s.
-    #[must_use]
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
-        self
-    }
-
-    /// The largest message to send, in bytes. Default 16 MiB, which is also what RabbitMQ 4 takes unless told
-    /// otherwise.
-    #[must_use]
-    pub fn max_message_size(mut self, bytes: usize) -> Self {
-        self.max_message_size = bytes;
-        self
-    }
-
-    /// Connects to the broker that `url` names: `memory://`, `amqp://` or `amqps://`.
-    ///
-    /// # Errors
-    /// `Invalid` for an address or a setting that cannot be used, `Connect` when the broker does not answer or refuses.
-    pub async fn connect(self, url: &str) -> Result<Client, Error> {
-        let namespace = self.namespace.clone().map_err(Error::Invalid)?;
-        let transport = Transport::connect(url, Role::Client).await?;
-        let instance = short_id();
-        let reply_queue = namespace.reply_queue(&instance, &short_id());
-        let mut topology = namespace.exchanges();
-        topology.push(Declaration::Queue(Queue::new(&reply_queue, QueueKind::Exclusive)));
-        transport.declare(&topology).await?;
-
-        let events = transport.events();
-        let queue = transport.consume(&reply_queue, Mode::NoAck).await?;
-        let replies = Arc::new(Replies::default());
-        tokio::spawn(replies::receive(replies.clone(), queue, events));
-        Ok(Client(Arc::new(Inner {
-            transport,
-            settings: self,
-            instance,
-            reply_queue,
-            replies,
-            broadcastable: Mutex::default(),
-            runtime: Handle::current(),
-        })))
-    }
-}
-
 /// A request that is ready to leave.
 struct Outgoing {
-    target: Target,
-    instance: Option<String>,
-    id: Uuid,
-    deadline: Instant,
-    timeout: Duration,
+    ticket: Ticket,
     properties: Properties,
     body: Bytes,
 }
@@ -192,8 +112,13 @@ impl Client {
             properties: Properties { persistent: true, ..self.properties(frame.id, key.to_owned()) },
             body,
         };
-        let receipt = self.0.transport.publish(publication);
-        self.confirmed(receipt, key, Instant::now() + self.0.settings.timeout, self.0.settings.timeout).await
+        let after = self.0.settings.timeout;
+        match tokio::time::timeout(after, self.0.transport.publish(publication)).await {
+            Ok(Ok(Confirm::Accepted | Confirm::Returned)) => Ok(()),
+            Ok(Ok(Confirm::Refused)) => Err(Error::Overloaded { service: key.to_owned() }),
+            Ok(Err(lost)) => Err(lost.into()),
+            Err(_) => Err(Error::Timeout { method: key.to_owned(), after }),
+        }
     }
 
     /// Closes the connection; calls in flight end as `Disconnected`. Dropping the last clone does the same, later.
@@ -208,23 +133,22 @@ impl Client {
 
     /// Puts a request on its way.
     pub(crate) fn dispatch(&self, request: Request) -> Result<Dispatched, Error> {
-        let outgoing = self.prepare(request, Kind::Request)?;
+        let Outgoing { ticket, properties, body } = self.prepare(request, Kind::Request)?;
         let (sender, reply) = oneshot::channel();
-        self.expect(outgoing.id, Waiter::One(sender))?;
-        let Outgoing { target, instance, id, deadline, timeout, properties, body } = outgoing;
-        let key = match &instance {
-            Some(instance) => instance_key(&target.service, instance),
-            None => target.service.to_string(),
+        self.expect(ticket.id, Waiter::One(sender))?;
+        let key = match &ticket.instance {
+            Some(instance) => instance_key(&ticket.target.service, instance),
+            None => ticket.target.service.to_string(),
         };
         let publication = Publication { exchange: self.namespace().rpc(), key, mandatory: true, properties, body };
         let receipt = self.0.transport.publish(publication);
-        Ok(Dispatched::new(self.clone(), target, instance, id, deadline, timeout, receipt, reply))
+        Ok(Dispatched::new(self.clone(), ticket, receipt, reply))
     }
 
     /// Puts a request on its way to every instance of its service.
     pub(crate) async fn broadcast(&self, request: Request) -> Result<Gathering, Error> {
         let outgoing = self.prepare(request, Kind::Request)?;
-        let exchange = self.broadcast_exchange(&outgoing.target.service).await?;
+        let exchange = self.broadcast_exchange(&outgoing.ticket.target.service).await?;
         let mut gathering = self.gather(outgoing, exchange).await?;
         gathering.cancel_when_dropped();
         Ok(gathering)
@@ -237,47 +161,45 @@ impl Client {
     }
 
     async fn gather(&self, outgoing: Outgoing, exchange: String) -> Result<Gathering, Error> {
+        let Outgoing { ticket, properties, body } = outgoing;
         let (sender, replies) = mpsc::unbounded_channel();
-        self.expect(outgoing.id, Waiter::Many(sender))?;
-        let Outgoing { target, id, deadline, timeout, properties, body, .. } = outgoing;
-        let gathering = Gathering::new(self.clone(), target.clone(), id, deadline, replies);
+        self.expect(ticket.id, Waiter::Many(sender))?;
+        let gathering = Gathering::new(self.clone(), ticket, replies);
         let publication = Publication { exchange, key: String::new(), mandatory: true, properties, body };
-        let receipt = self.0.transport.publish(publication);
-        match self.confirmed(receipt, &target.to_string(), deadline, timeout).await {
+        match self.confirmed(publication, gathering.ticket()).await {
             // One instance is going at this moment; the others have it.
             Ok(()) | Err(Error::Overloaded { .. }) => Ok(gathering),
-            Err(error) => Err(named(error, &target, None)),
+            Err(error) => Err(error),
         }
     }
 
     /// Hands an oneway call to the broker, for some instance or for all.
     pub(crate) async fn send(&self, request: Request, to_all: bool) -> Result<(), Error> {
-        let outgoing = self.prepare(request, Kind::Oneway)?;
-        let Outgoing { target, instance, deadline, timeout, properties, body, .. } = outgoing;
-        let (exchange, key) = match &instance {
-            _ if to_all => (self.broadcast_exchange(&target.service).await?, String::new()),
-            Some(instance) => (self.namespace().rpc(), instance_key(&target.service, instance)),
-            None => (self.namespace().oneway(), oneway_key(&target.service, &target.method)),
+        let Outgoing { ticket, properties, body } = self.prepare(request, Kind::Oneway)?;
+        let Target { service, method } = &ticket.target;
+        let (exchange, key) = match &ticket.instance {
+            _ if to_all => (self.broadcast_exchange(service).await?, String::new()),
+            Some(instance) => (self.namespace().rpc(), instance_key(service, instance)),
+            None => (self.namespace().oneway(), oneway_key(service, method)),
         };
         let properties = Properties { persistent: true, reply_to: None, expiration: None, ..properties };
-        let receipt = self.0.transport.publish(Publication { exchange, key, mandatory: true, properties, body });
-        let confirmed = self.confirmed(receipt, &target.to_string(), deadline, timeout).await;
-        match confirmed {
+        match self.confirmed(Publication { exchange, key, mandatory: true, properties, body }, &ticket).await {
             Err(Error::Overloaded { .. }) if to_all => Ok(()),
-            confirmed => confirmed.map_err(|error| named(error, &target, instance.as_deref())),
+            confirmed => confirmed,
         }
     }
 
     /// Tells whoever may run `id` that nobody waits for it any more.
-    pub(crate) fn cancel(&self, id: Uuid, target: &Target, instance: Option<&str>, deadline: Instant) {
+    fn cancel(&self, ticket: &Ticket) {
+        let Ticket { target, instance, id, deadline, .. } = ticket;
         let remaining = deadline.saturating_duration_since(Instant::now());
         let metadata = Metadata { remaining: Some(remaining), ..self.metadata(Trace::under(parent())) };
-        let frame = Frame::new(Kind::Cancel, id, Codec::Raw, metadata, Bytes::new());
+        let frame = Frame::new(Kind::Cancel, *id, Codec::Raw, metadata, Bytes::new());
         let (exchange, key) = match instance {
             Some(instance) => (self.namespace().rpc(), instance_key(&target.service, instance)),
             None => (self.namespace().all(&target.service), String::new()),
         };
-        let properties = self.properties(id, target.to_string());
+        let properties = self.properties(*id, target.to_string());
         // Nobody waits for a cancel's receipt: if it does not arrive, the deadline ends the call.
         drop(self.0.transport.publish(Publication {
             exchange,
@@ -312,11 +234,20 @@ impl Client {
         let codec = request.codec.unwrap_or(settings.codec);
         let payload = (request.arguments)(codec)
             .map_err(|error| CodecError(format!("the arguments of `{target}` {}", error.0)))?;
+        let trace = Trace::under(current.map(|context| context.trace()));
+        let span = info_span!(
+            "call",
+            otel.kind = "client",
+            rpc.system = "hopline",
+            rpc.service = %target.service,
+            rpc.method = target.method,
+            traceparent = %trace,
+        );
         let metadata = Metadata {
             method: Some(target.method.clone()),
             remaining: (kind == Kind::Request).then_some(timeout),
             user: request.metadata,
-            ..self.metadata(Trace::under(current.map(|context| context.trace())))
+            ..self.metadata(trace)
         };
         let id = Uuid::new_v4();
         let frame = Frame { idempotent: request.idempotent, ..Frame::new(kind, id, codec, metadata, payload.into()) };
@@ -327,7 +258,8 @@ impl Client {
             priority: request.priority.map(|priority| priority.min(MAX_PRIORITY)),
             ..self.properties(id, target.to_string())
         };
-        Ok(Outgoing { target, instance: request.instance, id, deadline, timeout, properties, body })
+        let ticket = Ticket { target, instance: request.instance, id, deadline, timeout, span };
+        Ok(Outgoing { ticket, properties, body })
     }
 
     fn namespace(&self) -> &Namespace {
@@ -376,34 +308,14 @@ impl Client {
         Ok(exchange)
     }
 
-    /// Waits until the broker has a message.
-    async fn confirmed(&self, receipt: Receipt, what: &str, deadline: Instant, timeout: Duration) -> Result<(), Error> {
-        match tokio::time::timeout_at(deadline, receipt).await {
-            Ok(Ok(Confirm::Accepted)) => Ok(()),
-            Ok(Ok(Confirm::Returned)) => Err(Error::NoService { service: what.to_owned() }),
-            Ok(Ok(Confirm::Refused)) => Err(Error::Overloaded { service: what.to_owned() }),
-            Ok(Err(lost)) => Err(lost.into()),
-            Err(_) => Err(Error::Timeout { method: what.to_owned(), after: timeout }),
+    /// Waits until the broker has a request, or its deadline.
+    async fn confirmed(&self, publication: Publication, ticket: &Ticket) -> Result<(), Error> {
+        let receipt = self.0.transport.publish(publication).instrument(ticket.span.clone());
+        match tokio::time::timeout_at(ticket.deadline, receipt).await {
+            Ok(said) => ticket.outcome(said),
+            Err(_) => Err(ticket.timed_out()),
         }
     }
-}
-
-/// An error of a publication, in the name of the service it was for.
-fn named(error: Error, target: &Target, instance: Option<&str>) -> Error {
-    match (error, instance) {
-        // An instance's queue is never full: the broker refuses for a moment what it returns after it.
-        (Error::NoService { .. }, _) | (Error::Overloaded { .. }, Some(_)) => no_service(target, instance),
-        (Error::Overloaded { .. }, None) => Error::Overloaded { service: target.service.to_string() },
-        (other, _) => other,
-    }
-}
-
-fn no_service(target: &Target, instance: Option<&str>) -> Error {
-    let service = match instance {
-        Some(instance) => instance_key(&target.service, instance),
-        None => target.service.to_string(),
-    };
-    Error::NoService { service }
 }
 
 /// The span that a call made here belongs under.

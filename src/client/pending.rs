@@ -9,22 +9,60 @@ use std::time::Duration;
 use futures::Stream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Sleep, sleep_until};
+use tracing::Span;
 use uuid::Uuid;
 
-use super::{Client, no_service};
+use super::Client;
 use crate::call::Target;
 use crate::error::Error;
 use crate::frame::Frame;
-use crate::transport::{Confirm, Receipt};
+use crate::topology::instance_key;
+use crate::transport::{Confirm, Lost, Receipt};
+
+/// What stays behind of a request that leaves.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    pub(super) target: Target,
+    pub(super) instance: Option<String>,
+    pub(super) id: Uuid,
+    pub(super) deadline: Instant,
+    pub(super) timeout: Duration,
+    pub(super) span: Span,
+}
+
+impl Ticket {
+    pub(super) fn timed_out(&self) -> Error {
+        Error::Timeout { method: self.target.to_string(), after: self.timeout }
+    }
+
+    fn no_service(&self) -> Error {
+        let Target { service, .. } = &self.target;
+        let service = match &self.instance {
+            Some(instance) => instance_key(service, instance),
+            None => service.to_string(),
+        };
+        Error::NoService { service }
+    }
+
+    /// What the broker said of the request, where that ends the call.
+    pub(super) fn outcome(&self, said: Result<Confirm, Lost>) -> Result<(), Error> {
+        match said {
+            Ok(Confirm::Accepted) => Ok(()),
+            Ok(Confirm::Returned) => Err(self.no_service()),
+            // An instance's queue is never full: the broker refuses for a moment what it returns after it.
+            Ok(Confirm::Refused) if self.instance.is_some() => Err(self.no_service()),
+            Ok(Confirm::Refused) => Err(Error::Overloaded { service: self.target.service.to_string() }),
+            Err(lost) => Err(lost.into()),
+        }
+    }
+}
 
 /// A request on its way. Dropping it before its end cancels the call.
 pub(crate) struct Dispatched {
     client: Client,
-    target: Target,
-    instance: Option<String>,
-    id: Uuid,
+    /// Taken when it is dropped.
+    ticket: Option<Ticket>,
     deadline: Pin<Box<Sleep>>,
-    timeout: Duration,
     /// Until the broker has said what became of the request.
     receipt: Option<Receipt>,
     /// Until it is known that no reply will come.
@@ -33,52 +71,41 @@ pub(crate) struct Dispatched {
 }
 
 impl Dispatched {
-    #[allow(clippy::too_many_arguments, reason = "each is a part of the request that just left")]
-    pub(super) fn new(
-        client: Client,
-        target: Target,
-        instance: Option<String>,
-        id: Uuid,
-        deadline: Instant,
-        timeout: Duration,
-        receipt: Receipt,
-        reply: oneshot::Receiver<Frame>,
-    ) -> Self {
-        let deadline = Box::pin(sleep_until(deadline));
-        Self {
-            client,
-            target,
-            instance,
-            id,
-            deadline,
-            timeout,
-            receipt: Some(receipt),
-            reply: Some(reply),
-            ended: false,
-        }
+    pub(super) fn new(client: Client, ticket: Ticket, receipt: Receipt, reply: oneshot::Receiver<Frame>) -> Self {
+        let deadline = Box::pin(sleep_until(ticket.deadline));
+        Self { client, ticket: Some(ticket), deadline, receipt: Some(receipt), reply: Some(reply), ended: false }
+    }
+
+    fn ticket(&self) -> &Ticket {
+        self.ticket.as_ref().expect("taken only when dropped")
     }
 
     pub(crate) fn timed_out(&self) -> Error {
-        Error::Timeout { method: self.target.to_string(), after: self.timeout }
+        self.ticket().timed_out()
     }
 
-    /// What the broker said of the request, where that ends the call.
-    fn poll_receipt(&mut self, context: &mut Context<'_>) -> Option<Error> {
-        let Poll::Ready(said) = Pin::new(self.receipt.as_mut()?).poll(context) else { return None };
-        self.receipt = None;
-        match said {
-            Ok(Confirm::Accepted) => None,
-            Ok(Confirm::Returned) => Some(no_service(&self.target, self.instance.as_deref())),
-            // An instance's queue is never full: the broker refuses for a moment what it returns after it.
-            Ok(Confirm::Refused) if self.instance.is_some() => Some(no_service(&self.target, self.instance.as_deref())),
-            Ok(Confirm::Refused) => Some(Error::Overloaded { service: self.target.service.to_string() }),
-            Err(lost) => Some(lost.into()),
+    /// The reply, or what makes sure that none will come.
+    fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<Result<Frame, Error>> {
+        if let Some(reply) = &mut self.reply
+            && let Poll::Ready(reply) = Pin::new(reply).poll(context)
+        {
+            self.reply = None;
+            if let Ok(reply) = reply {
+                return Poll::Ready(Ok(reply));
+            }
         }
-    }
-
-    fn disconnected(&self) -> Error {
-        let reason = self.client.lost().unwrap_or_else(|| "no more replies".into());
-        Error::Disconnected { may_have_run: true, reason: reason.to_string() }
+        if let Some(receipt) = &mut self.receipt
+            && let Poll::Ready(said) = Pin::new(receipt).poll(context)
+        {
+            self.receipt = None;
+            self.ticket().outcome(said)?;
+        }
+        // Without a reply to come, whether the request left is what the receipt says, or has said.
+        if self.reply.is_none() && self.receipt.is_none() {
+            let reason = self.client.lost().unwrap_or_else(|| "no more replies".into());
+            return Poll::Ready(Err(Error::Disconnected { may_have_run: true, reason: reason.to_string() }));
+        }
+        Poll::Pending
     }
 }
 
@@ -86,23 +113,11 @@ impl Future for Dispatched {
     type Output = Result<Frame, Error>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Some(reply) = &mut self.reply
-            && let Poll::Ready(reply) = Pin::new(reply).poll(context)
-        {
-            self.reply = None;
-            if let Ok(reply) = reply {
-                self.ended = true;
-                return Poll::Ready(Ok(reply));
-            }
-        }
-        if let Some(error) = self.poll_receipt(context) {
+        let span = self.ticket().span.clone();
+        let _entered = span.enter();
+        if let Poll::Ready(end) = self.poll_end(context) {
             self.ended = true;
-            return Poll::Ready(Err(error));
-        }
-        // No reply can come. Whether the request left is what the receipt, still to come or come, says.
-        if self.reply.is_none() && self.receipt.is_none() {
-            self.ended = true;
-            return Poll::Ready(Err(self.disconnected()));
+            return Poll::Ready(end);
         }
         // Ending by the deadline is giving up: dropping `self` tells the server.
         self.deadline.as_mut().poll(context).map(|()| Err(self.timed_out()))
@@ -111,19 +126,19 @@ impl Future for Dispatched {
 
 impl Drop for Dispatched {
     fn drop(&mut self) {
-        self.client.forget(self.id);
+        let Some(ticket) = self.ticket.take() else { return };
+        self.client.forget(ticket.id);
         if self.ended {
             return;
         }
-        let (client, target, instance) = (self.client.clone(), self.target.clone(), self.instance.take());
-        let (id, deadline) = (self.id, self.deadline.deadline());
         match self.receipt.take() {
-            None => client.cancel(id, &target, instance.as_deref(), deadline),
+            None => self.client.cancel(&ticket),
             // Only a request that some queue has taken can be cancelled.
             Some(receipt) => {
+                let client = self.client.clone();
                 self.client.runtime().spawn(async move {
                     if receipt.await == Ok(Confirm::Accepted) {
-                        client.cancel(id, &target, instance.as_deref(), deadline);
+                        client.cancel(&ticket);
                     }
                 });
             }
@@ -133,29 +148,27 @@ impl Drop for Dispatched {
 
 impl fmt::Debug for Dispatched {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Dispatched").field("target", &self.target).field("id", &self.id).finish_non_exhaustive()
+        f.debug_tuple("Dispatched").field(&self.ticket).finish()
     }
 }
 
 /// Replies to a broadcast as they arrive, until its deadline.
 pub(crate) struct Gathering {
     client: Client,
-    target: Target,
-    id: Uuid,
+    ticket: Ticket,
     deadline: Pin<Box<Sleep>>,
     replies: mpsc::UnboundedReceiver<Frame>,
     cancels: bool,
 }
 
 impl Gathering {
-    pub(super) fn new(
-        client: Client,
-        target: Target,
-        id: Uuid,
-        deadline: Instant,
-        replies: mpsc::UnboundedReceiver<Frame>,
-    ) -> Self {
-        Self { client, target, id, deadline: Box::pin(sleep_until(deadline)), replies, cancels: false }
+    pub(super) fn new(client: Client, ticket: Ticket, replies: mpsc::UnboundedReceiver<Frame>) -> Self {
+        let deadline = Box::pin(sleep_until(ticket.deadline));
+        Self { client, ticket, deadline, replies, cancels: false }
+    }
+
+    pub(super) fn ticket(&self) -> &Ticket {
+        &self.ticket
     }
 
     /// From now on, dropping it before its deadline cancels the call.
@@ -177,9 +190,9 @@ impl Stream for Gathering {
 
 impl Drop for Gathering {
     fn drop(&mut self) {
-        self.client.forget(self.id);
+        self.client.forget(self.ticket.id);
         if self.cancels && !self.deadline.is_elapsed() {
-            self.client.cancel(self.id, &self.target, None, self.deadline.deadline());
+            self.client.cancel(&self.ticket);
         }
     }
 }

@@ -13,4 +13,5 @@ mod oneway;
 mod outcomes;
 mod registry;
 mod sharing;
+mod tracing;
 mod transport_contract;
