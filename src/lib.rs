@@ -1,19 +1,70 @@
-//! Remote procedure calls over RabbitMQ.
+//! Remote procedure calls over RabbitMQ: typed request/reply, oneway, broadcast and events between services that share
+//! a broker.
+//!
+//! A trait is the contract. [`#[hopline::service]`](service) makes of it a server, to be given an implementation, and a
+//! client, whose methods return [`Call`]s:
+//!
+//! ```
+//! use hopline::{Client, Error, Server};
+//!
+//! #[hopline::service]
+//! pub trait Calculator {
+//!     async fn add(&self, a: i64, b: i64) -> i64;
+//! }
+//!
+//! struct Calc;
+//!
+//! impl Calculator for Calc {
+//!     async fn add(&self, a: i64, b: i64) -> i64 {
+//!         a + b
+//!     }
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Error> {
+//! let server = Server::connect("memory://").await?.serve(CalculatorServer::new(Calc)).start().await?;
+//! let client = Client::connect("memory://").await?;
+//! assert_eq!(CalculatorClient::new(&client).add(2, 3).await?, 5);
+//! server.drain().await;
+//! # Ok(()) }
+//! ```
+//!
+//! The nouns:
+//!
+//! - A **service trait**, or a [`Service`] put together from [`Method`]s by hand.
+//! - [`Server`]: connects, serves services and [subscriptions](Server::subscribe), drains.
+//! - [`Client`]: connects, makes calls, [publishes](Client::publish) events.
+//! - [`Call`]: one invocation as a value: awaited, [started](Call::start), with a [callback](Call::then),
+//!   [sent](Call::send) oneway, or made to [all](Call::all) instances. Its options are on it, not on the client.
+//! - [`Context`]: what a handler may know of the call it handles.
+//! - [`Error`]: what went wrong, in few variants; the method's own error is one of them.
+//!
+//! One URL picks the broker: `amqp://user:password@host:port/vhost` is RabbitMQ, and `memory://` or `memory://name` one
+//! in the process, which means the same, needs nothing, and ends with its last connection. `amqps://` asks for the cargo
+//! feature `tls`.
+//!
+//! Everything here runs on tokio; a program that is not async has [`blocking::wait`].
+//!
+//! Spans and events go to [`tracing`](https://docs.rs/tracing). lapin, which speaks AMQP here, logs every returned
+//! message in full at `WARN`, such as each call that nobody serves: set its level to `error`.
 
-pub mod blocking;
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
+
+// In the order in which a call meets them.
 mod call;
 mod client;
-mod codec;
-mod context;
-mod error;
-mod frame;
-mod registry;
 mod server;
 mod service;
+mod context;
+mod registry;
+mod error;
+mod codec;
+mod frame;
 #[doc(hidden)]
 pub mod topology;
 #[doc(hidden)]
 pub mod transport;
+pub mod blocking;
 
 pub use hopline_macros::service;
 
@@ -25,3 +76,8 @@ pub use error::{Code, Error, Fault};
 pub use registry::{Instance, InstanceStats, MethodInfo};
 pub use server::{Running, Server, ServerBuilder};
 pub use service::{Dispatch, Failure, Method, Service};
+
+/// The README's example compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
