@@ -168,6 +168,23 @@ pub(crate) fn decode(body: Bytes) -> Frames {
     Frames { body, offset: 0, count: 0, broken: false }
 }
 
+/// The refusal of a body over the cap, which is not read.
+pub(crate) fn too_large(body: &[u8], cap: usize) -> FrameError {
+    FrameError {
+        field: "body",
+        offset: cap,
+        problem: format!("{} bytes are over the cap of {cap}", body.len()),
+        code: Code::ResourceExhausted,
+        frame: 0,
+        id: named_id(body),
+    }
+}
+
+/// The id that a frame names, if it is long enough to.
+fn named_id(frame: &[u8]) -> Option<Uuid> {
+    frame.get(8..24).and_then(|bytes| Uuid::from_slice(bytes).ok())
+}
+
 impl Iterator for Frames {
     type Item = Result<Frame, FrameError>;
 
@@ -187,7 +204,7 @@ impl Frames {
     fn read(&mut self) -> Result<Frame, FrameError> {
         let start = self.offset;
         let rest = self.body.slice(start..);
-        let id = rest.get(8..24).and_then(|bytes| Uuid::from_slice(bytes).ok());
+        let id = named_id(&rest);
         let error = |field, at, code, problem: String| FrameError {
             field,
             offset: start + at,
@@ -285,45 +302,41 @@ mod key {
 type Problem = (&'static str, usize, String);
 
 impl Metadata {
+    /// Writes the entries that are there, by ascending key.
     fn encode(&self, body: &mut BytesMut) {
-        let numbers = [
-            (key::REMAINING, self.remaining.map(millis)),
-            (key::SENT_AT, self.sent_at),
-            (key::SEQUENCE, self.sequence),
-            (key::HANDLER_TIME, self.handler_time.map(micros)),
-            (key::ATTEMPT, self.attempt),
-            (key::RETRY_AFTER, self.retry_after.map(millis)),
+        let entries = [
+            self.method.is_some(),
+            self.remaining.is_some(),
+            self.sent_at.is_some(),
+            self.traceparent.is_some(),
+            self.instance.is_some(),
+            self.sequence.is_some(),
+            self.handler_time.is_some(),
+            self.attempt.is_some(),
+            self.retry_after.is_some(),
+            !self.user.is_empty(),
+            self.error.is_some(),
+            self.too_large.is_some(),
         ];
-        let texts = [
-            (key::METHOD, &self.method),
-            (key::TRACEPARENT, &self.traceparent),
-            (key::INSTANCE, &self.instance),
-            (key::ERROR, &self.error),
-        ];
-        let entries = numbers.iter().filter(|(_, number)| number.is_some()).count()
-            + texts.iter().filter(|(_, text)| text.is_some()).count()
-            + usize::from(!self.user.is_empty())
-            + usize::from(self.too_large.is_some());
-
         let mut cbor = Encoder::new(Growing(body));
         // A growing buffer takes whatever comes, so nothing here can fail.
-        let _ = cbor.map(entries as u64);
-        for (key, text) in texts {
-            if let Some(text) = text {
-                let _ = cbor.u64(key).and_then(|cbor| cbor.str(text));
-            }
-        }
-        for (key, number) in numbers {
-            if let Some(number) = number {
-                let _ = cbor.u64(key).and_then(|cbor| cbor.u64(number));
-            }
-        }
+        let _ = cbor.map(entries.into_iter().filter(|there| *there).count() as u64);
+        text(&mut cbor, key::METHOD, self.method.as_deref());
+        number(&mut cbor, key::REMAINING, self.remaining.map(millis));
+        number(&mut cbor, key::SENT_AT, self.sent_at);
+        text(&mut cbor, key::TRACEPARENT, self.traceparent.as_deref());
+        text(&mut cbor, key::INSTANCE, self.instance.as_deref());
+        number(&mut cbor, key::SEQUENCE, self.sequence);
+        number(&mut cbor, key::HANDLER_TIME, self.handler_time.map(micros));
+        number(&mut cbor, key::ATTEMPT, self.attempt);
+        number(&mut cbor, key::RETRY_AFTER, self.retry_after.map(millis));
         if !self.user.is_empty() {
             let _ = cbor.u64(key::USER).and_then(|cbor| cbor.map(self.user.len() as u64));
             for (name, value) in &self.user {
                 let _ = cbor.str(name).and_then(|cbor| cbor.str(value));
             }
         }
+        text(&mut cbor, key::ERROR, self.error.as_deref());
         if let Some((size, limit)) = self.too_large {
             let _ = cbor.u64(key::TOO_LARGE).and_then(|cbor| cbor.array(2)?.u64(size)?.u64(limit));
         }
@@ -376,6 +389,18 @@ impl Metadata {
             _ => cbor.skip()?,
         }
         Ok(())
+    }
+}
+
+fn text(cbor: &mut Encoder<Growing<'_>>, key: u64, text: Option<&str>) {
+    if let Some(text) = text {
+        let _ = cbor.u64(key).and_then(|cbor| cbor.str(text));
+    }
+}
+
+fn number(cbor: &mut Encoder<Growing<'_>>, key: u64, number: Option<u64>) {
+    if let Some(number) = number {
+        let _ = cbor.u64(key).and_then(|cbor| cbor.u64(number));
     }
 }
 

@@ -1,0 +1,346 @@
+"""A server of Hopline on pika, written from docs/wire.md and nothing else. As a program, it serves `pyserv` version 1.
+
+Handlers run on threads; everything else happens on the thread of `run`, since pika's connections belong to one thread.
+"""
+
+import collections
+import functools
+import inspect
+import secrets
+import signal
+import sys
+import threading
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import pika
+from pika.exceptions import NackError, UnroutableError
+
+import wire
+from client import EXCHANGES, Fault, ServiceError, decode, encode
+from wire import CBOR, RAW, Frame, Malformed
+
+PREFETCH = 64
+MAX_SIZE = 16 * 1024 * 1024
+MAX_REMEMBERED, MAX_MEMORY_S = 10_000, 3600
+CALLS, WORK, INSTANCE = "calls", "oneway calls", "one instance"
+BELONGS = {CALLS: {wire.REQUEST}, WORK: {wire.ONEWAY}, INSTANCE: {wire.REQUEST, wire.ONEWAY}}
+
+
+class Message:
+    """A delivery; acked when all its frames are done with."""
+
+    def __init__(self, source, channel, delivery, properties, body):
+        self.source, self.channel, self.delivery = source, channel, delivery
+        self.properties, self.body = properties, body
+        self.received = time.monotonic()
+        self.frames = self.open = 0
+
+    def finish(self):
+        self.open -= 1
+        if self.open == 0 and self.source != INSTANCE:
+            self.channel.basic_ack(self.delivery.delivery_tag)
+
+
+class Call:
+    """A frame that is being run. Its handler may look at `cancelled`."""
+
+    def __init__(self, frame, message):
+        self.frame, self.message = frame, message
+        self.cancelled = threading.Event()
+        remaining = frame.metadata.get(wire.REMAINING_MS)
+        self.deadline = None if remaining is None else message.received + remaining / 1000
+
+
+class Server:
+    """Serves `methods`: from a method's name to its handler and whether it is idempotent."""
+
+    def __init__(self, url, service, methods, namespace="hopline"):
+        self.namespace, self.service, self.methods = namespace, service, methods
+        self.instance = secrets.token_hex(6)
+        self.arrived = collections.deque()
+        self.ended = collections.deque()
+        self.running = {}
+        self.finished = 0
+        self.cancelled = {}
+        self.stopping = False
+        self.threads = ThreadPoolExecutor(max_workers=PREFETCH)
+
+        self.connection = pika.BlockingConnection(pika.URLParameters(url))
+        self.channel = self.connection.channel()
+        own = f"{namespace}.{service}@{self.instance}.{secrets.token_hex(6)}"
+        self.declare(own)
+        self.publisher = self.connection.channel()
+        self.publisher.confirm_delivery()
+        self.channel.basic_qos(prefetch_count=PREFETCH)
+        self.channel.basic_consume(own, functools.partial(self.deliver, INSTANCE), auto_ack=True)
+        self.shared = [
+            self.channel.basic_consume(f"{namespace}.{service}.work", functools.partial(self.deliver, WORK)),
+            self.channel.basic_consume(f"{namespace}.{service}.calls", functools.partial(self.deliver, CALLS)),
+        ]
+
+    def declare(self, own):
+        channel, service = self.channel, self.service
+        rpc, oneway, _, discovery, dead = (f"{self.namespace}.{name}" for name in EXCHANGES)
+        for name, kind in EXCHANGES.items():
+            channel.exchange_declare(f"{self.namespace}.{name}", kind, durable=True)
+        everybody = f"{self.namespace}.all.{service}"
+        channel.exchange_declare(everybody, "fanout", durable=True)
+        dead_queue, work, calls = (f"{self.namespace}.{service}.{name}" for name in ("dead", "work", "calls"))
+
+        channel.queue_declare(dead_queue, durable=True)
+        channel.queue_bind(dead_queue, dead, service)
+        channel.queue_declare(own, exclusive=True)
+        channel.queue_bind(own, rpc, f"{service}@{self.instance}")
+        channel.queue_bind(own, everybody, "")
+        channel.queue_bind(own, discovery, "")
+        arguments = {
+            "x-queue-type": "quorum",
+            "x-delivery-limit": 4,
+            "x-dead-letter-exchange": dead,
+            "x-dead-letter-routing-key": service,
+        }
+        channel.queue_declare(work, durable=True, arguments=arguments)
+        channel.queue_bind(work, oneway, f"{service}.#")
+        channel.queue_declare(calls, durable=True, arguments={"x-expires": 60000, "x-max-priority": 9})
+        channel.queue_bind(calls, rpc, service)
+
+    def stop(self):
+        """May be called from a signal handler or another thread."""
+        self.stopping = True
+        self.connection.add_callback_threadsafe(lambda: None)
+
+    def run(self):
+        """Serves until `stop`, then drains."""
+        while not self.stopping:
+            self.connection.process_data_events(self.until_next_deadline())
+            self.turn()
+        for consumer in self.shared:
+            self.channel.basic_cancel(consumer)
+        while self.running or self.ended:
+            self.connection.process_data_events(self.until_next_deadline())
+            self.turn()
+        self.connection.close()
+        self.threads.shutdown(wait=False)
+
+    def turn(self):
+        while self.arrived:
+            self.read(self.arrived.popleft())
+        while self.ended:
+            self.conclude(*self.ended.popleft())
+        for call in [call for call in self.running.values() if call.deadline and call.deadline <= time.monotonic()]:
+            del self.running[call.frame.id]
+            call.cancelled.set()
+            self.answer(call.frame, call.message, Fault("DEADLINE_EXCEEDED", "the deadline passed while it ran"))
+
+    def until_next_deadline(self):
+        deadlines = [call.deadline for call in self.running.values() if call.deadline]
+        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+
+    def deliver(self, source, channel, delivery, properties, body):
+        self.arrived.append(Message(source, channel, delivery, properties, body))
+
+    def read(self, message):
+        frames, offset, broken = [], 0, None
+        try:
+            while offset < len(message.body) or not frames:
+                frame, offset = wire.decode_one(message.body, offset, len(frames))
+                frames.append(frame)
+        except Malformed as error:
+            broken = error
+        message.frames = message.open = len(frames) + (broken is not None)
+        for frame in frames:
+            try:
+                self.admit(frame, message)
+            except Fault as fault:
+                self.refuse(frame, message, fault)
+        if broken:
+            self.refuse_rest(message, offset, broken)
+
+    def admit(self, frame, message):
+        if frame.type == wire.CANCEL:
+            self.cancel(frame)
+            return message.finish()
+        if frame.type not in BELONGS[message.source]:
+            raise Fault("UNIMPLEMENTED", f"type {frame.type} does not belong on a queue of {message.source}")
+        if frame.type == wire.REQUEST and not message.properties.reply_to:
+            raise Fault("INVALID_ARGUMENT", "a request without `reply_to`")
+        method = frame.metadata.get(wire.METHOD, "")
+        if method in ("hopline.ping", "hopline.info", "hopline.stats"):
+            return self.answer(frame, message, self.about_itself(method))
+        if method not in self.methods:
+            raise Fault("UNIMPLEMENTED", f"`{self.service}` has no method `{method}`: it has {', '.join(self.methods)}")
+        handler, idempotent = self.methods[method]
+        if frame.type == wire.REQUEST and message.delivery.redelivered and not idempotent:
+            raise Fault("ABORTED", f"the instance that took `{method}` went away: it may have run")
+        call = Call(frame, message)
+        gone = call.deadline is not None and call.deadline <= time.monotonic()
+        if gone or self.cancelled.pop(frame.id, None):
+            return message.finish()
+        self.running[frame.id] = call
+        self.threads.submit(self.handle, handler, call)
+
+    def about_itself(self, question):
+        if question == "hopline.ping":
+            return None
+        itself = {"service": self.service, "instance": self.instance}
+        if question == "hopline.stats":
+            return itself | {"running": len(self.running), "finished": self.finished}
+        methods = [
+            {"name": name, "signature": name, "idempotent": idempotent}
+            for name, (_, idempotent) in sorted(self.methods.items())
+        ]
+        return itself | {"hopline": "python", "methods": methods}
+
+    def handle(self, handler, call):
+        """On a thread of its own."""
+        started = time.monotonic()
+        try:
+            answer = handler(call, *arguments(handler, call.frame))
+        except (Fault, ServiceError) as failure:
+            answer = failure
+        except Exception as error:
+            answer = Fault("INTERNAL", f"the handler failed: {error!r}")
+        self.ended.append((call, answer, int((time.monotonic() - started) * 1_000_000)))
+        self.connection.add_callback_threadsafe(lambda: None)
+
+    def conclude(self, call, answer, handler_time):
+        self.finished += 1
+        if self.running.pop(call.frame.id, None) is None:
+            return  # Cancelled, or over its deadline: that has been seen to.
+        frame, message = call.frame, call.message
+        failed = isinstance(answer, Exception)
+        if frame.type == wire.REQUEST:
+            self.answer(frame, message, answer, handler_time)
+        elif not failed or message.source == INSTANCE:
+            message.finish()
+        elif isinstance(answer, Fault) and answer.status in ("INVALID_ARGUMENT", "UNIMPLEMENTED"):
+            self.refuse(frame, message, answer)
+        elif message.frames == 1:
+            print("failed", frame.metadata[wire.METHOD], flush=True)
+            message.channel.basic_reject(message.delivery.delivery_tag, requeue=True)
+        else:
+            self.publish("", f"{self.namespace}.{self.service}.work", frame.encode(), message.properties)
+            message.finish()
+
+    def cancel(self, frame):
+        call = self.running.pop(frame.id, None)
+        if call:
+            print("cancelled", call.frame.metadata[wire.METHOD], flush=True)
+            call.cancelled.set()
+            return call.message.finish()
+        now = time.monotonic()
+        self.cancelled = {id: until for id, until in self.cancelled.items() if until > now}
+        seconds = min(frame.metadata.get(wire.REMAINING_MS, 0) / 1000, MAX_MEMORY_S)
+        if seconds and len(self.cancelled) < MAX_REMEMBERED:
+            self.cancelled[frame.id] = now + seconds
+
+    def answer(self, frame, message, answer, handler_time=None):
+        """Replies. Publishing waits for the confirm, so after it the frame is done with."""
+        metadata = {wire.INSTANCE: self.instance}
+        if handler_time is not None:
+            metadata[wire.HANDLER_TIME_US] = handler_time
+        reply = Frame(wire.REPLY, frame.serialization, id=frame.id, metadata=metadata)
+        if isinstance(answer, Fault):
+            reply.status = answer.status
+            metadata[wire.ERROR] = answer.message
+            if answer.retry_after_ms is not None:
+                metadata[wire.RETRY_AFTER_MS] = answer.retry_after_ms
+        elif isinstance(answer, ServiceError):
+            reply.status, reply.flags = "UNKNOWN", wire.SERVICE_ERROR
+            reply.payload = encode(frame.serialization, answer.args[0])
+        else:
+            reply.payload = encode(frame.serialization, answer)
+        body = reply.encode()
+        if len(body) > MAX_SIZE:
+            metadata[wire.ERROR], metadata[wire.TOO_LARGE] = "the reply is too large", [len(body), MAX_SIZE]
+            body = Frame(wire.REPLY, frame.serialization, "RESOURCE_EXHAUSTED", id=frame.id, metadata=metadata).encode()
+        self.publish("", message.properties.reply_to, body, self.properties(message))
+        message.finish()
+
+    def refuse(self, frame, message, fault):
+        if message.properties.reply_to and frame.type != wire.ONEWAY:
+            self.answer(frame, message, fault)
+        else:
+            self.dead_letter(message, frame.encode(), str(fault))
+
+    def refuse_rest(self, message, offset, error):
+        id = error.id
+        try:
+            id = id or uuid.UUID(message.properties.correlation_id or "")
+        except ValueError:
+            pass  # Not a UUID: nobody to name.
+        if id and message.properties.reply_to:
+            self.answer(Frame(wire.REQUEST, CBOR, id=id), message, Fault(error.status, str(error)))
+        else:
+            self.dead_letter(message, message.body[offset:], str(error))
+
+    def dead_letter(self, message, body, reason):
+        properties = self.properties(message)
+        properties.delivery_mode = 2
+        properties.reply_to = message.properties.reply_to
+        properties.headers = {
+            "x-hopline-reason": reason,
+            "x-hopline-instance": self.instance,
+            "x-hopline-exchange": message.delivery.exchange,
+            "x-hopline-key": message.delivery.routing_key,
+        }
+        self.publish(f"{self.namespace}.dead", self.service, body, properties)
+        message.finish()
+
+    def properties(self, message):
+        return pika.BasicProperties(
+            content_type=wire.CONTENT_TYPE,
+            correlation_id=message.properties.correlation_id,
+            type=message.properties.type,
+            app_id=self.instance,
+        )
+
+    def publish(self, exchange, key, body, properties):
+        try:
+            self.publisher.basic_publish(exchange, key, body, properties, mandatory=True)
+        except (UnroutableError, NackError) as refused:
+            print("nobody took", key, type(refused).__name__, flush=True)  # The caller has gone, mostly.
+
+
+def arguments(handler, frame):
+    """The arguments of a frame, if the handler takes as many."""
+    try:
+        values = decode(frame.serialization, frame.payload)
+        if frame.serialization == RAW:
+            values = [values] if values else []
+        if not isinstance(values, list):
+            raise TypeError("not an array")
+        inspect.signature(handler).bind(None, *values)
+    except Exception as error:
+        raise Fault("INVALID_ARGUMENT", f"the arguments cannot be read: {error}") from error
+    return values
+
+
+def add(call, a, b):
+    return a + b
+
+
+def fail(call):
+    raise ServiceError({"Refused": {"why": "as asked"}})
+
+
+def slow(call, milliseconds):
+    call.cancelled.wait(milliseconds / 1000)
+
+
+def note(call, line):
+    print("note:", line, flush=True)
+
+
+def main():
+    methods = {"add": (add, False), "fail": (fail, False), "slow": (slow, True), "note": (note, False)}
+    server = Server(sys.argv[1], "pyserv.v1", methods)
+    signal.signal(signal.SIGTERM, lambda *_: server.stop())
+    print("ready", server.instance, flush=True)
+    server.run()
+
+
+if __name__ == "__main__":
+    main()
