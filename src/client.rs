@@ -230,6 +230,9 @@ impl Client {
         let own = request.timeout.unwrap_or(settings.timeout).min(MAX_TIMEOUT);
         let inherited = current.as_ref().and_then(Context::remaining);
         let timeout = inherited.map_or(own, |remaining| own.min(remaining));
+        if timeout.is_zero() {
+            return Err(Error::Timeout { method: target.to_string(), after: own });
+        }
         let deadline = Instant::now() + timeout;
         let codec = request.codec.unwrap_or(settings.codec);
         let payload = (request.arguments)(codec)

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::call::{Request, Target};
 use crate::client::Client;
 use crate::codec::{Codec, CodecError};
-use crate::error::Error;
+use crate::error::{Code, Error};
+use crate::frame::Frame;
 use crate::topology::ServiceId;
 
 /// The questions. Their names have a dot, so no method of a service can be taken for one.
@@ -83,8 +84,10 @@ async fn ask<T: DeserializeOwned + Ord>(client: &Client, question: &str, window:
         Err(Error::NoService { .. }) => return Ok(Vec::new()),
         replies => replies?.collect::<Vec<_>>().await,
     };
-    let read = |frame: crate::frame::Frame| frame.codec.decode(&frame.payload);
-    let mut answers: Vec<T> = replies.into_iter().map(read).collect::<Result<_, CodecError>>()?;
+    // One that does not know the question, being of another make, is no reason to hear none.
+    let known = replies.into_iter().filter(|reply| reply.status == Code::Ok);
+    let read = |reply: Frame| reply.codec.decode(&reply.payload);
+    let mut answers: Vec<T> = known.map(read).collect::<Result<_, CodecError>>()?;
     answers.sort();
     Ok(answers)
 }

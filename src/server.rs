@@ -8,10 +8,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::broadcast;
+use tokio::runtime::Handle;
+use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
@@ -23,7 +25,7 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::service::{Dispatch, Failure, Method, Service};
 use crate::topology::{Namespace, ServiceId};
-use crate::transport::{Event, Mode, Role, Transport};
+use crate::transport::{Consumer, Event, Mode, Role, Transport};
 
 /// How many events an instance holds unsettled, of each subscription.
 const EVENTS_PREFETCH: u16 = 64;
@@ -167,32 +169,43 @@ impl Server {
     /// other arguments, `Broker` for what the broker refuses, `Disconnected`.
     pub async fn start(self) -> Result<Running, Error> {
         let Self { transport, settings, instance, services, subscriptions } = self;
-        let namespace = Arc::new(settings.namespace.map_err(Error::Invalid)?);
+        let namespace = settings.namespace.map_err(Error::Invalid)?;
+        let mut served = BTreeMap::new();
+        for service in services {
+            let id = checked(&service)?;
+            if served.insert(id.clone(), service).is_some() {
+                return Err(Error::Invalid(format!("the service `{id}` is served twice")));
+            }
+        }
+
+        let (gone, queues_gone) = mpsc::unbounded_channel();
         let events = transport.events();
         transport.declare(&namespace.exchanges()).await?;
-
-        let running = Running {
+        let site = Site {
             transport,
+            namespace,
             instance,
-            events,
+            max_size: settings.max_message_size,
             draining: CancellationToken::new(),
+        };
+        let running = Running {
+            site: Arc::new(site),
+            events,
+            gone,
+            queues_gone,
             shared: TaskTracker::new(),
             drained: CancellationToken::new(),
             own: TaskTracker::new(),
+            runtime: Handle::current(),
         };
-        let mut seen = BTreeMap::new();
-        for service in services {
-            let id = checked(&service)?;
-            if seen.insert(id.clone(), ()).is_some() {
-                return Err(Error::Invalid(format!("the service `{id}` is served twice")));
-            }
-            running.serve(&namespace, id, service, settings.max_message_size).await?;
+        let names: Vec<String> = served.keys().map(ToString::to_string).collect();
+        for (id, service) in served {
+            running.serve(&id, service).await?;
         }
         for (pattern, service) in subscriptions {
-            running.subscribe(&namespace, &pattern, service, settings.max_message_size).await?;
+            running.subscribe(&pattern, service).await?;
         }
-        let services: Vec<String> = seen.into_keys().map(|id| id.to_string()).collect();
-        info!(instance = %running.instance, ?services, "serving");
+        info!(instance = running.instance(), services = ?names, "serving");
         Ok(running)
     }
 
@@ -200,7 +213,7 @@ impl Server {
     /// queue, and the connection closes.
     ///
     /// # Errors
-    /// As [`Server::start`], and `Disconnected` when the connection is lost before `stop`.
+    /// As [`Server::start`], and before `stop` `Disconnected` when the connection is lost, `Broker` when a queue is.
     pub async fn run_until<S: Future>(self, stop: S) -> Result<(), Error> {
         let mut running = self.start().await?;
         tokio::select! {
@@ -233,127 +246,137 @@ fn checked(service: &Service) -> Result<ServiceId, Error> {
 /// A server that serves. Dropping it closes the connection at once; [`Running::drain`] is the polite way.
 #[must_use = "dropping a running server ends it"]
 pub struct Running {
-    transport: Transport,
-    instance: Arc<str>,
+    site: Arc<Site>,
     events: broadcast::Receiver<Event>,
-    /// No more calls are taken.
-    draining: CancellationToken,
+    /// Where the tasks that read queues report one that is gone.
+    gone: mpsc::UnboundedSender<String>,
+    queues_gone: mpsc::UnboundedReceiver<String>,
     /// The tasks that read the shared queues; each waits for the calls it started.
     shared: TaskTracker,
     /// Those calls are done.
     drained: CancellationToken,
     /// The tasks that read this instance's own queues, which tell callers until the end that it is leaving.
     own: TaskTracker,
+    runtime: Handle,
+}
+
+/// What all services of a server share.
+struct Site {
+    transport: Transport,
+    namespace: Namespace,
+    instance: Arc<str>,
+    max_size: usize,
+    /// No more calls are taken.
+    draining: CancellationToken,
 }
 
 impl Running {
     /// The id of this server on the broker.
     #[must_use]
     pub fn instance(&self) -> &str {
-        &self.instance
+        &self.site.instance
     }
 
     /// Takes no more calls, lets running ones finish and reply, gives back what has not started, and closes.
     pub async fn drain(self) {
-        debug!(instance = %self.instance, "draining");
-        self.draining.cancel();
+        debug!(instance = self.instance(), "draining");
+        self.site.draining.cancel();
         self.shared.close();
         self.shared.wait().await;
         self.drained.cancel();
         self.own.close();
         self.own.wait().await;
-        self.transport.close().await;
+        self.site.transport.close().await;
     }
 
-    /// Resolves when the connection is lost, with the error to report.
+    /// Resolves when the connection or one of the queues is lost, with the error to report: the server then takes no
+    /// more calls, or not all of them.
     pub async fn lost(&mut self) -> Error {
-        loop {
-            match self.events.recv().await {
-                Ok(Event::Lost(reason)) => {
-                    return Error::Disconnected { may_have_run: false, reason: reason.to_string() };
-                }
-                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
-                Err(broadcast::error::RecvError::Closed) => {
-                    return Error::Disconnected { may_have_run: false, reason: "the connection was closed".into() };
-                }
+        tokio::select! {
+            biased;
+            error = connection_lost(&mut self.events) => error,
+            Some(queue) = self.queues_gone.recv() => {
+                // A lost connection takes the queues along, and may be heard of after them.
+                let connection = connection_lost(&mut self.events);
+                tokio::time::timeout(Duration::from_secs(1), connection).await.unwrap_or_else(|_| Error::Broker {
+                    operation: format!("deliver from `{queue}`"),
+                    reason: "the queue was deleted, or its consumer cancelled".to_owned(),
+                })
             }
         }
     }
 
-    async fn serve(
-        &self,
-        namespace: &Arc<Namespace>,
-        id: ServiceId,
-        service: Service,
-        max_size: usize,
-    ) -> Result<(), Error> {
-        let instance_queue = namespace.instance_queue(&id, &self.instance, &short_id());
-        let calls_queue = namespace.calls_queue(&id);
-        let work_queue = namespace.work_queue(&id);
-        let topology = namespace.service(&id, &instance_queue, &self.instance, service.calls);
-        self.transport.declare(&topology).await?;
+    async fn serve(&self, id: &ServiceId, service: Service) -> Result<(), Error> {
+        let Site { transport, namespace, instance, .. } = &*self.site;
+        let instance_queue = namespace.instance_queue(id, instance, &short_id());
+        let calls_queue = namespace.calls_queue(id);
+        let work_queue = namespace.work_queue(id);
+        transport.declare(&namespace.service(id, &instance_queue, instance, service.calls)).await?;
 
         let settled = Mode::Settle { prefetch: service.prefetch };
-        let worker = self.worker(namespace, &id, service, max_size)?;
+        let worker = Arc::new(Worker::new(id, service, self.site.clone())?);
         // The instance's queue dies with it: nothing there could be redelivered, and cancels must not wait.
-        let instance = self.transport.consume(&instance_queue, Mode::NoAck).await?;
-        self.own.spawn(worker.clone().run(instance, Source::Instance, self.drained.clone()));
-        for (queue, source) in [(work_queue, Source::Work), (calls_queue, Source::Calls)] {
-            let consumer = self.transport.consume(&queue, settled).await?;
-            self.shared.spawn(worker.clone().run(consumer, source, self.draining.clone()));
+        for (queue, mode, source) in [
+            (instance_queue, Mode::NoAck, Source::Instance),
+            (work_queue, settled, Source::Work),
+            (calls_queue, settled, Source::Calls),
+        ] {
+            let consumer = transport.consume(&queue, mode).await?;
+            self.read(&worker, queue, consumer, source);
         }
         Ok(())
     }
 
-    async fn subscribe(
-        &self,
-        namespace: &Arc<Namespace>,
-        pattern: &str,
-        service: Service,
-        max_size: usize,
-    ) -> Result<(), Error> {
-        let queue = namespace.events_queue(&self.instance, &short_id());
-        self.transport.declare(&namespace.subscription(&queue, pattern)).await?;
-        let mode = Mode::Settle { prefetch: service.prefetch };
-        let worker = self.worker(namespace, &checked(&service)?, service, max_size)?;
-        let consumer = self.transport.consume(&queue, mode).await?;
-        self.shared.spawn(worker.run(consumer, Source::Events, self.draining.clone()));
+    async fn subscribe(&self, pattern: &str, service: Service) -> Result<(), Error> {
+        let Site { transport, namespace, instance, .. } = &*self.site;
+        let queue = namespace.events_queue(instance, &short_id());
+        transport.declare(&namespace.subscription(&queue, pattern)).await?;
+        let consumer = transport.consume(&queue, Mode::Settle { prefetch: service.prefetch }).await?;
+        let worker = Arc::new(Worker::new(&checked(&service)?, service, self.site.clone())?);
+        self.read(&worker, queue, consumer, Source::Events);
         Ok(())
     }
 
-    fn worker(
-        &self,
-        namespace: &Arc<Namespace>,
-        id: &ServiceId,
-        service: Service,
-        max_size: usize,
-    ) -> Result<Arc<Worker>, Error> {
-        Worker::new(
-            id,
-            service,
-            self.transport.clone(),
-            namespace.clone(),
-            self.instance.clone(),
-            self.draining.clone(),
-            max_size,
-        )
-        .map(Arc::new)
+    /// Runs a worker on one queue.
+    fn read(&self, worker: &Arc<Worker>, queue: String, consumer: Consumer, source: Source) {
+        let (tasks, stop) = match source {
+            Source::Instance => (&self.own, &self.drained),
+            Source::Calls | Source::Work | Source::Events => (&self.shared, &self.site.draining),
+        };
+        let reading = worker.clone().run(consumer, source, stop.clone());
+        let gone = self.gone.clone();
+        tasks.spawn(async move {
+            if !reading.await {
+                // Nobody listens once the server is dropped.
+                let _ = gone.send(queue);
+            }
+        });
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.draining.cancel();
+        self.site.draining.cancel();
         self.drained.cancel();
-        let transport = self.transport.clone();
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { transport.close().await });
-        }
+        let transport = self.site.transport.clone();
+        self.runtime.spawn(async move { transport.close().await });
     }
+}
+
+/// Resolves when the connection is lost.
+async fn connection_lost(events: &mut broadcast::Receiver<Event>) -> Error {
+    let reason = loop {
+        match events.recv().await {
+            Ok(Event::Lost(reason)) => break reason,
+            Ok(Event::Blocked(_) | Event::Unblocked) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+            Err(broadcast::error::RecvError::Closed) => break "the connection was closed".into(),
+        }
+    };
+    Error::Disconnected { may_have_run: false, reason: reason.to_string() }
 }
 
 impl fmt::Debug for Running {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Running").field("instance", &self.instance).finish_non_exhaustive()
+        f.debug_struct("Running").field("instance", &self.instance()).finish_non_exhaustive()
     }
 }

@@ -46,11 +46,12 @@ impl ServiceId {
     /// A sentence that says what is wrong with it.
     pub fn parse(text: &str) -> Result<Self, String> {
         let Some((name, version)) = text.split_once('.') else { return Self::new(text, 1) };
-        let number = version.strip_prefix('v').and_then(|digits| digits.parse().ok());
-        let Some(version) = number else {
-            return Err(format!("`{text}` is not a service: write `name` or `name.v2`"));
-        };
-        Self::new(name, version)
+        let number = version.strip_prefix('v').and_then(|digits| digits.parse::<u32>().ok());
+        // What is not written as it is on the broker, as in `v+1` or `v01`, would be another name there.
+        match number {
+            Some(number) if version == format!("v{number}") => Self::new(name, number),
+            _ => Err(format!("`{text}` is not a service: write `name` or `name.v2`")),
+        }
     }
 
     /// The name, without the version.
@@ -359,7 +360,9 @@ mod tests {
         );
         assert!(Namespace::new("").is_err());
         assert!(check_name("method", &"x".repeat(65)).is_err());
-        assert!(ServiceId::parse("demo.2").is_err());
+        for text in ["demo.2", "demo.v", "demo.v+1", "demo.v01", "demo.v4294967296"] {
+            assert!(ServiceId::parse(text).is_err(), "{text}");
+        }
         assert!(ServiceId::parse("demo.v1.add").is_err());
     }
 

@@ -16,6 +16,9 @@ use crate::frame::{CONTENT_TYPE, Frame, FrameError, Kind, Metadata};
 use crate::service::Answer;
 use crate::transport::{Confirm, Properties, Publication, Settle};
 
+/// How much of a reason is told, in bytes.
+const MAX_REASON: usize = 4096;
+
 impl Worker {
     /// Answers, and settles once the broker has the answer.
     pub(super) async fn conclude(self: Arc<Self>, job: Job, ending: Ending) {
@@ -51,7 +54,7 @@ impl Worker {
         };
         let key = message.properties.reply_to.clone().unwrap_or_default();
         let publication = Publication { exchange: String::new(), key, mandatory: true, properties, body };
-        match self.transport.publish(publication).await {
+        match self.site.transport.publish(publication).await {
             Ok(Confirm::Accepted | Confirm::Refused) => message.finish(),
             Ok(Confirm::Returned) => {
                 debug!(service = %self.name, %id, "the caller has gone");
@@ -65,11 +68,15 @@ impl Worker {
     }
 
     fn reply_body(&self, id: Uuid, codec: Codec, answer: Answer, handler_time: Option<Duration>) -> Bytes {
-        let metadata = Metadata { instance: Some(self.instance.to_string()), handler_time, ..Metadata::default() };
+        let metadata = Metadata { instance: Some(self.site.instance.to_string()), handler_time, ..Metadata::default() };
         let reply = |payload: Vec<u8>| Frame::new(Kind::Reply, id, codec, metadata.clone(), payload.into());
         let faulty = |fault: Fault, too_large| {
-            let metadata =
-                Metadata { error: Some(fault.message), retry_after: fault.retry_after, too_large, ..metadata.clone() };
+            let metadata = Metadata {
+                error: Some(shortened(&fault.message).to_owned()),
+                retry_after: fault.retry_after,
+                too_large,
+                ..metadata.clone()
+            };
             Frame { status: fault.code, metadata, ..reply(Vec::new()) }
         };
         let frame = match answer {
@@ -78,11 +85,11 @@ impl Worker {
             Answer::Fault(fault) => faulty(fault, None),
         };
         let body = frame.to_body();
-        if body.len() <= self.max_size {
+        if body.len() <= self.site.max_size {
             return body;
         }
-        let why = format!("the reply takes {} bytes, over the cap of {}", body.len(), self.max_size);
-        faulty(Fault::new(Code::ResourceExhausted, why), Some((body.len() as u64, self.max_size as u64))).to_body()
+        let why = format!("the reply takes {} bytes, over the cap of {}", body.len(), self.site.max_size);
+        faulty(Fault::new(Code::ResourceExhausted, why), Some((body.len() as u64, self.site.max_size as u64))).to_body()
     }
 
     /// A failed attempt of an oneway call: the broker counts it and delivers again, up to its limit.
@@ -131,21 +138,21 @@ impl Worker {
             correlation_id: message.properties.correlation_id.clone(),
             reply_to: message.properties.reply_to.clone(),
             headers: vec![
-                header("x-hopline-reason", reason),
-                header("x-hopline-instance", &self.instance),
+                header("x-hopline-reason", shortened(reason)),
+                header("x-hopline-instance", &self.site.instance),
                 header("x-hopline-exchange", &message.exchange),
                 header("x-hopline-key", &message.key),
             ],
             ..self.properties(message.properties.kind.clone())
         };
         let publication = Publication {
-            exchange: self.namespace.dead(),
+            exchange: self.site.namespace.dead(),
             key: self.name.to_string(),
             mandatory: true,
             properties,
             body,
         };
-        match self.transport.publish(publication).await {
+        match self.site.transport.publish(publication).await {
             Ok(Confirm::Accepted) => message.finish(),
             Ok(Confirm::Returned | Confirm::Refused) => {
                 error!(service = %self.name, reason, "the queue of dead letters does not take a message: it is dropped");
@@ -168,7 +175,7 @@ impl Worker {
             Source::Work if message.frames == 1 => message.settle(Settle::GiveBack),
             Source::Work => self.publish_again(&frame, &message).await,
             Source::Instance if frame.kind == Kind::Request => {
-                let why = format!("instance {} is shutting down", self.instance);
+                let why = format!("instance {} is shutting down", self.site.instance);
                 self.reply(frame.id, frame.codec, Answer::Fault(Fault::new(Code::Unavailable, why)), None, &message)
                     .await;
             }
@@ -180,14 +187,14 @@ impl Worker {
     /// new, while a requeue would mark it as perhaps run.
     async fn publish_again(&self, frame: &Frame, message: &Message) {
         let key = match message.source {
-            Source::Work => self.namespace.work_queue(&self.name),
-            Source::Calls | Source::Instance | Source::Events => self.namespace.calls_queue(&self.name),
+            Source::Work => self.site.namespace.work_queue(&self.name),
+            Source::Calls | Source::Instance | Source::Events => self.site.namespace.calls_queue(&self.name),
         };
         let remaining = frame.metadata.remaining.or(message.properties.expiration);
         let properties = Properties { expiration: remaining, ..message.properties.clone() };
         let body = frame.to_body();
         let publication = Publication { exchange: String::new(), key, mandatory: true, properties, body };
-        match self.transport.publish(publication).await {
+        match self.site.transport.publish(publication).await {
             Ok(Confirm::Accepted) => message.finish(),
             // Back to the queue's head then, at the price of being marked.
             Ok(Confirm::Returned | Confirm::Refused) | Err(_) => message.settle(Settle::GiveBack),
@@ -198,8 +205,14 @@ impl Worker {
         Properties {
             kind,
             content_type: Some(CONTENT_TYPE.to_owned()),
-            app_id: Some(self.instance.to_string()),
+            app_id: Some(self.site.instance.to_string()),
             ..Properties::default()
         }
     }
+}
+
+/// A reason's first part: it may quote what the peer sent, and has to fit into metadata and into an AMQP header.
+fn shortened(reason: &str) -> &str {
+    let end = (0..=reason.len().min(MAX_REASON)).rev().find(|end| reason.is_char_boundary(*end));
+    &reason[..end.unwrap_or_default()]
 }

@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, error, info_span};
 use uuid::Uuid;
 
+use super::Site;
 use super::message::{Message, Source};
 use crate::codec::Codec;
 use crate::context::{self, Context, Trace};
@@ -23,8 +24,8 @@ use crate::error::{Code, Error, Fault};
 use crate::frame::{self, Frame, Kind};
 use crate::registry::{self, Instance, InstanceStats};
 use crate::service::{Answer, Dispatch, Handler, Service};
-use crate::topology::{Namespace, ServiceId};
-use crate::transport::{Consumer, Delivery, Transport};
+use crate::topology::ServiceId;
+use crate::transport::{Consumer, Delivery};
 
 /// How many cancels of calls that have not come yet are remembered, until their deadlines.
 const MAX_REMEMBERED: usize = 10_000;
@@ -37,12 +38,8 @@ pub(super) const EVENT: &str = "event";
 pub(super) struct Worker {
     pub(super) name: Arc<str>,
     service: Service,
+    pub(super) site: Arc<Site>,
     pool: Option<Runtime>,
-    pub(super) transport: Transport,
-    pub(super) namespace: Arc<Namespace>,
-    pub(super) instance: Arc<str>,
-    draining: CancellationToken,
-    pub(super) max_size: usize,
     permits: Arc<Semaphore>,
     calls: Mutex<Calls>,
 }
@@ -85,15 +82,7 @@ pub(super) enum Ending {
 }
 
 impl Worker {
-    pub(super) fn new(
-        id: &ServiceId,
-        service: Service,
-        transport: Transport,
-        namespace: Arc<Namespace>,
-        instance: Arc<str>,
-        draining: CancellationToken,
-        max_size: usize,
-    ) -> Result<Self, Error> {
+    pub(super) fn new(id: &ServiceId, service: Service, site: Arc<Site>) -> Result<Self, Error> {
         let pool = match service.dispatch {
             Dispatch::Pool(threads) => Some(pool(id, threads)?),
             Dispatch::Inline | Dispatch::Spawn | Dispatch::Blocking => None,
@@ -102,18 +91,15 @@ impl Worker {
             name: id.to_string().into(),
             permits: Arc::new(Semaphore::new(service.concurrency.min(Semaphore::MAX_PERMITS))),
             service,
+            site,
             pool,
-            transport,
-            namespace,
-            instance,
-            draining,
-            max_size,
             calls: Mutex::default(),
         })
     }
 
-    /// Reads one queue until it is gone or `stop` fires, and waits for the calls that it started.
-    pub(super) async fn run(self: Arc<Self>, mut queue: Consumer, source: Source, stop: CancellationToken) {
+    /// Reads one queue until `stop` fires, or it is gone, and waits for the calls that it started. Tells whether it was
+    /// told to stop.
+    pub(super) async fn run(self: Arc<Self>, mut queue: Consumer, source: Source, stop: CancellationToken) -> bool {
         let tasks = TaskTracker::new();
         let mut stopped = false;
         loop {
@@ -131,11 +117,16 @@ impl Worker {
         }
         tasks.close();
         tasks.wait().await;
+        stopped
     }
 
     /// Takes a message apart and sees to each of its frames.
     async fn deliver(self: &Arc<Self>, delivery: Delivery, source: Source, tasks: &TaskTracker) {
-        let frames: Vec<_> = frame::decode(delivery.body.clone()).collect();
+        let frames: Vec<_> = if delivery.body.len() > self.site.max_size {
+            vec![Err(frame::too_large(&delivery.body, self.site.max_size))]
+        } else {
+            frame::decode(delivery.body.clone()).collect()
+        };
         let message = Arc::new(Message::new(delivery, source, frames.len()));
         for frame in frames {
             match frame {
@@ -193,7 +184,7 @@ impl Worker {
 
     /// The answer to a question of discovery, which needs no place among the calls.
     fn about_itself(&self, question: &str, codec: Codec) -> Option<Answer> {
-        let (service, instance) = (self.name.to_string(), self.instance.to_string());
+        let (service, instance) = (self.name.to_string(), self.site.instance.to_string());
         let written = match question {
             registry::PING => codec.encode(&()),
             registry::INFO => {
@@ -240,7 +231,7 @@ impl Worker {
     async fn place(&self) -> Option<OwnedSemaphorePermit> {
         tokio::select! {
             biased;
-            () = self.draining.cancelled() => None,
+            () = self.site.draining.cancelled() => None,
             place = self.permits.clone().acquire_owned() => place.ok(),
         }
     }
@@ -312,7 +303,7 @@ impl Worker {
         Context::new(context::Inner {
             service: self.name.clone(),
             method: frame.metadata.method.clone().unwrap_or_default(),
-            instance: self.instance.clone(),
+            instance: self.site.instance.clone(),
             id: frame.id,
             caller: frame.metadata.instance.clone(),
             deadline: job.deadline,
@@ -326,8 +317,12 @@ impl Worker {
     fn panicked(&self, context: &Context, panic: &(dyn Any + Send)) -> Answer {
         let said = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
         error!(service = %self.name, method = context.method(), panic = said, "a handler panicked");
-        let why =
-            format!("`{}.{}` panicked: the log of instance {} says why", self.name, context.method(), self.instance);
+        let why = format!(
+            "`{}.{}` panicked: the log of instance {} says why",
+            self.name,
+            context.method(),
+            self.site.instance
+        );
         Answer::Fault(Fault::new(Code::Internal, why))
     }
 

@@ -20,8 +20,6 @@ use crate::transport::{Event, Role, masked};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the broker may take over one operation.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// lapin keeps 64 frames of buffer: this makes 2 MiB of the 8 MiB that RabbitMQ's 128 KiB frames take, and is no slower.
-const FRAME_MAX: &str = "32768";
 /// How many events a slow subscriber may be behind.
 const EVENTS: usize = 64;
 /// How often a connection is looked at besides the events it sends: not every end of one is an event.
@@ -128,16 +126,12 @@ impl Refusal {
 
 /// The connections of one transport, all to the address `url`.
 pub(super) fn pool(url: &Url, role: Role) -> Result<Pool, Error> {
-    let mut address = url.clone();
-    if !url.query_pairs().any(|(name, _)| name == "frame_max") {
-        address.query_pairs_mut().append_pair("frame_max", FRAME_MAX);
-    }
     let (program, size) = match role {
         Role::Client => ("client", 1),
         Role::Server => ("server", 2),
     };
     let name = format!("hopline {program} {}", std::process::id());
-    let config = Config { url: Some(address.into()), pool: None };
+    let config = Config { url: Some(url.as_str().to_owned()), pool: None };
     let properties = move || ConnectionProperties::default().with_connection_name(name.clone().into());
     config
         .builder(properties, Runtime::Tokio1)
