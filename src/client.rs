@@ -33,8 +33,8 @@ use crate::transport::{Confirm, Properties, Publication, Transport};
 pub(crate) const MAX_MESSAGE_SIZE: usize = 16 * 1024 * 1024;
 /// A frame's metadata ends at 64 KiB; this is the user's part of it, in bytes.
 const MAX_USER_METADATA: usize = 60 * 1024;
-/// The broker counts a message's time in 32 bits of milliseconds.
-const MAX_TIMEOUT: Duration = Duration::from_secs(40 * 24 * 3600);
+/// The broker counts a message's time in 32 bits of milliseconds, which is a little more than this.
+pub(crate) const MAX_TIMEOUT: Duration = Duration::from_secs(40 * 24 * 3600);
 
 /// Makes calls. Cloning is cheap, and the clones share one connection; it closes with the last of them.
 ///

@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use super::Site;
 use super::message::{Message, Source};
+use crate::client::MAX_TIMEOUT;
 use crate::codec::Codec;
 use crate::context::{self, Context, Trace};
 use crate::error::{Code, Error, Fault};
@@ -135,7 +136,8 @@ impl Worker {
                         tasks.spawn(self.clone().answer(frame, answer, message.clone()));
                     }
                     Ok(Admitted::Run(handler)) => {
-                        let deadline = frame.metadata.remaining.map(|remaining| message.received + remaining);
+                        let deadline =
+                            frame.metadata.remaining.map(|remaining| message.received + remaining.min(MAX_TIMEOUT));
                         self.dispatch(Job { frame, handler, deadline, message: message.clone() }, tasks).await;
                     }
                     Ok(Admitted::Done) => message.finish(),

@@ -68,6 +68,11 @@ async fn a_client_has_a_codec_and_a_timeout_of_its_own() {
     let left: Option<u64> =
         client.call("echo", "left", [(); 0]).timeout(Duration::from_secs(100)).await.expect("answers");
     assert!((50..=100).contains(&left.expect("a deadline")), "{left:?}");
+    // For ever is a long time: some weeks.
+    let left: Option<u64> = client.call("echo", "left", [(); 0]).timeout(Duration::MAX).await.expect("answers");
+    assert!(left.expect("a deadline") > 1_000_000, "{left:?}");
+    let error = client.call::<()>("echo", "left", [(); 0]).timeout(Duration::ZERO).await.expect_err("no time at all");
+    assert!(matches!(error, Error::Timeout { .. }), "{error}");
 }
 
 #[tokio::test]

@@ -98,6 +98,28 @@ async fn a_malformed_message_is_answered_with_the_field_that_is_wrong() {
 }
 
 #[tokio::test]
+async fn numbers_at_the_end_of_their_range_harm_nobody() {
+    let scene = Scene::new();
+    let _server = scene.serve(MathServer::new(Calculator)).await;
+    let mut stranger = Stranger::new(&scene).await;
+    // A CBOR map: 1 => "add", and a key of a number at u64::MAX.
+    for key in [2, 3, 6, 7, 8, 9, 99] {
+        let metadata = [b"\xa2\x01\x63add".as_slice(), &[0x18, key, 0x1b], &[0xff; 8]].concat();
+        for kind in [1, 7] {
+            let id = Uuid::new_v4();
+            let plain = frame(kind, Codec::Json, id, "add", b"[2,3]");
+            let length = u32::try_from(metadata.len()).expect("a short one").to_be_bytes();
+            let body = [&plain[..24], &length, &plain[28..32], &metadata, b"[2,3]"].concat();
+            stranger.send("rpc", "math.v1", body, Some(stranger.reply_to.clone()), Some(id)).await;
+            if kind == 1 {
+                let (answered, code, _) = stranger.answer().await;
+                assert_eq!((answered, code), (id, 0), "key {key}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn frames_of_one_message_are_answered_each_for_itself() {
     let scene = Scene::new();
     let _server = scene.serve(MathServer::new(Calculator)).await;
