@@ -78,28 +78,9 @@ impl fmt::Display for Target {
 type ReadError<E> = fn(Codec, &[u8]) -> Error<E>;
 type ReadResult<T> = fn(Codec, &[u8]) -> Result<T, CodecError>;
 
-/// In the place of a result: a call that has none, not even an empty one. It can be [sent](Call::send), not awaited.
+/// In the place of a result: a call that has none, not even an empty one. It is [sent](Call::send), not awaited.
 #[derive(Debug, Clone, Copy)]
 pub enum Oneway {}
-
-/// A result that a reply can carry: every owned serde type.
-#[diagnostic::on_unimplemented(
-    message = "this call has no reply to wait for",
-    label = "cannot be awaited",
-    note = "an oneway call is sent: `.send().await`; a result is a type that implements `serde::Deserialize`"
-)]
-pub trait Reply: Send + 'static {
-    #[doc(hidden)]
-    fn read(codec: Codec, payload: &[u8]) -> Result<Self, CodecError>
-    where
-        Self: Sized;
-}
-
-impl<T: DeserializeOwned + Send + 'static> Reply for T {
-    fn read(codec: Codec, payload: &[u8]) -> Result<Self, CodecError> {
-        codec.decode(payload)
-    }
-}
 
 impl<T> Call<T> {
     pub(crate) fn new(
@@ -160,14 +141,14 @@ impl<T, E: fmt::Debug> Call<T, E> {
     }
 }
 
-impl<T: Reply, E: fmt::Debug + Send + 'static> Call<T, E> {
+impl<T: DeserializeOwned + Send + 'static, E: fmt::Debug + Send + 'static> Call<T, E> {
     /// Future style: the call is on its way when this returns; what it returned is collected later.
     ///
     /// # Errors
     /// What can be said at once: a bad name, arguments that cannot be written or are too large, a lost connection.
     pub async fn start(self) -> Result<Pending<T, E>, Error<E>> {
         let dispatched = self.client.dispatch(self.request).map_err(Error::widen)?;
-        Ok(Pending { dispatched, read: T::read, read_error: self.read_error })
+        Ok(Pending { dispatched, read: read_result, read_error: self.read_error })
     }
 
     /// Callback style: the call is on its way, and `callback` gets its outcome, on a task of the client's runtime.
@@ -202,7 +183,7 @@ impl Call<Oneway> {
     }
 }
 
-impl<T: Reply, E: fmt::Debug + Send + 'static> IntoFuture for Call<T, E> {
+impl<T: DeserializeOwned + Send + 'static, E: fmt::Debug + Send + 'static> IntoFuture for Call<T, E> {
     type Output = Result<T, Error<E>>;
     type IntoFuture = BoxFuture<'static, Self::Output>;
 
@@ -279,7 +260,7 @@ where
     pub outcome: Result<T, Error<E>>,
 }
 
-impl<T: Reply, E: fmt::Debug + Send + 'static> Broadcast<T, E> {
+impl<T: DeserializeOwned + Send + 'static, E: fmt::Debug + Send + 'static> Broadcast<T, E> {
     /// The replies that arrive within `window`, in the order they arrive.
     ///
     /// # Errors
@@ -299,7 +280,7 @@ impl<T: Reply, E: fmt::Debug + Send + 'static> Broadcast<T, E> {
         let gathering: Gathering = client.broadcast(request).await.map_err(Error::widen)?;
         Ok(gathering.map(move |reply| BroadcastReply {
             instance: reply.metadata.instance.clone().unwrap_or_default(),
-            outcome: outcome(&reply, T::read, read_error, || Error::Fault(fault(&reply))),
+            outcome: outcome(&reply, read_result, read_error, || Error::Fault(fault(&reply))),
         }))
     }
 }
@@ -338,6 +319,10 @@ fn fault(reply: &Frame) -> Fault {
         message: reply.metadata.error.clone().unwrap_or_else(|| "the server gave no reason".to_owned()),
         retry_after: reply.metadata.retry_after,
     }
+}
+
+fn read_result<T: DeserializeOwned>(codec: Codec, payload: &[u8]) -> Result<T, CodecError> {
+    codec.decode(payload)
 }
 
 fn typed_error<E: DeserializeOwned + fmt::Debug>(codec: Codec, payload: &[u8]) -> Error<E> {

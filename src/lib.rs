@@ -68,7 +68,7 @@ pub mod blocking;
 
 pub use hopline_macros::service;
 
-pub use call::{Broadcast, BroadcastReply, Call, Oneway, Pending, Reply};
+pub use call::{Broadcast, BroadcastReply, Call, Oneway, Pending};
 pub use client::{Client, ClientBuilder};
 pub use codec::{Codec, CodecError};
 pub use context::Context;
