@@ -7,11 +7,23 @@
 #[allow(dead_code, reason = "a server uses the other half of it")]
 mod demo;
 
+use std::process::ExitCode;
+
 use demo::{DemoClient, MathError};
 use hopline::{Client, Error};
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("client: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<(), Box<dyn std::error::Error>> {
     let client = Client::connect(&demo::url("amqp://localhost")).await?;
     let demo = DemoClient::new(&client);
 

@@ -7,17 +7,30 @@
 #[allow(dead_code, reason = "a client uses the other half of it")]
 mod demo;
 
+use std::process::ExitCode;
+
 use demo::{DemoServer, Service};
 use hopline::{Error, Server};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    // lapin logs every returned message in full, a caller that has gone among them: only its errors are of use.
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,lapin=error"));
+async fn main() -> ExitCode {
+    // lapin logs every returned message in full, and errors of connections that are closed on purpose: Hopline tells
+    // those that matter.
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,lapin=off"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("server: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<(), Box<dyn std::error::Error>> {
     let mut terminated = signal(SignalKind::terminate())?;
     let mut interrupted = signal(SignalKind::interrupt())?;
     let mut running = serve(&demo::url("amqp://localhost")).await?;

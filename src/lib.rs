@@ -46,7 +46,8 @@
 //! Everything here runs on tokio; a program that is not async has [`blocking::wait`].
 //!
 //! Spans and events go to [`tracing`](https://docs.rs/tracing). lapin, which speaks AMQP here, logs every returned
-//! message in full at `WARN`, such as each call that nobody serves: set its level to `error`.
+//! message in full at `WARN`, such as each call that nobody serves, and some ends of connections at `ERROR`, wanted ones
+//! among them. All that matters of it comes back as an error or is logged here: filter with `lapin=off`.
 
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 

@@ -1,9 +1,11 @@
 //! `hopline call`: one call, its reply as JSON.
 
+use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
+use hopline::topology::{ServiceId, check_name};
 use hopline::{Client, Codec, Error};
 use serde_json::Value;
 
@@ -49,10 +51,11 @@ struct Arguments(Vec<Value>);
 impl Call {
     pub(crate) fn run(self) -> ExitCode {
         match hopline::blocking::wait(self.reply()) {
-            Ok(reply) => {
-                println!("{reply}");
-                ExitCode::SUCCESS
-            }
+            Ok(reply) => match writeln!(std::io::stdout(), "{reply}") {
+                Ok(()) => ExitCode::SUCCESS,
+                // Whoever reads this program's output has gone.
+                Err(_) => ExitCode::FAILURE,
+            },
             // A name or an address that cannot be used is a matter of usage.
             Err(error @ Error::Invalid(_)) => failed(&error, 2),
             Err(error) => failed(&error, 1),
@@ -86,6 +89,8 @@ fn target(text: &str) -> Result<Target, String> {
     let Some((service, method)) = text.rsplit_once('.') else {
         return Err("write SERVICE.METHOD, such as demo.add".to_owned());
     };
+    ServiceId::parse(service)?;
+    check_name("method", method)?;
     Ok(Target { service: service.to_owned(), method: method.to_owned() })
 }
 

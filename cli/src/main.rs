@@ -2,6 +2,7 @@
 
 mod call;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -23,9 +24,10 @@ enum What {
 fn main() -> ExitCode {
     // Bad usage ends here, with exit code 2.
     let command = Command::parse();
-    // lapin logs every returned message in full: a call that nobody serves is told once, below.
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,lapin=error"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // lapin logs returned messages, refusals and ends of connections: what became of the call is told once, below.
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,lapin=off"));
+    let ansi = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
     match command.what {
         What::Call(call) => call.run(),
     }

@@ -1,0 +1,268 @@
+//! `hopline call` as a shell sees it: what it prints, where, and what it exits with.
+//!
+//! The service is that of the examples. It runs in this process and the command in another, so the tests of a call that
+//! is answered need the RabbitMQ that `HOPLINE_TEST_URL` names; without one they say so and end.
+
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use assert_cmd::Command;
+use hopline::{Running, Server};
+
+#[path = "../../examples/demo/mod.rs"]
+#[allow(dead_code, reason = "the command calls it, not a client of its own")]
+mod demo;
+
+use demo::{DemoServer, Service};
+
+/// How long a test waits for the command, before it fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The command's own timeout is 30 s: what it tells within this, it did not wait for.
+const AT_ONCE: Duration = Duration::from_secs(15);
+
+/// The command, without what the tester's own environment says.
+fn hopline(arguments: &[&str]) -> Command {
+    let mut command = assert_cmd::cargo::cargo_bin_cmd!("hopline");
+    command.env_remove("HOPLINE_URL").env_remove("RUST_LOG").timeout(PATIENCE).args(arguments);
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    hopline(arguments).output().expect("it can be run")
+}
+
+/// What the command prints when all is well.
+fn printed(output: Output) -> String {
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
+    let printed = String::from_utf8(output.stdout).expect("it prints text");
+    printed.strip_suffix('\n').expect("it prints a line").to_owned()
+}
+
+/// The one line on stderr that a failed call ends with.
+fn failure(output: Output) -> String {
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    only_line(output)
+}
+
+fn only_line(output: Output) -> String {
+    assert!(output.stdout.is_empty(), "{output:?}");
+    let said = String::from_utf8(output.stderr).expect("it prints text");
+    let line = said.strip_suffix('\n').expect("it prints a line");
+    assert!(!line.contains('\n'), "more than a line: {said}");
+    line.strip_prefix("hopline: ").expect("it tells who says so").to_owned()
+}
+
+/// An address that nobody listens at: its port was free a moment ago.
+fn nowhere() -> String {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    format!("127.0.0.1:{}", free.expect("there is a free port").port())
+}
+
+/// The RabbitMQ under test, if it is one.
+fn rabbit() -> Option<String> {
+    let url = std::env::var("HOPLINE_TEST_URL").ok().filter(|url| !url.starts_with("memory:"));
+    if url.is_none() {
+        eprintln!("not tested: another process needs a RabbitMQ, which HOPLINE_TEST_URL names");
+    }
+    url
+}
+
+/// The service of the examples, in a namespace of its own.
+struct Scene {
+    url: String,
+    namespace: String,
+    server: Running,
+}
+
+impl Scene {
+    async fn new(name: &str) -> Option<Self> {
+        let url = rabbit()?;
+        let namespace = format!("cli-{}-{name}", std::process::id());
+        let server = Server::builder().namespace(&namespace).connect(&url).await.expect("the broker is there");
+        let server = server.serve(DemoServer::new(Service)).start().await.expect("it can be served");
+        Some(Self { url, namespace, server })
+    }
+
+    /// Runs `hopline call` with these arguments where the service is.
+    async fn call(&self, arguments: &[&str]) -> Output {
+        let mut command = hopline(&["call", "--url", &self.url, "--namespace", &self.namespace]);
+        command.args(arguments);
+        ended(command).await
+    }
+}
+
+/// Runs the command on another thread: the service that it calls runs on this one.
+async fn ended(mut command: Command) -> Output {
+    tokio::task::spawn_blocking(move || command.output().expect("it can be run")).await.expect("no panic")
+}
+
+#[test]
+fn the_version_and_the_help_are_printed() {
+    assert_eq!(printed(run(&["--version"])), concat!("hopline ", env!("CARGO_PKG_VERSION")));
+    assert!(printed(run(&["--help"])).contains("\n  call "));
+    let help = printed(run(&["call", "--help"]));
+    for told in ["<TARGET>", "[ARGUMENTS]", "--url", "HOPLINE_URL", "--timeout", "--namespace", "--to"] {
+        assert!(help.contains(told), "no {told} in {help}");
+    }
+    let secret = hopline(&["call", "--help"]).env("HOPLINE_URL", "amqp://me:s3cret@host").output();
+    assert!(!printed(secret.expect("it can be run")).contains("s3cret"));
+}
+
+#[test]
+fn bad_usage_exits_with_2_and_says_what_to_write() {
+    let cases: &[(&[&str], &str)] = &[
+        (&[], "Usage: hopline"),
+        (&["call"], "<TARGET>"),
+        (&["shout", "demo.add"], "unrecognized subcommand 'shout'"),
+        (&["call", "demo.add", "[2, 3"], "not JSON: EOF while parsing a list"),
+        (&["call", "demo.add", "2"], "write a JSON array with one element for each argument"),
+        (&["call", "demo.add", r#"{"a": 2}"#], "write a JSON array with one element for each argument"),
+        (&["call", "demo.add", "2", "3"], "unexpected argument '3'"),
+        (&["call", "demo", "[]"], "write SERVICE.METHOD, such as demo.add"),
+        (&["call", "demo.add", "[]", "--timeout", "5"], "write a number above 0 and a unit: 500ms, 5s or 2m"),
+        (&["call", "demo.add", "[]", "--timeout", "0s"], "write a number above 0 and a unit"),
+        (&["call", "demo.add", "[]", "--timeout=-1s"], "write a number above 0 and a unit"),
+        (&["call", "demo.add", "[]", "--timeout", "99999999999999999999m"], "write a number above 0 and a unit"),
+    ];
+    for (arguments, said) in cases {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
+        assert!(output.stdout.is_empty(), "{arguments:?}: {output:?}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains(said), "{arguments:?}: no `{said}` in {stderr}");
+    }
+}
+
+#[test]
+fn a_name_or_an_address_that_cannot_be_used_is_bad_usage() {
+    let cases: &[(&[&str], &str)] = &[
+        (&["demo.add", "--url", "http://me:s3cret@host"], "unknown scheme `http://`: use memory://, amqp://"),
+        (&["demo.add", "--url", "s3cret"], "`...` is not an address: "),
+        (&["demo.add", "--url", "amqp://me:s3cret@a b"], "`amqp://...` is not an address: "),
+        (&["de mo.add", "--url", "memory://"], "the service `de mo` has a ' ' in it: use letters, digits"),
+        (&["demo.a/d", "--url", "memory://"], "the method `a/d` has a '/' in it: use letters, digits"),
+        (&["demo.", "--url", "memory://"], "a method needs a name"),
+        (&[".add", "--url", "memory://"], "a service needs a name"),
+        (&["demo.2.add", "--url", "memory://"], "`demo.2` is not a service: write `name` or `name.v2`"),
+        (&["demo.add", "--namespace", "a.b", "--url", "memory://"], "the namespace `a.b` has a '.' in it"),
+    ];
+    for (arguments, said) in cases {
+        let output = run(&[&["call"], *arguments].concat());
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
+        let line = only_line(output);
+        assert!(line.starts_with(said) && !line.contains("s3cret"), "{arguments:?}: {line}");
+    }
+}
+
+#[test]
+fn without_a_broker_the_address_is_told_and_the_password_is_not() {
+    let nowhere = nowhere();
+    let url = format!("amqp://me:s3cret@{nowhere}");
+    let by_option = run(&["call", "demo.add", "[2, 3]", "--url", &url]);
+    let by_environment = hopline(&["call", "demo.add", "[2, 3]"]).env("HOPLINE_URL", &url).output();
+    for output in [by_option, by_environment.expect("it can be run")] {
+        let line = failure(output);
+        assert!(line.starts_with(&format!("cannot connect to amqp://me:***@{nowhere}: ")), "{line}");
+        assert!(!line.contains("s3cret"), "{line}");
+    }
+}
+
+#[test]
+fn a_wrong_password_is_told_in_a_line_without_it() {
+    let Some(url) = rabbit() else { return };
+    let (_, host) = url.rsplit_once('@').expect("it has a user");
+    let line = failure(run(&["call", "demo.add", "--url", &format!("amqp://guest:s3cret@{host}")]));
+    assert!(line.starts_with(&format!("cannot connect to amqp://guest:***@{host}: ")), "{line}");
+    assert!(line.contains("check user and password") && !line.contains("s3cret"), "{line}");
+}
+
+#[tokio::test]
+async fn a_reply_is_printed_as_json() {
+    let Some(scene) = Scene::new("replies").await else { return };
+    assert_eq!(printed(scene.call(&["demo.fib", "[10]"]).await), "89");
+    assert_eq!(printed(scene.call(&["demo.add", "[2, 3]"]).await), "5");
+    assert_eq!(printed(scene.call(&["demo.v1.add", "[-2, -3]"]).await), "-5");
+    assert_eq!(printed(scene.call(&["demo.div", "[7, 2]"]).await), "3");
+    assert_eq!(printed(scene.call(&["demo.echo", "[[1, 2, 255]]"]).await), "[1,2,255]");
+    assert_eq!(printed(scene.call(&["demo.sleep", "[0]"]).await), "null");
+    // Without arguments there are none.
+    assert_eq!(printed(scene.call(&["demo.whoami"]).await), format!("{:?}", scene.server.instance()));
+    let exp = printed(scene.call(&["demo.exp", "[2, 10]"]).await);
+    let exp: serde_json::Value = serde_json::from_str(&exp).expect("a reply is JSON");
+    assert_eq!(exp["value"], 1024);
+    assert!(exp["cost_nanos"].is_u64());
+}
+
+#[tokio::test]
+async fn the_broker_is_named_by_an_option_or_else_by_the_environment() {
+    let Some(scene) = Scene::new("url").await else { return };
+    let arguments = ["call", "demo.add", "[2, 3]", "--namespace", &scene.namespace];
+    let mut by_environment = hopline(&arguments);
+    by_environment.env("HOPLINE_URL", &scene.url);
+    assert_eq!(printed(ended(by_environment).await), "5");
+    let mut by_both = hopline(&arguments);
+    by_both.args(["--url", &scene.url]).env("HOPLINE_URL", format!("amqp://{}", nowhere()));
+    assert_eq!(printed(ended(by_both).await), "5");
+}
+
+#[tokio::test]
+async fn one_instance_can_be_called() {
+    let Some(scene) = Scene::new("to").await else { return };
+    let server = Server::builder().namespace(&scene.namespace).connect(&scene.url).await.expect("the broker is there");
+    let other = server.serve(DemoServer::new(Service)).start().await.expect("it can be served");
+    for instance in [scene.server.instance(), other.instance()] {
+        for _ in 0..3 {
+            let answered = printed(scene.call(&["demo.whoami", "--to", instance]).await);
+            assert_eq!(answered, format!("{instance:?}"));
+        }
+    }
+    let line = failure(scene.call(&["demo.whoami", "--to", "somebody"]).await);
+    assert!(line.starts_with("nobody serves `demo.v1@somebody`"), "{line}");
+}
+
+#[tokio::test]
+async fn what_nobody_serves_is_told_at_once() {
+    let Some(scene) = Scene::new("nobody").await else { return };
+    let line = "nobody serves `nobody.v1`: is a server running, and on the same namespace?";
+    let began = Instant::now();
+    assert_eq!(failure(scene.call(&["nobody.x", "[]"]).await), line);
+    assert!(failure(scene.call(&["demo.v2.add", "[2, 3]"]).await).starts_with("nobody serves `demo.v2`"));
+    // Another namespace is another world.
+    let elsewhere = format!("{}-elsewhere", scene.namespace);
+    let output = run(&["call", "demo.add", "[2, 3]", "--url", &scene.url, "--namespace", &elsewhere]);
+    assert!(failure(output).starts_with("nobody serves `demo.v1`"));
+    assert!(began.elapsed() < AT_ONCE, "it took {:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_refused_call_is_told_with_its_code() {
+    let Some(scene) = Scene::new("refused").await else { return };
+    let line = failure(scene.call(&["demo.subtract", "[2, 3]"]).await);
+    assert!(
+        line.starts_with("UNIMPLEMENTED: `demo.v1` has no method `subtract`: it has add, div, echo, exp, "),
+        "{line}"
+    );
+    let line = failure(scene.call(&["demo.add", r#"["two", 3]"#]).await);
+    assert!(line.starts_with("INVALID_ARGUMENT: the arguments of `add(a: i64, b: i64)"), "{line}");
+    let line = failure(scene.call(&["demo.add", "[2]"]).await);
+    assert!(line.starts_with("INVALID_ARGUMENT: the arguments of `add(a: i64, b: i64)"), "{line}");
+    let line = failure(scene.call(&["demo.panic"]).await);
+    assert!(line.starts_with("INTERNAL: `demo.v1.panic` panicked"), "{line}");
+}
+
+#[tokio::test]
+async fn the_methods_own_error_is_told_as_json() {
+    let Some(scene) = Scene::new("typed").await else { return };
+    let line = failure(scene.call(&["demo.div", "[1, 0]"]).await);
+    assert_eq!(line, r#"the service returned its own error: "DivisionByZero""#);
+}
+
+#[tokio::test]
+async fn a_timeout_ends_the_call() {
+    let Some(scene) = Scene::new("timeout").await else { return };
+    let began = Instant::now();
+    let line = failure(scene.call(&["demo.sleep", "[60000]", "--timeout", "200ms"]).await);
+    assert!(line.starts_with("`demo.v1.sleep` gave no reply within 200ms: "), "{line}");
+    assert!(began.elapsed() < AT_ONCE, "it took {:?}", began.elapsed());
+}

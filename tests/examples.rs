@@ -1,0 +1,286 @@
+//! Every example runs as a user runs it and prints what it promises, on the broker that `HOPLINE_TEST_URL` names, or
+//! in memory.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Output, Stdio};
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Command;
+use tokio::sync::Mutex;
+
+/// How long a test waits for what has to come, before it fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The examples that serve and call `demo` would meet each other.
+static DEMO: Mutex<()> = Mutex::const_new(());
+
+/// Where each example's program is, once cargo has built them.
+static PROGRAMS: LazyLock<BTreeMap<String, PathBuf>> = LazyLock::new(|| {
+    let mut build = std::process::Command::new(env!("CARGO"));
+    build.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet", "--examples", "--message-format=json"]);
+    let built = build.stderr(Stdio::inherit()).output().expect("cargo can be run");
+    assert!(built.status.success(), "the examples are built");
+    let told = built.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let program = |line: &[u8]| {
+        let told: serde_json::Value = serde_json::from_slice(line).expect("cargo tells it in JSON");
+        let program = told["executable"].as_str()?;
+        Some((told["target"]["name"].as_str()?.to_owned(), PathBuf::from(program)))
+    };
+    told.filter_map(program).collect()
+});
+
+async fn soon<F: Future>(event: F) -> F::Output {
+    tokio::time::timeout(PATIENCE, event).await.expect("what has to happen happens within a minute")
+}
+
+fn url() -> String {
+    std::env::var("HOPLINE_TEST_URL").unwrap_or_else(|_| "memory://".to_owned())
+}
+
+fn in_memory() -> bool {
+    url().starts_with("memory:")
+}
+
+/// The program of an example, to be run without what the tester's own environment says.
+fn example(name: &str) -> Command {
+    let program = PROGRAMS.get(name).unwrap_or_else(|| panic!("there is no example `{name}`"));
+    let mut command = Command::new(program);
+    command.env_remove("HOPLINE_URL").env_remove("PREFETCH").env_remove("RUST_LOG").env("RUST_BACKTRACE", "0");
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+async fn output(mut command: Command) -> Output {
+    soon(command.output()).await.expect("it can be run")
+}
+
+/// The lines that the program prints when all is well.
+async fn lines(command: Command) -> Vec<String> {
+    let output = output(command).await;
+    assert!(output.status.success(), "it ended with {}: {output:?}", output.status);
+    let noise = String::from_utf8_lossy(&output.stderr);
+    assert!(noise.is_empty() || noise.contains("a bug"), "only the panic that `errors` shows is told: {noise}");
+    String::from_utf8(output.stdout).expect("it prints text").lines().map(str::to_owned).collect()
+}
+
+/// What an example prints, each time that it is told of the broker in another way.
+async fn every_way(name: &str) -> Vec<Vec<String>> {
+    let mut by_argument = example(name);
+    by_argument.arg(url());
+    let mut by_environment = example(name);
+    by_environment.env("HOPLINE_URL", url());
+    let mut printed = vec![lines(by_argument).await, lines(by_environment).await];
+    if in_memory() {
+        printed.push(lines(example(name)).await);
+    }
+    printed
+}
+
+fn sorted<'a>(lines: impl IntoIterator<Item = &'a String>) -> Vec<&'a str> {
+    let mut lines: Vec<&str> = lines.into_iter().map(String::as_str).collect();
+    lines.sort_unstable();
+    lines
+}
+
+/// The instances that `instance ID says …` lines name, each of which says its own id.
+fn instances(lines: &[String]) -> BTreeSet<&str> {
+    let said = lines.iter().filter_map(|line| line.trim_start().strip_prefix("instance "));
+    said.map(|said| {
+        let (instance, answer) = said.split_once(" says ").expect("what it says");
+        assert!(answer.contains(instance), "an instance says its id: {said}");
+        instance
+    })
+    .collect()
+}
+
+#[test]
+fn every_example_has_a_test_that_begins_with_its_name() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let files = std::fs::read_dir(folder).expect("the examples are there");
+    let examples: Vec<PathBuf> = files.map(|file| file.expect("it can be read").path()).collect();
+    let examples: Vec<_> = examples.iter().filter(|path| path.extension().is_some_and(|end| end == "rs")).collect();
+    assert!(!examples.is_empty());
+    for path in examples {
+        let name = path.file_stem().and_then(|name| name.to_str()).expect("a plain name");
+        assert!(include_str!("examples.rs").contains(&format!("\nasync fn {name}_")), "the example `{name}` has none");
+    }
+}
+
+#[tokio::test]
+async fn quickstart_calls_in_every_style() {
+    for lines in every_way("quickstart").await {
+        let mut lines = lines.into_iter();
+        let mut next = || lines.next().expect("there is more to come");
+        let (mut this, mut following) = (1_u64, 1_u64);
+        for n in 0..20 {
+            assert_eq!(next(), format!("fib({n}) = {this}"));
+            assert!(n != 10 || this == 89);
+            (this, following) = (following, this + following);
+        }
+        for n in 0..20 {
+            let line = next();
+            let cost =
+                line.strip_prefix(&format!("exp2({n}) = {} cost=", 1 << n)).and_then(|cost| cost.strip_suffix("ns"));
+            let cost = cost.unwrap_or_else(|| panic!("not the power and its cost: {line}"));
+            cost.parse::<u64>().expect("the cost is a number");
+        }
+        let rest: Vec<String> = lines.collect();
+        let styles = [
+            "sync: fib(30) = 1346269",
+            "future: fib(40) = 165580141",
+            "callback: fib(50) = Ok(20365011074)",
+            "the server logs: an oneway call",
+            "broadcast: 2 instances answered",
+        ];
+        for style in styles {
+            assert!(rest.iter().any(|line| line == style), "no `{style}` in {rest:?}");
+        }
+        assert_eq!(instances(&rest).len(), 2, "{rest:?}");
+    }
+}
+
+#[tokio::test]
+async fn blocking_waits_for_one_call_and_for_several() {
+    for lines in every_way("blocking").await {
+        assert_eq!(lines, ["add(2, 3) = 5", "one of several = 2", "one of several = 4", "one of several = 6"]);
+    }
+}
+
+#[tokio::test]
+async fn callbacks_get_every_outcome() {
+    for lines in every_way("callbacks").await {
+        let squares = ["square(1) = 1", "square(2) = 4", "square(3) = 9", "square(4) = 16", "square(5) = 25"];
+        assert_eq!(sorted(&lines), squares);
+    }
+}
+
+#[tokio::test]
+async fn errors_are_sentences_that_say_what_to_do() {
+    for lines in every_way("errors").await {
+        let sentences = [
+            ("overdrawn by 50 cents", ""),
+            ("a panic: INTERNAL: `errors.v1.crash` panicked: the log of instance ", " says why"),
+            ("a deadline: `errors.v1.never` gave no reply within 100ms", "allow more time with `.timeout()`"),
+            (
+                "a method that is not there: UNIMPLEMENTED: `errors.v1` has no method `withdrew`",
+                "crash, never, withdraw",
+            ),
+            ("arguments that do not fit: INVALID_ARGUMENT: the arguments of `withdraw(cents: u64)", "expected u64"),
+            ("a service that is not there: nobody serves `nobody.v1`", "on the same namespace?"),
+            ("a name that cannot be: the service `no body` has a ' ' in it", "use letters, digits, `_` and `-`"),
+            ("too much: the request takes 20000", "raise `max_message_size` on both sides"),
+        ];
+        assert_eq!(lines.len(), sentences.len(), "{lines:?}");
+        for (line, (start, end)) in lines.iter().zip(sentences) {
+            assert!(line.starts_with(start) && line.ends_with(end), "`{line}` is not `{start}…{end}`");
+        }
+    }
+}
+
+#[tokio::test]
+async fn events_reach_every_subscription_that_matches() {
+    for lines in every_way("events").await {
+        // The two subscriptions do not wait for each other; each hears in order.
+        let (every, shipped): (Vec<_>, Vec<_>) = lines.iter().partition(|line| line.starts_with("order.* "));
+        let order = "Order { id: 1, total_cents: 4200 }";
+        let heard = ["created", "shipped"].map(|what| format!("order.* heard order.{what}: {order}"));
+        assert_eq!(every, heard.iter().collect::<Vec<_>>());
+        assert_eq!(shipped, ["order.shipped heard of order 1"]);
+    }
+}
+
+#[tokio::test]
+async fn oneway_calls_wait_for_the_next_server() {
+    for lines in every_way("oneway").await {
+        let (sent, printed) = lines.split_at(3);
+        assert_eq!(sent, ["the broker has line 1", "the broker has line 2", "the broker has line 3"]);
+        // Several calls run at once, in any order.
+        assert_eq!(sorted(printed), ["a server prints line 1", "a server prints line 2", "a server prints line 3"]);
+    }
+}
+
+#[tokio::test]
+async fn broadcast_starts_three_servers_where_there_is_none() {
+    let _demo = DEMO.lock().await;
+    for lines in every_way("broadcast").await {
+        assert_eq!(lines.len(), 5, "{lines:?}");
+        assert_eq!(lines[0], "3 replies");
+        let instances = instances(&lines);
+        assert_eq!(instances.len(), 3);
+        let first = lines[4].strip_prefix("first: ").expect("the first of the stream");
+        assert!(instances.contains(first), "{lines:?}");
+    }
+}
+
+#[tokio::test]
+async fn server_serves_until_it_is_told_to_stop() {
+    let _demo = DEMO.lock().await;
+    let server = Server::start(&url()).await;
+    assert!(server.stop().await.success());
+}
+
+#[tokio::test]
+async fn client_calls_the_server_of_another_process() {
+    let _demo = DEMO.lock().await;
+    let mut client = example("client");
+    client.arg(url());
+    if in_memory() {
+        let output = output(client).await;
+        assert_eq!(output.status.code(), Some(1));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(said, "client: nobody serves `demo.v1`: is a server running, and on the same namespace?\n");
+        return;
+    }
+    let mut server = Server::start(&url()).await;
+    let answers = [
+        format!("answered by {}", server.instance),
+        "fib(10) = 89".to_owned(),
+        "exp(2, 10) = 1024".to_owned(),
+        "add(2, 3) = 5".to_owned(),
+        "echo of 1024 bytes".to_owned(),
+        "div(1, 0): division by zero".to_owned(),
+    ];
+    assert_eq!(lines(client).await, answers);
+    assert_eq!(server.line().await, "note: hello from a client");
+
+    let mut broadcast = example("broadcast");
+    broadcast.arg(url());
+    let broadcast = lines(broadcast).await;
+    assert_eq!(broadcast[0], "1 replies", "those who serve are asked, and no others started");
+    assert_eq!(instances(&broadcast), BTreeSet::from([server.instance.as_str()]));
+    assert!(server.stop().await.success());
+}
+
+/// The `server` example in a process of its own.
+struct Server {
+    process: tokio::process::Child,
+    printed: tokio::io::Lines<BufReader<tokio::process::ChildStdout>>,
+    instance: String,
+}
+
+impl Server {
+    async fn start(url: &str) -> Self {
+        let mut process = example("server").arg(url).stdout(Stdio::piped()).spawn().expect("it can be run");
+        let printed = BufReader::new(process.stdout.take().expect("it is piped")).lines();
+        let mut server = Self { process, printed, instance: String::new() };
+        let ready = server.line().await;
+        server.instance = ready.strip_prefix("ready ").expect("it tells its instance").to_owned();
+        server
+    }
+
+    async fn line(&mut self) -> String {
+        soon(self.printed.next_line()).await.expect("it prints text").expect("it prints a line before it ends")
+    }
+
+    async fn stop(mut self) -> ExitStatus {
+        let process = self.process.id().expect("it has not ended").to_string();
+        // A shell has `kill` built in.
+        let told = Command::new("sh").args(["-c", "kill -TERM \"$0\"", &process]).status().await;
+        assert!(told.expect("there is a shell").success());
+        soon(self.process.wait()).await.expect("it can be waited for")
+    }
+}

@@ -1,0 +1,371 @@
+//! Servers as processes of their own: shared, stopped, killed, fed with garbage.
+//!
+//! Processes share no memory, so this needs the RabbitMQ that `HOPLINE_TEST_URL` names: `scripts/test` runs it with one,
+//! and without one the tests that need it say so and end. The servers are the example `server`, on the service `demo` of
+//! the default namespace, which nobody else may serve or call meanwhile.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::future::Future;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use hopline::topology::{Declaration, Queue, QueueKind};
+use hopline::transport::{Confirm, Consumer, Mode, Properties, Publication, Role, Settle, Transport};
+use hopline::{Client, Code, Codec, Error};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::sync::Mutex;
+use uuid::Uuid;
+
+#[path = "../examples/demo/mod.rs"]
+#[allow(dead_code, reason = "the servers use the other half of it")]
+mod demo;
+
+use demo::DemoClient;
+
+/// How long a test waits for what has to come, before it fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// More than that: what is answered within [`PATIENCE`] was not answered by its deadline.
+const LONG: Duration = Duration::from_secs(300);
+
+/// Every test has the service `demo` to itself.
+static DEMO: Mutex<()> = Mutex::const_new(());
+
+/// Where the program of the example `server` is, once cargo has built it.
+static SERVER: LazyLock<PathBuf> = LazyLock::new(|| {
+    let mut build = std::process::Command::new(env!("CARGO"));
+    build.current_dir(env!("CARGO_MANIFEST_DIR"));
+    build.args(["build", "--quiet", "--example", "server", "--message-format=json"]).stderr(Stdio::inherit());
+    let built = build.output().expect("cargo can be run");
+    assert!(built.status.success(), "the example is built");
+    let told = built.stdout.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
+    let program = |told: serde_json::Value| told["executable"].as_str().map(PathBuf::from);
+    told.filter_map(program).next().expect("cargo tells where the program is")
+});
+
+async fn soon<F: Future>(event: F) -> F::Output {
+    tokio::time::timeout(PATIENCE, event).await.expect("what has to happen happens within a minute")
+}
+
+/// The RabbitMQ under test, if it is one.
+fn rabbit() -> Option<String> {
+    let url = std::env::var("HOPLINE_TEST_URL").ok().filter(|url| !url.starts_with("memory:"));
+    if url.is_none() {
+        eprintln!("not tested: processes need a RabbitMQ, which HOPLINE_TEST_URL names");
+    }
+    url
+}
+
+async fn client(url: &str) -> (Client, DemoClient) {
+    let client = Client::builder().timeout(LONG).connect(url).await.expect("the broker is there");
+    let demo = DemoClient::new(&client);
+    (client, demo)
+}
+
+/// The example `server`, to be run without what the tester's own environment says.
+fn program() -> Command {
+    let mut command = Command::new(&*SERVER);
+    command.env_remove("HOPLINE_URL").env_remove("PREFETCH").env_remove("RUST_LOG");
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+/// A server in a process of its own, which is killed if the test ends before it.
+struct Server {
+    process: Child,
+    printed: Lines<BufReader<ChildStdout>>,
+    instance: String,
+}
+
+impl Server {
+    async fn start(url: &str) -> Self {
+        Self::run(program().arg(url)).await
+    }
+
+    /// One that takes a call at a time.
+    async fn unhurried(url: &str) -> Self {
+        Self::run(program().arg(url).env("PREFETCH", "1")).await
+    }
+
+    async fn run(command: &mut Command) -> Self {
+        let mut process = command.stdout(Stdio::piped()).spawn().expect("it can be run");
+        let printed = BufReader::new(process.stdout.take().expect("it is piped")).lines();
+        let mut server = Self { process, printed, instance: String::new() };
+        let ready = server.line().await;
+        server.instance = ready.strip_prefix("ready ").expect("it tells its instance").to_owned();
+        server
+    }
+
+    /// The next line that it prints.
+    async fn line(&mut self) -> String {
+        soon(self.printed.next_line()).await.expect("it prints text").expect("it prints a line before it ends")
+    }
+
+    fn id(&self) -> u32 {
+        self.process.id().expect("it has not ended")
+    }
+
+    async fn signal(&self, name: &str) {
+        // A shell has `kill` built in.
+        let told =
+            Command::new("sh").args(["-c", "kill -s \"$0\" \"$1\"", name, &self.id().to_string()]).status().await;
+        assert!(told.expect("there is a shell").success());
+    }
+
+    async fn ended(mut self) -> ExitStatus {
+        soon(self.process.wait()).await.expect("it can be waited for")
+    }
+
+    /// The memory that it uses, in KiB.
+    fn memory(&self) -> i64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).expect("it runs on Linux");
+        let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process uses memory");
+        memory.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+}
+
+/// A peer that speaks to the service's exchange directly.
+struct Stranger {
+    transport: Transport,
+    reply_to: String,
+    replies: Consumer,
+}
+
+impl Stranger {
+    async fn new(url: &str) -> Self {
+        let transport = Transport::connect(url, Role::Client).await.expect("the broker is there");
+        let reply_to = format!("hopline.stranger.{}", Uuid::new_v4().simple());
+        transport.declare(&[Declaration::Queue(Queue::new(&reply_to, QueueKind::Exclusive))]).await.expect("declared");
+        let replies = transport.consume(&reply_to, Mode::NoAck).await.expect("it is ours");
+        Self { transport, reply_to, replies }
+    }
+
+    /// Publishes each body with an id of its own, and tells the ids.
+    async fn send(&self, bodies: impl Iterator<Item = (Vec<u8>, bool)>) -> HashSet<String> {
+        let mut ids = HashSet::new();
+        let mut receipts = Vec::new();
+        for (body, answerable) in bodies {
+            let id = Uuid::new_v4().to_string();
+            let properties = Properties {
+                reply_to: answerable.then(|| self.reply_to.clone()),
+                correlation_id: Some(id.clone()),
+                ..Properties::default()
+            };
+            ids.insert(id);
+            receipts.push(self.transport.publish(Publication {
+                exchange: "hopline.rpc".to_owned(),
+                key: "demo.v1".to_owned(),
+                mandatory: true,
+                properties,
+                body: body.into(),
+            }));
+        }
+        for receipt in receipts {
+            assert_eq!(soon(receipt).await, Ok(Confirm::Accepted));
+        }
+        ids
+    }
+}
+
+#[tokio::test]
+async fn two_processes_that_take_a_call_at_a_time_share_the_calls() {
+    let Some(url) = rabbit() else { return };
+    let _demo = DEMO.lock().await;
+    let _servers = [Server::unhurried(&url).await, Server::unhurried(&url).await];
+    let mut stranger = Stranger::new(&url).await;
+    const CALLS: usize = 200;
+    let calls = (0..CALLS).map(|_| (request("sleep", b"[50]"), true));
+    stranger.send(calls).await;
+    let mut shares = BTreeMap::<_, usize>::new();
+    for _ in 0..CALLS {
+        let reply = soon(stranger.replies.next()).await.expect("a reply");
+        assert_eq!(reply.body[5], Code::Ok as u8);
+        *shares.entry(reply.properties.app_id).or_default() += 1;
+    }
+    println!("shared {shares:?}");
+    assert!(shares.len() == 2 && shares.values().all(|share| (80..=120).contains(share)), "shared {shares:?}");
+}
+
+#[tokio::test]
+async fn a_process_that_is_terminated_under_load_loses_no_call() {
+    let Some(url) = rabbit() else { return };
+    let _demo = DEMO.lock().await;
+    let leaving = Server::unhurried(&url).await;
+    let staying = [Server::unhurried(&url).await, Server::unhurried(&url).await];
+    let (_client, demo) = client(&url).await;
+
+    const CALLS: usize = 300;
+    let mut calls = FuturesUnordered::new();
+    for _ in 0..CALLS {
+        calls.push(demo.sleep(20).start().await.expect("on its way"));
+    }
+    for _ in 0..CALLS / 4 {
+        soon(calls.next()).await.expect("one of them").expect("answered");
+    }
+    let gone = leaving.instance.clone();
+    leaving.signal("TERM").await;
+    let rest = async {
+        let mut answered = 0;
+        while let Some(outcome) = calls.next().await {
+            outcome.expect("no call is lost or aborted");
+            answered += 1;
+        }
+        answered
+    };
+    let (status, answered) = tokio::join!(leaving.ended(), soon(rest));
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(answered, CALLS - CALLS / 4);
+
+    let replies = demo.whoami().all().gather(Duration::from_secs(1)).await.expect("they are asked");
+    let instances: BTreeSet<&str> = replies.iter().map(|reply| reply.instance.as_str()).collect();
+    assert_eq!(instances, staying.iter().map(|server| server.instance.as_str()).collect());
+    assert_eq!(replies.len(), 2);
+    match demo.whoami().to(&gone).await {
+        Err(Error::NoService { service }) => assert_eq!(service, format!("demo.v1@{gone}")),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_a_killed_process_held_is_aborted_at_once() {
+    let Some(url) = rabbit() else { return };
+    let _demo = DEMO.lock().await;
+    let killed = Server::start(&url).await;
+    let (_client, demo) = client(&url).await;
+    let held = demo.sleep(u64::try_from(LONG.as_millis()).expect("it is short")).start().await.expect("on its way");
+    // Calls are delivered in order: with this one answered, the one before it is held.
+    assert_eq!(soon(demo.add(2, 3).into_future()).await.expect("answered"), 5);
+
+    let living = Server::start(&url).await;
+    let began = Instant::now();
+    killed.signal("KILL").await;
+    let outcome = soon(held).await;
+    println!("aborted {:?} after the kill", began.elapsed());
+    match outcome {
+        Err(Error::Fault(fault)) => assert_eq!(fault.code, Code::Aborted, "{fault}"),
+        other => panic!("{other:?}"),
+    }
+    assert!(!killed.ended().await.success());
+    assert_eq!(soon(demo.whoami().into_future()).await.expect("the other lives"), living.instance);
+}
+
+#[tokio::test]
+async fn ten_thousand_random_bodies_leave_a_process_as_it_was() {
+    let Some(url) = rabbit() else { return };
+    let _demo = DEMO.lock().await;
+    // It would warn of every body that it keeps.
+    let server = Server::run(program().arg(&url).env("RUST_LOG", "error,lapin=off")).await;
+    let mut stranger = Stranger::new(&url).await;
+    let mode = Mode::Settle { prefetch: 1000 };
+    let mut letters = stranger.transport.consume("hopline.demo.v1.dead", mode).await.expect("the server declared it");
+    let bodies = hostile(10_000);
+    let mut memory = Vec::new();
+    // The first of them warm it up: what grows after that would grow on.
+    for bodies in [&bodies[..1000], &bodies] {
+        let answerable = |(n, body): (usize, &Vec<u8>)| (body.clone(), n % 3 == 0);
+        let mut awaited = stranger.send(bodies.iter().enumerate().map(answerable)).await;
+        let (mut answered, mut kept) = (0, 0);
+        while !awaited.is_empty() {
+            let (outcome, count) = soon(async {
+                tokio::select! {
+                    reply = stranger.replies.next() => (reply, &mut answered),
+                    letter = letters.next() => (letter, &mut kept),
+                }
+            })
+            .await;
+            let outcome = outcome.expect("the connection stays");
+            let id = outcome.properties.correlation_id.clone().expect("it is told what it is about");
+            // A test before this one may have left letters.
+            if awaited.remove(&id) {
+                *count += 1;
+            }
+            outcome.settle(Settle::Ack);
+        }
+        assert_eq!((answered, kept), (bodies.len().div_ceil(3), bodies.len() - bodies.len().div_ceil(3)));
+        memory.push(server.memory());
+        println!("{} bodies: {answered} answered, {kept} kept, VmRSS {} KiB", bodies.len(), server.memory());
+    }
+    let (_client, demo) = client(&url).await;
+    assert_eq!(soon(demo.add(2, 3).into_future()).await.expect("the next good call"), 5);
+    let grown = memory[1] - memory[0];
+    println!("VmRSS grew by {grown} KiB");
+    assert!(grown < 20 * 1024, "VmRSS grew by {grown} KiB");
+    stranger.transport.close().await;
+    server.signal("TERM").await;
+    assert!(server.ended().await.success(), "it still drains");
+}
+
+#[tokio::test]
+async fn a_process_that_is_interrupted_finishes_what_it_runs_and_ends_in_silence() {
+    let Some(url) = rabbit() else { return };
+    let _demo = DEMO.lock().await;
+    let mut server = Server::run(program().arg(&url).stderr(Stdio::piped())).await;
+    let mut log = server.process.stderr.take().expect("it is piped");
+    let (_client, demo) = client(&url).await;
+    let running = demo.sleep(500).start().await.expect("on its way");
+    assert_eq!(soon(demo.add(2, 3).into_future()).await.expect("the one before it runs"), 5);
+    soon(demo.note("to whom it may concern".to_owned()).send()).await.expect("the broker has it");
+    assert_eq!(server.line().await, "note: to whom it may concern");
+    server.signal("INT").await;
+    soon(running).await.expect("it was let finish");
+    assert_eq!(server.ended().await.code(), Some(0));
+    let mut noise = String::new();
+    soon(log.read_to_string(&mut noise)).await.expect("it is text");
+    assert_eq!(noise, "", "all went well");
+}
+
+#[tokio::test]
+async fn a_process_without_a_broker_says_which_and_hides_the_password() {
+    // A port that was free a moment ago, and that nobody listens on.
+    let port =
+        std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("free").port();
+    let output = program().arg(format!("amqp://somebody:s3cret@127.0.0.1:{port}")).output();
+    let output = soon(output).await.expect("it can be run");
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.starts_with(&format!("server: cannot connect to amqp://somebody:***@127.0.0.1:{port}: ")), "{said}");
+    assert!(!said.contains("s3cret"), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(output.stdout.is_empty(), "it is not ready");
+}
+
+/// A request of the wire, written by hand from its description.
+fn request(method: &str, arguments: &[u8]) -> Vec<u8> {
+    let length = |bytes: &[u8]| u32::try_from(bytes.len()).expect("a short one").to_be_bytes();
+    // A CBOR map of one entry: 1 => the method, a text of under 24 bytes.
+    let metadata = [&[0xa1, 0x01, 0x60 | u8::try_from(method.len()).expect("short")], method.as_bytes()].concat();
+    let id = Uuid::new_v4();
+    [header(id.as_bytes()).as_slice(), &length(&metadata), &length(arguments), &metadata, arguments].concat()
+}
+
+/// How a request begins, up to and with its id.
+fn header(id: &[u8]) -> Vec<u8> {
+    [&[b'H', b'L', 1, Codec::Json as u8, 1, 0, 0, 0], id].concat()
+}
+
+/// Random bodies, the same in every run. Half of them begin like a frame, so that they get further, and half of those
+/// tell their lengths as they are, so that they get further still.
+fn hostile(count: usize) -> Vec<Vec<u8>> {
+    // Marsaglia's xorshift.
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut byte = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_be_bytes()[0]
+    };
+    let body = |n| {
+        let size = byte();
+        let mut noise = |bytes: u8| -> Vec<u8> { (0..bytes).map(|_| byte()).collect() };
+        match n % 4 {
+            0 | 2 => noise(size),
+            1 => header(&noise(size)),
+            _ => [header(&noise(16)), vec![0, 0, 0, size], vec![0; 4], noise(size)].concat(),
+        }
+    };
+    (0..count).map(body).collect()
+}
