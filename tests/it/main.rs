@@ -13,5 +13,4 @@ mod oneway;
 mod outcomes;
 mod registry;
 mod sharing;
-mod tracing;
 mod transport_contract;
