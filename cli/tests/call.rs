@@ -140,11 +140,6 @@ fn a_name_or_an_address_that_cannot_be_used_is_bad_usage() {
         (&["demo.add", "--url", "http://me:s3cret@host"], "unknown scheme `http://`: use memory://, amqp://"),
         (&["demo.add", "--url", "s3cret"], "`...` is not an address: "),
         (&["demo.add", "--url", "amqp://me:s3cret@a b"], "`amqp://...` is not an address: "),
-        (&["de mo.add", "--url", "memory://"], "the service `de mo` has a ' ' in it: use letters, digits"),
-        (&["demo.a/d", "--url", "memory://"], "the method `a/d` has a '/' in it: use letters, digits"),
-        (&["demo.", "--url", "memory://"], "a method needs a name"),
-        (&[".add", "--url", "memory://"], "a service needs a name"),
-        (&["demo.2.add", "--url", "memory://"], "`demo.2` is not a service: write `name` or `name.v2`"),
         (&["demo.add", "--namespace", "a.b", "--url", "memory://"], "the namespace `a.b` has a '.' in it"),
     ];
     for (arguments, said) in cases {
@@ -152,6 +147,22 @@ fn a_name_or_an_address_that_cannot_be_used_is_bad_usage() {
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
         let line = only_line(output);
         assert!(line.starts_with(said) && !line.contains("s3cret"), "{arguments:?}: {line}");
+    }
+}
+
+#[test]
+fn a_target_that_cannot_be_is_bad_usage_with_or_without_a_broker() {
+    for (target, said) in [
+        ("de mo.add", "the service `de mo` has a ' ' in it: use letters, digits"),
+        ("demo.a/d", "the method `a/d` has a '/' in it: use letters, digits"),
+        ("demo.", "a method needs a name"),
+        (".add", "a service needs a name"),
+        ("demo.2.add", "`demo.2` is not a service: write `name` or `name.v2`"),
+    ] {
+        let output = run(&["call", target, "--url", "amqp://127.0.0.1:1"]);
+        assert_eq!(output.status.code(), Some(2), "{target}: {output:?}");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(told.contains(said), "{target}: {told}");
     }
 }
 
