@@ -147,6 +147,10 @@ impl<T: DeserializeOwned + Send + 'static, E: fmt::Debug + Send + 'static> Call<
     /// # Errors
     /// What can be said at once: a bad name, arguments that cannot be written or are too large, a lost connection.
     pub async fn start(self) -> Result<Pending<T, E>, Error<E>> {
+        self.dispatch()
+    }
+
+    fn dispatch(self) -> Result<Pending<T, E>, Error<E>> {
         let dispatched = self.client.dispatch(self.request).map_err(Error::widen)?;
         Ok(Pending { dispatched, read: read_result, read_error: self.read_error })
     }
@@ -154,7 +158,15 @@ impl<T: DeserializeOwned + Send + 'static, E: fmt::Debug + Send + 'static> Call<
     /// Callback style: the call is on its way, and `callback` gets its outcome, on a task of the client's runtime.
     pub fn then(self, callback: impl FnOnce(Result<T, Error<E>>) + Send + 'static) {
         let runtime = self.client.runtime().clone();
-        runtime.spawn(async move { callback(self.await) });
+        // Here, and not on the task, since a call inherits from the handler that makes it.
+        let dispatched = self.dispatch();
+        runtime.spawn(async move {
+            let outcome = match dispatched {
+                Ok(pending) => pending.await,
+                Err(error) => Err(error),
+            };
+            callback(outcome);
+        });
     }
 
     /// Broadcast style: every instance of the service runs the method and answers.
@@ -231,7 +243,12 @@ impl<T, E: fmt::Debug> Future for Pending<T, E> {
         let this = &mut *self;
         Pin::new(&mut this.dispatched).poll(context).map(|reply| {
             let reply = reply.map_err(Error::widen)?;
-            outcome(&reply, this.read, this.read_error, || this.dispatched.timed_out())
+            if reply.status == Code::DeadlineExceeded
+                && let Some(error) = this.dispatched.timed_out()
+            {
+                return Err(error.widen());
+            }
+            outcome(&reply, this.read, this.read_error)
         })
     }
 }
@@ -264,24 +281,42 @@ impl<T: DeserializeOwned + Send + 'static, E: fmt::Debug + Send + 'static> Broad
     /// The replies that arrive within `window`, in the order they arrive.
     ///
     /// # Errors
-    /// `NoService` when no instance is there, and what can be said at once, as for [`Call::start`].
+    /// `NoService` when no instance is there, `Disconnected` when the connection is lost meanwhile, and what can be said
+    /// at once, as for [`Call::start`].
     pub async fn gather(mut self, window: Duration) -> Result<Vec<BroadcastReply<T, E>>, Error<E>> {
         self.0.request.timeout = Some(window);
-        Ok(self.stream().await?.collect().await)
+        let Call { client, request, read_error, .. } = self.0;
+        let mut gathering = client.broadcast(request).await.map_err(Error::widen)?;
+        let mut replies = Vec::new();
+        while let Some(reply) = gathering.next().await {
+            replies.push(broadcast_reply(&reply.map_err(Error::widen)?, read_error));
+        }
+        Ok(replies)
     }
 
     /// The replies as they arrive, until the call's timeout. Dropping the stream cancels the call on instances that
-    /// still run it.
+    /// still run it. When the connection is lost, the last item says so, and its instance is empty.
     ///
     /// # Errors
     /// As [`Broadcast::gather`].
     pub async fn stream(self) -> Result<impl Stream<Item = BroadcastReply<T, E>> + Send + Unpin, Error<E>> {
         let Call { client, request, read_error, .. } = self.0;
         let gathering: Gathering = client.broadcast(request).await.map_err(Error::widen)?;
-        Ok(gathering.map(move |reply| BroadcastReply {
-            instance: reply.metadata.instance.clone().unwrap_or_default(),
-            outcome: outcome(&reply, read_result, read_error, || Error::Fault(fault(&reply))),
+        Ok(gathering.map(move |reply| match reply {
+            Ok(reply) => broadcast_reply(&reply, read_error),
+            Err(lost) => BroadcastReply { instance: String::new(), outcome: Err(lost.widen()) },
         }))
+    }
+}
+
+fn broadcast_reply<T, E>(reply: &Frame, read_error: ReadError<E>) -> BroadcastReply<T, E>
+where
+    T: DeserializeOwned,
+    E: fmt::Debug,
+{
+    BroadcastReply {
+        instance: reply.metadata.instance.clone().unwrap_or_default(),
+        outcome: outcome(reply, read_result, read_error),
     }
 }
 
@@ -292,12 +327,7 @@ impl<T, E: fmt::Debug> fmt::Debug for Broadcast<T, E> {
 }
 
 /// What a reply says.
-fn outcome<T, E: fmt::Debug>(
-    reply: &Frame,
-    read: ReadResult<T>,
-    read_error: ReadError<E>,
-    timed_out: impl FnOnce() -> Error,
-) -> Result<T, Error<E>> {
+fn outcome<T, E: fmt::Debug>(reply: &Frame, read: ReadResult<T>, read_error: ReadError<E>) -> Result<T, Error<E>> {
     if reply.service_error {
         return Err(read_error(reply.codec, &reply.payload));
     }
@@ -308,7 +338,6 @@ fn outcome<T, E: fmt::Debug>(
     match reply.status {
         Code::Ok => read(reply.codec, &reply.payload)
             .map_err(|error| Error::Codec(CodecError(format!("the reply {}", error.0)))),
-        Code::DeadlineExceeded => Err(timed_out().widen()),
         _ => Err(Error::Fault(fault(reply))),
     }
 }

@@ -14,7 +14,7 @@ use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-use tracing::{Instrument, info_span};
+use tracing::{Instrument, debug, info_span};
 use uuid::Uuid;
 
 pub use self::builder::ClientBuilder;
@@ -26,7 +26,9 @@ use crate::codec::{Codec, CodecError};
 use crate::context::{Context, Trace, unix_millis};
 use crate::error::Error;
 use crate::frame::{CONTENT_TYPE, Frame, Kind, Metadata};
-use crate::topology::{MAX_PRIORITY, Namespace, ServiceId, instance_key, oneway_key};
+use crate::topology::{
+    Declaration, Exchange, ExchangeKind, MAX_PRIORITY, Namespace, ServiceId, check_name, instance_key, oneway_key,
+};
 use crate::transport::{Confirm, Properties, Publication, Transport};
 
 /// The largest message that is sent or accepted unless set otherwise: what RabbitMQ 4 takes by default.
@@ -53,7 +55,7 @@ struct Inner {
     instance: String,
     reply_queue: String,
     replies: Arc<Replies>,
-    /// Services whose broadcast exchange has been seen.
+    /// Services whose broadcast exchange has been declared.
     broadcastable: Mutex<HashSet<ServiceId>>,
     runtime: Handle,
 }
@@ -105,6 +107,7 @@ impl Client {
         let metadata = Metadata { method: Some(key.to_owned()), ..self.metadata(Trace::under(parent())) };
         let frame = Frame::new(Kind::Event, Uuid::new_v4(), codec, metadata, payload.into());
         let body = self.sized("event", frame.to_body())?;
+        let size = body.len();
         let publication = Publication {
             exchange: self.namespace().events(),
             key: key.to_owned(),
@@ -116,6 +119,7 @@ impl Client {
         match tokio::time::timeout(after, self.0.transport.publish(publication)).await {
             Ok(Ok(Confirm::Accepted | Confirm::Returned)) => Ok(()),
             Ok(Ok(Confirm::Refused)) => Err(Error::Overloaded { service: key.to_owned() }),
+            Ok(Ok(Confirm::TooLarge(limit))) => Err(Error::TooLarge { what: "event", size, limit }),
             Ok(Err(lost)) => Err(lost.into()),
             Err(_) => Err(Error::Timeout { method: key.to_owned(), after }),
         }
@@ -149,22 +153,20 @@ impl Client {
     pub(crate) async fn broadcast(&self, request: Request) -> Result<Gathering, Error> {
         let outgoing = self.prepare(request, Kind::Request)?;
         let exchange = self.broadcast_exchange(&outgoing.ticket.target.service).await?;
-        let mut gathering = self.gather(outgoing, exchange).await?;
-        gathering.cancel_when_dropped();
-        Ok(gathering)
+        self.gather(outgoing, exchange, true).await
     }
 
     /// Puts a request on its way to every instance of every service.
     pub(crate) async fn discover(&self, request: Request) -> Result<Gathering, Error> {
         let outgoing = self.prepare(request, Kind::Request)?;
-        self.gather(outgoing, self.namespace().discovery()).await
+        self.gather(outgoing, self.namespace().discovery(), false).await
     }
 
-    async fn gather(&self, outgoing: Outgoing, exchange: String) -> Result<Gathering, Error> {
+    async fn gather(&self, outgoing: Outgoing, exchange: String, cancels: bool) -> Result<Gathering, Error> {
         let Outgoing { ticket, properties, body } = outgoing;
         let (sender, replies) = mpsc::unbounded_channel();
         self.expect(ticket.id, Waiter::Many(sender))?;
-        let gathering = Gathering::new(self.clone(), ticket, replies);
+        let gathering = Gathering::new(self.clone(), ticket, replies, cancels);
         let publication = Publication { exchange, key: String::new(), mandatory: true, properties, body };
         match self.confirmed(publication, gathering.ticket()).await {
             // One instance is going at this moment; the others have it.
@@ -189,39 +191,48 @@ impl Client {
         }
     }
 
-    /// Tells whoever may run `id` that nobody waits for it any more.
+    /// Tells whoever may run a call that nobody waits for it any more.
     fn cancel(&self, ticket: &Ticket) {
         let Ticket { target, instance, id, deadline, .. } = ticket;
         let remaining = deadline.saturating_duration_since(Instant::now());
         let metadata = Metadata { remaining: Some(remaining), ..self.metadata(Trace::under(parent())) };
         let frame = Frame::new(Kind::Cancel, *id, Codec::Raw, metadata, Bytes::new());
-        let (exchange, key) = match instance {
-            Some(instance) => (self.namespace().rpc(), instance_key(&target.service, instance)),
-            None => (self.namespace().all(&target.service), String::new()),
+        let body = frame.to_body();
+        let publish = move |client: &Self, exchange, key, properties| {
+            let publication = Publication { exchange, key, mandatory: false, properties, body };
+            // Nobody waits for a cancel's receipt: if it does not arrive, the deadline ends the call.
+            drop(client.0.transport.publish(publication));
         };
         let properties = self.properties(*id, target.to_string());
-        // Nobody waits for a cancel's receipt: if it does not arrive, the deadline ends the call.
-        drop(self.0.transport.publish(Publication {
-            exchange,
-            key,
-            mandatory: false,
-            properties,
-            body: frame.to_body(),
-        }));
+        if let Some(instance) = instance {
+            return publish(self, self.namespace().rpc(), instance_key(&target.service, instance), properties);
+        }
+        let (client, service) = (self.clone(), target.service.clone());
+        let cancel = async move {
+            match client.broadcast_exchange(&service).await {
+                Ok(exchange) => publish(&client, exchange, String::new(), properties),
+                Err(error) => debug!(%service, %error, "a cancel that cannot be sent"),
+            }
+        };
+        self.runtime().spawn(cancel);
     }
 
     pub(crate) fn forget(&self, id: Uuid) {
         self.0.replies.forget(id);
     }
 
-    /// Why replies cannot come any more.
-    pub(crate) fn lost(&self) -> Option<Arc<str>> {
-        self.0.replies.lost()
+    /// The error of a call whose reply cannot come any more.
+    fn disconnected(&self) -> Error {
+        let reason = self.0.replies.lost().unwrap_or_else(|| "no more replies".into());
+        Error::Disconnected { may_have_run: true, reason: reason.to_string() }
     }
 
     fn prepare(&self, request: Request, kind: Kind) -> Result<Outgoing, Error> {
         let settings = &self.0.settings;
         let target = request.target.map_err(Error::Invalid)?;
+        if let Some(instance) = &request.instance {
+            check_name("instance", instance).map_err(Error::Invalid)?;
+        }
         let user_bytes: usize = request.metadata.iter().map(|(name, value)| name.len() + value.len() + 10).sum();
         if user_bytes > MAX_USER_METADATA {
             return Err(Error::TooLarge { what: "metadata", size: user_bytes, limit: MAX_USER_METADATA });
@@ -231,7 +242,7 @@ impl Client {
         let inherited = current.as_ref().and_then(Context::remaining);
         let timeout = inherited.map_or(own, |remaining| own.min(remaining));
         if timeout.is_zero() {
-            return Err(Error::Timeout { method: target.to_string(), after: own });
+            return Err(Error::Timeout { method: target.to_string(), after: timeout });
         }
         let deadline = Instant::now() + timeout;
         let codec = request.codec.unwrap_or(settings.codec);
@@ -261,7 +272,7 @@ impl Client {
             priority: request.priority.map(|priority| priority.min(MAX_PRIORITY)),
             ..self.properties(id, target.to_string())
         };
-        let ticket = Ticket { target, instance: request.instance, id, deadline, timeout, span };
+        let ticket = Ticket { target, instance: request.instance, id, size: body.len(), deadline, timeout, span };
         Ok(Outgoing { ticket, properties, body })
     }
 
@@ -298,15 +309,15 @@ impl Client {
         self.0.replies.expect(id, waiter).map_err(lost)
     }
 
-    /// The exchange that reaches every instance. It exists once the service has been served.
+    /// The exchange that reaches every instance. Declared before it is used, since publishing to one that is not there
+    /// ends the channel.
     async fn broadcast_exchange(&self, service: &ServiceId) -> Result<String, Error> {
-        let seen = || self.0.broadcastable.lock().expect("no panic while holding the set");
+        let declared = || self.0.broadcastable.lock().expect("no panic while holding the set");
         let exchange = self.namespace().all(service);
-        if !seen().contains(service) {
-            if !self.0.transport.exchange_exists(&exchange).await? {
-                return Err(Error::NoService { service: service.to_string() });
-            }
-            seen().insert(service.clone());
+        if !declared().contains(service) {
+            let fanout = Exchange { name: exchange.clone(), kind: ExchangeKind::Fanout };
+            self.0.transport.declare(&[Declaration::Exchange(fanout)]).await?;
+            declared().insert(service.clone());
         }
         Ok(exchange)
     }

@@ -35,7 +35,7 @@ where
         service: String,
     },
     /// The deadline passed. A request still queued is never run; one that runs is told to stop.
-    #[error("`{method}` gave no reply within {after:?}: it may have run; allow more time with `.timeout()`")]
+    #[error("`{method}` gave no reply within {after:?}{}", if .after.is_zero() { ": it was not sent, since no time was left" } else { ": it may have run; allow more time with `.timeout()`" })]
     Timeout {
         /// The method, as `name.vMAJOR.method`.
         method: String,

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::TryStreamExt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::call::{Request, Target};
 use crate::client::Client;
-use crate::codec::{Codec, CodecError};
+use crate::codec::Codec;
 use crate::error::{Code, Error};
 use crate::frame::Frame;
 use crate::topology::ServiceId;
@@ -59,7 +59,7 @@ impl Client {
     /// The instances that are up and what they serve, as those tell that answer within `window`; none is fine too.
     ///
     /// # Errors
-    /// `Disconnected`, and `Codec` for an answer that cannot be read.
+    /// `Disconnected`.
     pub async fn instances(&self, window: Duration) -> Result<Vec<Instance>, Error> {
         ask(self, INFO, window).await
     }
@@ -82,12 +82,11 @@ async fn ask<T: DeserializeOwned + Ord>(client: &Client, question: &str, window:
     };
     let replies = match client.discover(request).await {
         Err(Error::NoService { .. }) => return Ok(Vec::new()),
-        replies => replies?.collect::<Vec<_>>().await,
+        replies => replies?.try_collect::<Vec<Frame>>().await?,
     };
     // One that does not know the question, being of another make, is no reason to hear none.
-    let known = replies.into_iter().filter(|reply| reply.status == Code::Ok);
-    let read = |reply: Frame| reply.codec.decode(&reply.payload);
-    let mut answers: Vec<T> = known.map(read).collect::<Result<_, CodecError>>()?;
+    let known = replies.iter().filter(|reply| reply.status == Code::Ok);
+    let mut answers: Vec<T> = known.filter_map(|reply| reply.codec.decode(&reply.payload).ok()).collect();
     answers.sort();
     Ok(answers)
 }

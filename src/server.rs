@@ -179,7 +179,6 @@ impl Server {
         }
 
         let (gone, queues_gone) = mpsc::unbounded_channel();
-        let events = transport.events();
         transport.declare(&namespace.exchanges()).await?;
         let site = Site {
             transport,
@@ -190,7 +189,6 @@ impl Server {
         };
         let running = Running {
             site: Arc::new(site),
-            events,
             gone,
             queues_gone,
             shared: TaskTracker::new(),
@@ -247,7 +245,6 @@ fn checked(service: &Service) -> Result<ServiceId, Error> {
 #[must_use = "dropping a running server ends it"]
 pub struct Running {
     site: Arc<Site>,
-    events: broadcast::Receiver<Event>,
     /// Where the tasks that read queues report one that is gone.
     gone: mpsc::UnboundedSender<String>,
     queues_gone: mpsc::UnboundedReceiver<String>,
@@ -278,6 +275,9 @@ impl Running {
     }
 
     /// Takes no more calls, lets running ones finish and reply, gives back what has not started, and closes.
+    ///
+    /// A request has at most the time of its caller; an oneway call or an event whose handler does not end is waited for
+    /// without limit, and a process that must end puts a timeout around this.
     pub async fn drain(self) {
         debug!(instance = self.instance(), "draining");
         self.site.draining.cancel();
@@ -292,12 +292,16 @@ impl Running {
     /// Resolves when the connection or one of the queues is lost, with the error to report: the server then takes no
     /// more calls, or not all of them.
     pub async fn lost(&mut self) -> Error {
+        // Who subscribes after the end is told of it as well.
+        let mut events = self.site.transport.events();
         tokio::select! {
             biased;
-            error = connection_lost(&mut self.events) => error,
+            error = connection_lost(&mut events) => error,
             Some(queue) = self.queues_gone.recv() => {
+                // Whoever asks again is to hear it again.
+                let _ = self.gone.send(queue.clone());
                 // A lost connection takes the queues along, and may be heard of after them.
-                let connection = connection_lost(&mut self.events);
+                let connection = connection_lost(&mut events);
                 tokio::time::timeout(Duration::from_secs(1), connection).await.unwrap_or_else(|_| Error::Broker {
                     operation: format!("deliver from `{queue}`"),
                     reason: "the queue was deleted, or its consumer cancelled".to_owned(),
@@ -344,12 +348,10 @@ impl Running {
             Source::Calls | Source::Work | Source::Events => (&self.shared, &self.site.draining),
         };
         let reading = worker.clone().run(consumer, source, stop.clone());
-        let gone = self.gone.clone();
+        let gone = Gone { told: false, queue, report: self.gone.clone() };
         tasks.spawn(async move {
-            if !reading.await {
-                // Nobody listens once the server is dropped.
-                let _ = gone.send(queue);
-            }
+            let mut gone = gone;
+            gone.told = reading.await;
         });
     }
 }
@@ -360,6 +362,22 @@ impl Drop for Running {
         self.drained.cancel();
         let transport = self.site.transport.clone();
         self.runtime.spawn(async move { transport.close().await });
+    }
+}
+
+/// Reports a queue when the task that reads it ends without having been told to, be it by a panic.
+struct Gone {
+    told: bool,
+    queue: String,
+    report: mpsc::UnboundedSender<String>,
+}
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        if !self.told {
+            // Nobody listens once the server is dropped.
+            let _ = self.report.send(std::mem::take(&mut self.queue));
+        }
     }
 }
 

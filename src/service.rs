@@ -139,11 +139,12 @@ impl Service {
         self
     }
 
-    /// How long calls are still taken, and wait, after the last instance left. Default 60 s; every instance has to say
-    /// the same.
+    /// How long calls are still taken, and wait, after the last instance left. Default 60 s, at least 1 s; every instance
+    /// has to say the same.
     #[must_use]
     pub fn grace(mut self, grace: Duration) -> Self {
-        self.calls.grace = grace;
+        // A shorter one could be over between declaring the queue and consuming it.
+        self.calls.grace = grace.max(Duration::from_secs(1));
         self
     }
 

@@ -53,18 +53,6 @@ impl ServiceId {
             _ => Err(format!("`{text}` is not a service: write `name` or `name.v2`")),
         }
     }
-
-    /// The name, without the version.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// The major version.
-    #[must_use]
-    pub fn version(&self) -> u32 {
-        self.version
-    }
 }
 
 impl fmt::Display for ServiceId {

@@ -68,17 +68,6 @@ impl Transport {
         }
     }
 
-    /// Whether an exchange exists: publishing to one that does not is an error on the broker.
-    ///
-    /// # Errors
-    /// `Broker` when the broker refuses to say, `Disconnected` when it is gone.
-    pub async fn exchange_exists(&self, name: &str) -> Result<bool, Error> {
-        match self {
-            Self::Memory(connection) => connection.exchange_exists(name),
-            Self::Rabbit(connection) => connection.exchange_exists(name).await,
-        }
-    }
-
     /// Hands a message over, in order with the others; the receipt tells what became of it.
     pub fn publish(&self, publication: Publication) -> Receipt {
         match self {
@@ -163,14 +152,18 @@ pub enum Confirm {
     Returned,
     /// A queue refused it, being full.
     Refused,
+    /// The broker takes no messages over this size, in bytes; nothing has it.
+    TooLarge(usize),
 }
 
-/// The connection ended before the outcome was known.
+/// The connection, or only the channel, ended before the outcome was known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lost {
     /// Whether the message may have reached the broker.
     pub handed_over: bool,
-    /// What ended the connection.
+    /// Whether only the channel ended, over somebody else's message: the same publication can be made again.
+    pub connected: bool,
+    /// What ended it.
     pub reason: Arc<str>,
 }
 
@@ -196,7 +189,9 @@ impl Future for Receipt {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         Pin::new(&mut self.0).poll(context).map(|outcome| {
-            outcome.unwrap_or_else(|_| Err(Lost { handed_over: true, reason: "the connection was closed".into() }))
+            outcome.unwrap_or_else(|_| {
+                Err(Lost { handed_over: true, connected: false, reason: "the connection was closed".into() })
+            })
         })
     }
 }

@@ -25,6 +25,7 @@ pub(crate) struct Ticket {
     pub(super) target: Target,
     pub(super) instance: Option<String>,
     pub(super) id: Uuid,
+    pub(super) size: usize,
     pub(super) deadline: Instant,
     pub(super) timeout: Duration,
     pub(super) span: Span,
@@ -52,6 +53,7 @@ impl Ticket {
             // An instance's queue is never full: the broker refuses for a moment what it returns after it.
             Ok(Confirm::Refused) if self.instance.is_some() => Err(self.no_service()),
             Ok(Confirm::Refused) => Err(Error::Overloaded { service: self.target.service.to_string() }),
+            Ok(Confirm::TooLarge(limit)) => Err(Error::TooLarge { what: "request", size: self.size, limit }),
             Err(lost) => Err(lost.into()),
         }
     }
@@ -80,8 +82,9 @@ impl Dispatched {
         self.ticket.as_ref().expect("taken only when dropped")
     }
 
-    pub(crate) fn timed_out(&self) -> Error {
-        self.ticket().timed_out()
+    /// The error of a reply that says that the deadline passed; none if it did not, and the handler just says so.
+    pub(crate) fn timed_out(&self) -> Option<Error> {
+        (self.ticket().deadline <= Instant::now()).then(|| self.ticket().timed_out())
     }
 
     /// The reply, or what makes sure that none will come.
@@ -102,8 +105,7 @@ impl Dispatched {
         }
         // Without a reply to come, whether the request left is what the receipt says, or has said.
         if self.reply.is_none() && self.receipt.is_none() {
-            let reason = self.client.lost().unwrap_or_else(|| "no more replies".into());
-            return Poll::Ready(Err(Error::Disconnected { may_have_run: true, reason: reason.to_string() }));
+            return Poll::Ready(Err(self.client.disconnected()));
         }
         Poll::Pending
     }
@@ -120,7 +122,7 @@ impl Future for Dispatched {
             return Poll::Ready(end);
         }
         // Ending by the deadline is giving up: dropping `self` tells the server.
-        self.deadline.as_mut().poll(context).map(|()| Err(self.timed_out()))
+        self.deadline.as_mut().poll(context).map(|()| Err(self.ticket().timed_out()))
     }
 }
 
@@ -152,46 +154,54 @@ impl fmt::Debug for Dispatched {
     }
 }
 
-/// Replies to a broadcast as they arrive, until its deadline.
+/// Replies to a broadcast as they arrive, until its deadline; a lost connection is the last item.
 pub(crate) struct Gathering {
     client: Client,
     ticket: Ticket,
     deadline: Pin<Box<Sleep>>,
     replies: mpsc::UnboundedReceiver<Frame>,
+    /// Whether dropping it before its deadline cancels the call.
     cancels: bool,
+    ended: bool,
 }
 
 impl Gathering {
-    pub(super) fn new(client: Client, ticket: Ticket, replies: mpsc::UnboundedReceiver<Frame>) -> Self {
+    pub(super) fn new(client: Client, ticket: Ticket, replies: mpsc::UnboundedReceiver<Frame>, cancels: bool) -> Self {
         let deadline = Box::pin(sleep_until(ticket.deadline));
-        Self { client, ticket, deadline, replies, cancels: false }
+        Self { client, ticket, deadline, replies, cancels, ended: false }
     }
 
     pub(super) fn ticket(&self) -> &Ticket {
         &self.ticket
     }
-
-    /// From now on, dropping it before its deadline cancels the call.
-    pub(super) fn cancel_when_dropped(&mut self) {
-        self.cancels = true;
-    }
 }
 
 impl Stream for Gathering {
-    type Item = Frame;
+    type Item = Result<Frame, Error>;
 
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Frame>> {
-        if let Poll::Ready(reply) = self.replies.poll_recv(context) {
-            return Poll::Ready(reply);
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.ended {
+            return Poll::Ready(None);
         }
-        self.deadline.as_mut().poll(context).map(|()| None)
+        match self.replies.poll_recv(context) {
+            Poll::Ready(Some(reply)) => Poll::Ready(Some(Ok(reply))),
+            Poll::Ready(None) => {
+                self.ended = true;
+                Poll::Ready(Some(Err(self.client.disconnected())))
+            }
+            Poll::Pending => {
+                std::task::ready!(self.deadline.as_mut().poll(context));
+                self.ended = true;
+                Poll::Ready(None)
+            }
+        }
     }
 }
 
 impl Drop for Gathering {
     fn drop(&mut self) {
         self.client.forget(self.ticket.id);
-        if self.cancels && !self.deadline.is_elapsed() {
+        if self.cancels && !self.ended {
             self.client.cancel(&self.ticket);
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -92,6 +93,9 @@ pub(crate) async fn receive(replies: Arc<Replies>, mut queue: Consumer, mut even
             biased;
             Ok(event) = events.recv() => {
                 if let Event::Lost(reason) = event {
+                    // What arrived before the end is read before the end is told.
+                    let rest = async { while let Some(delivery) = queue.next().await { read(&replies, delivery.body) } };
+                    let _ = tokio::time::timeout(Duration::from_secs(1), rest).await;
                     break reason;
                 }
             }

@@ -18,6 +18,11 @@ use crate::transport::{Confirm, Properties, Publication, Settle};
 
 /// How much of a reason is told, in bytes.
 const MAX_REASON: usize = 4096;
+/// How often a reply is published that is lost with its channel, over somebody else's message.
+const ATTEMPTS: usize = 3;
+/// How long a call that is given back waits for room in its queue, and how often it looks.
+const PATIENCE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(20);
 
 impl Worker {
     /// Answers, and settles once the broker has the answer.
@@ -47,58 +52,81 @@ impl Worker {
 
     /// Publishes a reply; it does not wait for the broker's confirm, but the request's settlement does.
     async fn reply(&self, id: Uuid, codec: Codec, answer: Answer, handler_time: Option<Duration>, message: &Message) {
-        let body = self.reply_body(id, codec, answer, handler_time);
-        let properties = Properties {
-            correlation_id: message.properties.correlation_id.clone(),
-            ..self.properties(message.properties.kind.clone())
-        };
-        let key = message.properties.reply_to.clone().unwrap_or_default();
-        let publication = Publication { exchange: String::new(), key, mandatory: true, properties, body };
-        match self.site.transport.publish(publication).await {
-            Ok(Confirm::Accepted | Confirm::Refused) => message.finish(),
-            Ok(Confirm::Returned) => {
-                debug!(service = %self.name, %id, "the caller has gone");
-                message.finish();
-            }
-            // Unsettled, the request goes back to its queue with the connection.
-            Err(lost) => {
-                warn!(service = %self.name, %id, reason = %lost.reason, "a reply was lost with its connection")
+        let mut body = self.reply_body(id, codec, answer, handler_time);
+        for _ in 0..ATTEMPTS {
+            let properties = Properties {
+                correlation_id: message.properties.correlation_id.clone(),
+                ..self.properties(message.properties.kind.clone())
+            };
+            let key = message.properties.reply_to.clone().unwrap_or_default();
+            let publication =
+                Publication { exchange: String::new(), key, mandatory: true, properties, body: body.clone() };
+            match self.site.transport.publish(publication).await {
+                Ok(Confirm::Accepted | Confirm::Refused) => return message.finish(),
+                Ok(Confirm::Returned) => {
+                    debug!(service = %self.name, %id, "the caller has gone");
+                    return message.finish();
+                }
+                Ok(Confirm::TooLarge(limit)) => body = self.too_large(id, codec, body.len(), limit),
+                // The caller ignores a second reply, should both arrive.
+                Err(lost) if lost.connected => debug!(service = %self.name, %id, reason = %lost.reason, "again"),
+                // Unsettled, the request goes back to its queue with the connection.
+                Err(lost) => {
+                    return warn!(service = %self.name, %id, reason = %lost.reason, "a reply was lost with its connection");
+                }
             }
         }
+        error!(service = %self.name, %id, "the broker does not take a reply: the caller will not hear of it");
+        message.finish();
     }
 
     fn reply_body(&self, id: Uuid, codec: Codec, answer: Answer, handler_time: Option<Duration>) -> Bytes {
-        let metadata = Metadata { instance: Some(self.site.instance.to_string()), handler_time, ..Metadata::default() };
-        let reply = |payload: Vec<u8>| Frame::new(Kind::Reply, id, codec, metadata.clone(), payload.into());
-        let faulty = |fault: Fault, too_large| {
-            let metadata = Metadata {
-                error: Some(shortened(&fault.message).to_owned()),
-                retry_after: fault.retry_after,
-                too_large,
-                ..metadata.clone()
-            };
-            Frame { status: fault.code, metadata, ..reply(Vec::new()) }
-        };
-        let frame = match answer {
-            Answer::Result(payload) => reply(payload),
-            Answer::ServiceError(payload) => Frame { status: Code::Unknown, service_error: true, ..reply(payload) },
-            Answer::Fault(fault) => faulty(fault, None),
-        };
-        let body = frame.to_body();
-        if body.len() <= self.site.max_size {
-            return body;
+        let mut reply = self.reply_frame(id, codec);
+        reply.metadata.handler_time = handler_time;
+        match answer {
+            Answer::Result(payload) => reply.payload = payload.into(),
+            Answer::ServiceError(payload) => {
+                (reply.status, reply.service_error, reply.payload) = (Code::Unknown, true, payload.into());
+            }
+            Answer::Fault(fault) => {
+                reply.status = fault.code;
+                reply.metadata.error = Some(shortened(&fault.message).to_owned());
+                reply.metadata.retry_after = fault.retry_after;
+            }
         }
-        let why = format!("the reply takes {} bytes, over the cap of {}", body.len(), self.site.max_size);
-        faulty(Fault::new(Code::ResourceExhausted, why), Some((body.len() as u64, self.site.max_size as u64))).to_body()
+        let body = reply.to_body();
+        match body.len() {
+            size if size > self.site.max_size => self.too_large(id, codec, size, self.site.max_size),
+            _ => body,
+        }
+    }
+
+    /// In place of a reply over a cap, ours or the broker's.
+    fn too_large(&self, id: Uuid, codec: Codec, size: usize, limit: usize) -> Bytes {
+        let mut reply = self.reply_frame(id, codec);
+        reply.status = Code::ResourceExhausted;
+        reply.metadata.error = Some(format!("the reply takes {size} bytes, over the cap of {limit}"));
+        reply.metadata.too_large = Some((size as u64, limit as u64));
+        reply.to_body()
+    }
+
+    fn reply_frame(&self, id: Uuid, codec: Codec) -> Frame {
+        let metadata = Metadata { instance: Some(self.site.instance.to_string()), ..Metadata::default() };
+        Frame::new(Kind::Reply, id, codec, metadata, Bytes::new())
     }
 
     /// A failed attempt of an oneway call: the broker counts it and delivers again, up to its limit.
     async fn failed(&self, frame: Frame, failure: &Answer, message: &Message) {
-        warn!(service = %self.name, method = frame.metadata.method, id = %frame.id, ?failure, "an oneway call or event failed");
+        let why = match failure {
+            Answer::Fault(fault) => shortened(&fault.message),
+            // What the method says of its own may be private.
+            Answer::Result(_) | Answer::ServiceError(_) => "the method returned its own error",
+        };
+        warn!(service = %self.name, method = frame.metadata.method, id = %frame.id, why, "an oneway call or event failed");
         match message.source {
             Source::Work if message.frames == 1 => message.settle(Settle::Failed),
             // Its neighbours are not to run again with it.
-            Source::Work => self.publish_again(&frame, message).await,
+            Source::Work => _ = self.publish_again(&frame, self.site.namespace.work_queue(&self.name), message).await,
             Source::Calls | Source::Instance | Source::Events => message.finish(),
         }
     }
@@ -127,6 +155,7 @@ impl Worker {
 
     /// Keeps what nobody can be told about where an operator finds it.
     async fn dead_letter(&self, body: Bytes, reason: &str, message: &Message) {
+        let reason = shortened(reason);
         warn!(service = %self.name, reason, "a message that cannot be handled");
         // Each subscriber has a copy of an event: the publisher's mistake is not kept by each of them.
         if message.source == Source::Events {
@@ -138,7 +167,7 @@ impl Worker {
             correlation_id: message.properties.correlation_id.clone(),
             reply_to: message.properties.reply_to.clone(),
             headers: vec![
-                header("x-hopline-reason", shortened(reason)),
+                header("x-hopline-reason", reason),
                 header("x-hopline-instance", &self.site.instance),
                 header("x-hopline-exchange", &message.exchange),
                 header("x-hopline-key", &message.key),
@@ -154,10 +183,11 @@ impl Worker {
         };
         match self.site.transport.publish(publication).await {
             Ok(Confirm::Accepted) => message.finish(),
-            Ok(Confirm::Returned | Confirm::Refused) => {
+            Ok(Confirm::Returned | Confirm::Refused | Confirm::TooLarge(_)) => {
                 error!(service = %self.name, reason, "the queue of dead letters does not take a message: it is dropped");
-                message.finish();
+                message.settle(Settle::Discard);
             }
+            Err(lost) if lost.connected => message.settle(Settle::GiveBack),
             Err(lost) => {
                 warn!(service = %self.name, reason = %lost.reason, "a dead letter was lost with its connection")
             }
@@ -170,34 +200,53 @@ impl Worker {
         match message.source {
             Source::Calls => {
                 frame.metadata.remaining = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-                self.publish_again(&frame, &message).await;
+                if !self.publish_again(&frame, self.site.namespace.calls_queue(&self.name), &message).await {
+                    self.unavailable(&frame, &message).await;
+                }
             }
             Source::Work if message.frames == 1 => message.settle(Settle::GiveBack),
-            Source::Work => self.publish_again(&frame, &message).await,
-            Source::Instance if frame.kind == Kind::Request => {
-                let why = format!("instance {} is shutting down", self.site.instance);
-                self.reply(frame.id, frame.codec, Answer::Fault(Fault::new(Code::Unavailable, why)), None, &message)
-                    .await;
-            }
+            Source::Work => _ = self.publish_again(&frame, self.site.namespace.work_queue(&self.name), &message).await,
+            Source::Instance if frame.kind == Kind::Request => self.unavailable(&frame, &message).await,
             Source::Instance | Source::Events => message.finish(),
         }
     }
 
+    async fn unavailable(&self, frame: &Frame, message: &Message) {
+        let why = format!("instance {} is shutting down: the call did not run", self.site.instance);
+        let answer = Answer::Fault(Fault::new(Code::Unavailable, why));
+        self.reply(frame.id, frame.codec, answer, None, message).await;
+    }
+
     /// Publishes a frame again to the queue that it came from, and is done with it once the broker has it: there it is
-    /// new, while a requeue would mark it as perhaps run.
-    async fn publish_again(&self, frame: &Frame, message: &Message) {
-        let key = match message.source {
-            Source::Work => self.site.namespace.work_queue(&self.name),
-            Source::Calls | Source::Instance | Source::Events => self.site.namespace.calls_queue(&self.name),
-        };
+    /// new, while a requeue would mark it as perhaps run. Tells whether the frame is seen to: not if the queue stays
+    /// full and the frame is a call.
+    async fn publish_again(&self, frame: &Frame, queue: String, message: &Message) -> bool {
         let remaining = frame.metadata.remaining.or(message.properties.expiration);
-        let properties = Properties { expiration: remaining, ..message.properties.clone() };
         let body = frame.to_body();
-        let publication = Publication { exchange: String::new(), key, mandatory: true, properties, body };
-        match self.site.transport.publish(publication).await {
-            Ok(Confirm::Accepted) => message.finish(),
-            // Back to the queue's head then, at the price of being marked.
-            Ok(Confirm::Returned | Confirm::Refused) | Err(_) => message.settle(Settle::GiveBack),
+        let patience = Instant::now() + remaining.unwrap_or(PATIENCE).min(PATIENCE);
+        loop {
+            let publication = Publication {
+                exchange: String::new(),
+                key: queue.clone(),
+                mandatory: true,
+                properties: Properties { expiration: remaining, ..message.properties.clone() },
+                body: body.clone(),
+            };
+            match self.site.transport.publish(publication).await {
+                Ok(Confirm::Accepted) => {
+                    message.finish();
+                    return true;
+                }
+                // The others are at it: there will be room.
+                Ok(Confirm::Refused) if Instant::now() < patience => tokio::time::sleep(PAUSE).await,
+                Err(lost) if lost.connected && Instant::now() < patience => tokio::time::sleep(PAUSE).await,
+                Ok(_) if frame.kind == Kind::Request => return false,
+                // Back to the queue's head then, at the price of being marked.
+                Ok(_) | Err(_) => {
+                    message.settle(Settle::GiveBack);
+                    return true;
+                }
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! The way of a call through one service: deliver → admit → dispatch → reply → settle.
 
 use std::any::Any;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -28,9 +28,13 @@ use crate::service::{Answer, Dispatch, Handler, Service};
 use crate::topology::ServiceId;
 use crate::transport::{Consumer, Delivery};
 
-/// How many cancels of calls that have not come yet are remembered, until their deadlines.
-const MAX_REMEMBERED: usize = 10_000;
-/// No cancel is remembered for longer.
+/// How many calls to one instance wait there for a place: no prefetch holds back what has no acks.
+const MAX_WAITING: usize = 1024;
+/// How many cancels of calls that have not come yet are remembered; the oldest are forgotten first.
+const MAX_REMEMBERED: usize = 65_536;
+/// A cancel is remembered until its call's deadline, but no shorter, since the call may wait here with time of its own
+/// left, and no longer than this.
+const MIN_MEMORY: Duration = Duration::from_secs(60);
 const MAX_MEMORY: Duration = Duration::from_secs(3600);
 /// The one method of a subscription.
 pub(super) const EVENT: &str = "event";
@@ -42,6 +46,8 @@ pub(super) struct Worker {
     pub(super) site: Arc<Site>,
     pool: Option<Runtime>,
     permits: Arc<Semaphore>,
+    /// Room for what an instance's own queue has delivered and no place is free for.
+    waiting: Arc<Semaphore>,
     calls: Mutex<Calls>,
 }
 
@@ -50,8 +56,10 @@ struct Calls {
     running: HashMap<Uuid, CancellationToken>,
     /// How many have run.
     finished: u64,
-    /// Cancelled before they came, and when that may be forgotten.
-    cancelled: HashMap<Uuid, Instant>,
+    /// Cancelled before they came.
+    cancelled: HashSet<Uuid>,
+    /// When that may be forgotten, in the order in which they were.
+    forgettable: VecDeque<(Instant, Uuid)>,
 }
 
 /// What is to be done about a frame.
@@ -90,6 +98,7 @@ impl Worker {
         };
         Ok(Self {
             name: id.to_string().into(),
+            waiting: Arc::new(Semaphore::new(MAX_WAITING)),
             permits: Arc::new(Semaphore::new(service.concurrency.min(Semaphore::MAX_PERMITS))),
             service,
             site,
@@ -136,8 +145,9 @@ impl Worker {
                         tasks.spawn(self.clone().answer(frame, answer, message.clone()));
                     }
                     Ok(Admitted::Run(handler)) => {
-                        let deadline =
-                            frame.metadata.remaining.map(|remaining| message.received + remaining.min(MAX_TIMEOUT));
+                        // Nobody waits for the end of the others, so no time of theirs can be over.
+                        let remaining = frame.metadata.remaining.filter(|_| frame.kind == Kind::Request);
+                        let deadline = remaining.map(|remaining| message.received + remaining.min(MAX_TIMEOUT));
                         self.dispatch(Job { frame, handler, deadline, message: message.clone() }, tasks).await;
                     }
                     Ok(Admitted::Done) => message.finish(),
@@ -208,8 +218,16 @@ impl Worker {
         let worker = self.clone();
         // Behind a call that waits for its place there may be a cancel: an instance's own queue is read on.
         if job.message.source == Source::Instance && self.service.dispatch != Dispatch::Inline {
+            let Ok(waiting) = self.waiting.clone().try_acquire_owned() else {
+                let why = format!("{MAX_WAITING} calls wait for instance {} already", self.site.instance);
+                let fault = Fault::new(Code::ResourceExhausted, why);
+                tasks.spawn(worker.refuse(job.frame, fault, job.message));
+                return;
+            };
             tasks.spawn(async move {
-                match worker.place().await {
+                let place = worker.place().await;
+                drop(waiting);
+                match place {
                     Some(place) => worker.perform(job, place).await,
                     None => worker.give_back(job).await,
                 }
@@ -281,16 +299,21 @@ impl Worker {
                 None => std::future::pending().await,
             }
         };
-        let call = || (job.handler)(context.clone(), frame.codec, frame.payload.clone());
-        // The handler itself may panic, and so may the future that it makes.
-        let running = async { AssertUnwindSafe(async { call().await }).catch_unwind().await };
-        let running = context.clone().scope(running).instrument(span);
-        let ending = tokio::select! {
-            biased;
-            () = cancelled.cancelled() => Ending::Forgotten,
-            answer = running => Ending::Answered(answer.unwrap_or_else(|panic| self.panicked(&context, &*panic)), started.elapsed()),
-            () = deadline => Ending::TimedOut,
+        let running = async {
+            let call = context
+                .clone()
+                .scope(async { (job.handler)(context.clone(), frame.codec, frame.payload.clone()).await });
+            tokio::select! {
+                biased;
+                () = cancelled.cancelled() => Ending::Forgotten,
+                answer = call => Ending::Answered(answer, started.elapsed()),
+                () = deadline => Ending::TimedOut,
+            }
         };
+        // A handler may panic, the future that it makes, and whatever is dropped with it when it is cancelled.
+        let ending = AssertUnwindSafe(running.instrument(span)).catch_unwind().await;
+        let ending =
+            ending.unwrap_or_else(|panic| Ending::Answered(self.panicked(&context, &*panic), started.elapsed()));
         // Whatever the handler handed to other tasks hears of it too.
         cancelled.cancel();
         let mut calls = self.calls();
@@ -335,7 +358,7 @@ impl Worker {
     /// Notes that a call runs; not if it was cancelled before it came.
     fn enter(&self, id: Uuid, token: &CancellationToken) -> bool {
         let mut calls = self.calls();
-        if calls.cancelled.remove(&id).is_some() {
+        if calls.cancelled.remove(&id) {
             return false;
         }
         calls.running.insert(id, token.clone());
@@ -349,13 +372,15 @@ impl Worker {
             return running.cancel();
         }
         let now = Instant::now();
-        if calls.cancelled.len() >= MAX_REMEMBERED {
-            calls.cancelled.retain(|_, until| *until > now);
+        while let Some(&(until, id)) = calls.forgettable.front()
+            && (until <= now || calls.forgettable.len() >= MAX_REMEMBERED)
+        {
+            calls.forgettable.pop_front();
+            calls.cancelled.remove(&id);
         }
-        let remaining = frame.metadata.remaining.unwrap_or_default().min(MAX_MEMORY);
-        if calls.cancelled.len() < MAX_REMEMBERED && !remaining.is_zero() {
-            calls.cancelled.insert(frame.id, now + remaining);
-        }
+        let remaining = frame.metadata.remaining.unwrap_or_default().clamp(MIN_MEMORY, MAX_MEMORY);
+        calls.cancelled.insert(frame.id);
+        calls.forgettable.push_back((now + remaining, frame.id));
     }
 }
 

@@ -96,14 +96,6 @@ impl Connection {
         parts.iter().try_for_each(|part| state.declare(self.0.id, part))
     }
 
-    /// Whether an exchange exists.
-    ///
-    /// # Errors
-    /// `Disconnected` after [`Connection::close`].
-    pub fn exchange_exists(&self, name: &str) -> Result<bool, Error> {
-        Ok(self.state()?.exchange_exists(name))
-    }
-
     /// Routes a message at once; the receipt is resolved when this returns.
     pub fn publish(&self, publication: Publication) -> Receipt {
         let (said, receipt) = Receipt::new();
@@ -152,7 +144,7 @@ impl Connection {
 }
 
 fn closed() -> Lost {
-    Lost { handed_over: false, reason: "the connection was closed".into() }
+    Lost { handed_over: false, connected: false, reason: "the connection was closed".into() }
 }
 
 /// Carries to the broker what is said of a channel's deliveries, until nobody can say anything any more.

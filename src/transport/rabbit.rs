@@ -62,15 +62,14 @@ impl Connection {
         let opened = Publisher::open(publishing.clone(), closing.clone()).await;
         let (publisher, writing) = opened.map_err(|refusal| refusal.during("open a channel"))?;
         tasks.spawn(writing);
+        if role == Role::Server {
+            tasks.spawn(end_together(publishing.clone(), consuming.clone(), closing.clone()));
+        }
         Ok(Self(Arc::new(Inner { publisher, publishing, consuming, news, closing, tasks })))
     }
 
     pub(super) async fn declare(&self, parts: &[Declaration]) -> Result<(), Error> {
         declare::declare(&self.0.consuming, parts).await
-    }
-
-    pub(super) async fn exchange_exists(&self, name: &str) -> Result<bool, Error> {
-        declare::exchange_exists(&self.0.consuming, name).await
     }
 
     pub(super) fn publish(&self, publication: Publication) -> Receipt {
@@ -121,6 +120,16 @@ impl Connection {
         if !Arc::ptr_eq(&self.0.publishing, &self.0.consuming) {
             self.0.consuming.close().await;
         }
+    }
+}
+
+/// Closes the other connection when one has ended: to take calls without answering them would keep them from those
+/// who can.
+async fn end_together(publishing: Arc<Link>, consuming: Arc<Link>, closing: CancellationToken) {
+    tokio::select! {
+        _ = publishing.end() => consuming.close().await,
+        _ = consuming.end() => publishing.close().await,
+        () = closing.cancelled() => {}
     }
 }
 

@@ -36,7 +36,7 @@ async fn a_service_that_nobody_serves_is_known_at_once() {
 #[tokio::test]
 async fn a_service_is_gone_when_its_grace_period_is_over() {
     let scene = Scene::new();
-    let server = scene.serve(MathServer::new(Calculator).grace(Duration::from_millis(200))).await;
+    let server = scene.serve(MathServer::new(Calculator).grace(Duration::ZERO)).await;
     let client = scene.client().await;
     let math = MathClient::new(&client);
     math.nothing().await.expect("it is there");

@@ -793,15 +793,6 @@ async fn what_the_broker_refuses_leaves_the_connection_usable() {
     nothing_more(&transport, &queue, &mut consumer).await;
 }
 
-#[tokio::test]
-async fn an_exchange_is_known_to_exist_or_not() {
-    let transport = Broker::new().connect().await;
-    for _ in 0..2 {
-        assert!(!soon(transport.exchange_exists(&unique("missing"))).await.expect("an answer"));
-        assert!(soon(transport.exchange_exists(DIRECT)).await.expect("an answer"));
-    }
-}
-
 // The end.
 
 #[tokio::test]

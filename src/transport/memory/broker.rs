@@ -139,10 +139,6 @@ impl State {
         Ok(())
     }
 
-    pub(super) fn exchange_exists(&self, name: &str) -> bool {
-        name.is_empty() || self.exchanges.contains_key(name)
-    }
-
     /// Drops the bindings and consumers of a queue that was removed.
     fn forget(&mut self, name: &str) {
         self.channels.retain(|_, channel| *channel.queue != *name);

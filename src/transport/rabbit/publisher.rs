@@ -67,9 +67,10 @@ fn tell(outcome: Outcome, what: Result<Confirm, Lost>) {
     let _ = outcome.send(what);
 }
 
+/// Tells of the connection's end.
 fn lose(outcome: Outcome, handed_over: bool, reason: &Arc<str>) {
     let reason = reason.clone();
-    tell(outcome, Err(Lost { handed_over, reason }));
+    tell(outcome, Err(Lost { handed_over, connected: false, reason }));
 }
 
 /// A publication on its way, with the number it has on its channel.
@@ -84,7 +85,7 @@ enum Fate {
     /// The broker confirmed it; lapin attached the return of the publication with this number.
     Confirmed { acked: bool, returned: Option<u64> },
     /// It left, and the channel or connection ended before the confirm.
-    Unknown { exchange: String, error: lapin::Error },
+    Unknown { exchange: String, size: usize, error: lapin::Error },
     /// It did not leave whole, so the broker has not got it.
     Unsent { publication: Box<Publication>, error: lapin::Error },
 }
@@ -104,12 +105,12 @@ async fn fly(
     let fate = match sent {
         Err(error) => Fate::Unsent { publication: Box::new(publication), error },
         Ok(confirm) => {
-            let Publication { exchange, .. } = publication;
+            let Publication { exchange, body, .. } = publication;
             match confirm.await {
                 Ok(confirmation) => {
                     Fate::Confirmed { acked: !confirmation.is_nack(), returned: returned_number(confirmation) }
                 }
-                Err(error) => Fate::Unknown { exchange, error },
+                Err(error) => Fate::Unknown { exchange, size: body.len(), error },
             }
         }
     };
@@ -183,7 +184,10 @@ impl Writer {
                     Ok((properties, names)) => {
                         flights.push(fly(channel.clone(), number, properties, names, publication, outcome));
                     }
-                    Err(reason) => lose(outcome, false, &reason.into()),
+                    Err(reason) => {
+                        let reason = reason.into();
+                        tell(outcome, Err(Lost { handed_over: false, connected: true, reason }));
+                    }
                 }
             }
             let no_more = self.queue.is_closed() && self.queue.is_empty();
@@ -256,8 +260,9 @@ impl Writer {
                 said(&failed).unwrap_or_else(|| "the broker closed the channel".into()).into()
             }
         };
-        let missing = missing_exchange(&reason);
-        if matches!(over, Over::Channel) {
+        let (missing, largest) = (missing_exchange(&reason), largest_message(&reason));
+        let connected = matches!(over, Over::Channel);
+        if connected {
             warn!(%reason, failed = failed.len(), "the broker closed a publishing channel");
             self.exchanges.clear();
         }
@@ -269,13 +274,16 @@ impl Writer {
                 {
                     tell(outcome, Ok(Confirm::Returned));
                 }
+                Fate::Unknown { size, .. } if largest.is_some_and(|largest| size > largest) => {
+                    tell(outcome, Ok(Confirm::TooLarge(largest.unwrap_or_default())));
+                }
                 Fate::Unknown { .. } | Fate::Confirmed { .. } => {
-                    lose(outcome, true, &reason);
+                    tell(outcome, Err(Lost { handed_over: true, connected, reason: reason.clone() }));
                 }
             }
         }
         for (_, _, outcome) in returns.held {
-            lose(outcome, true, &reason);
+            tell(outcome, Err(Lost { handed_over: true, connected, reason: reason.clone() }));
         }
         over
     }
@@ -311,6 +319,13 @@ fn missing_exchange(reason: &str) -> Option<&str> {
     rest.split_once("' in vhost").map(|(exchange, _)| exchange)
 }
 
+/// The cap in the broker's "message size 20971520 is larger than configured max size 16777216".
+fn largest_message(reason: &str) -> Option<usize> {
+    let (_, rest) = reason.split_once("configured max size ")?;
+    let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+    rest[..digits].parse().ok()
+}
+
 type Names = (ShortString, ShortString);
 
 /// A publication as lapin takes it. Its number travels as `message_id`, by which a return is known again.
@@ -340,6 +355,13 @@ fn decide(returns: &mut Returns<Outcome>, ended: Vec<Flight>) -> Vec<Flight> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_largest_message_is_read_from_the_brokers_words() {
+        let words = "PRECONDITION_FAILED - message size 20971520 is larger than configured max size 16777216";
+        assert_eq!(largest_message(words), Some(16_777_216));
+        assert_eq!(largest_message("NOT_FOUND - no exchange 'a' in vhost '/'"), None);
+    }
 
     #[test]
     fn the_missing_exchange_is_read_from_the_brokers_words() {
