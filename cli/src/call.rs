@@ -80,6 +80,7 @@ impl Call {
 fn failed(error: &Error<Value>, code: u8) -> ExitCode {
     match error {
         Error::Service(error) => eprintln!("hopline: the service returned its own error: {error}"),
+        Error::Connect { .. } => eprintln!("hopline: {error} (`--url` or HOPLINE_URL names another broker)"),
         error => eprintln!("hopline: {}", error.to_string().replace('\n', " ")),
     }
     ExitCode::from(code)

@@ -59,6 +59,21 @@ async fn errors_of_single_instances_are_gathered_like_results() {
 }
 
 #[tokio::test]
+async fn gathering_on_a_connection_that_is_lost_says_so() {
+    let scene = Scene::new();
+    let Held { service, mut arrived } = Held::new();
+    let _server = scene.serve(service).await;
+    let client = scene.client().await;
+    let gathering = tokio::spawn(hold(&client, 1).all().gather(Duration::from_secs(600)));
+    let _running = soon(arrived.recv()).await.expect("it runs");
+    client.close().await;
+    match soon(gathering).await.expect("no panic") {
+        Err(Error::Disconnected { may_have_run: true, .. }) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
 async fn a_broadcast_to_nobody_is_known_at_once() {
     let scene = Scene::new();
     let client = scene.client().await;

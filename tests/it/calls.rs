@@ -227,6 +227,28 @@ async fn a_nested_call_inherits_the_deadline_and_the_trace() {
     assert_ne!(inner_trace[2], outer_trace[2], "two spans");
 }
 
+#[tokio::test]
+async fn a_callback_in_a_handler_inherits_the_deadline_too() {
+    let scene = Scene::new();
+    let inner = Service::new("inner", 1).method(Method::new("left"), |ctx: Context, _: [(); 0]| async move {
+        Ok::<_, Fault>(ctx.remaining().map(|left| left.as_secs()))
+    });
+    let (nested, (heard, mut outcomes)) = (scene.client().await, tokio::sync::mpsc::unbounded_channel());
+    let outer = Service::new("outer", 1).method(Method::new("ask"), move |_: Context, _: [(); 0]| {
+        let (nested, heard) = (nested.clone(), heard.clone());
+        async move {
+            let call = nested.call::<Option<u64>>("inner", "left", [(); 0]).timeout(Duration::from_secs(1000));
+            call.then(move |outcome| heard.send(outcome).expect("the test listens"));
+            Ok::<_, Fault>(())
+        }
+    });
+    let _server = scene.server().await.serve(inner).serve(outer).start().await.expect("both can be served");
+    let client = scene.client().await;
+    client.call::<()>("outer", "ask", [(); 0]).timeout(Duration::from_secs(100)).await.expect("answers");
+    let left = soon(outcomes.recv()).await.expect("called back").expect("answers").expect("a deadline");
+    assert!(left <= 100, "{left}");
+}
+
 #[test]
 fn a_program_that_is_not_async_can_call_and_serve() {
     use hopline::blocking::wait;

@@ -77,6 +77,36 @@ async fn what_runs_finishes_and_what_waits_is_given_back_with_its_deadline() {
 }
 
 #[tokio::test]
+async fn a_full_queue_costs_no_call_at_a_drain() {
+    let scene = Scene::new();
+    let service = || {
+        let service = Service::new("work", 1).method(Method::new("do"), |_: Context, (n,): (u64,)| async move {
+            // The time is the work itself.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            Ok::<_, Fault>(n)
+        });
+        service.prefetch(20).concurrency(1).max_queue(5)
+    };
+    let leaving = scene.serve(service()).await;
+    let _staying = scene.serve(service()).await;
+    let client = scene.client().await;
+    let mut pending = Vec::new();
+    for n in 0..45_u64 {
+        pending.push((n, client.call::<u64>("work", "do", (n,)).start().await.expect("on its way")));
+    }
+    let drained = tokio::spawn(leaving.drain());
+    for (n, pending) in pending {
+        match soon(pending).await {
+            Ok(answer) => assert_eq!(answer, n),
+            // Before anybody took it: known at once, and not run.
+            Err(Error::Overloaded { .. }) => {}
+            Err(error) => panic!("{n}: {error}"),
+        }
+    }
+    soon(drained).await.expect("no panic");
+}
+
+#[tokio::test]
 async fn a_call_addressed_to_a_leaving_instance_is_told_so() {
     let scene = Scene::new();
     let Held { service, mut arrived } = Held::new();

@@ -6,7 +6,7 @@ use hopline::transport::{Confirm, Consumer, Mode, Properties, Publication, Settl
 use hopline::{Code, Codec};
 use uuid::Uuid;
 
-use crate::support::{Calculator, MathClient, MathServer, Scene, frame, soon};
+use crate::support::{Calculator, Held, MathClient, MathServer, Scene, code, frame, hold, soon};
 
 /// A peer that speaks to a service's queue directly, and the queue for its answers.
 struct Stranger {
@@ -117,6 +117,45 @@ async fn numbers_at_the_end_of_their_range_harm_nobody() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn a_call_cancelled_with_no_time_left_is_not_run_when_it_comes() {
+    let scene = Scene::new();
+    let server = scene.serve(MathServer::new(Calculator)).await;
+    let mut stranger = Stranger::new(&scene).await;
+    let (given_up, other) = (Uuid::new_v4(), Uuid::new_v4());
+    let instance = format!("math.v1@{}", server.instance());
+    let reply_to = || Some(stranger.reply_to.clone());
+    stranger.send("rpc", &instance, frame(7, Codec::Raw, given_up, "add", b""), None, None).await;
+    // The instance has the cancel once it has answered what came after it.
+    stranger.send("rpc", &instance, add(other), reply_to(), None).await;
+    assert_eq!(stranger.answer().await.0, other);
+    let reply_to = || Some(stranger.reply_to.clone());
+    stranger.send("rpc", "math.v1", add(given_up), reply_to(), None).await;
+    stranger.send("rpc", "math.v1", add(other), reply_to(), None).await;
+    assert_eq!(stranger.answer().await.0, other, "nobody waits for the first");
+}
+
+#[tokio::test]
+async fn more_calls_than_can_wait_in_one_instance_are_refused() {
+    let scene = Scene::new();
+    let Held { service, mut arrived } = Held::new();
+    let server = scene.serve(service.concurrency(1)).await;
+    let client = scene.client().await;
+    let mut pending = Vec::new();
+    for n in 0..1100 {
+        pending.push(hold(&client, n).to(server.instance()).start().await.expect("on its way"));
+    }
+    let mut refused = 0;
+    let (first, rest) = pending.split_at_mut(1);
+    for pending in rest.iter_mut().rev().take(70) {
+        assert_eq!(code(soon(pending).await), Code::ResourceExhausted);
+        refused += 1;
+    }
+    assert_eq!(refused, 70);
+    soon(arrived.recv()).await.expect("it runs").release();
+    soon(&mut first[0]).await.expect("answered");
 }
 
 #[tokio::test]

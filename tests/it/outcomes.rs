@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use hopline::{Client, Code, Context, Error, Fault, Method, Server, Service};
+use hopline::{Client, Code, Context, Dispatch, Error, Fault, Method, Server, Service};
 
 use crate::support::{Calculator, Held, MathClient, MathError, MathServer, Scene, code, hold, soon};
 
@@ -172,6 +172,80 @@ async fn a_handler_may_refuse_with_a_fault_of_its_choice() {
 }
 
 #[tokio::test]
+async fn a_handlers_own_deadline_is_not_the_callers() {
+    let scene = Scene::new();
+    let _server = scene
+        .serve(Service::new("shop", 1).method(Method::new("find"), |_: Context, _: [(); 0]| async move {
+            Err::<(), _>(Fault::new(Code::DeadlineExceeded, "the database took too long"))
+        }))
+        .await;
+    let client = scene.client().await;
+    match client.call::<()>("shop", "find", [(); 0]).await {
+        Err(Error::Fault(fault)) => assert_eq!(fault.message, "the database took too long"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_message_over_the_brokers_own_cap_is_too_large_and_harms_no_other() {
+    const LARGE: usize = 20 * 1024 * 1024;
+    let scene = Scene::new();
+    let builder = Server::builder().namespace(&scene.namespace).max_message_size(usize::MAX);
+    let service = Service::new("long", 1)
+        .prefetch(2)
+        .method(Method::new("text"), |_: Context, (length, _): (usize, String)| async move {
+            Ok::<_, Fault>("x".repeat(length))
+        });
+    let _running =
+        builder.connect(&scene.url).await.expect("connects").serve(service).start().await.expect("can be served");
+    let client = Client::builder().namespace(&scene.namespace).max_message_size(usize::MAX);
+    let client = client.connect(&scene.url).await.expect("connects");
+    let call = |reply: usize, request: usize| client.call::<String>("long", "text", (reply, "x".repeat(request)));
+    // RabbitMQ 4 takes 16 MiB unless told otherwise, 3.10 and memory take more.
+    for _ in 0..3 {
+        match call(LARGE, 0).await {
+            Ok(text) => assert_eq!(text.len(), LARGE),
+            Err(Error::TooLarge { what: "reply", limit, .. }) => assert!(limit < LARGE),
+            other => panic!("{:?}", other.map(|text| text.len())),
+        }
+        match call(1, LARGE).await {
+            Ok(text) => assert_eq!(text, "x"),
+            Err(Error::TooLarge { what: "request", limit, .. }) => assert!(limit < LARGE),
+            other => panic!("{:?}", other.map(|text| text.len())),
+        }
+        assert_eq!(call(3, 3).await.expect("the next call works"), "xxx");
+    }
+}
+
+#[tokio::test]
+async fn a_panic_while_a_cancelled_handler_is_dropped_ends_nothing_else() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            // A second panic while the first unwinds would abort.
+            assert!(std::thread::panicking(), "as the test asks");
+        }
+    }
+    for dispatch in [Dispatch::Inline, Dispatch::Spawn, Dispatch::Blocking, Dispatch::Pool(1)] {
+        let scene = Scene::new();
+        let service = Service::new("bomb", 1).prefetch(1).concurrency(1).dispatch(dispatch);
+        let service = service
+            .method(Method::new("tick"), |_: Context, _: [(); 0]| async move {
+                let _bomb = Bomb;
+                std::future::pending::<Result<(), Fault>>().await
+            })
+            .method(Method::new("ok"), |_: Context, _: [(); 0]| async move { Ok::<_, Fault>(()) });
+        let _server = scene.serve(service).await;
+        let client = scene.client().await;
+        for _ in 0..2 {
+            let ticking = client.call::<()>("bomb", "tick", [(); 0]).timeout(Duration::from_millis(50)).await;
+            assert!(matches!(ticking, Err(Error::Timeout { .. } | Error::Fault(_))), "{dispatch:?}: {ticking:?}");
+            soon(client.call::<()>("bomb", "ok", [(); 0]).into_future()).await.expect("the service goes on");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_panic_ends_its_call_and_nothing_else() {
     let scene = Scene::new();
     let server = scene.serve(MathServer::new(Calculator).concurrency(1)).await;
@@ -259,6 +333,8 @@ async fn names_that_cannot_be_on_the_broker_are_refused() {
         let outcome = client.call::<()>(service, method, [(); 0]).await;
         assert!(matches!(outcome, Err(Error::Invalid(_))), "{service} {method}: {outcome:?}");
     }
+    let outcome = client.call::<()>("a", "m", [(); 0]).to("x".repeat(300)).await;
+    assert!(matches!(outcome, Err(Error::Invalid(_))), "{outcome:?}");
     let refused = |outcome: Result<hopline::Running, Error>| match outcome {
         Err(Error::Invalid(why)) => why,
         other => panic!("{other:?}"),

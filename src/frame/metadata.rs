@@ -1,0 +1,194 @@
+//! What travels beside a payload: a CBOR map with small integers as keys.
+
+use std::time::Duration;
+
+use bytes::{BufMut, BytesMut};
+use minicbor::data::Type;
+use minicbor::decode::Error as CborError;
+use minicbor::{Decoder, Encoder};
+
+/// What travels beside the payload. Each field has a small integer as its key on the wire.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Metadata {
+    pub(crate) method: Option<String>,
+    /// Time left when the frame was sent.
+    pub(crate) remaining: Option<Duration>,
+    /// The sender's clock, in milliseconds since 1970.
+    pub(crate) sent_at: Option<u64>,
+    pub(crate) traceparent: Option<String>,
+    /// The instance that sent the frame.
+    pub(crate) instance: Option<String>,
+    pub(crate) sequence: Option<u64>,
+    /// How long the handler took.
+    pub(crate) handler_time: Option<Duration>,
+    /// 1 for the first attempt.
+    pub(crate) attempt: Option<u64>,
+    pub(crate) retry_after: Option<Duration>,
+    /// The user's own entries, in the order they were set.
+    pub(crate) user: Vec<(String, String)>,
+    pub(crate) error: Option<String>,
+    /// Size of a reply that was over the cap, and the cap, in bytes.
+    pub(crate) too_large: Option<(u64, u64)>,
+}
+
+mod key {
+    pub(super) const METHOD: u64 = 1;
+    pub(super) const REMAINING: u64 = 2;
+    pub(super) const SENT_AT: u64 = 3;
+    pub(super) const TRACEPARENT: u64 = 4;
+    pub(super) const INSTANCE: u64 = 5;
+    pub(super) const SEQUENCE: u64 = 6;
+    pub(super) const HANDLER_TIME: u64 = 7;
+    pub(super) const ATTEMPT: u64 = 8;
+    pub(super) const RETRY_AFTER: u64 = 9;
+    pub(super) const USER: u64 = 10;
+    pub(super) const ERROR: u64 = 11;
+    pub(super) const TOO_LARGE: u64 = 12;
+}
+
+pub(super) type Problem = (&'static str, usize, String);
+
+impl Metadata {
+    /// Writes the entries that are there, by ascending key.
+    pub(super) fn encode(&self, body: &mut BytesMut) {
+        let entries = [
+            self.method.is_some(),
+            self.remaining.is_some(),
+            self.sent_at.is_some(),
+            self.traceparent.is_some(),
+            self.instance.is_some(),
+            self.sequence.is_some(),
+            self.handler_time.is_some(),
+            self.attempt.is_some(),
+            self.retry_after.is_some(),
+            !self.user.is_empty(),
+            self.error.is_some(),
+            self.too_large.is_some(),
+        ];
+        let mut cbor = Encoder::new(Growing(body));
+        // A growing buffer takes whatever comes, so nothing here can fail.
+        let _ = cbor.map(entries.into_iter().filter(|there| *there).count() as u64);
+        text(&mut cbor, key::METHOD, self.method.as_deref());
+        number(&mut cbor, key::REMAINING, self.remaining.map(millis));
+        number(&mut cbor, key::SENT_AT, self.sent_at);
+        text(&mut cbor, key::TRACEPARENT, self.traceparent.as_deref());
+        text(&mut cbor, key::INSTANCE, self.instance.as_deref());
+        number(&mut cbor, key::SEQUENCE, self.sequence);
+        number(&mut cbor, key::HANDLER_TIME, self.handler_time.map(micros));
+        number(&mut cbor, key::ATTEMPT, self.attempt);
+        number(&mut cbor, key::RETRY_AFTER, self.retry_after.map(millis));
+        if !self.user.is_empty() {
+            let _ = cbor.u64(key::USER).and_then(|cbor| cbor.map(self.user.len() as u64));
+            for (name, value) in &self.user {
+                let _ = cbor.str(name).and_then(|cbor| cbor.str(value));
+            }
+        }
+        text(&mut cbor, key::ERROR, self.error.as_deref());
+        if let Some((size, limit)) = self.too_large {
+            let _ = cbor.u64(key::TOO_LARGE).and_then(|cbor| cbor.array(2)?.u64(size)?.u64(limit));
+        }
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, Problem> {
+        let mut metadata = Self::default();
+        let mut cbor = Decoder::new(bytes);
+        let entries = cbor.map().map_err(|error| problem("metadata", &cbor, error))?;
+        let mut read = 0;
+        while entries.map_or_else(|| cbor.datatype().is_ok_and(|next| next != Type::Break), |entries| read < entries) {
+            read += 1;
+            let key = cbor.u64().map_err(|error| problem("metadata key", &cbor, error))?;
+            let field = field_name(key);
+            metadata.decode_value(key, &mut cbor).map_err(|error| problem(field, &cbor, error))?;
+        }
+        if entries.is_none() {
+            cbor.skip().map_err(|error| problem("metadata", &cbor, error))?;
+        }
+        if cbor.position() != bytes.len() {
+            return Err((
+                "metadata",
+                cbor.position(),
+                format!("{} bytes after the map", bytes.len() - cbor.position()),
+            ));
+        }
+        Ok(metadata)
+    }
+
+    fn decode_value(&mut self, key: u64, cbor: &mut Decoder<'_>) -> Result<(), CborError> {
+        match key {
+            key::METHOD => self.method = Some(cbor.str()?.to_owned()),
+            key::REMAINING => self.remaining = Some(Duration::from_millis(cbor.u64()?)),
+            key::SENT_AT => self.sent_at = Some(cbor.u64()?),
+            key::TRACEPARENT => self.traceparent = Some(cbor.str()?.to_owned()),
+            key::INSTANCE => self.instance = Some(cbor.str()?.to_owned()),
+            key::SEQUENCE => self.sequence = Some(cbor.u64()?),
+            key::HANDLER_TIME => self.handler_time = Some(Duration::from_micros(cbor.u64()?)),
+            key::ATTEMPT => self.attempt = Some(cbor.u64()?),
+            key::RETRY_AFTER => self.retry_after = Some(Duration::from_millis(cbor.u64()?)),
+            key::USER => {
+                // An iterator of borrowed pairs: nothing is allocated before an entry is really there.
+                for entry in cbor.map_iter::<&str, &str>()? {
+                    let (name, value) = entry?;
+                    self.user.push((name.to_owned(), value.to_owned()));
+                }
+            }
+            key::ERROR => self.error = Some(cbor.str()?.to_owned()),
+            key::TOO_LARGE => self.too_large = Some(cbor.decode()?),
+            _ => cbor.skip()?,
+        }
+        Ok(())
+    }
+}
+
+fn text(cbor: &mut Encoder<Growing<'_>>, key: u64, text: Option<&str>) {
+    if let Some(text) = text {
+        let _ = cbor.u64(key).and_then(|cbor| cbor.str(text));
+    }
+}
+
+fn number(cbor: &mut Encoder<Growing<'_>>, key: u64, number: Option<u64>) {
+    if let Some(number) = number {
+        let _ = cbor.u64(key).and_then(|cbor| cbor.u64(number));
+    }
+}
+
+fn field_name(key: u64) -> &'static str {
+    match key {
+        key::METHOD => "metadata 1 (method)",
+        key::REMAINING => "metadata 2 (remaining time)",
+        key::SENT_AT => "metadata 3 (sender's clock)",
+        key::TRACEPARENT => "metadata 4 (traceparent)",
+        key::INSTANCE => "metadata 5 (instance)",
+        key::SEQUENCE => "metadata 6 (sequence)",
+        key::HANDLER_TIME => "metadata 7 (handler time)",
+        key::ATTEMPT => "metadata 8 (attempt)",
+        key::RETRY_AFTER => "metadata 9 (retry after)",
+        key::USER => "metadata 10 (user's map)",
+        key::ERROR => "metadata 11 (error text)",
+        key::TOO_LARGE => "metadata 12 (size and cap)",
+        _ => "metadata of an unknown key",
+    }
+}
+
+fn problem(field: &'static str, cbor: &Decoder<'_>, error: CborError) -> Problem {
+    (field, error.position().unwrap_or(cbor.position()), error.to_string())
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Lets minicbor write into the message's body.
+struct Growing<'a>(&'a mut BytesMut);
+
+impl minicbor::encode::Write for Growing<'_> {
+    type Error = std::convert::Infallible;
+
+    fn write_all(&mut self, bytes: &[u8]) -> Result<(), Self::Error> {
+        self.0.put_slice(bytes);
+        Ok(())
+    }
+}
