@@ -79,14 +79,18 @@ async fn a_broadcast_to_nobody_is_known_at_once() {
     let client = scene.client().await;
     let math = MathClient::new(&client);
     let window = Duration::from_secs(600);
-    // Never served, and served but gone.
-    for _ in 0..2 {
-        match soon(math.nothing().all().gather(window)).await {
-            Err(Error::NoService { service }) => assert_eq!(service, "math.v1"),
-            other => panic!("{other:?}"),
-        }
-        scene.serve(MathServer::new(Calculator)).await.drain().await;
-    }
+    let nobody = |outcome: Result<_, Error>| match outcome {
+        Err(Error::NoService { service }) => assert_eq!(service, "math.v1"),
+        other => panic!("{other:?}"),
+    };
+    nobody(soon(math.nothing().all().gather(window)).await.map(|replies| replies.len()));
+    scene.serve(MathServer::new(Calculator)).await.drain().await;
+    // RabbitMQ 4 may still take a message for a queue that dies with its connection, for a moment.
+    let gone = async {
+        while math.nothing().all().gather(Duration::from_millis(100)).await.is_ok() {}
+        math.nothing().all().gather(window).await
+    };
+    nobody(soon(gone).await.map(|replies| replies.len()));
     let _server = scene.serve(MathServer::new(Calculator)).await;
     assert_eq!(math.add(1, 2).await.expect("the connection is as good as before"), 3);
 }
