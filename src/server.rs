@@ -24,7 +24,7 @@ use crate::client::{MAX_MESSAGE_SIZE, short_id};
 use crate::context::Context;
 use crate::error::Error;
 use crate::service::{Dispatch, Failure, Method, Service};
-use crate::topology::{Namespace, ServiceId};
+use crate::topology::{Binding, Declaration, Namespace, ServiceId};
 use crate::transport::{Consumer, Event, Mode, Role, Transport};
 
 /// How many events an instance holds unsettled, of each subscription.
@@ -187,12 +187,13 @@ impl Server {
             max_size: settings.max_message_size,
             draining: CancellationToken::new(),
         };
-        let running = Running {
+        let mut running = Running {
             site: Arc::new(site),
             gone,
             queues_gone,
             shared: TaskTracker::new(),
             drained: CancellationToken::new(),
+            bindings: Vec::new(),
             own: TaskTracker::new(),
             runtime: Handle::current(),
         };
@@ -252,6 +253,8 @@ pub struct Running {
     shared: TaskTracker,
     /// Those calls are done.
     drained: CancellationToken,
+    /// What leads to this instance's own queues.
+    bindings: Vec<Binding>,
     /// The tasks that read this instance's own queues, which tell callers until the end that it is leaving.
     own: TaskTracker,
     runtime: Handle,
@@ -283,6 +286,10 @@ impl Running {
         self.site.draining.cancel();
         self.shared.close();
         self.shared.wait().await;
+        // From here on, who calls this instance hears from the broker that it is not there.
+        if let Err(error) = self.site.transport.unbind(&self.bindings).await {
+            debug!(instance = self.instance(), %error, "the instance's queues stay bound until they are gone");
+        }
         self.drained.cancel();
         self.own.close();
         self.own.wait().await;
@@ -310,12 +317,17 @@ impl Running {
         }
     }
 
-    async fn serve(&self, id: &ServiceId, service: Service) -> Result<(), Error> {
+    async fn serve(&mut self, id: &ServiceId, service: Service) -> Result<(), Error> {
         let Site { transport, namespace, instance, .. } = &*self.site;
         let instance_queue = namespace.instance_queue(id, instance, &short_id());
         let calls_queue = namespace.calls_queue(id);
         let work_queue = namespace.work_queue(id);
-        transport.declare(&namespace.service(id, &instance_queue, instance, service.calls)).await?;
+        let topology = namespace.service(id, &instance_queue, instance, service.calls);
+        transport.declare(&topology).await?;
+        self.bindings.extend(topology.into_iter().filter_map(|part| match part {
+            Declaration::Binding(binding) if binding.queue == instance_queue => Some(binding),
+            _ => None,
+        }));
 
         let settled = Mode::Settle { prefetch: service.prefetch };
         let worker = Arc::new(Worker::new(id, service, self.site.clone())?);

@@ -1,4 +1,4 @@
-//! The port to a broker: declare, publish, consume, settle, events, close; and the address that picks the broker.
+//! The port to a broker: declare, unbind, publish, consume, settle, events, close; and the address that picks the broker.
 //!
 //! Not part of the library's stable API: it is public so that one suite can hold every broker to the same contract.
 
@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use url::Url;
 
 use crate::error::Error;
-use crate::topology::Declaration;
+use crate::topology::{Binding, Declaration};
 
 /// A live connection to a broker.
 #[derive(Debug, Clone)]
@@ -65,6 +65,17 @@ impl Transport {
         match self {
             Self::Memory(connection) => connection.declare(parts),
             Self::Rabbit(connection) => connection.declare(parts).await,
+        }
+    }
+
+    /// Takes bindings away: when this returns, nothing more is routed by them. One that is not there is fine.
+    ///
+    /// # Errors
+    /// `Broker` for a refusal, `Disconnected` when the broker is gone.
+    pub async fn unbind(&self, bindings: &[Binding]) -> Result<(), Error> {
+        match self {
+            Self::Memory(connection) => connection.unbind(bindings),
+            Self::Rabbit(connection) => connection.unbind(bindings).await,
         }
     }
 

@@ -18,7 +18,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use self::broker::State;
 use super::{Confirm, Consumer, Event, Lost, Mode, Publication, Receipt, Settle};
 use crate::error::Error;
-use crate::topology::Declaration;
+use crate::topology::{Binding, Declaration};
 
 /// The brokers of this process that somebody is connected to.
 static BROKERS: Mutex<BTreeMap<String, Weak<Broker>>> = Mutex::new(BTreeMap::new());
@@ -94,6 +94,16 @@ impl Connection {
     pub fn declare(&self, parts: &[Declaration]) -> Result<(), Error> {
         let mut state = self.state()?;
         parts.iter().try_for_each(|part| state.declare(self.0.id, part))
+    }
+
+    /// Takes bindings away.
+    ///
+    /// # Errors
+    /// `Disconnected` after [`Connection::close`].
+    pub fn unbind(&self, bindings: &[Binding]) -> Result<(), Error> {
+        let mut state = self.state()?;
+        bindings.iter().for_each(|binding| state.unbind(binding));
+        Ok(())
     }
 
     /// Routes a message at once; the receipt is resolved when this returns.

@@ -23,7 +23,7 @@ use tracing::{debug, warn};
 use url::Url;
 
 use crate::error::Error;
-use crate::topology::Declaration;
+use crate::topology::{Binding, Declaration};
 use crate::transport::{Consumer, Delivery, Event, Mode, Publication, Receipt, Role, Settle, Settler};
 use connection::{CLOSE_TIMEOUT, Link, News, Refusal};
 use publisher::Publisher;
@@ -70,6 +70,10 @@ impl Connection {
 
     pub(super) async fn declare(&self, parts: &[Declaration]) -> Result<(), Error> {
         declare::declare(&self.0.consuming, parts).await
+    }
+
+    pub(super) async fn unbind(&self, bindings: &[Binding]) -> Result<(), Error> {
+        declare::unbind(&self.0.consuming, bindings).await
     }
 
     pub(super) fn publish(&self, publication: Publication) -> Receipt {

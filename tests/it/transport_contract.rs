@@ -793,6 +793,25 @@ async fn what_the_broker_refuses_leaves_the_connection_usable() {
     nothing_more(&transport, &queue, &mut consumer).await;
 }
 
+#[tokio::test]
+async fn a_binding_that_is_taken_away_leads_nowhere() {
+    let transport = Broker::new().connect().await;
+    let queue = declared(&transport, queue(QueueKind::Exclusive)).await;
+    let mut consumer = consume_up_to(&transport, &queue, 10).await;
+    let key = unique("key");
+    let binding = |key: &str| Binding { exchange: DIRECT.into(), key: key.into(), queue: queue.clone() };
+    soon(transport.declare(&[Declaration::Binding(binding(&key))])).await.expect("bound");
+    let publication = || Publication { exchange: DIRECT.into(), key: key.clone(), ..to_queue("", "by the binding") };
+    assert_eq!(outcome(transport.publish(publication())).await, Ok(Confirm::Accepted));
+    next(&mut consumer).await.settle(Settle::Ack);
+    // The second time, and the other, are not there.
+    for gone in [&key, &key, &unique("never")] {
+        soon(transport.unbind(&[binding(gone)])).await.expect("not bound any more");
+        assert_eq!(outcome(transport.publish(publication())).await, Ok(Confirm::Returned));
+    }
+    nothing_more(&transport, &queue, &mut consumer).await;
+}
+
 // The end.
 
 #[tokio::test]

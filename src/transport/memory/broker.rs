@@ -121,6 +121,13 @@ impl State {
         Ok(())
     }
 
+    pub(super) fn unbind(&mut self, binding: &Binding) {
+        let exchange = self.exchanges.get_mut(&binding.exchange);
+        if let Some(bound) = exchange.and_then(|exchange| exchange.bindings.get_mut(&binding.key)) {
+            bound.retain(|queue| **queue != *binding.queue);
+        }
+    }
+
     fn bind(&mut self, connection: u64, binding: &Binding) -> Result<(), Error> {
         let operation = || format!("bind the queue `{}` to the exchange `{}`", binding.queue, binding.exchange);
         let Some((queue, state)) = self.queues.get_key_value(binding.queue.as_str()) else {

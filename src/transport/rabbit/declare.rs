@@ -50,6 +50,19 @@ async fn bind(link: &Link, channel: &Channel, binding: &Binding) -> Result<(), E
     link.ask(bound).await.map_err(refused)
 }
 
+/// Takes bindings away; to the broker, one that is not there is gone already.
+pub(super) async fn unbind(link: &Link, bindings: &[Binding]) -> Result<(), Error> {
+    let channel = link.channel().await.map_err(|refusal| refusal.during("open a channel"))?;
+    for Binding { exchange, key, queue } in bindings {
+        let names = (name_of(queue)?, name_of(exchange)?, name_of(key)?);
+        let unbound = channel.queue_unbind(names.0, names.1, names.2, FieldTable::default());
+        let refused = |refusal: Refusal| refusal.during(format!("unbind the queue `{queue}` from `{exchange}`"));
+        link.ask(unbound).await.map_err(refused)?;
+    }
+    close(link, &channel).await;
+    Ok(())
+}
+
 /// Closes a channel that has done its work. Left to its drop, a channel that the broker closes just then takes its
 /// whole connection down in lapin.
 pub(super) async fn close(link: &Link, channel: &Channel) {
