@@ -9,7 +9,7 @@ import time
 
 import cbor2
 import pika
-from pika.exceptions import ChannelClosedByBroker, NackError, UnroutableError
+from pika.exceptions import NackError, UnroutableError
 
 import wire
 from wire import CBOR, RAW, Frame
@@ -139,8 +139,7 @@ class Client:
     def broadcast(self, service, method, *arguments, instances=1, window=10):
         """Calls every instance; gives replies by instance once so many are there, or the window closes."""
         exchange = f"{self.namespace}.all.{service}"
-        if not self.exchange_exists(exchange):
-            raise NoService(service)
+        self.channel.exchange_declare(exchange, "fanout", durable=True)
         frame = self.frame(wire.REQUEST, method, arguments, CBOR)
         return self.gather(frame, exchange, f"{service}.{method}", instances, window)
 
@@ -204,14 +203,3 @@ class Client:
         for frame in wire.decode(body):
             if frame.type == wire.REPLY and frame.id in self.replies:
                 self.replies[frame.id].append(frame)
-
-    def exchange_exists(self, exchange):
-        channel = self.connection.channel()
-        try:
-            channel.exchange_declare(exchange, passive=True)
-        except ChannelClosedByBroker as refused:
-            if refused.reply_code != 404:
-                raise
-            return False
-        channel.close()
-        return True
