@@ -1,41 +1,15 @@
 //! Every example runs as a user runs it and prints what it promises, on the broker that `HOPLINE_TEST_URL` names, or
 //! in memory.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::future::Future;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Output, Stdio};
-use std::sync::LazyLock;
-use std::time::Duration;
+use std::process::Output;
 
-use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
-use tokio::sync::Mutex;
 
-/// How long a test waits for what has to come, before it fails.
-const PATIENCE: Duration = Duration::from_secs(60);
+mod programs;
 
-/// The examples that serve and call `demo` would meet each other.
-static DEMO: Mutex<()> = Mutex::const_new(());
-
-/// Where each example's program is, once cargo has built them.
-static PROGRAMS: LazyLock<BTreeMap<String, PathBuf>> = LazyLock::new(|| {
-    let mut build = std::process::Command::new(env!("CARGO"));
-    build.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet", "--examples", "--message-format=json"]);
-    let built = build.stderr(Stdio::inherit()).output().expect("cargo can be run");
-    assert!(built.status.success(), "the examples are built");
-    let told = built.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-    let program = |line: &[u8]| {
-        let told: serde_json::Value = serde_json::from_slice(line).expect("cargo tells it in JSON");
-        let program = told["executable"].as_str()?;
-        Some((told["target"]["name"].as_str()?.to_owned(), PathBuf::from(program)))
-    };
-    told.filter_map(program).collect()
-});
-
-async fn soon<F: Future>(event: F) -> F::Output {
-    tokio::time::timeout(PATIENCE, event).await.expect("what has to happen happens within a minute")
-}
+use programs::{DEMO, Server, example, soon};
 
 fn url() -> String {
     std::env::var("HOPLINE_TEST_URL").unwrap_or_else(|_| "memory://".to_owned())
@@ -43,15 +17,6 @@ fn url() -> String {
 
 fn in_memory() -> bool {
     url().starts_with("memory:")
-}
-
-/// The program of an example, to be run without what the tester's own environment says.
-fn example(name: &str) -> Command {
-    let program = PROGRAMS.get(name).unwrap_or_else(|| panic!("there is no example `{name}`"));
-    let mut command = Command::new(program);
-    command.env_remove("HOPLINE_URL").env_remove("PREFETCH").env_remove("RUST_LOG").env("RUST_BACKTRACE", "0");
-    command.stdin(Stdio::null()).kill_on_drop(true);
-    command
 }
 
 async fn output(mut command: Command) -> Output {
@@ -220,7 +185,8 @@ async fn broadcast_starts_three_servers_where_there_is_none() {
 async fn server_serves_until_it_is_told_to_stop() {
     let _demo = DEMO.lock().await;
     let server = Server::start(&url()).await;
-    assert!(server.stop().await.success());
+    server.signal("TERM").await;
+    assert!(server.ended().await.success());
 }
 
 #[tokio::test]
@@ -252,35 +218,6 @@ async fn client_calls_the_server_of_another_process() {
     let broadcast = lines(broadcast).await;
     assert_eq!(broadcast[0], "1 replies", "those who serve are asked, and no others started");
     assert_eq!(instances(&broadcast), BTreeSet::from([server.instance.as_str()]));
-    assert!(server.stop().await.success());
-}
-
-/// The `server` example in a process of its own.
-struct Server {
-    process: tokio::process::Child,
-    printed: tokio::io::Lines<BufReader<tokio::process::ChildStdout>>,
-    instance: String,
-}
-
-impl Server {
-    async fn start(url: &str) -> Self {
-        let mut process = example("server").arg(url).stdout(Stdio::piped()).spawn().expect("it can be run");
-        let printed = BufReader::new(process.stdout.take().expect("it is piped")).lines();
-        let mut server = Self { process, printed, instance: String::new() };
-        let ready = server.line().await;
-        server.instance = ready.strip_prefix("ready ").expect("it tells its instance").to_owned();
-        server
-    }
-
-    async fn line(&mut self) -> String {
-        soon(self.printed.next_line()).await.expect("it prints text").expect("it prints a line before it ends")
-    }
-
-    async fn stop(mut self) -> ExitStatus {
-        let process = self.process.id().expect("it has not ended").to_string();
-        // A shell has `kill` built in.
-        let told = Command::new("sh").args(["-c", "kill -TERM \"$0\"", &process]).status().await;
-        assert!(told.expect("there is a shell").success());
-        soon(self.process.wait()).await.expect("it can be waited for")
-    }
+    server.signal("TERM").await;
+    assert!(server.ended().await.success());
 }

@@ -5,10 +5,7 @@
 //! the default namespace, which nobody else may serve or call meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::future::Future;
-use std::path::PathBuf;
-use std::process::{ExitStatus, Stdio};
-use std::sync::LazyLock;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -16,40 +13,19 @@ use futures::stream::FuturesUnordered;
 use hopline::topology::{Declaration, Queue, QueueKind};
 use hopline::transport::{Confirm, Consumer, Mode, Properties, Publication, Role, Settle, Transport};
 use hopline::{Client, Code, Codec, Error};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdout, Command};
-use tokio::sync::Mutex;
+use tokio::io::AsyncReadExt;
 use uuid::Uuid;
 
 #[path = "../examples/demo/mod.rs"]
 #[allow(dead_code, reason = "the servers use the other half of it")]
 mod demo;
+mod programs;
 
 use demo::DemoClient;
+use programs::{DEMO, Server, example, soon};
 
-/// How long a test waits for what has to come, before it fails.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// More than that: what is answered within [`PATIENCE`] was not answered by its deadline.
+/// Longer than [`soon`] waits: what is answered by then was not answered by its deadline.
 const LONG: Duration = Duration::from_secs(300);
-
-/// Every test has the service `demo` to itself.
-static DEMO: Mutex<()> = Mutex::const_new(());
-
-/// Where the program of the example `server` is, once cargo has built it.
-static SERVER: LazyLock<PathBuf> = LazyLock::new(|| {
-    let mut build = std::process::Command::new(env!("CARGO"));
-    build.current_dir(env!("CARGO_MANIFEST_DIR"));
-    build.args(["build", "--quiet", "--example", "server", "--message-format=json"]).stderr(Stdio::inherit());
-    let built = build.output().expect("cargo can be run");
-    assert!(built.status.success(), "the example is built");
-    let told = built.stdout.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
-    let program = |told: serde_json::Value| told["executable"].as_str().map(PathBuf::from);
-    told.filter_map(program).next().expect("cargo tells where the program is")
-});
-
-async fn soon<F: Future>(event: F) -> F::Output {
-    tokio::time::timeout(PATIENCE, event).await.expect("what has to happen happens within a minute")
-}
 
 /// The RabbitMQ under test, if it is one.
 fn rabbit() -> Option<String> {
@@ -66,66 +42,16 @@ async fn client(url: &str) -> (Client, DemoClient) {
     (client, demo)
 }
 
-/// The example `server`, to be run without what the tester's own environment says.
-fn program() -> Command {
-    let mut command = Command::new(&*SERVER);
-    command.env_remove("HOPLINE_URL").env_remove("PREFETCH").env_remove("RUST_LOG");
-    command.stdin(Stdio::null()).kill_on_drop(true);
-    command
+/// A server that takes a call at a time.
+async fn unhurried(url: &str) -> Server {
+    Server::run(example("server").arg(url).env("PREFETCH", "1")).await
 }
 
-/// A server in a process of its own, which is killed if the test ends before it.
-struct Server {
-    process: Child,
-    printed: Lines<BufReader<ChildStdout>>,
-    instance: String,
-}
-
-impl Server {
-    async fn start(url: &str) -> Self {
-        Self::run(program().arg(url)).await
-    }
-
-    /// One that takes a call at a time.
-    async fn unhurried(url: &str) -> Self {
-        Self::run(program().arg(url).env("PREFETCH", "1")).await
-    }
-
-    async fn run(command: &mut Command) -> Self {
-        let mut process = command.stdout(Stdio::piped()).spawn().expect("it can be run");
-        let printed = BufReader::new(process.stdout.take().expect("it is piped")).lines();
-        let mut server = Self { process, printed, instance: String::new() };
-        let ready = server.line().await;
-        server.instance = ready.strip_prefix("ready ").expect("it tells its instance").to_owned();
-        server
-    }
-
-    /// The next line that it prints.
-    async fn line(&mut self) -> String {
-        soon(self.printed.next_line()).await.expect("it prints text").expect("it prints a line before it ends")
-    }
-
-    fn id(&self) -> u32 {
-        self.process.id().expect("it has not ended")
-    }
-
-    async fn signal(&self, name: &str) {
-        // A shell has `kill` built in.
-        let told =
-            Command::new("sh").args(["-c", "kill -s \"$0\" \"$1\"", name, &self.id().to_string()]).status().await;
-        assert!(told.expect("there is a shell").success());
-    }
-
-    async fn ended(mut self) -> ExitStatus {
-        soon(self.process.wait()).await.expect("it can be waited for")
-    }
-
-    /// The memory that it uses, in KiB.
-    fn memory(&self) -> i64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).expect("it runs on Linux");
-        let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process uses memory");
-        memory.trim().trim_end_matches(" kB").parse().expect("a number")
-    }
+/// The memory that a server uses, in KiB.
+fn memory_of(server: &Server) -> i64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.id())).expect("it runs on Linux");
+    let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process uses memory");
+    memory.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
 /// A peer that speaks to the service's exchange directly.
@@ -175,7 +101,7 @@ impl Stranger {
 async fn two_processes_that_take_a_call_at_a_time_share_the_calls() {
     let Some(url) = rabbit() else { return };
     let _demo = DEMO.lock().await;
-    let _servers = [Server::unhurried(&url).await, Server::unhurried(&url).await];
+    let _servers = [unhurried(&url).await, unhurried(&url).await];
     let mut stranger = Stranger::new(&url).await;
     const CALLS: usize = 200;
     let calls = (0..CALLS).map(|_| (request("sleep", b"[50]"), true));
@@ -194,8 +120,8 @@ async fn two_processes_that_take_a_call_at_a_time_share_the_calls() {
 async fn a_process_that_is_terminated_under_load_loses_no_call() {
     let Some(url) = rabbit() else { return };
     let _demo = DEMO.lock().await;
-    let leaving = Server::unhurried(&url).await;
-    let staying = [Server::unhurried(&url).await, Server::unhurried(&url).await];
+    let leaving = unhurried(&url).await;
+    let staying = [unhurried(&url).await, unhurried(&url).await];
     let (_client, demo) = client(&url).await;
 
     const CALLS: usize = 300;
@@ -258,7 +184,7 @@ async fn ten_thousand_random_bodies_leave_a_process_as_it_was() {
     let Some(url) = rabbit() else { return };
     let _demo = DEMO.lock().await;
     // It would warn of every body that it keeps.
-    let server = Server::run(program().arg(&url).env("RUST_LOG", "error,lapin=off")).await;
+    let server = Server::run(example("server").arg(&url).env("RUST_LOG", "error,lapin=off")).await;
     let mut stranger = Stranger::new(&url).await;
     let mode = Mode::Settle { prefetch: 1000 };
     let mut letters = stranger.transport.consume("hopline.demo.v1.dead", mode).await.expect("the server declared it");
@@ -286,8 +212,8 @@ async fn ten_thousand_random_bodies_leave_a_process_as_it_was() {
             outcome.settle(Settle::Ack);
         }
         assert_eq!((answered, kept), (bodies.len().div_ceil(3), bodies.len() - bodies.len().div_ceil(3)));
-        memory.push(server.memory());
-        println!("{} bodies: {answered} answered, {kept} kept, VmRSS {} KiB", bodies.len(), server.memory());
+        memory.push(memory_of(&server));
+        println!("{} bodies: {answered} answered, {kept} kept, VmRSS {} KiB", bodies.len(), memory_of(&server));
     }
     let (_client, demo) = client(&url).await;
     assert_eq!(soon(demo.add(2, 3).into_future()).await.expect("the next good call"), 5);
@@ -303,7 +229,7 @@ async fn ten_thousand_random_bodies_leave_a_process_as_it_was() {
 async fn a_process_that_is_interrupted_finishes_what_it_runs_and_ends_in_silence() {
     let Some(url) = rabbit() else { return };
     let _demo = DEMO.lock().await;
-    let mut server = Server::run(program().arg(&url).stderr(Stdio::piped())).await;
+    let mut server = Server::run(example("server").arg(&url).stderr(Stdio::piped())).await;
     let mut log = server.process.stderr.take().expect("it is piped");
     let (_client, demo) = client(&url).await;
     let running = demo.sleep(500).start().await.expect("on its way");
@@ -323,7 +249,7 @@ async fn a_process_without_a_broker_says_which_and_hides_the_password() {
     // A port that was free a moment ago, and that nobody listens on.
     let port =
         std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("free").port();
-    let output = program().arg(format!("amqp://somebody:s3cret@127.0.0.1:{port}")).output();
+    let output = example("server").arg(format!("amqp://somebody:s3cret@127.0.0.1:{port}")).output();
     let output = soon(output).await.expect("it can be run");
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr);

@@ -31,6 +31,7 @@ trait Library {
         Box::new([1, 2, 3])
     }
     async fn later(&self) -> u64 {
+        // A body that never returns has the type of any result.
         todo!()
     }
     #[rpc(oneway)]

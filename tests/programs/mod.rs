@@ -1,0 +1,88 @@
+//! The examples as programs: where they are, and the example `server` in a process of its own.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::sync::Mutex;
+
+/// How long a test waits for what has to come, before it fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Whoever serves or calls `demo` has it to itself: the examples would meet each other.
+pub(crate) static DEMO: Mutex<()> = Mutex::const_new(());
+
+/// Where each example's program is, once cargo has built them.
+static PROGRAMS: LazyLock<BTreeMap<String, PathBuf>> = LazyLock::new(|| {
+    let mut build = std::process::Command::new(env!("CARGO"));
+    build.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet", "--examples", "--message-format=json"]);
+    let built = build.stderr(Stdio::inherit()).output().expect("cargo can be run");
+    assert!(built.status.success(), "the examples are built");
+    let told = built.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let program = |line: &[u8]| {
+        let told: serde_json::Value = serde_json::from_slice(line).expect("cargo tells it in JSON");
+        let program = told["executable"].as_str()?;
+        Some((told["target"]["name"].as_str()?.to_owned(), PathBuf::from(program)))
+    };
+    told.filter_map(program).collect()
+});
+
+pub(crate) async fn soon<F: Future>(event: F) -> F::Output {
+    tokio::time::timeout(PATIENCE, event).await.expect("what has to happen happens within a minute")
+}
+
+/// The program of an example, to be run without what the tester's own environment says.
+pub(crate) fn example(name: &str) -> Command {
+    let program = PROGRAMS.get(name).unwrap_or_else(|| panic!("there is no example `{name}`"));
+    let mut command = Command::new(program);
+    command.env_remove("HOPLINE_URL").env_remove("PREFETCH").env_remove("RUST_LOG").env("RUST_BACKTRACE", "0");
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+/// A server in a process of its own, which is killed if the test ends before it.
+pub(crate) struct Server {
+    pub(crate) process: Child,
+    printed: Lines<BufReader<ChildStdout>>,
+    pub(crate) instance: String,
+}
+
+impl Server {
+    pub(crate) async fn start(url: &str) -> Self {
+        Self::run(example("server").arg(url)).await
+    }
+
+    pub(crate) async fn run(command: &mut Command) -> Self {
+        let mut process = command.stdout(Stdio::piped()).spawn().expect("it can be run");
+        let printed = BufReader::new(process.stdout.take().expect("it is piped")).lines();
+        let mut server = Self { process, printed, instance: String::new() };
+        let ready = server.line().await;
+        server.instance = ready.strip_prefix("ready ").expect("it tells its instance").to_owned();
+        server
+    }
+
+    /// The next line that it prints.
+    pub(crate) async fn line(&mut self) -> String {
+        soon(self.printed.next_line()).await.expect("it prints text").expect("it prints a line before it ends")
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id().expect("it has not ended")
+    }
+
+    pub(crate) async fn signal(&self, name: &str) {
+        // A shell has `kill` built in.
+        let told =
+            Command::new("sh").args(["-c", "kill -s \"$0\" \"$1\"", name, &self.id().to_string()]).status().await;
+        assert!(told.expect("there is a shell").success());
+    }
+
+    pub(crate) async fn ended(mut self) -> ExitStatus {
+        soon(self.process.wait()).await.expect("it can be waited for")
+    }
+}
