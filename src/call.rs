@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
@@ -12,11 +13,10 @@ use futures::{Stream, StreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::client::{Client, Dispatched, Gathering};
+use crate::client::{Client, Dispatched, Gathering, Target};
 use crate::codec::{Codec, CodecError};
 use crate::error::{Code, Error, Fault};
 use crate::frame::Frame;
-use crate::topology::{ServiceId, check_name};
 
 /// One invocation of a method. It does nothing until it is awaited, [started](Call::start), given a
 /// [callback](Call::then), [sent](Call::send) or [gathered](Call::all).
@@ -42,7 +42,7 @@ where
 
 /// What is to be sent, once somebody asks for it.
 pub(crate) struct Request {
-    pub(crate) target: Result<Target, String>,
+    pub(crate) target: Result<Arc<Target>, String>,
     pub(crate) arguments: Arguments,
     pub(crate) codec: Option<Codec>,
     pub(crate) timeout: Option<Duration>,
@@ -55,26 +55,6 @@ pub(crate) struct Request {
 /// Writes the arguments, once the codec is known.
 type Arguments = Box<dyn FnOnce(Codec) -> Result<Vec<u8>, CodecError> + Send>;
 
-/// Which method of which service.
-#[derive(Debug, Clone)]
-pub(crate) struct Target {
-    pub(crate) service: ServiceId,
-    pub(crate) method: String,
-}
-
-impl Target {
-    pub(crate) fn parse(service: &str, method: &str) -> Result<Self, String> {
-        check_name("method", method)?;
-        Ok(Self { service: ServiceId::parse(service)?, method: method.to_owned() })
-    }
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.service, self.method)
-    }
-}
-
 type ReadError<E> = fn(Codec, &[u8]) -> Error<E>;
 type ReadResult<T> = fn(Codec, &[u8]) -> Result<T, CodecError>;
 
@@ -85,7 +65,7 @@ pub enum Oneway {}
 impl<T> Call<T> {
     pub(crate) fn new(
         client: Client,
-        target: Result<Target, String>,
+        target: Result<Arc<Target>, String>,
         arguments: impl Serialize + Send + 'static,
     ) -> Self {
         let request = Request::new(target, Box::new(move |codec| codec.encode(&arguments)));
@@ -205,7 +185,7 @@ impl<T: DeserializeOwned + Send + 'static, E: fmt::Debug + Send + 'static> IntoF
 }
 
 impl Request {
-    pub(crate) fn new(target: Result<Target, String>, arguments: Arguments) -> Self {
+    pub(crate) fn new(target: Result<Arc<Target>, String>, arguments: Arguments) -> Self {
         Self {
             target,
             arguments,

@@ -1,8 +1,10 @@
 //! The calling side: connects, addresses calls, and waits for what comes back.
 
 mod builder;
+mod line;
 mod pending;
 mod replies;
+mod target;
 
 use std::collections::HashSet;
 use std::fmt;
@@ -17,19 +19,23 @@ use tokio::time::Instant;
 use tracing::{Instrument, debug, info_span};
 use uuid::Uuid;
 
-pub use self::builder::ClientBuilder;
+pub use self::builder::{ClientBuilder, Coalesce};
+use self::line::{Address, Line, Token};
 use self::pending::Ticket;
 pub(crate) use self::pending::{Dispatched, Gathering};
-use self::replies::{Replies, Waiter};
-use crate::call::{Call, Oneway, Request, Target};
+use self::replies::{Said, Waiter};
+pub(crate) use self::target::Target;
+use self::target::Targets;
+use crate::call::{Call, Oneway, Request};
 use crate::codec::{Codec, CodecError};
 use crate::context::{Context, Trace, unix_millis};
 use crate::error::Error;
-use crate::frame::{CONTENT_TYPE, Frame, Kind, Metadata};
+use crate::frame::{Frame, Kind, Metadata};
+use crate::outbox::{Parcel, Share};
 use crate::topology::{
-    Declaration, Exchange, ExchangeKind, MAX_PRIORITY, Namespace, ServiceId, check_name, instance_key, oneway_key,
+    Declaration, Exchange, ExchangeKind, MAX_PRIORITY, Namespace, ServiceId, check_name, instance_key,
 };
-use crate::transport::{Confirm, Properties, Publication, Transport};
+use crate::transport::{Confirm, Transport};
 
 /// The largest message that is sent or accepted unless set otherwise: what RabbitMQ 4 takes by default.
 pub(crate) const MAX_MESSAGE_SIZE: usize = 16 * 1024 * 1024;
@@ -52,19 +58,39 @@ pub struct Client(Arc<Inner>);
 struct Inner {
     transport: Transport,
     settings: ClientBuilder,
-    instance: String,
-    reply_queue: String,
-    replies: Arc<Replies>,
+    line: Line,
+    instance: Arc<str>,
+    /// The exchanges of calls and of oneway calls.
+    rpc: Arc<str>,
+    oneway: Arc<str>,
+    targets: Targets,
     /// Services whose broadcast exchange has been declared.
     broadcastable: Mutex<HashSet<ServiceId>>,
     runtime: Handle,
 }
 
+/// How much sooner than the call itself its request ends in a queue: the broker begins to count when it arrives there,
+/// and a call that has timed out is not to be run.
+const HEAD_START: Duration = Duration::from_millis(5);
+
+/// How much a client has sent and received since it connected: calls, and the messages they shared.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Messages published: requests, oneway calls, events and cancels.
+    pub messages_sent: u64,
+    /// Calls, events and cancels in them.
+    pub calls_sent: u64,
+    /// Messages that brought replies.
+    pub messages_received: u64,
+    /// Replies in them.
+    pub replies_received: u64,
+}
+
 /// A request that is ready to leave.
 struct Outgoing {
     ticket: Ticket,
-    properties: Properties,
-    body: Bytes,
+    frame: Bytes,
+    priority: Option<u8>,
 }
 
 impl Client {
@@ -85,12 +111,12 @@ impl Client {
     /// A call without a service trait: `service` is `name` or `name.vMAJOR`, `args` whatever serializes as an array: a
     /// tuple, an array, a `Vec`.
     pub fn call<R>(&self, service: &str, method: &str, args: impl Serialize + Send + 'static) -> Call<R> {
-        Call::new(self.clone(), Target::parse(service, method), args)
+        Call::new(self.clone(), self.0.targets.find(service, method), args)
     }
 
     /// An oneway call without a service trait, to be [sent](Call::send).
     pub fn oneway(&self, service: &str, method: &str, args: impl Serialize + Send + 'static) -> Call<Oneway> {
-        Call::new(self.clone(), Target::parse(service, method), args)
+        Call::new(self.clone(), self.0.targets.find(service, method), args)
     }
 
     /// Publishes an event to whoever subscribes to its key; nobody is fine too. Returns when the broker has it.
@@ -108,27 +134,44 @@ impl Client {
         let frame = Frame::new(Kind::Event, Uuid::new_v4(), codec, metadata, payload.into());
         let body = self.sized("event", frame.to_body())?;
         let size = body.len();
-        let publication = Publication {
-            exchange: self.namespace().events(),
-            key: key.to_owned(),
+        let address = Address {
+            exchange: self.namespace().events().into(),
+            key: key.into(),
             mandatory: false,
-            properties: Properties { persistent: true, ..self.properties(frame.id, key.to_owned()) },
-            body,
+            persistent: true,
+            answered: false,
+            priority: None,
         };
+        let (sender, said) = oneshot::channel();
+        let parcel = Parcel {
+            id: frame.id,
+            frame: body,
+            share: self.0.settings.coalesce.share(),
+            kind: Some(address.key.clone()),
+            expiration: None,
+            token: Token { said: Some(sender), reply: None },
+        };
+        self.0.line.post(address, parcel);
         let after = self.0.settings.timeout;
-        match tokio::time::timeout(after, self.0.transport.publish(publication)).await {
-            Ok(Ok(Confirm::Accepted | Confirm::Returned)) => Ok(()),
-            Ok(Ok(Confirm::Refused)) => Err(Error::Overloaded { service: key.to_owned() }),
-            Ok(Ok(Confirm::TooLarge(limit))) => Err(Error::TooLarge { what: "event", size, limit }),
-            Ok(Err(lost)) => Err(lost.into()),
+        match tokio::time::timeout(after, said).await {
+            Ok(Ok(Ok(Confirm::Accepted | Confirm::Returned))) => Ok(()),
+            Ok(Ok(Ok(Confirm::Refused))) => Err(Error::Overloaded { service: key.to_owned() }),
+            Ok(Ok(Ok(Confirm::TooLarge(limit)))) => Err(Error::TooLarge { what: "event", size, limit }),
+            Ok(Ok(Err(lost))) => Err(lost.into()),
+            Ok(Err(_)) => Err(self.disconnected()),
             Err(_) => Err(Error::Timeout { method: key.to_owned(), after }),
         }
     }
 
     /// Closes the connection; calls in flight end as `Disconnected`. Dropping the last clone does the same, later.
     pub async fn close(&self) {
-        self.0.replies.lose("the client was closed".into());
-        self.0.transport.close().await;
+        self.0.line.close().await;
+    }
+
+    /// What has been sent and received so far.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        self.0.line.traffic()
     }
 
     pub(crate) fn runtime(&self) -> &Handle {
@@ -137,16 +180,18 @@ impl Client {
 
     /// Puts a request on its way.
     pub(crate) fn dispatch(&self, request: Request) -> Result<Dispatched, Error> {
-        let Outgoing { ticket, properties, body } = self.prepare(request, Kind::Request)?;
+        let outgoing = self.prepare(request, Kind::Request)?;
         let (sender, reply) = oneshot::channel();
-        self.expect(ticket.id, Waiter::One(sender))?;
-        let key = match &ticket.instance {
-            Some(instance) => instance_key(&ticket.target.service, instance),
-            None => ticket.target.service.to_string(),
+        let Ticket { target, instance, .. } = &outgoing.ticket;
+        let key = match instance {
+            Some(instance) => instance_key(&target.service, instance).into(),
+            None => target.service_text.clone(),
         };
-        let publication = Publication { exchange: self.namespace().rpc(), key, mandatory: true, properties, body };
-        let receipt = self.0.transport.publish(publication);
-        Ok(Dispatched::new(self.clone(), ticket, receipt, reply))
+        let address = Address { answered: true, ..self.address(self.0.rpc.clone(), key) };
+        let token = Token { said: None, reply: Some((Waiter::One(sender), target.clone())) };
+        let share = self.0.settings.coalesce.share_of(target);
+        let ticket = self.post(outgoing, address, share, token);
+        Ok(Dispatched::new(self.clone(), ticket, reply))
     }
 
     /// Puts a request on its way to every instance of its service.
@@ -163,12 +208,14 @@ impl Client {
     }
 
     async fn gather(&self, outgoing: Outgoing, exchange: String, cancels: bool) -> Result<Gathering, Error> {
-        let Outgoing { ticket, properties, body } = outgoing;
         let (sender, replies) = mpsc::unbounded_channel();
-        self.expect(ticket.id, Waiter::Many(sender))?;
+        let target = outgoing.ticket.target.clone();
+        let address = Address { answered: true, ..self.address(exchange.into(), "".into()) };
+        let (confirm, said) = oneshot::channel();
+        let token = Token { said: Some(confirm), reply: Some((Waiter::Many(sender), target.clone())) };
+        let ticket = self.post(outgoing, address, self.0.settings.coalesce.share_of(&target), token);
         let gathering = Gathering::new(self.clone(), ticket, replies, cancels);
-        let publication = Publication { exchange, key: String::new(), mandatory: true, properties, body };
-        match self.confirmed(publication, gathering.ticket()).await {
+        match self.confirmed(gathering.ticket(), said).await {
             // One instance is going at this moment; the others have it.
             Ok(()) | Err(Error::Overloaded { .. }) => Ok(gathering),
             Err(error) => Err(error),
@@ -177,15 +224,18 @@ impl Client {
 
     /// Hands an oneway call to the broker, for some instance or for all.
     pub(crate) async fn send(&self, request: Request, to_all: bool) -> Result<(), Error> {
-        let Outgoing { ticket, properties, body } = self.prepare(request, Kind::Oneway)?;
-        let Target { service, method } = &ticket.target;
-        let (exchange, key) = match &ticket.instance {
-            _ if to_all => (self.broadcast_exchange(service).await?, String::new()),
-            Some(instance) => (self.namespace().rpc(), instance_key(service, instance)),
-            None => (self.namespace().oneway(), oneway_key(service, method)),
+        let outgoing = self.prepare(request, Kind::Oneway)?;
+        let Ticket { target, instance, .. } = &outgoing.ticket;
+        let (exchange, key) = match instance {
+            _ if to_all => (self.broadcast_exchange(&target.service).await?.into(), "".into()),
+            Some(instance) => (self.0.rpc.clone(), instance_key(&target.service, instance).into()),
+            None => (self.0.oneway.clone(), target.text.clone()),
         };
-        let properties = Properties { persistent: true, reply_to: None, expiration: None, ..properties };
-        match self.confirmed(Publication { exchange, key, mandatory: true, properties, body }, &ticket).await {
+        let address = Address { persistent: true, ..self.address(exchange, key) };
+        let (confirm, said) = oneshot::channel();
+        let token = Token { said: Some(confirm), reply: None };
+        let ticket = self.post(outgoing, address, self.0.settings.coalesce.share(), token);
+        match self.confirmed(&ticket, said).await {
             Err(Error::Overloaded { .. }) if to_all => Ok(()),
             confirmed => confirmed,
         }
@@ -197,38 +247,47 @@ impl Client {
         let remaining = deadline.saturating_duration_since(Instant::now());
         let metadata = Metadata { remaining: Some(remaining), ..self.metadata(Trace::under(parent())) };
         let frame = Frame::new(Kind::Cancel, *id, Codec::Raw, metadata, Bytes::new());
-        let body = frame.to_body();
-        let publish = move |client: &Self, exchange, key, properties| {
-            let publication = Publication { exchange, key, mandatory: false, properties, body };
-            // Nobody waits for a cancel's receipt: if it does not arrive, the deadline ends the call.
-            drop(client.0.transport.publish(publication));
+        let parcel = Parcel {
+            id: *id,
+            frame: frame.to_body(),
+            share: self.0.settings.coalesce.share(),
+            kind: Some(target.text.clone()),
+            expiration: None,
+            token: Token::default(),
         };
-        let properties = self.properties(*id, target.to_string());
+        // Nobody waits to hear what becomes of a cancel: if it does not arrive, the deadline ends the call.
+        let post = move |client: &Self, exchange, key| {
+            client.0.line.post(Address { mandatory: false, ..client.address(exchange, key) }, parcel);
+        };
         if let Some(instance) = instance {
-            return publish(self, self.namespace().rpc(), instance_key(&target.service, instance), properties);
+            return post(self, self.0.rpc.clone(), instance_key(&target.service, instance).into());
         }
         let (client, service) = (self.clone(), target.service.clone());
         let cancel = async move {
             match client.broadcast_exchange(&service).await {
-                Ok(exchange) => publish(&client, exchange, String::new(), properties),
+                Ok(exchange) => post(&client, exchange.into(), "".into()),
                 Err(error) => debug!(%service, %error, "a cancel that cannot be sent"),
             }
         };
-        self.runtime().spawn(cancel);
+        self.0.transport.runtime().spawn(cancel);
     }
 
-    pub(crate) fn forget(&self, id: Uuid) {
-        self.0.replies.forget(id);
+    /// Nobody waits for a call any more; with its ticket, whoever runs it is told.
+    fn forget(&self, id: Uuid, cancel: Option<Ticket>) {
+        self.0.line.forget(id, cancel.map(|ticket| (self.clone(), ticket)));
     }
 
     /// The error of a call whose reply cannot come any more.
     fn disconnected(&self) -> Error {
-        let reason = self.0.replies.lost().unwrap_or_else(|| "no more replies".into());
+        let reason = self.0.line.lost().cloned().unwrap_or_else(|| "no more replies".into());
         Error::Disconnected { may_have_run: true, reason: reason.to_string() }
     }
 
     fn prepare(&self, request: Request, kind: Kind) -> Result<Outgoing, Error> {
         let settings = &self.0.settings;
+        if let Some(reason) = self.0.line.lost() {
+            return Err(Error::Disconnected { may_have_run: false, reason: reason.to_string() });
+        }
         let target = request.target.map_err(Error::Invalid)?;
         if let Some(instance) = &request.instance {
             check_name("instance", instance).map_err(Error::Invalid)?;
@@ -254,26 +313,40 @@ impl Client {
             otel.kind = "client",
             rpc.system = "hopline",
             rpc.service = %target.service,
-            rpc.method = target.method,
+            rpc.method = &*target.method,
             traceparent = %trace,
         );
         let metadata = Metadata {
-            method: Some(target.method.clone()),
+            method: Some(target.method.to_string()),
             remaining: (kind == Kind::Request).then_some(timeout),
             user: request.metadata,
             ..self.metadata(trace)
         };
         let id = Uuid::new_v4();
         let frame = Frame { idempotent: request.idempotent, ..Frame::new(kind, id, codec, metadata, payload.into()) };
-        let body = self.sized("request", frame.to_body())?;
-        let properties = Properties {
-            reply_to: Some(self.0.reply_queue.clone()),
-            expiration: Some(timeout),
-            priority: request.priority.map(|priority| priority.min(MAX_PRIORITY)),
-            ..self.properties(id, target.to_string())
+        let frame = self.sized("request", frame.to_body())?;
+        let priority = request.priority.map(|priority| priority.min(MAX_PRIORITY));
+        let ticket = Ticket { target, instance: request.instance, id, size: frame.len(), deadline, timeout, span };
+        Ok(Outgoing { ticket, frame, priority })
+    }
+
+    /// Puts a frame among those that wait to leave.
+    fn post(&self, outgoing: Outgoing, address: Address, share: Share, token: Token) -> Ticket {
+        let Outgoing { ticket, frame, priority } = outgoing;
+        let parcel = Parcel {
+            id: ticket.id,
+            frame,
+            share,
+            kind: Some(ticket.target.text.clone()),
+            expiration: address.answered.then(|| ticket.timeout - HEAD_START.min(ticket.timeout / 8)),
+            token,
         };
-        let ticket = Ticket { target, instance: request.instance, id, size: body.len(), deadline, timeout, span };
-        Ok(Outgoing { ticket, properties, body })
+        self.0.line.post(Address { priority, ..address }, parcel);
+        ticket
+    }
+
+    fn address(&self, exchange: Arc<str>, key: Arc<str>) -> Address {
+        Address { exchange, key, mandatory: true, persistent: false, answered: false, priority: None }
     }
 
     fn namespace(&self) -> &Namespace {
@@ -284,29 +357,14 @@ impl Client {
         Metadata {
             sent_at: Some(unix_millis()),
             traceparent: Some(trace.to_string()),
-            instance: Some(self.0.instance.clone()),
+            instance: Some(self.0.instance.to_string()),
             ..Metadata::default()
-        }
-    }
-
-    fn properties(&self, id: Uuid, kind: String) -> Properties {
-        Properties {
-            correlation_id: Some(id.to_string()),
-            kind: Some(kind),
-            content_type: Some(CONTENT_TYPE.to_owned()),
-            app_id: Some(self.0.instance.clone()),
-            ..Properties::default()
         }
     }
 
     fn sized(&self, what: &'static str, body: Bytes) -> Result<Bytes, Error> {
         let limit = self.0.settings.max_message_size;
         if body.len() > limit { Err(Error::TooLarge { what, size: body.len(), limit }) } else { Ok(body) }
-    }
-
-    fn expect(&self, id: Uuid, waiter: Waiter) -> Result<(), Error> {
-        let lost = |reason: Arc<str>| Error::Disconnected { may_have_run: false, reason: reason.to_string() };
-        self.0.replies.expect(id, waiter).map_err(lost)
     }
 
     /// The exchange that reaches every instance. Declared before it is used, since publishing to one that is not there
@@ -323,10 +381,10 @@ impl Client {
     }
 
     /// Waits until the broker has a request, or its deadline.
-    async fn confirmed(&self, publication: Publication, ticket: &Ticket) -> Result<(), Error> {
-        let receipt = self.0.transport.publish(publication).instrument(ticket.span.clone());
-        match tokio::time::timeout_at(ticket.deadline, receipt).await {
-            Ok(said) => ticket.outcome(said),
+    async fn confirmed(&self, ticket: &Ticket, said: oneshot::Receiver<Said>) -> Result<(), Error> {
+        match tokio::time::timeout_at(ticket.deadline, said.instrument(ticket.span.clone())).await {
+            Ok(Ok(said)) => ticket.outcome(said),
+            Ok(Err(_)) => Err(self.disconnected()),
             Err(_) => Err(ticket.timed_out()),
         }
     }
@@ -342,13 +400,6 @@ pub(crate) fn short_id() -> String {
     let mut id = Uuid::new_v4().simple().to_string();
     id.truncate(12);
     id
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        let transport = self.transport.clone();
-        self.runtime.spawn(async move { transport.close().await });
-    }
 }
 
 impl fmt::Debug for Client {

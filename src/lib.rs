@@ -60,6 +60,8 @@ mod context;
 mod registry;
 mod error;
 mod codec;
+mod outbox;
+mod pace;
 mod frame;
 #[doc(hidden)]
 pub mod topology;
@@ -70,7 +72,7 @@ pub mod blocking;
 pub use hopline_macros::service;
 
 pub use call::{Broadcast, BroadcastReply, Call, Oneway, Pending};
-pub use client::{Client, ClientBuilder};
+pub use client::{Client, ClientBuilder, Coalesce, Traffic};
 pub use codec::{Codec, CodecError};
 pub use context::Context;
 pub use error::{Code, Error, Fault};

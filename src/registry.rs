@@ -1,13 +1,14 @@
 //! Who serves what, asked over the discovery exchange: every instance that is up answers for itself.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::TryStreamExt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::call::{Request, Target};
-use crate::client::Client;
+use crate::call::Request;
+use crate::client::{Client, Target};
 use crate::codec::Codec;
 use crate::error::{Code, Error};
 use crate::frame::Frame;
@@ -78,7 +79,7 @@ async fn ask<T: DeserializeOwned + Ord>(client: &Client, question: &str, window:
     let arguments = |codec: Codec| codec.encode::<[(); 0]>(&[]);
     let request = Request {
         timeout: Some(window),
-        ..Request::new(Ok(Target { service, method: question.to_owned() }), Box::new(arguments))
+        ..Request::new(Ok(Arc::new(Target::new(service, question))), Box::new(arguments))
     };
     let replies = match client.discover(request).await {
         Err(Error::NoService { .. }) => return Ok(Vec::new()),

@@ -2,6 +2,7 @@
 
 mod message;
 mod outcome;
+mod replies;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
 
 use self::message::Source;
+use self::replies::Replies;
 use self::worker::{EVENT, Worker};
 use crate::client::{MAX_MESSAGE_SIZE, short_id};
 use crate::context::Context;
@@ -180,7 +182,10 @@ impl Server {
 
         let (gone, queues_gone) = mpsc::unbounded_channel();
         transport.declare(&namespace.exchanges()).await?;
+        let runtime = Handle::current();
         let site = Site {
+            replies: Replies::start(transport.clone(), instance.clone()),
+            runtime,
             transport,
             namespace,
             instance,
@@ -195,7 +200,6 @@ impl Server {
             drained: CancellationToken::new(),
             bindings: Vec::new(),
             own: TaskTracker::new(),
-            runtime: Handle::current(),
         };
         let names: Vec<String> = served.keys().map(ToString::to_string).collect();
         for (id, service) in served {
@@ -257,12 +261,14 @@ pub struct Running {
     bindings: Vec<Binding>,
     /// The tasks that read this instance's own queues, which tell callers until the end that it is leaving.
     own: TaskTracker,
-    runtime: Handle,
 }
 
 /// What all services of a server share.
 struct Site {
     transport: Transport,
+    replies: Replies,
+    /// Where handlers run.
+    runtime: Handle,
     namespace: Namespace,
     instance: Arc<str>,
     max_size: usize,
@@ -361,10 +367,13 @@ impl Running {
         };
         let reading = worker.clone().run(consumer, source, stop.clone());
         let gone = Gone { told: false, queue, report: self.gone.clone() };
-        tasks.spawn(async move {
+        let reading = async move {
             let mut gone = gone;
             gone.told = reading.await;
-        });
+        };
+        // Near the connection, unless handlers run on the very task that reads.
+        let runtime = if worker.runs_inline() { &self.site.runtime } else { self.site.transport.runtime() };
+        tasks.spawn_on(reading, runtime);
     }
 }
 
@@ -373,7 +382,7 @@ impl Drop for Running {
         self.site.draining.cancel();
         self.drained.cancel();
         let transport = self.site.transport.clone();
-        self.runtime.spawn(async move { transport.close().await });
+        self.site.transport.runtime().spawn(async move { transport.close().await });
     }
 }
 

@@ -13,6 +13,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 use url::Url;
@@ -95,6 +96,15 @@ impl Transport {
         match self {
             Self::Memory(connection) => connection.consume(queue, mode),
             Self::Rabbit(connection) => connection.consume(queue, mode).await,
+        }
+    }
+
+    /// Where the connection's own tasks run, and those that should be near them: a thread of its own for RabbitMQ.
+    #[must_use]
+    pub fn runtime(&self) -> &Handle {
+        match self {
+            Self::Memory(connection) => connection.runtime(),
+            Self::Rabbit(connection) => connection.runtime(),
         }
     }
 
@@ -244,6 +254,11 @@ impl Consumer {
     /// The next delivery; `None` when the queue or the connection is gone, or after [`Consumer::cancel`].
     pub async fn next(&mut self) -> Option<Delivery> {
         self.deliveries.recv().await
+    }
+
+    /// A delivery that is there already.
+    pub(crate) fn try_next(&mut self) -> Option<Delivery> {
+        self.deliveries.try_recv().ok()
     }
 
     /// Asks for no more; what was prefetched still comes out of [`Consumer::next`], then `None`.

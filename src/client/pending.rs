@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -13,16 +14,17 @@ use tracing::Span;
 use uuid::Uuid;
 
 use super::Client;
-use crate::call::Target;
+use super::replies::Said;
+use super::target::Target;
 use crate::error::Error;
 use crate::frame::Frame;
 use crate::topology::instance_key;
-use crate::transport::{Confirm, Lost, Receipt};
+use crate::transport::Confirm;
 
 /// What stays behind of a request that leaves.
 #[derive(Debug)]
 pub(crate) struct Ticket {
-    pub(super) target: Target,
+    pub(super) target: Arc<Target>,
     pub(super) instance: Option<String>,
     pub(super) id: Uuid,
     pub(super) size: usize,
@@ -37,16 +39,15 @@ impl Ticket {
     }
 
     fn no_service(&self) -> Error {
-        let Target { service, .. } = &self.target;
         let service = match &self.instance {
-            Some(instance) => instance_key(service, instance),
-            None => service.to_string(),
+            Some(instance) => instance_key(&self.target.service, instance),
+            None => self.target.service_text.to_string(),
         };
         Error::NoService { service }
     }
 
     /// What the broker said of the request, where that ends the call.
-    pub(super) fn outcome(&self, said: Result<Confirm, Lost>) -> Result<(), Error> {
+    pub(super) fn outcome(&self, said: Said) -> Result<(), Error> {
         match said {
             Ok(Confirm::Accepted) => Ok(()),
             Ok(Confirm::Returned) => Err(self.no_service()),
@@ -65,17 +66,14 @@ pub(crate) struct Dispatched {
     /// Taken when it is dropped.
     ticket: Option<Ticket>,
     deadline: Pin<Box<Sleep>>,
-    /// Until the broker has said what became of the request.
-    receipt: Option<Receipt>,
-    /// Until it is known that no reply will come.
-    reply: Option<oneshot::Receiver<Frame>>,
+    reply: oneshot::Receiver<Result<Frame, Said>>,
     ended: bool,
 }
 
 impl Dispatched {
-    pub(super) fn new(client: Client, ticket: Ticket, receipt: Receipt, reply: oneshot::Receiver<Frame>) -> Self {
+    pub(super) fn new(client: Client, ticket: Ticket, reply: oneshot::Receiver<Result<Frame, Said>>) -> Self {
         let deadline = Box::pin(sleep_until(ticket.deadline));
-        Self { client, ticket: Some(ticket), deadline, receipt: Some(receipt), reply: Some(reply), ended: false }
+        Self { client, ticket: Some(ticket), deadline, reply, ended: false }
     }
 
     fn ticket(&self) -> &Ticket {
@@ -87,27 +85,14 @@ impl Dispatched {
         (self.ticket().deadline <= Instant::now()).then(|| self.ticket().timed_out())
     }
 
-    /// The reply, or what makes sure that none will come.
-    fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<Result<Frame, Error>> {
-        if let Some(reply) = &mut self.reply
-            && let Poll::Ready(reply) = Pin::new(reply).poll(context)
-        {
-            self.reply = None;
-            if let Ok(reply) = reply {
-                return Poll::Ready(Ok(reply));
-            }
+    /// What came in the place of a reply, or of anything.
+    fn end(&self, end: Result<Result<Frame, Said>, oneshot::error::RecvError>) -> Result<Frame, Error> {
+        match end {
+            Ok(Ok(reply)) => return Ok(reply),
+            Ok(Err(said)) => self.ticket().outcome(said)?,
+            Err(_) => {}
         }
-        if let Some(receipt) = &mut self.receipt
-            && let Poll::Ready(said) = Pin::new(receipt).poll(context)
-        {
-            self.receipt = None;
-            self.ticket().outcome(said)?;
-        }
-        // Without a reply to come, whether the request left is what the receipt says, or has said.
-        if self.reply.is_none() && self.receipt.is_none() {
-            return Poll::Ready(Err(self.client.disconnected()));
-        }
-        Poll::Pending
+        Err(self.client.disconnected())
     }
 }
 
@@ -117,9 +102,9 @@ impl Future for Dispatched {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let span = self.ticket().span.clone();
         let _entered = span.enter();
-        if let Poll::Ready(end) = self.poll_end(context) {
+        if let Poll::Ready(end) = Pin::new(&mut self.reply).poll(context) {
             self.ended = true;
-            return Poll::Ready(end);
+            return Poll::Ready(self.end(end));
         }
         // Ending by the deadline is giving up: dropping `self` tells the server.
         self.deadline.as_mut().poll(context).map(|()| Err(self.ticket().timed_out()))
@@ -129,21 +114,10 @@ impl Future for Dispatched {
 impl Drop for Dispatched {
     fn drop(&mut self) {
         let Some(ticket) = self.ticket.take() else { return };
-        self.client.forget(ticket.id);
-        if self.ended {
-            return;
-        }
-        match self.receipt.take() {
-            None => self.client.cancel(&ticket),
-            // Only a request that some queue has taken can be cancelled.
-            Some(receipt) => {
-                let client = self.client.clone();
-                self.client.runtime().spawn(async move {
-                    if receipt.await == Ok(Confirm::Accepted) {
-                        client.cancel(&ticket);
-                    }
-                });
-            }
+        if !self.ended {
+            // What has not left yet is known by this.
+            self.reply.close();
+            self.client.forget(ticket.id, Some(ticket));
         }
     }
 }
@@ -157,7 +131,9 @@ impl fmt::Debug for Dispatched {
 /// Replies to a broadcast as they arrive, until its deadline; a lost connection is the last item.
 pub(crate) struct Gathering {
     client: Client,
-    ticket: Ticket,
+    id: Uuid,
+    /// Taken when it is dropped.
+    ticket: Option<Ticket>,
     deadline: Pin<Box<Sleep>>,
     replies: mpsc::UnboundedReceiver<Frame>,
     /// Whether dropping it before its deadline cancels the call.
@@ -168,11 +144,11 @@ pub(crate) struct Gathering {
 impl Gathering {
     pub(super) fn new(client: Client, ticket: Ticket, replies: mpsc::UnboundedReceiver<Frame>, cancels: bool) -> Self {
         let deadline = Box::pin(sleep_until(ticket.deadline));
-        Self { client, ticket, deadline, replies, cancels, ended: false }
+        Self { client, id: ticket.id, ticket: Some(ticket), deadline, replies, cancels, ended: false }
     }
 
     pub(super) fn ticket(&self) -> &Ticket {
-        &self.ticket
+        self.ticket.as_ref().expect("taken only when dropped")
     }
 }
 
@@ -200,9 +176,7 @@ impl Stream for Gathering {
 
 impl Drop for Gathering {
     fn drop(&mut self) {
-        self.client.forget(self.ticket.id);
-        if self.cancels && !self.ended {
-            self.client.cancel(&self.ticket);
-        }
+        let cancel = (self.cancels && !self.ended).then(|| self.ticket.take()).flatten();
+        self.client.forget(self.id, cancel);
     }
 }

@@ -1,150 +1,131 @@
 //! Calls in flight: which id is waited for, and by whom.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::sync::Arc;
 
-use bytes::Bytes;
-use tokio::sync::{broadcast, mpsc, oneshot};
-use tracing::{debug, warn};
+use tokio::sync::{mpsc, oneshot};
+use tracing::debug;
 use uuid::Uuid;
 
-use crate::frame::{self, Frame, Kind};
-use crate::transport::{Consumer, Event};
+use super::target::Target;
+use crate::frame::Frame;
+use crate::transport::{Confirm, Lost};
+
+/// What the broker said of a message, or why it will say nothing.
+pub(crate) type Said = Result<Confirm, Lost>;
 
 /// Who waits for an id.
 #[derive(Debug)]
 pub(crate) enum Waiter {
-    /// A call: the first reply is its only one.
-    One(oneshot::Sender<Frame>),
+    /// A call: the first reply is its only one. In its place, what the broker said, if no reply can come.
+    One(oneshot::Sender<Result<Frame, Said>>),
     /// A broadcast: each instance replies.
     Many(mpsc::UnboundedSender<Frame>),
 }
 
-/// The calls of one client that wait for a reply.
-#[derive(Debug, Default)]
-pub(crate) struct Replies(Mutex<InFlight>);
-
-#[derive(Debug, Default)]
-struct InFlight {
-    waiting: HashMap<Uuid, Waiter>,
-    /// Why no reply can come any more.
-    lost: Option<Arc<str>>,
+/// A call that has left.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) waiter: Waiter,
+    pub(crate) target: Arc<Target>,
+    /// The number of the message that took it.
+    pub(crate) message: u64,
 }
 
+/// The calls of one client that wait for a reply.
+#[derive(Debug, Default)]
+pub(crate) struct Replies(HashMap<Uuid, Call>);
+
 impl Replies {
-    fn in_flight(&self) -> MutexGuard<'_, InFlight> {
-        self.0.lock().expect("no panic while holding the map")
+    /// From now on replies to `id` go to its waiter.
+    pub(crate) fn expect(&mut self, id: Uuid, call: Call) {
+        self.0.insert(id, call);
     }
 
-    /// From now on replies to `id` go to `waiter`.
-    ///
-    /// # Errors
-    /// Why no reply can come any more.
-    pub(crate) fn expect(&self, id: Uuid, waiter: Waiter) -> Result<(), Arc<str>> {
-        let mut in_flight = self.in_flight();
-        if let Some(reason) = &in_flight.lost {
-            return Err(reason.clone());
-        }
-        in_flight.waiting.insert(id, waiter);
-        Ok(())
+    /// Nobody waits for `id` any more, or nothing can come.
+    pub(crate) fn forget(&mut self, id: Uuid) -> Option<Call> {
+        self.0.remove(&id)
     }
 
-    /// Nobody waits for `id` any more.
-    pub(crate) fn forget(&self, id: Uuid) {
-        self.in_flight().waiting.remove(&id);
+    /// Nothing can come for `id` any more, if it is a call to one.
+    pub(crate) fn forget_one(&mut self, id: Uuid) -> Option<Call> {
+        let is_one = self.0.get(&id).is_some_and(|call| matches!(call.waiter, Waiter::One(_)));
+        if is_one { self.0.remove(&id) } else { None }
     }
 
     /// Hands a reply to whoever waits for it. One that nobody waits for is late, or not for us: not an error.
-    pub(crate) fn deliver(&self, reply: Frame) {
-        let mut in_flight = self.in_flight();
-        match in_flight.waiting.get(&reply.id) {
-            Some(Waiter::Many(waiter)) => {
-                // A gatherer that has gone forgets its id itself.
-                let _ = waiter.send(reply);
-            }
-            Some(Waiter::One(_)) => {
-                if let Some(Waiter::One(waiter)) = in_flight.waiting.remove(&reply.id) {
-                    // The caller gave up at this very moment.
-                    let _ = waiter.send(reply);
-                }
-            }
-            None => debug!(id = %reply.id, "a reply that nobody waits for"),
+    pub(crate) fn deliver(&mut self, reply: Frame) {
+        let Some(call) = self.0.get(&reply.id) else {
+            return debug!(id = %reply.id, "a reply that nobody waits for");
+        };
+        if let Some(time) = reply.metadata.handler_time {
+            call.target.pace.report(time);
+        }
+        if let Waiter::Many(waiter) = &call.waiter {
+            // A gatherer that has gone forgets its id itself.
+            let _ = waiter.send(reply);
+        } else if let Some(Call { waiter: Waiter::One(waiter), .. }) = self.0.remove(&reply.id) {
+            // The caller gave up at this very moment.
+            let _ = waiter.send(Ok(reply));
         }
     }
 
-    /// Every waiting call is told that no reply will come, and every later one.
-    pub(crate) fn lose(&self, reason: Arc<str>) {
-        let mut in_flight = self.in_flight();
-        in_flight.lost = Some(reason);
-        in_flight.waiting.clear();
-    }
-
-    /// Why no reply can come any more.
-    pub(crate) fn lost(&self) -> Option<Arc<str>> {
-        self.in_flight().lost.clone()
-    }
-}
-
-/// Reads the reply queue until it is gone.
-pub(crate) async fn receive(replies: Arc<Replies>, mut queue: Consumer, mut events: broadcast::Receiver<Event>) {
-    let reason = loop {
-        tokio::select! {
-            biased;
-            Ok(event) = events.recv() => {
-                if let Event::Lost(reason) = event {
-                    // What arrived before the end is read before the end is told.
-                    let rest = async { while let Some(delivery) = queue.next().await { read(&replies, delivery.body) } };
-                    let _ = tokio::time::timeout(Duration::from_secs(1), rest).await;
-                    break reason;
-                }
-            }
-            delivery = queue.next() => match delivery {
-                Some(delivery) => read(&replies, delivery.body),
-                None => break "the connection or its reply queue is gone".into(),
-            },
-        }
-    };
-    replies.lose(reason);
-}
-
-fn read(replies: &Replies, body: Bytes) {
-    for frame in frame::decode(body) {
-        match frame {
-            Ok(frame) if frame.kind == Kind::Reply => replies.deliver(frame),
-            Ok(frame) => debug!(kind = ?frame.kind, "not a reply, on the reply queue"),
-            Err(error) => warn!(%error, "a malformed message on the reply queue"),
-        }
+    /// Forgets the calls whose message is no longer under way, and gives them back.
+    pub(crate) fn forget_all(&mut self, under_way: impl Fn(u64) -> bool) -> Vec<Call> {
+        self.0.extract_if(|_, call| !under_way(call.message)).map(|(_, call)| call).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+
     use super::*;
     use crate::codec::Codec;
-    use crate::frame::Metadata;
+    use crate::frame::{Kind, Metadata};
+    use crate::topology::ServiceId;
 
     fn reply(id: Uuid) -> Frame {
-        Frame::new(Kind::Reply, id, Codec::Cbor, Metadata::default(), Bytes::new())
+        let metadata = Metadata { handler_time: Some(Duration::from_micros(7)), ..Metadata::default() };
+        Frame::new(Kind::Reply, id, Codec::Cbor, metadata, Bytes::new())
+    }
+
+    fn call(waiter: Waiter, message: u64) -> Call {
+        let target = Arc::new(Target::new(ServiceId::new("demo", 1).expect("a good name"), "add"));
+        Call { waiter, target, message }
     }
 
     #[test]
     fn a_second_reply_to_the_same_call_is_ignored() {
-        let replies = Replies::default();
+        let mut replies = Replies::default();
         let id = Uuid::new_v4();
         let (sender, mut receiver) = oneshot::channel();
-        replies.expect(id, Waiter::One(sender)).expect("not lost");
+        replies.expect(id, call(Waiter::One(sender), 1));
         replies.deliver(reply(id));
         replies.deliver(reply(id));
-        assert_eq!(receiver.try_recv().expect("the first").id, id);
+        assert_eq!(receiver.try_recv().expect("one").expect("a reply").id, id);
+    }
+
+    #[test]
+    fn a_reply_tells_how_long_its_method_takes() {
+        let mut replies = Replies::default();
+        let id = Uuid::new_v4();
+        let (sender, _receiver) = oneshot::channel();
+        let waiting = call(Waiter::One(sender), 1);
+        let target = waiting.target.clone();
+        replies.expect(id, waiting);
+        replies.deliver(reply(id));
+        assert_eq!(target.pace.average(), Some(Duration::from_micros(7)));
     }
 
     #[test]
     fn a_broadcast_takes_every_reply_until_it_is_forgotten() {
-        let replies = Replies::default();
+        let mut replies = Replies::default();
         let id = Uuid::new_v4();
         let (sender, mut receiver) = mpsc::unbounded_channel();
-        replies.expect(id, Waiter::Many(sender)).expect("not lost");
+        replies.expect(id, call(Waiter::Many(sender), 1));
         replies.deliver(reply(id));
         replies.deliver(reply(id));
         replies.forget(id);
@@ -154,13 +135,12 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_connection_ends_the_waiting_and_refuses_more() {
-        let replies = Replies::default();
+    fn calls_of_messages_that_are_still_under_way_are_kept() {
+        let mut replies = Replies::default();
         let (sender, mut receiver) = oneshot::channel();
-        replies.expect(Uuid::new_v4(), Waiter::One(sender)).expect("not lost");
-        replies.lose("gone".into());
+        replies.expect(Uuid::new_v4(), call(Waiter::One(sender), 1));
+        assert!(replies.forget_all(|message| message == 1).is_empty());
+        assert_eq!(replies.forget_all(|message| message == 2).len(), 1);
         receiver.try_recv().expect_err("nobody will send");
-        let (sender, _receiver) = oneshot::channel();
-        assert_eq!(replies.expect(Uuid::new_v4(), Waiter::One(sender)), Err("gone".into()));
     }
 }

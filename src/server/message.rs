@@ -1,11 +1,12 @@
 //! A delivered message and its settlement: it is settled when all its frames are.
 
 use std::fmt;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use tokio::time::Instant;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::transport::{Delivery, Properties, Settle};
 
@@ -40,20 +41,28 @@ pub(super) struct Message {
     open: AtomicUsize,
     pub(super) source: Source,
     pub(super) frames: usize,
+    /// Where replies go.
+    pub(super) reply_to: Option<Arc<str>>,
+    /// The AMQP `type`.
+    pub(super) kind: Option<Arc<str>>,
     pub(super) properties: Properties,
     pub(super) exchange: String,
     pub(super) key: String,
     pub(super) body: Bytes,
     pub(super) redelivered: bool,
     pub(super) received: Instant,
+    /// Whoever waits for the calls of a queue waits for their settlement too.
+    _open: TaskTrackerToken,
 }
 
 impl Message {
-    pub(super) fn new(mut delivery: Delivery, source: Source, frames: usize) -> Self {
+    pub(super) fn new(mut delivery: Delivery, source: Source, frames: usize, open: TaskTrackerToken) -> Self {
         Self {
             open: AtomicUsize::new(frames),
             source,
             frames,
+            reply_to: delivery.properties.reply_to.as_deref().map(Into::into),
+            kind: delivery.properties.kind.as_deref().map(Into::into),
             properties: std::mem::take(&mut delivery.properties),
             exchange: std::mem::take(&mut delivery.exchange),
             key: std::mem::take(&mut delivery.key),
@@ -61,6 +70,7 @@ impl Message {
             redelivered: delivery.redelivered,
             received: delivery.received,
             delivery: Mutex::new(Some(delivery)),
+            _open: open,
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
-use tracing::{debug, error, warn};
+use tracing::{error, warn};
 use uuid::Uuid;
 
 use super::message::{Message, Source};
@@ -18,8 +18,6 @@ use crate::transport::{Confirm, Properties, Publication, Settle};
 
 /// How much of a reason is told, in bytes.
 const MAX_REASON: usize = 4096;
-/// How often a reply is published that is lost with its channel, over somebody else's message.
-const ATTEMPTS: usize = 3;
 /// How long a call that is given back waits for room in its queue, and how often it looks.
 const PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(20);
@@ -36,7 +34,7 @@ impl Worker {
             }
         };
         match (frame.kind, answer) {
-            (Kind::Request, answer) => self.reply(frame.id, frame.codec, answer, time, &message).await,
+            (Kind::Request, answer) => self.reply(frame.id, frame.codec, answer, time, &message),
             (_, Answer::Result(_)) => message.finish(),
             (_, Answer::Fault(fault)) if matches!(fault.code, Code::InvalidArgument | Code::Unimplemented) => {
                 self.refuse(frame, fault, message).await;
@@ -45,43 +43,20 @@ impl Worker {
         }
     }
 
-    /// Answers a frame that needed no handler.
-    pub(super) async fn answer(self: Arc<Self>, frame: Frame, answer: Answer, message: Arc<Message>) {
-        self.reply(frame.id, frame.codec, answer, None, &message).await;
-    }
-
-    /// Publishes a reply; it does not wait for the broker's confirm, but the request's settlement does.
-    async fn reply(&self, id: Uuid, codec: Codec, answer: Answer, handler_time: Option<Duration>, message: &Message) {
-        let mut body = self.reply_body(id, codec, answer, handler_time);
-        for _ in 0..ATTEMPTS {
-            let properties = Properties {
-                correlation_id: message.properties.correlation_id.clone(),
-                ..self.properties(message.properties.kind.clone())
-            };
-            let key = message.properties.reply_to.clone().unwrap_or_default();
-            let publication =
-                Publication { exchange: String::new(), key, mandatory: true, properties, body: body.clone() };
-            match self.site.transport.publish(publication).await {
-                Ok(Confirm::Accepted | Confirm::Refused) => return message.finish(),
-                Ok(Confirm::Returned) => {
-                    debug!(service = %self.name, %id, "the caller has gone");
-                    return message.finish();
-                }
-                Ok(Confirm::TooLarge(limit)) => body = self.too_large(id, codec, body.len(), limit),
-                // The caller ignores a second reply, should both arrive.
-                Err(lost) if lost.connected => debug!(service = %self.name, %id, reason = %lost.reason, "again"),
-                // Unsettled, the request goes back to its queue with the connection.
-                Err(lost) => {
-                    return warn!(service = %self.name, %id, reason = %lost.reason, "a reply was lost with its connection");
-                }
-            }
-        }
-        error!(service = %self.name, %id, "the broker does not take a reply: the caller will not hear of it");
-        message.finish();
+    /// Puts a reply on its way. Its request is settled once the broker has it.
+    pub(super) fn reply(
+        &self,
+        id: Uuid,
+        codec: Codec,
+        answer: Answer,
+        handler_time: Option<Duration>,
+        message: &Arc<Message>,
+    ) {
+        self.site.replies.post(id, codec, self.reply_body(id, codec, answer, handler_time), message);
     }
 
     fn reply_body(&self, id: Uuid, codec: Codec, answer: Answer, handler_time: Option<Duration>) -> Bytes {
-        let mut reply = self.reply_frame(id, codec);
+        let mut reply = reply_frame(id, codec, &self.site.instance);
         reply.metadata.handler_time = handler_time;
         match answer {
             Answer::Result(payload) => reply.payload = payload.into(),
@@ -96,27 +71,13 @@ impl Worker {
         }
         let body = reply.to_body();
         match body.len() {
-            size if size > self.site.max_size => self.too_large(id, codec, size, self.site.max_size),
+            size if size > self.site.max_size => too_large(id, codec, &self.site.instance, size, self.site.max_size),
             _ => body,
         }
     }
 
-    /// In place of a reply over a cap, ours or the broker's.
-    fn too_large(&self, id: Uuid, codec: Codec, size: usize, limit: usize) -> Bytes {
-        let mut reply = self.reply_frame(id, codec);
-        reply.status = Code::ResourceExhausted;
-        reply.metadata.error = Some(format!("the reply takes {size} bytes, over the cap of {limit}"));
-        reply.metadata.too_large = Some((size as u64, limit as u64));
-        reply.to_body()
-    }
-
-    fn reply_frame(&self, id: Uuid, codec: Codec) -> Frame {
-        let metadata = Metadata { instance: Some(self.site.instance.to_string()), ..Metadata::default() };
-        Frame::new(Kind::Reply, id, codec, metadata, Bytes::new())
-    }
-
     /// A failed attempt of an oneway call: the broker counts it and delivers again, up to its limit.
-    async fn failed(&self, frame: Frame, failure: &Answer, message: &Message) {
+    async fn failed(&self, frame: Frame, failure: &Answer, message: &Arc<Message>) {
         let why = match failure {
             Answer::Fault(fault) => shortened(&fault.message),
             // What the method says of its own may be private.
@@ -133,9 +94,9 @@ impl Worker {
 
     /// Sees to a frame that must not run: the caller is told, or the frame is kept for an operator.
     pub(super) async fn refuse(self: Arc<Self>, frame: Frame, fault: Fault, message: Arc<Message>) {
-        match (&message.properties.reply_to, frame.kind) {
+        match (&message.reply_to, frame.kind) {
             (Some(_), kind) if kind != Kind::Oneway => {
-                self.reply(frame.id, frame.codec, Answer::Fault(fault), None, &message).await;
+                self.reply(frame.id, frame.codec, Answer::Fault(fault), None, &message);
             }
             _ => self.dead_letter(frame.to_body(), &fault.message, &message).await,
         }
@@ -144,10 +105,10 @@ impl Worker {
     /// Sees to what is left of a body after a frame that cannot be read.
     pub(super) async fn refuse_rest(self: Arc<Self>, error: FrameError, message: Arc<Message>) {
         let named = message.properties.correlation_id.as_deref().and_then(|text| text.parse().ok());
-        match (&message.properties.reply_to, error.id.or(named)) {
+        match (&message.reply_to, error.id.or(named)) {
             (Some(_), Some(id)) => {
                 let fault = Fault::new(error.code, error.to_string());
-                self.reply(id, Codec::Cbor, Answer::Fault(fault), None, &message).await;
+                self.reply(id, Codec::Cbor, Answer::Fault(fault), None, &message);
             }
             _ => self.dead_letter(message.body.slice(error.frame..), &error.to_string(), &message).await,
         }
@@ -201,20 +162,20 @@ impl Worker {
             Source::Calls => {
                 frame.metadata.remaining = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
                 if !self.publish_again(&frame, self.site.namespace.calls_queue(&self.name), &message).await {
-                    self.unavailable(&frame, &message).await;
+                    self.unavailable(&frame, &message);
                 }
             }
             Source::Work if message.frames == 1 => message.settle(Settle::GiveBack),
             Source::Work => _ = self.publish_again(&frame, self.site.namespace.work_queue(&self.name), &message).await,
-            Source::Instance if frame.kind == Kind::Request => self.unavailable(&frame, &message).await,
+            Source::Instance if frame.kind == Kind::Request => self.unavailable(&frame, &message),
             Source::Instance | Source::Events => message.finish(),
         }
     }
 
-    async fn unavailable(&self, frame: &Frame, message: &Message) {
+    fn unavailable(&self, frame: &Frame, message: &Arc<Message>) {
         let why = format!("instance {} is shutting down: the call did not run", self.site.instance);
         let answer = Answer::Fault(Fault::new(Code::Unavailable, why));
-        self.reply(frame.id, frame.codec, answer, None, message).await;
+        self.reply(frame.id, frame.codec, answer, None, message);
     }
 
     /// Publishes a frame again to the queue that it came from, and is done with it once the broker has it: there it is
@@ -258,6 +219,20 @@ impl Worker {
             ..Properties::default()
         }
     }
+}
+
+/// In place of a reply over a cap, ours or the broker's.
+pub(super) fn too_large(id: Uuid, codec: Codec, instance: &str, size: usize, limit: usize) -> Bytes {
+    let mut reply = reply_frame(id, codec, instance);
+    reply.status = Code::ResourceExhausted;
+    reply.metadata.error = Some(format!("the reply takes {size} bytes, over the cap of {limit}"));
+    reply.metadata.too_large = Some((size as u64, limit as u64));
+    reply.to_body()
+}
+
+fn reply_frame(id: Uuid, codec: Codec, instance: &str) -> Frame {
+    let metadata = Metadata { instance: Some(instance.to_owned()), ..Metadata::default() };
+    Frame::new(Kind::Reply, id, codec, metadata, Bytes::new())
 }
 
 /// A reason's first part: it may quote what the peer sent, and has to fit into metadata and into an AMQP header.

@@ -1,14 +1,16 @@
 //! The way of a call through one service: deliver → admit → dispatch → reply → settle.
 
 use std::any::Any;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt;
+use std::future::{Future, poll_fn};
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::Poll;
 use std::time::Duration;
 
 use futures::FutureExt;
-use tokio::runtime::{Handle, Runtime};
+use tokio::runtime::Runtime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +25,8 @@ use crate::codec::Codec;
 use crate::context::{self, Context, Trace};
 use crate::error::{Code, Error, Fault};
 use crate::frame::{self, Frame, Kind};
+use crate::outbox::Share;
+use crate::pace::Pace;
 use crate::registry::{self, Instance, InstanceStats};
 use crate::service::{Answer, Dispatch, Handler, Service};
 use crate::topology::ServiceId;
@@ -49,7 +53,12 @@ pub(super) struct Worker {
     /// Room for what an instance's own queue has delivered and no place is free for.
     waiting: Arc<Semaphore>,
     calls: Mutex<Calls>,
+    /// How long oneway calls take, by method: nobody replies to them, so their senders cannot know.
+    paces: BTreeMap<String, Pace>,
 }
+
+/// A job, and its place among those that run at once.
+type Started = (Job, OwnedSemaphorePermit);
 
 #[derive(Default)]
 struct Calls {
@@ -100,6 +109,7 @@ impl Worker {
             name: id.to_string().into(),
             waiting: Arc::new(Semaphore::new(MAX_WAITING)),
             permits: Arc::new(Semaphore::new(service.concurrency.min(Semaphore::MAX_PERMITS))),
+            paces: service.methods.keys().map(|name| (name.clone(), Pace::default())).collect(),
             service,
             site,
             pool,
@@ -137,18 +147,23 @@ impl Worker {
         } else {
             frame::decode(delivery.body.clone()).collect()
         };
-        let message = Arc::new(Message::new(delivery, source, frames.len()));
+        let message = Arc::new(Message::new(delivery, source, frames.len(), tasks.token()));
+        let mut together = Vec::new();
+        let mut work = Share::default();
         for frame in frames {
             match frame {
                 Ok(frame) => match self.admit(&frame, &message) {
-                    Ok(Admitted::Answered(answer)) => {
-                        tasks.spawn(self.clone().answer(frame, answer, message.clone()));
-                    }
+                    Ok(Admitted::Answered(answer)) => self.reply(frame.id, frame.codec, answer, None, &message),
                     Ok(Admitted::Run(handler)) => {
                         // Nobody waits for the end of the others, so no time of theirs can be over.
                         let remaining = frame.metadata.remaining.filter(|_| frame.kind == Kind::Request);
                         let deadline = remaining.map(|remaining| message.received + remaining.min(MAX_TIMEOUT));
-                        self.dispatch(Job { frame, handler, deadline, message: message.clone() }, tasks).await;
+                        let job = Job { frame, handler, deadline, message: message.clone() };
+                        if self.is_too_much(&job, &mut work) {
+                            tasks.spawn(self.clone().give_back(job));
+                        } else {
+                            self.dispatch(job, &mut together, tasks).await;
+                        }
                     }
                     Ok(Admitted::Done) => message.finish(),
                     Err(fault) => drop(tasks.spawn(self.clone().refuse(frame, fault, message.clone()))),
@@ -156,6 +171,22 @@ impl Worker {
                 Err(error) => drop(tasks.spawn(self.clone().refuse_rest(error, message.clone()))),
             }
         }
+        self.start(together, tasks);
+    }
+
+    /// Whether a oneway call is one too many in its message. Who sent it does not know how long it takes, so slow ones may
+    /// come together, of which others are to have their part. And where a message has come back, one of its calls may
+    /// have killed the instance that had it: it is not to take the others along again.
+    fn is_too_much(&self, job: &Job, work: &mut Share) -> bool {
+        let Job { frame, message, .. } = job;
+        if message.source != Source::Work || message.frames == 1 {
+            return false;
+        }
+        let method = frame.metadata.method.as_deref().unwrap_or_default();
+        let pace = self.paces.get(method).and_then(Pace::average);
+        let first = *work == Share::default();
+        *work = work.plus(pace.map_or(Share::ALL, Share::of_work));
+        message.redelivered || (!first && *work > Share::ALL)
     }
 
     /// What is to be done about a frame; a fault for what must not run.
@@ -165,7 +196,7 @@ impl Worker {
                 self.cancel(frame);
                 return Ok(Admitted::Done);
             }
-            (Kind::Request, Source::Calls | Source::Instance) if message.properties.reply_to.is_none() => {
+            (Kind::Request, Source::Calls | Source::Instance) if message.reply_to.is_none() => {
                 return Err(Fault::new(Code::InvalidArgument, "a request without `reply_to`: nobody can be answered"));
             }
             (Kind::Request, Source::Calls | Source::Instance)
@@ -213,38 +244,48 @@ impl Worker {
         Some(written.map_or_else(|error| Answer::Fault(Fault::new(Code::Internal, error.to_string())), Answer::Result))
     }
 
-    /// Waits for a free place and runs the job where the service's handlers run.
-    async fn dispatch(self: &Arc<Self>, job: Job, tasks: &TaskTracker) {
+    /// Waits for a free place, and runs the job where the service's handlers run: `together` with others of its message
+    /// for which there was a place at once, which are started later.
+    async fn dispatch(self: &Arc<Self>, job: Job, together: &mut Vec<Started>, tasks: &TaskTracker) {
         let worker = self.clone();
+        if let Some(place) = self.place_at_once() {
+            if self.runs_inline() {
+                self.perform_here(job, place, tasks).await;
+            } else {
+                together.push((job, place));
+            }
+            return;
+        }
         // Behind a call that waits for its place there may be a cancel: an instance's own queue is read on.
-        if job.message.source == Source::Instance && self.service.dispatch != Dispatch::Inline {
+        if job.message.source == Source::Instance && !self.runs_inline() {
             let Ok(waiting) = self.waiting.clone().try_acquire_owned() else {
                 let why = format!("{MAX_WAITING} calls wait for instance {} already", self.site.instance);
                 let fault = Fault::new(Code::ResourceExhausted, why);
                 tasks.spawn(worker.refuse(job.frame, fault, job.message));
                 return;
             };
+            let tracker = tasks.clone();
             tasks.spawn(async move {
                 let place = worker.place().await;
                 drop(waiting);
                 match place {
-                    Some(place) => worker.perform(job, place).await,
+                    Some(place) => worker.start(vec![(job, place)], &tracker),
                     None => worker.give_back(job).await,
                 }
             });
             return;
         }
-        let Some(place) = self.place().await else {
-            tasks.spawn(worker.give_back(job));
-            return;
-        };
-        if self.service.dispatch == Dispatch::Inline {
-            let ending = self.handle(&job).await;
-            drop(place);
-            tasks.spawn(worker.conclude(job, ending));
-        } else {
-            tasks.spawn(worker.perform(job, place));
+        self.start(std::mem::take(together), tasks);
+        match self.place().await {
+            None => drop(tasks.spawn(worker.give_back(job))),
+            Some(place) if self.runs_inline() => self.perform_here(job, place, tasks).await,
+            Some(place) => together.push((job, place)),
         }
+    }
+
+    /// Whether handlers run on the task that reads the queue.
+    pub(super) fn runs_inline(&self) -> bool {
+        self.service.dispatch == Dispatch::Inline
     }
 
     /// A place among the calls that run at once; none once the server drains.
@@ -256,22 +297,47 @@ impl Worker {
         }
     }
 
-    async fn perform(self: Arc<Self>, job: Job, place: OwnedSemaphorePermit) {
-        let worker = self.clone();
-        let ended = match (self.service.dispatch, &self.pool) {
-            (Dispatch::Blocking, _) => {
-                let runtime = Handle::current();
-                tokio::task::spawn_blocking(move || (runtime.block_on(worker.handle(&job)), job)).await
-            }
-            (_, Some(pool)) => pool.spawn(async move { (worker.handle(&job).await, job) }).await,
-            _ => Ok((self.handle(&job).await, job)),
-        };
-        drop(place);
-        match ended {
-            Ok((ending, job)) => self.conclude(job, ending).await,
-            // Unsettled, the message goes back to its queue with the connection.
-            Err(error) => error!(service = %self.name, %error, "a thread that ran a handler ended"),
+    fn place_at_once(&self) -> Option<OwnedSemaphorePermit> {
+        if self.site.draining.is_cancelled() {
+            return None;
         }
+        self.permits.clone().try_acquire_owned().ok()
+    }
+
+    /// Starts jobs of one message.
+    fn start(self: &Arc<Self>, jobs: Vec<Started>, tasks: &TaskTracker) {
+        if jobs.is_empty() {
+            return;
+        }
+        let runtime = self.pool.as_ref().map_or(&self.site.runtime, Runtime::handle);
+        if self.service.dispatch == Dispatch::Blocking {
+            for (job, place) in jobs {
+                let (worker, handle) = (self.clone(), runtime.clone());
+                tasks.spawn_blocking_on(move || handle.block_on(worker.perform(job, place)), runtime);
+            }
+            return;
+        }
+        tasks.spawn_on(self.clone().perform_all(jobs, tasks.clone()), runtime);
+    }
+
+    /// Runs jobs of one message: one after the other as far as each comes without having to wait, and from there on each
+    /// as a task of its own. A quick call costs no task.
+    async fn perform_all(self: Arc<Self>, jobs: Vec<Started>, tasks: TaskTracker) {
+        for (job, place) in jobs {
+            until_it_waits(self.clone().perform(job, place), &tasks).await;
+        }
+    }
+
+    async fn perform_here(self: &Arc<Self>, job: Job, place: OwnedSemaphorePermit, tasks: &TaskTracker) {
+        let ending = self.handle(&job).await;
+        drop(place);
+        until_it_waits(self.clone().conclude(job, ending), tasks).await;
+    }
+
+    async fn perform(self: Arc<Self>, job: Job, place: OwnedSemaphorePermit) {
+        let ending = self.handle(&job).await;
+        drop(place);
+        self.conclude(job, ending).await;
     }
 
     /// Runs the handler until it ends, its deadline passes or its caller gives up.
@@ -316,6 +382,11 @@ impl Worker {
             ending.unwrap_or_else(|panic| Ending::Answered(self.panicked(&context, &*panic), started.elapsed()));
         // Whatever the handler handed to other tasks hears of it too.
         cancelled.cancel();
+        if frame.kind == Kind::Oneway
+            && let Some(pace) = self.paces.get(context.method())
+        {
+            pace.report(started.elapsed());
+        }
         let mut calls = self.calls();
         calls.running.remove(&frame.id);
         calls.finished += 1;
@@ -396,6 +467,14 @@ impl Drop for Worker {
 impl fmt::Debug for Worker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Worker").field("service", &self.service).finish_non_exhaustive()
+    }
+}
+
+/// Runs a task here until it has to wait, and from there on by itself.
+async fn until_it_waits(task: impl Future<Output = ()> + Send + 'static, tasks: &TaskTracker) {
+    let mut task = Box::pin(task);
+    if poll_fn(|context| Poll::Ready(task.as_mut().poll(context).is_pending())).await {
+        tasks.spawn(task);
     }
 }
 

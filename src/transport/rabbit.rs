@@ -5,6 +5,7 @@ mod declare;
 mod properties;
 mod publisher;
 mod returns;
+mod thread;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, BasicRejectOptions,
 };
 use lapin::types::FieldTable;
+use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +29,7 @@ use crate::topology::{Binding, Declaration};
 use crate::transport::{Consumer, Delivery, Event, Mode, Publication, Receipt, Role, Settle, Settler};
 use connection::{CLOSE_TIMEOUT, Link, News, Refusal};
 use publisher::Publisher;
+use thread::IoThread;
 
 /// How many settled deliveries are taken at once.
 const BATCH: usize = 256;
@@ -43,6 +46,21 @@ struct Inner {
     news: Arc<News>,
     closing: CancellationToken,
     tasks: TaskTracker,
+    /// Until this is dropped.
+    thread: Option<IoThread>,
+    runtime: Handle,
+}
+
+impl Drop for Inner {
+    /// Closes what was not closed, before the thread ends.
+    fn drop(&mut self) {
+        let (thread, publishing, consuming) = (self.thread.take(), self.publishing.clone(), self.consuming.clone());
+        self.runtime.spawn(async move {
+            publishing.close().await;
+            consuming.close().await;
+            drop(thread);
+        });
+    }
 }
 
 impl Connection {
@@ -51,12 +69,21 @@ impl Connection {
     /// # Errors
     /// `Connect` when the broker does not answer or refuses.
     pub async fn open(url: &Url, role: Role) -> Result<Self, Error> {
-        let pool = connection::pool(url, role)?;
+        let thread = IoThread::start().map_err(|error| connection::failed(url, error))?;
+        let runtime = thread.runtime.clone();
+        let opening = Self::open_on(thread, url.clone(), role);
+        // lapin's own tasks run where a connection is opened.
+        runtime.spawn(opening).await.map_err(|error| connection::failed(url, error))?
+    }
+
+    async fn open_on(thread: IoThread, url: Url, role: Role) -> Result<Self, Error> {
+        let runtime = thread.runtime.clone();
+        let pool = connection::pool(&url, role)?;
         let news = Arc::new(News::default());
-        let publishing = Link::open(&pool, url, news.clone()).await?;
+        let publishing = Link::open(&pool, &url, news.clone()).await?;
         let consuming = match role {
             Role::Client => publishing.clone(),
-            Role::Server => Link::open(&pool, url, news.clone()).await?,
+            Role::Server => Link::open(&pool, &url, news.clone()).await?,
         };
         let (closing, tasks) = (CancellationToken::new(), TaskTracker::new());
         let opened = Publisher::open(publishing.clone(), closing.clone()).await;
@@ -65,7 +92,16 @@ impl Connection {
         if role == Role::Server {
             tasks.spawn(end_together(publishing.clone(), consuming.clone(), closing.clone()));
         }
-        Ok(Self(Arc::new(Inner { publisher, publishing, consuming, news, closing, tasks })))
+        Ok(Self(Arc::new(Inner {
+            publisher,
+            publishing,
+            consuming,
+            news,
+            closing,
+            tasks,
+            thread: Some(thread),
+            runtime,
+        })))
     }
 
     pub(super) async fn declare(&self, parts: &[Declaration]) -> Result<(), Error> {
@@ -98,8 +134,13 @@ impl Connection {
         let (cancel, cancelled) = oneshot::channel();
         let feed = Feed { channel, stream, deliver, settled, unsettled: BTreeSet::new() };
         let settler = (mode != Mode::NoAck).then_some(settler);
-        self.0.tasks.spawn(feed.run(link.clone(), settler, cancelled, self.0.closing.clone()));
+        let feeding = feed.run(link.clone(), settler, cancelled, self.0.closing.clone());
+        self.0.tasks.spawn_on(feeding, self.runtime());
         Ok(Consumer { deliveries, cancel: Some(cancel) })
+    }
+
+    pub(super) fn runtime(&self) -> &Handle {
+        &self.0.runtime
     }
 
     pub(super) fn events(&self) -> broadcast::Receiver<Event> {

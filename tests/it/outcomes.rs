@@ -399,7 +399,7 @@ async fn a_closed_client_ends_its_calls_and_refuses_more() {
     let _server = scene.serve(service).await;
     let client = scene.client().await;
     let pending = hold(&client, 1).timeout(MINUTES).start().await.expect("on its way");
-    soon(arrived.recv()).await.expect("it came");
+    let _held = soon(arrived.recv()).await.expect("it came");
     client.close().await;
     match soon(pending).await {
         Err(Error::Disconnected { may_have_run: true, .. }) => {}

@@ -1,0 +1,158 @@
+//! Replies on their way to their callers: those to the same caller that are ready together share a message.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use tokio::sync::mpsc;
+use tracing::{debug, error, warn};
+use uuid::Uuid;
+
+use super::message::Message;
+use super::outcome::too_large;
+use crate::codec::Codec;
+use crate::frame::CONTENT_TYPE;
+use crate::outbox::{Bundle, Outbox, Parcel, Share};
+use crate::transport::{Confirm, Lost, Properties, Publication, Receipt, Transport};
+
+/// How many replies are taken before what waits leaves.
+const BATCH: usize = 256;
+/// How often a reply is published that is lost with its channel, over somebody else's message.
+const ATTEMPTS: usize = 3;
+
+/// What a reply belongs to.
+pub(super) struct Answered {
+    pub(super) message: Arc<Message>,
+    pub(super) codec: Codec,
+    pub(super) attempts: usize,
+}
+
+type Letter = Parcel<Answered>;
+
+/// Where replies are handed in. Their task ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct Replies(mpsc::UnboundedSender<(Arc<str>, Letter)>);
+
+impl Replies {
+    /// Starts the task where the transport's own tasks run.
+    pub(super) fn start(transport: Transport, instance: Arc<str>) -> Self {
+        let (replies, waiting) = mpsc::unbounded_channel();
+        let runtime = transport.runtime().clone();
+        let task = Task { transport, instance, waiting, outbox: Outbox::default(), receipts: FuturesUnordered::new() };
+        runtime.spawn(task.run());
+        Self(replies)
+    }
+
+    /// Puts the reply `frame` to the request `id` on its way, and sees to the request once the broker has it.
+    pub(super) fn post(&self, id: Uuid, codec: Codec, frame: Bytes, message: &Arc<Message>) {
+        let token = Answered { message: message.clone(), codec, attempts: 0 };
+        let kind = message.kind.clone();
+        let parcel = Parcel { id, frame, share: Share::LEAST, kind, expiration: None, token };
+        // Without a task the connection has ended, and the request goes back to its queue with it.
+        let _ = self.0.send((message.reply_to.clone().unwrap_or_default(), parcel));
+    }
+}
+
+/// A message of which the broker has not said yet what became of it.
+struct UnderWay {
+    bundle: Option<Bundle<Arc<str>, Answered>>,
+    receipt: Receipt,
+}
+
+impl Future for UnderWay {
+    type Output = (Bundle<Arc<str>, Answered>, Result<Confirm, Lost>);
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let said = ready!(Pin::new(&mut self.receipt).poll(context));
+        let bundle = self.bundle.take().expect("polled until it is ready, and no more");
+        Poll::Ready((bundle, said))
+    }
+}
+
+struct Task {
+    transport: Transport,
+    instance: Arc<str>,
+    waiting: mpsc::UnboundedReceiver<(Arc<str>, Letter)>,
+    outbox: Outbox<Arc<str>, Answered>,
+    receipts: FuturesUnordered<UnderWay>,
+}
+
+impl Task {
+    async fn run(mut self) {
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            tokio::select! {
+                biased;
+                Some((bundle, said)) = self.receipts.next(), if !self.receipts.is_empty() => self.concluded(bundle, said),
+                count = self.waiting.recv_many(&mut batch, BATCH) => {
+                    if count == 0 {
+                        return;
+                    }
+                    batch.drain(..).for_each(|(caller, letter)| self.outbox.push(caller, letter));
+                }
+            }
+            self.publish();
+        }
+    }
+
+    fn publish(&mut self) {
+        while let Some(bundle) = self.outbox.next(|_| true) {
+            let properties = Properties {
+                correlation_id: bundle.correlation_id(),
+                kind: bundle.kind(),
+                content_type: Some(CONTENT_TYPE.to_owned()),
+                app_id: Some(self.instance.to_string()),
+                ..Properties::default()
+            };
+            let key = bundle.address.to_string();
+            let body = bundle.body();
+            // The default exchange; mandatory tells when the caller has gone.
+            let publication = Publication { exchange: String::new(), key, mandatory: true, properties, body };
+            let receipt = self.transport.publish(publication);
+            self.receipts.push(UnderWay { bundle: Some(bundle), receipt });
+        }
+    }
+
+    /// A reply does not wait for the broker's confirm, but the request's settlement does.
+    fn concluded(&mut self, bundle: Bundle<Arc<str>, Answered>, said: Result<Confirm, Lost>) {
+        self.outbox.arrived(&bundle);
+        let Bundle { address: caller, parcels, .. } = bundle;
+        let together = parcels.len() > 1;
+        match &said {
+            Ok(Confirm::Returned) => debug!(caller = &*caller, "the caller has gone"),
+            Err(Lost { connected: false, reason, .. }) => {
+                // Unsettled, the requests go back to their queue with the connection.
+                return warn!(caller = &*caller, %reason, replies = parcels.len(), "replies were lost with their connection");
+            }
+            _ => {}
+        }
+        for mut parcel in parcels {
+            match &said {
+                Ok(Confirm::TooLarge(limit)) => {
+                    if !together {
+                        parcel.frame =
+                            too_large(parcel.id, parcel.token.codec, &self.instance, parcel.frame.len(), *limit);
+                    }
+                    parcel.share = Share::ALL;
+                    self.again(&caller, parcel);
+                }
+                // The caller ignores a second reply, should both arrive.
+                Err(_) => self.again(&caller, parcel),
+                Ok(Confirm::Accepted | Confirm::Refused | Confirm::Returned) => parcel.token.message.finish(),
+            }
+        }
+    }
+
+    fn again(&mut self, caller: &Arc<str>, mut parcel: Letter) {
+        parcel.token.attempts += 1;
+        if parcel.token.attempts < ATTEMPTS {
+            return self.outbox.push(caller.clone(), parcel);
+        }
+        error!(%caller, id = %parcel.id, "the broker does not take a reply: the caller will not hear of it");
+        parcel.token.message.finish();
+    }
+}
