@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
-use futures::future::BoxFuture;
 use futures::{Stream, StreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -52,8 +51,8 @@ pub(crate) struct Request {
     pub(crate) idempotent: bool,
 }
 
-/// Writes the arguments, once the codec is known.
-type Arguments = Box<dyn FnOnce(Codec) -> Result<Vec<u8>, CodecError> + Send>;
+/// Appends the arguments to a frame, once the codec is known.
+type Arguments = Box<dyn FnOnce(Codec, &mut Vec<u8>) -> Result<(), CodecError> + Send>;
 
 type ReadError<E> = fn(Codec, &[u8]) -> Error<E>;
 type ReadResult<T> = fn(Codec, &[u8]) -> Result<T, CodecError>;
@@ -68,7 +67,7 @@ impl<T> Call<T> {
         target: Result<Arc<Target>, String>,
         arguments: impl Serialize + Send + 'static,
     ) -> Self {
-        let request = Request::new(target, Box::new(move |codec| codec.encode(&arguments)));
+        let request = Request::new(target, Box::new(move |codec, payload| codec.write(&arguments, payload)));
         Self { client, request, read_error: unexpected_error, result: std::marker::PhantomData }
     }
 
@@ -131,8 +130,9 @@ impl<T: DeserializeOwned + Send + 'static, E: fmt::Debug + Send + 'static> Call<
     }
 
     fn dispatch(self) -> Result<Pending<T, E>, Error<E>> {
-        let dispatched = self.client.dispatch(self.request).map_err(Error::widen)?;
-        Ok(Pending { dispatched, read: read_result, read_error: self.read_error })
+        let mut pending = self.into_future();
+        pending.dispatch()?;
+        Ok(pending)
     }
 
     /// Callback style: the call is on its way, and `callback` gets its outcome, on a task of the client's runtime.
@@ -177,10 +177,11 @@ impl Call<Oneway> {
 
 impl<T: DeserializeOwned + Send + 'static, E: fmt::Debug + Send + 'static> IntoFuture for Call<T, E> {
     type Output = Result<T, Error<E>>;
-    type IntoFuture = BoxFuture<'static, Self::Output>;
+    type IntoFuture = Pending<T, E>;
 
     fn into_future(self) -> Self::IntoFuture {
-        Box::pin(async move { self.start().await?.await })
+        let Self { client, request, read_error, .. } = self;
+        Pending { stage: Stage::Ready(Box::new((client, request))), read: read_result, read_error }
     }
 }
 
@@ -199,21 +200,50 @@ impl Request {
     }
 }
 
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request").field("target", &self.target).finish_non_exhaustive()
+    }
+}
+
 impl<T, E: fmt::Debug> fmt::Debug for Call<T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Call").field("target", &self.request.target).finish_non_exhaustive()
     }
 }
 
-/// A call on its way. Awaiting it gives the outcome; dropping it cancels the call, on the server too.
+/// A call on its way, or one that will be once it is awaited for the first time. Awaiting it gives the outcome; dropping
+/// it cancels the call, on the server too.
 #[must_use = "dropping a pending call cancels it"]
 pub struct Pending<T, E = Infallible>
 where
     E: fmt::Debug,
 {
-    dispatched: Dispatched,
+    stage: Stage,
     read: ReadResult<T>,
     read_error: ReadError<E>,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// To be sent when it is polled.
+    Ready(Box<(Client, Request)>),
+    Sent(Dispatched),
+    Over,
+}
+
+impl<T, E: fmt::Debug> Pending<T, E> {
+    /// Puts the call on its way, if it is not.
+    fn dispatch(&mut self) -> Result<(), Error<E>> {
+        self.stage = match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::Ready(unsent) => {
+                let (client, request) = *unsent;
+                Stage::Sent(client.dispatch(request).map_err(Error::widen)?)
+            }
+            stage => stage,
+        };
+        Ok(())
+    }
 }
 
 impl<T, E: fmt::Debug> Future for Pending<T, E> {
@@ -221,10 +251,14 @@ impl<T, E: fmt::Debug> Future for Pending<T, E> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        Pin::new(&mut this.dispatched).poll(context).map(|reply| {
+        if matches!(this.stage, Stage::Ready(_)) {
+            this.dispatch()?;
+        }
+        let Stage::Sent(dispatched) = &mut this.stage else { panic!("a call was polled after its end") };
+        Pin::new(&mut *dispatched).poll(context).map(|reply| {
             let reply = reply.map_err(Error::widen)?;
             if reply.status == Code::DeadlineExceeded
-                && let Some(error) = this.dispatched.timed_out()
+                && let Some(error) = dispatched.timed_out()
             {
                 return Err(error.widen());
             }
@@ -235,7 +269,7 @@ impl<T, E: fmt::Debug> Future for Pending<T, E> {
 
 impl<T, E: fmt::Debug> fmt::Debug for Pending<T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pending").field("call", &self.dispatched).finish()
+        f.debug_struct("Pending").field("call", &self.stage).finish()
     }
 }
 
@@ -295,7 +329,7 @@ where
     E: fmt::Debug,
 {
     BroadcastReply {
-        instance: reply.metadata.instance.clone().unwrap_or_default(),
+        instance: reply.metadata.instance.as_deref().unwrap_or_default().to_owned(),
         outcome: outcome(reply, read_result, read_error),
     }
 }

@@ -28,9 +28,9 @@ pub(crate) use self::target::Target;
 use self::target::Targets;
 use crate::call::{Call, Oneway, Request};
 use crate::codec::{Codec, CodecError};
-use crate::context::{Context, Trace, unix_millis};
+use crate::context::{Context, unix_millis};
 use crate::error::Error;
-use crate::frame::{Frame, Kind, Metadata};
+use crate::frame::{Frame, Kind, Metadata, Trace};
 use crate::outbox::{Parcel, Share};
 use crate::topology::{
     Declaration, Exchange, ExchangeKind, MAX_PRIORITY, Namespace, ServiceId, check_name, instance_key,
@@ -130,7 +130,7 @@ impl Client {
         }
         let codec = self.0.settings.codec;
         let payload = codec.encode(&event).map_err(|error| CodecError(format!("the event {}", error.0)))?;
-        let metadata = Metadata { method: Some(key.to_owned()), ..self.metadata(Trace::under(parent())) };
+        let metadata = Metadata { method: Some(key.into()), ..self.metadata(Trace::under(parent())) };
         let frame = Frame::new(Kind::Event, Uuid::new_v4(), codec, metadata, payload.into());
         let body = self.sized("event", frame.to_body())?;
         let size = body.len();
@@ -269,7 +269,7 @@ impl Client {
                 Err(error) => debug!(%service, %error, "a cancel that cannot be sent"),
             }
         };
-        self.0.transport.runtime().spawn(cancel);
+        self.runtime().spawn(cancel);
     }
 
     /// Nobody waits for a call any more; with its ticket, whoever runs it is told.
@@ -305,8 +305,6 @@ impl Client {
         }
         let deadline = Instant::now() + timeout;
         let codec = request.codec.unwrap_or(settings.codec);
-        let payload = (request.arguments)(codec)
-            .map_err(|error| CodecError(format!("the arguments of `{target}` {}", error.0)))?;
         let trace = Trace::under(current.map(|context| context.trace()));
         let span = info_span!(
             "call",
@@ -317,14 +315,17 @@ impl Client {
             traceparent = %trace,
         );
         let metadata = Metadata {
-            method: Some(target.method.to_string()),
+            method: Some(target.method.clone()),
             remaining: (kind == Kind::Request).then_some(timeout),
             user: request.metadata,
             ..self.metadata(trace)
         };
         let id = Uuid::new_v4();
-        let frame = Frame { idempotent: request.idempotent, ..Frame::new(kind, id, codec, metadata, payload.into()) };
-        let frame = self.sized("request", frame.to_body())?;
+        let frame = Frame { idempotent: request.idempotent, ..Frame::new(kind, id, codec, metadata, Bytes::new()) };
+        let body = frame
+            .to_body_with(|payload| (request.arguments)(codec, payload))
+            .map_err(|error| CodecError(format!("the arguments of `{target}` {}", error.0)))?;
+        let frame = self.sized("request", body)?;
         let priority = request.priority.map(|priority| priority.min(MAX_PRIORITY));
         let ticket = Ticket { target, instance: request.instance, id, size: frame.len(), deadline, timeout, span };
         Ok(Outgoing { ticket, frame, priority })
@@ -356,8 +357,8 @@ impl Client {
     fn metadata(&self, trace: Trace) -> Metadata {
         Metadata {
             sent_at: Some(unix_millis()),
-            traceparent: Some(trace.to_string()),
-            instance: Some(self.0.instance.to_string()),
+            traceparent: Some(trace.text()),
+            instance: Some(self.0.instance.clone()),
             ..Metadata::default()
         }
     }

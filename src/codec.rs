@@ -44,11 +44,18 @@ impl Codec {
     }
 
     pub(crate) fn encode<T: Serialize>(self, value: &T) -> Result<Vec<u8>, CodecError> {
+        let mut payload = Vec::new();
+        self.write(value, &mut payload)?;
+        Ok(payload)
+    }
+
+    /// Appends `value` to `payload`.
+    pub(crate) fn write<T: Serialize>(self, value: &T, payload: &mut Vec<u8>) -> Result<(), CodecError> {
         let written = match self {
-            Self::Raw => raw::to_vec(value).map_err(|error| error.to_string()),
-            Self::Cbor => serde_cbor::to_vec(value).map_err(|error| error.to_string()),
-            Self::Json => serde_json::to_vec(value).map_err(|error| error.to_string()),
-            Self::MessagePack => rmp_serde::to_vec_named(value).map_err(|error| error.to_string()),
+            Self::Raw => raw::to_vec(value).map(|bytes| payload.extend(bytes)).map_err(|error| error.to_string()),
+            Self::Cbor => serde_cbor::to_writer(payload, value).map_err(|error| error.to_string()),
+            Self::Json => serde_json::to_writer(payload, value).map_err(|error| error.to_string()),
+            Self::MessagePack => rmp_serde::encode::write_named(payload, value).map_err(|error| error.to_string()),
         };
         written.map_err(|why| CodecError(format!("cannot be written as {}: {why}", self.name())))
     }

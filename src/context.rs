@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+
+use crate::frame::{Trace, Traceparent};
 
 tokio::task_local! {
     static CURRENT: Context;
@@ -21,14 +23,16 @@ pub struct Context(Arc<Inner>);
 
 pub(crate) struct Inner {
     pub(crate) service: Arc<str>,
-    pub(crate) method: String,
+    pub(crate) method: Arc<str>,
     pub(crate) instance: Arc<str>,
     pub(crate) id: Uuid,
-    pub(crate) caller: Option<String>,
+    pub(crate) caller: Option<Arc<str>>,
     pub(crate) deadline: Option<Instant>,
     pub(crate) redelivered: bool,
     pub(crate) metadata: Vec<(String, String)>,
-    pub(crate) trace: Trace,
+    /// The caller's span, and this call's, once somebody asks for it.
+    pub(crate) parent: Option<Traceparent>,
+    pub(crate) trace: OnceLock<Trace>,
     pub(crate) cancelled: CancellationToken,
 }
 
@@ -46,6 +50,11 @@ impl Context {
     /// Runs `future` as a part of the handling of this call.
     pub(crate) fn scope<F: Future>(self, future: F) -> impl Future<Output = F::Output> {
         CURRENT.scope(self, future)
+    }
+
+    /// The same for what does not wait.
+    pub(crate) fn scope_of<T>(self, part: impl FnOnce() -> T) -> T {
+        CURRENT.sync_scope(self, part)
     }
 
     /// The service, as `name.vMAJOR`; `events` for an event.
@@ -103,11 +112,17 @@ impl Context {
     /// The W3C `traceparent` of this call's span.
     #[must_use]
     pub fn traceparent(&self) -> String {
-        self.0.trace.to_string()
+        self.trace().to_string()
     }
 
     pub(crate) fn trace(&self) -> Trace {
-        self.0.trace
+        let parent = || self.0.parent.as_ref().and_then(|parent| Trace::parse(parent.as_str()));
+        *self.0.trace.get_or_init(|| Trace::under(parent()))
+    }
+
+    /// Whether anybody else has it.
+    pub(crate) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
     }
 
     /// Resolves when the caller gave up or the deadline passed. The handler's own future is dropped then;
@@ -134,91 +149,8 @@ impl fmt::Debug for Context {
     }
 }
 
-/// Where a call stands in its trace: [W3C Trace Context](https://www.w3.org/TR/trace-context/), version 00.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Trace {
-    trace_id: u128,
-    span_id: u64,
-    flags: u8,
-}
-
-impl Trace {
-    /// The first span of a new trace.
-    fn root() -> Self {
-        Self { trace_id: Uuid::new_v4().as_u128(), span_id: span_id(), flags: 1 }
-    }
-
-    /// A new span under `parent`, or in a trace of its own.
-    pub(crate) fn under(parent: Option<Self>) -> Self {
-        match parent {
-            Some(parent) => Self { span_id: span_id(), ..parent },
-            None => Self::root(),
-        }
-    }
-
-    /// Reads a `traceparent`; a malformed one starts a new trace, as the specification asks.
-    pub(crate) fn parse(traceparent: &str) -> Option<Self> {
-        let mut parts = traceparent.split('-');
-        let (version, trace_id, span_id, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-        let hex =
-            |text: &str, length| text.len() == length && text.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
-        let well_formed = hex(version, 2) && hex(trace_id, 32) && hex(span_id, 16) && hex(flags, 2);
-        let known = version != "ff" && (version != "00" || parts.next().is_none());
-        if !(well_formed && known) {
-            return None;
-        }
-        let trace = Self {
-            trace_id: u128::from_str_radix(trace_id, 16).ok()?,
-            span_id: u64::from_str_radix(span_id, 16).ok()?,
-            flags: u8::from_str_radix(flags, 16).ok()?,
-        };
-        (trace.trace_id != 0 && trace.span_id != 0).then_some(trace)
-    }
-}
-
-/// Half of a random UUID, the half without its version bits; never 0, which is invalid.
-fn span_id() -> u64 {
-    Uuid::new_v4().as_u64_pair().1 | 1
-}
-
-impl fmt::Display for Trace {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "00-{:032x}-{:016x}-{:02x}", self.trace_id, self.span_id, self.flags)
-    }
-}
-
 /// This machine's clock, in milliseconds since 1970.
 pub(crate) fn unix_millis() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_traceparent_is_read_and_written_alike() {
-        let text = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        let trace = Trace::parse(text).expect("the specification's own example");
-        assert_eq!(trace.to_string(), text);
-        let child = Trace::under(Some(trace));
-        assert_eq!((child.trace_id, child.flags), (trace.trace_id, trace.flags));
-        assert_ne!(child.span_id, trace.span_id);
-    }
-
-    #[test]
-    fn a_malformed_traceparent_is_not_read() {
-        for text in [
-            "",
-            "00",
-            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331",
-            "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-x",
-            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
-            "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
-        ] {
-            assert_eq!(Trace::parse(text), None, "{text}");
-        }
-    }
 }

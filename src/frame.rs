@@ -1,13 +1,16 @@
 //! The wire: frames of a fixed header, metadata and payload, several in one message. `docs/wire.md` specifies it.
 
 mod metadata;
+mod trace;
 
 use std::fmt;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes};
 use uuid::Uuid;
 
 pub(crate) use self::metadata::Metadata;
+use self::metadata::Names;
+pub(crate) use self::trace::{Trace, Traceparent};
 use crate::codec::Codec;
 use crate::error::Code;
 
@@ -17,6 +20,8 @@ pub(crate) const CONTENT_TYPE: &str = "application/vnd.hopline";
 const MAGIC: [u8; 2] = *b"HL";
 const VERSION: u8 = 1;
 const HEADER: usize = 32;
+/// What a small frame takes, in bytes.
+const TYPICAL: usize = 384;
 /// How many frames one message may hold.
 const MAX_FRAMES: usize = 1024;
 /// How many bytes a frame's metadata may take.
@@ -96,9 +101,34 @@ pub(crate) struct FrameError {
 
 impl Frame {
     /// Appends the frame to `body`.
-    pub(crate) fn encode(&self, body: &mut BytesMut) {
-        let start = body.len();
+    pub(crate) fn encode(&self, body: &mut Vec<u8>) {
         body.reserve(HEADER + 128 + self.payload.len());
+        let start = self.encode_head(body);
+        body.extend_from_slice(&self.payload);
+        set_length(body, start + 28, self.payload.len());
+    }
+
+    /// A body with this frame alone.
+    pub(crate) fn to_body(&self) -> Bytes {
+        let mut body = Vec::new();
+        self.encode(&mut body);
+        body.into()
+    }
+
+    /// A body with this frame alone, and for its payload what `write` appends.
+    pub(crate) fn to_body_with<E>(&self, write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<Bytes, E> {
+        let mut body = Vec::with_capacity(TYPICAL);
+        self.encode_head(&mut body);
+        let payload = body.len();
+        write(&mut body)?;
+        let length = body.len() - payload;
+        set_length(&mut body, 28, length);
+        Ok(body.into())
+    }
+
+    /// Appends header and metadata; tells where they begin.
+    fn encode_head(&self, body: &mut Vec<u8>) -> usize {
+        let start = body.len();
         body.put_slice(&MAGIC);
         body.put_u8(VERSION);
         body.put_u8(self.codec as u8);
@@ -109,20 +139,16 @@ impl Frame {
         body.put_u8(idempotent | service_error);
         body.put_u8(0);
         body.put_slice(self.id.as_bytes());
-        body.put_u32(0);
-        body.put_u32(length(self.payload.len()));
+        body.put_u64(0);
         self.metadata.encode(body);
-        let metadata = length(body.len() - start - HEADER);
-        body[start + 24..start + 28].copy_from_slice(&metadata.to_be_bytes());
-        body.put_slice(&self.payload);
+        let metadata = body.len() - start - HEADER;
+        set_length(body, start + 24, metadata);
+        start
     }
+}
 
-    /// A body with this frame alone.
-    pub(crate) fn to_body(&self) -> Bytes {
-        let mut body = BytesMut::new();
-        self.encode(&mut body);
-        body.freeze()
-    }
+fn set_length(body: &mut [u8], at: usize, bytes: usize) {
+    body[at..at + 4].copy_from_slice(&length(bytes).to_be_bytes());
 }
 
 /// Payloads and metadata are checked against the size cap, far below 4 GiB, before they come here or right after.
@@ -136,11 +162,12 @@ pub(crate) struct Frames {
     offset: usize,
     count: usize,
     broken: bool,
+    names: Names,
 }
 
 /// Reads the frames of a message's body.
 pub(crate) fn decode(body: Bytes) -> Frames {
-    Frames { body, offset: 0, count: 0, broken: false }
+    Frames { body, offset: 0, count: 0, broken: false, names: Names::default() }
 }
 
 /// The refusal of a body over the cap, which is not read.
@@ -243,9 +270,10 @@ impl Frames {
             return malformed("payload length", 28, format!("{payload_length} is more than the {left} bytes left"));
         }
         let payload_at = HEADER + metadata_length;
-        let metadata = Metadata::decode(&rest[HEADER..payload_at])
+        let metadata = Metadata::decode(&rest[HEADER..payload_at], &self.names)
             .map_err(|(field, at, problem)| error(field, HEADER + at, Code::InvalidArgument, problem))?;
         self.offset = start + payload_at + payload_length;
+        self.names = Names { method: metadata.method.clone(), instance: metadata.instance.clone() };
         Ok(Frame {
             kind,
             codec,
@@ -428,11 +456,11 @@ mod tests {
                 "flag" if value == "idempotent" => frame.idempotent = true,
                 "flag" if value == "service error" => frame.service_error = true,
                 "id" => frame.id = value.parse().expect("a UUID"),
-                "metadata 1" => metadata.method = Some(value.to_owned()),
+                "metadata 1" => metadata.method = Some(value.into()),
                 "metadata 2" => metadata.remaining = Some(Duration::from_millis(number())),
                 "metadata 3" => metadata.sent_at = Some(number()),
-                "metadata 4" => metadata.traceparent = Some(value.to_owned()),
-                "metadata 5" => metadata.instance = Some(value.to_owned()),
+                "metadata 4" => metadata.traceparent = Traceparent::new(value),
+                "metadata 5" => metadata.instance = Some(value.into()),
                 "metadata 6" => metadata.sequence = Some(number()),
                 "metadata 7" => metadata.handler_time = Some(Duration::from_micros(number())),
                 "metadata 8" => metadata.attempt = Some(number()),
@@ -460,9 +488,9 @@ mod tests {
     }
 
     fn written<'a>(frames: impl IntoIterator<Item = &'a Frame>) -> Bytes {
-        let mut body = BytesMut::new();
+        let mut body = Vec::new();
         frames.into_iter().for_each(|frame| frame.encode(&mut body));
-        body.freeze()
+        body.into()
     }
 
     /// A request without payload whose metadata is these bytes.
@@ -635,13 +663,16 @@ mod tests {
 
     prop_compose! {
         fn metadata()(
-            texts in [option::of(text()), option::of(text()), option::of(text()), option::of(text())],
+            texts in [option::of(text()), option::of(text()), option::of(text())],
+            traceparent in option::of("[ -~]{55}"),
             times in (option::of(millis()), option::of(millis()), option::of(any::<u64>().prop_map(Duration::from_micros))),
             numbers in [option::of(any::<u64>()), option::of(any::<u64>()), option::of(any::<u64>())],
             user in vec((text(), text()), 0..30),
             too_large in option::of(any::<(u64, u64)>()),
         ) -> Metadata {
-            let [method, traceparent, instance, error] = texts;
+            let [method, instance, error] = texts;
+            let (method, instance) = (method.map(Into::into), instance.map(Into::into));
+            let traceparent = traceparent.as_deref().and_then(Traceparent::new);
             let (remaining, retry_after, handler_time) = times;
             let [sent_at, sequence, attempt] = numbers;
             Metadata {
@@ -751,7 +782,7 @@ mod tests {
             metadata.push(1);
             metadata.extend(minicbor::to_vec(&method).expect("grows"));
             let frames = read(with_metadata(&metadata)).map_err(|error| TestCaseError::fail(error.to_string()))?;
-            prop_assert_eq!(&frames[0].metadata, &Metadata { method: Some(method), ..Metadata::default() });
+            prop_assert_eq!(&frames[0].metadata, &Metadata { method: Some(method.into()), ..Metadata::default() });
         }
     }
 }

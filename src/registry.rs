@@ -76,7 +76,7 @@ impl Client {
 
 async fn ask<T: DeserializeOwned + Ord>(client: &Client, question: &str, window: Duration) -> Result<Vec<T>, Error> {
     let service = ServiceId::new("hopline", 1).map_err(Error::Invalid)?;
-    let arguments = |codec: Codec| codec.encode::<[(); 0]>(&[]);
+    let arguments = |codec: Codec, payload: &mut Vec<u8>| codec.write::<[(); 0]>(&[], payload);
     let request = Request {
         timeout: Some(window),
         ..Request::new(Ok(Arc::new(Target::new(service, question))), Box::new(arguments))

@@ -182,10 +182,8 @@ impl Server {
 
         let (gone, queues_gone) = mpsc::unbounded_channel();
         transport.declare(&namespace.exchanges()).await?;
-        let runtime = Handle::current();
         let site = Site {
             replies: Replies::start(transport.clone(), instance.clone()),
-            runtime,
             transport,
             namespace,
             instance,
@@ -200,6 +198,7 @@ impl Server {
             drained: CancellationToken::new(),
             bindings: Vec::new(),
             own: TaskTracker::new(),
+            runtime: Handle::current(),
         };
         let names: Vec<String> = served.keys().map(ToString::to_string).collect();
         for (id, service) in served {
@@ -261,14 +260,13 @@ pub struct Running {
     bindings: Vec<Binding>,
     /// The tasks that read this instance's own queues, which tell callers until the end that it is leaving.
     own: TaskTracker,
+    runtime: Handle,
 }
 
 /// What all services of a server share.
 struct Site {
     transport: Transport,
     replies: Replies,
-    /// Where handlers run.
-    runtime: Handle,
     namespace: Namespace,
     instance: Arc<str>,
     max_size: usize,
@@ -371,9 +369,7 @@ impl Running {
             let mut gone = gone;
             gone.told = reading.await;
         };
-        // Near the connection, unless handlers run on the very task that reads.
-        let runtime = if worker.runs_inline() { &self.site.runtime } else { self.site.transport.runtime() };
-        tasks.spawn_on(reading, runtime);
+        tasks.spawn(reading);
     }
 }
 
@@ -382,7 +378,7 @@ impl Drop for Running {
         self.site.draining.cancel();
         self.drained.cancel();
         let transport = self.site.transport.clone();
-        self.site.transport.runtime().spawn(async move { transport.close().await });
+        self.runtime.spawn(async move { transport.close().await });
     }
 }
 

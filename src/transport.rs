@@ -13,7 +13,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 use url::Url;
@@ -88,6 +87,14 @@ impl Transport {
         }
     }
 
+    /// The same, with a receipt that may be told some milliseconds late: the machine need not wake for it alone.
+    pub fn publish_quietly(&self, publication: Publication) -> Receipt {
+        match self {
+            Self::Memory(connection) => connection.publish(publication),
+            Self::Rabbit(connection) => connection.publish_quietly(publication),
+        }
+    }
+
     /// Starts to consume a queue.
     ///
     /// # Errors
@@ -96,15 +103,6 @@ impl Transport {
         match self {
             Self::Memory(connection) => connection.consume(queue, mode),
             Self::Rabbit(connection) => connection.consume(queue, mode).await,
-        }
-    }
-
-    /// Where the connection's own tasks run, and those that should be near them: a thread of its own for RabbitMQ.
-    #[must_use]
-    pub fn runtime(&self) -> &Handle {
-        match self {
-            Self::Memory(connection) => connection.runtime(),
-            Self::Rabbit(connection) => connection.runtime(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! The `hopline` command.
 
 mod call;
+mod bench;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -19,6 +20,8 @@ struct Command {
 #[derive(Subcommand)]
 enum What {
     Call(call::Call),
+    #[command(subcommand)]
+    Bench(bench::Bench),
 }
 
 fn main() -> ExitCode {
@@ -30,5 +33,6 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
     match command.what {
         What::Call(call) => call.run(),
+        What::Bench(bench) => bench.run(),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::hash::{Hash, Hasher};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -19,16 +20,11 @@ use super::replies::{Call, Replies, Said, Waiter};
 use super::target::Target;
 use super::{Client, Traffic};
 use crate::frame::{self, CONTENT_TYPE, Kind};
-use crate::outbox::{Bundle, Outbox, Parcel, Share};
+use crate::outbox::{BATCH, Bundle, Outbox, Parcel, Share, take_all};
 use crate::transport::{Confirm, Consumer, Delivery, Event, Lost, Properties, Publication, Receipt, Transport};
 
-/// How many orders are taken, and deliveries read, before what they brought about leaves.
-const BATCH: usize = 256;
-/// How long what was sent without waiting may take to leave once the clients have gone.
-const FAREWELL: Duration = Duration::from_secs(5);
-
 /// What the messages of parcels that may share one agree on.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Address {
     pub(super) exchange: Arc<str>,
     pub(super) key: Arc<str>,
@@ -37,6 +33,13 @@ pub(super) struct Address {
     /// Whether it says where replies go.
     pub(super) answered: bool,
     pub(super) priority: Option<u8>,
+}
+
+impl Hash for Address {
+    /// By what differs most.
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        self.key.hash(hasher);
+    }
 }
 
 /// Who is told of a parcel.
@@ -97,7 +100,6 @@ struct Shared {
 }
 
 impl Line {
-    /// Starts the task where the transport's own tasks run.
     pub(super) fn start(transport: Transport, queue: Consumer, reply_queue: String, instance: String) -> Self {
         let (orders, waiting) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared::default());
@@ -115,7 +117,7 @@ impl Line {
             number: 0,
             transport: transport.clone(),
         };
-        transport.runtime().spawn(task.run());
+        tokio::spawn(task.run());
         Self { orders, shared }
     }
 
@@ -196,7 +198,6 @@ impl Task {
         loop {
             let connected = self.shared.lost.get().is_none();
             tokio::select! {
-                biased;
                 Ok(event) = self.events.recv(), if connected => if let Event::Lost(reason) = event {
                     // What arrived before the end is read before the end is told.
                     let rest = async { while let Some(delivery) = self.queue.next().await { self.read(delivery) } };
@@ -216,25 +217,14 @@ impl Task {
                 Some((number, bundle, said)) = self.receipts.next(), if !self.receipts.is_empty() => {
                     self.concluded(number, bundle, said);
                 }
-                count = self.waiting.recv_many(&mut orders, BATCH) => {
-                    if count == 0 {
-                        break;
-                    }
-                    orders.drain(..).for_each(|order| self.follow(order));
-                }
+                count = take_all(&mut self.waiting, &mut orders) => if count == 0 {
+                    break;
+                },
             }
+            orders.drain(..).for_each(|order| self.follow(order));
             self.publish();
         }
-        // The clients have gone. What they sent without waiting, as cancels are, still leaves.
-        let farewell = async {
-            while !self.outbox.is_empty()
-                && let Some((number, bundle, said)) = self.receipts.next().await
-            {
-                self.concluded(number, bundle, said);
-                self.publish();
-            }
-        };
-        let _ = tokio::time::timeout(FAREWELL, farewell).await;
+        // What the clients sent without waiting for it, as cancels are, still leaves.
         self.transport.close().await;
     }
 
@@ -258,7 +248,7 @@ impl Task {
                 self.lose("the client was closed".into());
                 let transport = self.transport.clone();
                 // Here the ends of what is under way are still waited for.
-                self.transport.runtime().spawn(async move {
+                tokio::spawn(async move {
                     transport.close().await;
                     // Whoever closed the client may not wait for it.
                     let _ = done.send(());
@@ -296,7 +286,12 @@ impl Task {
             };
             add(&self.shared.messages_sent, 1);
             add(&self.shared.calls_sent, bundle.parcels.len());
-            let receipt = self.transport.publish(publication);
+            let receipt = if bundle.parcels.iter().any(|parcel| parcel.token.said.is_some()) {
+                self.transport.publish(publication)
+            } else {
+                // Whoever is answered hears of an acceptance by that, and of a return soon enough.
+                self.transport.publish_quietly(publication)
+            };
             self.under_way.insert(self.number, Vec::new());
             self.receipts.push(UnderWay { number: self.number, bundle: Some(bundle), receipt });
         }
@@ -304,7 +299,6 @@ impl Task {
 
     /// The broker has said what became of a message.
     fn concluded(&mut self, number: u64, bundle: Bundle<Address, Token>, said: Said) {
-        self.outbox.arrived(&bundle);
         let given_up = self.under_way.remove(&number).unwrap_or_default();
         if said == Ok(Confirm::Accepted) {
             given_up.into_iter().for_each(|cancel| cancel.0.cancel(&cancel.1));

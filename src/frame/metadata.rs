@@ -1,23 +1,25 @@
 //! What travels beside a payload: a CBOR map with small integers as keys.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{BufMut, BytesMut};
 use minicbor::data::Type;
 use minicbor::decode::Error as CborError;
 use minicbor::{Decoder, Encoder};
 
+use super::trace::Traceparent;
+
 /// What travels beside the payload. Each field has a small integer as its key on the wire.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Metadata {
-    pub(crate) method: Option<String>,
+    pub(crate) method: Option<Arc<str>>,
     /// Time left when the frame was sent.
     pub(crate) remaining: Option<Duration>,
     /// The sender's clock, in milliseconds since 1970.
     pub(crate) sent_at: Option<u64>,
-    pub(crate) traceparent: Option<String>,
+    pub(crate) traceparent: Option<Traceparent>,
     /// The instance that sent the frame.
-    pub(crate) instance: Option<String>,
+    pub(crate) instance: Option<Arc<str>>,
     pub(crate) sequence: Option<u64>,
     /// How long the handler took.
     pub(crate) handler_time: Option<Duration>,
@@ -46,11 +48,22 @@ mod key {
     pub(super) const TOO_LARGE: u64 = 12;
 }
 
+/// The names that frames of one message have in common.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    pub(super) method: Option<Arc<str>>,
+    pub(super) instance: Option<Arc<str>>,
+}
+
+fn known(name: &str, previous: Option<&Arc<str>>) -> Arc<str> {
+    previous.filter(|previous| &***previous == name).map_or_else(|| name.into(), Arc::clone)
+}
+
 pub(super) type Problem = (&'static str, usize, String);
 
 impl Metadata {
     /// Writes the entries that are there, by ascending key.
-    pub(super) fn encode(&self, body: &mut BytesMut) {
+    pub(super) fn encode(&self, body: &mut Vec<u8>) {
         let entries = [
             self.method.is_some(),
             self.remaining.is_some(),
@@ -65,13 +78,13 @@ impl Metadata {
             self.error.is_some(),
             self.too_large.is_some(),
         ];
-        let mut cbor = Encoder::new(Growing(body));
+        let mut cbor = Encoder::new(body);
         // A growing buffer takes whatever comes, so nothing here can fail.
         let _ = cbor.map(entries.into_iter().filter(|there| *there).count() as u64);
         text(&mut cbor, key::METHOD, self.method.as_deref());
         number(&mut cbor, key::REMAINING, self.remaining.map(millis));
         number(&mut cbor, key::SENT_AT, self.sent_at);
-        text(&mut cbor, key::TRACEPARENT, self.traceparent.as_deref());
+        text(&mut cbor, key::TRACEPARENT, self.traceparent.as_ref().map(Traceparent::as_str));
         text(&mut cbor, key::INSTANCE, self.instance.as_deref());
         number(&mut cbor, key::SEQUENCE, self.sequence);
         number(&mut cbor, key::HANDLER_TIME, self.handler_time.map(micros));
@@ -89,7 +102,8 @@ impl Metadata {
         }
     }
 
-    pub(super) fn decode(bytes: &[u8]) -> Result<Self, Problem> {
+    /// Reads a frame's metadata; names that are the same as in `previous`, the frame before it, are not made anew.
+    pub(super) fn decode(bytes: &[u8], previous: &Names) -> Result<Self, Problem> {
         let mut metadata = Self::default();
         let mut cbor = Decoder::new(bytes);
         let entries = cbor.map().map_err(|error| problem("metadata", &cbor, error))?;
@@ -98,7 +112,7 @@ impl Metadata {
             read += 1;
             let key = cbor.u64().map_err(|error| problem("metadata key", &cbor, error))?;
             let field = field_name(key);
-            metadata.decode_value(key, &mut cbor).map_err(|error| problem(field, &cbor, error))?;
+            metadata.decode_value(key, &mut cbor, previous).map_err(|error| problem(field, &cbor, error))?;
         }
         if entries.is_none() {
             cbor.skip().map_err(|error| problem("metadata", &cbor, error))?;
@@ -113,13 +127,13 @@ impl Metadata {
         Ok(metadata)
     }
 
-    fn decode_value(&mut self, key: u64, cbor: &mut Decoder<'_>) -> Result<(), CborError> {
+    fn decode_value(&mut self, key: u64, cbor: &mut Decoder<'_>, previous: &Names) -> Result<(), CborError> {
         match key {
-            key::METHOD => self.method = Some(cbor.str()?.to_owned()),
+            key::METHOD => self.method = Some(known(cbor.str()?, previous.method.as_ref())),
             key::REMAINING => self.remaining = Some(Duration::from_millis(cbor.u64()?)),
             key::SENT_AT => self.sent_at = Some(cbor.u64()?),
-            key::TRACEPARENT => self.traceparent = Some(cbor.str()?.to_owned()),
-            key::INSTANCE => self.instance = Some(cbor.str()?.to_owned()),
+            key::TRACEPARENT => self.traceparent = Traceparent::new(cbor.str()?),
+            key::INSTANCE => self.instance = Some(known(cbor.str()?, previous.instance.as_ref())),
             key::SEQUENCE => self.sequence = Some(cbor.u64()?),
             key::HANDLER_TIME => self.handler_time = Some(Duration::from_micros(cbor.u64()?)),
             key::ATTEMPT => self.attempt = Some(cbor.u64()?),
@@ -139,13 +153,13 @@ impl Metadata {
     }
 }
 
-fn text(cbor: &mut Encoder<Growing<'_>>, key: u64, text: Option<&str>) {
+fn text(cbor: &mut Encoder<&mut Vec<u8>>, key: u64, text: Option<&str>) {
     if let Some(text) = text {
         let _ = cbor.u64(key).and_then(|cbor| cbor.str(text));
     }
 }
 
-fn number(cbor: &mut Encoder<Growing<'_>>, key: u64, number: Option<u64>) {
+fn number(cbor: &mut Encoder<&mut Vec<u8>>, key: u64, number: Option<u64>) {
     if let Some(number) = number {
         let _ = cbor.u64(key).and_then(|cbor| cbor.u64(number));
     }
@@ -179,16 +193,4 @@ fn millis(duration: Duration) -> u64 {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
-
-/// Lets minicbor write into the message's body.
-struct Growing<'a>(&'a mut BytesMut);
-
-impl minicbor::encode::Write for Growing<'_> {
-    type Error = std::convert::Infallible;
-
-    fn write_all(&mut self, bytes: &[u8]) -> Result<(), Self::Error> {
-        self.0.put_slice(bytes);
-        Ok(())
-    }
 }

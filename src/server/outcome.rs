@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
 use uuid::Uuid;
 
@@ -24,7 +25,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 impl Worker {
     /// Answers, and settles once the broker has the answer.
-    pub(super) async fn conclude(self: Arc<Self>, job: Job, ending: Ending) {
+    pub(super) fn conclude(self: &Arc<Self>, job: Job, ending: Ending, tasks: &TaskTracker) {
         let Job { frame, message, .. } = job;
         let (answer, time) = match ending {
             Ending::Forgotten => return message.finish(),
@@ -37,9 +38,9 @@ impl Worker {
             (Kind::Request, answer) => self.reply(frame.id, frame.codec, answer, time, &message),
             (_, Answer::Result(_)) => message.finish(),
             (_, Answer::Fault(fault)) if matches!(fault.code, Code::InvalidArgument | Code::Unimplemented) => {
-                self.refuse(frame, fault, message).await;
+                tasks.spawn(self.clone().refuse(frame, fault, message));
             }
-            (_, failure) => self.failed(frame, &failure, &message).await,
+            (_, failure) => drop(tasks.spawn(self.clone().failed(frame, failure, message))),
         }
     }
 
@@ -77,17 +78,17 @@ impl Worker {
     }
 
     /// A failed attempt of an oneway call: the broker counts it and delivers again, up to its limit.
-    async fn failed(&self, frame: Frame, failure: &Answer, message: &Arc<Message>) {
-        let why = match failure {
+    async fn failed(self: Arc<Self>, frame: Frame, failure: Answer, message: Arc<Message>) {
+        let why = match &failure {
             Answer::Fault(fault) => shortened(&fault.message),
             // What the method says of its own may be private.
             Answer::Result(_) | Answer::ServiceError(_) => "the method returned its own error",
         };
-        warn!(service = %self.name, method = frame.metadata.method, id = %frame.id, why, "an oneway call or event failed");
+        warn!(service = %self.name, method = frame.metadata.method.as_deref(), id = %frame.id, why, "an oneway call or event failed");
         match message.source {
             Source::Work if message.frames == 1 => message.settle(Settle::Failed),
             // Its neighbours are not to run again with it.
-            Source::Work => _ = self.publish_again(&frame, self.site.namespace.work_queue(&self.name), message).await,
+            Source::Work => _ = self.publish_again(&frame, self.site.namespace.work_queue(&self.name), &message).await,
             Source::Calls | Source::Instance | Source::Events => message.finish(),
         }
     }
@@ -222,7 +223,7 @@ impl Worker {
 }
 
 /// In place of a reply over a cap, ours or the broker's.
-pub(super) fn too_large(id: Uuid, codec: Codec, instance: &str, size: usize, limit: usize) -> Bytes {
+pub(super) fn too_large(id: Uuid, codec: Codec, instance: &Arc<str>, size: usize, limit: usize) -> Bytes {
     let mut reply = reply_frame(id, codec, instance);
     reply.status = Code::ResourceExhausted;
     reply.metadata.error = Some(format!("the reply takes {size} bytes, over the cap of {limit}"));
@@ -230,8 +231,8 @@ pub(super) fn too_large(id: Uuid, codec: Codec, instance: &str, size: usize, lim
     reply.to_body()
 }
 
-fn reply_frame(id: Uuid, codec: Codec, instance: &str) -> Frame {
-    let metadata = Metadata { instance: Some(instance.to_owned()), ..Metadata::default() };
+fn reply_frame(id: Uuid, codec: Codec, instance: &Arc<str>) -> Frame {
+    let metadata = Metadata { instance: Some(instance.clone()), ..Metadata::default() };
     Frame::new(Kind::Reply, id, codec, metadata, Bytes::new())
 }
 

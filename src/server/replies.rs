@@ -16,11 +16,9 @@ use super::message::Message;
 use super::outcome::too_large;
 use crate::codec::Codec;
 use crate::frame::CONTENT_TYPE;
-use crate::outbox::{Bundle, Outbox, Parcel, Share};
+use crate::outbox::{BATCH, Bundle, Outbox, Parcel, Share, take_all};
 use crate::transport::{Confirm, Lost, Properties, Publication, Receipt, Transport};
 
-/// How many replies are taken before what waits leaves.
-const BATCH: usize = 256;
 /// How often a reply is published that is lost with its channel, over somebody else's message.
 const ATTEMPTS: usize = 3;
 
@@ -38,12 +36,10 @@ type Letter = Parcel<Answered>;
 pub(super) struct Replies(mpsc::UnboundedSender<(Arc<str>, Letter)>);
 
 impl Replies {
-    /// Starts the task where the transport's own tasks run.
     pub(super) fn start(transport: Transport, instance: Arc<str>) -> Self {
         let (replies, waiting) = mpsc::unbounded_channel();
-        let runtime = transport.runtime().clone();
         let task = Task { transport, instance, waiting, outbox: Outbox::default(), receipts: FuturesUnordered::new() };
-        runtime.spawn(task.run());
+        tokio::spawn(task.run());
         Self(replies)
     }
 
@@ -88,13 +84,11 @@ impl Task {
             tokio::select! {
                 biased;
                 Some((bundle, said)) = self.receipts.next(), if !self.receipts.is_empty() => self.concluded(bundle, said),
-                count = self.waiting.recv_many(&mut batch, BATCH) => {
-                    if count == 0 {
-                        return;
-                    }
-                    batch.drain(..).for_each(|(caller, letter)| self.outbox.push(caller, letter));
-                }
+                count = take_all(&mut self.waiting, &mut batch) => if count == 0 {
+                    return;
+                },
             }
+            batch.drain(..).for_each(|(caller, letter)| self.outbox.push(caller, letter));
             self.publish();
         }
     }
@@ -112,14 +106,14 @@ impl Task {
             let body = bundle.body();
             // The default exchange; mandatory tells when the caller has gone.
             let publication = Publication { exchange: String::new(), key, mandatory: true, properties, body };
-            let receipt = self.transport.publish(publication);
+            // Nobody waits for it: only the request's settlement does.
+            let receipt = self.transport.publish_quietly(publication);
             self.receipts.push(UnderWay { bundle: Some(bundle), receipt });
         }
     }
 
     /// A reply does not wait for the broker's confirm, but the request's settlement does.
     fn concluded(&mut self, bundle: Bundle<Arc<str>, Answered>, said: Result<Confirm, Lost>) {
-        self.outbox.arrived(&bundle);
         let Bundle { address: caller, parcels, .. } = bundle;
         let together = parcels.len() > 1;
         match &said {

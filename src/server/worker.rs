@@ -3,26 +3,27 @@
 use std::any::Any;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt;
-use std::future::{Future, poll_fn};
-use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::task::Poll;
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::task::{self, Poll};
 use std::time::Duration;
 
 use futures::FutureExt;
-use tokio::runtime::Runtime;
+use futures::future::BoxFuture;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument, debug, error, info_span};
+use tracing::{Instrument, Span, debug, error, info_span};
 use uuid::Uuid;
 
 use super::Site;
 use super::message::{Message, Source};
 use crate::client::MAX_TIMEOUT;
 use crate::codec::Codec;
-use crate::context::{self, Context, Trace};
+use crate::context::{self, Context};
 use crate::error::{Code, Error, Fault};
 use crate::frame::{self, Frame, Kind};
 use crate::outbox::Share;
@@ -97,6 +98,21 @@ pub(super) enum Ending {
     TimedOut,
     /// Nobody waits for it any more.
     Forgotten,
+}
+
+/// What became of a handler that was started.
+enum Begun {
+    Ended(Ending),
+    Waits(Running),
+}
+
+/// A handler that waits for something.
+struct Running {
+    call: BoxFuture<'static, Answer>,
+    context: Context,
+    cancelled: CancellationToken,
+    span: Span,
+    started: std::time::Instant,
 }
 
 impl Worker {
@@ -250,7 +266,7 @@ impl Worker {
         let worker = self.clone();
         if let Some(place) = self.place_at_once() {
             if self.runs_inline() {
-                self.perform_here(job, place, tasks).await;
+                self.clone().perform(job, place, tasks.clone()).await;
             } else {
                 together.push((job, place));
             }
@@ -278,13 +294,13 @@ impl Worker {
         self.start(std::mem::take(together), tasks);
         match self.place().await {
             None => drop(tasks.spawn(worker.give_back(job))),
-            Some(place) if self.runs_inline() => self.perform_here(job, place, tasks).await,
+            Some(place) if self.runs_inline() => self.clone().perform(job, place, tasks.clone()).await,
             Some(place) => together.push((job, place)),
         }
     }
 
     /// Whether handlers run on the task that reads the queue.
-    pub(super) fn runs_inline(&self) -> bool {
+    fn runs_inline(&self) -> bool {
         self.service.dispatch == Dispatch::Inline
     }
 
@@ -309,45 +325,59 @@ impl Worker {
         if jobs.is_empty() {
             return;
         }
-        let runtime = self.pool.as_ref().map_or(&self.site.runtime, Runtime::handle);
         if self.service.dispatch == Dispatch::Blocking {
             for (job, place) in jobs {
-                let (worker, handle) = (self.clone(), runtime.clone());
-                tasks.spawn_blocking_on(move || handle.block_on(worker.perform(job, place)), runtime);
+                let (worker, runtime, tracker) = (self.clone(), Handle::current(), tasks.clone());
+                tasks.spawn_blocking(move || runtime.block_on(worker.perform(job, place, tracker)));
             }
             return;
         }
-        tasks.spawn_on(self.clone().perform_all(jobs, tasks.clone()), runtime);
+        let performing = self.clone().perform_all(jobs, tasks.clone());
+        match &self.pool {
+            Some(pool) => drop(tasks.spawn_on(performing, pool.handle())),
+            None => drop(tasks.spawn(performing)),
+        }
     }
 
     /// Runs jobs of one message: one after the other as far as each comes without having to wait, and from there on each
     /// as a task of its own. A quick call costs no task.
     async fn perform_all(self: Arc<Self>, jobs: Vec<Started>, tasks: TaskTracker) {
         for (job, place) in jobs {
-            until_it_waits(self.clone().perform(job, place), &tasks).await;
+            match poll_fn(|context| Poll::Ready(self.begin(&job, context))).await {
+                Begun::Ended(ending) => {
+                    drop(place);
+                    self.conclude(job, ending, &tasks);
+                }
+                Begun::Waits(running) => drop(tasks.spawn(self.clone().go_on(job, running, place, tasks.clone()))),
+            }
         }
     }
 
-    async fn perform_here(self: &Arc<Self>, job: Job, place: OwnedSemaphorePermit, tasks: &TaskTracker) {
-        let ending = self.handle(&job).await;
-        drop(place);
-        until_it_waits(self.clone().conclude(job, ending), tasks).await;
+    /// Runs a job to its end.
+    async fn perform(self: Arc<Self>, job: Job, place: OwnedSemaphorePermit, tasks: TaskTracker) {
+        match poll_fn(|context| Poll::Ready(self.begin(&job, context))).await {
+            Begun::Ended(ending) => {
+                drop(place);
+                self.conclude(job, ending, &tasks);
+            }
+            Begun::Waits(running) => self.go_on(job, running, place, tasks).await,
+        }
     }
 
-    async fn perform(self: Arc<Self>, job: Job, place: OwnedSemaphorePermit) {
-        let ending = self.handle(&job).await;
+    async fn go_on(self: Arc<Self>, job: Job, running: Running, place: OwnedSemaphorePermit, tasks: TaskTracker) {
+        let ending = self.wait_for(&job, running).await;
         drop(place);
-        self.conclude(job, ending).await;
+        self.conclude(job, ending, &tasks);
     }
 
-    /// Runs the handler until it ends, its deadline passes or its caller gives up.
-    async fn handle(&self, job: &Job) -> Ending {
+    /// Starts a handler, and runs it until it has to wait.
+    fn begin(&self, job: &Job, task: &mut task::Context<'_>) -> Begun {
         let frame = &job.frame;
         let over = job.deadline.is_some_and(|deadline| deadline <= Instant::now());
         let cancelled = CancellationToken::new();
         if over || !self.enter(frame.id, &cancelled) {
             debug!(service = %self.name, id = %frame.id, "a call that nobody waits for any more");
-            return Ending::Forgotten;
+            return Begun::Ended(Ending::Forgotten);
         }
         let context = self.context(job, cancelled.clone());
         let span = info_span!(
@@ -359,43 +389,82 @@ impl Worker {
             traceparent = context.traceparent(),
         );
         let started = std::time::Instant::now();
+        // A handler may panic, and so may the future that it makes.
+        let first = catch_unwind(AssertUnwindSafe(|| {
+            let _entered = span.enter();
+            context.clone().scope_of(|| {
+                let mut call = (job.handler)(context.clone(), frame.codec, frame.payload.clone());
+                let polled = call.as_mut().poll(task);
+                (call, polled)
+            })
+        }));
+        match first {
+            Ok((call, Poll::Pending)) => Begun::Waits(Running { call, context, cancelled, span, started }),
+            Ok((_, Poll::Ready(answer))) => Begun::Ended(self.leave(frame, &context, &cancelled, started, answer)),
+            Err(panic) => {
+                let answer = self.panicked(&context, &*panic);
+                Begun::Ended(self.leave(frame, &context, &cancelled, started, answer))
+            }
+        }
+    }
+
+    /// Waits until a handler ends, its deadline passes or its caller gives up.
+    async fn wait_for(&self, job: &Job, running: Running) -> Ending {
+        let Running { call, context, cancelled, span, started } = running;
         let deadline = async {
             match job.deadline {
                 Some(deadline) => tokio::time::sleep_until(deadline).await,
                 None => std::future::pending().await,
             }
         };
-        let running = async {
-            let call = context
-                .clone()
-                .scope(async { (job.handler)(context.clone(), frame.codec, frame.payload.clone()).await });
+        let waiting = async {
+            let call = context.clone().scope(call);
             tokio::select! {
                 biased;
-                () = cancelled.cancelled() => Ending::Forgotten,
-                answer = call => Ending::Answered(answer, started.elapsed()),
-                () = deadline => Ending::TimedOut,
+                () = cancelled.cancelled() => Ok(Ending::Forgotten),
+                answer = call => Err(answer),
+                () = deadline => Ok(Ending::TimedOut),
             }
         };
-        // A handler may panic, the future that it makes, and whatever is dropped with it when it is cancelled.
-        let ending = AssertUnwindSafe(running.instrument(span)).catch_unwind().await;
-        let ending =
-            ending.unwrap_or_else(|panic| Ending::Answered(self.panicked(&context, &*panic), started.elapsed()));
+        // It may panic, and so may whatever is dropped with it when it is cancelled.
+        let ended = AssertUnwindSafe(waiting.instrument(span)).catch_unwind().await;
+        let ended = ended.unwrap_or_else(|panic| Err(self.panicked(&context, &*panic)));
+        match ended {
+            Ok(ending) => {
+                self.leave(&job.frame, &context, &cancelled, started, Answer::Result(Vec::new()));
+                ending
+            }
+            Err(answer) => self.leave(&job.frame, &context, &cancelled, started, answer),
+        }
+    }
+
+    /// A handler does not run any more.
+    fn leave(
+        &self,
+        frame: &Frame,
+        context: &Context,
+        cancelled: &CancellationToken,
+        started: std::time::Instant,
+        answer: Answer,
+    ) -> Ending {
+        let time = started.elapsed();
         // Whatever the handler handed to other tasks hears of it too.
-        cancelled.cancel();
+        if context.is_shared() {
+            cancelled.cancel();
+        }
         if frame.kind == Kind::Oneway
             && let Some(pace) = self.paces.get(context.method())
         {
-            pace.report(started.elapsed());
+            pace.report(time);
         }
         let mut calls = self.calls();
         calls.running.remove(&frame.id);
         calls.finished += 1;
-        ending
+        Ending::Answered(answer, time)
     }
 
     fn context(&self, job: &Job, cancelled: CancellationToken) -> Context {
         let Job { frame, message, .. } = job;
-        let parent = frame.metadata.traceparent.as_deref().and_then(Trace::parse);
         Context::new(context::Inner {
             service: self.name.clone(),
             method: frame.metadata.method.clone().unwrap_or_default(),
@@ -405,7 +474,8 @@ impl Worker {
             deadline: job.deadline,
             redelivered: message.redelivered,
             metadata: frame.metadata.user.clone(),
-            trace: Trace::under(parent),
+            parent: frame.metadata.traceparent,
+            trace: OnceLock::new(),
             cancelled,
         })
     }
@@ -467,14 +537,6 @@ impl Drop for Worker {
 impl fmt::Debug for Worker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Worker").field("service", &self.service).finish_non_exhaustive()
-    }
-}
-
-/// Runs a task here until it has to wait, and from there on by itself.
-async fn until_it_waits(task: impl Future<Output = ()> + Send + 'static, tasks: &TaskTracker) {
-    let mut task = Box::pin(task);
-    if poll_fn(|context| Poll::Ready(task.as_mut().poll(context).is_pending())).await {
-        tasks.spawn(task);
     }
 }
 

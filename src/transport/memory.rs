@@ -141,12 +141,6 @@ impl Connection {
         self.0.events.subscribe()
     }
 
-    /// Where it was opened.
-    #[must_use]
-    pub fn runtime(&self) -> &Handle {
-        &self.0.runtime
-    }
-
     /// Closes the connection for all its clones: unsettled deliveries go back, exclusive queues are deleted.
     pub fn close(&self) {
         self.0.broker.state().disconnect(self.0.id);

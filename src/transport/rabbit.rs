@@ -5,10 +5,10 @@ mod declare;
 mod properties;
 mod publisher;
 mod returns;
-mod thread;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _};
@@ -16,7 +16,6 @@ use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, BasicRejectOptions,
 };
 use lapin::types::FieldTable;
-use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -28,11 +27,14 @@ use crate::error::Error;
 use crate::topology::{Binding, Declaration};
 use crate::transport::{Consumer, Delivery, Event, Mode, Publication, Receipt, Role, Settle, Settler};
 use connection::{CLOSE_TIMEOUT, Link, News, Refusal};
-use publisher::Publisher;
-use thread::IoThread;
+use publisher::{Publisher, Told};
 
 /// How many settled deliveries are taken at once.
 const BATCH: usize = 256;
+/// How long an ack may wait for others, to be told together. Until then the delivery takes up a place of the prefetch,
+/// so no more than a part of it waits.
+const ACK_WITHIN: Duration = Duration::from_millis(2);
+const ACKS_OF_PREFETCH: usize = 4;
 
 /// A connection to RabbitMQ, or two; clones share it, and it closes with the last of them.
 #[derive(Debug, Clone)]
@@ -46,21 +48,6 @@ struct Inner {
     news: Arc<News>,
     closing: CancellationToken,
     tasks: TaskTracker,
-    /// Until this is dropped.
-    thread: Option<IoThread>,
-    runtime: Handle,
-}
-
-impl Drop for Inner {
-    /// Closes what was not closed, before the thread ends.
-    fn drop(&mut self) {
-        let (thread, publishing, consuming) = (self.thread.take(), self.publishing.clone(), self.consuming.clone());
-        self.runtime.spawn(async move {
-            publishing.close().await;
-            consuming.close().await;
-            drop(thread);
-        });
-    }
 }
 
 impl Connection {
@@ -69,21 +56,12 @@ impl Connection {
     /// # Errors
     /// `Connect` when the broker does not answer or refuses.
     pub async fn open(url: &Url, role: Role) -> Result<Self, Error> {
-        let thread = IoThread::start().map_err(|error| connection::failed(url, error))?;
-        let runtime = thread.runtime.clone();
-        let opening = Self::open_on(thread, url.clone(), role);
-        // lapin's own tasks run where a connection is opened.
-        runtime.spawn(opening).await.map_err(|error| connection::failed(url, error))?
-    }
-
-    async fn open_on(thread: IoThread, url: Url, role: Role) -> Result<Self, Error> {
-        let runtime = thread.runtime.clone();
-        let pool = connection::pool(&url, role)?;
+        let pool = connection::pool(url, role)?;
         let news = Arc::new(News::default());
-        let publishing = Link::open(&pool, &url, news.clone()).await?;
+        let publishing = Link::open(&pool, url, news.clone()).await?;
         let consuming = match role {
             Role::Client => publishing.clone(),
-            Role::Server => Link::open(&pool, &url, news.clone()).await?,
+            Role::Server => Link::open(&pool, url, news.clone()).await?,
         };
         let (closing, tasks) = (CancellationToken::new(), TaskTracker::new());
         let opened = Publisher::open(publishing.clone(), closing.clone()).await;
@@ -92,16 +70,7 @@ impl Connection {
         if role == Role::Server {
             tasks.spawn(end_together(publishing.clone(), consuming.clone(), closing.clone()));
         }
-        Ok(Self(Arc::new(Inner {
-            publisher,
-            publishing,
-            consuming,
-            news,
-            closing,
-            tasks,
-            thread: Some(thread),
-            runtime,
-        })))
+        Ok(Self(Arc::new(Inner { publisher, publishing, consuming, news, closing, tasks })))
     }
 
     pub(super) async fn declare(&self, parts: &[Declaration]) -> Result<(), Error> {
@@ -113,7 +82,11 @@ impl Connection {
     }
 
     pub(super) fn publish(&self, publication: Publication) -> Receipt {
-        self.0.publisher.publish(publication)
+        self.0.publisher.publish(publication, Told::AtOnce)
+    }
+
+    pub(super) fn publish_quietly(&self, publication: Publication) -> Receipt {
+        self.0.publisher.publish(publication, Told::InPassing)
     }
 
     pub(super) async fn consume(&self, queue: &str, mode: Mode) -> Result<Consumer, Error> {
@@ -132,15 +105,16 @@ impl Connection {
         let (deliver, deliveries) = mpsc::unbounded_channel();
         let (settler, settled) = mpsc::unbounded_channel();
         let (cancel, cancelled) = oneshot::channel();
-        let feed = Feed { channel, stream, deliver, settled, unsettled: BTreeSet::new() };
+        let acks_at_once = match mode {
+            Mode::Settle { prefetch } => (usize::from(prefetch) / ACKS_OF_PREFETCH).max(1),
+            Mode::NoAck => 1,
+        };
+        let (unsettled, acked) = (BTreeSet::new(), BTreeSet::new());
+        let feed = Feed { channel, stream, deliver, settled, unsettled, acked, acks_at_once };
         let settler = (mode != Mode::NoAck).then_some(settler);
         let feeding = feed.run(link.clone(), settler, cancelled, self.0.closing.clone());
-        self.0.tasks.spawn_on(feeding, self.runtime());
+        self.0.tasks.spawn(feeding);
         Ok(Consumer { deliveries, cancel: Some(cancel) })
-    }
-
-    pub(super) fn runtime(&self) -> &Handle {
-        &self.0.runtime
     }
 
     pub(super) fn events(&self) -> broadcast::Receiver<Event> {
@@ -185,6 +159,9 @@ struct Feed {
     deliver: mpsc::UnboundedSender<Delivery>,
     settled: mpsc::UnboundedReceiver<(u64, Settle)>,
     unsettled: BTreeSet<u64>,
+    /// Of those, what is to be acked, and how much of it does not wait for more.
+    acked: BTreeSet<u64>,
+    acks_at_once: usize,
 }
 
 impl Feed {
@@ -218,6 +195,7 @@ impl Feed {
     ) {
         let mut settled = Vec::with_capacity(BATCH);
         let mut active = true;
+        let mut ack_by = std::pin::pin!(tokio::time::sleep(ACK_WITHIN));
         loop {
             tokio::select! {
                 delivery = self.stream.next() => match delivery {
@@ -228,14 +206,25 @@ impl Feed {
                     }
                     None => break,
                 },
-                _ = self.settled.recv_many(&mut settled, BATCH), if settler.is_some() => self.settle(&mut settled),
+                _ = self.settled.recv_many(&mut settled, BATCH), if settler.is_some() => {
+                    let waiting = !self.acked.is_empty();
+                    self.settle(&mut settled);
+                    if !active || self.acked.len() >= self.acks_at_once {
+                        self.ack();
+                    } else if !waiting {
+                        ack_by.as_mut().reset(Instant::now() + ACK_WITHIN);
+                    }
+                }
+                () = &mut ack_by, if !self.acked.is_empty() => self.ack(),
                 // A dropped consumer wants no more either.
                 _ = &mut cancelled, if active => {
                     active = false;
+                    self.ack();
                     self.cancel();
                 }
                 () = self.deliver.closed(), if active => {
                     active = false;
+                    self.ack();
                     self.cancel();
                 }
             }
@@ -244,8 +233,10 @@ impl Feed {
         let (ended, _) = mpsc::unbounded_channel();
         self.deliver = ended;
         drop(settler);
+        self.ack();
         while self.settled.recv_many(&mut settled, BATCH).await > 0 {
             self.settle(&mut settled);
+            self.ack();
         }
     }
 
@@ -281,18 +272,18 @@ impl Feed {
             settled.push(next);
         }
         self.settle(&mut settled);
+        self.ack();
     }
 
-    /// Tells the broker, in one frame for all acks before which nothing is unsettled.
+    /// Tells the broker, except for acks, which are collected.
     ///
     /// Each future is polled once, which sends its frame; it would wait for the frame to leave, which need not be known:
     /// a channel that ends gives back what was not settled.
     fn settle(&mut self, settled: &mut Vec<(u64, Settle)>) {
-        let mut acked = BTreeSet::new();
         for (tag, settle) in settled.drain(..) {
             let _ = match settle {
                 Settle::Ack => {
-                    acked.insert(tag);
+                    self.acked.insert(tag);
                     continue;
                 }
                 Settle::GiveBack => {
@@ -304,6 +295,11 @@ impl Feed {
             };
             self.unsettled.remove(&tag);
         }
+    }
+
+    /// Tells the broker of collected acks, in one frame for all of them before which nothing is unsettled.
+    fn ack(&mut self) {
+        let acked = std::mem::take(&mut self.acked);
         let finished = self.unsettled.iter().zip(&acked).take_while(|(unsettled, acked)| unsettled == acked).count();
         let mut acks = acked.iter().copied().enumerate().skip(finished.saturating_sub(1));
         for (position, tag) in &mut acks {

@@ -272,6 +272,6 @@ fn refusal(error: &lapin::Error) -> String {
     }
 }
 
-pub(super) fn failed(url: &Url, reason: impl fmt::Display) -> Error {
+fn failed(url: &Url, reason: impl fmt::Display) -> Error {
     Error::Connect { url: masked(url.as_str()).to_string(), reason: reason.to_string() }
 }

@@ -10,11 +10,12 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation, ErrorKind};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::connection::{CLOSE_TIMEOUT, Link, Refusal, words};
-use super::returns::{Returns, all_ended};
+use super::returns::{Returns, all_ended, ended_so_far};
 use super::{declare, properties};
 use crate::transport::{Confirm, Lost, Publication, Receipt};
 
@@ -23,12 +24,24 @@ const BATCH: usize = 256;
 /// How long the ends of publications may trickle in after their channel or connection has ended.
 const TRICKLE: Duration = Duration::from_secs(1);
 
+/// How late the ends of publications may be told that nobody waits for.
+const IN_PASSING: Duration = Duration::from_millis(1);
+
 type Outcome = oneshot::Sender<Result<Confirm, Lost>>;
+
+/// When the end of a publication is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Told {
+    /// As soon as it is known.
+    AtOnce,
+    /// When the task is at work anyway, or a little later: the confirm alone does not wake it, nor the end of sending.
+    InPassing,
+}
 
 /// Where publications are handed in.
 #[derive(Debug)]
 pub(super) struct Publisher {
-    waiting: mpsc::UnboundedSender<(Publication, Outcome)>,
+    waiting: mpsc::UnboundedSender<(Publication, Told, Outcome)>,
     link: Arc<Link>,
 }
 
@@ -45,9 +58,9 @@ impl Publisher {
     }
 
     /// Hands a publication in; those handed in before it leave before it.
-    pub(super) fn publish(&self, publication: Publication) -> Receipt {
+    pub(super) fn publish(&self, publication: Publication, told: Told) -> Receipt {
         let (outcome, receipt) = Receipt::new();
-        if let Err(mpsc::error::SendError((_, outcome))) = self.waiting.send((publication, outcome)) {
+        if let Err(mpsc::error::SendError((.., outcome))) = self.waiting.send((publication, told, outcome)) {
             let reason = self.link.ended().unwrap_or_else(|| "the connection is closing".into());
             lose(outcome, false, &reason);
         }
@@ -76,6 +89,7 @@ fn lose(outcome: Outcome, handed_over: bool, reason: &Arc<str>) {
 /// A publication on its way, with the number it has on its channel.
 struct Flight {
     number: u64,
+    told: Told,
     outcome: Outcome,
     fate: Fate,
 }
@@ -97,6 +111,7 @@ async fn fly(
     properties: BasicProperties,
     names: (ShortString, ShortString),
     publication: Publication,
+    told: Told,
     outcome: Outcome,
 ) -> Flight {
     let options = BasicPublishOptions { mandatory: publication.mandatory, immediate: false };
@@ -114,7 +129,7 @@ async fn fly(
             }
         }
     };
-    Flight { number, outcome, fate }
+    Flight { number, told, outcome, fate }
 }
 
 fn returned_number(confirmation: Confirmation) -> Option<u64> {
@@ -126,9 +141,9 @@ fn returned_number(confirmation: Confirmation) -> Option<u64> {
 struct Writer {
     link: Arc<Link>,
     closing: CancellationToken,
-    queue: mpsc::UnboundedReceiver<(Publication, Outcome)>,
+    queue: mpsc::UnboundedReceiver<(Publication, Told, Outcome)>,
     /// What a channel that ended has not sent: it goes first on the next one.
-    unsent: VecDeque<(Publication, Outcome)>,
+    unsent: VecDeque<(Publication, Told, Outcome)>,
     /// Exchanges that were there.
     exchanges: HashSet<String>,
 }
@@ -157,7 +172,7 @@ impl Writer {
             }
         };
         self.queue.close();
-        while let Some((_, outcome)) = self.unsent.pop_front().or_else(|| self.queue.try_recv().ok()) {
+        while let Some((.., outcome)) = self.unsent.pop_front().or_else(|| self.queue.try_recv().ok()) {
             lose(outcome, false, &reason);
         }
     }
@@ -169,12 +184,18 @@ impl Writer {
         let mut number = 0;
         let mut waiting = Vec::with_capacity(BATCH);
         let mut draining = None;
+        // How many of the flights are waited for.
+        let mut hurried = 0;
+        let mut look = std::pin::pin!(tokio::time::sleep(IN_PASSING));
         let (link, closing) = (self.link.clone(), self.closing.clone());
         let mut end = std::pin::pin!(link.end());
         let mut asked_to_close = std::pin::pin!(closing.cancelled());
         loop {
+            if flights.is_empty() {
+                look.as_mut().reset(Instant::now() + IN_PASSING);
+            }
             // Polled in the order they were pushed: that is the order in which they leave.
-            for (publication, outcome) in std::mem::take(&mut self.unsent).into_iter().chain(waiting.drain(..)) {
+            for (publication, told, outcome) in std::mem::take(&mut self.unsent).into_iter().chain(waiting.drain(..)) {
                 if !self.is_there(&publication.exchange).await {
                     tell(outcome, Ok(Confirm::Returned));
                     continue;
@@ -182,7 +203,8 @@ impl Writer {
                 number += 1;
                 match on_the_wire(&publication, number) {
                     Ok((properties, names)) => {
-                        flights.push(fly(channel.clone(), number, properties, names, publication, outcome));
+                        hurried += usize::from(told == Told::AtOnce);
+                        flights.push(fly(channel.clone(), number, properties, names, publication, told, outcome));
                     }
                     Err(reason) => {
                         let reason = reason.into();
@@ -190,17 +212,28 @@ impl Writer {
                     }
                 }
             }
+            let quiet = hurried == 0;
+            if quiet {
+                // This sends what is new, and finds what has ended without being woken for it.
+                let ended = ended_so_far(&mut flights);
+                let failed = decide(&mut returns, ended);
+                if !failed.is_empty() {
+                    return self.give_up(flights, returns, failed).await;
+                }
+            }
             let no_more = self.queue.is_closed() && self.queue.is_empty();
             if no_more && flights.is_empty() {
                 return Over::Done;
             }
             tokio::select! {
-                ended = all_ended(&mut flights), if !flights.is_empty() => {
+                ended = all_ended(&mut flights), if !quiet => {
+                    hurried -= ended.iter().filter(|flight| flight.told == Told::AtOnce).count();
                     let failed = decide(&mut returns, ended);
                     if !failed.is_empty() {
                         return self.give_up(flights, returns, failed).await;
                     }
                 }
+                () = &mut look, if quiet && !flights.is_empty() => look.as_mut().reset(Instant::now() + IN_PASSING),
                 taken = self.queue.recv_many(&mut waiting, BATCH), if !no_more => {
                     if taken == 0 {
                         self.queue.close();
@@ -212,9 +245,9 @@ impl Writer {
                 }
                 () = &mut asked_to_close, if draining.is_none() => {
                     self.queue.close();
-                    draining = Some(tokio::time::Instant::now() + CLOSE_TIMEOUT);
+                    draining = Some(Instant::now() + CLOSE_TIMEOUT);
                 }
-                () = tokio::time::sleep_until(draining.unwrap_or_else(tokio::time::Instant::now)), if draining.is_some() => {
+                () = tokio::time::sleep_until(draining.unwrap_or_else(Instant::now)), if draining.is_some() => {
                     return Over::Connection("the broker did not confirm in time before the connection was closed".into());
                 }
             }
@@ -266,9 +299,9 @@ impl Writer {
             warn!(%reason, failed = failed.len(), "the broker closed a publishing channel");
             self.exchanges.clear();
         }
-        for Flight { number, outcome, fate } in failed {
+        for Flight { number, told, outcome, fate } in failed {
             match fate {
-                Fate::Unsent { publication, .. } => self.unsent.push_back((*publication, outcome)),
+                Fate::Unsent { publication, .. } => self.unsent.push_back((*publication, told, outcome)),
                 Fate::Unknown { exchange, .. }
                     if missing == Some(exchange.as_str()) || returns.ahead.contains(&number) =>
                 {

@@ -22,7 +22,7 @@ use crate::transport::Confirm;
 ///   [`ahead`](Self::ahead) of its own confirm, and only then, others may be missing;
 /// - returns come and are attached in the order of publishing, so ours has a higher number than all that were seen.
 ///
-/// Both need that every confirm before the ones in hand has been seen, which [`all_ended`] sees to.
+/// Both need that every confirm before the ones in hand has been seen, which [`ended_so_far`] sees to.
 pub(super) struct Returns<T> {
     /// Returned, and not yet confirmed.
     pub(super) ahead: HashSet<u64>,
@@ -72,10 +72,17 @@ impl<T> Returns<T> {
 }
 
 /// Waits for a flight to end, then takes every flight that has ended.
-///
-/// `Pending` alone does not mean that none is left: the set also yields now and then, and wakes itself when it does.
 pub(super) async fn all_ended<F: Future>(flights: &mut FuturesUnordered<F>) -> Vec<F::Output> {
     let mut ended: Vec<_> = flights.next().await.into_iter().collect();
+    ended.append(&mut ended_so_far(flights));
+    ended
+}
+
+/// Takes every flight that has ended; the end of another wakes nobody.
+///
+/// `Pending` alone does not mean that none is left: the set also yields now and then, and wakes itself when it does.
+pub(super) fn ended_so_far<F: Future>(flights: &mut FuturesUnordered<F>) -> Vec<F::Output> {
+    let mut ended = Vec::new();
     let woken = Arc::new(Woken::default());
     let waker = Waker::from(woken.clone());
     let mut context = Context::from_waker(&waker);

@@ -1,0 +1,83 @@
+//! `hopline bench call`: one load, and its report.
+
+use std::time::Duration;
+
+use clap::Args;
+use hopline::Coalesce;
+use indicatif::ProgressBar;
+
+use super::load::{Load, Style};
+use super::serve::{Offer, Serving};
+use super::{Broker, Failed, coalesce, concurrency, methods, print, progress, report, seconds, size};
+
+/// Make calls for some seconds, and tell how many there were and how long they took.
+///
+/// So many tasks make one call after the other, on one client, to what `hopline bench serve` serves; every reply is
+/// compared with what was sent. With `--url memory://`, where two processes cannot meet, this one serves as well. A
+/// warm-up of a fifth of the seconds, at most 1 s, comes first and does not count.
+///
+/// Exits with 0 when all calls were answered, with 1 and the first error in one line on stderr when one failed or none
+/// was made, and with 2 on bad usage.
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  hopline bench call --url amqp://localhost\n  hopline bench call --concurrency 1 --coalesce off\n  hopline bench call --url memory:// --seconds 2 --json"
+)]
+pub(crate) struct Call {
+    #[command(flatten)]
+    broker: Broker,
+    /// How many calls are in flight
+    #[arg(long, default_value = "64", value_parser = concurrency)]
+    concurrency: usize,
+    /// How long to measure, in seconds, such as 5 or 0.5
+    #[arg(long, default_value = "5", value_parser = seconds)]
+    seconds: Duration,
+    /// How much each call sends and gets back, in bytes
+    #[arg(long, default_value = "64", value_parser = size)]
+    size: usize,
+    /// Which calls may share a message: auto, off, or up to so many
+    #[arg(long, value_name = "auto|off|N", default_value = "auto", value_parser = coalesce)]
+    coalesce: Coalesce,
+    /// How calls are made
+    #[arg(long, value_enum, default_value_t = Style::Call)]
+    style: Style,
+    /// How many methods take turns, of those that `hopline bench serve --methods` serves
+    #[arg(long, default_value = "1", value_parser = methods)]
+    methods: usize,
+    /// Print one JSON object, and no progress
+    #[arg(long)]
+    json: bool,
+}
+
+impl Call {
+    pub(super) async fn run(self) -> Result<(), Failed> {
+        let Self { broker, concurrency, seconds: measured, size, coalesce, style, methods, json } = self;
+        if style == Style::Oneway && methods > 1 {
+            return Err(Failed::Usage("there is one oneway method: leave out `--methods` or `--style`".to_owned()));
+        }
+        let load = Load { concurrency, size, coalesce, style, methods, measured };
+        let served = match broker.in_memory() {
+            true => Some(Serving::start(&broker, &Offer { instances: 1, work_us: 0, methods }).await?),
+            false => None,
+        };
+        let served_here = served.is_some();
+        let bar = if json { ProgressBar::hidden() } else { progress(load.length()) };
+        let measured = load.run(&broker, &bar).await;
+        bar.finish_and_clear();
+        if let Some(serving) = served {
+            serving.drain().await;
+        }
+
+        let measured = measured?;
+        print(&match json {
+            true => report::json(&load, &measured).to_string(),
+            false => report::text(&load, &measured, served_here),
+        })?;
+        match measured.first_error {
+            Some(first) => Err(Failed::Run(format!("{} calls failed, the first one with: {first}", measured.errors))),
+            None if measured.calls() == 0 => Err(Failed::Run(
+                "no call ended in the time that was measured: allow more `--seconds`, or fewer in flight".to_owned(),
+            )),
+            None => Ok(()),
+        }
+    }
+}

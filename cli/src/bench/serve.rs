@@ -1,0 +1,163 @@
+//! `hopline bench serve`: the other side of a bench.
+
+use std::future::Future;
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use hopline::{Context, Error, Fault, Method, Running, Server, Service};
+use serde_bytes::ByteBuf;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::{Broker, Failed, instances, methods, print, process};
+
+/// What is served, as its callers write it.
+pub(super) const SERVICE: &str = "bench.v1";
+/// The oneway method.
+pub(super) const NOTE: &str = "note";
+/// What `hopline bench serve` prints when all can be called.
+pub(super) const READY: &str = "serving";
+/// Tokio's timers count in milliseconds: what is shorter has to be waited out.
+const SHORTEST_SLEEP: Duration = Duration::from_millis(1);
+
+/// Serve what `hopline bench call` calls, until Ctrl-C or SIGTERM.
+///
+/// The service is `bench.v1`: `echo` returns the bytes that it was given, and the oneway `note` does nothing with them.
+/// Prints `serving` once both can be called. Exits with 0 after it was told to end, with 1 and the error in one line on
+/// stderr when it cannot serve, and with 2 on bad usage.
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  hopline bench serve --url amqp://localhost\n  hopline bench serve --instances 4 --work-us 2000"
+)]
+pub(crate) struct Serve {
+    #[command(flatten)]
+    broker: Broker,
+    #[command(flatten)]
+    offer: Offer,
+    /// End with the process that holds the other end of the standard input
+    #[arg(long, hide = true)]
+    until_input_ends: bool,
+}
+
+/// What a server side of a bench has to offer.
+#[derive(Args)]
+pub(super) struct Offer {
+    /// How many servers share the calls, each with connections of its own
+    #[arg(long, default_value = "1", value_parser = instances)]
+    pub(super) instances: usize,
+    /// How long a call takes to handle, in microseconds: busy below 1000, asleep from there
+    #[arg(long, default_value_t = 0)]
+    pub(super) work_us: u32,
+    /// How many methods echo: `echo`, `echo1`, `echo2` and so on
+    #[arg(long, default_value = "1", value_parser = methods)]
+    pub(super) methods: usize,
+}
+
+impl Serve {
+    pub(super) async fn run(self) -> Result<(), Failed> {
+        let Self { broker, offer, until_input_ends } = self;
+        if broker.in_memory() {
+            return Err(Failed::Usage(
+                "nobody else could call what is served at `memory://`, which ends with this process: `hopline bench \
+                 call` serves for itself there"
+                    .to_owned(),
+            ));
+        }
+        let signal = process::told_to_end().map_err(|error| Failed::at("cannot hear of signals", error))?;
+        let end = async {
+            tokio::select! {
+                () = signal => {}
+                () = process::input_ended(), if until_input_ends => {}
+            }
+        };
+        serve(&broker, &offer, end).await
+    }
+}
+
+async fn serve(broker: &Broker, offer: &Offer, end: impl Future<Output = ()>) -> Result<(), Failed> {
+    let mut end = pin!(end);
+    let mut serving = tokio::select! {
+        serving = Serving::start(broker, offer) => serving?,
+        () = &mut end => return Ok(()),
+    };
+    print(READY)?;
+    tokio::select! {
+        lost = serving.lost() => Err(lost),
+        () = end => {
+            serving.drain().await;
+            Ok(())
+        }
+    }
+}
+
+/// Servers that serve; dropped, they end at once.
+pub(super) struct Serving {
+    drain: watch::Sender<bool>,
+    servers: JoinSet<Result<(), Error>>,
+}
+
+impl Serving {
+    /// When this returns, all can be called.
+    pub(super) async fn start(broker: &Broker, offer: &Offer) -> Result<Self, Error> {
+        let mut serving = Self { drain: watch::Sender::new(false), servers: JoinSet::new() };
+        for _ in 0..offer.instances {
+            let server = Server::builder().namespace(&broker.namespace).connect(&broker.url).await?;
+            let running = server.serve(service(offer)).start().await?;
+            serving.servers.spawn(run(running, serving.drain.subscribe()));
+        }
+        Ok(serving)
+    }
+
+    /// Resolves when one of them is lost.
+    async fn lost(&mut self) -> Failed {
+        match self.servers.join_next().await {
+            Some(Ok(Err(lost))) => lost.into(),
+            ended => Failed::Run(format!("a server ended by itself: {ended:?}")),
+        }
+    }
+
+    pub(super) async fn drain(mut self) {
+        self.drain.send_replace(true);
+        while self.servers.join_next().await.is_some() {}
+    }
+}
+
+async fn run(mut running: Running, mut drain: watch::Receiver<bool>) -> Result<(), Error> {
+    tokio::select! {
+        lost = running.lost() => return Err(lost),
+        _ = drain.wait_for(|drain| *drain) => {}
+    }
+    running.drain().await;
+    Ok(())
+}
+
+/// The methods that echo, by number.
+pub(super) fn echo(number: usize) -> String {
+    if number == 0 { "echo".to_owned() } else { format!("echo{number}") }
+}
+
+fn service(offer: &Offer) -> Service {
+    let work = Duration::from_micros(offer.work_us.into());
+    // Who calls after the last server has left is to hear it, and not to wait for the next bench.
+    let mut service = Service::new("bench", 1).grace(Duration::from_secs(1));
+    for number in 0..offer.methods {
+        let method = Method::new(echo(number)).signature(format!("{}(payload: bytes) -> bytes", echo(number)));
+        service = service.method(method, move |_: Context, (payload,): (ByteBuf,)| async move {
+            take(work).await;
+            Ok::<_, Fault>(payload)
+        });
+    }
+    let note = Method::new(NOTE).signature("note(payload: bytes)");
+    service.method(note, |_: Context, (_,): (ByteBuf,)| async { Ok::<(), Fault>(()) })
+}
+
+async fn take(work: Duration) {
+    if work >= SHORTEST_SLEEP {
+        return tokio::time::sleep(work).await;
+    }
+    let began = Instant::now();
+    while began.elapsed() < work {
+        std::hint::spin_loop();
+    }
+}

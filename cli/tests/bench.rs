@@ -1,0 +1,390 @@
+//! `hopline bench` as a shell sees it: what it prints, what it writes, and what it exits with.
+//!
+//! Client and server side of a bench meet in one process on the broker in memory; in two they need the RabbitMQ that
+//! `HOPLINE_TEST_URL` names, and without one those tests say so and end.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Output, Stdio};
+use std::time::Duration;
+
+use hopline::{Client, Context, Error, Server};
+use serde_bytes::ByteBuf;
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+
+/// How long a test waits for what has to come, before it fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Long enough for a few calls on a machine that does much else.
+const SHORT: &[&str] = &["--seconds", "1", "--concurrency", "4"];
+const MEMORY: &[&str] = &["--url", "memory://"];
+
+async fn soon<F: Future>(event: F) -> F::Output {
+    tokio::time::timeout(PATIENCE, event).await.expect("what has to happen happens within a minute")
+}
+
+/// The command, without what the tester's own environment says.
+fn bench(arguments: &[&[&str]]) -> Command {
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("hopline"));
+    command.env_remove("HOPLINE_URL").env_remove("RUST_LOG").env_remove("TOKIO_WORKER_THREADS");
+    command.stdin(Stdio::null()).kill_on_drop(true).arg("bench").args(arguments.concat());
+    command
+}
+
+async fn run(arguments: &[&[&str]]) -> Output {
+    soon(bench(arguments).output()).await.expect("it can be run")
+}
+
+/// What the command prints when all is well.
+fn printed(output: Output) -> String {
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
+    let printed = String::from_utf8(output.stdout).expect("it prints text");
+    printed.strip_suffix('\n').expect("it prints a line").to_owned()
+}
+
+/// The one line on stderr of a bench that failed.
+fn failure(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    let line = said.strip_suffix('\n').expect("it prints a line");
+    assert!(!line.contains('\n'), "more than a line: {said}");
+    line.strip_prefix("hopline: ").expect("it tells who says so").to_owned()
+}
+
+/// What `--json` prints: one object with these keys and no others.
+fn object(printed: &str) -> Value {
+    let object: Value = serde_json::from_str(printed).expect("it is JSON, and one value");
+    let keys: BTreeSet<&str> = object.as_object().expect("it is an object").keys().map(String::as_str).collect();
+    let expected =
+        ["calls", "calls_per_message", "calls_per_s", "concurrency", "errors", "p50_us", "p999_us", "p99_us", "size"];
+    assert_eq!(keys, BTreeSet::from(expected));
+    object
+}
+
+/// The figures of calls that went well.
+fn assert_well(object: &Value) {
+    assert!(object["calls"].as_u64() > Some(0), "{object}");
+    assert_eq!(object["errors"], 0, "{object}");
+    assert!(object["calls_per_s"].as_f64() > Some(0.0), "{object}");
+    let latencies = ["p50_us", "p99_us", "p999_us"].map(|part| object[part].as_u64().expect("it is a number"));
+    assert!(latencies.is_sorted() && latencies[2] > 0, "{object}");
+}
+
+/// A place of its own on the RabbitMQ under test, if there is one.
+struct Scene {
+    url: String,
+    namespace: String,
+}
+
+impl Scene {
+    fn new(name: &str) -> Option<Self> {
+        let url = std::env::var("HOPLINE_TEST_URL").ok().filter(|url| !url.starts_with("memory:"));
+        if url.is_none() {
+            eprintln!("not tested: two processes need a RabbitMQ, which HOPLINE_TEST_URL names");
+        }
+        Some(Self { url: url?, namespace: format!("bench-{}-{name}", std::process::id()) })
+    }
+
+    fn here(&self) -> [&str; 4] {
+        ["--url", &self.url, "--namespace", &self.namespace]
+    }
+
+    async fn call(&self, arguments: &[&str]) -> Output {
+        run(&[&["call"], &self.here(), SHORT, arguments]).await
+    }
+
+    /// `hopline bench serve`, once it says that it serves.
+    async fn serve(&self, arguments: &[&str]) -> Child {
+        let mut serve = bench(&[&["serve"], &self.here(), arguments]);
+        let mut process = serve.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it can be run");
+        let mut printed = BufReader::new(process.stdout.take().expect("it is piped")).lines();
+        let line = soon(printed.next_line()).await.expect("it prints text");
+        assert_eq!(line.as_deref(), Some("serving"));
+        process
+    }
+
+    /// Whether anybody serves anything here.
+    async fn served(&self) -> bool {
+        let client =
+            Client::builder().namespace(&self.namespace).connect(&self.url).await.expect("the broker is there");
+        !client.instances(Duration::from_millis(500)).await.expect("it can be asked").is_empty()
+    }
+}
+
+async fn ended(mut process: Child, signal: &str) -> ExitStatus {
+    let id = process.id().expect("it has not ended").to_string();
+    // A shell has `kill` built in.
+    let told = Command::new("sh").args(["-c", "kill -s \"$0\" \"$1\"", signal, &id]).status().await;
+    assert!(told.expect("there is a shell").success());
+    soon(process.wait()).await.expect("it can be waited for")
+}
+
+/// A folder of this test run, gone with this.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        Self(std::env::temp_dir().join(format!("hopline-bench-{}-{name}", std::process::id())))
+    }
+
+    fn path(&self) -> &str {
+        self.0.to_str().expect("a path of letters")
+    }
+
+    fn read(&self, file: &str) -> String {
+        std::fs::read_to_string(self.0.join(file)).expect("it was written")
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // A test that failed before it wrote anything has none.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The files of a sweep: a row for each load, and a line in the chart for each size and way to coalesce.
+fn assert_swept(output: Output, folder: &Folder) {
+    let told = printed(output);
+    assert!(told.contains("sweep.md") && told.contains("sweep.svg"), "{told}");
+    let table = folder.read("sweep.md");
+    let rows: Vec<Vec<&str>> = table
+        .lines()
+        .filter(|line| line.starts_with('|'))
+        .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+        .collect();
+    assert_eq!(rows[0][..4], ["in flight", "size", "coalesce", "calls/s"], "{table}");
+    assert_eq!(rows.len(), 2 + 30, "{table}");
+    assert!(rows.iter().all(|row| row.len() == 8), "{table}");
+    assert_eq!(rows[2][..3], ["1", "64 B", "auto"], "{table}");
+    assert_eq!(rows[31][..3], ["1024", "16 KiB", "off"], "{table}");
+    let calls: f64 = rows[2..].iter().map(|row| row[3].parse::<f64>().expect("a number")).sum();
+    assert!(calls > 0.0, "{table}");
+
+    let chart = folder.read("sweep.svg");
+    assert!(chart.starts_with("<svg") && chart.trim_end().ends_with("</svg>"), "{chart}");
+    for size in ["64 B", "1 KiB", "16 KiB"] {
+        for coalesce in ["auto", "off"] {
+            assert!(chart.contains(&format!("{size}, coalesce {coalesce}")), "{chart}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn json_is_one_object_with_the_figures() {
+    let arguments: &[&[&str]] = &[&["call"], MEMORY, SHORT, &["--json", "--size", "100"]];
+    let object = object(&printed(run(arguments).await));
+    assert_well(&object);
+    assert_eq!((&object["concurrency"], &object["size"]), (&4.into(), &100.into()));
+}
+
+#[tokio::test]
+async fn the_report_for_people_has_a_line_for_each_figure() {
+    let report = printed(run(&[&["call"], MEMORY, SHORT, &["--size", "1024", "--coalesce", "8"]]).await);
+    assert!(report.starts_with("4 calls in flight, 1 KiB each, coalesce 8, measured for "), "{report}");
+    for name in [
+        "calls",
+        "calls/s",
+        "errors",
+        "p50 latency",
+        "p90 latency",
+        "p99 latency",
+        "p99.9 latency",
+        "longest latency",
+        "messages/s",
+        "calls a message",
+    ] {
+        let column = format!("{name:<16} ");
+        assert_eq!(report.lines().filter(|line| line.starts_with(&column)).count(), 1, "no {name} in {report}");
+    }
+    assert!(report.lines().any(|line| line.starts_with("p99 latency ") && line.ends_with(" µs")), "{report}");
+    #[cfg(unix)]
+    assert!(report.lines().any(|line| line.starts_with("CPU time a call ")), "{report}");
+}
+
+#[tokio::test]
+async fn in_memory_there_are_oneway_calls_and_several_methods_too() {
+    for arguments in [&["--style", "oneway"], &["--methods", "3"], &["--size", "0"], &["--coalesce", "off"]] {
+        assert_well(&object(&printed(run(&[&["call"], MEMORY, SHORT, &["--json"], arguments]).await)));
+    }
+}
+
+#[tokio::test]
+async fn bad_usage_exits_with_2_and_says_what_to_write() {
+    let cases: &[(&[&str], &str)] = &[
+        (&[], "Usage: hopline bench"),
+        (&["call", "--concurrency", "0"], "write a number from 1 to 65536"),
+        (&["call", "--size", "16777217"], "write a number of bytes up to 16777216, which is 16 MiB"),
+        (&["call", "--seconds", "0"], "write a number of seconds above 0"),
+        (&["call", "--seconds", "soon"], "write a number of seconds above 0"),
+        (&["call", "--coalesce", "maybe"], "write auto, off, or how many calls may share a message"),
+        (&["call", "--coalesce", "0"], "write auto, off, or how many calls may share a message"),
+        (&["call", "--style", "event"], "[possible values: call, oneway]"),
+        (&["call", "--style", "oneway", "--methods", "2"], "there is one oneway method"),
+        (&["call", "--url", "http://localhost"], "unknown scheme `http://`"),
+        (&["call", "--url", "memory://", "--namespace", "a.b"], "the namespace `a.b` has a '.' in it"),
+        (&["serve", "--instances", "0"], "write a number from 1 to 100"),
+        (&["serve", "--methods", "0"], "write a number from 1 to 1000"),
+        (&["serve", "--url", "memory://"], "`hopline bench call` serves for itself there"),
+        (&["sweep", "--seconds=-1"], "write a number of seconds above 0"),
+    ];
+    for (arguments, said) in cases {
+        let output = run(&[*arguments]).await;
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
+        assert!(output.stdout.is_empty(), "{arguments:?}: {output:?}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains(said), "{arguments:?}: no `{said}` in {stderr}");
+    }
+}
+
+#[tokio::test]
+async fn a_payload_that_leaves_no_room_for_the_rest_of_a_message_is_told_at_once() {
+    let output = run(&[&["call"], MEMORY, SHORT, &["--size", "16777216"]]).await;
+    let line = failure(&output);
+    assert!(line.contains("over the cap of 16777216: send less"), "{line}");
+    assert!(output.stdout.is_empty(), "{output:?}");
+}
+
+#[tokio::test]
+async fn a_sweep_in_memory_writes_a_table_and_a_chart() {
+    let folder = Folder::new("memory");
+    let output = run(&[&["sweep"], MEMORY, &["--seconds", "0.05", "--out", folder.path()]]).await;
+    assert_swept(output, &folder);
+    assert!(folder.read("sweep.md").starts_with("# Calls through the broker in memory"));
+}
+
+#[tokio::test]
+async fn a_sweep_that_cannot_write_says_so_before_it_measures() {
+    // No folder can be made in a file.
+    let program = assert_cmd::cargo::cargo_bin!("hopline").join("sweep");
+    let out = program.to_str().expect("a path of letters");
+    let line = failure(&run(&[&["sweep"], MEMORY, &["--out", out]]).await);
+    assert!(line.starts_with(&format!("cannot make `{out}`: ")), "{line}");
+}
+
+#[tokio::test]
+async fn client_and_server_meet_on_a_broker() {
+    let Some(scene) = Scene::new("meet") else { return };
+    let server = scene.serve(&["--instances", "2", "--methods", "2"]).await;
+    let ways: &[&[&str]] = &[
+        &["--coalesce", "auto"],
+        &["--coalesce", "off"],
+        &["--coalesce", "8", "--methods", "2"],
+        &["--style", "oneway"],
+        &["--size", "100000"],
+    ];
+    for way in ways {
+        let object = object(&printed(scene.call(&[&["--json"], *way].concat()).await));
+        assert_well(&object);
+        // Calls are counted when they are made, and messages when they leave: a few are in between.
+        if let (["--coalesce", "off"], Some(calls)) = (*way, object["calls_per_message"].as_f64()) {
+            assert!((0.5..2.0).contains(&calls), "{object}");
+        }
+    }
+    // It has two methods, and not three.
+    let line = failure(&scene.call(&["--methods", "3"]).await);
+    assert!(line.starts_with("UNIMPLEMENTED: `bench.v1` has no method `echo2`"), "{line}");
+    assert!(line.ends_with("(start `hopline bench serve --methods 3`)"), "{line}");
+    // A sweep would have to share it.
+    let folder = Folder::new("shared");
+    let line = failure(&run(&[&["sweep"], &scene.here(), &["--out", folder.path()]]).await);
+    assert!(line.starts_with("somebody already serves `bench.v1` in the namespace"), "{line}");
+
+    assert_eq!(ended(server, "TERM").await.code(), Some(0));
+    assert!(!scene.served().await);
+}
+
+#[tokio::test]
+async fn handlers_that_take_time_are_waited_for() {
+    let Some(scene) = Scene::new("work") else { return };
+    for work in [500, 20_000] {
+        let server = scene.serve(&["--work-us", &work.to_string()]).await;
+        let object = object(&printed(scene.call(&["--json"]).await));
+        assert_well(&object);
+        assert!(object["p50_us"].as_u64() >= Some(work), "{object}");
+        assert_eq!(ended(server, "INT").await.code(), Some(0));
+    }
+}
+
+#[tokio::test]
+async fn the_server_side_of_a_sweep_ends_with_it_however_it_ends() {
+    let Some(scene) = Scene::new("orphan") else { return };
+    let mut server = scene.serve(&["--until-input-ends"]).await;
+    assert!(scene.served().await);
+    // As the system does for a process that is killed.
+    drop(server.stdin.take());
+    assert_eq!(soon(server.wait()).await.expect("it can be waited for").code(), Some(0));
+    assert!(!scene.served().await);
+}
+
+#[tokio::test]
+async fn that_nobody_serves_is_told_at_once_with_the_way_out() {
+    let Some(scene) = Scene::new("nobody") else { return };
+    for style in ["call", "oneway"] {
+        let output = scene.call(&["--style", style]).await;
+        let line = failure(&output);
+        assert!(line.starts_with("nobody serves `bench.v1`"), "{line}");
+        assert!(line.ends_with("(start one with `hopline bench serve`)"), "{line}");
+        assert!(output.stdout.is_empty(), "{output:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_reply_is_an_error() {
+    let Some(scene) = Scene::new("wrong") else { return };
+    let server = Server::builder().namespace(&scene.namespace).connect(&scene.url).await.expect("the broker is there");
+    let server = server.method("bench.v1", "echo", |_: Context, (mut payload,): (ByteBuf,)| async move {
+        payload.push(1);
+        Ok::<_, ()>(payload)
+    });
+    let server = server.start().await.expect("it can be served");
+    let output = scene.call(&["--json"]).await;
+    let line = failure(&output);
+    assert!(line.ends_with(" calls failed, the first one with: a reply had other bytes than its call"), "{line}");
+    let object = object(&String::from_utf8_lossy(&output.stdout));
+    assert_eq!(object["calls"], 0, "{object}");
+    assert!(object["errors"].as_u64() > Some(0), "{object}");
+    assert!(object["p50_us"].is_null(), "{object}");
+    server.drain().await;
+}
+
+#[tokio::test]
+async fn a_failed_call_is_an_error() {
+    let Some(scene) = Scene::new("failed") else { return };
+    let server = Server::builder().namespace(&scene.namespace).connect(&scene.url).await.expect("the broker is there");
+    let first = std::sync::atomic::AtomicBool::new(true);
+    let server = server.method("bench.v1", "echo", move |_: Context, (payload,): (ByteBuf,)| {
+        // The bench looks once whether there is anybody at all.
+        let first = first.swap(false, std::sync::atomic::Ordering::Relaxed);
+        async move { if first { Ok(payload) } else { Err(hopline::Fault::new(hopline::Code::Internal, "no more")) } }
+    });
+    let server = server.start().await.expect("it can be served");
+    let line = failure(&scene.call(&["--json"]).await);
+    assert!(line.ends_with(" calls failed, the first one with: INTERNAL: no more"), "{line}");
+    server.drain().await;
+}
+
+#[tokio::test]
+async fn a_sweep_on_a_broker_starts_its_server_and_ends_it() {
+    let Some(scene) = Scene::new("sweep") else { return };
+    let folder = Folder::new("broker");
+    let short = ["--seconds", "0.05", "--out", folder.path()];
+    assert_swept(run(&[&["sweep"], &scene.here(), &short]).await, &folder);
+    assert!(folder.read("sweep.md").starts_with("# Calls through RabbitMQ"));
+    assert!(!scene.served().await);
+    // What it called is gone soon, and nothing of it is in the way of the next one.
+    let client = Client::builder().namespace(&scene.namespace).connect(&scene.url).await.expect("the broker is there");
+    let gone = async {
+        loop {
+            let call =
+                client.call::<ByteBuf>("bench.v1", "echo", (ByteBuf::new(),)).timeout(Duration::from_millis(200));
+            if let Err(Error::NoService { .. }) = call.await {
+                return;
+            }
+        }
+    };
+    soon(gone).await;
+}
