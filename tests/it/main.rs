@@ -5,6 +5,7 @@ mod support;
 mod broadcast;
 mod calls;
 mod cancel;
+mod coalescing;
 mod dispatch;
 mod drain;
 mod events;
