@@ -45,7 +45,8 @@ pub struct Service {
 pub enum Dispatch {
     /// On the task that reads the queue, one after the other: for handlers of a few microseconds.
     Inline,
-    /// On a task each.
+    /// On a task each, from where it first has to wait; until then one after the other with the calls that came in the same
+    /// message, which are quick.
     #[default]
     Spawn,
     /// On tokio's blocking threads, a thread each: for handlers that block.
@@ -118,7 +119,7 @@ impl Service {
     }
 
     /// How many messages an instance may hold unsettled, of each queue. Default 64. Few share slow work more evenly,
-    /// many keep quick methods busy; 0 counts as 1.
+    /// many keep quick methods busy; 0 counts as 1. A message is one call, or up to 64 of quick methods.
     #[must_use]
     pub fn prefetch(mut self, messages: u16) -> Self {
         self.prefetch = messages.max(1);
@@ -148,11 +149,11 @@ impl Service {
         self
     }
 
-    /// How many calls may wait in the queue before more are refused as `Overloaded`. Default: no limit; every instance
-    /// has to say the same.
+    /// How many messages may wait in the queue before calls are refused as `Overloaded`. A message is one call, or up to 64
+    /// of quick methods ([`Coalesce`](crate::Coalesce)). Default: no limit; every instance has to say the same.
     #[must_use]
-    pub fn max_queue(mut self, calls: u32) -> Self {
-        self.calls.max_length = Some(calls);
+    pub fn max_queue(mut self, messages: u32) -> Self {
+        self.calls.max_length = Some(messages);
         self
     }
 

@@ -188,7 +188,7 @@ struct Task {
     replies: Replies,
     receipts: FuturesUnordered<UnderWay>,
     /// The numbers of their messages, and the calls in them that were given up meanwhile.
-    under_way: BTreeMap<u64, Vec<Box<(Client, Ticket)>>>,
+    under_way: BTreeMap<u64, Vec<(Client, Ticket)>>,
     number: u64,
 }
 
@@ -239,7 +239,7 @@ impl Task {
                 if let (Some(call), Some(cancel)) = (self.replies.forget(id), cancel) {
                     match self.under_way.get_mut(&call.message) {
                         // Only a request that some queue has taken can be cancelled.
-                        Some(given_up) => given_up.push(cancel),
+                        Some(given_up) => given_up.push(*cancel),
                         None => cancel.0.cancel(&cancel.1),
                     }
                 }
@@ -301,7 +301,7 @@ impl Task {
     fn concluded(&mut self, number: u64, bundle: Bundle<Address, Token>, said: Said) {
         let given_up = self.under_way.remove(&number).unwrap_or_default();
         if said == Ok(Confirm::Accepted) {
-            given_up.into_iter().for_each(|cancel| cancel.0.cancel(&cancel.1));
+            given_up.into_iter().for_each(|(client, ticket)| client.cancel(&ticket));
         }
         let too_large_together = matches!(said, Ok(Confirm::TooLarge(_))) && bundle.parcels.len() > 1;
         let Bundle { address, parcels, .. } = bundle;
