@@ -1,5 +1,7 @@
 //! The serving side: connects, declares what it serves, runs it, and drains.
 
+mod calls;
+mod handling;
 mod message;
 mod outcome;
 mod replies;

@@ -1,29 +1,21 @@
 //! The way of a call through one service: deliver → admit → dispatch → reply → settle.
 
-use std::any::Any;
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::BTreeMap;
 use std::fmt;
-use std::future::poll_fn;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
-use std::task::{self, Poll};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use futures::FutureExt;
-use futures::future::BoxFuture;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument, Span, debug, error, info_span};
-use uuid::Uuid;
 
 use super::Site;
+use super::calls::Calls;
 use super::message::{Message, Source};
 use crate::client::MAX_TIMEOUT;
 use crate::codec::Codec;
-use crate::context::{self, Context};
 use crate::error::{Code, Error, Fault};
 use crate::frame::{self, Frame, Kind};
 use crate::outbox::Share;
@@ -35,12 +27,6 @@ use crate::transport::{Consumer, Delivery};
 
 /// How many calls to one instance wait there for a place: no prefetch holds back what has no acks.
 const MAX_WAITING: usize = 1024;
-/// How many cancels of calls that have not come yet are remembered; the oldest are forgotten first.
-const MAX_REMEMBERED: usize = 65_536;
-/// A cancel is remembered until its call's deadline, but no shorter, since the call may wait here with time of its own
-/// left, and no longer than this.
-const MIN_MEMORY: Duration = Duration::from_secs(60);
-const MAX_MEMORY: Duration = Duration::from_secs(3600);
 /// The one method of a subscription.
 pub(super) const EVENT: &str = "event";
 
@@ -53,24 +39,13 @@ pub(super) struct Worker {
     permits: Arc<Semaphore>,
     /// Room for what an instance's own queue has delivered and no place is free for.
     waiting: Arc<Semaphore>,
-    calls: Mutex<Calls>,
+    pub(super) calls: Mutex<Calls>,
     /// How long oneway calls take, by method: nobody replies to them, so their senders cannot know.
-    paces: BTreeMap<String, Pace>,
+    pub(super) paces: BTreeMap<String, Pace>,
 }
 
 /// A job, and its place among those that run at once.
-type Started = (Job, OwnedSemaphorePermit);
-
-#[derive(Default)]
-struct Calls {
-    running: HashMap<Uuid, CancellationToken>,
-    /// How many have run.
-    finished: u64,
-    /// Cancelled before they came.
-    cancelled: HashSet<Uuid>,
-    /// When that may be forgotten, in the order in which they were.
-    forgettable: VecDeque<(Instant, Uuid)>,
-}
+pub(super) type Started = (Job, OwnedSemaphorePermit);
 
 /// What is to be done about a frame.
 enum Admitted {
@@ -85,7 +60,7 @@ enum Admitted {
 /// A frame that is going to be run.
 pub(super) struct Job {
     pub(super) frame: Frame,
-    handler: Handler,
+    pub(super) handler: Handler,
     pub(super) deadline: Option<Instant>,
     pub(super) message: Arc<Message>,
 }
@@ -98,21 +73,6 @@ pub(super) enum Ending {
     TimedOut,
     /// Nobody waits for it any more.
     Forgotten,
-}
-
-/// What became of a handler that was started.
-enum Begun {
-    Ended(Ending),
-    Waits(Running),
-}
-
-/// A handler that waits for something.
-struct Running {
-    call: BoxFuture<'static, Answer>,
-    context: Context,
-    cancelled: CancellationToken,
-    span: Span,
-    started: std::time::Instant,
 }
 
 impl Worker {
@@ -209,7 +169,7 @@ impl Worker {
     fn admit(&self, frame: &Frame, message: &Message) -> Result<Admitted, Fault> {
         match (frame.kind, message.source) {
             (Kind::Cancel, _) => {
-                self.cancel(frame);
+                self.calls().cancel(frame.id, frame.metadata.remaining.unwrap_or_default());
                 return Ok(Admitted::Done);
             }
             (Kind::Request, Source::Calls | Source::Instance) if message.reply_to.is_none() => {
@@ -251,8 +211,7 @@ impl Worker {
                 codec.encode(&Instance { service, instance, hopline: env!("CARGO_PKG_VERSION").to_owned(), methods })
             }
             registry::STATS => {
-                let calls = self.calls();
-                let (running, finished) = (calls.running.len() as u64, calls.finished);
+                let (running, finished) = self.calls().count();
                 codec.encode(&InstanceStats { service, instance, running, finished })
             }
             _ => return None,
@@ -339,189 +298,8 @@ impl Worker {
         }
     }
 
-    /// Runs jobs of one message: one after the other as far as each comes without having to wait, and from there on each
-    /// as a task of its own. A quick call costs no task.
-    async fn perform_all(self: Arc<Self>, jobs: Vec<Started>, tasks: TaskTracker) {
-        for (job, place) in jobs {
-            match poll_fn(|context| Poll::Ready(self.begin(&job, context))).await {
-                Begun::Ended(ending) => {
-                    drop(place);
-                    self.conclude(job, ending, &tasks);
-                }
-                Begun::Waits(running) => drop(tasks.spawn(self.clone().go_on(job, running, place, tasks.clone()))),
-            }
-        }
-    }
-
-    /// Runs a job to its end.
-    async fn perform(self: Arc<Self>, job: Job, place: OwnedSemaphorePermit, tasks: TaskTracker) {
-        match poll_fn(|context| Poll::Ready(self.begin(&job, context))).await {
-            Begun::Ended(ending) => {
-                drop(place);
-                self.conclude(job, ending, &tasks);
-            }
-            Begun::Waits(running) => self.go_on(job, running, place, tasks).await,
-        }
-    }
-
-    async fn go_on(self: Arc<Self>, job: Job, running: Running, place: OwnedSemaphorePermit, tasks: TaskTracker) {
-        let ending = self.wait_for(&job, running).await;
-        drop(place);
-        self.conclude(job, ending, &tasks);
-    }
-
-    /// Starts a handler, and runs it until it has to wait.
-    fn begin(&self, job: &Job, task: &mut task::Context<'_>) -> Begun {
-        let frame = &job.frame;
-        let over = job.deadline.is_some_and(|deadline| deadline <= Instant::now());
-        let cancelled = CancellationToken::new();
-        if over || !self.enter(frame.id, &cancelled) {
-            debug!(service = %self.name, id = %frame.id, "a call that nobody waits for any more");
-            return Begun::Ended(Ending::Forgotten);
-        }
-        let context = self.context(job, cancelled.clone());
-        let span = info_span!(
-            "handle",
-            otel.kind = "server",
-            rpc.system = "hopline",
-            rpc.service = %self.name,
-            rpc.method = context.method(),
-            traceparent = context.traceparent(),
-        );
-        let started = std::time::Instant::now();
-        // A handler may panic, and so may the future that it makes.
-        let first = catch_unwind(AssertUnwindSafe(|| {
-            let _entered = span.enter();
-            context.clone().scope_of(|| {
-                let mut call = (job.handler)(context.clone(), frame.codec, frame.payload.clone());
-                let polled = call.as_mut().poll(task);
-                (call, polled)
-            })
-        }));
-        match first {
-            Ok((call, Poll::Pending)) => Begun::Waits(Running { call, context, cancelled, span, started }),
-            Ok((_, Poll::Ready(answer))) => Begun::Ended(self.leave(frame, &context, &cancelled, started, answer)),
-            Err(panic) => {
-                let answer = self.panicked(&context, &*panic);
-                Begun::Ended(self.leave(frame, &context, &cancelled, started, answer))
-            }
-        }
-    }
-
-    /// Waits until a handler ends, its deadline passes or its caller gives up.
-    async fn wait_for(&self, job: &Job, running: Running) -> Ending {
-        let Running { call, context, cancelled, span, started } = running;
-        let deadline = async {
-            match job.deadline {
-                Some(deadline) => tokio::time::sleep_until(deadline).await,
-                None => std::future::pending().await,
-            }
-        };
-        let waiting = async {
-            let call = context.clone().scope(call);
-            tokio::select! {
-                biased;
-                () = cancelled.cancelled() => Ok(Ending::Forgotten),
-                answer = call => Err(answer),
-                () = deadline => Ok(Ending::TimedOut),
-            }
-        };
-        // It may panic, and so may whatever is dropped with it when it is cancelled.
-        let ended = AssertUnwindSafe(waiting.instrument(span)).catch_unwind().await;
-        let ended = ended.unwrap_or_else(|panic| Err(self.panicked(&context, &*panic)));
-        match ended {
-            Ok(ending) => {
-                self.leave(&job.frame, &context, &cancelled, started, Answer::Result(Vec::new()));
-                ending
-            }
-            Err(answer) => self.leave(&job.frame, &context, &cancelled, started, answer),
-        }
-    }
-
-    /// A handler does not run any more.
-    fn leave(
-        &self,
-        frame: &Frame,
-        context: &Context,
-        cancelled: &CancellationToken,
-        started: std::time::Instant,
-        answer: Answer,
-    ) -> Ending {
-        let time = started.elapsed();
-        // Whatever the handler handed to other tasks hears of it too.
-        if context.is_shared() {
-            cancelled.cancel();
-        }
-        if frame.kind == Kind::Oneway
-            && let Some(pace) = self.paces.get(context.method())
-        {
-            pace.report(time);
-        }
-        let mut calls = self.calls();
-        calls.running.remove(&frame.id);
-        calls.finished += 1;
-        Ending::Answered(answer, time)
-    }
-
-    fn context(&self, job: &Job, cancelled: CancellationToken) -> Context {
-        let Job { frame, message, .. } = job;
-        Context::new(context::Inner {
-            service: self.name.clone(),
-            method: frame.metadata.method.clone().unwrap_or_default(),
-            instance: self.site.instance.clone(),
-            id: frame.id,
-            caller: frame.metadata.instance.clone(),
-            deadline: job.deadline,
-            redelivered: message.redelivered,
-            metadata: frame.metadata.user.clone(),
-            parent: frame.metadata.traceparent,
-            trace: OnceLock::new(),
-            cancelled,
-        })
-    }
-
-    fn panicked(&self, context: &Context, panic: &(dyn Any + Send)) -> Answer {
-        let said = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-        error!(service = %self.name, method = context.method(), panic = said, "a handler panicked");
-        let why = format!(
-            "`{}.{}` panicked: the log of instance {} says why",
-            self.name,
-            context.method(),
-            self.site.instance
-        );
-        Answer::Fault(Fault::new(Code::Internal, why))
-    }
-
-    fn calls(&self) -> MutexGuard<'_, Calls> {
+    pub(super) fn calls(&self) -> MutexGuard<'_, Calls> {
         self.calls.lock().expect("no panic while holding the calls")
-    }
-
-    /// Notes that a call runs; not if it was cancelled before it came.
-    fn enter(&self, id: Uuid, token: &CancellationToken) -> bool {
-        let mut calls = self.calls();
-        if calls.cancelled.remove(&id) {
-            return false;
-        }
-        calls.running.insert(id, token.clone());
-        true
-    }
-
-    /// Ends a call that runs, or remembers until its deadline that it is not to run.
-    fn cancel(&self, frame: &Frame) {
-        let mut calls = self.calls();
-        if let Some(running) = calls.running.get(&frame.id) {
-            return running.cancel();
-        }
-        let now = Instant::now();
-        while let Some(&(until, id)) = calls.forgettable.front()
-            && (until <= now || calls.forgettable.len() >= MAX_REMEMBERED)
-        {
-            calls.forgettable.pop_front();
-            calls.cancelled.remove(&id);
-        }
-        let remaining = frame.metadata.remaining.unwrap_or_default().clamp(MIN_MEMORY, MAX_MEMORY);
-        calls.cancelled.insert(frame.id);
-        calls.forgettable.push_back((now + remaining, frame.id));
     }
 }
 

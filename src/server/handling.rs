@@ -1,0 +1,189 @@
+//! Running a handler: within its call's context, until it ends, its deadline passes or its caller gives up.
+
+use std::any::Any;
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, OnceLock};
+use std::task::{self, Poll};
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, Span, debug, error, info_span};
+
+use super::worker::{Ending, Job, Started, Worker};
+use crate::context::{self, Context};
+use crate::error::{Code, Fault};
+use crate::frame::{Frame, Kind};
+use crate::service::Answer;
+
+/// What became of a handler that was started.
+enum Begun {
+    Ended(Ending),
+    Waits(Running),
+}
+
+/// A handler that waits for something.
+struct Running {
+    call: BoxFuture<'static, Answer>,
+    context: Context,
+    cancelled: CancellationToken,
+    span: Span,
+    started: std::time::Instant,
+}
+
+impl Worker {
+    /// Runs jobs of one message: one after the other as far as each comes without having to wait, and from there on each
+    /// as a task of its own. A quick call costs no task.
+    pub(super) async fn perform_all(self: Arc<Self>, jobs: Vec<Started>, tasks: TaskTracker) {
+        for (job, place) in jobs {
+            match poll_fn(|context| Poll::Ready(self.begin(&job, context))).await {
+                Begun::Ended(ending) => {
+                    drop(place);
+                    self.conclude(job, ending, &tasks);
+                }
+                Begun::Waits(running) => drop(tasks.spawn(self.clone().go_on(job, running, place, tasks.clone()))),
+            }
+        }
+    }
+
+    /// Runs a job to its end.
+    pub(super) async fn perform(self: Arc<Self>, job: Job, place: OwnedSemaphorePermit, tasks: TaskTracker) {
+        match poll_fn(|context| Poll::Ready(self.begin(&job, context))).await {
+            Begun::Ended(ending) => {
+                drop(place);
+                self.conclude(job, ending, &tasks);
+            }
+            Begun::Waits(running) => self.go_on(job, running, place, tasks).await,
+        }
+    }
+
+    async fn go_on(self: Arc<Self>, job: Job, running: Running, place: OwnedSemaphorePermit, tasks: TaskTracker) {
+        let ending = self.wait_for(&job, running).await;
+        drop(place);
+        self.conclude(job, ending, &tasks);
+    }
+
+    /// Starts a handler, and runs it until it has to wait.
+    fn begin(&self, job: &Job, task: &mut task::Context<'_>) -> Begun {
+        let frame = &job.frame;
+        let over = job.deadline.is_some_and(|deadline| deadline <= Instant::now());
+        let cancelled = CancellationToken::new();
+        if over || !self.calls().enter(frame.id, &cancelled) {
+            debug!(service = %self.name, id = %frame.id, "a call that nobody waits for any more");
+            return Begun::Ended(Ending::Forgotten);
+        }
+        let context = self.context(job, cancelled.clone());
+        let span = info_span!(
+            "handle",
+            otel.kind = "server",
+            rpc.system = "hopline",
+            rpc.service = %self.name,
+            rpc.method = context.method(),
+            traceparent = context.traceparent(),
+        );
+        let started = std::time::Instant::now();
+        // A handler may panic, and so may the future that it makes.
+        let first = catch_unwind(AssertUnwindSafe(|| {
+            let _entered = span.enter();
+            context.clone().scope_of(|| {
+                let mut call = (job.handler)(context.clone(), frame.codec, frame.payload.clone());
+                let polled = call.as_mut().poll(task);
+                (call, polled)
+            })
+        }));
+        match first {
+            Ok((call, Poll::Pending)) => Begun::Waits(Running { call, context, cancelled, span, started }),
+            Ok((_, Poll::Ready(answer))) => Begun::Ended(self.leave(frame, &context, &cancelled, started, answer)),
+            Err(panic) => {
+                let answer = self.panicked(&context, &*panic);
+                Begun::Ended(self.leave(frame, &context, &cancelled, started, answer))
+            }
+        }
+    }
+
+    /// Waits until a handler ends, its deadline passes or its caller gives up.
+    async fn wait_for(&self, job: &Job, running: Running) -> Ending {
+        let Running { call, context, cancelled, span, started } = running;
+        let deadline = async {
+            match job.deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        let waiting = async {
+            let call = context.clone().scope(call);
+            tokio::select! {
+                biased;
+                () = cancelled.cancelled() => Ok(Ending::Forgotten),
+                answer = call => Err(answer),
+                () = deadline => Ok(Ending::TimedOut),
+            }
+        };
+        // It may panic, and so may whatever is dropped with it when it is cancelled.
+        let ended = AssertUnwindSafe(waiting.instrument(span)).catch_unwind().await;
+        let ended = ended.unwrap_or_else(|panic| Err(self.panicked(&context, &*panic)));
+        match ended {
+            Ok(ending) => {
+                self.leave(&job.frame, &context, &cancelled, started, Answer::Result(Vec::new()));
+                ending
+            }
+            Err(answer) => self.leave(&job.frame, &context, &cancelled, started, answer),
+        }
+    }
+
+    /// A handler does not run any more.
+    fn leave(
+        &self,
+        frame: &Frame,
+        context: &Context,
+        cancelled: &CancellationToken,
+        started: std::time::Instant,
+        answer: Answer,
+    ) -> Ending {
+        let time = started.elapsed();
+        // Whatever the handler handed to other tasks hears of it too.
+        if context.is_shared() {
+            cancelled.cancel();
+        }
+        if frame.kind == Kind::Oneway
+            && let Some(pace) = self.paces.get(context.method())
+        {
+            pace.report(time);
+        }
+        self.calls().leave(frame.id);
+        Ending::Answered(answer, time)
+    }
+
+    fn context(&self, job: &Job, cancelled: CancellationToken) -> Context {
+        let Job { frame, message, .. } = job;
+        Context::new(context::Inner {
+            service: self.name.clone(),
+            method: frame.metadata.method.clone().unwrap_or_default(),
+            instance: self.site.instance.clone(),
+            id: frame.id,
+            caller: frame.metadata.instance.clone(),
+            deadline: job.deadline,
+            redelivered: message.redelivered,
+            metadata: frame.metadata.user.clone(),
+            parent: frame.metadata.traceparent,
+            trace: OnceLock::new(),
+            cancelled,
+        })
+    }
+
+    fn panicked(&self, context: &Context, panic: &(dyn Any + Send)) -> Answer {
+        let said = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        error!(service = %self.name, method = context.method(), panic = said, "a handler panicked");
+        let why = format!(
+            "`{}.{}` panicked: the log of instance {} says why",
+            self.name,
+            context.method(),
+            self.site.instance
+        );
+        Answer::Fault(Fault::new(Code::Internal, why))
+    }
+}
