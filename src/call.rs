@@ -92,7 +92,8 @@ impl<T, E: fmt::Debug> Call<T, E> {
         self
     }
 
-    /// 0 to 9; calls of a higher priority overtake waiting ones of a lower. Default 0; more than 9 counts as 9.
+    /// 0 to 9; calls of a higher priority overtake waiting ones of a lower, in a service with
+    /// [`Service::priorities`](crate::Service::priorities): in others it changes nothing. Default 0; more than 9 counts as 9.
     pub fn priority(mut self, priority: u8) -> Self {
         self.request.priority = Some(priority);
         self

@@ -16,6 +16,7 @@ use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+use tracing::level_filters::LevelFilter;
 use tracing::{Instrument, debug, info_span};
 use uuid::Uuid;
 
@@ -130,7 +131,7 @@ impl Client {
         }
         let codec = self.0.settings.codec;
         let payload = codec.encode(&event).map_err(|error| CodecError(format!("the event {}", error.0)))?;
-        let metadata = Metadata { method: Some(key.into()), ..self.metadata(Trace::under(parent())) };
+        let metadata = Metadata { method: Some(key.into()), ..self.metadata(traced(Context::current().as_ref())) };
         let frame = Frame::new(Kind::Event, Uuid::new_v4(), codec, metadata, payload.into());
         let body = self.sized("event", frame.to_body())?;
         let size = body.len();
@@ -245,7 +246,7 @@ impl Client {
     fn cancel(&self, ticket: &Ticket) {
         let Ticket { target, instance, id, deadline, .. } = ticket;
         let remaining = deadline.saturating_duration_since(Instant::now());
-        let metadata = Metadata { remaining: Some(remaining), ..self.metadata(Trace::under(parent())) };
+        let metadata = Metadata { remaining: Some(remaining), ..self.metadata(traced(Context::current().as_ref())) };
         let frame = Frame::new(Kind::Cancel, *id, Codec::Raw, metadata, Bytes::new());
         let parcel = Parcel {
             id: *id,
@@ -305,14 +306,14 @@ impl Client {
         }
         let deadline = Instant::now() + timeout;
         let codec = request.codec.unwrap_or(settings.codec);
-        let trace = Trace::under(current.map(|context| context.trace()));
+        let trace = traced(current.as_ref());
         let span = info_span!(
             "call",
             otel.kind = "client",
             rpc.system = "hopline",
             rpc.service = %target.service,
             rpc.method = &*target.method,
-            traceparent = %trace,
+            traceparent = trace.map(tracing::field::display),
         );
         let metadata = Metadata {
             method: Some(target.method.clone()),
@@ -354,10 +355,10 @@ impl Client {
         self.0.settings.namespace.as_ref().expect("checked when the client connected")
     }
 
-    fn metadata(&self, trace: Trace) -> Metadata {
+    fn metadata(&self, trace: Option<Trace>) -> Metadata {
         Metadata {
             sent_at: Some(unix_millis()),
-            traceparent: Some(trace.text()),
+            traceparent: trace.map(|trace| trace.text()),
             instance: Some(self.0.instance.clone()),
             ..Metadata::default()
         }
@@ -391,9 +392,12 @@ impl Client {
     }
 }
 
-/// The span that a call made here belongs under.
-fn parent() -> Option<Trace> {
-    Context::current().map(|context| context.trace())
+/// Where a call made here stands in its trace: under the call being handled, or at its root, if anybody listens.
+fn traced(parent: Option<&Context>) -> Option<Trace> {
+    match parent {
+        Some(parent) => Some(Trace::under(Some(parent.trace()))),
+        None => (LevelFilter::current() >= LevelFilter::INFO).then(|| Trace::under(None)),
+    }
 }
 
 /// 48 random bits as text: enough to tell the instances of one namespace apart, short enough to read aloud.

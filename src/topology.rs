@@ -250,7 +250,7 @@ impl Namespace {
         let calls_queue = Queue {
             expires: Some(calls.grace),
             max_length: calls.max_length,
-            max_priority: (calls.kind == QueueKind::Classic).then_some(MAX_PRIORITY),
+            max_priority: (calls.priorities && calls.kind == QueueKind::Classic).then_some(MAX_PRIORITY),
             ..Queue::new(self.calls_queue(service), calls.kind)
         };
         let work_queue = Queue {
@@ -293,6 +293,7 @@ pub(crate) struct CallsQueue {
     pub(crate) kind: QueueKind,
     pub(crate) grace: Duration,
     pub(crate) max_length: Option<u32>,
+    pub(crate) priorities: bool,
 }
 
 /// The key that reaches one instance on the exchange of calls.

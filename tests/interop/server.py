@@ -103,7 +103,7 @@ class Server:
         }
         channel.queue_declare(work, durable=True, arguments=arguments)
         channel.queue_bind(work, oneway, f"{service}.#")
-        channel.queue_declare(calls, durable=True, arguments={"x-queue-type": "classic", "x-expires": 60000, "x-max-priority": 9})
+        channel.queue_declare(calls, durable=True, arguments={"x-queue-type": "classic", "x-expires": 60000})
         channel.queue_bind(calls, rpc, service)
 
     def stop(self):

@@ -121,7 +121,7 @@ async fn metadata_reaches_the_handler() {
 async fn a_waiting_call_of_higher_priority_is_served_first() {
     let scene = Scene::new();
     let Held { service, mut arrived } = Held::new();
-    let _server = scene.serve(service.prefetch(1).concurrency(1)).await;
+    let _server = scene.serve(service.prefetch(1).concurrency(1).priorities()).await;
     let client = scene.client().await;
     let first = hold(&client, 0).start().await.expect("on its way");
     let busy = soon(arrived.recv()).await.expect("it came");
