@@ -346,7 +346,7 @@ fn outcome<T, E: fmt::Debug>(reply: &Frame, read: ReadResult<T>, read_error: Rea
     if reply.service_error {
         return Err(read_error(reply.codec, &reply.payload));
     }
-    if let Some((size, limit)) = reply.metadata.too_large {
+    if let Some((size, limit)) = reply.metadata.more().too_large {
         let bytes = |number| usize::try_from(number).unwrap_or(usize::MAX);
         return Err(Error::TooLarge { what: "reply", size: bytes(size), limit: bytes(limit) });
     }
@@ -360,8 +360,8 @@ fn outcome<T, E: fmt::Debug>(reply: &Frame, read: ReadResult<T>, read_error: Rea
 fn fault(reply: &Frame) -> Fault {
     Fault {
         code: reply.status,
-        message: reply.metadata.error.clone().unwrap_or_else(|| "the server gave no reason".to_owned()),
-        retry_after: reply.metadata.retry_after,
+        message: reply.metadata.more().error.clone().unwrap_or_else(|| "the server gave no reason".to_owned()),
+        retry_after: reply.metadata.more().retry_after,
     }
 }
 

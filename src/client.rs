@@ -31,7 +31,7 @@ use crate::call::{Call, Oneway, Request};
 use crate::codec::{Codec, CodecError};
 use crate::context::{Context, unix_millis};
 use crate::error::Error;
-use crate::frame::{Frame, Kind, Metadata, Trace};
+use crate::frame::{Frame, Kind, Metadata, More, Trace};
 use crate::outbox::{Parcel, Share};
 use crate::topology::{
     Declaration, Exchange, ExchangeKind, MAX_PRIORITY, Namespace, ServiceId, check_name, instance_key,
@@ -315,10 +315,12 @@ impl Client {
             rpc.method = &*target.method,
             traceparent = trace.map(tracing::field::display),
         );
+        let user = request.metadata;
+        let more = (!user.is_empty()).then(|| Box::new(More { user, ..More::default() }));
         let metadata = Metadata {
             method: Some(target.method.clone()),
             remaining: (kind == Kind::Request).then_some(timeout),
-            user: request.metadata,
+            more,
             ..self.metadata(trace)
         };
         let id = Uuid::new_v4();

@@ -8,8 +8,8 @@ use std::fmt;
 use bytes::{BufMut, Bytes};
 use uuid::Uuid;
 
-pub(crate) use self::metadata::Metadata;
 use self::metadata::Names;
+pub(crate) use self::metadata::{Metadata, More};
 pub(crate) use self::trace::{Trace, Traceparent};
 use crate::codec::Codec;
 use crate::error::Code;
@@ -461,18 +461,18 @@ mod tests {
                 "metadata 3" => metadata.sent_at = Some(number()),
                 "metadata 4" => metadata.traceparent = Traceparent::new(value),
                 "metadata 5" => metadata.instance = Some(value.into()),
-                "metadata 6" => metadata.sequence = Some(number()),
+                "metadata 6" => metadata.more_mut().sequence = Some(number()),
                 "metadata 7" => metadata.handler_time = Some(Duration::from_micros(number())),
-                "metadata 8" => metadata.attempt = Some(number()),
-                "metadata 9" => metadata.retry_after = Some(Duration::from_millis(number())),
+                "metadata 8" => metadata.more_mut().attempt = Some(number()),
+                "metadata 9" => metadata.more_mut().retry_after = Some(Duration::from_millis(number())),
                 "metadata 10" => {
                     let (name, text) = value.split_once('=').expect("name=text");
-                    metadata.user.push((name.to_owned(), text.to_owned()));
+                    metadata.more_mut().user.push((name.to_owned(), text.to_owned()));
                 }
-                "metadata 11" => metadata.error = Some(value.to_owned()),
+                "metadata 11" => metadata.more_mut().error = Some(value.to_owned()),
                 "metadata 12" => {
                     let (size, cap) = value.split_once(" of ").expect("size of cap");
-                    metadata.too_large = Some((size.parse().expect("a size"), cap.parse().expect("a cap")));
+                    metadata.more_mut().too_large = Some((size.parse().expect("a size"), cap.parse().expect("a cap")));
                 }
                 "payload" if value == "empty" => {}
                 "payload" => frame.payload = bytes(value).into(),
@@ -606,7 +606,7 @@ mod tests {
     fn metadata_up_to_its_cap_is_read() {
         let text = |bytes: usize| [&[0xa1, 0x0b, 0x7a][..], &length(bytes).to_be_bytes(), &vec![b'x'; bytes]].concat();
         let fits = read(with_metadata(&text(MAX_METADATA - 7))).expect("just fits");
-        assert_eq!(fits[0].metadata.error.as_ref().map(String::len), Some(MAX_METADATA - 7));
+        assert_eq!(fits[0].metadata.more().error.as_ref().map(String::len), Some(MAX_METADATA - 7));
         let error = read(with_metadata(&text(MAX_METADATA - 6))).expect_err("one byte over");
         assert_eq!((error.field, error.offset), ("metadata length", 24));
     }
@@ -675,10 +675,9 @@ mod tests {
             let traceparent = traceparent.as_deref().and_then(Traceparent::new);
             let (remaining, retry_after, handler_time) = times;
             let [sent_at, sequence, attempt] = numbers;
-            Metadata {
-                method, remaining, sent_at, traceparent, instance, sequence, handler_time, attempt, retry_after, user, error,
-                too_large,
-            }
+            let more = More { sequence, attempt, retry_after, user, error, too_large };
+            let more = (more != More::default()).then(|| Box::new(more));
+            Metadata { method, remaining, sent_at, traceparent, instance, handler_time, more }
         }
     }
 

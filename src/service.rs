@@ -84,7 +84,12 @@ impl Service {
             prefetch: 64,
             concurrency: 256,
             dispatch: Dispatch::default(),
-            calls: CallsQueue { kind: QueueKind::Classic, grace: Duration::from_secs(60), max_length: None, priorities: false },
+            calls: CallsQueue {
+                kind: QueueKind::Classic,
+                grace: Duration::from_secs(60),
+                max_length: None,
+                priorities: false,
+            },
         }
     }
 

@@ -20,9 +20,16 @@ pub(crate) struct Metadata {
     pub(crate) traceparent: Option<Traceparent>,
     /// The instance that sent the frame.
     pub(crate) instance: Option<Arc<str>>,
-    pub(crate) sequence: Option<u64>,
     /// How long the handler took.
     pub(crate) handler_time: Option<Duration>,
+    /// What few frames have.
+    pub(crate) more: Option<Box<More>>,
+}
+
+/// What few frames have.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct More {
+    pub(crate) sequence: Option<u64>,
     /// 1 for the first attempt.
     pub(crate) attempt: Option<u64>,
     pub(crate) retry_after: Option<Duration>,
@@ -61,22 +68,34 @@ fn known(name: &str, previous: Option<&Arc<str>>) -> Arc<str> {
 
 pub(super) type Problem = (&'static str, usize, String);
 
+static NO_MORE: More =
+    More { sequence: None, attempt: None, retry_after: None, user: Vec::new(), error: None, too_large: None };
+
 impl Metadata {
+    pub(crate) fn more(&self) -> &More {
+        self.more.as_deref().unwrap_or(&NO_MORE)
+    }
+
+    pub(crate) fn more_mut(&mut self) -> &mut More {
+        self.more.get_or_insert_default()
+    }
+
     /// Writes the entries that are there, by ascending key.
     pub(super) fn encode(&self, body: &mut Vec<u8>) {
+        let more = self.more();
         let entries = [
             self.method.is_some(),
             self.remaining.is_some(),
             self.sent_at.is_some(),
             self.traceparent.is_some(),
             self.instance.is_some(),
-            self.sequence.is_some(),
+            more.sequence.is_some(),
             self.handler_time.is_some(),
-            self.attempt.is_some(),
-            self.retry_after.is_some(),
-            !self.user.is_empty(),
-            self.error.is_some(),
-            self.too_large.is_some(),
+            more.attempt.is_some(),
+            more.retry_after.is_some(),
+            !more.user.is_empty(),
+            more.error.is_some(),
+            more.too_large.is_some(),
         ];
         let mut cbor = Encoder::new(body);
         // A growing buffer takes whatever comes, so nothing here can fail.
@@ -86,18 +105,18 @@ impl Metadata {
         number(&mut cbor, key::SENT_AT, self.sent_at);
         text(&mut cbor, key::TRACEPARENT, self.traceparent.as_ref().map(Traceparent::as_str));
         text(&mut cbor, key::INSTANCE, self.instance.as_deref());
-        number(&mut cbor, key::SEQUENCE, self.sequence);
+        number(&mut cbor, key::SEQUENCE, more.sequence);
         number(&mut cbor, key::HANDLER_TIME, self.handler_time.map(micros));
-        number(&mut cbor, key::ATTEMPT, self.attempt);
-        number(&mut cbor, key::RETRY_AFTER, self.retry_after.map(millis));
-        if !self.user.is_empty() {
-            let _ = cbor.u64(key::USER).and_then(|cbor| cbor.map(self.user.len() as u64));
-            for (name, value) in &self.user {
+        number(&mut cbor, key::ATTEMPT, more.attempt);
+        number(&mut cbor, key::RETRY_AFTER, more.retry_after.map(millis));
+        if !more.user.is_empty() {
+            let _ = cbor.u64(key::USER).and_then(|cbor| cbor.map(more.user.len() as u64));
+            for (name, value) in &more.user {
                 let _ = cbor.str(name).and_then(|cbor| cbor.str(value));
             }
         }
-        text(&mut cbor, key::ERROR, self.error.as_deref());
-        if let Some((size, limit)) = self.too_large {
+        text(&mut cbor, key::ERROR, more.error.as_deref());
+        if let Some((size, limit)) = more.too_large {
             let _ = cbor.u64(key::TOO_LARGE).and_then(|cbor| cbor.array(2)?.u64(size)?.u64(limit));
         }
     }
@@ -134,19 +153,19 @@ impl Metadata {
             key::SENT_AT => self.sent_at = Some(cbor.u64()?),
             key::TRACEPARENT => self.traceparent = Traceparent::new(cbor.str()?),
             key::INSTANCE => self.instance = Some(known(cbor.str()?, previous.instance.as_ref())),
-            key::SEQUENCE => self.sequence = Some(cbor.u64()?),
+            key::SEQUENCE => self.more_mut().sequence = Some(cbor.u64()?),
             key::HANDLER_TIME => self.handler_time = Some(Duration::from_micros(cbor.u64()?)),
-            key::ATTEMPT => self.attempt = Some(cbor.u64()?),
-            key::RETRY_AFTER => self.retry_after = Some(Duration::from_millis(cbor.u64()?)),
+            key::ATTEMPT => self.more_mut().attempt = Some(cbor.u64()?),
+            key::RETRY_AFTER => self.more_mut().retry_after = Some(Duration::from_millis(cbor.u64()?)),
             key::USER => {
                 // An iterator of borrowed pairs: nothing is allocated before an entry is really there.
                 for entry in cbor.map_iter::<&str, &str>()? {
                     let (name, value) = entry?;
-                    self.user.push((name.to_owned(), value.to_owned()));
+                    self.more_mut().user.push((name.to_owned(), value.to_owned()));
                 }
             }
-            key::ERROR => self.error = Some(cbor.str()?.to_owned()),
-            key::TOO_LARGE => self.too_large = Some(cbor.decode()?),
+            key::ERROR => self.more_mut().error = Some(cbor.str()?.to_owned()),
+            key::TOO_LARGE => self.more_mut().too_large = Some(cbor.decode()?),
             _ => cbor.skip()?,
         }
         Ok(())

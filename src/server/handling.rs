@@ -168,7 +168,7 @@ impl Worker {
             caller: frame.metadata.instance.clone(),
             deadline: job.deadline,
             redelivered: message.redelivered,
-            metadata: frame.metadata.user.clone(),
+            metadata: frame.metadata.more().user.clone(),
             parent: frame.metadata.traceparent,
             trace: OnceLock::new(),
             cancelled,

@@ -66,8 +66,8 @@ impl Worker {
             }
             Answer::Fault(fault) => {
                 reply.status = fault.code;
-                reply.metadata.error = Some(shortened(&fault.message).to_owned());
-                reply.metadata.retry_after = fault.retry_after;
+                reply.metadata.more_mut().error = Some(shortened(&fault.message).to_owned());
+                reply.metadata.more_mut().retry_after = fault.retry_after;
             }
         }
         let body = reply.to_body();
@@ -226,8 +226,8 @@ impl Worker {
 pub(super) fn too_large(id: Uuid, codec: Codec, instance: &Arc<str>, size: usize, limit: usize) -> Bytes {
     let mut reply = reply_frame(id, codec, instance);
     reply.status = Code::ResourceExhausted;
-    reply.metadata.error = Some(format!("the reply takes {size} bytes, over the cap of {limit}"));
-    reply.metadata.too_large = Some((size as u64, limit as u64));
+    reply.metadata.more_mut().error = Some(format!("the reply takes {size} bytes, over the cap of {limit}"));
+    reply.metadata.more_mut().too_large = Some((size as u64, limit as u64));
     reply.to_body()
 }
 
