@@ -67,6 +67,9 @@ mod frame;
 pub mod topology;
 #[doc(hidden)]
 pub mod transport;
+#[cfg(feature = "bench")]
+#[doc(hidden)]
+pub mod bench;
 pub mod blocking;
 
 pub use hopline_macros::service;

@@ -1,0 +1,166 @@
+//! What `benches/inside.rs` measures, one operation each: a view on the inside, and no part of the API.
+
+#[allow(dead_code, reason = "only what is measured is used")]
+#[allow(clippy::duplicate_mod, reason = "the client keeps its replies to itself: here they are compiled once more")]
+#[path = "client/replies.rs"]
+mod replies;
+mod target {
+    pub(super) use crate::client::Target;
+}
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use self::replies::{Call, Replies, Said, Waiter};
+use self::target::Target;
+use crate::codec::{Codec, CodecError};
+use crate::frame::{self, Frame, Kind, Metadata};
+use crate::outbox::{Outbox, Parcel, Share};
+use crate::topology::ServiceId;
+
+/// Requests as a client makes them while nobody traces its calls.
+#[derive(Debug)]
+pub struct Requests {
+    frames: Vec<Frame>,
+    payload: Vec<u8>,
+}
+
+impl Requests {
+    /// So many, each with a payload of this.
+    #[must_use]
+    pub fn new(count: usize, payload: Vec<u8>) -> Self {
+        let metadata = || Metadata {
+            method: Some("add".into()),
+            remaining: Some(Duration::from_secs(30)),
+            sent_at: Some(1_700_000_000_000),
+            instance: Some("0123456789ab".into()),
+            ..Metadata::default()
+        };
+        let frame = |_| Frame::new(Kind::Request, Uuid::new_v4(), Codec::Cbor, metadata(), Bytes::new());
+        Self { frames: (0..count).map(frame).collect(), payload }
+    }
+
+    /// Writes each of them, and puts them into one body.
+    ///
+    /// # Errors
+    /// Never: a payload of bytes is only appended.
+    pub fn encode(&self) -> Result<Bytes, CodecError> {
+        let mut outbox = Outbox::default();
+        for frame in &self.frames {
+            let body = frame.to_body_with(|payload| {
+                payload.extend_from_slice(&self.payload);
+                Ok(())
+            })?;
+            outbox.push((), parcel(frame.id, body, Share::one_of(self.frames.len())));
+        }
+        Ok(outbox.next(|()| true).map(|bundle| bundle.body()).unwrap_or_default())
+    }
+}
+
+/// Reads the frames of a body; tells how many there are.
+#[must_use]
+pub fn decode(body: Bytes) -> usize {
+    frame::decode(body).filter(Result::is_ok).count()
+}
+
+/// Writes a payload.
+///
+/// # Errors
+/// What the codec cannot write.
+pub fn write<T: Serialize>(codec: Codec, value: &T) -> Result<Vec<u8>, CodecError> {
+    codec.encode(value)
+}
+
+/// Reads a payload.
+///
+/// # Errors
+/// What is not of this type.
+pub fn read<T: DeserializeOwned>(codec: Codec, payload: &[u8]) -> Result<T, CodecError> {
+    codec.decode(payload)
+}
+
+/// A call that is about to wait for its reply.
+#[derive(Debug)]
+pub struct Waiting {
+    id: Uuid,
+    sender: oneshot::Sender<Result<Frame, Said>>,
+    receiver: oneshot::Receiver<Result<Frame, Said>>,
+}
+
+impl Default for Waiting {
+    fn default() -> Self {
+        let (sender, receiver) = oneshot::channel();
+        Self { id: Uuid::new_v4(), sender, receiver }
+    }
+}
+
+/// Calls in flight, always as many.
+#[derive(Debug)]
+pub struct InFlight {
+    replies: Replies,
+    waiting: VecDeque<(Uuid, oneshot::Receiver<Result<Frame, Said>>)>,
+    target: Arc<Target>,
+}
+
+impl InFlight {
+    /// So many calls, of one method.
+    ///
+    /// # Errors
+    /// Never: the name is a good one.
+    pub fn new(calls: usize) -> Result<Self, String> {
+        let target = Arc::new(Target::new(ServiceId::new("demo", 1)?, "add"));
+        let mut in_flight = Self { replies: Replies::default(), waiting: VecDeque::new(), target };
+        (0..calls).for_each(|_| in_flight.expect(Waiting::default()));
+        Ok(in_flight)
+    }
+
+    /// One more call waits for its reply, and the one that has waited longest gets it; tells whether it did.
+    pub fn turn(&mut self, waiting: Waiting) -> bool {
+        self.expect(waiting);
+        let Some((id, mut receiver)) = self.waiting.pop_front() else { return false };
+        let metadata = Metadata { handler_time: Some(Duration::from_micros(7)), ..Metadata::default() };
+        self.replies.deliver(Frame::new(Kind::Reply, id, Codec::Cbor, metadata, Bytes::new()));
+        matches!(receiver.try_recv(), Ok(Ok(reply)) if reply.id == id)
+    }
+
+    fn expect(&mut self, Waiting { id, sender, receiver }: Waiting) {
+        self.replies.expect(id, Call { waiter: Waiter::One(sender), target: self.target.clone(), message: 0 });
+        self.waiting.push_back((id, receiver));
+    }
+}
+
+/// Frames that are to leave: quick ones, which may share a message with those of the same address.
+#[derive(Debug)]
+pub struct Parcels(Vec<(Arc<str>, Parcel<()>)>);
+
+impl Parcels {
+    /// So many, which take the addresses in turn.
+    #[must_use]
+    pub fn new(count: usize, addresses: &[Arc<str>]) -> Self {
+        let parcel = |_| parcel(Uuid::nil(), Bytes::from_static(&[0; 160]), Share::LEAST);
+        Self(addresses.iter().cloned().cycle().zip((0..count).map(parcel)).collect())
+    }
+}
+
+fn parcel(id: Uuid, frame: Bytes, share: Share) -> Parcel<()> {
+    Parcel { id, frame, share, kind: None, expiration: None, token: () }
+}
+
+/// The outbox of a client. The address of a client has more fields than its key, but it is hashed by that alone.
+#[derive(Debug, Default)]
+pub struct Sender(Outbox<Arc<str>, ()>);
+
+impl Sender {
+    /// Lets parcels wait, and takes the messages that they leave in; tells how many messages.
+    pub fn send(&mut self, parcels: Parcels) -> usize {
+        parcels.0.into_iter().for_each(|(address, parcel)| self.0.push(address, parcel));
+        std::iter::from_fn(|| self.0.next(|()| true)).count()
+    }
+}
