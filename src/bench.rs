@@ -1,13 +1,5 @@
 //! What `benches/inside.rs` measures, one operation each: a view on the inside, and no part of the API.
 
-#[allow(dead_code, reason = "only what is measured is used")]
-#[allow(clippy::duplicate_mod, reason = "the client keeps its replies to itself: here they are compiled once more")]
-#[path = "client/replies.rs"]
-mod replies;
-mod target {
-    pub(super) use crate::client::Target;
-}
-
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,8 +10,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use self::replies::{Call, Replies, Said, Waiter};
-use self::target::Target;
+use crate::client::Target;
+use crate::client::replies::{Call, Replies, Said, Waiter};
 use crate::codec::{Codec, CodecError};
 use crate::frame::{self, Frame, Kind, Metadata};
 use crate::outbox::{Outbox, Parcel, Share};

@@ -3,7 +3,7 @@
 mod builder;
 mod line;
 mod pending;
-mod replies;
+pub(crate) mod replies;
 mod target;
 
 use std::collections::HashSet;
