@@ -97,7 +97,8 @@ impl Context {
         self.0.deadline
     }
 
-    /// Whether the broker delivered the call before: it may have run, in whole or in part.
+    /// Whether the broker delivered the call before: it may have run, in whole or in part. An oneway call that shared its
+    /// message with others is published anew when it has to be tried again, and then does not say so.
     #[must_use]
     pub fn redelivered(&self) -> bool {
         self.0.redelivered

@@ -12,7 +12,7 @@ use uuid::Uuid;
 /// How many calls share a message at most, unless a client says otherwise.
 const MAX_SHARING: usize = 64;
 /// How many bytes of frames share a message at most. A frame over it goes alone.
-const MAX_BYTES: usize = 64 * 1024;
+pub(crate) const MAX_BYTES: usize = 64 * 1024;
 /// How much work shares a message at most.
 const MAX_WORK: Duration = Duration::from_millis(1);
 /// How much is taken before what waits leaves.
@@ -127,12 +127,28 @@ pub(crate) struct Outbox<A, T> {
     lanes: HashMap<A, VecDeque<Parcel<T>>>,
     /// The lanes, in the order in which something came to wait there.
     order: VecDeque<A>,
+    /// How many bytes share a message.
+    max_bytes: usize,
 }
 
 impl<A, T> Default for Outbox<A, T> {
     fn default() -> Self {
-        Self { lanes: HashMap::new(), order: VecDeque::new() }
+        Self::new(MAX_BYTES)
     }
+}
+
+impl<A, T> Outbox<A, T> {
+    /// For messages of no more than so many bytes, unless one frame has more.
+    pub(crate) fn new(max_message_size: usize) -> Self {
+        Self { lanes: HashMap::new(), order: VecDeque::new(), max_bytes: max_message_size.min(MAX_BYTES) }
+    }
+}
+
+/// Whether what expires after these times may share a message, which expires after the longest: nearly at the same time.
+fn expire_together(times: &[Option<Duration>; 3]) -> bool {
+    let known = times.iter().flatten();
+    let (Some(shortest), Some(longest)) = (known.clone().min(), known.clone().max()) else { return true };
+    known.count() == times.len() && *longest <= *shortest + *shortest / 4
 }
 
 impl<A: Clone + Eq + Hash, T> Outbox<A, T> {
@@ -150,13 +166,20 @@ impl<A: Clone + Eq + Hash, T> Outbox<A, T> {
         while let Some(address) = self.order.front() {
             let lane = self.lanes.get_mut(address).expect("a lane is in the order for as long as it is there");
             let (mut parcels, mut share, mut bytes) = (Vec::with_capacity(lane.len().min(MAX_SHARING)), Share(0), 0);
+            let (mut shortest, mut longest) = (None, None);
             while let Some(next) = lane.front() {
                 let (more_share, more_bytes) = (share.plus(next.share), bytes + next.frame.len());
-                if !parcels.is_empty() && (more_share > Share::ALL || more_bytes > MAX_BYTES) {
+                let fits = more_share <= Share::ALL
+                    && more_bytes <= self.max_bytes
+                    && expire_together(&[shortest, longest, next.expiration]);
+                if !parcels.is_empty() && !fits {
                     break;
                 }
                 let Some(next) = lane.pop_front() else { break };
                 if wanted(&next.token) {
+                    let first = parcels.is_empty();
+                    shortest = if first { next.expiration } else { shortest.min(next.expiration) };
+                    longest = longest.max(next.expiration);
                     (share, bytes) = (more_share, more_bytes);
                     parcels.push(next);
                 }
@@ -231,6 +254,24 @@ mod tests {
         assert_eq!(sizes(Share::one_of(8), 10, 20), [8, 8, 4]);
         assert_eq!(sizes(Share::one_of(0), 10, 2), [1, 1]);
         assert_eq!(sizes(Share::one_of(1000), 10, 1001), [1000, 1]);
+    }
+
+    #[test]
+    fn what_expires_much_later_or_never_goes_by_itself() {
+        let mut outbox = Box::default();
+        for (token, seconds) in [30, 31, 29, 60, 70, 1, 0, 0].into_iter().enumerate() {
+            let expiration = (seconds > 0).then(|| Duration::from_secs(seconds));
+            outbox.push("here", Parcel { expiration, ..small(token as u32) });
+        }
+        let bundles = sent(&mut outbox).into_iter().map(|bundle| tokens(Some(bundle))).collect::<Vec<_>>();
+        assert_eq!(bundles, [vec![0, 1, 2], vec![3, 4], vec![5], vec![6, 7]]);
+    }
+
+    #[test]
+    fn a_smaller_cap_on_messages_is_kept() {
+        let mut outbox = Box::new(250);
+        (0..5).for_each(|token| outbox.push("here", small(token)));
+        assert_eq!(sent(&mut outbox).len(), 3);
     }
 
     #[test]

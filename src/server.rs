@@ -185,7 +185,7 @@ impl Server {
         let (gone, queues_gone) = mpsc::unbounded_channel();
         transport.declare(&namespace.exchanges()).await?;
         let site = Site {
-            replies: Replies::start(transport.clone(), instance.clone()),
+            replies: Replies::start(transport.clone(), instance.clone(), settings.max_message_size),
             transport,
             namespace,
             instance,

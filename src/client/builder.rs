@@ -123,7 +123,7 @@ impl ClientBuilder {
 
         let queue = transport.consume(&reply_queue, Mode::NoAck).await?;
         Ok(Client(Arc::new(Inner {
-            line: Line::start(transport.clone(), queue, reply_queue, instance.clone()),
+            line: Line::start(transport.clone(), queue, reply_queue, instance.clone(), self.max_message_size),
             transport,
             rpc: namespace.rpc().into(),
             oneway: namespace.oneway().into(),

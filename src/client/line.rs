@@ -100,7 +100,13 @@ struct Shared {
 }
 
 impl Line {
-    pub(super) fn start(transport: Transport, queue: Consumer, reply_queue: String, instance: String) -> Self {
+    pub(super) fn start(
+        transport: Transport,
+        queue: Consumer,
+        reply_queue: String,
+        instance: String,
+        max_message_size: usize,
+    ) -> Self {
         let (orders, waiting) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared::default());
         let task = Task {
@@ -110,7 +116,7 @@ impl Line {
             shared: shared.clone(),
             reply_queue,
             instance,
-            outbox: Outbox::default(),
+            outbox: Outbox::new(max_message_size),
             replies: Replies::default(),
             receipts: FuturesUnordered::new(),
             under_way: BTreeMap::new(),
@@ -300,7 +306,8 @@ impl Task {
     /// The broker has said what became of a message.
     fn concluded(&mut self, number: u64, bundle: Bundle<Address, Token>, said: Said) {
         let given_up = self.under_way.remove(&number).unwrap_or_default();
-        if said == Ok(Confirm::Accepted) {
+        // Refused by one queue, a broadcast may run on others.
+        if matches!(said, Ok(Confirm::Accepted | Confirm::Refused)) {
             given_up.into_iter().for_each(|(client, ticket)| client.cancel(&ticket));
         }
         let too_large_together = matches!(said, Ok(Confirm::TooLarge(_))) && bundle.parcels.len() > 1;
@@ -308,6 +315,10 @@ impl Task {
         for mut parcel in parcels {
             if too_large_together {
                 let call = self.replies.forget(parcel.id);
+                if address.answered && call.is_none() {
+                    // Its caller has given up.
+                    continue;
+                }
                 parcel.token.reply = call.map(|call| (call.waiter, call.target));
                 parcel.share = Share::ALL;
                 self.follow(Order::Post(address.clone(), parcel));

@@ -15,7 +15,7 @@ use crate::codec::Codec;
 use crate::error::{Code, Fault};
 use crate::frame::{CONTENT_TYPE, Frame, FrameError, Kind, Metadata};
 use crate::service::Answer;
-use crate::transport::{Confirm, Properties, Publication, Settle};
+use crate::transport::{Confirm, Lost, Properties, Publication, Settle};
 
 /// How much of a reason is told, in bytes.
 const MAX_REASON: usize = 4096;
@@ -143,16 +143,23 @@ impl Worker {
             properties,
             body,
         };
-        match self.site.transport.publish(publication).await {
-            Ok(Confirm::Accepted) => message.finish(),
-            Ok(Confirm::Returned | Confirm::Refused | Confirm::TooLarge(_)) => {
-                error!(service = %self.name, reason, "the queue of dead letters does not take a message: it is dropped");
-                message.settle(Settle::Discard);
+        loop {
+            match self.site.transport.publish(publication.clone()).await {
+                Ok(Confirm::Accepted) => message.finish(),
+                Ok(Confirm::Returned | Confirm::Refused | Confirm::TooLarge(_)) => {
+                    error!(service = %self.name, reason, "the queue of dead letters does not take a message: it is dropped");
+                    // Its neighbours are not to be dropped with it.
+                    if message.frames == 1 { message.settle(Settle::Discard) } else { message.finish() }
+                }
+                Err(lost) if lost.connected => {
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+                Err(lost) => {
+                    warn!(service = %self.name, reason = %lost.reason, "a dead letter was lost with its connection");
+                }
             }
-            Err(lost) if lost.connected => message.settle(Settle::GiveBack),
-            Err(lost) => {
-                warn!(service = %self.name, reason = %lost.reason, "a dead letter was lost with its connection")
-            }
+            return;
         }
     }
 
@@ -182,10 +189,12 @@ impl Worker {
     /// Publishes a frame again to the queue that it came from, and is done with it once the broker has it: there it is
     /// new, while a requeue would mark it as perhaps run. Tells whether the frame is seen to: not if the queue stays
     /// full and the frame is a call.
-    async fn publish_again(&self, frame: &Frame, queue: String, message: &Message) -> bool {
+    async fn publish_again(&self, frame: &Frame, queue: String, message: &Arc<Message>) -> bool {
         let remaining = frame.metadata.remaining.or(message.properties.expiration);
         let body = frame.to_body();
         let patience = Instant::now() + remaining.unwrap_or(PATIENCE).min(PATIENCE);
+        // Given back as a whole, a message would run its other oneway calls again.
+        let waits = || Instant::now() < patience || (frame.kind == Kind::Oneway && message.frames > 1);
         loop {
             let publication = Publication {
                 exchange: String::new(),
@@ -200,9 +209,18 @@ impl Worker {
                     return true;
                 }
                 // The others are at it: there will be room.
-                Ok(Confirm::Refused) if Instant::now() < patience => tokio::time::sleep(PAUSE).await,
-                Err(lost) if lost.connected && Instant::now() < patience => tokio::time::sleep(PAUSE).await,
-                Ok(_) if frame.kind == Kind::Request => return false,
+                Ok(Confirm::Refused) if waits() => tokio::time::sleep(PAUSE).await,
+                // It may be in the queue: whoever publishes it again may have it run twice.
+                Err(lost) if lost.connected && lost.handed_over && frame.kind == Kind::Request && !frame.idempotent => {
+                    let why = format!(
+                        "instance {} was shutting down and gave the call back: it may have run",
+                        self.site.instance
+                    );
+                    self.reply(frame.id, frame.codec, Answer::Fault(Fault::new(Code::Aborted, why)), None, message);
+                    return true;
+                }
+                Err(lost) if lost.connected && waits() => tokio::time::sleep(PAUSE).await,
+                Ok(_) | Err(Lost { connected: true, .. }) if frame.kind == Kind::Request => return false,
                 // Back to the queue's head then, at the price of being marked.
                 Ok(_) | Err(_) => {
                     message.settle(Settle::GiveBack);

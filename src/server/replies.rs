@@ -20,7 +20,7 @@ use crate::outbox::{BATCH, Bundle, Outbox, Parcel, Share, take_all};
 use crate::transport::{Confirm, Lost, Properties, Publication, Receipt, Transport};
 
 /// How often a reply is published that is lost with its channel, over somebody else's message.
-const ATTEMPTS: usize = 3;
+const ATTEMPTS: usize = 100;
 
 /// What a reply belongs to.
 pub(super) struct Answered {
@@ -36,9 +36,15 @@ type Letter = Parcel<Answered>;
 pub(super) struct Replies(mpsc::UnboundedSender<(Arc<str>, Letter)>);
 
 impl Replies {
-    pub(super) fn start(transport: Transport, instance: Arc<str>) -> Self {
+    pub(super) fn start(transport: Transport, instance: Arc<str>, max_message_size: usize) -> Self {
         let (replies, waiting) = mpsc::unbounded_channel();
-        let task = Task { transport, instance, waiting, outbox: Outbox::default(), receipts: FuturesUnordered::new() };
+        let task = Task {
+            transport,
+            instance,
+            waiting,
+            outbox: Outbox::new(max_message_size),
+            receipts: FuturesUnordered::new(),
+        };
         tokio::spawn(task.run());
         Self(replies)
     }

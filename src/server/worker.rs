@@ -18,7 +18,7 @@ use crate::client::MAX_TIMEOUT;
 use crate::codec::Codec;
 use crate::error::{Code, Error, Fault};
 use crate::frame::{self, Frame, Kind};
-use crate::outbox::Share;
+use crate::outbox::{MAX_BYTES, Share};
 use crate::pace::Pace;
 use crate::registry::{self, Instance, InstanceStats};
 use crate::service::{Answer, Dispatch, Handler, Service};
@@ -118,11 +118,16 @@ impl Worker {
 
     /// Takes a message apart and sees to each of its frames.
     async fn deliver(self: &Arc<Self>, delivery: Delivery, source: Source, tasks: &TaskTracker) {
-        let frames: Vec<_> = if delivery.body.len() > self.site.max_size {
-            vec![Err(frame::too_large(&delivery.body, self.site.max_size))]
-        } else {
-            frame::decode(delivery.body.clone()).collect()
+        let max_size = self.site.max_size;
+        let too_large = || vec![Err(frame::too_large(&delivery.body, max_size))];
+        // Its sender may put frames together that are small enough each.
+        let mut frames: Vec<_> = match delivery.body.len() {
+            size if size > max_size.max(MAX_BYTES) => too_large(),
+            _ => frame::decode(delivery.body.clone()).collect(),
         };
+        if frames.len() == 1 && delivery.body.len() > max_size {
+            frames = too_large();
+        }
         let message = Arc::new(Message::new(delivery, source, frames.len(), tasks.token()));
         let mut together = Vec::new();
         let mut work = Share::default();

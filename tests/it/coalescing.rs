@@ -204,7 +204,7 @@ async fn of_a_message_that_comes_again_what_was_answered_stays_and_the_rest_is_a
 }
 
 #[tokio::test]
-async fn the_shorter_of_two_deadlines_in_a_waiting_message_holds_for_its_own_call() {
+async fn the_shorter_of_two_deadlines_of_calls_sent_together_holds_for_its_own_call() {
     let scene = Scene::new();
     let Held { service, mut arrived } = Held::new();
     let _server = scene.serve(service.prefetch(1).concurrency(1)).await;

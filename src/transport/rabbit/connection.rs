@@ -192,6 +192,11 @@ impl Link {
         }
     }
 
+    /// Counts the connection as lost.
+    pub(super) fn give_up(&self, reason: Arc<str>) {
+        self.end.lost(reason);
+    }
+
     /// Why the connection ended, if it has.
     pub(super) fn ended(&self) -> Option<Arc<str>> {
         self.end.reason.borrow().clone()

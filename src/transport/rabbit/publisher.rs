@@ -171,6 +171,10 @@ impl Writer {
                 },
             }
         };
+        if self.link.ended().is_none() && !self.closing.is_cancelled() {
+            // Without a channel to publish on, the connection is of no use.
+            self.link.give_up(reason.clone());
+        }
         self.queue.close();
         while let Some((.., outcome)) = self.unsent.pop_front().or_else(|| self.queue.try_recv().ok()) {
             lose(outcome, false, &reason);
