@@ -87,6 +87,19 @@ pub struct Traffic {
     pub replies_received: u64,
 }
 
+impl Traffic {
+    /// What has been sent and received since it was `before`.
+    #[must_use]
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            messages_sent: self.messages_sent - before.messages_sent,
+            calls_sent: self.calls_sent - before.calls_sent,
+            messages_received: self.messages_received - before.messages_received,
+            replies_received: self.replies_received - before.replies_received,
+        }
+    }
+}
+
 /// A request that is ready to leave.
 struct Outgoing {
     ticket: Ticket,
@@ -130,18 +143,17 @@ impl Client {
             return Err(Error::Invalid(format!("the event key `{key}` is longer than 255 bytes")));
         }
         let codec = self.0.settings.codec;
-        let payload = codec.encode(&event).map_err(|error| CodecError(format!("the event {}", error.0)))?;
         let metadata = Metadata { method: Some(key.into()), ..self.metadata(traced(Context::current().as_ref())) };
-        let frame = Frame::new(Kind::Event, Uuid::new_v4(), codec, metadata, payload.into());
-        let body = self.sized("event", frame.to_body())?;
+        let frame = Frame::new(Kind::Event, Uuid::new_v4(), codec, metadata, Bytes::new());
+        let body = frame
+            .to_body_with(|payload| codec.write(&event, payload))
+            .map_err(|error| CodecError(format!("the event {}", error.0)))?;
+        let body = self.sized("event", body)?;
         let size = body.len();
         let address = Address {
-            exchange: self.namespace().events().into(),
-            key: key.into(),
             mandatory: false,
             persistent: true,
-            answered: false,
-            priority: None,
+            ..self.address(self.namespace().events().into(), key.into())
         };
         let (sender, said) = oneshot::channel();
         let parcel = Parcel {

@@ -1,13 +1,18 @@
 //! Frames that wait to leave, and which of them share a message.
 
 use std::collections::{HashMap, VecDeque};
+use std::future::Future;
 use std::hash::Hash;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc;
 use uuid::Uuid;
+
+use crate::transport::{Confirm, Lost, Receipt};
 
 /// How many calls share a message at most, unless a client says otherwise.
 const MAX_SHARING: usize = 64;
@@ -102,8 +107,7 @@ impl<A, T> Bundle<A, T> {
 
     /// The longest of theirs: each frame tells its own.
     pub(crate) fn expiration(&self) -> Option<Duration> {
-        let longest = self.parcels.iter().map(|parcel| parcel.expiration.unwrap_or(Duration::MAX)).max();
-        longest.filter(|longest| *longest < Duration::MAX)
+        self.parcels.iter().filter_map(|parcel| parcel.expiration).max()
     }
 
     /// The AMQP `type`, if it is the same for all.
@@ -116,6 +120,28 @@ impl<A, T> Bundle<A, T> {
     /// The AMQP `correlation_id`, of a frame that is alone.
     pub(crate) fn correlation_id(&self) -> Option<String> {
         if let [alone] = &*self.parcels { Some(alone.id.to_string()) } else { None }
+    }
+}
+
+/// A bundle of which the broker has not said yet what became of it.
+pub(crate) struct UnderWay<B> {
+    bundle: Option<B>,
+    receipt: Receipt,
+}
+
+impl<B> UnderWay<B> {
+    pub(crate) fn new(bundle: B, receipt: Receipt) -> Self {
+        Self { bundle: Some(bundle), receipt }
+    }
+}
+
+impl<B: Unpin> Future for UnderWay<B> {
+    type Output = (B, Result<Confirm, Lost>);
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let said = ready!(Pin::new(&mut self.receipt).poll(context));
+        let bundle = self.bundle.take().expect("polled until it is ready, and no more");
+        Poll::Ready((bundle, said))
     }
 }
 
@@ -144,11 +170,12 @@ impl<A, T> Outbox<A, T> {
     }
 }
 
-/// Whether what expires after these times may share a message, which expires after the longest: nearly at the same time.
-fn expire_together(times: &[Option<Duration>; 3]) -> bool {
-    let known = times.iter().flatten();
-    let (Some(shortest), Some(longest)) = (known.clone().min(), known.clone().max()) else { return true };
-    known.count() == times.len() && *longest <= *shortest + *shortest / 4
+/// Whether what expires after these times, or never, may share a message, which expires after the longest.
+fn expire_together(shortest: Option<Duration>, longest: Option<Duration>) -> bool {
+    match (shortest, longest) {
+        (Some(shortest), Some(longest)) => longest <= shortest + shortest / 4,
+        (shortest, longest) => shortest == longest,
+    }
 }
 
 impl<A: Clone + Eq + Hash, T> Outbox<A, T> {
@@ -166,21 +193,21 @@ impl<A: Clone + Eq + Hash, T> Outbox<A, T> {
         while let Some(address) = self.order.front() {
             let lane = self.lanes.get_mut(address).expect("a lane is in the order for as long as it is there");
             let (mut parcels, mut share, mut bytes) = (Vec::with_capacity(lane.len().min(MAX_SHARING)), Share(0), 0);
-            let (mut shortest, mut longest) = (None, None);
+            // The shortest and the longest time.
+            let mut times = None;
             while let Some(next) = lane.front() {
                 let (more_share, more_bytes) = (share.plus(next.share), bytes + next.frame.len());
-                let fits = more_share <= Share::ALL
-                    && more_bytes <= self.max_bytes
-                    && expire_together(&[shortest, longest, next.expiration]);
+                let time = next.expiration;
+                let (shortest, longest) =
+                    times.map_or((time, time), |(shortest, longest)| (time.min(shortest), time.max(longest)));
+                let fits =
+                    more_share <= Share::ALL && more_bytes <= self.max_bytes && expire_together(shortest, longest);
                 if !parcels.is_empty() && !fits {
                     break;
                 }
                 let Some(next) = lane.pop_front() else { break };
                 if wanted(&next.token) {
-                    let first = parcels.is_empty();
-                    shortest = if first { next.expiration } else { shortest.min(next.expiration) };
-                    longest = longest.max(next.expiration);
-                    (share, bytes) = (more_share, more_bytes);
+                    (share, bytes, times) = (more_share, more_bytes, Some((shortest, longest)));
                     parcels.push(next);
                 }
             }

@@ -1,12 +1,9 @@
 //! The task between a client's calls and its connection: publishes what waits to leave, hands out what comes back.
 
 use std::collections::BTreeMap;
-use std::future::Future;
 use std::hash::{Hash, Hasher};
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -20,8 +17,8 @@ use super::replies::{Call, Replies, Said, Waiter};
 use super::target::Target;
 use super::{Client, Traffic};
 use crate::frame::{self, CONTENT_TYPE, Kind};
-use crate::outbox::{BATCH, Bundle, Outbox, Parcel, Share, take_all};
-use crate::transport::{Confirm, Consumer, Delivery, Event, Lost, Properties, Publication, Receipt, Transport};
+use crate::outbox::{BATCH, Bundle, Outbox, Parcel, Share, UnderWay, take_all};
+use crate::transport::{Confirm, Consumer, Delivery, Event, Lost, Properties, Publication, Transport};
 
 /// What the messages of parcels that may share one agree on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -165,23 +162,6 @@ impl Line {
     }
 }
 
-/// A message of which the broker has not said yet what became of it.
-struct UnderWay {
-    number: u64,
-    bundle: Option<Bundle<Address, Token>>,
-    receipt: Receipt,
-}
-
-impl Future for UnderWay {
-    type Output = (u64, Bundle<Address, Token>, Said);
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let said = ready!(Pin::new(&mut self.receipt).poll(context));
-        let bundle = self.bundle.take().expect("polled until it is ready, and no more");
-        Poll::Ready((self.number, bundle, said))
-    }
-}
-
 struct Task {
     transport: Transport,
     events: broadcast::Receiver<Event>,
@@ -192,8 +172,9 @@ struct Task {
     instance: String,
     outbox: Outbox<Address, Token>,
     replies: Replies,
-    receipts: FuturesUnordered<UnderWay>,
-    /// The numbers of their messages, and the calls in them that were given up meanwhile.
+    /// The bundles that are under way, with the numbers of their messages.
+    receipts: FuturesUnordered<UnderWay<(u64, Bundle<Address, Token>)>>,
+    /// Those numbers, and the calls that were given up meanwhile.
     under_way: BTreeMap<u64, Vec<(Client, Ticket)>>,
     number: u64,
 }
@@ -220,7 +201,7 @@ impl Task {
                     }
                     None => self.lose("the connection or its reply queue is gone".into()),
                 },
-                Some((number, bundle, said)) = self.receipts.next(), if !self.receipts.is_empty() => {
+                Some(((number, bundle), said)) = self.receipts.next(), if !self.receipts.is_empty() => {
                     self.concluded(number, bundle, said);
                 }
                 count = take_all(&mut self.waiting, &mut orders) => if count == 0 {
@@ -299,7 +280,7 @@ impl Task {
                 self.transport.publish_quietly(publication)
             };
             self.under_way.insert(self.number, Vec::new());
-            self.receipts.push(UnderWay { number: self.number, bundle: Some(bundle), receipt });
+            self.receipts.push(UnderWay::new((self.number, bundle), receipt));
         }
     }
 

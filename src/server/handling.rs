@@ -5,10 +5,10 @@ use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 use std::task::{self, Poll};
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -39,29 +39,37 @@ impl Worker {
     /// Runs jobs of one message: one after the other as far as each comes without having to wait, and from there on each
     /// as a task of its own. A quick call costs no task.
     pub(super) async fn perform_all(self: Arc<Self>, jobs: Vec<Started>, tasks: TaskTracker) {
-        for (job, place) in jobs {
-            match poll_fn(|context| Poll::Ready(self.begin(&job, context))).await {
-                Begun::Ended(ending) => {
-                    drop(place);
-                    self.conclude(job, ending, &tasks);
-                }
-                Begun::Waits(running) => drop(tasks.spawn(self.clone().go_on(job, running, place, tasks.clone()))),
+        for started in jobs {
+            if let Some(waiting) = self.until_it_waits(started, &tasks).await {
+                tasks.spawn(self.clone().go_on(waiting, tasks.clone()));
             }
         }
     }
 
     /// Runs a job to its end.
-    pub(super) async fn perform(self: Arc<Self>, job: Job, place: OwnedSemaphorePermit, tasks: TaskTracker) {
-        match poll_fn(|context| Poll::Ready(self.begin(&job, context))).await {
-            Begun::Ended(ending) => {
-                drop(place);
-                self.conclude(job, ending, &tasks);
-            }
-            Begun::Waits(running) => self.go_on(job, running, place, tasks).await,
+    pub(super) async fn perform(self: Arc<Self>, started: Started, tasks: TaskTracker) {
+        if let Some(waiting) = self.until_it_waits(started, &tasks).await {
+            self.go_on(waiting, tasks).await;
         }
     }
 
-    async fn go_on(self: Arc<Self>, job: Job, running: Running, place: OwnedSemaphorePermit, tasks: TaskTracker) {
+    /// Runs a job as far as it comes without having to wait. Gives it back if that is not its end.
+    async fn until_it_waits(
+        self: &Arc<Self>,
+        (job, place): Started,
+        tasks: &TaskTracker,
+    ) -> Option<(Started, Running)> {
+        match poll_fn(|context| Poll::Ready(self.begin(&job, context))).await {
+            Begun::Ended(ending) => {
+                drop(place);
+                self.conclude(job, ending, tasks);
+                None
+            }
+            Begun::Waits(running) => Some(((job, place), running)),
+        }
+    }
+
+    async fn go_on(self: Arc<Self>, ((job, place), running): (Started, Running), tasks: TaskTracker) {
         let ending = self.wait_for(&job, running).await;
         drop(place);
         self.conclude(job, ending, &tasks);
@@ -97,10 +105,12 @@ impl Worker {
         }));
         match first {
             Ok((call, Poll::Pending)) => Begun::Waits(Running { call, context, cancelled, span, started }),
-            Ok((_, Poll::Ready(answer))) => Begun::Ended(self.leave(frame, &context, &cancelled, started, answer)),
+            Ok((_, Poll::Ready(answer))) => {
+                Begun::Ended(Ending::Answered(answer, self.leave(frame, &context, &cancelled, started)))
+            }
             Err(panic) => {
                 let answer = self.panicked(&context, &*panic);
-                Begun::Ended(self.leave(frame, &context, &cancelled, started, answer))
+                Begun::Ended(Ending::Answered(answer, self.leave(frame, &context, &cancelled, started)))
             }
         }
     }
@@ -126,24 +136,18 @@ impl Worker {
         // It may panic, and so may whatever is dropped with it when it is cancelled.
         let ended = AssertUnwindSafe(waiting.instrument(span)).catch_unwind().await;
         let ended = ended.unwrap_or_else(|panic| Err(self.panicked(&context, &*panic)));
-        match ended {
-            Ok(ending) => {
-                self.leave(&job.frame, &context, &cancelled, started, Answer::Result(Vec::new()));
-                ending
-            }
-            Err(answer) => self.leave(&job.frame, &context, &cancelled, started, answer),
-        }
+        let time = self.leave(&job.frame, &context, &cancelled, started);
+        ended.unwrap_or_else(|answer| Ending::Answered(answer, time))
     }
 
-    /// A handler does not run any more.
+    /// A handler does not run any more; tells how long it did.
     fn leave(
         &self,
         frame: &Frame,
         context: &Context,
         cancelled: &CancellationToken,
         started: std::time::Instant,
-        answer: Answer,
-    ) -> Ending {
+    ) -> Duration {
         let time = started.elapsed();
         // Whatever the handler handed to other tasks hears of it too.
         if context.is_shared() {
@@ -155,7 +159,7 @@ impl Worker {
             pace.report(time);
         }
         self.calls().leave(frame.id);
-        Ending::Answered(answer, time)
+        time
     }
 
     fn context(&self, job: &Job, cancelled: CancellationToken) -> Context {

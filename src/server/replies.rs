@@ -1,9 +1,6 @@
 //! Replies on their way to their callers: those to the same caller that are ready together share a message.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -16,8 +13,8 @@ use super::message::Message;
 use super::outcome::too_large;
 use crate::codec::Codec;
 use crate::frame::CONTENT_TYPE;
-use crate::outbox::{BATCH, Bundle, Outbox, Parcel, Share, take_all};
-use crate::transport::{Confirm, Lost, Properties, Publication, Receipt, Transport};
+use crate::outbox::{BATCH, Bundle, Outbox, Parcel, Share, UnderWay, take_all};
+use crate::transport::{Confirm, Lost, Properties, Publication, Transport};
 
 /// How often a reply is published that is lost with its channel, over somebody else's message.
 const ATTEMPTS: usize = 100;
@@ -59,28 +56,12 @@ impl Replies {
     }
 }
 
-/// A message of which the broker has not said yet what became of it.
-struct UnderWay {
-    bundle: Option<Bundle<Arc<str>, Answered>>,
-    receipt: Receipt,
-}
-
-impl Future for UnderWay {
-    type Output = (Bundle<Arc<str>, Answered>, Result<Confirm, Lost>);
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let said = ready!(Pin::new(&mut self.receipt).poll(context));
-        let bundle = self.bundle.take().expect("polled until it is ready, and no more");
-        Poll::Ready((bundle, said))
-    }
-}
-
 struct Task {
     transport: Transport,
     instance: Arc<str>,
     waiting: mpsc::UnboundedReceiver<(Arc<str>, Letter)>,
     outbox: Outbox<Arc<str>, Answered>,
-    receipts: FuturesUnordered<UnderWay>,
+    receipts: FuturesUnordered<UnderWay<Bundle<Arc<str>, Answered>>>,
 }
 
 impl Task {
@@ -114,7 +95,7 @@ impl Task {
             let publication = Publication { exchange: String::new(), key, mandatory: true, properties, body };
             // Nobody waits for it: only the request's settlement does.
             let receipt = self.transport.publish_quietly(publication);
-            self.receipts.push(UnderWay { bundle: Some(bundle), receipt });
+            self.receipts.push(UnderWay::new(bundle, receipt));
         }
     }
 

@@ -39,7 +39,7 @@ pub(super) struct Worker {
     permits: Arc<Semaphore>,
     /// Room for what an instance's own queue has delivered and no place is free for.
     waiting: Arc<Semaphore>,
-    pub(super) calls: Mutex<Calls>,
+    calls: Mutex<Calls>,
     /// How long oneway calls take, by method: nobody replies to them, so their senders cannot know.
     pub(super) paces: BTreeMap<String, Pace>,
 }
@@ -227,40 +227,42 @@ impl Worker {
     /// Waits for a free place, and runs the job where the service's handlers run: `together` with others of its message
     /// for which there was a place at once, which are started later.
     async fn dispatch(self: &Arc<Self>, job: Job, together: &mut Vec<Started>, tasks: &TaskTracker) {
-        let worker = self.clone();
-        if let Some(place) = self.place_at_once() {
-            if self.runs_inline() {
-                self.clone().perform(job, place, tasks.clone()).await;
-            } else {
-                together.push((job, place));
+        let place = match self.place_at_once() {
+            // Behind a call that waits for its place there may be a cancel: an instance's own queue is read on.
+            None if job.message.source == Source::Instance && !self.runs_inline() => {
+                return self.start_later(job, tasks);
             }
-            return;
-        }
-        // Behind a call that waits for its place there may be a cancel: an instance's own queue is read on.
-        if job.message.source == Source::Instance && !self.runs_inline() {
-            let Ok(waiting) = self.waiting.clone().try_acquire_owned() else {
-                let why = format!("{MAX_WAITING} calls wait for instance {} already", self.site.instance);
-                let fault = Fault::new(Code::ResourceExhausted, why);
-                tasks.spawn(worker.refuse(job.frame, fault, job.message));
-                return;
-            };
-            let tracker = tasks.clone();
-            tasks.spawn(async move {
-                let place = worker.place().await;
-                drop(waiting);
-                match place {
-                    Some(place) => worker.start(vec![(job, place)], &tracker),
-                    None => worker.give_back(job).await,
-                }
-            });
-            return;
-        }
-        self.start(std::mem::take(together), tasks);
-        match self.place().await {
-            None => drop(tasks.spawn(worker.give_back(job))),
-            Some(place) if self.runs_inline() => self.clone().perform(job, place, tasks.clone()).await,
+            None => {
+                self.start(std::mem::take(together), tasks);
+                self.place().await
+            }
+            place => place,
+        };
+        match place {
+            None => drop(tasks.spawn(self.clone().give_back(job))),
+            Some(place) if self.runs_inline() => self.clone().perform((job, place), tasks.clone()).await,
             Some(place) => together.push((job, place)),
         }
+    }
+
+    /// Lets a job wait for its place, unless too many do.
+    fn start_later(self: &Arc<Self>, job: Job, tasks: &TaskTracker) {
+        let worker = self.clone();
+        let Ok(waiting) = self.waiting.clone().try_acquire_owned() else {
+            let why = format!("{MAX_WAITING} calls wait for instance {} already", self.site.instance);
+            let fault = Fault::new(Code::ResourceExhausted, why);
+            tasks.spawn(worker.refuse(job.frame, fault, job.message));
+            return;
+        };
+        let tracker = tasks.clone();
+        tasks.spawn(async move {
+            let place = worker.place().await;
+            drop(waiting);
+            match place {
+                Some(place) => worker.start(vec![(job, place)], &tracker),
+                None => worker.give_back(job).await,
+            }
+        });
     }
 
     /// Whether handlers run on the task that reads the queue.
@@ -290,9 +292,9 @@ impl Worker {
             return;
         }
         if self.service.dispatch == Dispatch::Blocking {
-            for (job, place) in jobs {
+            for started in jobs {
                 let (worker, runtime, tracker) = (self.clone(), Handle::current(), tasks.clone());
-                tasks.spawn_blocking(move || runtime.block_on(worker.perform(job, place, tracker)));
+                tasks.spawn_blocking(move || runtime.block_on(worker.perform(started, tracker)));
             }
             return;
         }

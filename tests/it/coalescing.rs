@@ -16,17 +16,6 @@ async fn sharing(scene: &Scene, coalesce: Coalesce) -> Client {
     builder.coalesce(coalesce).connect(&scene.url).await.expect("the broker is there")
 }
 
-/// What has been sent and received since `before`.
-fn since(before: Traffic, client: &Client) -> Traffic {
-    let now = client.traffic();
-    Traffic {
-        messages_sent: now.messages_sent - before.messages_sent,
-        calls_sent: now.calls_sent - before.calls_sent,
-        messages_received: now.messages_received - before.messages_received,
-        replies_received: now.replies_received - before.replies_received,
-    }
-}
-
 async fn add_all(client: &Client, calls: i64) {
     let math = MathClient::new(client);
     let sums = soon(join_all((0..calls).map(|n| math.add(n, 1).into_future()))).await;
@@ -57,7 +46,7 @@ async fn calls_of_a_quick_method_share_messages_once_it_is_known_to_be_quick() {
     for _ in 0..100 {
         let before = client.traffic();
         add_all(&client, 64).await;
-        second = since(before, &client);
+        second = client.traffic().since(before);
         if second.messages_sent == 1 {
             break;
         }
@@ -105,7 +94,7 @@ async fn slow_calls_go_alone_and_are_shared_evenly() {
     // Known to be slow by now, they go alone still.
     let before = client.traffic();
     soon(join_all((0..100_u64).map(|n| client.call::<u64>("slow", "work", (n,)).into_future()))).await;
-    assert_eq!(since(before, &client).messages_sent, 100);
+    assert_eq!(client.traffic().since(before).messages_sent, 100);
     let shares = shares.lock().expect("no panic");
     assert_eq!(shares.values().sum::<usize>(), 1100, "each ran once");
     assert!(shares.len() == 4 && shares.values().all(|share| (220..=330).contains(share)), "{shares:?}");

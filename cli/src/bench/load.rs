@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use hdrhistogram::Histogram;
-use hopline::{Client, Coalesce, Code, Error, Traffic};
+use hopline::{Client, Coalesce, Code, Error};
 use indicatif::ProgressBar;
 use serde_bytes::ByteBuf;
 use tokio::task::JoinSet;
@@ -83,7 +83,7 @@ impl Load {
             elapsed: ended - began,
             errors: run.errors.load(Ordering::Relaxed),
             first_error: run.first_error.get().cloned(),
-            traffic: since(before, after),
+            traffic: after.since(before),
             cpu: cpu_after.zip(cpu_before).map(|(after, before)| after.saturating_sub(before)),
         })
     }
@@ -238,13 +238,4 @@ fn record(latencies: &mut Histogram<u64>, took: Duration) {
 
 fn locked(histogram: &Mutex<Histogram<u64>>) -> MutexGuard<'_, Histogram<u64>> {
     histogram.lock().expect("no panic while holding a histogram")
-}
-
-fn since(before: Traffic, after: Traffic) -> Traffic {
-    Traffic {
-        messages_sent: after.messages_sent - before.messages_sent,
-        calls_sent: after.calls_sent - before.calls_sent,
-        messages_received: after.messages_received - before.messages_received,
-        replies_received: after.replies_received - before.replies_received,
-    }
 }
