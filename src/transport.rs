@@ -2,6 +2,7 @@
 //!
 //! Not part of the library's stable API: it is public so that one suite can hold every broker to the same contract.
 
+mod dial;
 pub mod memory;
 pub mod rabbit;
 
@@ -17,6 +18,8 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 use url::Url;
 
+pub use self::dial::Dial;
+pub(crate) use self::dial::pause_before_next;
 use crate::error::Error;
 use crate::topology::{Binding, Declaration};
 
@@ -39,22 +42,12 @@ pub enum Role {
 }
 
 impl Transport {
-    /// Connects to the broker that `url` names: `memory://`, `memory://name`, `amqp://` or, with the feature `tls`, `amqps://`.
+    /// Connects to the broker that `url` names, as [`Dial::parse`] reads it.
     ///
     /// # Errors
     /// `Invalid` for an address that cannot be used, `Connect` when the broker does not answer or refuses.
     pub async fn connect(url: &str, role: Role) -> Result<Self, Error> {
-        let parsed =
-            Url::parse(url).map_err(|error| Error::Invalid(format!("`{}` is not an address: {error}", masked(url))))?;
-        match parsed.scheme() {
-            "memory" => Ok(Self::Memory(memory::Connection::open(parsed.host_str().unwrap_or_default()))),
-            "amqps" if cfg!(not(feature = "tls")) => Err(Error::Invalid(format!(
-                "{} asks for TLS, which this build does not have: enable hopline's feature `tls`",
-                masked(url)
-            ))),
-            "amqp" | "amqps" => rabbit::Connection::open(&parsed, role).await.map(Self::Rabbit),
-            other => Err(Error::Invalid(format!("unknown scheme `{other}://`: use memory://, amqp:// or amqps://"))),
-        }
+        Dial::parse(url)?.connect(role).await
     }
 
     /// Declares each part in order. Exclusive queues belong to this transport's consuming connection.

@@ -25,7 +25,7 @@ use url::Url;
 
 use crate::error::Error;
 use crate::topology::{Binding, Declaration};
-use crate::transport::{Consumer, Delivery, Event, Mode, Publication, Receipt, Role, Settle, Settler};
+use crate::transport::{Consumer, Delivery, Dial, Event, Mode, Publication, Receipt, Role, Settle, Settler};
 use connection::{CLOSE_TIMEOUT, Link, News, Refusal};
 use publisher::{Publisher, Told};
 
@@ -55,13 +55,13 @@ impl Connection {
     ///
     /// # Errors
     /// `Connect` when the broker does not answer or refuses.
-    pub async fn open(url: &Url, role: Role) -> Result<Self, Error> {
-        let pool = connection::pool(url, role)?;
+    pub async fn open(url: &Url, dial: &Dial, role: Role) -> Result<Self, Error> {
+        let pool = connection::pool(url, dial, role)?;
         let news = Arc::new(News::default());
-        let publishing = Link::open(&pool, url, news.clone()).await?;
+        let publishing = Link::open(&pool, url, dial, news.clone()).await?;
         let consuming = match role {
             Role::Client => publishing.clone(),
-            Role::Server => Link::open(&pool, url, news.clone()).await?,
+            Role::Server => Link::open(&pool, url, dial, news.clone()).await?,
         };
         let (closing, tasks) = (CancellationToken::new(), TaskTracker::new());
         let opened = Publisher::open(publishing.clone(), closing.clone()).await;

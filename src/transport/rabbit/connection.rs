@@ -14,10 +14,11 @@ use tracing::{debug, info, warn};
 use url::Url;
 
 use crate::error::Error;
-use crate::transport::{Event, Role, masked};
+use crate::transport::{Dial, Event, Role, masked};
 
-/// How long a broker may take to greet: one that accepts and stays silent would be waited for without end.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often each side says that it is there, unless the address says otherwise, in seconds. After two of silence the
+/// other side has gone: with RabbitMQ's own minute, a partition would go unnoticed for two.
+const HEARTBEAT: &str = "10";
 /// How long the broker may take over one operation.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How many events a slow subscriber may be behind.
@@ -125,19 +126,23 @@ impl Refusal {
 }
 
 /// The connections of one transport, all to the address `url`.
-pub(super) fn pool(url: &Url, role: Role) -> Result<Pool, Error> {
+pub(super) fn pool(url: &Url, dial: &Dial, role: Role) -> Result<Pool, Error> {
     let (program, size) = match role {
         Role::Client => ("client", 1),
         Role::Server => ("server", 2),
     };
     let name = format!("hopline {program} {}", std::process::id());
-    let config = Config { url: Some(url.as_str().to_owned()), pool: None };
+    let mut address = url.clone();
+    if !url.query_pairs().any(|(key, _)| key == "heartbeat") {
+        address.query_pairs_mut().append_pair("heartbeat", HEARTBEAT);
+    }
+    let config = Config { url: Some(address.into()), pool: None };
     let properties = move || ConnectionProperties::default().with_connection_name(name.clone().into());
     config
         .builder(properties, Runtime::Tokio1)
         .map_err(|error| failed(url, error))?
         .max_size(size)
-        .create_timeout(Some(CONNECT_TIMEOUT))
+        .create_timeout(Some(dial.connect_timeout))
         .pre_recycle(Hook::sync_fn(|connection, _| match connection.status() {
             status if !status.connected() => Err(HookError::message("the connection has ended")),
             status if status.blocked() => Err(HookError::message("the broker takes no publications")),
@@ -149,9 +154,9 @@ pub(super) fn pool(url: &Url, role: Role) -> Result<Pool, Error> {
 
 impl Link {
     /// Takes a connection out of the pool; what happens to it is `news`.
-    pub(super) async fn open(pool: &Pool, url: &Url, news: Arc<News>) -> Result<Arc<Self>, Error> {
+    pub(super) async fn open(pool: &Pool, url: &Url, dial: &Dial, news: Arc<News>) -> Result<Arc<Self>, Error> {
         let connection = pool.get().await.map_err(|error| match error {
-            PoolError::Timeout(_) => failed(url, format_args!("no answer within {CONNECT_TIMEOUT:?}")),
+            PoolError::Timeout(_) => failed(url, format_args!("no answer within {:?}", dial.connect_timeout)),
             PoolError::Backend(error) => failed(url, refusal(&error)),
             other => failed(url, other),
         })?;
