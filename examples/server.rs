@@ -33,14 +33,14 @@ async fn main() -> ExitCode {
 async fn run() -> Result<(), Box<dyn std::error::Error>> {
     let mut terminated = signal(SignalKind::terminate())?;
     let mut interrupted = signal(SignalKind::interrupt())?;
-    let mut running = serve(&demo::url("amqp://localhost")).await?;
+    let running = serve(&demo::url("amqp://localhost")).await?;
     println!("ready {}", running.instance());
 
     tokio::select! {
-        _ = terminated.recv() => running.drain().await,
-        _ = interrupted.recv() => running.drain().await,
-        lost = running.lost() => return Err(lost.into()),
+        _ = terminated.recv() => {}
+        _ = interrupted.recv() => {}
     }
+    running.drain().await;
     Ok(())
 }
 

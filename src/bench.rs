@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use crate::client::Target;
-use crate::client::replies::{Call, Replies, Said, Waiter};
+use crate::client::replies::{Call, End, Replies, Waiter};
 use crate::codec::{Codec, CodecError};
 use crate::frame::{self, Frame, Kind, Metadata};
 use crate::outbox::{Outbox, Parcel, Share};
@@ -82,8 +82,8 @@ pub fn read<T: DeserializeOwned>(codec: Codec, payload: &[u8]) -> Result<T, Code
 #[derive(Debug)]
 pub struct Waiting {
     id: Uuid,
-    sender: oneshot::Sender<Result<Frame, Said>>,
-    receiver: oneshot::Receiver<Result<Frame, Said>>,
+    sender: oneshot::Sender<Result<Frame, End>>,
+    receiver: oneshot::Receiver<Result<Frame, End>>,
 }
 
 impl Default for Waiting {
@@ -96,8 +96,8 @@ impl Default for Waiting {
 /// Calls in flight, always as many.
 #[derive(Debug)]
 pub struct InFlight {
-    replies: Replies,
-    waiting: VecDeque<(Uuid, oneshot::Receiver<Result<Frame, Said>>)>,
+    replies: Replies<()>,
+    waiting: VecDeque<(Uuid, oneshot::Receiver<Result<Frame, End>>)>,
     target: Arc<Target>,
 }
 
@@ -123,7 +123,10 @@ impl InFlight {
     }
 
     fn expect(&mut self, Waiting { id, sender, receiver }: Waiting) {
-        self.replies.expect(id, Call { waiter: Waiter::One(sender), target: self.target.clone(), message: 0 });
+        self.replies.expect(
+            id,
+            Call { waiter: Waiter::One(sender), target: self.target.clone(), message: 0, place: None, again: None },
+        );
         self.waiting.push_back((id, receiver));
     }
 }

@@ -4,27 +4,28 @@ mod builder;
 mod line;
 mod pending;
 pub(crate) mod replies;
+mod session;
 mod target;
+mod waiting;
 
-use std::collections::HashSet;
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tracing::level_filters::LevelFilter;
 use tracing::{Instrument, debug, info_span};
 use uuid::Uuid;
 
-pub use self::builder::{ClientBuilder, Coalesce};
+pub use self::builder::{ClientBuilder, Coalesce, WhenFull};
 use self::line::{Address, Line, Token};
-use self::pending::Ticket;
 pub(crate) use self::pending::{Dispatched, Gathering};
-use self::replies::{Said, Waiter};
+use self::pending::{Ticket, queue_full};
+use self::replies::{End, Waiter};
 pub(crate) use self::target::Target;
 use self::target::Targets;
 use crate::call::{Call, Oneway, Request};
@@ -33,10 +34,9 @@ use crate::context::{Context, unix_millis};
 use crate::error::Error;
 use crate::frame::{Frame, Kind, Metadata, More, Trace};
 use crate::outbox::{Parcel, Share};
-use crate::topology::{
-    Declaration, Exchange, ExchangeKind, MAX_PRIORITY, Namespace, ServiceId, check_name, instance_key,
-};
-use crate::transport::{Confirm, Transport};
+use crate::state::State;
+use crate::topology::{MAX_PRIORITY, Namespace, check_name, instance_key};
+use crate::transport::Confirm;
 
 /// The largest message that is sent or accepted unless set otherwise: what RabbitMQ 4 takes by default.
 pub(crate) const MAX_MESSAGE_SIZE: usize = 16 * 1024 * 1024;
@@ -57,7 +57,6 @@ pub(crate) const MAX_TIMEOUT: Duration = Duration::from_secs(40 * 24 * 3600);
 pub struct Client(Arc<Inner>);
 
 struct Inner {
-    transport: Transport,
     settings: ClientBuilder,
     line: Line,
     instance: Arc<str>,
@@ -65,14 +64,15 @@ struct Inner {
     rpc: Arc<str>,
     oneway: Arc<str>,
     targets: Targets,
-    /// Services whose broadcast exchange has been declared.
-    broadcastable: Mutex<HashSet<ServiceId>>,
     runtime: Handle,
 }
 
 /// How much sooner than the call itself its request ends in a queue: the broker begins to count when it arrives there,
 /// and a call that has timed out is not to be run.
 const HEAD_START: Duration = Duration::from_millis(5);
+
+/// How long after its call's deadline a cancel may still be sent: servers count from when the call came to them.
+const CANCEL_LATE: Duration = Duration::from_secs(30);
 
 /// How much a client has sent and received since it connected: calls, and the messages they shared.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -105,6 +105,7 @@ struct Outgoing {
     ticket: Ticket,
     frame: Bytes,
     priority: Option<u8>,
+    idempotent: bool,
 }
 
 impl Client {
@@ -155,25 +156,45 @@ impl Client {
             persistent: true,
             ..self.address(self.namespace().events().into(), key.into())
         };
+        let after = self.0.settings.timeout;
         let (sender, said) = oneshot::channel();
+        let token = Token { said: Some(sender), repeatable: true, ..Token::until(Instant::now() + after) };
         let parcel = Parcel {
             id: frame.id,
             frame: body,
             share: self.0.settings.coalesce.share(),
             kind: Some(address.key.clone()),
             expiration: None,
-            token: Token { said: Some(sender), reply: None },
+            token,
         };
         self.0.line.post(address, parcel);
-        let after = self.0.settings.timeout;
         match tokio::time::timeout(after, said).await {
-            Ok(Ok(Ok(Confirm::Accepted | Confirm::Returned))) => Ok(()),
-            Ok(Ok(Ok(Confirm::Refused))) => Err(Error::Overloaded { service: key.to_owned() }),
-            Ok(Ok(Ok(Confirm::TooLarge(limit)))) => Err(Error::TooLarge { what: "event", size, limit }),
-            Ok(Ok(Err(lost))) => Err(lost.into()),
+            Ok(Ok(End::Said(Confirm::Accepted | Confirm::Returned))) => Ok(()),
+            Ok(Ok(End::Said(Confirm::TooLarge(limit)))) => Err(Error::TooLarge { what: "event", size, limit }),
+            Ok(Ok(End::Lost(lost))) => Err(lost.into()),
+            Ok(Ok(End::Blocked { reason, after, may_have_run })) => {
+                Err(Error::Blocked { reason: reason.to_string(), after, may_have_run })
+            }
+            // Of the queues of several subscribers, one is full.
+            Ok(Ok(End::Said(Confirm::Refused) | End::Full(_) | End::Silent { .. })) => Err(queue_full(key)),
             Ok(Err(_)) => Err(self.disconnected()),
             Err(_) => Err(Error::Timeout { method: key.to_owned(), after }),
         }
+    }
+
+    /// Whether there is a connection to the broker, now and from now on.
+    ///
+    /// ```
+    /// # async fn example(client: hopline::Client) {
+    /// let mut state = client.state();
+    /// while state.changed().await.is_ok() {
+    ///     println!("{:?}", *state.borrow_and_update());
+    /// }
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn state(&self) -> watch::Receiver<State> {
+        self.0.line.state()
     }
 
     /// Closes the connection; calls in flight end as `Disconnected`. Dropping the last clone does the same, later.
@@ -194,23 +215,24 @@ impl Client {
     /// Puts a request on its way.
     pub(crate) fn dispatch(&self, request: Request) -> Result<Dispatched, Error> {
         let outgoing = self.prepare(request, Kind::Request)?;
-        let (sender, reply) = oneshot::channel();
+        let (sender, replied) = oneshot::channel();
         let Ticket { target, instance, .. } = &outgoing.ticket;
         let key = match instance {
             Some(instance) => instance_key(&target.service, instance).into(),
             None => target.service_text.clone(),
         };
         let address = Address { answered: true, ..self.address(self.0.rpc.clone(), key) };
-        let token = Token { said: None, reply: Some((Waiter::One(sender), target.clone())) };
+        let reply = Some((Waiter::One(sender), target.clone()));
+        let token = Token { reply, repeatable: outgoing.idempotent, ..self.token(&outgoing) };
         let share = self.0.settings.coalesce.share_of(target);
         let ticket = self.post(outgoing, address, share, token);
-        Ok(Dispatched::new(self.clone(), ticket, reply))
+        Ok(Dispatched::new(self.clone(), ticket, replied))
     }
 
     /// Puts a request on its way to every instance of its service.
     pub(crate) async fn broadcast(&self, request: Request) -> Result<Gathering, Error> {
         let outgoing = self.prepare(request, Kind::Request)?;
-        let exchange = self.broadcast_exchange(&outgoing.ticket.target.service).await?;
+        let exchange = self.broadcast_exchange(&outgoing.ticket).await?;
         self.gather(outgoing, exchange, true).await
     }
 
@@ -225,7 +247,8 @@ impl Client {
         let target = outgoing.ticket.target.clone();
         let address = Address { answered: true, ..self.address(exchange.into(), "".into()) };
         let (confirm, said) = oneshot::channel();
-        let token = Token { said: Some(confirm), reply: Some((Waiter::Many(sender), target.clone())) };
+        let reply = Some((Waiter::Many(sender), target.clone()));
+        let token = Token { said: Some(confirm), reply, ..self.token(&outgoing) };
         let ticket = self.post(outgoing, address, self.0.settings.coalesce.share_of(&target), token);
         let gathering = Gathering::new(self.clone(), ticket, replies, cancels);
         match self.confirmed(gathering.ticket(), said).await {
@@ -240,13 +263,13 @@ impl Client {
         let outgoing = self.prepare(request, Kind::Oneway)?;
         let Ticket { target, instance, .. } = &outgoing.ticket;
         let (exchange, key) = match instance {
-            _ if to_all => (self.broadcast_exchange(&target.service).await?.into(), "".into()),
+            _ if to_all => (self.broadcast_exchange(&outgoing.ticket).await?.into(), "".into()),
             Some(instance) => (self.0.rpc.clone(), instance_key(&target.service, instance).into()),
             None => (self.0.oneway.clone(), target.text.clone()),
         };
         let address = Address { persistent: true, ..self.address(exchange, key) };
         let (confirm, said) = oneshot::channel();
-        let token = Token { said: Some(confirm), reply: None };
+        let token = Token { said: Some(confirm), repeatable: true, ..self.token(&outgoing) };
         let ticket = self.post(outgoing, address, self.0.settings.coalesce.share(), token);
         match self.confirmed(&ticket, said).await {
             Err(Error::Overloaded { .. }) if to_all => Ok(()),
@@ -266,7 +289,7 @@ impl Client {
             share: self.0.settings.coalesce.share(),
             kind: Some(target.text.clone()),
             expiration: None,
-            token: Token::default(),
+            token: Token::until(*deadline + CANCEL_LATE),
         };
         // Nobody waits to hear what becomes of a cancel: if it does not arrive, the deadline ends the call.
         let post = move |client: &Self, exchange, key| {
@@ -275,11 +298,11 @@ impl Client {
         if let Some(instance) = instance {
             return post(self, self.0.rpc.clone(), instance_key(&target.service, instance).into());
         }
-        let (client, service) = (self.clone(), target.service.clone());
+        let (client, exchange, until) = (self.clone(), self.namespace().all(&target.service), *deadline + CANCEL_LATE);
         let cancel = async move {
-            match client.broadcast_exchange(&service).await {
-                Ok(exchange) => post(&client, exchange.into(), "".into()),
-                Err(error) => debug!(%service, %error, "a cancel that cannot be sent"),
+            match client.0.line.declare(&exchange, until).await {
+                Ok(()) => post(&client, exchange.into(), "".into()),
+                Err(error) => debug!(exchange, %error, "a cancel that cannot be sent"),
             }
         };
         self.runtime().spawn(cancel);
@@ -292,14 +315,13 @@ impl Client {
 
     /// The error of a call whose reply cannot come any more.
     fn disconnected(&self) -> Error {
-        let reason = self.0.line.lost().cloned().unwrap_or_else(|| "no more replies".into());
-        Error::Disconnected { may_have_run: true, reason: reason.to_string() }
+        Error::Disconnected { may_have_run: true, reason: self.0.line.reason().to_string() }
     }
 
     fn prepare(&self, request: Request, kind: Kind) -> Result<Outgoing, Error> {
         let settings = &self.0.settings;
-        if let Some(reason) = self.0.line.lost() {
-            return Err(Error::Disconnected { may_have_run: false, reason: reason.to_string() });
+        if self.0.line.is_closed() {
+            return Err(Error::Disconnected { may_have_run: false, reason: self.0.line.reason().to_string() });
         }
         let target = request.target.map_err(Error::Invalid)?;
         if let Some(instance) = &request.instance {
@@ -343,18 +365,24 @@ impl Client {
         let frame = self.sized("request", body)?;
         let priority = request.priority.map(|priority| priority.min(MAX_PRIORITY));
         let ticket = Ticket { target, instance: request.instance, id, size: frame.len(), deadline, timeout, span };
-        Ok(Outgoing { ticket, frame, priority })
+        Ok(Outgoing { ticket, frame, priority, idempotent: request.idempotent })
+    }
+
+    /// What becomes of a request that cannot leave, until shortly before its caller's own time is over.
+    fn token(&self, outgoing: &Outgoing) -> Token {
+        let Ticket { deadline, timeout, .. } = outgoing.ticket;
+        Token::until(deadline - head_start(timeout))
     }
 
     /// Puts a frame among those that wait to leave.
     fn post(&self, outgoing: Outgoing, address: Address, share: Share, token: Token) -> Ticket {
-        let Outgoing { ticket, frame, priority } = outgoing;
+        let Outgoing { ticket, frame, priority, .. } = outgoing;
         let parcel = Parcel {
             id: ticket.id,
             frame,
             share,
             kind: Some(ticket.target.text.clone()),
-            expiration: address.answered.then(|| ticket.timeout - HEAD_START.min(ticket.timeout / 8)),
+            expiration: address.answered.then(|| ticket.timeout - head_start(ticket.timeout)),
             token,
         };
         self.0.line.post(Address { priority, ..address }, parcel);
@@ -385,25 +413,24 @@ impl Client {
 
     /// The exchange that reaches every instance. Declared before it is used, since publishing to one that is not there
     /// ends the channel.
-    async fn broadcast_exchange(&self, service: &ServiceId) -> Result<String, Error> {
-        let declared = || self.0.broadcastable.lock().expect("no panic while holding the set");
-        let exchange = self.namespace().all(service);
-        if !declared().contains(service) {
-            let fanout = Exchange { name: exchange.clone(), kind: ExchangeKind::Fanout };
-            self.0.transport.declare(&[Declaration::Exchange(fanout)]).await?;
-            declared().insert(service.clone());
-        }
+    async fn broadcast_exchange(&self, ticket: &Ticket) -> Result<String, Error> {
+        let exchange = self.namespace().all(&ticket.target.service);
+        self.0.line.declare(&exchange, ticket.deadline).await?;
         Ok(exchange)
     }
 
     /// Waits until the broker has a request, or its deadline.
-    async fn confirmed(&self, ticket: &Ticket, said: oneshot::Receiver<Said>) -> Result<(), Error> {
+    async fn confirmed(&self, ticket: &Ticket, said: oneshot::Receiver<End>) -> Result<(), Error> {
         match tokio::time::timeout_at(ticket.deadline, said.instrument(ticket.span.clone())).await {
             Ok(Ok(said)) => ticket.outcome(said),
             Ok(Err(_)) => Err(self.disconnected()),
             Err(_) => Err(ticket.timed_out()),
         }
     }
+}
+
+fn head_start(timeout: Duration) -> Duration {
+    HEAD_START.min(timeout / 8)
 }
 
 /// Where a call made here stands in its trace: under the call being handled, or at its root, if anybody listens.

@@ -28,11 +28,23 @@ where
         /// The service, as `name.vMAJOR`, and the instance after `@` when the call was addressed to one.
         service: String,
     },
-    /// The service's queue is full and refused the call; it was not run.
-    #[error("the queue of `{service}` is full: try again later, or start more instances")]
+    /// The service's queue is full and refused the call, or too many calls of this client are in flight
+    /// ([`ClientBuilder::max_in_flight`](crate::ClientBuilder::max_in_flight)); it was not run.
+    #[error("{what}: try again later, or start more instances")]
     Overloaded {
-        /// The service, as `name.vMAJOR`.
-        service: String,
+        /// What is full.
+        what: String,
+    },
+    /// The broker takes nothing, being short of memory or disk, and did not within
+    /// [`ClientBuilder::blocked_wait`](crate::ClientBuilder::blocked_wait).
+    #[error("the broker has taken nothing for {after:?}, being blocked ({reason}){}", if *.may_have_run { ": the call may run once it does" } else { "" })]
+    Blocked {
+        /// The broker's words, such as `low on memory`.
+        reason: String,
+        /// How long it was waited for.
+        after: Duration,
+        /// Whether the call had been handed over before.
+        may_have_run: bool,
     },
     /// The deadline passed. A request still queued is never run; one that runs is told to stop.
     #[error("`{method}` gave no reply within {after:?}{}", if .after.is_zero() { ": it was not sent, since no time was left" } else { ": it may have run; allow more time with `.timeout()`" })]
@@ -102,7 +114,8 @@ impl Error {
             Error::Service(never) => match never {},
             Error::Fault(fault) => Error::Fault(fault),
             Error::NoService { service } => Error::NoService { service },
-            Error::Overloaded { service } => Error::Overloaded { service },
+            Error::Overloaded { what } => Error::Overloaded { what },
+            Error::Blocked { reason, after, may_have_run } => Error::Blocked { reason, after, may_have_run },
             Error::Timeout { method, after } => Error::Timeout { method, after },
             Error::TooLarge { what, size, limit } => Error::TooLarge { what, size, limit },
             Error::Disconnected { may_have_run, reason } => Error::Disconnected { may_have_run, reason },

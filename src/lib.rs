@@ -58,6 +58,7 @@ mod server;
 mod service;
 mod context;
 mod registry;
+mod state;
 mod error;
 mod codec;
 mod outbox;
@@ -75,13 +76,14 @@ pub mod blocking;
 pub use hopline_macros::service;
 
 pub use call::{Broadcast, BroadcastReply, Call, Oneway, Pending};
-pub use client::{Client, ClientBuilder, Coalesce, Traffic};
+pub use client::{Client, ClientBuilder, Coalesce, Traffic, WhenFull};
 pub use codec::{Codec, CodecError};
 pub use context::Context;
 pub use error::{Code, Error, Fault};
 pub use registry::{Instance, InstanceStats, MethodInfo};
 pub use server::{Running, Server, ServerBuilder};
 pub use service::{Dispatch, Failure, Method, Service};
+pub use state::State;
 
 /// The README's example compiles and runs.
 #[cfg(doctest)]

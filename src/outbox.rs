@@ -224,6 +224,10 @@ impl<A: Clone + Eq + Hash, T> Outbox<A, T> {
         None
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
     /// Takes out all that waits.
     pub(crate) fn clear(&mut self) -> impl Iterator<Item = Parcel<T>> {
         self.order.clear();

@@ -5,31 +5,33 @@ mod handling;
 mod message;
 mod outcome;
 mod replies;
+mod supervisor;
 mod worker;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
 
-use self::message::Source;
 use self::replies::Replies;
-use self::worker::{EVENT, Worker};
+use self::supervisor::Supervisor;
+use self::worker::EVENT;
 use crate::client::{MAX_MESSAGE_SIZE, short_id};
 use crate::context::Context;
 use crate::error::Error;
 use crate::service::{Dispatch, Failure, Method, Service};
-use crate::topology::{Binding, Declaration, Namespace, ServiceId};
-use crate::transport::{Consumer, Event, Mode, Role, Transport};
+use crate::state::{State, enter};
+use crate::topology::{Binding, Namespace, ServiceId};
+use crate::transport::{Dial, Role, Transport};
 
 /// How many events an instance holds unsettled, of each subscription.
 const EVENTS_PREFETCH: u16 = 64;
@@ -46,6 +48,7 @@ const EVENTS_PREFETCH: u16 = 64;
 /// # Ok(()) }
 /// ```
 pub struct Server {
+    dial: Dial,
     transport: Transport,
     settings: ServerBuilder,
     instance: Arc<str>,
@@ -58,11 +61,12 @@ pub struct Server {
 pub struct ServerBuilder {
     namespace: Result<Namespace, String>,
     max_message_size: usize,
+    connect_timeout: Option<Duration>,
 }
 
 impl Default for ServerBuilder {
     fn default() -> Self {
-        Self { namespace: Ok(Namespace::default()), max_message_size: MAX_MESSAGE_SIZE }
+        Self { namespace: Ok(Namespace::default()), max_message_size: MAX_MESSAGE_SIZE, connect_timeout: None }
     }
 }
 
@@ -82,15 +86,25 @@ impl ServerBuilder {
         self
     }
 
-    /// Connects to the broker that `url` names: `memory://`, `amqp://` or `amqps://`.
+    /// How long each address of the broker may take to accept a connection. Default 5 s.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = Some(timeout);
+        self
+    }
+
+    /// Connects to the broker that `url` names: `memory://`, `amqp://` or `amqps://`; or to the first that answers of
+    /// several, as [`ClientBuilder::connect`](crate::ClientBuilder::connect) reads them. A connection that is lost is made
+    /// again, for as long as it takes, and everything is served again: see [`Running::state`].
     ///
     /// # Errors
-    /// `Invalid` for an address or a setting that cannot be used, `Connect` when the broker does not answer or refuses.
+    /// `Invalid` for an address or a setting that cannot be used, `Connect` when no broker answers or it refuses.
     pub async fn connect(self, url: &str) -> Result<Server, Error> {
         self.namespace.clone().map_err(Error::Invalid)?;
-        let transport = Transport::connect(url, Role::Server).await?;
+        let dial = Dial::parse(url)?.within(self.connect_timeout);
+        let transport = dial.connect(Role::Server).await?;
         let instance = short_id().into();
-        Ok(Server { transport, settings: self, instance, services: Vec::new(), subscriptions: Vec::new() })
+        Ok(Server { dial, transport, settings: self, instance, services: Vec::new(), subscriptions: Vec::new() })
     }
 }
 
@@ -172,7 +186,7 @@ impl Server {
     /// `Invalid` for bad names and for services or methods that are there twice, `Mismatch` where a queue exists with
     /// other arguments, `Broker` for what the broker refuses, `Disconnected`.
     pub async fn start(self) -> Result<Running, Error> {
-        let Self { transport, settings, instance, services, subscriptions } = self;
+        let Self { dial, transport, settings, instance, services, subscriptions } = self;
         let namespace = settings.namespace.map_err(Error::Invalid)?;
         let mut served = BTreeMap::new();
         for service in services {
@@ -182,51 +196,47 @@ impl Server {
             }
         }
 
-        let (gone, queues_gone) = mpsc::unbounded_channel();
-        transport.declare(&namespace.exchanges()).await?;
-        let site = Site {
-            replies: Replies::start(transport.clone(), instance.clone(), settings.max_message_size),
-            transport,
+        let transports = Arc::new(watch::channel(transport).0);
+        let draining = CancellationToken::new();
+        let site = Arc::new(Site {
+            replies: Replies::start(&transports, draining.clone(), instance.clone(), settings.max_message_size),
+            transports,
             namespace,
             instance,
             max_size: settings.max_message_size,
-            draining: CancellationToken::new(),
-        };
-        let mut running = Running {
-            site: Arc::new(site),
-            gone,
-            queues_gone,
+            draining,
             shared: TaskTracker::new(),
             drained: CancellationToken::new(),
-            bindings: Vec::new(),
             own: TaskTracker::new(),
-            runtime: Handle::current(),
-        };
+            bindings: Mutex::default(),
+            state: Arc::new(watch::channel(State::Connecting { reason: None }).0),
+        });
+        // From here on whatever has begun ends with it.
+        let running = Running { site: site.clone(), runtime: Handle::current() };
         let names: Vec<String> = served.keys().map(ToString::to_string).collect();
+        let mut supervisor = Supervisor::new(site, dial);
         for (id, service) in served {
-            running.serve(&id, service).await?;
+            supervisor.serve(id, service)?;
         }
         for (pattern, service) in subscriptions {
-            running.subscribe(&pattern, service).await?;
+            supervisor.subscribe(pattern, checked(&service)?, service)?;
         }
+        supervisor.start().await?;
+        tokio::spawn(supervisor.run());
         info!(instance = running.instance(), services = ?names, "serving");
         Ok(running)
     }
 
     /// Serves until `stop` resolves, then drains: running calls finish and reply, what has not started goes back to the
-    /// queue, and the connection closes.
+    /// queue, and the connection closes. A lost connection is made again meanwhile.
     ///
     /// # Errors
-    /// As [`Server::start`], and before `stop` `Disconnected` when the connection is lost, `Broker` when a queue is.
+    /// As [`Server::start`].
     pub async fn run_until<S: Future>(self, stop: S) -> Result<(), Error> {
-        let mut running = self.start().await?;
-        tokio::select! {
-            _ = stop => {
-                running.drain().await;
-                Ok(())
-            }
-            lost = running.lost() => Err(lost),
-        }
+        let running = self.start().await?;
+        stop.await;
+        running.drain().await;
+        Ok(())
     }
 }
 
@@ -247,33 +257,43 @@ fn checked(service: &Service) -> Result<ServiceId, Error> {
     Err(Error::Invalid(format!("`{id}` cannot be served: {}", service.problems.join("; "))))
 }
 
-/// A server that serves. Dropping it closes the connection at once; [`Running::drain`] is the polite way.
+/// A server that serves, and connects again whenever it has to. Dropping it closes the connection at once;
+/// [`Running::drain`] is the polite way.
 #[must_use = "dropping a running server ends it"]
 pub struct Running {
     site: Arc<Site>,
-    /// Where the tasks that read queues report one that is gone.
-    gone: mpsc::UnboundedSender<String>,
-    queues_gone: mpsc::UnboundedReceiver<String>,
-    /// The tasks that read the shared queues; each waits for the calls it started.
-    shared: TaskTracker,
-    /// Those calls are done.
-    drained: CancellationToken,
-    /// What leads to this instance's own queues.
-    bindings: Vec<Binding>,
-    /// The tasks that read this instance's own queues, which tell callers until the end that it is leaving.
-    own: TaskTracker,
     runtime: Handle,
 }
 
 /// What all services of a server share.
 struct Site {
-    transport: Transport,
+    /// The connection; while there is none, the last one.
+    transports: Arc<watch::Sender<Transport>>,
     replies: Replies,
     namespace: Namespace,
     instance: Arc<str>,
     max_size: usize,
     /// No more calls are taken.
     draining: CancellationToken,
+    /// The tasks that read the shared queues; each waits for the calls it started.
+    shared: TaskTracker,
+    /// Those calls are done.
+    drained: CancellationToken,
+    /// The tasks that read this instance's own queues, which tell callers until the end that it is leaving.
+    own: TaskTracker,
+    /// What leads to this instance's own queues, by the service's place.
+    bindings: Mutex<BTreeMap<usize, Vec<Binding>>>,
+    state: Arc<watch::Sender<State>>,
+}
+
+impl Site {
+    fn transport(&self) -> Transport {
+        self.transports.borrow().clone()
+    }
+
+    fn enter(&self, new: State) {
+        self.state.send_if_modified(|state| enter(state, new));
+    }
 }
 
 impl Running {
@@ -283,133 +303,45 @@ impl Running {
         &self.site.instance
     }
 
+    /// Whether there is a connection to the broker, now and from now on.
+    #[must_use]
+    pub fn state(&self) -> watch::Receiver<State> {
+        self.site.state.subscribe()
+    }
+
     /// Takes no more calls, lets running ones finish and reply, gives back what has not started, and closes.
     ///
     /// A request has at most the time of its caller; an oneway call or an event whose handler does not end is waited for
-    /// without limit, and a process that must end puts a timeout around this.
+    /// without limit, and a process that must end puts a timeout around this. What was running when the connection is lost
+    /// meanwhile is finished, and answered by another instance.
     pub async fn drain(self) {
         debug!(instance = self.instance(), "draining");
-        self.site.draining.cancel();
-        self.shared.close();
-        self.shared.wait().await;
+        let site = &self.site;
+        site.draining.cancel();
+        site.shared.close();
+        site.shared.wait().await;
         // From here on, who calls this instance hears from the broker that it is not there.
-        if let Err(error) = self.site.transport.unbind(&self.bindings).await {
+        let bindings = std::mem::take(&mut *site.bindings.lock().expect("no panic while holding the bindings"));
+        let bindings: Vec<Binding> = bindings.into_values().flatten().collect();
+        if let Err(error) = site.transport().unbind(&bindings).await {
             debug!(instance = self.instance(), %error, "the instance's queues stay bound until they are gone");
         }
-        self.drained.cancel();
-        self.own.close();
-        self.own.wait().await;
-        self.site.transport.close().await;
-    }
-
-    /// Resolves when the connection or one of the queues is lost, with the error to report: the server then takes no
-    /// more calls, or not all of them.
-    pub async fn lost(&mut self) -> Error {
-        // Who subscribes after the end is told of it as well.
-        let mut events = self.site.transport.events();
-        tokio::select! {
-            biased;
-            error = connection_lost(&mut events) => error,
-            Some(queue) = self.queues_gone.recv() => {
-                // Whoever asks again is to hear it again.
-                let _ = self.gone.send(queue.clone());
-                // A lost connection takes the queues along, and may be heard of after them.
-                let connection = connection_lost(&mut events);
-                tokio::time::timeout(Duration::from_secs(1), connection).await.unwrap_or_else(|_| Error::Broker {
-                    operation: format!("deliver from `{queue}`"),
-                    reason: "the queue was deleted, or its consumer cancelled".to_owned(),
-                })
-            }
-        }
-    }
-
-    async fn serve(&mut self, id: &ServiceId, service: Service) -> Result<(), Error> {
-        let Site { transport, namespace, instance, .. } = &*self.site;
-        let instance_queue = namespace.instance_queue(id, instance, &short_id());
-        let calls_queue = namespace.calls_queue(id);
-        let work_queue = namespace.work_queue(id);
-        let topology = namespace.service(id, &instance_queue, instance, service.calls);
-        transport.declare(&topology).await?;
-        self.bindings.extend(topology.into_iter().filter_map(|part| match part {
-            Declaration::Binding(binding) if binding.queue == instance_queue => Some(binding),
-            _ => None,
-        }));
-
-        let settled = Mode::Settle { prefetch: service.prefetch };
-        let worker = Arc::new(Worker::new(id, service, self.site.clone())?);
-        // The instance's queue dies with it: nothing there could be redelivered, and cancels must not wait.
-        for (queue, mode, source) in [
-            (instance_queue, Mode::NoAck, Source::Instance),
-            (work_queue, settled, Source::Work),
-            (calls_queue, settled, Source::Calls),
-        ] {
-            let consumer = transport.consume(&queue, mode).await?;
-            self.read(&worker, queue, consumer, source);
-        }
-        Ok(())
-    }
-
-    async fn subscribe(&self, pattern: &str, service: Service) -> Result<(), Error> {
-        let Site { transport, namespace, instance, .. } = &*self.site;
-        let queue = namespace.events_queue(instance, &short_id());
-        transport.declare(&namespace.subscription(&queue, pattern)).await?;
-        let consumer = transport.consume(&queue, Mode::Settle { prefetch: service.prefetch }).await?;
-        let worker = Arc::new(Worker::new(&checked(&service)?, service, self.site.clone())?);
-        self.read(&worker, queue, consumer, Source::Events);
-        Ok(())
-    }
-
-    /// Runs a worker on one queue.
-    fn read(&self, worker: &Arc<Worker>, queue: String, consumer: Consumer, source: Source) {
-        let (tasks, stop) = match source {
-            Source::Instance => (&self.own, &self.drained),
-            Source::Calls | Source::Work | Source::Events => (&self.shared, &self.site.draining),
-        };
-        let reading = worker.clone().run(consumer, source, stop.clone());
-        let gone = Gone { told: false, queue, report: self.gone.clone() };
-        let reading = async move {
-            let mut gone = gone;
-            gone.told = reading.await;
-        };
-        tasks.spawn(reading);
+        site.drained.cancel();
+        site.own.close();
+        site.own.wait().await;
+        site.enter(State::Closed);
+        site.transport().close().await;
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
         self.site.draining.cancel();
-        self.drained.cancel();
-        let transport = self.site.transport.clone();
+        self.site.drained.cancel();
+        self.site.enter(State::Closed);
+        let transport = self.site.transport();
         self.runtime.spawn(async move { transport.close().await });
     }
-}
-
-/// Reports a queue when the task that reads it ends without having been told to, be it by a panic.
-struct Gone {
-    told: bool,
-    queue: String,
-    report: mpsc::UnboundedSender<String>,
-}
-
-impl Drop for Gone {
-    fn drop(&mut self) {
-        if !self.told {
-            // Nobody listens once the server is dropped.
-            let _ = self.report.send(std::mem::take(&mut self.queue));
-        }
-    }
-}
-
-/// Resolves when the connection is lost.
-async fn connection_lost(events: &mut broadcast::Receiver<Event>) -> Error {
-    let reason = loop {
-        match events.recv().await {
-            Ok(Event::Lost(reason)) => break reason,
-            Ok(Event::Blocked(_) | Event::Unblocked) | Err(broadcast::error::RecvError::Lagged(_)) => {}
-            Err(broadcast::error::RecvError::Closed) => break "the connection was closed".into(),
-        }
-    };
-    Error::Disconnected { may_have_run: false, reason: reason.to_string() }
 }
 
 impl fmt::Debug for Running {

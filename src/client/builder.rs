@@ -1,18 +1,20 @@
 //! What a client may be told before it connects, and connecting.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
-use super::line::Line;
+use super::line::{Line, Places, Rules};
+use super::session::{Session, Sessions};
 use super::target::{Target, Targets};
 use super::{Client, Inner, MAX_MESSAGE_SIZE, short_id};
 use crate::codec::Codec;
 use crate::error::Error;
 use crate::outbox::Share;
-use crate::topology::{Declaration, Namespace, Queue, QueueKind};
-use crate::transport::{Mode, Role, Transport};
+use crate::topology::Namespace;
+use crate::transport::Dial;
 
 /// Which calls may share a message. A broker's cost is per message, so sharing is worth about ten times the throughput;
 /// what a call means and how it ends is the same either way.
@@ -56,6 +58,18 @@ pub struct ClientBuilder {
     pub(super) timeout: Duration,
     pub(super) max_message_size: usize,
     pub(super) coalesce: Coalesce,
+    pub(super) blocked_wait: Duration,
+    pub(super) max_in_flight: Option<(usize, WhenFull)>,
+    pub(super) connect_timeout: Option<Duration>,
+}
+
+/// What becomes of a call when as many are in flight as may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenFull {
+    /// It waits for a place, until its deadline.
+    Wait,
+    /// It ends at once.
+    Refuse,
 }
 
 impl Default for ClientBuilder {
@@ -66,6 +80,9 @@ impl Default for ClientBuilder {
             timeout: Duration::from_secs(30),
             max_message_size: MAX_MESSAGE_SIZE,
             coalesce: Coalesce::default(),
+            blocked_wait: Duration::from_secs(5),
+            max_in_flight: None,
+            connect_timeout: None,
         }
     }
 }
@@ -108,30 +125,77 @@ impl ClientBuilder {
         self
     }
 
-    /// Connects to the broker that `url` names: `memory://`, `amqp://` or `amqps://`.
+    /// How long a call waits for a broker that takes nothing, being short of memory or disk, before it ends as
+    /// [`Error::Blocked`]. Default 5 s.
+    #[must_use]
+    pub fn blocked_wait(mut self, wait: Duration) -> Self {
+        self.blocked_wait = wait;
+        self
+    }
+
+    /// How many calls may be in flight at once, at least 1; those beyond wait, or end as [`Error::Overloaded`]. Oneway calls
+    /// and broadcasts' replies do not count. Default: no limit.
+    #[must_use]
+    pub fn max_in_flight(mut self, calls: usize, when_full: WhenFull) -> Self {
+        self.max_in_flight = Some((calls.clamp(1, Semaphore::MAX_PERMITS), when_full));
+        self
+    }
+
+    /// How long each address of the broker may take to accept a connection. Default 5 s.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = Some(timeout);
+        self
+    }
+
+    /// Connects to the broker that `url` names: `memory://`, `amqp://` or `amqps://`; or to the first that answers of
+    /// several, `amqp://user:password@a,b:5673,c/vhost` or whole addresses with a comma between them. A connection that is
+    /// lost is made again, for as long as it takes: see [`Client::state`].
     ///
     /// # Errors
-    /// `Invalid` for an address or a setting that cannot be used, `Connect` when the broker does not answer or refuses.
+    /// `Invalid` for an address or a setting that cannot be used, `Connect` when no broker answers or it refuses,
+    /// `Mismatch` or `Broker` when it refuses what a client needs.
     pub async fn connect(self, url: &str) -> Result<Client, Error> {
-        let namespace = self.namespace.clone().map_err(Error::Invalid)?;
-        let transport = Transport::connect(url, Role::Client).await?;
-        let instance = short_id();
-        let reply_queue = namespace.reply_queue(&instance, &short_id());
-        let mut topology = namespace.exchanges();
-        topology.push(Declaration::Queue(Queue::new(&reply_queue, QueueKind::Exclusive)));
-        transport.declare(&topology).await?;
+        let sessions = self.sessions(url)?;
+        let session = sessions.open().await?;
+        Ok(self.client(sessions, Some(session)))
+    }
 
-        let queue = transport.consume(&reply_queue, Mode::NoAck).await?;
-        Ok(Client(Arc::new(Inner {
-            line: Line::start(transport.clone(), queue, reply_queue, instance.clone(), self.max_message_size),
-            transport,
-            rpc: namespace.rpc().into(),
-            oneway: namespace.oneway().into(),
+    /// The same without waiting for the broker, which need not be there yet: calls wait for it until their deadline.
+    ///
+    /// # Errors
+    /// `Invalid` for an address or a setting that cannot be used.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn connect_lazy(self, url: &str) -> Result<Client, Error> {
+        let sessions = self.sessions(url)?;
+        Ok(self.client(sessions, None))
+    }
+
+    fn sessions(&self, url: &str) -> Result<Sessions, Error> {
+        let namespace = self.namespace.clone().map_err(Error::Invalid)?;
+        let dial = Dial::parse(url)?.within(self.connect_timeout);
+        Ok(Sessions { dial, namespace, instance: short_id().into() })
+    }
+
+    fn client(self, sessions: Sessions, session: Option<Session>) -> Client {
+        let namespace = &sessions.namespace;
+        let (rpc, oneway) = (namespace.rpc().into(), namespace.oneway().into());
+        let places = self.max_in_flight.map(|(limit, when_full)| Places {
+            free: Arc::new(Semaphore::new(limit)),
+            limit,
+            waits: when_full == WhenFull::Wait,
+        });
+        let rules = Rules { max_message_size: self.max_message_size, blocked_wait: self.blocked_wait, places };
+        Client(Arc::new(Inner {
+            rpc,
+            oneway,
+            instance: sessions.instance.clone(),
+            line: Line::start(sessions, session, rules),
             settings: self,
-            instance: instance.into(),
             targets: Targets::default(),
-            broadcastable: Mutex::default(),
             runtime: Handle::current(),
-        })))
+        }))
     }
 }

@@ -1,24 +1,28 @@
-//! The task between a client's calls and its connection: publishes what waits to leave, hands out what comes back.
+//! What a client's calls hold of the task that publishes what waits to leave and hands out what comes back.
 
-use std::collections::BTreeMap;
+mod task;
+
+use std::collections::HashSet;
 use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures::StreamExt as _;
-use futures::stream::FuturesUnordered;
-use tokio::sync::{broadcast, mpsc, oneshot};
-use tracing::{debug, warn};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::time::Instant;
 use uuid::Uuid;
 
+use self::task::Task;
 use super::pending::Ticket;
-use super::replies::{Call, Replies, Said, Waiter};
+use super::replies::{End, Waiter};
+use super::session::{Session, Sessions};
 use super::target::Target;
 use super::{Client, Traffic};
-use crate::frame::{self, CONTENT_TYPE, Kind};
-use crate::outbox::{BATCH, Bundle, Outbox, Parcel, Share, UnderWay, take_all};
-use crate::transport::{Confirm, Consumer, Delivery, Event, Lost, Properties, Publication, Transport};
+use crate::error::Error;
+use crate::outbox::Parcel;
+use crate::state::State;
+use crate::topology::{Declaration, Exchange, ExchangeKind};
+use crate::transport::{Lost, Transport};
 
 /// What the messages of parcels that may share one agree on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,16 +43,29 @@ impl Hash for Address {
     }
 }
 
-/// Who is told of a parcel.
-#[derive(Debug, Default)]
+/// Who is told of a parcel, and what may become of it.
+#[derive(Debug)]
 pub(super) struct Token {
     /// What the broker said of it.
-    pub(super) said: Option<oneshot::Sender<Said>>,
+    pub(super) said: Option<oneshot::Sender<End>>,
     /// What comes back.
     pub(super) reply: Option<(Waiter, Arc<Target>)>,
+    /// From then on it is not to leave any more.
+    pub(super) deadline: Instant,
+    /// Whether it may leave again though it may have arrived.
+    pub(super) repeatable: bool,
+    /// How often it has left.
+    pub(super) attempts: u32,
+    /// Its place among the calls in flight, where they are limited.
+    pub(super) place: Option<OwnedSemaphorePermit>,
 }
 
 impl Token {
+    /// Of a parcel of which nobody is told.
+    pub(super) fn until(deadline: Instant) -> Self {
+        Self { said: None, reply: None, deadline, repeatable: false, attempts: 0, place: None }
+    }
+
     /// Nobody wants a parcel that has not left when its sender is gone; if it ever had one.
     fn is_wanted(&self) -> bool {
         match (&self.said, &self.reply) {
@@ -58,14 +75,14 @@ impl Token {
         }
     }
 
-    /// Tells what the broker said, if that is the end.
-    fn end(self, said: &Said) {
+    /// Tells what it came to, if that is the end.
+    fn end(self, end: &End) {
         if let Some((Waiter::One(reply), _)) = self.reply {
             // The caller gave up at this very moment, here and below.
-            let _ = reply.send(Err(said.clone()));
+            let _ = reply.send(Err(end.clone()));
         }
         if let Some(sender) = self.said {
-            let _ = sender.send(said.clone());
+            let _ = sender.send(end.clone());
         }
     }
 }
@@ -79,6 +96,23 @@ enum Order {
     Close(oneshot::Sender<()>),
 }
 
+/// What the task is to keep to.
+#[derive(Debug)]
+pub(super) struct Rules {
+    pub(super) max_message_size: usize,
+    /// How long a call waits for a broker that takes nothing.
+    pub(super) blocked_wait: Duration,
+    /// How many calls may be in flight, and whether others wait or are refused.
+    pub(super) places: Option<Places>,
+}
+
+#[derive(Debug)]
+pub(super) struct Places {
+    pub(super) free: Arc<Semaphore>,
+    pub(super) limit: usize,
+    pub(super) waits: bool,
+}
+
 /// What the callers hold of the task. It ends, and closes the connection, when this is dropped.
 #[derive(Debug)]
 pub(super) struct Line {
@@ -86,10 +120,13 @@ pub(super) struct Line {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
-    /// Why no reply can come any more.
-    lost: OnceLock<Arc<str>>,
+    state: Arc<watch::Sender<State>>,
+    /// The connection, while there is one.
+    transport: watch::Sender<Option<Transport>>,
+    /// Exchanges that this client has declared on it.
+    declared: Mutex<HashSet<String>>,
     messages_sent: AtomicU64,
     calls_sent: AtomicU64,
     messages_received: AtomicU64,
@@ -97,29 +134,19 @@ struct Shared {
 }
 
 impl Line {
-    pub(super) fn start(
-        transport: Transport,
-        queue: Consumer,
-        reply_queue: String,
-        instance: String,
-        max_message_size: usize,
-    ) -> Self {
+    /// With a session that is open, or none, which is then opened for as long as it takes.
+    pub(super) fn start(sessions: Sessions, session: Option<Session>, rules: Rules) -> Self {
         let (orders, waiting) = mpsc::unbounded_channel();
-        let shared = Arc::new(Shared::default());
-        let task = Task {
-            events: transport.events(),
-            waiting,
-            queue,
-            shared: shared.clone(),
-            reply_queue,
-            instance,
-            outbox: Outbox::new(max_message_size),
-            replies: Replies::default(),
-            receipts: FuturesUnordered::new(),
-            under_way: BTreeMap::new(),
-            number: 0,
-            transport: transport.clone(),
-        };
+        let shared = Arc::new(Shared {
+            state: Arc::new(watch::channel(State::Connecting { reason: None }).0),
+            transport: watch::channel(None).0,
+            declared: Mutex::default(),
+            messages_sent: AtomicU64::new(0),
+            calls_sent: AtomicU64::new(0),
+            messages_received: AtomicU64::new(0),
+            replies_received: AtomicU64::new(0),
+        });
+        let task = Task::new(sessions, session, rules, waiting, shared.clone());
         tokio::spawn(task.run());
         Self { orders, shared }
     }
@@ -129,7 +156,7 @@ impl Line {
         if let Err(mpsc::error::SendError(Order::Post(_, parcel))) = self.orders.send(Order::Post(address, parcel)) {
             // The task outlives the client unless the runtime has gone.
             let reason = "the runtime of the connection has ended".into();
-            parcel.token.end(&Err(Lost { handed_over: false, connected: false, reason }));
+            parcel.token.end(&End::Lost(Lost { handed_over: false, connected: false, reason }));
         }
     }
 
@@ -139,9 +166,54 @@ impl Line {
         let _ = self.orders.send(Order::Forget(id, cancel.map(Box::new)));
     }
 
-    /// Why no reply can come any more.
-    pub(super) fn lost(&self) -> Option<&Arc<str>> {
-        self.shared.lost.get()
+    pub(super) fn state(&self) -> watch::Receiver<State> {
+        self.shared.state.subscribe()
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        *self.shared.state.borrow() == State::Closed
+    }
+
+    /// Why no reply comes: what the connection says of itself.
+    pub(super) fn reason(&self) -> Arc<str> {
+        self.shared.state.borrow().missing().unwrap_or_else(|| "no more replies".into())
+    }
+
+    /// Declares a fanout exchange, once for each connection; waits for one if there is none.
+    ///
+    /// # Errors
+    /// `Disconnected` when there is none by the deadline, `Mismatch` or `Broker` for what it refuses.
+    pub(super) async fn declare(&self, exchange: &str, deadline: Instant) -> Result<(), Error> {
+        let declared = || self.shared.declared.lock().expect("no panic while holding the set");
+        let mut transports = self.shared.transport.subscribe();
+        let declaring = async {
+            loop {
+                let there = transports.wait_for(Option::is_some).await.ok().and_then(|there| there.clone());
+                let Some(transport) = there else { return Err(self.unconnected()) };
+                if declared().contains(exchange) {
+                    return Ok(());
+                }
+                let fanout = Exchange { name: exchange.to_owned(), kind: ExchangeKind::Fanout };
+                match transport.declare(&[Declaration::Exchange(fanout)]).await {
+                    Err(Error::Disconnected { .. }) if !self.is_closed() => {
+                        // There will be another one.
+                        if transports.changed().await.is_err() {
+                            return Err(self.unconnected());
+                        }
+                    }
+                    Err(error) => return Err(error),
+                    Ok(()) => {
+                        declared().insert(exchange.to_owned());
+                        return Ok(());
+                    }
+                }
+            }
+        };
+        tokio::time::timeout_at(deadline, declaring).await.unwrap_or_else(|_| Err(self.unconnected()))
+    }
+
+    fn unconnected(&self) -> Error {
+        Error::Disconnected { may_have_run: false, reason: self.reason().to_string() }
     }
 
     pub(super) async fn close(&self) {
@@ -160,201 +232,4 @@ impl Line {
             replies_received: self.shared.replies_received.load(Ordering::Relaxed),
         }
     }
-}
-
-struct Task {
-    transport: Transport,
-    events: broadcast::Receiver<Event>,
-    waiting: mpsc::UnboundedReceiver<Order>,
-    queue: Consumer,
-    shared: Arc<Shared>,
-    reply_queue: String,
-    instance: String,
-    outbox: Outbox<Address, Token>,
-    replies: Replies,
-    /// The bundles that are under way, with the numbers of their messages.
-    receipts: FuturesUnordered<UnderWay<(u64, Bundle<Address, Token>)>>,
-    /// Those numbers, and the calls that were given up meanwhile.
-    under_way: BTreeMap<u64, Vec<(Client, Ticket)>>,
-    number: u64,
-}
-
-impl Task {
-    async fn run(mut self) {
-        let mut orders = Vec::with_capacity(BATCH);
-        loop {
-            let connected = self.shared.lost.get().is_none();
-            tokio::select! {
-                Ok(event) = self.events.recv(), if connected => if let Event::Lost(reason) = event {
-                    // What arrived before the end is read before the end is told.
-                    let rest = async { while let Some(delivery) = self.queue.next().await { self.read(delivery) } };
-                    let _ = tokio::time::timeout(Duration::from_secs(1), rest).await;
-                    self.lose(reason);
-                },
-                delivery = self.queue.next(), if connected => match delivery {
-                    Some(delivery) => {
-                        self.read(delivery);
-                        for _ in 1..BATCH {
-                            let Some(delivery) = self.queue.try_next() else { break };
-                            self.read(delivery);
-                        }
-                    }
-                    None => self.lose("the connection or its reply queue is gone".into()),
-                },
-                Some(((number, bundle), said)) = self.receipts.next(), if !self.receipts.is_empty() => {
-                    self.concluded(number, bundle, said);
-                }
-                count = take_all(&mut self.waiting, &mut orders) => if count == 0 {
-                    break;
-                },
-            }
-            orders.drain(..).for_each(|order| self.follow(order));
-            self.publish();
-        }
-        // What the clients sent without waiting for it, as cancels are, still leaves.
-        self.transport.close().await;
-    }
-
-    fn follow(&mut self, order: Order) {
-        match order {
-            Order::Post(address, parcel) => match self.shared.lost.get() {
-                None => self.outbox.push(address, parcel),
-                Some(reason) => parcel.token.end(&Err(unsent(reason))),
-            },
-            Order::Forget(id, cancel) => {
-                // What has not left will not; what has been answered has ended.
-                if let (Some(call), Some(cancel)) = (self.replies.forget(id), cancel) {
-                    match self.under_way.get_mut(&call.message) {
-                        // Only a request that some queue has taken can be cancelled.
-                        Some(given_up) => given_up.push(*cancel),
-                        None => cancel.0.cancel(&cancel.1),
-                    }
-                }
-            }
-            Order::Close(done) => {
-                self.lose("the client was closed".into());
-                let transport = self.transport.clone();
-                // Here the ends of what is under way are still waited for.
-                tokio::spawn(async move {
-                    transport.close().await;
-                    // Whoever closed the client may not wait for it.
-                    let _ = done.send(());
-                });
-            }
-        }
-    }
-
-    /// Publishes what may leave.
-    fn publish(&mut self) {
-        while let Some(mut bundle) = self.outbox.next(Token::is_wanted) {
-            self.number += 1;
-            for parcel in &mut bundle.parcels {
-                if let Some((waiter, target)) = parcel.token.reply.take() {
-                    self.replies.expect(parcel.id, Call { waiter, target, message: self.number });
-                }
-            }
-            let Address { exchange, key, mandatory, persistent, answered, priority } = &bundle.address;
-            let publication = Publication {
-                exchange: exchange.to_string(),
-                key: key.to_string(),
-                mandatory: *mandatory,
-                properties: Properties {
-                    correlation_id: bundle.correlation_id(),
-                    reply_to: answered.then(|| self.reply_queue.clone()),
-                    expiration: bundle.expiration(),
-                    kind: bundle.kind(),
-                    content_type: Some(CONTENT_TYPE.to_owned()),
-                    persistent: *persistent,
-                    priority: *priority,
-                    app_id: Some(self.instance.clone()),
-                    headers: Vec::new(),
-                },
-                body: bundle.body(),
-            };
-            add(&self.shared.messages_sent, 1);
-            add(&self.shared.calls_sent, bundle.parcels.len());
-            let receipt = if bundle.parcels.iter().any(|parcel| parcel.token.said.is_some()) {
-                self.transport.publish(publication)
-            } else {
-                // Whoever is answered hears of an acceptance by that, and of a return soon enough.
-                self.transport.publish_quietly(publication)
-            };
-            self.under_way.insert(self.number, Vec::new());
-            self.receipts.push(UnderWay::new((self.number, bundle), receipt));
-        }
-    }
-
-    /// The broker has said what became of a message.
-    fn concluded(&mut self, number: u64, bundle: Bundle<Address, Token>, said: Said) {
-        let given_up = self.under_way.remove(&number).unwrap_or_default();
-        // Refused by one queue, a broadcast may run on others.
-        if matches!(said, Ok(Confirm::Accepted | Confirm::Refused)) {
-            given_up.into_iter().for_each(|(client, ticket)| client.cancel(&ticket));
-        }
-        let too_large_together = matches!(said, Ok(Confirm::TooLarge(_))) && bundle.parcels.len() > 1;
-        let Bundle { address, parcels, .. } = bundle;
-        for mut parcel in parcels {
-            if too_large_together {
-                let call = self.replies.forget(parcel.id);
-                if address.answered && call.is_none() {
-                    // Its caller has given up.
-                    continue;
-                }
-                parcel.token.reply = call.map(|call| (call.waiter, call.target));
-                parcel.share = Share::ALL;
-                self.follow(Order::Post(address.clone(), parcel));
-                continue;
-            }
-            // A broadcast's replies may come nevertheless, when only one of its queues has refused it.
-            if said != Ok(Confirm::Accepted)
-                && let Some(Call { waiter: waiter @ Waiter::One(_), target, .. }) = self.replies.forget_one(parcel.id)
-            {
-                parcel.token.reply = Some((waiter, target));
-            }
-            parcel.token.end(&said);
-        }
-        if self.shared.lost.get().is_some() {
-            self.end_answerless();
-        }
-    }
-
-    fn read(&mut self, delivery: Delivery) {
-        add(&self.shared.messages_received, 1);
-        for frame in frame::decode(delivery.body) {
-            match frame {
-                Ok(frame) if frame.kind == Kind::Reply => {
-                    add(&self.shared.replies_received, 1);
-                    self.replies.deliver(frame);
-                }
-                Ok(frame) => debug!(kind = ?frame.kind, "not a reply, on the reply queue"),
-                Err(error) => warn!(%error, "a malformed message on the reply queue"),
-            }
-        }
-    }
-
-    /// No reply can come any more, and nothing leaves.
-    fn lose(&mut self, reason: Arc<str>) {
-        let reason = self.shared.lost.get_or_init(|| reason);
-        let end = Err(unsent(reason));
-        self.outbox.clear().for_each(|parcel| parcel.token.end(&end));
-        self.end_answerless();
-    }
-
-    /// Ends the calls that wait for a reply though their message is no longer under way.
-    fn end_answerless(&mut self) {
-        let Some(reason) = self.shared.lost.get() else { return };
-        let end = Err(Lost { handed_over: true, ..unsent(reason) });
-        for call in self.replies.forget_all(|message| self.under_way.contains_key(&message)) {
-            Token { said: None, reply: Some((call.waiter, call.target)) }.end(&end);
-        }
-    }
-}
-
-fn unsent(reason: &Arc<str>) -> Lost {
-    Lost { handed_over: false, connected: false, reason: reason.clone() }
-}
-
-fn add(counter: &AtomicU64, count: usize) {
-    // One task counts; the others read.
-    counter.fetch_add(count as u64, Ordering::Relaxed);
 }

@@ -14,9 +14,9 @@ use tracing::Span;
 use uuid::Uuid;
 
 use super::Client;
-use super::replies::Said;
+use super::replies::End;
 use super::target::Target;
-use crate::error::Error;
+use crate::error::{Code, Error, Fault};
 use crate::frame::Frame;
 use crate::topology::instance_key;
 use crate::transport::Confirm;
@@ -46,18 +46,35 @@ impl Ticket {
         Error::NoService { service }
     }
 
-    /// What the broker said of the request, where that ends the call.
-    pub(super) fn outcome(&self, said: Said) -> Result<(), Error> {
-        match said {
-            Ok(Confirm::Accepted) => Ok(()),
-            Ok(Confirm::Returned) => Err(self.no_service()),
+    /// What a request came to, where that ends the call.
+    pub(super) fn outcome(&self, end: End) -> Result<(), Error> {
+        match end {
+            End::Said(Confirm::Accepted) => Ok(()),
+            End::Said(Confirm::Returned) => Err(self.no_service()),
             // An instance's queue is never full: the broker refuses for a moment what it returns after it.
-            Ok(Confirm::Refused) if self.instance.is_some() => Err(self.no_service()),
-            Ok(Confirm::Refused) => Err(Error::Overloaded { service: self.target.service.to_string() }),
-            Ok(Confirm::TooLarge(limit)) => Err(Error::TooLarge { what: "request", size: self.size, limit }),
-            Err(lost) => Err(lost.into()),
+            End::Said(Confirm::Refused) if self.instance.is_some() => Err(self.no_service()),
+            End::Said(Confirm::Refused) => Err(queue_full(&self.target.service)),
+            End::Said(Confirm::TooLarge(limit)) => Err(Error::TooLarge { what: "request", size: self.size, limit }),
+            End::Lost(lost) => Err(lost.into()),
+            End::Blocked { reason, after, may_have_run } => {
+                Err(Error::Blocked { reason: reason.to_string(), after, may_have_run })
+            }
+            End::Full(limit) => {
+                Err(Error::Overloaded { what: format!("this client has {limit} calls in flight, its limit") })
+            }
+            End::Silent { instance, after } => {
+                let why = format!(
+                    "instance {instance}, which ran `{}`, has not reported in for {after:?}: it may have run",
+                    self.target
+                );
+                Err(Error::Fault(Fault::new(Code::Aborted, why)))
+            }
         }
     }
+}
+
+pub(super) fn queue_full(name: impl fmt::Display) -> Error {
+    Error::Overloaded { what: format!("the queue of `{name}` is full") }
 }
 
 /// A request on its way. Dropping it before its end cancels the call.
@@ -66,12 +83,12 @@ pub(crate) struct Dispatched {
     /// Taken when it is dropped.
     ticket: Option<Ticket>,
     deadline: Pin<Box<Sleep>>,
-    reply: oneshot::Receiver<Result<Frame, Said>>,
+    reply: oneshot::Receiver<Result<Frame, End>>,
     ended: bool,
 }
 
 impl Dispatched {
-    pub(super) fn new(client: Client, ticket: Ticket, reply: oneshot::Receiver<Result<Frame, Said>>) -> Self {
+    pub(super) fn new(client: Client, ticket: Ticket, reply: oneshot::Receiver<Result<Frame, End>>) -> Self {
         let deadline = Box::pin(sleep_until(ticket.deadline));
         Self { client, ticket: Some(ticket), deadline, reply, ended: false }
     }
@@ -86,10 +103,10 @@ impl Dispatched {
     }
 
     /// What came in the place of a reply, or of anything.
-    fn end(&self, end: Result<Result<Frame, Said>, oneshot::error::RecvError>) -> Result<Frame, Error> {
+    fn end(&self, end: Result<Result<Frame, End>, oneshot::error::RecvError>) -> Result<Frame, Error> {
         match end {
             Ok(Ok(reply)) => return Ok(reply),
-            Ok(Err(said)) => self.ticket().outcome(said)?,
+            Ok(Err(end)) => self.ticket().outcome(end)?,
             Err(_) => {}
         }
         Err(self.client.disconnected())
@@ -103,10 +120,10 @@ impl Future for Dispatched {
         let span = self.ticket().span.clone();
         let _entered = span.enter();
         if let Poll::Ready(end) = Pin::new(&mut self.reply).poll(context) {
-            self.ended = true;
+            // What a blocked broker has may run later: as after the deadline, dropping `self` tells the server.
+            self.ended = !matches!(end, Ok(Err(End::Blocked { may_have_run: true, .. })));
             return Poll::Ready(self.end(end));
         }
-        // Ending by the deadline is giving up: dropping `self` tells the server.
         self.deadline.as_mut().poll(context).map(|()| Err(self.ticket().timed_out()))
     }
 }

@@ -2,8 +2,10 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::time::Instant;
 use tracing::debug;
 use uuid::Uuid;
 
@@ -11,52 +13,83 @@ use super::target::Target;
 use crate::frame::Frame;
 use crate::transport::{Confirm, Lost};
 
-/// What the broker said of a message, or why it will say nothing.
-pub(crate) type Said = Result<Confirm, Lost>;
+/// What a call comes to in the place of a reply; an oneway call, to what the broker said of it.
+#[derive(Debug, Clone)]
+pub(crate) enum End {
+    /// The broker has seen to the message.
+    Said(Confirm),
+    /// The connection ended before it did, or before the reply.
+    Lost(Lost),
+    /// The broker takes nothing, for this reason, and did not for so long.
+    Blocked { reason: Arc<str>, after: Duration, may_have_run: bool },
+    /// As many calls are in flight as may be.
+    Full(usize),
+    /// The instance that runs the call has not reported in for so long.
+    Silent { instance: Arc<str>, after: Duration },
+}
 
 /// Who waits for an id.
 #[derive(Debug)]
 pub(crate) enum Waiter {
-    /// A call: the first reply is its only one. In its place, what the broker said, if no reply can come.
-    One(oneshot::Sender<Result<Frame, Said>>),
+    /// A call: the first reply is its only one.
+    One(oneshot::Sender<Result<Frame, End>>),
     /// A broadcast: each instance replies.
     Many(mpsc::UnboundedSender<Frame>),
 }
 
 /// A call that has left.
 #[derive(Debug)]
-pub(crate) struct Call {
+pub(crate) struct Call<A> {
     pub(crate) waiter: Waiter,
     pub(crate) target: Arc<Target>,
     /// The number of the message that took it.
     pub(crate) message: u64,
+    /// Its place among the calls in flight, where they are limited.
+    pub(crate) place: Option<OwnedSemaphorePermit>,
+    /// What is sent again if the connection or the instance is lost; none for a call that may not run twice.
+    pub(crate) again: Option<Box<A>>,
 }
 
-/// The calls of one client that wait for a reply.
-#[derive(Debug, Default)]
-pub(crate) struct Replies(HashMap<Uuid, Call>);
+/// The calls of one client that wait for a reply. What is sent again of them is its owner's business.
+#[derive(Debug)]
+pub(crate) struct Replies<A> {
+    calls: HashMap<Uuid, Call<A>>,
+    /// Who runs the calls that take long, and when it last said so.
+    reports: HashMap<Uuid, (Arc<str>, Instant)>,
+}
 
-impl Replies {
+impl<A> Default for Replies<A> {
+    fn default() -> Self {
+        Self { calls: HashMap::new(), reports: HashMap::new() }
+    }
+}
+
+impl<A> Replies<A> {
     /// From now on replies to `id` go to its waiter.
-    pub(crate) fn expect(&mut self, id: Uuid, call: Call) {
-        self.0.insert(id, call);
+    pub(crate) fn expect(&mut self, id: Uuid, call: Call<A>) {
+        self.calls.insert(id, call);
     }
 
     /// Nobody waits for `id` any more, or nothing can come.
-    pub(crate) fn forget(&mut self, id: Uuid) -> Option<Call> {
-        self.0.remove(&id)
+    pub(crate) fn forget(&mut self, id: Uuid) -> Option<Call<A>> {
+        if !self.reports.is_empty() {
+            self.reports.remove(&id);
+        }
+        self.calls.remove(&id)
     }
 
     /// Nothing can come for `id` any more, if it is a call to one.
-    pub(crate) fn forget_one(&mut self, id: Uuid) -> Option<Call> {
-        let is_one = self.0.get(&id).is_some_and(|call| matches!(call.waiter, Waiter::One(_)));
-        if is_one { self.0.remove(&id) } else { None }
+    pub(crate) fn forget_one(&mut self, id: Uuid) -> Option<Call<A>> {
+        let is_one = self.calls.get(&id).is_some_and(|call| matches!(call.waiter, Waiter::One(_)));
+        if is_one { self.forget(id) } else { None }
     }
 
-    /// Hands a reply to whoever waits for it. One that nobody waits for is late, or not for us: not an error.
-    pub(crate) fn deliver(&mut self, reply: Frame) {
-        let Some(call) = self.0.get(&reply.id) else {
-            return debug!(id = %reply.id, "a reply that nobody waits for");
+    /// Hands a reply to whoever waits for it; tells whether anybody did. One that nobody waits for is late, or not for us:
+    /// not an error.
+    pub(crate) fn deliver(&mut self, reply: Frame) -> bool {
+        let Some(call) = self.calls.get(&reply.id) else {
+            debug!(id = %reply.id, "a reply that nobody waits for");
+            return false;
         };
         if let Some(time) = reply.metadata.handler_time {
             call.target.pace.report(time);
@@ -64,15 +97,54 @@ impl Replies {
         if let Waiter::Many(waiter) = &call.waiter {
             // A gatherer that has gone forgets its id itself.
             let _ = waiter.send(reply);
-        } else if let Some(Call { waiter: Waiter::One(waiter), .. }) = self.0.remove(&reply.id) {
+        } else if let Some(Call { waiter: Waiter::One(waiter), .. }) = self.forget(reply.id) {
             // The caller gave up at this very moment.
             let _ = waiter.send(Ok(reply));
         }
+        true
+    }
+
+    /// An instance says that it runs the call `id`; tells whether anybody waits for that.
+    pub(crate) fn report(&mut self, id: Uuid, instance: Arc<str>) -> bool {
+        let awaited = self.calls.get(&id).is_some_and(|call| matches!(call.waiter, Waiter::One(_)));
+        if awaited {
+            self.reports.insert(id, (instance, Instant::now()));
+        }
+        awaited
+    }
+
+    /// Who runs the call `id`, if it has said so.
+    pub(crate) fn runs_on(&self, id: Uuid) -> Option<&Arc<str>> {
+        self.reports.get(&id).map(|(instance, _)| instance)
+    }
+
+    pub(crate) fn has_reports(&self) -> bool {
+        !self.reports.is_empty()
+    }
+
+    /// Whoever has reported in has until now to do it again.
+    pub(crate) fn excuse(&mut self) {
+        self.reports.values_mut().for_each(|(_, last)| *last = Instant::now());
+    }
+
+    /// The calls whose instance has said nothing for as long as `patience`, no longer waited for.
+    pub(crate) fn forget_silent(&mut self, patience: Duration) -> Vec<(Uuid, Arc<str>, Call<A>)> {
+        let calls = &mut self.calls;
+        let silent = self.reports.extract_if(|_, (_, last)| last.elapsed() >= patience);
+        silent.filter_map(|(id, (instance, _))| Some((id, instance, calls.remove(&id)?))).collect()
     }
 
     /// Forgets the calls whose message is no longer under way, and gives them back.
-    pub(crate) fn forget_all(&mut self, under_way: impl Fn(u64) -> bool) -> Vec<Call> {
-        self.0.extract_if(|_, call| !under_way(call.message)).map(|(_, call)| call).collect()
+    pub(crate) fn forget_all(&mut self, under_way: impl Fn(u64) -> bool) -> Vec<(Uuid, Call<A>)> {
+        self.reports.clear();
+        self.calls.extract_if(|_, call| !under_way(call.message)).collect()
+    }
+
+    /// Takes out who waits for the calls of messages that are under way, and leaves the calls to be forgotten.
+    pub(crate) fn release(&mut self, under_way: impl Fn(u64) -> bool) -> Vec<Waiter> {
+        let stuck = self.calls.values_mut().filter(|call| under_way(call.message));
+        let ones = stuck.filter(|call| matches!(call.waiter, Waiter::One(_)));
+        ones.map(|call| std::mem::replace(&mut call.waiter, Waiter::One(oneshot::channel().0))).collect()
     }
 }
 
@@ -92,9 +164,9 @@ mod tests {
         Frame::new(Kind::Reply, id, Codec::Cbor, metadata, Bytes::new())
     }
 
-    fn call(waiter: Waiter, message: u64) -> Call {
+    fn call(waiter: Waiter, message: u64) -> Call<()> {
         let target = Arc::new(Target::new(ServiceId::new("demo", 1).expect("a good name"), "add"));
-        Call { waiter, target, message }
+        Call { waiter, target, message, place: None, again: None }
     }
 
     #[test]
@@ -142,5 +214,23 @@ mod tests {
         assert!(replies.forget_all(|message| message == 1).is_empty());
         assert_eq!(replies.forget_all(|message| message == 2).len(), 1);
         receiver.try_recv().expect_err("nobody will send");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_instance_that_stops_reporting_in_is_silent() {
+        let mut replies = Replies::default();
+        let (busy, dead) = (Uuid::new_v4(), Uuid::new_v4());
+        for id in [busy, dead] {
+            replies.expect(id, call(Waiter::One(oneshot::channel().0), 1));
+            assert!(replies.report(id, "there".into()));
+        }
+        assert!(!replies.report(Uuid::new_v4(), "there".into()));
+        tokio::time::advance(Duration::from_secs(9)).await;
+        replies.report(busy, "elsewhere".into());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let silent: Vec<_> = replies.forget_silent(Duration::from_secs(10)).into_iter().map(|(id, ..)| id).collect();
+        assert_eq!(silent, [dead]);
+        assert_eq!(replies.runs_on(busy).map(|instance| &**instance), Some("elsewhere"));
+        assert!(replies.forget(busy).is_some() && !replies.has_reports());
     }
 }

@@ -1,11 +1,14 @@
 //! Calls that run, and those that were cancelled before they came.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+
+use super::message::Message;
 
 /// How many cancels of calls that have not come yet are remembered; the oldest are forgotten first.
 const MAX_REMEMBERED: usize = 65_536;
@@ -13,9 +16,21 @@ const MAX_REMEMBERED: usize = 65_536;
 /// left, and no longer than this.
 const MIN_MEMORY: Duration = Duration::from_secs(60);
 const MAX_MEMORY: Duration = Duration::from_secs(3600);
+/// A call that takes longer than this reports in, and then again and again: its caller knows whom to cancel it at, and
+/// that it is still being worked on.
+const REPORT_AFTER: Duration = Duration::from_secs(1);
+const REPORT_EVERY: Duration = Duration::from_secs(5);
+
+/// A call that runs.
+struct Running {
+    cancelled: CancellationToken,
+    message: Arc<Message>,
+    report_at: Instant,
+}
+
 #[derive(Default)]
 pub(super) struct Calls {
-    running: HashMap<Uuid, CancellationToken>,
+    running: HashMap<Uuid, Running>,
     /// How many have run.
     finished: u64,
     /// Cancelled before they came.
@@ -26,12 +41,23 @@ pub(super) struct Calls {
 
 impl Calls {
     /// Notes that a call runs; not if it was cancelled before it came.
-    pub(super) fn enter(&mut self, id: Uuid, token: &CancellationToken) -> bool {
+    pub(super) fn enter(&mut self, id: Uuid, cancelled: &CancellationToken, message: &Arc<Message>) -> bool {
         if self.cancelled.remove(&id) {
             return false;
         }
-        self.running.insert(id, token.clone());
+        let report_at = Instant::now() + REPORT_AFTER;
+        self.running.insert(id, Running { cancelled: cancelled.clone(), message: message.clone(), report_at });
         true
+    }
+
+    /// The calls whose callers are to hear now that they still run.
+    pub(super) fn due(&mut self, now: Instant) -> Vec<(Uuid, Arc<Message>)> {
+        let due = self.running.iter_mut().filter(|(_, call)| call.report_at <= now && call.message.reply_to.is_some());
+        due.map(|(id, call)| {
+            call.report_at = now + REPORT_EVERY;
+            (*id, call.message.clone())
+        })
+        .collect()
     }
 
     /// Notes that a call does not run any more.
@@ -48,7 +74,7 @@ impl Calls {
     /// Ends a call that runs, or remembers while it has time `remaining` that it is not to run.
     pub(super) fn cancel(&mut self, id: Uuid, remaining: Duration) {
         if let Some(running) = self.running.get(&id) {
-            return running.cancel();
+            return running.cancelled.cancel();
         }
         let now = Instant::now();
         while let Some(&(until, id)) = self.forgettable.front()

@@ -20,6 +20,9 @@ use crate::error::{Code, Fault};
 use crate::frame::{Frame, Kind};
 use crate::service::Answer;
 
+/// How often calls are looked at that take long.
+const LOOK: Duration = Duration::from_millis(500);
+
 /// What became of a handler that was started.
 enum Begun {
     Ended(Ending),
@@ -80,7 +83,7 @@ impl Worker {
         let frame = &job.frame;
         let over = job.deadline.is_some_and(|deadline| deadline <= Instant::now());
         let cancelled = CancellationToken::new();
-        if over || !self.calls().enter(frame.id, &cancelled) {
+        if over || !self.calls().enter(frame.id, &cancelled, &job.message) {
             debug!(service = %self.name, id = %frame.id, "a call that nobody waits for any more");
             return Begun::Ended(Ending::Forgotten);
         }
@@ -160,6 +163,21 @@ impl Worker {
         }
         self.calls().leave(frame.id);
         time
+    }
+
+    /// Tells the callers of calls that take long that they still run, until the server has drained.
+    pub(super) async fn report_in(self: Arc<Self>) {
+        let mut tick = tokio::time::interval(LOOK);
+        loop {
+            tokio::select! {
+                () = self.site.drained.cancelled() => return,
+                _ = tick.tick() => {}
+            }
+            let due = self.calls().due(Instant::now());
+            for (id, message) in due {
+                self.keep_alive(id, &message);
+            }
+        }
     }
 
     fn context(&self, job: &Job, cancelled: CancellationToken) -> Context {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::transport::{Delivery, Properties, Settle};
+use crate::transport::{Delivery, Properties, Settle, Transport};
 
 /// Which queue a message came from, and so what it can be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +39,8 @@ impl fmt::Display for Source {
 pub(super) struct Message {
     delivery: Mutex<Option<Delivery>>,
     open: AtomicUsize,
+    /// The connection it came over. On another one it may have been delivered again.
+    pub(super) transport: Transport,
     pub(super) source: Source,
     pub(super) frames: usize,
     /// Where replies go.
@@ -56,9 +58,16 @@ pub(super) struct Message {
 }
 
 impl Message {
-    pub(super) fn new(mut delivery: Delivery, source: Source, frames: usize, open: TaskTrackerToken) -> Self {
+    pub(super) fn new(
+        mut delivery: Delivery,
+        transport: Transport,
+        source: Source,
+        frames: usize,
+        open: TaskTrackerToken,
+    ) -> Self {
         Self {
             open: AtomicUsize::new(frames),
+            transport,
             source,
             frames,
             reply_to: delivery.properties.reply_to.as_deref().map(Into::into),

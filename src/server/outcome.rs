@@ -56,6 +56,12 @@ impl Worker {
         self.site.replies.post(id, codec, self.reply_body(id, codec, answer, handler_time), message);
     }
 
+    /// Tells a caller that its call still runs here.
+    pub(super) fn keep_alive(&self, id: Uuid, message: &Message) {
+        let frame = Frame { kind: Kind::KeepAlive, ..reply_frame(id, Codec::Raw, &self.site.instance) };
+        self.site.replies.keep_alive(id, frame.to_body(), message);
+    }
+
     fn reply_body(&self, id: Uuid, codec: Codec, answer: Answer, handler_time: Option<Duration>) -> Bytes {
         let mut reply = reply_frame(id, codec, &self.site.instance);
         reply.metadata.handler_time = handler_time;
@@ -144,7 +150,7 @@ impl Worker {
             body,
         };
         loop {
-            match self.site.transport.publish(publication.clone()).await {
+            match message.transport.publish(publication.clone()).await {
                 Ok(Confirm::Accepted) => message.finish(),
                 Ok(Confirm::Returned | Confirm::Refused | Confirm::TooLarge(_)) => {
                     error!(service = %self.name, reason, "the queue of dead letters does not take a message: it is dropped");
@@ -203,7 +209,7 @@ impl Worker {
                 properties: Properties { expiration: remaining, ..message.properties.clone() },
                 body: body.clone(),
             };
-            match self.site.transport.publish(publication).await {
+            match message.transport.publish(publication).await {
                 Ok(Confirm::Accepted) => {
                     message.finish();
                     return true;

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use tokio::sync::mpsc;
-use tracing::{debug, error, warn};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error};
 use uuid::Uuid;
 
 use super::message::Message;
@@ -21,22 +22,44 @@ const ATTEMPTS: usize = 100;
 
 /// What a reply belongs to.
 pub(super) struct Answered {
-    pub(super) message: Arc<Message>,
+    /// The request's message, which is settled once the broker has the reply; none for a sign of life.
+    pub(super) message: Option<Arc<Message>>,
     pub(super) codec: Codec,
     pub(super) attempts: usize,
 }
 
+impl Answered {
+    fn finish(&self) {
+        if let Some(message) = &self.message {
+            message.finish();
+        }
+    }
+}
+
 type Letter = Parcel<Answered>;
+type Letters = Bundle<Arc<str>, Answered>;
 
 /// Where replies are handed in. Their task ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct Replies(mpsc::UnboundedSender<(Arc<str>, Letter)>);
 
 impl Replies {
-    pub(super) fn start(transport: Transport, instance: Arc<str>, max_message_size: usize) -> Self {
+    /// Replies over the last of `transports`; while that is lost they wait for the next, unless the server drains.
+    pub(super) fn start(
+        transports: &watch::Sender<Transport>,
+        draining: CancellationToken,
+        instance: Arc<str>,
+        max_message_size: usize,
+    ) -> Self {
         let (replies, waiting) = mpsc::unbounded_channel();
+        let mut transports = transports.subscribe();
+        let transport = transports.borrow_and_update().clone();
         let task = Task {
             transport,
+            transports,
+            connection: 0,
+            lost: false,
+            draining,
             instance,
             waiting,
             outbox: Outbox::new(max_message_size),
@@ -48,20 +71,33 @@ impl Replies {
 
     /// Puts the reply `frame` to the request `id` on its way, and sees to the request once the broker has it.
     pub(super) fn post(&self, id: Uuid, codec: Codec, frame: Bytes, message: &Arc<Message>) {
-        let token = Answered { message: message.clone(), codec, attempts: 0 };
+        self.put(message, id, frame, Answered { message: Some(message.clone()), codec, attempts: 0 });
+    }
+
+    /// Puts a sign of life on its way to the caller of `id`.
+    pub(super) fn keep_alive(&self, id: Uuid, frame: Bytes, message: &Message) {
+        self.put(message, id, frame, Answered { message: None, codec: Codec::Raw, attempts: 0 });
+    }
+
+    fn put(&self, message: &Message, id: Uuid, frame: Bytes, token: Answered) {
         let kind = message.kind.clone();
         let parcel = Parcel { id, frame, share: Share::LEAST, kind, expiration: None, token };
-        // Without a task the connection has ended, and the request goes back to its queue with it.
+        // Without a task the runtime has ended.
         let _ = self.0.send((message.reply_to.clone().unwrap_or_default(), parcel));
     }
 }
 
 struct Task {
+    transports: watch::Receiver<Transport>,
     transport: Transport,
+    /// Counts the connections, and whether this one is lost.
+    connection: u64,
+    lost: bool,
+    draining: CancellationToken,
     instance: Arc<str>,
     waiting: mpsc::UnboundedReceiver<(Arc<str>, Letter)>,
     outbox: Outbox<Arc<str>, Answered>,
-    receipts: FuturesUnordered<UnderWay<Bundle<Arc<str>, Answered>>>,
+    receipts: FuturesUnordered<UnderWay<(u64, Letters)>>,
 }
 
 impl Task {
@@ -70,13 +106,26 @@ impl Task {
         loop {
             tokio::select! {
                 biased;
-                Some((bundle, said)) = self.receipts.next(), if !self.receipts.is_empty() => self.concluded(bundle, said),
+                Some(((connection, bundle), said)) = self.receipts.next(), if !self.receipts.is_empty() => {
+                    self.concluded(connection, bundle, said);
+                }
+                Ok(()) = self.transports.changed() => {
+                    self.transport = self.transports.borrow_and_update().clone();
+                    self.connection += 1;
+                    self.lost = false;
+                }
                 count = take_all(&mut self.waiting, &mut batch) => if count == 0 {
                     return;
                 },
+                () = self.draining.cancelled(), if self.lost && !self.outbox.is_empty() => {
+                    // There will be no other connection: the requests have gone back to their queue with this one.
+                    self.outbox.clear().for_each(drop);
+                }
             }
             batch.drain(..).for_each(|(caller, letter)| self.outbox.push(caller, letter));
-            self.publish();
+            if !self.lost {
+                self.publish();
+            }
         }
     }
 
@@ -95,19 +144,21 @@ impl Task {
             let publication = Publication { exchange: String::new(), key, mandatory: true, properties, body };
             // Nobody waits for it: only the request's settlement does.
             let receipt = self.transport.publish_quietly(publication);
-            self.receipts.push(UnderWay::new(bundle, receipt));
+            self.receipts.push(UnderWay::new((self.connection, bundle), receipt));
         }
     }
 
     /// A reply does not wait for the broker's confirm, but the request's settlement does.
-    fn concluded(&mut self, bundle: Bundle<Arc<str>, Answered>, said: Result<Confirm, Lost>) {
+    fn concluded(&mut self, connection: u64, bundle: Letters, said: Result<Confirm, Lost>) {
         let Bundle { address: caller, parcels, .. } = bundle;
         let together = parcels.len() > 1;
         match &said {
             Ok(Confirm::Returned) => debug!(caller = &*caller, "the caller has gone"),
             Err(Lost { connected: false, reason, .. }) => {
-                // Unsettled, the requests go back to their queue with the connection.
-                return warn!(caller = &*caller, %reason, replies = parcels.len(), "replies were lost with their connection");
+                // The caller may still be there; it ignores a second reply. The requests go back to their queue.
+                debug!(caller = &*caller, %reason, replies = parcels.len(), "replies wait for the next connection");
+                self.lost |= connection == self.connection;
+                return parcels.into_iter().for_each(|parcel| self.again(&caller, parcel));
             }
             _ => {}
         }
@@ -123,17 +174,18 @@ impl Task {
                 }
                 // The caller ignores a second reply, should both arrive.
                 Err(_) => self.again(&caller, parcel),
-                Ok(Confirm::Accepted | Confirm::Refused | Confirm::Returned) => parcel.token.message.finish(),
+                Ok(Confirm::Accepted | Confirm::Refused | Confirm::Returned) => parcel.token.finish(),
             }
         }
     }
 
     fn again(&mut self, caller: &Arc<str>, mut parcel: Letter) {
+        let Some(message) = &parcel.token.message else { return };
         parcel.token.attempts += 1;
         if parcel.token.attempts < ATTEMPTS {
             return self.outbox.push(caller.clone(), parcel);
         }
         error!(%caller, id = %parcel.id, "the broker does not take a reply: the caller will not hear of it");
-        parcel.token.message.finish();
+        message.finish();
     }
 }

@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use super::Site;
 use super::calls::Calls;
 use super::message::{Message, Source};
+use super::supervisor::Report;
 use crate::client::MAX_TIMEOUT;
 use crate::codec::Codec;
 use crate::error::{Code, Error, Fault};
@@ -23,7 +24,7 @@ use crate::pace::Pace;
 use crate::registry::{self, Instance, InstanceStats};
 use crate::service::{Answer, Dispatch, Handler, Service};
 use crate::topology::ServiceId;
-use crate::transport::{Consumer, Delivery};
+use crate::transport::{Consumer, Delivery, Transport};
 
 /// How many calls to one instance wait there for a place: no prefetch holds back what has no acks.
 const MAX_WAITING: usize = 1024;
@@ -93,9 +94,15 @@ impl Worker {
         })
     }
 
-    /// Reads one queue until `stop` fires, or it is gone, and waits for the calls that it started. Tells whether it was
-    /// told to stop.
-    pub(super) async fn run(self: Arc<Self>, mut queue: Consumer, source: Source, stop: CancellationToken) -> bool {
+    /// Reads one queue until `stop` fires, or it is gone, which is reported; then waits for the calls that it started.
+    pub(super) async fn run(
+        self: Arc<Self>,
+        mut queue: Consumer,
+        transport: Transport,
+        source: Source,
+        stop: CancellationToken,
+        report: Report,
+    ) {
         let tasks = TaskTracker::new();
         let mut stopped = false;
         loop {
@@ -109,15 +116,15 @@ impl Worker {
                 delivery = queue.next() => delivery,
             };
             let Some(delivery) = delivery else { break };
-            self.deliver(delivery, source, &tasks).await;
+            self.deliver(delivery, &transport, source, &tasks).await;
         }
+        drop(report);
         tasks.close();
         tasks.wait().await;
-        stopped
     }
 
     /// Takes a message apart and sees to each of its frames.
-    async fn deliver(self: &Arc<Self>, delivery: Delivery, source: Source, tasks: &TaskTracker) {
+    async fn deliver(self: &Arc<Self>, delivery: Delivery, transport: &Transport, source: Source, tasks: &TaskTracker) {
         let max_size = self.site.max_size;
         let too_large = || vec![Err(frame::too_large(&delivery.body, max_size))];
         // Its sender may put frames together that are small enough each.
@@ -128,7 +135,7 @@ impl Worker {
         if frames.len() == 1 && delivery.body.len() > max_size {
             frames = too_large();
         }
-        let message = Arc::new(Message::new(delivery, source, frames.len(), tasks.token()));
+        let message = Arc::new(Message::new(delivery, transport.clone(), source, frames.len(), tasks.token()));
         let mut together = Vec::new();
         let mut work = Share::default();
         for frame in frames {

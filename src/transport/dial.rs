@@ -42,6 +42,11 @@ impl Dial {
         Ok(Self { addresses, connect_timeout: CONNECT_TIMEOUT })
     }
 
+    /// With another limit of the time that each address may take, if one is given.
+    pub(crate) fn within(self, timeout: Option<Duration>) -> Self {
+        Self { connect_timeout: timeout.unwrap_or(self.connect_timeout), ..self }
+    }
+
     /// Connects to the first address that can be had, in the order in which they were given.
     ///
     /// # Errors

@@ -318,7 +318,7 @@ async fn a_full_queue_refuses_at_once() {
         assert!(waiting.len() < 100, "the queue takes everything");
     };
     match refused {
-        Err(Error::Overloaded { service }) => assert_eq!(service, "held.v1"),
+        Err(Error::Overloaded { what }) => assert_eq!(what, "the queue of `held.v1` is full"),
         other => panic!("{other:?}"),
     }
     busy.release();

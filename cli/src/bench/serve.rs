@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use hopline::{Context, Error, Fault, Method, Running, Server, Service};
 use serde_bytes::ByteBuf;
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::{Broker, Failed, instances, methods, print, process};
@@ -77,59 +76,34 @@ impl Serve {
 
 async fn serve(broker: &Broker, offer: &Offer, end: impl Future<Output = ()>) -> Result<(), Failed> {
     let mut end = pin!(end);
-    let mut serving = tokio::select! {
+    let serving = tokio::select! {
         serving = Serving::start(broker, offer) => serving?,
         () = &mut end => return Ok(()),
     };
     print(READY)?;
-    tokio::select! {
-        lost = serving.lost() => Err(lost),
-        () = end => {
-            serving.drain().await;
-            Ok(())
-        }
-    }
+    end.await;
+    serving.drain().await;
+    Ok(())
 }
 
 /// Servers that serve; dropped, they end at once.
-pub(super) struct Serving {
-    drain: watch::Sender<bool>,
-    servers: JoinSet<Result<(), Error>>,
-}
+pub(super) struct Serving(Vec<Running>);
 
 impl Serving {
     /// When this returns, all can be called.
     pub(super) async fn start(broker: &Broker, offer: &Offer) -> Result<Self, Error> {
-        let mut serving = Self { drain: watch::Sender::new(false), servers: JoinSet::new() };
+        let mut servers = Vec::with_capacity(offer.instances);
         for _ in 0..offer.instances {
             let server = Server::builder().namespace(&broker.namespace).connect(&broker.url).await?;
-            let running = server.serve(service(offer)).start().await?;
-            serving.servers.spawn(run(running, serving.drain.subscribe()));
+            servers.push(server.serve(service(offer)).start().await?);
         }
-        Ok(serving)
+        Ok(Self(servers))
     }
 
-    /// Resolves when one of them is lost.
-    async fn lost(&mut self) -> Failed {
-        match self.servers.join_next().await {
-            Some(Ok(Err(lost))) => lost.into(),
-            ended => Failed::Run(format!("a server ended by itself: {ended:?}")),
-        }
+    pub(super) async fn drain(self) {
+        let draining: JoinSet<()> = self.0.into_iter().map(Running::drain).collect();
+        draining.join_all().await;
     }
-
-    pub(super) async fn drain(mut self) {
-        self.drain.send_replace(true);
-        while self.servers.join_next().await.is_some() {}
-    }
-}
-
-async fn run(mut running: Running, mut drain: watch::Receiver<bool>) -> Result<(), Error> {
-    tokio::select! {
-        lost = running.lost() => return Err(lost),
-        _ = drain.wait_for(|drain| *drain) => {}
-    }
-    running.drain().await;
-    Ok(())
 }
 
 /// The methods that echo, by number.

@@ -1,0 +1,573 @@
+//! The task between a client's calls and its connection, which it makes anew whenever it is lost.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::{Address, Order, Places, Rules, Shared, Token};
+use crate::client::Client;
+use crate::client::pending::Ticket;
+use crate::client::replies::{Call, End, Replies, Waiter};
+use crate::client::session::{Happening, Session, Sessions};
+use crate::client::waiting::Waiting;
+use crate::frame::{self, CONTENT_TYPE, Kind};
+use crate::outbox::{BATCH, Bundle, Outbox, Parcel, Share, UnderWay, take_all};
+use crate::state::{State, enter};
+use crate::transport::{Confirm, Delivery, Lost, Properties, Publication, Transport};
+
+/// How long what arrived before the end of a connection may take to be read.
+const REST: Duration = Duration::from_secs(1);
+/// How often the instances that run long calls are looked after, and how long one may say nothing.
+const LOOK: Duration = Duration::from_secs(1);
+const SILENCE: Duration = Duration::from_secs(15);
+
+/// What is sent again of a call whose message the broker has had.
+type Again = (Address, Parcel<Token>);
+
+/// A message of which the broker has not said yet what became of it.
+struct Away {
+    bundle: Bundle<Address, Token>,
+    /// Its calls that were given up meanwhile.
+    given_up: Vec<(Client, Ticket)>,
+}
+
+pub(super) struct Task {
+    sessions: Arc<Sessions>,
+    rules: Rules,
+    waiting: mpsc::UnboundedReceiver<Order>,
+    shared: Arc<Shared>,
+    /// The connection; while there is none, it is being opened, unless the client is closed.
+    session: Option<Session>,
+    opening: Option<BoxFuture<'static, Session>>,
+    outbox: Outbox<Address, Token>,
+    replies: Replies<Again>,
+    /// What waits for the connection, or for the broker to take messages again.
+    unsent: Waiting<(Address, Parcel<Token>)>,
+    /// What waits for a place among the calls in flight.
+    crowd: Waiting<(Address, Parcel<Token>)>,
+    /// Since when, and why, the broker takes nothing.
+    blocked: Option<(Instant, Arc<str>)>,
+    /// When the calls end that it has not taken.
+    stuck_at: Option<Instant>,
+    receipts: FuturesUnordered<UnderWay<u64>>,
+    /// The messages that are under way, by their numbers.
+    under_way: BTreeMap<u64, Away>,
+    number: u64,
+    /// The number of the first message of this session: replies to earlier ones have nowhere to come to.
+    first: u64,
+    look_at: Instant,
+}
+
+impl Task {
+    pub(super) fn new(
+        sessions: Sessions,
+        session: Option<Session>,
+        rules: Rules,
+        waiting: mpsc::UnboundedReceiver<Order>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        let mut task = Self {
+            sessions: Arc::new(sessions),
+            outbox: Outbox::new(rules.max_message_size),
+            rules,
+            waiting,
+            shared,
+            session: None,
+            opening: None,
+            replies: Replies::default(),
+            unsent: Waiting::default(),
+            crowd: Waiting::default(),
+            blocked: None,
+            stuck_at: None,
+            receipts: FuturesUnordered::new(),
+            under_way: BTreeMap::new(),
+            number: 0,
+            first: 1,
+            look_at: Instant::now(),
+        };
+        match session {
+            Some(session) => task.opened(session),
+            None => task.open(None, None),
+        }
+        task
+    }
+
+    pub(super) async fn run(mut self) {
+        let mut orders = Vec::with_capacity(BATCH);
+        loop {
+            let wake_at = self.wake_at();
+            tokio::select! {
+                happening = next_of(&mut self.session) => match happening {
+                    Happening::Delivered(delivery) => {
+                        self.read(delivery);
+                        for _ in 1..BATCH {
+                            let Some(delivery) = self.session.as_mut().and_then(Session::try_next) else { break };
+                            self.read(delivery);
+                        }
+                    }
+                    Happening::Blocked(reason) => self.block(reason),
+                    Happening::Unblocked => self.unblock(),
+                    Happening::Over(reason) => self.lose(&reason).await,
+                },
+                session = opened(&mut self.opening) => self.opened(session),
+                Some((number, said)) = self.receipts.next(), if !self.receipts.is_empty() => {
+                    self.concluded(number, said);
+                }
+                () = at(wake_at) => self.look(),
+                count = take_all(&mut self.waiting, &mut orders) => if count == 0 {
+                    break;
+                },
+            }
+            orders.drain(..).for_each(|order| self.follow(order));
+            self.seat();
+            self.publish();
+        }
+        // What the clients sent without waiting for it, as cancels are, still leaves.
+        self.enter(State::Closed);
+        if let Some(session) = &self.session {
+            session.transport.close().await;
+        }
+    }
+
+    fn enter(&self, new: State) {
+        self.shared.state.send_if_modified(|state| enter(state, new));
+    }
+
+    /// Starts to open a session, on `transport` if that is still good.
+    fn open(&mut self, reason: Option<Arc<str>>, transport: Option<Transport>) {
+        let state = self.shared.state.clone();
+        self.opening = Some(self.sessions.clone().open_again(state, reason, transport).boxed());
+    }
+
+    fn opened(&mut self, session: Session) {
+        self.opening = None;
+        self.first = self.number + 1;
+        self.shared.declared.lock().expect("no panic while holding the set").clear();
+        self.shared.transport.send_replace(Some(session.transport.clone()));
+        self.session = Some(session);
+        self.enter(State::Ready);
+        self.send_unsent();
+    }
+
+    fn follow(&mut self, order: Order) {
+        match order {
+            Order::Post(address, mut parcel) => {
+                if let Some(Places { free, limit, waits }) = &self.rules.places
+                    && address.answered
+                {
+                    // Who came before goes before.
+                    parcel.token.place = self.crowd.is_empty().then(|| free.clone().try_acquire_owned().ok()).flatten();
+                    if parcel.token.place.is_none() {
+                        let (waits, limit) = (*waits, *limit);
+                        return match waits {
+                            true => self.crowd.push(parcel.token.deadline, (address, parcel)),
+                            false => parcel.token.end(&End::Full(limit)),
+                        };
+                    }
+                }
+                self.route(address, parcel);
+            }
+            Order::Forget(id, cancel) => {
+                let instance = self.replies.runs_on(id).map(ToString::to_string);
+                // What has not left will not; what has been answered has ended.
+                if let (Some(call), Some(mut cancel)) = (self.replies.forget(id), cancel) {
+                    if cancel.1.instance.is_none() {
+                        cancel.1.instance = instance;
+                    }
+                    match self.under_way.get_mut(&call.message) {
+                        // Only a request that some queue has taken can be cancelled.
+                        Some(away) => away.given_up.push(*cancel),
+                        None => cancel.0.cancel(&cancel.1),
+                    }
+                }
+            }
+            Order::Close(done) => {
+                let transport = self.session.as_ref().map(|session| session.transport.clone());
+                self.close();
+                // Here the ends of what is under way are still waited for.
+                tokio::spawn(async move {
+                    if let Some(transport) = transport {
+                        transport.close().await;
+                    }
+                    // Whoever closed the client may not wait for it.
+                    let _ = done.send(());
+                });
+            }
+        }
+    }
+
+    /// Lets a parcel leave with the next messages, or wait until it can.
+    fn route(&mut self, address: Address, parcel: Parcel<Token>) {
+        let until = parcel.token.deadline;
+        match (&self.session, &self.blocked) {
+            (Some(_), None) => self.outbox.push(address, parcel),
+            (Some(_), Some(_)) => {
+                self.unsent.push(until.min(Instant::now() + self.rules.blocked_wait), (address, parcel));
+            }
+            (None, _) if self.opening.is_some() => self.unsent.push(until, (address, parcel)),
+            (None, _) => parcel.token.end(&End::Lost(closed(false))),
+        }
+    }
+
+    /// Gives free places to those that wait for one.
+    fn seat(&mut self) {
+        while !self.crowd.is_empty()
+            && let Some(Places { free, .. }) = &self.rules.places
+            && let Ok(place) = free.clone().try_acquire_owned()
+            && let Some((address, mut parcel)) = self.crowd.pop()
+        {
+            if parcel.token.is_wanted() {
+                parcel.token.place = Some(place);
+                renew(&mut parcel);
+                self.route(address, parcel);
+            }
+        }
+    }
+
+    fn send_unsent(&mut self) {
+        while let Some((address, mut parcel)) = self.unsent.pop() {
+            if parcel.token.is_wanted() {
+                renew(&mut parcel);
+                self.outbox.push(address, parcel);
+            }
+        }
+    }
+
+    /// Publishes what may leave.
+    fn publish(&mut self) {
+        let Some(session) = &self.session else { return };
+        while let Some(mut bundle) = self.outbox.next(Token::is_wanted) {
+            self.number += 1;
+            for parcel in &mut bundle.parcels {
+                parcel.token.attempts += 1;
+                if let Some((waiter, target)) = parcel.token.reply.take() {
+                    let again = parcel.token.repeatable.then(|| Box::new((bundle.address.clone(), copy(parcel))));
+                    let place = parcel.token.place.take();
+                    self.replies.expect(parcel.id, Call { waiter, target, message: self.number, place, again });
+                }
+            }
+            let Address { exchange, key, mandatory, persistent, answered, priority } = &bundle.address;
+            let publication = Publication {
+                exchange: exchange.to_string(),
+                key: key.to_string(),
+                mandatory: *mandatory,
+                properties: Properties {
+                    correlation_id: bundle.correlation_id(),
+                    reply_to: answered.then(|| session.reply_queue.clone()),
+                    expiration: bundle.expiration(),
+                    kind: bundle.kind(),
+                    content_type: Some(CONTENT_TYPE.to_owned()),
+                    persistent: *persistent,
+                    priority: *priority,
+                    app_id: Some(self.sessions.instance.to_string()),
+                    headers: Vec::new(),
+                },
+                body: bundle.body(),
+            };
+            add(&self.shared.messages_sent, 1);
+            add(&self.shared.calls_sent, bundle.parcels.len());
+            let receipt = if bundle.parcels.iter().any(|parcel| parcel.token.said.is_some()) {
+                session.transport.publish(publication)
+            } else {
+                // Whoever is answered hears of an acceptance by that, and of a return soon enough.
+                session.transport.publish_quietly(publication)
+            };
+            self.under_way.insert(self.number, Away { bundle, given_up: Vec::new() });
+            self.receipts.push(UnderWay::new(self.number, receipt));
+        }
+    }
+
+    /// The broker has said what became of a message.
+    fn concluded(&mut self, number: u64, said: Result<Confirm, Lost>) {
+        let Some(Away { bundle: Bundle { address, parcels, .. }, given_up }) = self.under_way.remove(&number) else {
+            return;
+        };
+        // Refused by one queue, a broadcast may run on others.
+        if matches!(said, Ok(Confirm::Accepted | Confirm::Refused)) {
+            given_up.into_iter().for_each(|(client, ticket)| client.cancel(&ticket));
+        }
+        let too_large_together = matches!(said, Ok(Confirm::TooLarge(_))) && parcels.len() > 1;
+        // Its replies have nowhere to come to.
+        let answerless = address.answered && (number < self.first || self.session.is_none());
+        let end = match &said {
+            Ok(confirm) => End::Said(*confirm),
+            Err(lost) => End::Lost(lost.clone()),
+        };
+        for mut parcel in parcels {
+            if too_large_together {
+                if self.call_back(&address, &mut parcel) {
+                    parcel.share = Share::ALL;
+                    self.route(address.clone(), parcel);
+                }
+            } else if self.leaves_again(&said, answerless, &parcel) {
+                // Nobody wants it if its caller has given up.
+                if self.call_back(&address, &mut parcel) {
+                    renew(&mut parcel);
+                    self.route(address.clone(), parcel);
+                }
+            } else if answerless && said == Ok(Confirm::Accepted) {
+                if self.call_back(&address, &mut parcel) {
+                    parcel.token.end(&End::Lost(Lost { handed_over: true, ..self.lost() }));
+                }
+            } else {
+                // A broadcast's replies may come nevertheless, when only one of its queues has refused it.
+                if said != Ok(Confirm::Accepted)
+                    && let Some(Call { waiter: waiter @ Waiter::One(_), target, .. }) =
+                        self.replies.forget_one(parcel.id)
+                {
+                    parcel.token.reply = Some((waiter, target));
+                }
+                if said.is_err() {
+                    // Nothing more can come to a broadcast.
+                    self.replies.forget(parcel.id);
+                }
+                parcel.token.end(&end);
+            }
+        }
+    }
+
+    /// Whether a parcel is sent again: it has not left, or it may arrive twice.
+    fn leaves_again(&self, said: &Result<Confirm, Lost>, answerless: bool, parcel: &Parcel<Token>) -> bool {
+        let possible = self.opening.is_some() || self.session.is_some();
+        possible
+            && match said {
+                Err(Lost { handed_over: false, connected, .. }) => !connected,
+                Err(Lost { handed_over: true, .. }) => parcel.token.repeatable,
+                Ok(Confirm::Accepted) => answerless && parcel.token.repeatable,
+                Ok(_) => false,
+            }
+    }
+
+    /// Takes back who waits for the reply to a parcel; none if the caller has given up.
+    fn call_back(&mut self, address: &Address, parcel: &mut Parcel<Token>) -> bool {
+        if !address.answered {
+            return true;
+        }
+        let Some(call) = self.replies.forget(parcel.id) else { return false };
+        (parcel.token.reply, parcel.token.place) = (Some((call.waiter, call.target)), call.place);
+        true
+    }
+
+    fn read(&mut self, delivery: Delivery) {
+        add(&self.shared.messages_received, 1);
+        for frame in frame::decode(delivery.body) {
+            match frame {
+                Ok(frame) if frame.kind == Kind::Reply => {
+                    add(&self.shared.replies_received, 1);
+                    self.replies.deliver(frame);
+                }
+                Ok(frame) if frame.kind == Kind::KeepAlive => {
+                    if !self.replies.has_reports() {
+                        self.look_at = Instant::now() + LOOK;
+                    }
+                    self.replies.report(frame.id, frame.metadata.instance.unwrap_or_default());
+                }
+                Ok(frame) => debug!(kind = ?frame.kind, "not a reply, on the reply queue"),
+                Err(error) => warn!(%error, "a malformed message on the reply queue"),
+            }
+        }
+    }
+
+    /// The connection or its reply queue is gone.
+    async fn lose(&mut self, reason: &Arc<str>) {
+        let Some(mut session) = self.session.take() else { return };
+        // What arrived before the end is read before the end is told.
+        let rest = async {
+            while let Some(delivery) = session.rest().await {
+                self.read(delivery);
+            }
+        };
+        let _ = tokio::time::timeout(REST, rest).await;
+        (self.blocked, self.stuck_at) = (None, None);
+        self.shared.transport.send_replace(None);
+        self.open(Some(reason.clone()), Some(session.transport));
+        self.end_answerless();
+    }
+
+    /// Sees to the calls that wait for a reply though their message is no longer under way.
+    fn end_answerless(&mut self) {
+        let end = End::Lost(Lost { handed_over: true, ..self.lost() });
+        for (_, call) in self.replies.forget_all(|message| self.under_way.contains_key(&message)) {
+            self.again_or(call, &end);
+        }
+    }
+
+    /// Sends a call again, if that does no harm.
+    fn again_or(&mut self, call: Call<Again>, end: &End) {
+        let Call { waiter, target, place, again, .. } = call;
+        match again {
+            Some(again) if self.session.is_some() || self.opening.is_some() => {
+                let (address, mut parcel) = *again;
+                (parcel.token.reply, parcel.token.place) = (Some((waiter, target)), place);
+                renew(&mut parcel);
+                self.route(address, parcel);
+            }
+            _ => Token { reply: Some((waiter, target)), ..Token::until(Instant::now()) }.end(end),
+        }
+    }
+
+    fn lost(&self) -> Lost {
+        let reason = self.shared.state.borrow().missing();
+        Lost {
+            handed_over: false,
+            connected: false,
+            reason: reason.unwrap_or_else(|| "the connection was lost".into()),
+        }
+    }
+
+    fn block(&mut self, reason: Arc<str>) {
+        info!(%reason, "calls wait: the broker takes no messages");
+        let since = Instant::now();
+        self.stuck_at.get_or_insert(since + self.rules.blocked_wait);
+        self.enter(State::Blocked { reason: reason.clone(), since });
+        self.blocked.get_or_insert((since, reason));
+    }
+
+    fn unblock(&mut self) {
+        (self.blocked, self.stuck_at) = (None, None);
+        self.enter(State::Ready);
+        self.replies.excuse();
+        self.send_unsent();
+    }
+
+    /// When something is to be done without anything happening.
+    fn wake_at(&self) -> Option<Instant> {
+        let look = self.replies.has_reports().then_some(self.look_at);
+        [self.unsent.next_end(), self.crowd.next_end(), self.stuck_at, look].into_iter().flatten().min()
+    }
+
+    fn look(&mut self) {
+        let now = Instant::now();
+        while let Some((_, parcel)) = self.crowd.pop_ended(now) {
+            let limit = self.rules.places.as_ref().map_or(0, |places| places.limit);
+            parcel.token.end(&End::Full(limit));
+        }
+        while let Some((_, parcel)) = self.unsent.pop_ended(now) {
+            let may_have_run = parcel.token.attempts > 0;
+            let end = match &self.blocked {
+                Some((_, reason)) => self.blocked_by(reason, may_have_run),
+                None => End::Lost(Lost { handed_over: may_have_run, ..self.lost() }),
+            };
+            parcel.token.end(&end);
+        }
+        if self.stuck_at.is_some_and(|at| at <= now) {
+            self.stuck_at = None;
+            self.end_stuck();
+        }
+        if self.replies.has_reports() && self.look_at <= now {
+            self.look_at = now + LOOK;
+            self.end_silent();
+        }
+    }
+
+    fn blocked_by(&self, reason: &Arc<str>, may_have_run: bool) -> End {
+        End::Blocked { reason: reason.clone(), after: self.rules.blocked_wait, may_have_run }
+    }
+
+    /// Ends what was handed over before the broker said that it takes nothing, and was not taken.
+    fn end_stuck(&mut self) {
+        let Some((_, reason)) = self.blocked.clone() else { return };
+        let end = self.blocked_by(&reason, true);
+        for away in self.under_way.values_mut() {
+            for parcel in &mut away.bundle.parcels {
+                Token { said: parcel.token.said.take(), ..Token::until(Instant::now()) }.end(&end);
+                parcel.token.repeatable = false;
+            }
+        }
+        for waiter in self.replies.release(|message| self.under_way.contains_key(&message)) {
+            if let Waiter::One(waiter) = waiter {
+                // The caller gave up at this very moment.
+                let _ = waiter.send(Err(end.clone()));
+            }
+        }
+    }
+
+    /// Gives up instances that have not reported in: what they run may run elsewhere, or is known to be lost.
+    fn end_silent(&mut self) {
+        if self.session.is_none() || self.blocked.is_some() {
+            return self.replies.excuse();
+        }
+        for (id, instance, call) in self.replies.forget_silent(SILENCE) {
+            warn!(%id, %instance, "an instance has stopped reporting in");
+            self.again_or(call, &End::Silent { instance, after: SILENCE });
+        }
+    }
+
+    /// Ends all that waits.
+    fn close(&mut self) {
+        self.enter(State::Closed);
+        (self.session, self.opening) = (None, None);
+        self.shared.transport.send_replace(None);
+        while let Some((_, parcel)) = self.crowd.pop().or_else(|| self.unsent.pop()) {
+            let handed_over = parcel.token.attempts > 0;
+            parcel.token.end(&End::Lost(closed(handed_over)));
+        }
+        self.end_answerless();
+    }
+}
+
+fn closed(handed_over: bool) -> Lost {
+    Lost { handed_over, connected: false, reason: "the client was closed".into() }
+}
+
+/// The next of what happens on a connection, while there is one.
+async fn next_of(session: &mut Option<Session>) -> Happening {
+    match session {
+        Some(session) => session.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn opened(opening: &mut Option<BoxFuture<'static, Session>>) -> Session {
+    match opening {
+        Some(opening) => opening.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What is kept of a parcel that may leave again.
+fn copy(parcel: &Parcel<Token>) -> Parcel<Token> {
+    let Token { deadline, repeatable, attempts, .. } = parcel.token;
+    Parcel {
+        id: parcel.id,
+        frame: parcel.frame.clone(),
+        share: parcel.share,
+        kind: parcel.kind.clone(),
+        expiration: parcel.expiration,
+        token: Token { repeatable, attempts, ..Token::until(deadline) },
+    }
+}
+
+/// Writes into a frame that has waited how much time is left to it, and which attempt it is.
+fn renew(parcel: &mut Parcel<Token>) {
+    let left = parcel.token.deadline.saturating_duration_since(Instant::now());
+    let Some(Ok(mut frame)) = frame::decode(parcel.frame.clone()).next() else { return };
+    if parcel.expiration.is_some() {
+        parcel.expiration = Some(left);
+        frame.metadata.remaining = Some(left);
+    }
+    if parcel.token.attempts > 0 {
+        frame.metadata.more_mut().attempt = Some(u64::from(parcel.token.attempts) + 1);
+    }
+    parcel.frame = frame.to_body();
+}
+
+fn add(counter: &AtomicU64, count: usize) {
+    // One task counts; the others read.
+    counter.fetch_add(count as u64, Ordering::Relaxed);
+}

@@ -1,0 +1,108 @@
+//! Whether there is a connection to the broker, and what becomes of it.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use crate::error::Error;
+use crate::transport::pause_before_next;
+
+/// What the connection of a [`Client`](crate::Client) or of a [`Running`](crate::Running) server is doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum State {
+    /// There has been no connection yet; why not, if an attempt has failed.
+    Connecting {
+        /// What the last attempt ended with.
+        reason: Option<Arc<str>>,
+    },
+    /// Calls can be made and are served.
+    Ready,
+    /// The broker takes nothing for now, being short of memory or disk. Calls wait, and then end as
+    /// [`Error::Blocked`].
+    Blocked {
+        /// The broker's words.
+        reason: Arc<str>,
+        /// Since when.
+        since: Instant,
+    },
+    /// The connection was lost, and is being made again, for as long as it takes. Calls wait until their deadline.
+    Reconnecting {
+        /// Which attempt is under way, or was the last, from 1.
+        attempt: u32,
+        /// Since when there is no connection.
+        since: Instant,
+        /// What ended the connection, or the last attempt.
+        reason: Arc<str>,
+    },
+    /// Closed by this program; nothing follows.
+    Closed,
+}
+
+impl State {
+    /// Why there is no connection, if there is none.
+    pub(crate) fn missing(&self) -> Option<Arc<str>> {
+        match self {
+            Self::Ready | Self::Blocked { .. } => None,
+            Self::Connecting { reason } => Some(reason.clone().unwrap_or_else(|| "not connected yet".into())),
+            Self::Reconnecting { reason, .. } => Some(reason.clone()),
+            Self::Closed => Some("it was closed".into()),
+        }
+    }
+}
+
+/// Attempts to connect, told to whoever watches the state.
+#[derive(Debug)]
+pub(crate) struct Attempts {
+    state: Arc<watch::Sender<State>>,
+    since: Instant,
+    /// Whether there has been a connection.
+    lost: bool,
+    /// What ended it, or the last attempt.
+    reason: Option<Arc<str>>,
+    number: u32,
+}
+
+impl Attempts {
+    /// `reason` is what ended the connection; none if there has not been one.
+    pub(crate) fn new(state: Arc<watch::Sender<State>>, reason: Option<Arc<str>>) -> Self {
+        let mut attempts = Self { state, since: Instant::now(), lost: reason.is_some(), reason, number: 1 };
+        attempts.tell();
+        attempts
+    }
+
+    /// Waits before the next attempt, for a time that grows.
+    pub(crate) async fn after(&mut self, error: &Error) {
+        let pause = pause_before_next(self.since);
+        warn!(attempt = self.number, %error, ?pause, "no connection to the broker");
+        self.reason = Some(error.to_string().into());
+        self.tell();
+        tokio::time::sleep(pause).await;
+        self.number = self.number.saturating_add(1);
+        self.tell();
+    }
+
+    pub(crate) fn succeeded(&self) {
+        info!(attempts = self.number, after = ?self.since.elapsed(), "connected");
+    }
+
+    fn tell(&mut self) {
+        let reason = self.reason.clone();
+        let new = match (self.lost, reason) {
+            (true, Some(reason)) => State::Reconnecting { attempt: self.number, since: self.since, reason },
+            (_, reason) => State::Connecting { reason },
+        };
+        self.state.send_if_modified(|state| enter(state, new));
+    }
+}
+
+/// Replaces a state, unless it is final; tells whether it has changed.
+pub(crate) fn enter(state: &mut State, new: State) -> bool {
+    let changes = *state != State::Closed && *state != new;
+    if changes {
+        *state = new;
+    }
+    changes
+}
