@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{broadcast, watch};
+use tokio::sync::broadcast;
 
 use super::short_id;
 use crate::error::Error;
-use crate::state::{Attempts, State};
+use crate::state::Attempts;
 use crate::topology::{Declaration, Namespace, Queue, QueueKind};
 use crate::transport::{Consumer, Delivery, Dial, Event, Mode, Role, Transport};
 
@@ -52,11 +52,9 @@ impl Sessions {
     /// lost.
     pub(super) async fn open_again(
         self: Arc<Self>,
-        state: Arc<watch::Sender<State>>,
-        reason: Option<Arc<str>>,
+        mut attempts: Attempts,
         mut transport: Option<Transport>,
     ) -> Session {
-        let mut attempts = Attempts::new(state, reason);
         loop {
             let opened = match transport.take() {
                 Some(transport) => match self.begin(transport).await {

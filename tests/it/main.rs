@@ -10,6 +10,8 @@ mod dispatch;
 mod drain;
 mod events;
 mod hostile;
+mod in_flight;
+mod long_calls;
 mod oneway;
 mod outcomes;
 mod registry;

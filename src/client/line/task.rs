@@ -20,7 +20,7 @@ use crate::client::session::{Happening, Session, Sessions};
 use crate::client::waiting::Waiting;
 use crate::frame::{self, CONTENT_TYPE, Kind};
 use crate::outbox::{BATCH, Bundle, Outbox, Parcel, Share, UnderWay, take_all};
-use crate::state::{State, enter};
+use crate::state::{Attempts, State, enter};
 use crate::transport::{Confirm, Delivery, Lost, Properties, Publication, Transport};
 
 /// How long what arrived before the end of a connection may take to be read.
@@ -143,8 +143,8 @@ impl Task {
 
     /// Starts to open a session, on `transport` if that is still good.
     fn open(&mut self, reason: Option<Arc<str>>, transport: Option<Transport>) {
-        let state = self.shared.state.clone();
-        self.opening = Some(self.sessions.clone().open_again(state, reason, transport).boxed());
+        let attempts = Attempts::new(self.shared.state.clone(), reason);
+        self.opening = Some(self.sessions.clone().open_again(attempts, transport).boxed());
     }
 
     fn opened(&mut self, session: Session) {

@@ -1,0 +1,118 @@
+//! What a client's own limits do to its calls, and a client that connects later.
+
+use std::time::Duration;
+
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
+use hopline::{Client, Error, State, WhenFull};
+
+use crate::support::{Held, Scene, hold, soon};
+
+const LONG: Duration = Duration::from_secs(60);
+
+async fn limited(scene: &Scene, calls: usize, when_full: WhenFull) -> Client {
+    let builder = Client::builder().namespace(&scene.namespace).timeout(LONG).max_in_flight(calls, when_full);
+    builder.connect(&scene.url).await.expect("the broker is there")
+}
+
+#[tokio::test]
+async fn one_call_too_many_in_flight_is_refused_at_once_and_runs_once_there_is_room() {
+    let scene = Scene::new();
+    let Held { service, mut arrived } = Held::new();
+    let _server = scene.serve(service).await;
+    let client = limited(&scene, 2, WhenFull::Refuse).await;
+    let first = hold(&client, 1).start().await.expect("on its way");
+    let second = hold(&client, 2).start().await.expect("on its way");
+    let (one, two) = (soon(arrived.recv()).await.expect("runs"), soon(arrived.recv()).await.expect("runs"));
+    match soon(hold(&client, 3).into_future()).await {
+        Err(Error::Overloaded { what }) => assert!(what.contains("2 calls in flight"), "{what}"),
+        other => panic!("expected to be refused, not {other:?}"),
+    }
+    one.release();
+    first.await.expect("answered");
+    drop(second);
+    soon(two.context.cancelled()).await;
+    let pending = hold(&client, 4).start().await.expect("on its way");
+    soon(arrived.recv()).await.expect("runs").release();
+    assert_eq!(pending.await.expect("answered"), 4);
+}
+
+#[tokio::test]
+async fn calls_beyond_the_limit_wait_for_their_place_in_order() {
+    let scene = Scene::new();
+    let Held { service, mut arrived } = Held::new();
+    let _server = scene.serve(service).await;
+    let client = limited(&scene, 3, WhenFull::Wait).await;
+    let mut pending = FuturesUnordered::new();
+    for number in 0..30 {
+        pending.push(hold(&client, number).start().await.expect("on its way"));
+    }
+    for round in 0..10 {
+        let mut running = Vec::new();
+        for _ in 0..3 {
+            running.push(soon(arrived.recv()).await.expect("runs"));
+        }
+        let mut numbers: Vec<u64> = running.iter().map(|call| call.number).collect();
+        numbers.sort_unstable();
+        assert_eq!(numbers, [round * 3, round * 3 + 1, round * 3 + 2]);
+        assert!(arrived.recv().now_or_never().is_none(), "a fourth one runs");
+        running.into_iter().for_each(|call| call.release());
+        for _ in 0..3 {
+            soon(pending.next()).await.expect("one more").expect("answered");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_gets_no_place_by_its_deadline_is_told_so_and_never_sent() {
+    let scene = Scene::new();
+    let Held { service, mut arrived } = Held::new();
+    let _server = scene.serve(service).await;
+    let client = limited(&scene, 1, WhenFull::Wait).await;
+    let first = hold(&client, 1).start().await.expect("on its way");
+    let one = soon(arrived.recv()).await.expect("runs");
+    let second = soon(hold(&client, 2).timeout(Duration::from_millis(200)).into_future()).await;
+    assert!(matches!(second, Err(Error::Overloaded { .. })), "{second:?}");
+    one.release();
+    first.await.expect("answered");
+    let third = hold(&client, 3).start().await.expect("on its way");
+    let next = soon(arrived.recv()).await.expect("runs");
+    assert_eq!(next.number, 3);
+    next.release();
+    third.await.expect("answered");
+}
+
+#[tokio::test]
+async fn a_client_that_connects_later_makes_its_calls_once_it_has() {
+    let scene = Scene::new();
+    let Held { service, mut arrived } = Held::new();
+    let _server = scene.serve(service).await;
+    let client = Client::builder().namespace(&scene.namespace).connect_lazy(&scene.url).expect("a good address");
+    let pending = hold(&client, 1).start().await.expect("on its way");
+    soon(arrived.recv()).await.expect("runs").release();
+    assert_eq!(pending.await.expect("answered"), 1);
+    assert_eq!(*client.state().borrow(), State::Ready);
+    client.close().await;
+    assert_eq!(*client.state().borrow(), State::Closed);
+}
+
+#[tokio::test]
+async fn a_call_without_a_connection_says_why_at_its_deadline() {
+    // Nobody listens there: a port that was free a moment ago.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("bound").port();
+    let client = Client::builder().connect_lazy(&format!("amqp://127.0.0.1:{port}")).expect("a good address");
+    let calls = [
+        client.call::<u64>("held", "hold", (1,)).timeout(Duration::from_millis(300)).into_future().await.map(|_| ()),
+        client.oneway("held", "hold", (1,)).timeout(Duration::from_millis(300)).send().await,
+        client.call::<u64>("held", "hold", (1,)).all().gather(Duration::from_millis(300)).await.map(|_| ()),
+    ];
+    for outcome in calls {
+        match outcome {
+            Err(Error::Disconnected { may_have_run: false, reason }) => {
+                assert!(reason.contains("cannot connect"), "{reason}");
+            }
+            other => panic!("expected no connection, not {other:?}"),
+        }
+    }
+    assert!(matches!(*client.state().borrow(), State::Connecting { reason: Some(_) }));
+}
