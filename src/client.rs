@@ -208,6 +208,12 @@ impl Client {
         self.0.line.traffic()
     }
 
+    /// How many calls and broadcasts wait at this moment, for replies or to leave at all.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.0.line.in_flight()
+    }
+
     pub(crate) fn runtime(&self) -> &Handle {
         &self.0.runtime
     }

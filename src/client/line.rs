@@ -4,7 +4,7 @@ mod task;
 
 use std::collections::HashSet;
 use std::hash::{Hash, Hasher};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -131,6 +131,8 @@ struct Shared {
     calls_sent: AtomicU64,
     messages_received: AtomicU64,
     replies_received: AtomicU64,
+    /// How many calls wait for a reply now.
+    in_flight: AtomicUsize,
 }
 
 impl Line {
@@ -145,6 +147,7 @@ impl Line {
             calls_sent: AtomicU64::new(0),
             messages_received: AtomicU64::new(0),
             replies_received: AtomicU64::new(0),
+            in_flight: AtomicUsize::new(0),
         });
         let task = Task::new(sessions, session, rules, waiting, shared.clone());
         tokio::spawn(task.run());
@@ -222,6 +225,10 @@ impl Line {
             // A task that ends without an answer has closed as well.
             let _ = closed.await;
         }
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.shared.in_flight.load(Ordering::Relaxed)
     }
 
     pub(super) fn traffic(&self) -> Traffic {

@@ -70,6 +70,10 @@ impl<A> Replies<A> {
         self.calls.insert(id, call);
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.calls.len()
+    }
+
     /// Nobody waits for `id` any more, or nothing can come.
     pub(crate) fn forget(&mut self, id: Uuid) -> Option<Call<A>> {
         if !self.reports.is_empty() {

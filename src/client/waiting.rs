@@ -48,6 +48,10 @@ impl<T> Waiting<T> {
         self.entries.remove(&number).map(|(_, entry)| entry)
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }

@@ -129,6 +129,8 @@ impl Task {
             orders.drain(..).for_each(|order| self.follow(order));
             self.seat();
             self.publish();
+            let in_flight = self.replies.len() + self.unsent.len() + self.crowd.len();
+            self.shared.in_flight.store(in_flight, Ordering::Relaxed);
         }
         // What the clients sent without waiting for it, as cancels are, still leaves.
         self.enter(State::Closed);
