@@ -1,7 +1,11 @@
 //! Which brokers to connect to, in which order, and how long to keep trying.
 
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 use url::Url;
 use uuid::Uuid;
@@ -21,6 +25,8 @@ pub struct Dial {
     addresses: Vec<Url>,
     /// How long each address may take. Default 5 s.
     pub(crate) connect_timeout: Duration,
+    /// Those that could not be connected to the last time.
+    failed: Arc<Mutex<HashSet<Url>>>,
 }
 
 impl Dial {
@@ -39,7 +45,7 @@ impl Dial {
         if addresses.len() > 1 && addresses.iter().any(|address| address.scheme() == "memory") {
             return Err(Error::Invalid("memory:// is one broker, in this process: it stands alone".to_owned()));
         }
-        Ok(Self { addresses, connect_timeout: CONNECT_TIMEOUT })
+        Ok(Self { addresses, connect_timeout: CONNECT_TIMEOUT, failed: Arc::default() })
     }
 
     /// With another limit of the time that each address may take, if one is given.
@@ -52,15 +58,19 @@ impl Dial {
     /// # Errors
     /// `Connect` with what each address said.
     pub async fn connect(&self, role: Role) -> Result<Transport, Error> {
+        let failed = || self.failed.lock().expect("no panic while holding the addresses");
         let mut refusals = Vec::new();
         for address in &self.addresses {
-            let connected = match address.scheme() {
-                "memory" => Ok(Transport::Memory(memory::Connection::open(address.host_str().unwrap_or_default()))),
-                _ => rabbit::Connection::open(address, self, role).await.map(Transport::Rabbit),
-            };
-            match connected {
-                Ok(transport) => return Ok(transport),
-                Err(Error::Connect { url, reason }) => refusals.push((url, reason)),
+            let again = failed().contains(address);
+            match self.connect_to(address, role, again).await {
+                Ok(transport) => {
+                    failed().remove(address);
+                    return Ok(transport);
+                }
+                Err(Error::Connect { url, reason }) => {
+                    failed().insert(address.clone());
+                    refusals.push((url, reason));
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -73,6 +83,38 @@ impl Dial {
         };
         Err(Error::Connect { url: urls.join(","), reason })
     }
+}
+
+impl Dial {
+    async fn connect_to(&self, address: &Url, role: Role, again: bool) -> Result<Transport, Error> {
+        if address.scheme() == "memory" {
+            return Ok(Transport::Memory(memory::Connection::open(address.host_str().unwrap_or_default())));
+        }
+        // An attempt that is given up in the middle leaves a thread behind: no other one before somebody is there.
+        if again {
+            let greeted = tokio::time::timeout(self.connect_timeout, greeting(address)).await;
+            let greeted = greeted.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
+            let refused = |error: std::io::Error| Error::Connect {
+                url: masked(address.as_str()).to_string(),
+                reason: error.to_string(),
+            };
+            greeted.map_err(refused)?;
+        }
+        rabbit::Connection::open(address, self, role).await.map(Transport::Rabbit)
+    }
+}
+
+/// Waits until the broker at `address` says something, where it does so by itself.
+async fn greeting(address: &Url) -> std::io::Result<()> {
+    let encrypted = address.scheme() == "amqps";
+    let host = address.host_str().unwrap_or("localhost").trim_matches(['[', ']']);
+    let port = address.port().unwrap_or(if encrypted { 5671 } else { 5672 });
+    let mut stream = TcpStream::connect((host, port)).await?;
+    if !encrypted {
+        stream.write_all(b"AMQP\x00\x00\x09\x01").await?;
+        stream.read_u8().await?;
+    }
+    Ok(())
 }
 
 /// How long to wait before the next round, when there has been no connection since `since`: about a quarter of that time,
