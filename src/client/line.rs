@@ -215,8 +215,17 @@ impl Line {
         tokio::time::timeout_at(deadline, declaring).await.unwrap_or_else(|_| Err(self.unconnected()))
     }
 
+    /// Why the broker cannot be asked.
     fn unconnected(&self) -> Error {
-        Error::Disconnected { may_have_run: false, reason: self.reason().to_string() }
+        match &*self.shared.state.borrow() {
+            State::Blocked { reason, since } => {
+                Error::Blocked { reason: reason.to_string(), after: since.elapsed(), may_have_run: false }
+            }
+            state => {
+                let reason = state.missing().unwrap_or_else(|| "it gives no answer".into());
+                Error::Disconnected { may_have_run: false, reason: reason.to_string() }
+            }
+        }
     }
 
     pub(super) async fn close(&self) {

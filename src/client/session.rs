@@ -118,8 +118,10 @@ impl Session {
     async fn why(&mut self) -> Arc<str> {
         let lost = async {
             loop {
-                if let Ok(Event::Lost(reason)) = self.events.recv().await {
-                    return reason;
+                match self.events.recv().await {
+                    Ok(Event::Lost(reason)) => return reason,
+                    Err(broadcast::error::RecvError::Closed) => return "the connection was closed".into(),
+                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
                 }
             }
         };
