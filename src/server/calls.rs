@@ -1,6 +1,6 @@
 //! Calls that run, and those that were cancelled before they came.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,7 +30,9 @@ struct Running {
 
 #[derive(Default)]
 pub(super) struct Calls {
-    running: HashMap<Uuid, Running>,
+    /// By id, and by a number of their own: the same call may come twice.
+    running: BTreeMap<(Uuid, u64), Running>,
+    next: u64,
     /// How many have run.
     finished: u64,
     /// Cancelled before they came.
@@ -40,20 +42,22 @@ pub(super) struct Calls {
 }
 
 impl Calls {
-    /// Notes that a call runs; not if it was cancelled before it came.
-    pub(super) fn enter(&mut self, id: Uuid, cancelled: &CancellationToken, message: &Arc<Message>) -> bool {
+    /// Notes that a call runs, and gives the number it does under; none if it was cancelled before it came.
+    pub(super) fn enter(&mut self, id: Uuid, cancelled: &CancellationToken, message: &Arc<Message>) -> Option<u64> {
         if self.cancelled.remove(&id) {
-            return false;
+            return None;
         }
         let report_at = Instant::now() + REPORT_AFTER;
-        self.running.insert(id, Running { cancelled: cancelled.clone(), message: message.clone(), report_at });
-        true
+        self.next += 1;
+        let running = Running { cancelled: cancelled.clone(), message: message.clone(), report_at };
+        self.running.insert((id, self.next), running);
+        Some(self.next)
     }
 
     /// The calls whose callers are to hear now that they still run.
     pub(super) fn due(&mut self, now: Instant) -> Vec<(Uuid, Arc<Message>)> {
         let due = self.running.iter_mut().filter(|(_, call)| call.report_at <= now && call.message.reply_to.is_some());
-        due.map(|(id, call)| {
+        due.map(|((id, _), call)| {
             call.report_at = now + REPORT_EVERY;
             (*id, call.message.clone())
         })
@@ -61,8 +65,8 @@ impl Calls {
     }
 
     /// Notes that a call does not run any more.
-    pub(super) fn leave(&mut self, id: Uuid) {
-        self.running.remove(&id);
+    pub(super) fn leave(&mut self, id: Uuid, number: u64) {
+        self.running.remove(&(id, number));
         self.finished += 1;
     }
 
@@ -73,8 +77,9 @@ impl Calls {
 
     /// Ends a call that runs, or remembers while it has time `remaining` that it is not to run.
     pub(super) fn cancel(&mut self, id: Uuid, remaining: Duration) {
-        if let Some(running) = self.running.get(&id) {
-            return running.cancelled.cancel();
+        let mut running = self.running.range((id, 0)..=(id, u64::MAX)).map(|(_, running)| running).peekable();
+        if running.peek().is_some() {
+            return running.for_each(|running| running.cancelled.cancel());
         }
         let now = Instant::now();
         while let Some(&(until, id)) = self.forgettable.front()

@@ -29,13 +29,20 @@ enum Begun {
     Waits(Running),
 }
 
+/// When a handler was started, and the number it runs under.
+#[derive(Clone, Copy)]
+struct Start {
+    at: std::time::Instant,
+    number: u64,
+}
+
 /// A handler that waits for something.
 struct Running {
     call: BoxFuture<'static, Answer>,
     context: Context,
     cancelled: CancellationToken,
     span: Span,
-    started: std::time::Instant,
+    started: Start,
 }
 
 impl Worker {
@@ -83,10 +90,11 @@ impl Worker {
         let frame = &job.frame;
         let over = job.deadline.is_some_and(|deadline| deadline <= Instant::now());
         let cancelled = CancellationToken::new();
-        if over || !self.calls().enter(frame.id, &cancelled, &job.message) {
+        let entered = if over { None } else { self.calls().enter(frame.id, &cancelled, &job.message) };
+        let Some(number) = entered else {
             debug!(service = %self.name, id = %frame.id, "a call that nobody waits for any more");
             return Begun::Ended(Ending::Forgotten);
-        }
+        };
         let context = self.context(job, cancelled.clone());
         let span = info_span!(
             "handle",
@@ -96,7 +104,7 @@ impl Worker {
             rpc.method = context.method(),
             traceparent = context.traceparent(),
         );
-        let started = std::time::Instant::now();
+        let started = Start { at: std::time::Instant::now(), number };
         // A handler may panic, and so may the future that it makes.
         let first = catch_unwind(AssertUnwindSafe(|| {
             let _entered = span.enter();
@@ -144,14 +152,8 @@ impl Worker {
     }
 
     /// A handler does not run any more; tells how long it did.
-    fn leave(
-        &self,
-        frame: &Frame,
-        context: &Context,
-        cancelled: &CancellationToken,
-        started: std::time::Instant,
-    ) -> Duration {
-        let time = started.elapsed();
+    fn leave(&self, frame: &Frame, context: &Context, cancelled: &CancellationToken, started: Start) -> Duration {
+        let time = started.at.elapsed();
         // Whatever the handler handed to other tasks hears of it too.
         if context.is_shared() {
             cancelled.cancel();
@@ -161,7 +163,7 @@ impl Worker {
         {
             pace.report(time);
         }
-        self.calls().leave(frame.id);
+        self.calls().leave(frame.id, started.number);
         time
     }
 
