@@ -24,7 +24,7 @@ use uuid::Uuid;
 pub use self::builder::{ClientBuilder, Coalesce, WhenFull};
 use self::line::{Address, Line, Token};
 pub(crate) use self::pending::{Dispatched, Gathering};
-use self::pending::{Ticket, queue_full};
+use self::pending::{OVERDUE, Ticket, queue_full};
 use self::replies::{End, Waiter};
 pub(crate) use self::target::Target;
 use self::target::Targets;
@@ -36,7 +36,7 @@ use crate::frame::{Frame, Kind, Metadata, More, Trace};
 use crate::outbox::{Parcel, Share};
 use crate::state::State;
 use crate::topology::{MAX_PRIORITY, Namespace, check_name, instance_key};
-use crate::transport::Confirm;
+use crate::transport::{Confirm, Lost};
 
 /// The largest message that is sent or accepted unless set otherwise: what RabbitMQ 4 takes by default.
 pub(crate) const MAX_MESSAGE_SIZE: usize = 16 * 1024 * 1024;
@@ -157,8 +157,9 @@ impl Client {
             ..self.address(self.namespace().events().into(), key.into())
         };
         let after = self.0.settings.timeout;
+        let deadline = Instant::now() + after.min(MAX_TIMEOUT);
         let (sender, said) = oneshot::channel();
-        let token = Token { said: Some(sender), repeatable: true, ..Token::until(Instant::now() + after) };
+        let token = Token { said: Some(sender), repeatable: true, ..Token::until(deadline - head_start(after)) };
         let parcel = Parcel {
             id: frame.id,
             frame: body,
@@ -168,17 +169,16 @@ impl Client {
             token,
         };
         self.0.line.post(address, parcel);
-        match tokio::time::timeout(after, said).await {
-            Ok(Ok(End::Said(Confirm::Accepted | Confirm::Returned))) => Ok(()),
-            Ok(Ok(End::Said(Confirm::TooLarge(limit)))) => Err(Error::TooLarge { what: "event", size, limit }),
-            Ok(Ok(End::Lost(lost))) => Err(lost.into()),
-            Ok(Ok(End::Blocked { reason, after, may_have_run })) => {
+        match self.end_of(frame.id, deadline, said).await {
+            End::Said(Confirm::Accepted | Confirm::Returned) => Ok(()),
+            End::Said(Confirm::TooLarge(limit)) => Err(Error::TooLarge { what: "event", size, limit }),
+            End::Lost(lost) => Err(lost.into()),
+            End::Blocked { reason, after, may_have_run } => {
                 Err(Error::Blocked { reason: reason.to_string(), after, may_have_run })
             }
+            End::TimedOut => Err(Error::Timeout { method: key.to_owned(), after }),
             // Of the queues of several subscribers, one is full.
-            Ok(Ok(End::Said(Confirm::Refused) | End::Full(_) | End::Silent { .. })) => Err(queue_full(key)),
-            Ok(Err(_)) => Err(self.disconnected()),
-            Err(_) => Err(Error::Timeout { method: key.to_owned(), after }),
+            End::Said(Confirm::Refused) | End::Full(_) | End::Silent { .. } => Err(queue_full(key)),
         }
     }
 
@@ -427,11 +427,26 @@ impl Client {
 
     /// Waits until the broker has a request, or its deadline.
     async fn confirmed(&self, ticket: &Ticket, said: oneshot::Receiver<End>) -> Result<(), Error> {
-        match tokio::time::timeout_at(ticket.deadline, said.instrument(ticket.span.clone())).await {
-            Ok(Ok(said)) => ticket.outcome(said),
-            Ok(Err(_)) => Err(self.disconnected()),
-            Err(_) => Err(ticket.timed_out()),
-        }
+        ticket.outcome(self.end_of(ticket.id, ticket.deadline, said).instrument(ticket.span.clone()).await)
+    }
+
+    /// What the broker said of `id`, or what else it came to by its deadline.
+    async fn end_of(&self, id: Uuid, deadline: Instant, mut said: oneshot::Receiver<End>) -> End {
+        let said = match tokio::time::timeout_at(deadline, &mut said).await {
+            Ok(said) => said,
+            Err(_) => {
+                self.overdue(id);
+                let told = tokio::time::timeout(OVERDUE, said).await;
+                told.unwrap_or(Ok(End::TimedOut))
+            }
+        };
+        let gone = || Lost { handed_over: true, connected: false, reason: self.0.line.reason() };
+        said.unwrap_or_else(|_| End::Lost(gone()))
+    }
+
+    /// The time of a call is over: it is to be told whether it has left.
+    fn overdue(&self, id: Uuid) {
+        self.0.line.overdue(id);
     }
 }
 

@@ -92,6 +92,8 @@ enum Order {
     /// Nobody waits for replies any more; where a ticket is given, those who run the call are told. The client is kept
     /// until they are.
     Forget(Uuid, Option<Box<(Client, Ticket)>>),
+    /// The time of a call is over: it is told whether it has left.
+    Overdue(Uuid),
     /// Ends all that waits, and closes the connection.
     Close(oneshot::Sender<()>),
 }
@@ -167,6 +169,12 @@ impl Line {
     pub(super) fn forget(&self, id: Uuid, cancel: Option<(Client, Ticket)>) {
         // A task that has ended has nothing to forget.
         let _ = self.orders.send(Order::Forget(id, cancel.map(Box::new)));
+    }
+
+    /// The time of `id` is over. Whoever waits for it is told what it came to.
+    pub(super) fn overdue(&self, id: Uuid) {
+        // A task that has ended has told it.
+        let _ = self.orders.send(Order::Overdue(id));
     }
 
     pub(super) fn state(&self) -> watch::Receiver<State> {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures::Stream;
@@ -20,6 +20,9 @@ use crate::error::{Code, Error, Fault};
 use crate::frame::Frame;
 use crate::topology::instance_key;
 use crate::transport::Confirm;
+
+/// How long after its deadline a call waits to hear whether it has left, which takes no time unless the machine is busy.
+pub(super) const OVERDUE: Duration = Duration::from_millis(200);
 
 /// What stays behind of a request that leaves.
 #[derive(Debug)]
@@ -59,6 +62,7 @@ impl Ticket {
             End::Blocked { reason, after, may_have_run } => {
                 Err(Error::Blocked { reason: reason.to_string(), after, may_have_run })
             }
+            End::TimedOut => Err(self.timed_out()),
             End::Full(limit) => {
                 Err(Error::Overloaded { what: format!("this client has {limit} calls in flight, its limit") })
             }
@@ -84,13 +88,15 @@ pub(crate) struct Dispatched {
     ticket: Option<Ticket>,
     deadline: Pin<Box<Sleep>>,
     reply: oneshot::Receiver<Result<Frame, End>>,
+    /// Whether the deadline has passed, and it has been asked for what the call came to.
+    overdue: bool,
     ended: bool,
 }
 
 impl Dispatched {
     pub(super) fn new(client: Client, ticket: Ticket, reply: oneshot::Receiver<Result<Frame, End>>) -> Self {
         let deadline = Box::pin(sleep_until(ticket.deadline));
-        Self { client, ticket: Some(ticket), deadline, reply, ended: false }
+        Self { client, ticket: Some(ticket), deadline, reply, overdue: false, ended: false }
     }
 
     fn ticket(&self) -> &Ticket {
@@ -119,12 +125,21 @@ impl Future for Dispatched {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let span = self.ticket().span.clone();
         let _entered = span.enter();
-        if let Poll::Ready(end) = Pin::new(&mut self.reply).poll(context) {
-            // What a blocked broker has may run later: as after the deadline, dropping `self` tells the server.
-            self.ended = !matches!(end, Ok(Err(End::Blocked { may_have_run: true, .. })));
-            return Poll::Ready(self.end(end));
+        loop {
+            if let Poll::Ready(end) = Pin::new(&mut self.reply).poll(context) {
+                // What is over, or stuck at a blocked broker, may run nevertheless: dropping `self` tells the server.
+                let may_run = matches!(end, Ok(Err(End::TimedOut | End::Blocked { may_have_run: true, .. })));
+                self.ended = !may_run;
+                return Poll::Ready(self.end(end));
+            }
+            ready!(self.deadline.as_mut().poll(context));
+            if self.overdue {
+                return Poll::Ready(Err(self.ticket().timed_out()));
+            }
+            self.overdue = true;
+            self.client.overdue(self.ticket().id);
+            self.deadline.as_mut().reset(Instant::now() + OVERDUE);
         }
-        self.deadline.as_mut().poll(context).map(|()| Err(self.ticket().timed_out()))
     }
 }
 
@@ -183,7 +198,7 @@ impl Stream for Gathering {
                 Poll::Ready(Some(Err(self.client.disconnected())))
             }
             Poll::Pending => {
-                std::task::ready!(self.deadline.as_mut().poll(context));
+                ready!(self.deadline.as_mut().poll(context));
                 self.ended = true;
                 Poll::Ready(None)
             }

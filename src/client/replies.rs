@@ -24,6 +24,8 @@ pub(crate) enum End {
     Blocked { reason: Arc<str>, after: Duration, may_have_run: bool },
     /// As many calls are in flight as may be.
     Full(usize),
+    /// Its time is over.
+    TimedOut,
     /// The instance that runs the call has not reported in for so long.
     Silent { instance: Arc<str>, after: Duration },
 }
@@ -142,6 +144,12 @@ impl<A> Replies<A> {
     pub(crate) fn forget_all(&mut self, under_way: impl Fn(u64) -> bool) -> Vec<(Uuid, Call<A>)> {
         self.reports.clear();
         self.calls.extract_if(|_, call| !under_way(call.message)).collect()
+    }
+
+    /// Takes out who waits for a call, and leaves the call to be forgotten.
+    pub(crate) fn release_one(&mut self, id: Uuid) -> Option<Waiter> {
+        let call = self.calls.get_mut(&id).filter(|call| matches!(call.waiter, Waiter::One(_)))?;
+        Some(std::mem::replace(&mut call.waiter, Waiter::One(oneshot::channel().0)))
     }
 
     /// Takes out who waits for the calls of messages that are under way, and leaves the calls to be forgotten.

@@ -11,6 +11,7 @@ use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
+use uuid::Uuid;
 
 use super::{Address, Order, Places, Rules, Shared, Token};
 use crate::client::Client;
@@ -191,6 +192,7 @@ impl Task {
                     }
                 }
             }
+            Order::Overdue(id) => self.overdue(id),
             Order::Close(done) => {
                 let transport = self.session.as_ref().map(|session| session.transport.clone());
                 self.close();
@@ -446,8 +448,39 @@ impl Task {
         [self.unsent.next_end(), self.crowd.next_end(), self.stuck_at, look].into_iter().flatten().min()
     }
 
+    /// Tells whoever waits for a call, or for what the broker said, that its time is over.
+    fn overdue(&mut self, id: Uuid) {
+        // What has not left has another reason, which is told with the others of its time.
+        self.end_waiting(Instant::now());
+        if let Some(waiter) = self.replies.release_one(id) {
+            if let Waiter::One(waiter) = waiter {
+                // The caller gave up at this very moment.
+                let _ = waiter.send(Err(End::TimedOut));
+            }
+            return;
+        }
+        let parcels = self.under_way.values_mut().flat_map(|away| &mut away.bundle.parcels);
+        if let Some(said) = parcels.filter(|parcel| parcel.id == id).find_map(|parcel| parcel.token.said.take()) {
+            // Here as well.
+            let _ = said.send(End::TimedOut);
+        }
+    }
+
     fn look(&mut self) {
         let now = Instant::now();
+        self.end_waiting(now);
+        if self.stuck_at.is_some_and(|at| at <= now) {
+            self.stuck_at = None;
+            self.end_stuck();
+        }
+        if self.replies.has_reports() && self.look_at <= now {
+            self.look_at = now + LOOK;
+            self.end_silent();
+        }
+    }
+
+    /// Ends what could not leave in its time.
+    fn end_waiting(&mut self, now: Instant) {
         while let Some((_, parcel)) = self.crowd.pop_ended(now) {
             let limit = self.rules.places.as_ref().map_or(0, |places| places.limit);
             parcel.token.end(&End::Full(limit));
@@ -459,14 +492,6 @@ impl Task {
                 None => End::Lost(Lost { handed_over: may_have_run, ..self.lost() }),
             };
             parcel.token.end(&end);
-        }
-        if self.stuck_at.is_some_and(|at| at <= now) {
-            self.stuck_at = None;
-            self.end_stuck();
-        }
-        if self.replies.has_reports() && self.look_at <= now {
-            self.look_at = now + LOOK;
-            self.end_silent();
         }
     }
 
