@@ -1,4 +1,4 @@
-//! The port to a broker: declare, unbind, publish, consume, settle, events, close; and the address that picks the broker.
+//! The port to a broker: declare, unbind, publish, consume, get, settle, events, close; and the address that picks the broker.
 //!
 //! Not part of the library's stable API: it is public so that one suite can hold every broker to the same contract.
 
@@ -96,6 +96,30 @@ impl Transport {
         match self {
             Self::Memory(connection) => connection.consume(queue, mode),
             Self::Rabbit(connection) => connection.consume(queue, mode).await,
+        }
+    }
+
+    /// Takes one message out of a queue, to be settled; none when none is ready. One that was given back before, after
+    /// this transport had got it, is ready.
+    ///
+    /// # Errors
+    /// As [`Transport::consume`].
+    pub async fn get(&self, queue: &str) -> Result<Option<Delivery>, Error> {
+        match self {
+            Self::Memory(connection) => connection.get(queue),
+            Self::Rabbit(connection) => connection.get(queue).await,
+        }
+    }
+
+    /// How many messages of a queue are ready, without those that are out unsettled; none when there is no such queue.
+    /// What was settled a moment ago may be missing.
+    ///
+    /// # Errors
+    /// `Broker` when the queue is another's, `Disconnected` when the broker is gone.
+    pub async fn count(&self, queue: &str) -> Result<Option<u64>, Error> {
+        match self {
+            Self::Memory(connection) => connection.count(queue),
+            Self::Rabbit(connection) => connection.count(queue).await,
         }
     }
 
@@ -284,25 +308,45 @@ pub struct Delivery {
     pub key: String,
     /// Whether it was delivered before.
     pub redelivered: bool,
+    /// How many deliveries of it have failed before, as quorum queues count them; 0 from other queues. RabbitMQ before
+    /// 4.0 counts what was given back too.
+    pub failures: u32,
+    /// How it came to a queue of dead letters, if the broker brought it there.
+    pub death: Option<Death>,
     /// When it left the broker.
     pub(crate) received: Instant,
     pub(crate) settler: Option<Settler>,
 }
 
-/// Carries what is said of deliveries back to the channel they came from.
+/// How the broker dead-lettered a message, most recently.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Death {
+    /// RabbitMQ's word: `delivery_limit`, `rejected`, `expired` or `maxlen`.
+    pub reason: String,
+    /// The queue that gave up on it.
+    pub queue: String,
+    /// When, in seconds since 1970, by the broker's clock.
+    pub at: u64,
+}
+
+/// Carries what is said of a delivery back to the channel it came from.
 #[derive(Debug)]
-pub(crate) struct Settler {
-    pub(crate) tag: u64,
-    pub(crate) channel: mpsc::UnboundedSender<(u64, Settle)>,
+pub(crate) enum Settler {
+    /// By way of the channel's task.
+    Channel { tag: u64, channel: mpsc::UnboundedSender<(u64, Settle)> },
+    /// At once, in the broker of this process.
+    Memory(memory::Pull),
 }
 
 impl Delivery {
     /// Settles the delivery; nothing to do for one of [`Mode::NoAck`]. A delivery dropped unsettled stays out until its
     /// connection ends.
     pub fn settle(self, settle: Settle) {
-        if let Some(settler) = self.settler {
+        match self.settler {
             // A channel that is gone has given its deliveries back already.
-            let _ = settler.channel.send((settler.tag, settle));
+            Some(Settler::Channel { tag, channel }) => _ = channel.send((tag, settle)),
+            Some(Settler::Memory(pull)) => pull.settle(settle),
+            None => {}
         }
     }
 }

@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use self::broker::State;
-use super::{Confirm, Consumer, Event, Lost, Mode, Publication, Receipt, Settle};
+use super::{Confirm, Consumer, Delivery, Event, Lost, Mode, Publication, Receipt, Settle};
 use crate::error::Error;
 use crate::topology::{Binding, Declaration};
 
@@ -135,6 +135,22 @@ impl Connection {
         Ok(Consumer { deliveries, cancel: Some(cancel) })
     }
 
+    /// Takes one message out of a queue; none when none waits.
+    ///
+    /// # Errors
+    /// As [`Connection::consume`].
+    pub fn get(&self, queue: &str) -> Result<Option<Delivery>, Error> {
+        self.state()?.get(self.0.id, queue)
+    }
+
+    /// How many messages wait in a queue; none when there is no such queue.
+    ///
+    /// # Errors
+    /// `Broker` when it is another connection's, `Disconnected` after [`Connection::close`].
+    pub fn count(&self, queue: &str) -> Result<Option<u64>, Error> {
+        self.state()?.count(self.0.id, queue)
+    }
+
     /// What happens to the connection from now on: nothing, it cannot be blocked or lost.
     #[must_use]
     pub fn events(&self) -> broadcast::Receiver<Event> {
@@ -150,6 +166,27 @@ impl Connection {
     fn state(&self) -> Result<MutexGuard<'_, State>, Error> {
         let state = self.0.broker.state();
         if state.is_connected(self.0.id) { Ok(state) } else { Err(closed().into()) }
+    }
+}
+
+/// A message that was taken out of a queue without consuming it: it has a channel of its own.
+pub(crate) struct Pull {
+    broker: Weak<Broker>,
+    channel: u64,
+}
+
+impl Pull {
+    /// Settles the message; with its broker or its connection gone, there is nothing left to settle.
+    pub(crate) fn settle(self, settle: Settle) {
+        if let Some(broker) = self.broker.upgrade() {
+            broker.state().settle_pulled(self.channel, settle);
+        }
+    }
+}
+
+impl fmt::Debug for Pull {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pull").field("channel", &self.channel).finish_non_exhaustive()
     }
 }
 

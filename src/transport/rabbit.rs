@@ -4,6 +4,7 @@ mod connection;
 mod declare;
 mod properties;
 mod publisher;
+mod pull;
 mod returns;
 
 use std::collections::BTreeSet;
@@ -28,6 +29,7 @@ use crate::topology::{Binding, Declaration};
 use crate::transport::{Consumer, Delivery, Dial, Event, Mode, Publication, Receipt, Role, Settle, Settler};
 use connection::{CLOSE_TIMEOUT, Link, News, Refusal};
 use publisher::{Publisher, Told};
+use pull::Puller;
 
 /// How many settled deliveries are taken at once.
 const BATCH: usize = 256;
@@ -45,6 +47,7 @@ struct Inner {
     publisher: Publisher,
     publishing: Arc<Link>,
     consuming: Arc<Link>,
+    puller: Puller,
     news: Arc<News>,
     closing: CancellationToken,
     tasks: TaskTracker,
@@ -70,7 +73,9 @@ impl Connection {
         if role == Role::Server {
             tasks.spawn(end_together(publishing.clone(), consuming.clone(), closing.clone()));
         }
-        Ok(Self(Arc::new(Inner { publisher, publishing, consuming, news, closing, tasks })))
+        let (puller, pulling) = Puller::new(consuming.clone(), closing.clone());
+        tasks.spawn(pulling);
+        Ok(Self(Arc::new(Inner { publisher, publishing, consuming, puller, news, closing, tasks })))
     }
 
     pub(super) async fn declare(&self, parts: &[Declaration]) -> Result<(), Error> {
@@ -117,6 +122,14 @@ impl Connection {
         Ok(Consumer { deliveries, cancel: Some(cancel) })
     }
 
+    pub(super) async fn get(&self, queue: &str) -> Result<Option<Delivery>, Error> {
+        self.0.puller.get(queue).await
+    }
+
+    pub(super) async fn count(&self, queue: &str) -> Result<Option<u64>, Error> {
+        self.0.puller.count(queue).await
+    }
+
     pub(super) fn events(&self) -> broadcast::Receiver<Event> {
         let receiver = self.0.news.subscribe();
         let Some(reason) = self.0.publishing.ended().or_else(|| self.0.consuming.ended()) else {
@@ -139,6 +152,21 @@ impl Connection {
         if !Arc::ptr_eq(&self.0.publishing, &self.0.consuming) {
             self.0.consuming.close().await;
         }
+    }
+}
+
+/// A delivery as the port knows it.
+fn delivered(delivery: lapin::message::Delivery, settler: Option<Settler>) -> Delivery {
+    Delivery {
+        properties: properties::read(&delivery.properties),
+        failures: properties::failures(&delivery.properties),
+        death: properties::death(&delivery.properties),
+        body: Bytes::from(delivery.data),
+        exchange: delivery.exchange.to_string(),
+        key: delivery.routing_key.to_string(),
+        redelivered: delivery.redelivered,
+        received: Instant::now(),
+        settler,
     }
 }
 
@@ -242,19 +270,11 @@ impl Feed {
 
     fn deliver(&mut self, delivery: lapin::message::Delivery, settler: Option<&mpsc::UnboundedSender<(u64, Settle)>>) {
         let tag = delivery.delivery_tag;
-        let settler = settler.map(|channel| Settler { tag, channel: channel.clone() });
+        let settler = settler.map(|channel| Settler::Channel { tag, channel: channel.clone() });
         if settler.is_some() {
             self.unsettled.insert(tag);
         }
-        let delivery = Delivery {
-            properties: properties::read(&delivery.properties),
-            body: Bytes::from(delivery.data),
-            exchange: delivery.exchange.to_string(),
-            key: delivery.routing_key.to_string(),
-            redelivered: delivery.redelivered,
-            received: Instant::now(),
-            settler,
-        };
+        let delivery = delivered(delivery, settler);
         if let Err(mpsc::error::SendError(delivery)) = self.deliver.send(delivery) {
             delivery.settle(Settle::GiveBack);
         }

@@ -609,10 +609,79 @@ async fn a_message_that_keeps_failing_is_redelivered_up_to_its_limit_then_dead_l
     for attempt in 0..=3 {
         let delivery = next(&mut consumer).await;
         assert_eq!((text(&delivery).as_str(), delivery.redelivered), ("poison", attempt > 0));
+        assert_eq!((delivery.failures, delivery.death.is_some()), (attempt, false));
         delivery.settle(Settle::Failed);
     }
-    assert_eq!(text(&next(&mut graveyard).await), "poison");
+    let letter = next(&mut graveyard).await;
+    assert_eq!(text(&letter), "poison");
+    let death = letter.death.expect("the broker brought it there");
+    assert_eq!((death.reason.as_str(), death.queue.as_str(), death.at > 0), ("delivery_limit", queue.as_str(), true));
     nothing_more(&transport, &queue, &mut consumer).await;
+}
+
+#[tokio::test]
+async fn messages_are_taken_out_one_by_one_and_go_back_to_where_they_were() {
+    let transport = Broker::new().connect().await;
+    let queue = declared(&transport, queue(QueueKind::Classic)).await;
+    // RabbitMQ counts before it has seen to what was settled a moment ago.
+    let counted = |number| {
+        let (transport, queue) = (&transport, &queue);
+        soon(async move { while transport.count(queue).await.expect("it is ours") != Some(number) {} })
+    };
+    let get = || async { soon(transport.get(&queue)).await.expect("it is ours") };
+    assert!(get().await.is_none(), "there is nothing in it");
+    fill(&transport, &queue, &["one", "two", "three"]).await;
+    counted(3).await;
+    // What was said of a message holds for the very next question.
+    for _ in 0..3 {
+        let mut taken = Vec::new();
+        while let Some(delivery) = get().await {
+            taken.push(delivery);
+        }
+        assert_eq!(taken.iter().map(text).collect::<Vec<_>>(), ["one", "two", "three"]);
+        counted(0).await;
+        taken.into_iter().for_each(|delivery| delivery.settle(Settle::GiveBack));
+    }
+    get().await.expect("the first").settle(Settle::Ack);
+    let second = get().await.expect("the second");
+    assert_eq!(text(&second), "two");
+    get().await.expect("the third").settle(Settle::Discard);
+    second.settle(Settle::GiveBack);
+    counted(1).await;
+    let mut consumer = consume_up_to(&transport, &queue, 10).await;
+    assert_eq!(text(&next(&mut consumer).await), "two");
+}
+
+#[tokio::test]
+async fn what_was_taken_out_and_not_settled_goes_back_with_its_connection() {
+    let broker = Broker::new();
+    let (leaving, staying) = (broker.connect().await, broker.connect().await);
+    let queue = declared(&staying, queue(QueueKind::Classic)).await;
+    fill(&staying, &queue, &["one", "two"]).await;
+    let _one = soon(leaving.get(&queue)).await.expect("it is there").expect("the first");
+    let _two = soon(leaving.get(&queue)).await.expect("it is there").expect("the second");
+    soon(leaving.close()).await;
+    let mut consumer = consume_up_to(&staying, &queue, 10).await;
+    for body in ["one", "two"] {
+        let delivery = next(&mut consumer).await;
+        assert_eq!((text(&delivery).as_str(), delivery.redelivered), (body, true));
+    }
+    assert!(soon(leaving.get(&queue)).await.is_err(), "it is closed");
+}
+
+#[tokio::test]
+async fn a_queue_that_is_not_there_has_no_count_and_nothing_to_take_out() {
+    let broker = Broker::new();
+    let (transport, owner) = (broker.connect().await, broker.connect().await);
+    let absent = unique("absent");
+    assert_eq!(soon(transport.count(&absent)).await.expect("it is an answer"), None);
+    assert!(matches!(soon(transport.get(&absent)).await, Err(Error::Broker { .. })));
+    let locked = declared(&owner, queue(QueueKind::Exclusive)).await;
+    assert!(matches!(soon(transport.count(&locked)).await, Err(Error::Broker { .. })));
+    assert!(matches!(soon(transport.get(&locked)).await, Err(Error::Broker { .. })));
+    let queue = declared(&transport, queue(QueueKind::Classic)).await;
+    fill(&transport, &queue, &["one"]).await;
+    assert_eq!(text(&soon(transport.get(&queue)).await.expect("it is there").expect("the first")), "one");
 }
 
 #[tokio::test]

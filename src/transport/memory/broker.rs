@@ -16,8 +16,8 @@ use crate::topology::{self, Binding, Declaration, ExchangeKind, QueueKind};
 
 /// Everything that a broker knows.
 pub(super) struct State {
-    /// Itself, for its timers.
-    broker: Weak<Broker>,
+    /// Itself, for its timers and for what is pulled.
+    pub(super) broker: Weak<Broker>,
     next_id: u64,
     /// Who is connected, and where tasks can run for them.
     connections: BTreeMap<u64, Handle>,

@@ -6,10 +6,18 @@ use std::sync::Arc;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
+use super::Pull;
 use super::broker::{State, locked, missing};
 use super::queue::{Entry, Message, Queue};
 use crate::error::Error;
+use crate::topology::QueueKind;
 use crate::transport::{Delivery, Mode, Settle, Settler};
+
+/// RabbitMQ's words for why a message is dead-lettered.
+const DELIVERY_LIMIT: &str = "delivery_limit";
+const REJECTED: &str = "rejected";
+/// The tag of a message that is pulled, the only one of its channel.
+const PULLED: u64 = 1;
 
 /// One consumer's channel. It outlives the consumption while deliveries are out.
 pub(super) struct Channel {
@@ -17,6 +25,8 @@ pub(super) struct Channel {
     pub(super) queue: Arc<str>,
     /// Deliveries that are out, by tag.
     unsettled: BTreeMap<u64, Entry>,
+    /// Whether its queue tells how many deliveries of a message have failed.
+    counts: bool,
     next_tag: u64,
     /// `None` once cancelled.
     consumption: Option<Consumption>,
@@ -48,11 +58,53 @@ impl State {
             return Err(locked(operation()));
         }
         state.consumers.push_back(id);
+        let counts = state.arguments.kind == QueueKind::Quorum;
         let consumption = Some(Consumption { mode, deliveries, settler });
-        let channel = Channel { connection, queue: queue.into(), unsettled: BTreeMap::new(), next_tag: 1, consumption };
+        let unsettled = BTreeMap::new();
+        let channel = Channel { connection, queue: queue.into(), unsettled, counts, next_tag: 1, consumption };
         self.channels.insert(id, channel);
         self.turn(queue);
         Ok(id)
+    }
+
+    /// Takes the next message out of a queue, on a channel of its own.
+    pub(super) fn get(&mut self, connection: u64, queue: &str) -> Result<Option<Delivery>, Error> {
+        let operation = || format!("get a message of the queue `{queue}`");
+        let id = self.new_id();
+        let Some(state) = self.queues.get_mut(queue) else {
+            return Err(missing(operation(), "queue"));
+        };
+        if state.is_locked_to(connection) {
+            return Err(locked(operation()));
+        }
+        state.touch();
+        let Some(entry) = state.pop() else { return Ok(None) };
+        let counts = state.arguments.kind == QueueKind::Quorum;
+        let settler = Settler::Memory(Pull { broker: self.broker.clone(), channel: id });
+        let failures = if counts { entry.failures } else { 0 };
+        let delivery = delivery(entry.message.clone(), entry.redelivered, failures, Some(settler));
+        let unsettled = BTreeMap::from([(PULLED, entry)]);
+        let channel =
+            Channel { connection, queue: queue.into(), unsettled, counts, next_tag: PULLED + 1, consumption: None };
+        self.channels.insert(id, channel);
+        self.set_timer(queue);
+        Ok(Some(delivery))
+    }
+
+    /// Settles what [`State::get`] took out.
+    pub(super) fn settle_pulled(&mut self, channel: u64, settle: Settle) {
+        self.settle(channel, std::iter::once((PULLED, settle)));
+        self.channels.remove(&channel);
+    }
+
+    /// How many messages wait in a queue.
+    pub(super) fn count(&self, connection: u64, queue: &str) -> Result<Option<u64>, Error> {
+        match self.queues.get(queue) {
+            Some(state) if state.is_locked_to(connection) => {
+                Err(locked(format!("count the messages of the queue `{queue}`")))
+            }
+            state => Ok(state.map(|state| state.len() as u64)),
+        }
     }
 
     /// Sends no more to a channel; what is out can still be settled.
@@ -86,8 +138,8 @@ impl State {
             match settle {
                 Settle::Ack => {}
                 Settle::GiveBack => queue.put_back(entry),
-                Settle::Failed => dead.extend(queue.fail(entry)),
-                Settle::Discard => dead.push(entry),
+                Settle::Failed => dead.extend(queue.fail(entry).map(|entry| (entry, DELIVERY_LIMIT))),
+                Settle::Discard => dead.push((entry, REJECTED)),
             }
         }
         self.turn(&name);
@@ -106,7 +158,8 @@ impl State {
             let Some(queue) = self.queues.get_mut(&channel.queue) else {
                 continue;
             };
-            let dead = channel.unsettled.into_values().filter_map(|entry| queue.fail(entry)).collect();
+            let dead = channel.unsettled.into_values().filter_map(|entry| queue.fail(entry));
+            let dead = dead.map(|entry| (entry, DELIVERY_LIMIT)).collect();
             queues.push((channel.queue, dead));
         }
         for (name, dead) in queues {
@@ -137,28 +190,25 @@ impl Channel {
     pub(super) fn deliver(&mut self, entry: Entry) {
         let consumption = self.consumption.as_ref().expect("a cancelled channel has no room");
         let settler = match consumption.mode {
-            Mode::Settle { .. } => Some(Settler { tag: self.next_tag, channel: consumption.settler.clone() }),
+            Mode::Settle { .. } => Some(Settler::Channel { tag: self.next_tag, channel: consumption.settler.clone() }),
             Mode::NoAck => None,
         };
-        let redelivered = entry.redelivered;
+        let settled = settler.is_some();
+        let (redelivered, failures) = (entry.redelivered, if self.counts { entry.failures } else { 0 });
         let message = entry.message.clone();
-        if settler.is_some() {
+        if settled {
             self.unsettled.insert(self.next_tag, entry);
             self.next_tag += 1;
         } else {
             // The last holder of a message moves it out instead of copying it.
             drop(entry);
         }
-        let Message { exchange, key, properties, body } = Arc::unwrap_or_clone(message);
         // A consumer dropped this instant ends its channel, and what is unsettled goes back.
-        let _ = consumption.deliveries.send(Delivery {
-            body,
-            properties,
-            exchange,
-            key,
-            redelivered,
-            received: Instant::now(),
-            settler,
-        });
+        let _ = consumption.deliveries.send(delivery(message, redelivered, failures, settler));
     }
+}
+
+fn delivery(message: Arc<Message>, redelivered: bool, failures: u32, settler: Option<Settler>) -> Delivery {
+    let Message { exchange, key, properties, body, death } = Arc::unwrap_or_clone(message);
+    Delivery { body, properties, exchange, key, redelivered, failures, death, received: Instant::now(), settler }
 }

@@ -7,12 +7,20 @@ use tokio::time::Instant;
 use super::broker::{Exchange, State};
 use super::channel::next_consumer;
 use super::queue::{Entry, Message};
+use crate::context::unix_millis;
 use crate::topology::{ExchangeKind, topic_matches};
-use crate::transport::{Confirm, Properties, Publication};
+use crate::transport::{Confirm, Death, Properties, Publication};
+
+/// RabbitMQ's word for a message that has waited too long.
+const EXPIRED: &str = "expired";
 
 impl State {
     /// Routes a message; refused when any of its queues is full, even if others have taken it.
     pub(super) fn publish(&mut self, publication: Publication) -> Confirm {
+        self.route(publication, None)
+    }
+
+    fn route(&mut self, publication: Publication, death: Option<Death>) -> Confirm {
         let Publication { exchange, key, mandatory, properties, body } = publication;
         let Some(queues) = self.routes(&exchange, &key) else {
             return Confirm::Returned;
@@ -20,7 +28,7 @@ impl State {
         let Some((last, others)) = queues.split_last() else {
             return if mandatory { Confirm::Returned } else { Confirm::Accepted };
         };
-        let message = Arc::new(Message { exchange, key, properties, body });
+        let message = Arc::new(Message { exchange, key, properties, body, death });
         let mut taken = true;
         for queue in others {
             taken &= self.enqueue(queue, message.clone());
@@ -78,7 +86,7 @@ impl State {
         let now = Instant::now();
         let mut expired = Vec::new();
         loop {
-            expired.extend(std::iter::from_fn(|| queue.pop_expired(now)));
+            expired.extend(std::iter::from_fn(|| queue.pop_expired(now)).map(|entry| (entry, EXPIRED)));
             if queue.is_empty() {
                 break;
             }
@@ -92,22 +100,23 @@ impl State {
         self.bury(name, expired);
     }
 
-    /// Publishes what a queue has given up on to its exchange for dead letters, if it has one.
-    pub(super) fn bury(&mut self, queue: &str, dead: Vec<Entry>) {
+    /// Publishes what a queue has given up on, and why, to its exchange for dead letters, if it has one.
+    pub(super) fn bury(&mut self, queue: &str, dead: Vec<(Entry, &str)>) {
         if dead.is_empty() {
             return;
         }
         let Some((exchange, key)) = self.queues.get(queue).and_then(|queue| queue.arguments.dead_letter.clone()) else {
             return;
         };
-        for Entry { message, .. } in dead {
+        for (Entry { message, .. }, reason) in dead {
             let Message { properties, body, .. } = Arc::unwrap_or_clone(message);
             // Without this it would expire in the next queue too.
             let properties = Properties { expiration: None, ..properties };
             let letter =
                 Publication { exchange: exchange.clone(), key: key.clone(), mandatory: false, properties, body };
             // A dead letter that no queue takes is gone, as it is on RabbitMQ.
-            self.publish(letter);
+            let death = Death { reason: reason.to_owned(), queue: queue.to_owned(), at: unix_millis() / 1000 };
+            self.route(letter, Some(death));
         }
     }
 }

@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::topology::{self, QueueKind};
-use crate::transport::Properties;
+use crate::transport::{Death, Properties};
 
 /// RabbitMQ 4's delivery limit of a quorum queue that is declared without one.
 const DEFAULT_DELIVERY_LIMIT: u32 = 20;
@@ -21,6 +21,8 @@ pub(super) struct Message {
     pub(super) key: String,
     pub(super) properties: Properties,
     pub(super) body: Bytes,
+    /// How it came to a queue of dead letters, if the broker brought it there.
+    pub(super) death: Option<Death>,
 }
 
 /// A message's stay in one queue.
@@ -31,7 +33,7 @@ pub(super) struct Entry {
     position: u64,
     level: usize,
     expires: Option<Instant>,
-    failures: u32,
+    pub(super) failures: u32,
 }
 
 /// A task that wakes the queue at a time; it is called off when dropped.
@@ -83,12 +85,14 @@ impl Queue {
         self.levels.iter().all(VecDeque::is_empty)
     }
 
-    /// Whether it refuses another message; those that are out unsettled do not count.
+    /// How many messages wait; those that are out unsettled do not count.
+    pub(super) fn len(&self) -> usize {
+        self.levels.iter().map(VecDeque::len).sum()
+    }
+
+    /// Whether it refuses another message.
     pub(super) fn is_full(&self) -> bool {
-        let Some(most) = self.arguments.max_length else {
-            return false;
-        };
-        self.levels.iter().map(VecDeque::len).sum::<usize>() >= most as usize
+        self.arguments.max_length.is_some_and(|most| self.len() >= most as usize)
     }
 
     /// A message that has come last.

@@ -5,12 +5,16 @@ use std::time::Duration;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 
-use crate::transport::Properties;
+use crate::transport::{Death, Properties};
 
 /// AMQP's name of a mode of delivery: kept on disk in a durable queue.
 const PERSISTENT: u8 = 2;
 /// RabbitMQ closes the channel over a longer time to live.
 const MAX_EXPIRATION_MS: u128 = u32::MAX as u128;
+/// Where a quorum queue tells how many deliveries of a message have failed.
+const DELIVERY_COUNT: &str = "x-delivery-count";
+/// Where the broker tells how it dead-lettered a message, the latest time first.
+const DEATHS: &str = "x-death";
 
 /// A name for the wire, where names end at 255 bytes.
 ///
@@ -79,6 +83,42 @@ pub(super) fn read(properties: &BasicProperties) -> Properties {
     }
 }
 
+/// How many deliveries of a message have failed, as far as its queue counts them.
+pub(super) fn failures(properties: &BasicProperties) -> u32 {
+    let count = properties.headers().as_ref().and_then(|headers| headers.inner().get(DELIVERY_COUNT));
+    count.and_then(integer).map_or(0, |count| u32::try_from(count.max(0)).unwrap_or(u32::MAX))
+}
+
+/// How the broker dead-lettered a message, most recently.
+pub(super) fn death(properties: &BasicProperties) -> Option<Death> {
+    let deaths = properties.headers().as_ref()?.inner().get(DEATHS)?;
+    let AMQPValue::FieldArray(deaths) = deaths else { return None };
+    let Some(AMQPValue::FieldTable(latest)) = deaths.as_slice().first() else { return None };
+    let text = |name: &str| match latest.inner().get(name) {
+        Some(AMQPValue::LongString(text)) => text.to_string(),
+        _ => String::new(),
+    };
+    let at = match latest.inner().get("time") {
+        Some(AMQPValue::Timestamp(seconds)) => *seconds,
+        _ => 0,
+    };
+    Some(Death { reason: text("reason"), queue: text("queue"), at })
+}
+
+/// Brokers write numbers in whichever width they like.
+fn integer(value: &AMQPValue) -> Option<i64> {
+    match *value {
+        AMQPValue::ShortShortInt(number) => Some(number.into()),
+        AMQPValue::ShortShortUInt(number) => Some(number.into()),
+        AMQPValue::ShortInt(number) => Some(number.into()),
+        AMQPValue::ShortUInt(number) => Some(number.into()),
+        AMQPValue::LongInt(number) => Some(number.into()),
+        AMQPValue::LongUInt(number) => Some(number.into()),
+        AMQPValue::LongLongInt(number) => Some(number),
+        _ => None,
+    }
+}
+
 fn header(name: &ShortString, value: &AMQPValue) -> Option<(String, String)> {
     let AMQPValue::LongString(value) = value else {
         return None;
@@ -117,6 +157,20 @@ mod tests {
         headers.insert("text".into(), AMQPValue::LongString("yes".into()));
         let properties = read(&BasicProperties::default().with_headers(headers));
         assert_eq!(properties.headers, [("text".to_owned(), "yes".to_owned())]);
+    }
+
+    #[test]
+    fn failed_deliveries_are_counted_in_every_width_of_number() {
+        let counted = |value| {
+            let mut headers = FieldTable::default();
+            headers.insert(DELIVERY_COUNT.into(), value);
+            failures(&BasicProperties::default().with_headers(headers))
+        };
+        assert_eq!(counted(AMQPValue::LongLongInt(3)), 3);
+        assert_eq!(counted(AMQPValue::ShortShortUInt(3)), 3);
+        assert_eq!(counted(AMQPValue::LongLongInt(-1)), 0);
+        assert_eq!(counted(AMQPValue::LongLongInt(i64::MAX)), u32::MAX);
+        assert_eq!(failures(&BasicProperties::default()), 0);
     }
 
     #[test]
