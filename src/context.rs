@@ -29,6 +29,7 @@ pub(crate) struct Inner {
     pub(crate) caller: Option<Arc<str>>,
     pub(crate) deadline: Option<Instant>,
     pub(crate) redelivered: bool,
+    pub(crate) attempt: u64,
     pub(crate) metadata: Vec<(String, String)>,
     /// The caller's span, and this call's, once somebody asks for it.
     pub(crate) parent: Option<Traceparent>,
@@ -98,10 +99,19 @@ impl Context {
     }
 
     /// Whether the broker delivered the call before: it may have run, in whole or in part. An oneway call that shared its
-    /// message with others is published anew when it has to be tried again, and then does not say so.
+    /// message with others is published anew when it has to be tried again, and then does not say so;
+    /// [`Context::attempt`] does.
     #[must_use]
     pub fn redelivered(&self) -> bool {
         self.0.redelivered
+    }
+
+    /// Which attempt to run the call this is: 1 for the first. An oneway call that fails has five; the pause before the
+    /// next is 100 ms after the first, and twice as long after each other. An attempt whose instance died counts too, and
+    /// on RabbitMQ before 4.0 so does each time that a draining instance gave the call back.
+    #[must_use]
+    pub fn attempt(&self) -> u64 {
+        self.0.attempt
     }
 
     /// What the caller set with [`Call::metadata`](crate::Call::metadata) under `name`.

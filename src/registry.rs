@@ -54,6 +54,10 @@ pub struct InstanceStats {
     pub running: u64,
     /// Calls that it has run since it started, however they ended.
     pub finished: u64,
+    /// Deliveries that got the reply of an earlier one, by [`Method::dedup`](crate::Method::dedup); 0 from an instance
+    /// that does not tell.
+    #[serde(default)]
+    pub repeated: u64,
 }
 
 impl Client {

@@ -1,7 +1,9 @@
 //! The serving side: connects, declares what it serves, runs it, and drains.
 
 mod calls;
+mod dedup;
 mod handling;
+mod letter;
 mod message;
 mod outcome;
 mod replies;

@@ -59,7 +59,7 @@ pub enum Dispatch {
 pub(crate) type Handler = Arc<dyn Fn(Context, Codec, Bytes) -> BoxFuture<'static, Answer> + Send + Sync>;
 
 /// What a handler ended with.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum Answer {
     /// The result.
     Result(Vec<u8>),
@@ -198,6 +198,7 @@ pub struct Method {
     pub(crate) name: String,
     pub(crate) signature: String,
     pub(crate) idempotent: bool,
+    pub(crate) dedup: Option<Duration>,
 }
 
 impl Method {
@@ -205,7 +206,7 @@ impl Method {
     #[must_use]
     pub fn new(name: impl Into<String>) -> Self {
         let name = name.into();
-        Self { signature: name.clone(), name, idempotent: false }
+        Self { signature: name.clone(), name, idempotent: false, dedup: None }
     }
 
     /// How it is written, for messages about arguments that do not fit. Default: the name.
@@ -219,6 +220,33 @@ impl Method {
     #[must_use]
     pub fn idempotent(mut self) -> Self {
         self.idempotent = true;
+        self
+    }
+
+    /// Runs a call once though it is delivered again, as far as one instance can tell: for so long after a call has ended,
+    /// another delivery with its request id gets the first reply without running, and while it still runs, waits for that.
+    /// So does a redelivered call that would be refused as `ABORTED`. Default: nothing is remembered.
+    ///
+    /// Of an oneway call, another delivery is acked without running if the first ended well; one that failed is tried
+    /// again as ever. Faults, such as of a panic, are replies too; a call whose caller gave up has none.
+    ///
+    /// Each instance remembers what it ran itself, in memory: at most 65 536 answers and 64 MiB of a service, and beyond
+    /// those forgets first what it would forget first anyway. Another instance, and this one after a restart, knows
+    /// nothing of it. What must not happen twice needs a record where it happens, such as a unique key in a database:
+    /// [`Context::request_id`] is the same in every delivery.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use hopline::{Context, Fault, Method, Service};
+    ///
+    /// let charge = |_: Context, (cents,): (u64,)| async move { Ok::<_, Fault>(format!("charged {cents}")) };
+    /// let service = Service::new("billing", 1).method(Method::new("charge").dedup(Duration::from_secs(600)), charge);
+    /// # let _ = service;
+    /// ```
+    #[must_use]
+    pub fn dedup(mut self, time: Duration) -> Self {
+        self.dedup = Some(time);
         self
     }
 

@@ -150,9 +150,28 @@ pub enum Declaration {
 }
 
 /// How often an oneway call is tried before it is dead-lettered.
-const ONEWAY_ATTEMPTS: u32 = 5;
+pub(crate) const ONEWAY_ATTEMPTS: u32 = 5;
 /// AMQP's priorities are 0 to 9.
 pub(crate) const MAX_PRIORITY: u8 = 9;
+
+/// What a dead letter says of itself.
+pub(crate) mod header {
+    pub(crate) const REASON: &str = "x-hopline-reason";
+    /// The instance that gave it up.
+    pub(crate) const INSTANCE: &str = "x-hopline-instance";
+    /// Where it was published to.
+    pub(crate) const EXCHANGE: &str = "x-hopline-exchange";
+    pub(crate) const KEY: &str = "x-hopline-key";
+    /// How often it was tried.
+    pub(crate) const ATTEMPTS: &str = "x-hopline-attempts";
+    /// When it was given up, in milliseconds since 1970.
+    pub(crate) const FAILED_AT: &str = "x-hopline-failed-at";
+    pub(crate) const METHOD: &str = "x-hopline-method";
+    /// The frame's id, or a new one for what has none.
+    pub(crate) const ID: &str = "x-hopline-id";
+    /// Earlier deaths of a message that was replayed: a line for each, the latest last.
+    pub(crate) const HISTORY: &str = "x-hopline-history";
+}
 
 /// The prefix of every name on the broker: services of two namespaces do not see each other.
 #[derive(Debug, Clone, PartialEq, Eq)]

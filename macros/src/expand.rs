@@ -123,10 +123,11 @@ fn served(method: &Method, calculator: &Ident) -> TokenStream {
         }
     };
     let idempotent = method.idempotent.then(|| quote_spanned!(at=> .idempotent()));
+    let dedup = method.dedup_ms.map(|ms| quote_spanned!(at=> .dedup(::core::time::Duration::from_millis(#ms))));
     quote_spanned! {at=>
         #(#cfg)*
         let service = service.method(
-            ::hopline::Method::new(#wire_name).signature(#signature) #idempotent,
+            ::hopline::Method::new(#wire_name).signature(#signature) #idempotent #dedup,
             {
                 let implementation = ::std::sync::Arc::clone(&implementation);
                 move |#context: ::hopline::Context, #pattern: #arguments| {

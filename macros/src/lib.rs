@@ -83,6 +83,7 @@ use proc_macro::TokenStream;
 /// | --- | --- | --- |
 /// | `idempotent` | running it twice does no harm: it is tried again when a server or the connection is lost | not tried again |
 /// | `oneway` | there is no answer; the broker keeps the call until a server has run it, at least once | a call with an answer |
+/// | `dedup = "..."` | for this time after a call has ended, another delivery of it to the same instance gets the first reply without running, and while it runs, waits for that; a oneway call that ended well is not run again. Instances remember in memory, each for itself: see `hopline::Method::dedup` | each delivery runs |
 /// | `timeout = "..."` | how long a call may take, unless the caller says otherwise: a whole number of `ms`, `s` or `m` | the client's timeout |
 /// | `name = "..."` | the method's name on the wire: `[A-Za-z0-9_-]+`, at most 64 bytes | the method's name, without `r#` |
 ///

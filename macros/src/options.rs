@@ -51,6 +51,7 @@ impl ServiceOptions {
 pub(crate) struct MethodOptions {
     pub(crate) name: Option<LitStr>,
     pub(crate) timeout_ms: Option<u64>,
+    pub(crate) dedup_ms: Option<u64>,
     pub(crate) idempotent: bool,
     pub(crate) oneway: bool,
     /// Refused already: what else looks wrong with the method follows from it.
@@ -65,7 +66,8 @@ impl MethodOptions {
             match key(option).as_str() {
                 "idempotent" => this.idempotent = flag(option, refusals),
                 "oneway" => this.oneway = flag(option, refusals),
-                "timeout" => this.timeout_ms = timeout(option, refusals),
+                "timeout" => this.timeout_ms = duration("timeout", "2s", option, refusals),
+                "dedup" => this.dedup_ms = duration("dedup", "10m", option, refusals),
                 "name" => this.name = name("method", option, refusals),
                 "stream" => {
                     this.stream = true;
@@ -74,8 +76,8 @@ impl MethodOptions {
                 other => refusals.add(
                     option.path(),
                     format!(
-                        "unknown option `{other}`: a method takes `idempotent`, `oneway`, `timeout = \"2s\"` \
-                         and `name = \"...\"`"
+                        "unknown option `{other}`: a method takes `idempotent`, `oneway`, `timeout = \"2s\"`, \
+                         `dedup = \"10m\"` and `name = \"...\"`"
                     ),
                 ),
             }
@@ -172,14 +174,17 @@ fn major_version(option: &Meta, refusals: &mut Refusals) -> u32 {
     1
 }
 
-fn timeout(option: &Meta, refusals: &mut Refusals) -> Option<u64> {
+/// A time in milliseconds; `key` is the option's name, `such_as` an example of it.
+fn duration(key: &str, such_as: &str, option: &Meta, refusals: &mut Refusals) -> Option<u64> {
     let Some(Lit::Str(text)) = literal(option) else {
-        refusals.add(option, "write the timeout as a string: a number and a unit, such as `timeout = \"2s\"`");
+        let why = format!("write the {key} as a string: a number and a unit, such as `{key} = \"{such_as}\"`");
+        refusals.add(option, why);
         return None;
     };
     match milliseconds(&text.value()) {
         Some(0) => {
-            refusals.add(text, "a timeout of zero fails every call: write a number and a unit: `500ms`, `2s`, `1m`")
+            let why = if key == "timeout" { "fails every call" } else { "remembers nothing" };
+            refusals.add(text, format!("a {key} of zero {why}: write a number and a unit: `500ms`, `2s`, `1m`"))
         }
         Some(milliseconds) => return Some(milliseconds),
         None => refusals.add(text, "not a duration: write a number and a unit: `500ms`, `2s`, `1m`"),

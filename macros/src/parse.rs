@@ -38,6 +38,7 @@ pub(crate) struct Method {
     pub(crate) outcome: Outcome,
     pub(crate) idempotent: bool,
     pub(crate) timeout_ms: Option<u64>,
+    pub(crate) dedup_ms: Option<u64>,
 }
 
 impl Method {
@@ -172,6 +173,7 @@ fn function_method(function: &TraitItemFn, refusals: &mut Refusals) -> Option<Me
         returned,
         idempotent: options.idempotent,
         timeout_ms: options.timeout_ms,
+        dedup_ms: options.dedup_ms,
     })
 }
 

@@ -88,6 +88,11 @@ impl Worker {
     /// Starts a handler, and runs it until it has to wait.
     fn begin(&self, job: &Job, task: &mut task::Context<'_>) -> Begun {
         let frame = &job.frame;
+        if job.dedup.is_some()
+            && let Some(ending) = self.begin_once(job)
+        {
+            return Begun::Ended(ending);
+        }
         let over = job.deadline.is_some_and(|deadline| deadline <= Instant::now());
         let cancelled = CancellationToken::new();
         let entered = if over { None } else { self.calls().enter(frame.id, &cancelled, &job.message) };
@@ -192,6 +197,7 @@ impl Worker {
             caller: frame.metadata.instance.clone(),
             deadline: job.deadline,
             redelivered: message.redelivered,
+            attempt: message.attempt(frame),
             metadata: frame.metadata.more().user.clone(),
             parent: frame.metadata.traceparent,
             trace: OnceLock::new(),

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use crate::frame::Frame;
 use crate::transport::{Delivery, Properties, Settle, Transport};
 
 /// Which queue a message came from, and so what it can be.
@@ -52,6 +53,8 @@ pub(super) struct Message {
     pub(super) key: String,
     pub(super) body: Bytes,
     pub(super) redelivered: bool,
+    /// How many deliveries of it have failed before.
+    pub(super) failures: u32,
     pub(super) received: Instant,
     /// Whoever waits for the calls of a queue waits for their settlement too.
     _open: TaskTrackerToken,
@@ -77,10 +80,20 @@ impl Message {
             key: std::mem::take(&mut delivery.key),
             body: delivery.body.clone(),
             redelivered: delivery.redelivered,
+            failures: delivery.failures,
             received: delivery.received,
             delivery: Mutex::new(Some(delivery)),
             _open: open,
         }
+    }
+
+    /// Which attempt of a call this is, 1 for the first: those that the broker counts come on top of those that the call
+    /// had in other messages.
+    pub(super) fn attempt(&self, frame: &Frame) -> u64 {
+        let before = frame.metadata.more().attempt.unwrap_or(1).max(1);
+        // A queue that does not count says no more than that it was delivered before.
+        let since = if self.source == Source::Calls { self.redelivered.into() } else { 0 };
+        before.saturating_add(u64::from(self.failures).max(since))
     }
 
     /// One of its frames is done with: answered, given back or dead-lettered. The last one acks the message.

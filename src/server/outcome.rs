@@ -9,12 +9,14 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
 use uuid::Uuid;
 
+use super::letter::Letter;
 use super::message::{Message, Source};
 use super::worker::{Ending, Job, Worker};
 use crate::codec::Codec;
 use crate::error::{Code, Fault};
 use crate::frame::{CONTENT_TYPE, Frame, FrameError, Kind, Metadata};
 use crate::service::Answer;
+use crate::topology::ONEWAY_ATTEMPTS;
 use crate::transport::{Confirm, Lost, Properties, Publication, Settle};
 
 /// How much of a reason is told, in bytes.
@@ -22,18 +24,50 @@ const MAX_REASON: usize = 4096;
 /// How long a call that is given back waits for room in its queue, and how often it looks.
 const PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(20);
+/// How long an oneway call waits after its first failed attempt; twice as long after each other, up to a limit.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const MAX_RETRY: Duration = Duration::from_secs(10);
 
 impl Worker {
     /// Answers, and settles once the broker has the answer.
     pub(super) fn conclude(self: &Arc<Self>, job: Job, ending: Ending, tasks: &TaskTracker) {
-        let Job { frame, message, .. } = job;
+        let Job { frame, message, dedup, .. } = job;
         let (answer, time) = match ending {
-            Ending::Forgotten => return message.finish(),
-            Ending::Answered(answer, time) => (answer, Some(time)),
+            Ending::Runs => return,
+            Ending::Recalled(answer) => return self.tell(frame, answer, None, message, tasks),
+            Ending::Forgotten => (None, None),
+            Ending::Answered(answer, time) => (Some(answer), Some(time)),
             Ending::TimedOut => {
-                (Answer::Fault(Fault::new(Code::DeadlineExceeded, "the deadline passed while it ran")), None)
+                (Some(Answer::Fault(Fault::new(Code::DeadlineExceeded, "the deadline passed while it ran"))), None)
             }
         };
+        if let Some(window) = dedup {
+            // An oneway call that failed is to run again.
+            let remembered = |answer: &&Answer| frame.kind == Kind::Request || matches!(answer, Answer::Result(_));
+            let remembered = answer.as_ref().filter(remembered).cloned();
+            let waiting = self.dedup().end(&frame, remembered, window);
+            for (frame, message) in waiting {
+                match answer.clone() {
+                    Some(answer) => self.tell(frame, answer, None, message, tasks),
+                    None => message.finish(),
+                }
+            }
+        }
+        match answer {
+            Some(answer) => self.tell(frame, answer, time, message, tasks),
+            None => message.finish(),
+        }
+    }
+
+    /// What becomes of a delivery of a call that ended with `answer`.
+    fn tell(
+        self: &Arc<Self>,
+        frame: Frame,
+        answer: Answer,
+        time: Option<Duration>,
+        message: Arc<Message>,
+        tasks: &TaskTracker,
+    ) {
         match (frame.kind, answer) {
             (Kind::Request, answer) => self.reply(frame.id, frame.codec, answer, time, &message),
             (_, Answer::Result(_)) => message.finish(),
@@ -83,20 +117,33 @@ impl Worker {
         }
     }
 
-    /// A failed attempt of an oneway call: the broker counts it and delivers again, up to its limit.
-    async fn failed(self: Arc<Self>, frame: Frame, failure: Answer, message: Arc<Message>) {
+    /// A failed attempt of an oneway call: it is tried again after a pause, which holds no place among the calls that
+    /// run, but one of the prefetch. After the last attempt it is kept for an operator: the broker, at its own limit,
+    /// would do the same, but without the reason.
+    async fn failed(self: Arc<Self>, mut frame: Frame, failure: Answer, message: Arc<Message>) {
+        let attempt = message.attempt(&frame);
         let why = match &failure {
             Answer::Fault(fault) => shortened(&fault.message),
             // What the method says of its own may be private.
             Answer::Result(_) | Answer::ServiceError(_) => "the method returned its own error",
         };
-        warn!(service = %self.name, method = frame.metadata.method.as_deref(), id = %frame.id, why, "an oneway call or event failed");
-        match message.source {
-            Source::Work if message.frames == 1 => message.settle(Settle::Failed),
-            // Its neighbours are not to run again with it.
-            Source::Work => _ = self.publish_again(&frame, self.site.namespace.work_queue(&self.name), &message).await,
-            Source::Calls | Source::Instance | Source::Events => message.finish(),
+        warn!(service = %self.name, method = frame.metadata.method.as_deref(), id = %frame.id, attempt, why, "an oneway call or event failed");
+        if message.source != Source::Work {
+            return message.finish();
         }
+        if attempt >= ONEWAY_ATTEMPTS.into() {
+            return self.dead_letter(letter(&frame, why, &message), &message).await;
+        }
+        tokio::select! {
+            () = self.site.draining.cancelled() => {}
+            () = tokio::time::sleep(retry_after(attempt)) => {}
+        }
+        if message.frames == 1 {
+            return message.settle(Settle::Failed);
+        }
+        // Its neighbours are not to run again with it.
+        frame.metadata.more_mut().attempt = Some(attempt + 1);
+        self.publish_again(&frame, self.site.namespace.work_queue(&self.name), &message).await;
     }
 
     /// Sees to a frame that must not run: the caller is told, or the frame is kept for an operator.
@@ -105,7 +152,7 @@ impl Worker {
             (Some(_), kind) if kind != Kind::Oneway => {
                 self.reply(frame.id, frame.codec, Answer::Fault(fault), None, &message);
             }
-            _ => self.dead_letter(frame.to_body(), &fault.message, &message).await,
+            _ => self.dead_letter(letter(&frame, &fault.message, &message), &message).await,
         }
     }
 
@@ -117,29 +164,32 @@ impl Worker {
                 let fault = Fault::new(error.code, error.to_string());
                 self.reply(id, Codec::Cbor, Answer::Fault(fault), None, &message);
             }
-            _ => self.dead_letter(message.body.slice(error.frame..), &error.to_string(), &message).await,
+            (_, id) => {
+                let letter = Letter {
+                    body: message.body.slice(error.frame..),
+                    reason: &error.to_string(),
+                    id: id.unwrap_or_else(Uuid::new_v4),
+                    method: None,
+                    attempts: u64::from(message.failures) + 1,
+                };
+                self.dead_letter(letter, &message).await;
+            }
         }
     }
 
     /// Keeps what nobody can be told about where an operator finds it.
-    async fn dead_letter(&self, body: Bytes, reason: &str, message: &Message) {
-        let reason = shortened(reason);
-        warn!(service = %self.name, reason, "a message that cannot be handled");
+    async fn dead_letter(&self, letter: Letter<'_>, message: &Message) {
+        let reason = shortened(letter.reason);
+        warn!(service = %self.name, id = %letter.id, reason, "a message that cannot be handled");
         // Each subscriber has a copy of an event: the publisher's mistake is not kept by each of them.
         if message.source == Source::Events {
             return message.finish();
         }
-        let header = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let properties = Properties {
             persistent: true,
             correlation_id: message.properties.correlation_id.clone(),
             reply_to: message.properties.reply_to.clone(),
-            headers: vec![
-                header("x-hopline-reason", reason),
-                header("x-hopline-instance", &self.site.instance),
-                header("x-hopline-exchange", &message.exchange),
-                header("x-hopline-key", &message.key),
-            ],
+            headers: letter.headers(&self.site.instance, message),
             ..self.properties(message.properties.kind.clone())
         };
         let publication = Publication {
@@ -147,7 +197,7 @@ impl Worker {
             key: self.name.to_string(),
             mandatory: true,
             properties,
-            body,
+            body: letter.body,
         };
         loop {
             match message.transport.publish(publication.clone()).await {
@@ -172,6 +222,10 @@ impl Worker {
     /// Sees to a job that has not started when the server drains.
     pub(super) async fn give_back(self: Arc<Self>, job: Job) {
         let Job { mut frame, deadline, message, .. } = job;
+        // What is published again has to carry on what the broker counts.
+        if message.failures > 0 {
+            frame.metadata.more_mut().attempt = Some(message.attempt(&frame));
+        }
         match message.source {
             Source::Calls => {
                 frame.metadata.remaining = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -260,8 +314,35 @@ fn reply_frame(id: Uuid, codec: Codec, instance: &Arc<str>) -> Frame {
     Frame::new(Kind::Reply, id, codec, metadata, Bytes::new())
 }
 
+fn letter<'a>(frame: &'a Frame, reason: &'a str, message: &Message) -> Letter<'a> {
+    let method = frame.metadata.method.as_deref();
+    Letter { body: frame.to_body(), reason, id: frame.id, method, attempts: message.attempt(frame) }
+}
+
+/// The pause after a failed attempt.
+fn retry_after(attempt: u64) -> Duration {
+    let doublings = u32::try_from(attempt.saturating_sub(1)).unwrap_or(u32::MAX);
+    FIRST_RETRY.saturating_mul(2_u32.saturating_pow(doublings)).min(MAX_RETRY)
+}
+
 /// A reason's first part: it may quote what the peer sent, and has to fit into metadata and into an AMQP header.
-fn shortened(reason: &str) -> &str {
-    let end = (0..=reason.len().min(MAX_REASON)).rev().find(|end| reason.is_char_boundary(*end));
-    &reason[..end.unwrap_or_default()]
+pub(super) fn shortened(reason: &str) -> &str {
+    cut(reason, MAX_REASON)
+}
+
+/// As many whole letters of a text as fit into so many bytes.
+pub(super) fn cut(text: &str, bytes: usize) -> &str {
+    let end = (0..=text.len().min(bytes)).rev().find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or_default()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_pause_is_twice_the_one_before_up_to_a_limit() {
+        let pauses = [1, 2, 3, 4, 7, 8, 9, u64::MAX].map(|attempt| retry_after(attempt).as_millis());
+        assert_eq!(pauses, [100, 200, 400, 800, 6400, 10_000, 10_000, 10_000]);
+    }
 }

@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use super::Site;
 use super::calls::Calls;
+use super::dedup::{Dedup, Known};
 use super::message::{Message, Source};
 use super::supervisor::Report;
 use crate::client::MAX_TIMEOUT;
@@ -41,6 +42,8 @@ pub(super) struct Worker {
     /// Room for what an instance's own queue has delivered and no place is free for.
     waiting: Arc<Semaphore>,
     calls: Mutex<Calls>,
+    /// Calls of methods that run once for each id.
+    dedup: Mutex<Dedup<(Frame, Arc<Message>)>>,
     /// How long oneway calls take, by method: nobody replies to them, so their senders cannot know.
     pub(super) paces: BTreeMap<String, Pace>,
 }
@@ -50,18 +53,21 @@ pub(super) type Started = (Job, OwnedSemaphorePermit);
 
 /// What is to be done about a frame.
 enum Admitted {
-    /// A handler runs it.
-    Run(Handler),
+    /// A handler runs it, and its answer is remembered for this time.
+    Run(Handler, Option<Duration>),
     /// The worker knows the answer itself.
     Answered(Answer),
-    /// Nothing more: it was a cancel.
+    /// Nothing more: it was a cancel, or has run already.
     Done,
+    /// It runs already: it is told when that ends.
+    Runs,
 }
 
 /// A frame that is going to be run.
 pub(super) struct Job {
     pub(super) frame: Frame,
     pub(super) handler: Handler,
+    pub(super) dedup: Option<Duration>,
     pub(super) deadline: Option<Instant>,
     pub(super) message: Arc<Message>,
 }
@@ -74,6 +80,10 @@ pub(super) enum Ending {
     TimedOut,
     /// Nobody waits for it any more.
     Forgotten,
+    /// It had run before, and ended like this.
+    Recalled(Answer),
+    /// It runs already: it is told when that ends.
+    Runs,
 }
 
 impl Worker {
@@ -91,6 +101,7 @@ impl Worker {
             site,
             pool,
             calls: Mutex::default(),
+            dedup: Mutex::default(),
         })
     }
 
@@ -142,11 +153,11 @@ impl Worker {
             match frame {
                 Ok(frame) => match self.admit(&frame, &message) {
                     Ok(Admitted::Answered(answer)) => self.reply(frame.id, frame.codec, answer, None, &message),
-                    Ok(Admitted::Run(handler)) => {
+                    Ok(Admitted::Run(handler, dedup)) => {
                         // Nobody waits for the end of the others, so no time of theirs can be over.
                         let remaining = frame.metadata.remaining.filter(|_| frame.kind == Kind::Request);
                         let deadline = remaining.map(|remaining| message.received + remaining.min(MAX_TIMEOUT));
-                        let job = Job { frame, handler, deadline, message: message.clone() };
+                        let job = Job { frame, handler, dedup, deadline, message: message.clone() };
                         if self.is_too_much(&job, &mut work) {
                             tasks.spawn(self.clone().give_back(job));
                         } else {
@@ -154,6 +165,7 @@ impl Worker {
                         }
                     }
                     Ok(Admitted::Done) => message.finish(),
+                    Ok(Admitted::Runs) => {}
                     Err(fault) => drop(tasks.spawn(self.clone().refuse(frame, fault, message.clone()))),
                 },
                 Err(error) => drop(tasks.spawn(self.clone().refuse_rest(error, message.clone()))),
@@ -178,7 +190,7 @@ impl Worker {
     }
 
     /// What is to be done about a frame; a fault for what must not run.
-    fn admit(&self, frame: &Frame, message: &Message) -> Result<Admitted, Fault> {
+    fn admit(&self, frame: &Frame, message: &Arc<Message>) -> Result<Admitted, Fault> {
         match (frame.kind, message.source) {
             (Kind::Cancel, _) => {
                 self.calls().cancel(frame.id, frame.metadata.remaining.unwrap_or_default());
@@ -205,12 +217,22 @@ impl Worker {
             let why = format!("`{}` has no method `{name}`: it has {}", self.name, known.join(", "));
             return Err(Fault::new(Code::Unimplemented, why));
         };
+        if method.dedup.is_some()
+            && let Some(known) = self.recall(frame, message)
+        {
+            return match known {
+                Known::Ended(answer) if frame.kind == Kind::Request => Ok(Admitted::Answered(answer)),
+                Known::Ended(_) => Ok(Admitted::Done),
+                Known::Runs => Ok(Admitted::Runs),
+                Known::Crowded => Err(crowded()),
+            };
+        }
         // Whether it ran before, nobody can tell: what may not run twice is not run again.
         if message.redelivered && frame.kind == Kind::Request && !method.idempotent {
             let why = format!("the instance that took `{}.{name}` went away: it may have run", self.name);
             return Err(Fault::new(Code::Aborted, why));
         }
-        Ok(Admitted::Run(handler.clone()))
+        Ok(Admitted::Run(handler.clone(), method.dedup))
     }
 
     /// The answer to a question of discovery, which needs no place among the calls.
@@ -224,7 +246,8 @@ impl Worker {
             }
             registry::STATS => {
                 let (running, finished) = self.calls().count();
-                codec.encode(&InstanceStats { service, instance, running, finished })
+                let repeated = self.dedup().repeated();
+                codec.encode(&InstanceStats { service, instance, running, finished, repeated })
             }
             _ => return None,
         };
@@ -312,6 +335,29 @@ impl Worker {
         }
     }
 
+    /// What is known of a call whose method runs once for each id. When it runs, its end is this delivery's end too.
+    fn recall(&self, frame: &Frame, message: &Arc<Message>) -> Option<Known> {
+        self.dedup().recall(frame, || (frame.clone(), message.clone()))
+    }
+
+    /// Notes that such a call begins to run; or how it ends, if it has run or runs already.
+    pub(super) fn begin_once(&self, job: &Job) -> Option<Ending> {
+        let mut dedup = self.dedup();
+        match dedup.recall(&job.frame, || (job.frame.clone(), job.message.clone())) {
+            None => {
+                dedup.begin(&job.frame);
+                None
+            }
+            Some(Known::Ended(answer)) => Some(Ending::Recalled(answer)),
+            Some(Known::Runs) => Some(Ending::Runs),
+            Some(Known::Crowded) => Some(Ending::Recalled(Answer::Fault(crowded()))),
+        }
+    }
+
+    pub(super) fn dedup(&self) -> MutexGuard<'_, Dedup<(Frame, Arc<Message>)>> {
+        self.dedup.lock().expect("no panic while holding the answers")
+    }
+
     pub(super) fn calls(&self) -> MutexGuard<'_, Calls> {
         self.calls.lock().expect("no panic while holding the calls")
     }
@@ -330,6 +376,10 @@ impl fmt::Debug for Worker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Worker").field("service", &self.service).finish_non_exhaustive()
     }
+}
+
+fn crowded() -> Fault {
+    Fault::new(Code::ResourceExhausted, "too many deliveries of this call wait for its answer already")
 }
 
 fn pool(id: &ServiceId, threads: usize) -> Result<Runtime, Error> {

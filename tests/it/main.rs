@@ -14,6 +14,7 @@ mod in_flight;
 mod long_calls;
 mod oneway;
 mod outcomes;
+mod redelivery;
 mod registry;
 mod sharing;
 mod transport_contract;

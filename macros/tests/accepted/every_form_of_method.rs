@@ -25,7 +25,7 @@ pub trait Calculator: Send + Sync {
     async fn pi(&self, ctx: &Context, digits: u32) -> String;
     /// Computes, at a path.
     #[rpc(idempotent)]
-    #[rpc(timeout = "1m")]
+    #[rpc(timeout = "1m", dedup = "10m")]
     async fn tau(&self, context: &hopline::Context) -> f64;
     /// Writes.
     #[rpc(oneway)]
