@@ -36,6 +36,7 @@
 //! - [`Client`]: connects, makes calls, [publishes](Client::publish) events.
 //! - [`Call`]: one invocation as a value: awaited, [started](Call::start), with a [callback](Call::then),
 //!   [sent](Call::send) oneway, or made to [all](Call::all) instances. Its options are on it, not on the client.
+//! - [`DeadLetters`]: what could not be run, for an operator.
 //! - [`Context`]: what a handler may know of the call it handles.
 //! - [`Error`]: what went wrong, in few variants; the method's own error is one of them.
 //!
@@ -59,6 +60,7 @@ mod service;
 mod context;
 mod registry;
 mod state;
+mod dead;
 mod error;
 mod codec;
 mod outbox;
@@ -79,6 +81,7 @@ pub use call::{Broadcast, BroadcastReply, Call, Oneway, Pending};
 pub use client::{Client, ClientBuilder, Coalesce, Traffic, WhenFull};
 pub use codec::{Codec, CodecError};
 pub use context::Context;
+pub use dead::{DeadLetter, DeadLetters, EarlierDeath, Fate, Handled, LetterKind, WhichLetters};
 pub use error::{Code, Error, Fault};
 pub use registry::{Instance, InstanceStats, MethodInfo};
 pub use server::{Running, Server, ServerBuilder};

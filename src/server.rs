@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
 
+pub(crate) use self::letter::history;
 use self::replies::Replies;
 use self::supervisor::Supervisor;
 use self::worker::EVENT;

@@ -1,6 +1,7 @@
 //! The `hopline` command.
 
 mod call;
+mod dead;
 mod bench;
 
 use std::io::IsTerminal;
@@ -21,6 +22,8 @@ struct Command {
 enum What {
     Call(call::Call),
     #[command(subcommand)]
+    Dead(dead::Dead),
+    #[command(subcommand)]
     Bench(bench::Bench),
 }
 
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
     match command.what {
         What::Call(call) => call.run(),
+        What::Dead(dead) => dead.run(),
         What::Bench(bench) => bench.run(),
     }
 }

@@ -6,6 +6,7 @@ mod broadcast;
 mod calls;
 mod cancel;
 mod coalescing;
+mod dead;
 mod dispatch;
 mod drain;
 mod events;

@@ -1,0 +1,403 @@
+//! `hopline dead`: what services could not run, for an operator.
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::{Args, Subcommand};
+use hopline::topology::ServiceId;
+use hopline::{Client, DeadLetter, DeadLetters, Error, Fate, Handled, LetterKind, WhichLetters};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+/// How long instances have to tell what they serve.
+const WINDOW: Duration = Duration::from_secs(1);
+/// How much of a reason a table shows, in letters.
+const SHORT: usize = 100;
+
+/// Look into dead letters, replay and drop them.
+///
+/// A service's dead letters are the oneway calls that failed in every attempt, and messages that no attempt could help.
+/// Exits with 0 when all is done, with 1 and an error on stderr when not, and with 2 on bad usage.
+#[derive(Subcommand)]
+pub(crate) enum Dead {
+    /// List the dead letters of a service, the oldest first; without one, how many each running service has
+    Ls(Ls),
+    /// Show all that is known of one
+    Show(Show),
+    /// Have oneway calls run again, with the ids they had
+    ///
+    /// Each is sent to the service's queue, and removed from the dead letters when the broker has it: if this is broken
+    /// off between the two, it may run once more. Calls with a reply are kept, since nobody waits for it any more.
+    Replay(Replay),
+    /// Remove dead letters for good
+    Drop(Drop),
+}
+
+#[derive(Args)]
+struct Broker {
+    /// The broker's address
+    #[arg(long, env = "HOPLINE_URL", default_value = "amqp://localhost", hide_env_values = true)]
+    url: String,
+    /// The prefix of every name on the broker
+    #[arg(long, default_value = "hopline")]
+    namespace: String,
+}
+
+#[derive(Args)]
+pub(crate) struct Ls {
+    /// SERVICE, or SERVICE.vMAJOR for a version other than 1
+    #[arg(value_parser = service)]
+    service: Option<String>,
+    #[command(flatten)]
+    broker: Broker,
+    /// How many to list
+    #[arg(long, default_value_t = 1000)]
+    limit: usize,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct Show {
+    /// SERVICE, or SERVICE.vMAJOR for a version other than 1
+    #[arg(value_parser = service)]
+    service: String,
+    /// Which, as `hopline dead ls` names it
+    id: String,
+    #[command(flatten)]
+    broker: Broker,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct Replay {
+    #[command(flatten)]
+    meant: Meant,
+    /// Send messages that cannot be read, too, to where they came from
+    #[arg(long)]
+    unread: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct Drop {
+    #[command(flatten)]
+    meant: Meant,
+}
+
+#[derive(Args)]
+struct Meant {
+    /// SERVICE, or SERVICE.vMAJOR for a version other than 1
+    #[arg(value_parser = service)]
+    service: String,
+    /// Which, as `hopline dead ls` names them
+    #[arg(value_name = "ID", required_unless_present = "all", conflicts_with = "all")]
+    ids: Vec<String>,
+    /// All of them
+    #[arg(long)]
+    all: bool,
+    #[command(flatten)]
+    broker: Broker,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+}
+
+/// Why it is not done: a sentence for people.
+enum Failed {
+    /// It was asked for what cannot be.
+    Usage(String),
+    /// It was tried.
+    Run(String),
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        let said = error.to_string().replace('\n', " ");
+        match error {
+            // A name or an address that cannot be used is a matter of usage.
+            Error::Invalid(_) => Self::Usage(said),
+            Error::NoService { service } => {
+                Self::Run(format!("`{service}` has no dead letters here: it was never served in this namespace"))
+            }
+            Error::Connect { .. } => Self::Run(format!("{said} (`--url` or HOPLINE_URL names another broker)")),
+            _ => Self::Run(said),
+        }
+    }
+}
+
+impl Dead {
+    pub(crate) fn run(self) -> ExitCode {
+        let outcome = hopline::blocking::wait(async {
+            match self {
+                Self::Ls(ls) => ls.run().await,
+                Self::Show(show) => show.run().await,
+                Self::Replay(Replay { meant, unread }) => meant.replay(unread).await,
+                Self::Drop(Drop { meant }) => meant.discard().await,
+            }
+        });
+        let (said, code) = match outcome {
+            Ok(()) => return ExitCode::SUCCESS,
+            Err(Failed::Usage(said)) => (said, 2),
+            Err(Failed::Run(said)) => (said, 1),
+        };
+        eprintln!("hopline: {said}");
+        ExitCode::from(code)
+    }
+}
+
+impl Ls {
+    async fn run(self) -> Result<(), Failed> {
+        let Some(service) = &self.service else { return self.counts().await };
+        let dead = DeadLetters::open(&self.broker.url, &self.broker.namespace, service).await?;
+        let count = dead.count().await?;
+        let letters = dead.list(self.limit).await?;
+        dead.close().await;
+        if self.json {
+            return print(&json!(letters).to_string());
+        }
+        let rows = letters.iter().map(row);
+        let head = ["ID", "METHOD", "ATTEMPTS", "AGE", "REASON"].map(str::to_owned);
+        print(&table(std::iter::once(head).chain(rows).collect()))?;
+        if count > letters.len() as u64 {
+            eprintln!("{} of {count}: `--limit` lists more", letters.len());
+        }
+        Ok(())
+    }
+
+    async fn counts(&self) -> Result<(), Failed> {
+        let client = Client::builder().namespace(&self.broker.namespace).connect(&self.broker.url).await?;
+        let instances = client.instances(WINDOW).await?;
+        client.close().await;
+        let mut services: Vec<_> = instances.into_iter().map(|instance| instance.service).collect();
+        services.dedup();
+        let mut counts = Vec::new();
+        if let Some(first) = services.first() {
+            let dead = DeadLetters::open(&self.broker.url, &self.broker.namespace, first).await?;
+            for service in &services {
+                counts.push((service, dead.of(service)?.count().await?));
+            }
+            dead.close().await;
+        }
+        if self.json {
+            let counts = counts.iter().map(|(service, count)| json!({ "service": service, "count": count }));
+            return print(&json!(counts.collect::<Vec<_>>()).to_string());
+        }
+        let rows = counts.iter().map(|(service, count)| [(*service).clone(), count.to_string()]);
+        print(&table(std::iter::once(["SERVICE", "DEAD"].map(str::to_owned)).chain(rows).collect()))
+    }
+}
+
+impl Show {
+    async fn run(self) -> Result<(), Failed> {
+        let dead = DeadLetters::open(&self.broker.url, &self.broker.namespace, &self.service).await?;
+        let letter = dead.find(&self.id).await?;
+        dead.close().await;
+        let Some(letter) = letter else {
+            return Err(Failed::Run(absent(&self.service, &self.id)));
+        };
+        if self.json { print(&json!(letter).to_string()) } else { print(&shown(&letter)) }
+    }
+}
+
+impl Meant {
+    async fn replay(self, unread: bool) -> Result<(), Failed> {
+        let (dead, which, bar) = self.open("replay", self.all).await?;
+        let each = |_: &Handled| bar.inc(1);
+        let handled = if unread { dead.replay_unread(&which, each).await } else { dead.replay(&which, each).await };
+        self.conclude(&dead, &bar, "replayed", handled).await
+    }
+
+    async fn discard(self) -> Result<(), Failed> {
+        let (dead, which, bar) = self.open("drop", true).await?;
+        let handled = dead.discard(&which, |_| bar.inc(1)).await;
+        self.conclude(&dead, &bar, "dropped", handled).await
+    }
+
+    /// Connects, and asks whether it is meant, if that is to be asked.
+    async fn open(&self, what: &str, asked: bool) -> Result<(DeadLetters, WhichLetters, ProgressBar), Failed> {
+        let asked = asked && !self.yes;
+        if asked && !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
+            return Err(Failed::Usage(format!("there is no terminal to ask whether to {what} them: say `--yes`")));
+        }
+        let dead = DeadLetters::open(&self.broker.url, &self.broker.namespace, &self.service).await?;
+        let (which, count) = match self.all {
+            true => (WhichLetters::All, dead.count().await?),
+            false => (WhichLetters::Ids(self.ids.clone()), self.ids.len() as u64),
+        };
+        if asked && !confirmed(&format!("{what} {count} dead letters of `{}`?", self.service)) {
+            return Err(Failed::Run("nothing was done".to_owned()));
+        }
+        Ok((dead, which, progress(count)))
+    }
+
+    /// Tells what was done, and what was not.
+    async fn conclude(
+        &self,
+        dead: &DeadLetters,
+        bar: &ProgressBar,
+        done: &str,
+        handled: Result<Vec<Handled>, Error>,
+    ) -> Result<(), Failed> {
+        bar.finish_and_clear();
+        let handled = match handled {
+            Ok(handled) => handled,
+            Err(error) => {
+                let (Failed::Run(said) | Failed::Usage(said)) = error.into();
+                return Err(Failed::Run(format!("broken off after {} of them: {said}", bar.position())));
+            }
+        };
+        dead.close().await;
+        let mut left = Vec::new();
+        for Handled { id, fate } in &handled {
+            match fate {
+                Fate::Kept(why) => left.push(format!("{id} is kept: {why}")),
+                Fate::Absent => left.push(absent(&self.service, id)),
+                _ => {}
+            }
+        }
+        print(&format!("{done} {}", handled.len() - left.len()))?;
+        match left.split_last() {
+            None => Ok(()),
+            Some((last, others)) => {
+                others.iter().for_each(|said| eprintln!("hopline: {said}"));
+                Err(Failed::Run(last.clone()))
+            }
+        }
+    }
+}
+
+fn service(text: &str) -> Result<String, String> {
+    ServiceId::parse(text).map(|_| text.to_owned())
+}
+
+fn absent(service: &str, id: &str) -> String {
+    format!("no dead letter of `{service}` has the id {id} (`hopline dead ls {service}` lists them)")
+}
+
+/// Asks on the terminal; only `y` and `yes` are yes.
+fn confirmed(question: &str) -> bool {
+    eprint!("{question} [y/N] ");
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "y" | "Y" | "yes")
+}
+
+/// A bar over so many letters, on a terminal alone.
+fn progress(count: u64) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        // Hidden, it still counts.
+        return ProgressBar::with_draw_target(Some(count), indicatif::ProgressDrawTarget::hidden());
+    }
+    let style = ProgressStyle::with_template("[{bar:30}] {pos} of {len}").expect("a template that parses");
+    ProgressBar::new(count).with_style(style.progress_chars("=> "))
+}
+
+fn row(letter: &DeadLetter) -> [String; 5] {
+    let reason = one_line(&letter.reason);
+    let short: String = reason.chars().take(SHORT).collect();
+    let more = if short.len() < reason.len() { "..." } else { "" };
+    [
+        letter.id.clone(),
+        letter.method.as_deref().map_or_else(|| "-".to_owned(), one_line),
+        letter.attempts.map_or_else(|| "-".to_owned(), |attempts| attempts.to_string()),
+        letter.failed_at.map_or_else(|| "-".to_owned(), age),
+        short + more,
+    ]
+}
+
+/// Columns as wide as what is in them, but for the last.
+fn table<const N: usize>(rows: Vec<[String; N]>) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<_> = (0..N).map(width).collect();
+    let line = |row: &[String; N]| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn shown(letter: &DeadLetter) -> String {
+    let kind = match letter.kind {
+        LetterKind::Oneway => "a oneway call",
+        LetterKind::Call => "a call: it cannot be replayed, since nobody waits for its reply any more",
+        LetterKind::Other => "not a call of a service: it cannot be replayed",
+        _ => "a message that cannot be read: `replay --unread` sends it to where it came from",
+    };
+    let number = |number: Option<u64>| number.map(|number| number.to_string());
+    let lines = [
+        ("id", Some(letter.id.clone())),
+        ("service", Some(letter.service.clone())),
+        ("kind", Some(kind.to_owned())),
+        ("method", letter.method.as_deref().map(one_line)),
+        ("reason", Some(one_line(&letter.reason))),
+        ("attempts", number(letter.attempts)),
+        ("age", letter.failed_at.map(age)),
+        ("instance", letter.instance.as_deref().map(one_line)),
+        ("size", Some(format!("{} bytes", letter.size))),
+        ("calls", (letter.calls > 1).then(|| letter.calls.to_string())),
+        ("codec", letter.codec.clone()),
+        ("arguments", letter.arguments.as_ref().map(ToString::to_string)),
+    ];
+    let past = letter.history.iter().rev().map(|death| {
+        let ago = death.failed_at.map_or_else(|| "-".to_owned(), age);
+        let by = death.instance.as_deref().map_or_else(|| "the broker".to_owned(), one_line);
+        let attempts = number(death.attempts).unwrap_or_else(|| "-".to_owned());
+        ("before", Some(format!("{ago} ago, by {by}, after {attempts} attempts: {}", one_line(&death.reason))))
+    });
+    let lines = lines.into_iter().chain(past);
+    let lines = lines.filter_map(|(name, value)| Some(format!("{name:<10} {}", value?)));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// What a message says of itself must not steer the terminal.
+fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// How long ago that is, in milliseconds since 1970, in its largest unit.
+fn age(at: u64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    span(now.saturating_sub(Duration::from_millis(at)).as_secs())
+}
+
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3_600 => format!("{}m", seconds / 60),
+        3_600..86_400 => format!("{}h", seconds / 3_600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+fn print(text: &str) -> Result<(), Failed> {
+    let mut stdout = io::stdout();
+    let printed = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
+    printed.map_err(|error| Failed::Run(format!("nobody reads what this prints: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_age_is_told_in_its_largest_unit() {
+        assert_eq!(
+            [0, 59, 60, 3_599, 3_600, 86_399, 86_400, 900_000].map(span),
+            ["0s", "59s", "1m", "59m", "1h", "23h", "1d", "10d"]
+        );
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_what_is_in_them() {
+        let rows = [["ID", "REASON"], ["größer", "x"], ["a", ""]].map(|row| row.map(str::to_owned));
+        assert_eq!(table(rows.to_vec()), "ID      REASON\ngrößer  x\na");
+    }
+
+    #[test]
+    fn a_message_does_not_steer_the_terminal() {
+        assert_eq!(one_line("a\u{1b}[2J\nb"), "a [2J b");
+    }
+}

@@ -1,0 +1,262 @@
+//! Dead letters: what a service could not run, to be looked into, replayed or dropped by an operator.
+
+mod letter;
+
+use std::collections::HashSet;
+use std::fmt;
+
+use crate::error::Error;
+use crate::topology::{Namespace, ServiceId};
+use crate::transport::{Confirm, Delivery, Role, Settle, Transport};
+
+pub use letter::{DeadLetter, EarlierDeath, LetterKind};
+
+/// The dead letters of one service: oneway calls that failed in every attempt, and messages that no attempt could help.
+///
+/// They are in the queue `NAMESPACE.SERVICE.dead`, which nobody consumes. Each operation takes messages out of it and
+/// puts back what it leaves, where it was; for so long, nobody else sees them. If the program dies meanwhile, the broker
+/// puts them back.
+///
+/// ```
+/// use hopline::{DeadLetters, Server, Service, WhichLetters};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), hopline::Error> {
+/// let server = Server::connect("memory://").await?.serve(Service::new("mail", 1)).start().await?;
+/// let dead = DeadLetters::open("memory://", "hopline", "mail").await?;
+/// for letter in dead.list(100).await? {
+///     println!("{} {:?}: {}", letter.id, letter.method, letter.reason);
+/// }
+/// dead.replay(&WhichLetters::All, |handled| println!("{handled:?}")).await?;
+/// # server.drain().await;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct DeadLetters {
+    transport: Transport,
+    namespace: Namespace,
+    service: ServiceId,
+}
+
+/// Which dead letters are meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WhichLetters {
+    /// All that are there, and that come meanwhile.
+    All,
+    /// Those with these ids; of several with one id, the first.
+    Ids(Vec<String>),
+}
+
+/// What became of a dead letter that was meant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Fate {
+    /// It is on its way to be run again.
+    Replayed,
+    /// It is gone.
+    Dropped,
+    /// It is where it was, for this reason.
+    Kept(String),
+    /// There is no such dead letter.
+    Absent,
+}
+
+/// A dead letter that was meant, and what became of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Handled {
+    /// Its [`DeadLetter::id`].
+    pub id: String,
+    /// What became of it.
+    pub fate: Fate,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Act {
+    Replay,
+    /// Messages that cannot be read too.
+    ReplayUnread,
+    Drop,
+}
+
+impl DeadLetters {
+    /// Connects to the broker that `url` names, for the dead letters of `service`, which is `name` or `name.vMAJOR`, in a
+    /// namespace, usually `hopline`.
+    ///
+    /// # Errors
+    /// `Invalid` for an address or a name that cannot be used, `Connect` when the broker does not answer or refuses.
+    pub async fn open(url: &str, namespace: &str, service: &str) -> Result<Self, Error> {
+        let namespace = Namespace::new(namespace).map_err(Error::Invalid)?;
+        let service = ServiceId::parse(service).map_err(Error::Invalid)?;
+        Ok(Self { transport: Transport::connect(url, Role::Client).await?, namespace, service })
+    }
+
+    /// Those of another service, by the same connection.
+    ///
+    /// # Errors
+    /// `Invalid` for a name that cannot be used.
+    pub fn of(&self, service: &str) -> Result<Self, Error> {
+        Ok(Self { service: ServiceId::parse(service).map_err(Error::Invalid)?, ..self.clone() })
+    }
+
+    /// How many there are.
+    ///
+    /// # Errors
+    /// `NoService` when no instance of the service was ever there, `Broker`, `Disconnected`.
+    pub async fn count(&self) -> Result<u64, Error> {
+        let count = self.transport.count(&self.namespace.dead_queue(&self.service)).await?;
+        count.ok_or_else(|| Error::NoService { service: self.service.to_string() })
+    }
+
+    /// The oldest `most` of them, the oldest first. They stay where they are, in their order.
+    ///
+    /// # Errors
+    /// As [`DeadLetters::count`].
+    pub async fn list(&self, most: usize) -> Result<Vec<DeadLetter>, Error> {
+        self.count().await?;
+        let (mut letters, mut held) = (Vec::new(), Held::default());
+        while letters.len() < most
+            && let Some(delivery) = self.next().await?
+        {
+            letters.push(DeadLetter::read(&self.service, &delivery));
+            held.keep(delivery);
+        }
+        Ok(letters)
+    }
+
+    /// The one with this id, the oldest if there are several; none if there is none. All stay where they are.
+    ///
+    /// # Errors
+    /// As [`DeadLetters::count`].
+    pub async fn find(&self, id: &str) -> Result<Option<DeadLetter>, Error> {
+        self.count().await?;
+        let mut held = Held::default();
+        while let Some(delivery) = self.next().await? {
+            let letter = DeadLetter::read(&self.service, &delivery);
+            held.keep(delivery);
+            if letter.id == id {
+                return Ok(Some(letter));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Has oneway calls run again, with the ids they had and all their attempts: by any instance, or by the one that they
+    /// were sent to. `each` is told what became of one after the other. A letter that fails again meanwhile stays.
+    ///
+    /// Each is published, and removed from here once the broker has it. If this program or its connection dies between
+    /// the two, it is in both places, and may be run again once more.
+    ///
+    /// Requests are kept, since whoever made them has stopped waiting for the reply; so is what cannot be read.
+    ///
+    /// # Errors
+    /// As [`DeadLetters::count`]. What `each` was told has happened.
+    pub async fn replay(&self, which: &WhichLetters, each: impl FnMut(&Handled)) -> Result<Vec<Handled>, Error> {
+        self.act(Act::Replay, which, each).await
+    }
+
+    /// The same, and sends what cannot be read to where it came from: for messages that only an older server could not
+    /// read. Others come back.
+    ///
+    /// # Errors
+    /// As [`DeadLetters::replay`].
+    pub async fn replay_unread(&self, which: &WhichLetters, each: impl FnMut(&Handled)) -> Result<Vec<Handled>, Error> {
+        self.act(Act::ReplayUnread, which, each).await
+    }
+
+    /// Removes them for good. `each` is told of one after the other.
+    ///
+    /// # Errors
+    /// As [`DeadLetters::replay`].
+    pub async fn discard(&self, which: &WhichLetters, each: impl FnMut(&Handled)) -> Result<Vec<Handled>, Error> {
+        self.act(Act::Drop, which, each).await
+    }
+
+    /// Closes the connection, for those of other services by the same connection too.
+    pub async fn close(&self) {
+        self.transport.close().await;
+    }
+
+    async fn act(&self, act: Act, which: &WhichLetters, mut each: impl FnMut(&Handled)) -> Result<Vec<Handled>, Error> {
+        self.count().await?;
+        let mut tell = |id: String, fate: Fate, handled: &mut Vec<Handled>| {
+            let one = Handled { id, fate };
+            each(&one);
+            handled.push(one);
+        };
+        let (mut handled, mut held, mut done) = (Vec::new(), Held::default(), HashSet::new());
+        let mut wanted: HashSet<&str> = match which {
+            WhichLetters::All => HashSet::new(),
+            WhichLetters::Ids(ids) => ids.iter().map(String::as_str).collect(),
+        };
+        while *which == WhichLetters::All || !wanted.is_empty() {
+            let Some(delivery) = self.next().await? else { break };
+            let letter = DeadLetter::read(&self.service, &delivery);
+            // One that was replayed and has failed again would go round without end.
+            let again = act != Act::Drop && !done.insert(letter.id.clone());
+            if again || (*which != WhichLetters::All && !wanted.remove(letter.id.as_str())) {
+                held.keep(delivery);
+                continue;
+            }
+            let fate = match act {
+                Act::Drop => Fate::Dropped,
+                Act::Replay | Act::ReplayUnread => self.publish(&letter, &delivery, act).await?,
+            };
+            match fate {
+                Fate::Kept(_) | Fate::Absent => held.keep(delivery),
+                Fate::Replayed | Fate::Dropped => delivery.settle(Settle::Ack),
+            }
+            tell(letter.id, fate, &mut handled);
+        }
+        let mut absent: Vec<_> = wanted.into_iter().collect();
+        absent.sort_unstable();
+        absent.into_iter().for_each(|id| tell(id.to_owned(), Fate::Absent, &mut handled));
+        Ok(handled)
+    }
+
+    async fn publish(&self, letter: &DeadLetter, delivery: &Delivery, act: Act) -> Result<Fate, Error> {
+        let unread = act == Act::ReplayUnread;
+        let publication = match letter.replayed(&self.namespace, &self.service, delivery, unread) {
+            Ok(publication) => publication,
+            Err(why) => return Ok(Fate::Kept(why)),
+        };
+        Ok(match self.transport.publish(publication).await? {
+            Confirm::Accepted => Fate::Replayed,
+            Confirm::Returned => {
+                Fate::Kept("the queue or the instance that it was for is not there any more".to_owned())
+            }
+            Confirm::Refused => Fate::Kept("the queue that it was for is full: try again later".to_owned()),
+            Confirm::TooLarge(limit) => Fate::Kept(format!("the broker takes no messages over {limit} bytes")),
+        })
+    }
+
+    async fn next(&self) -> Result<Option<Delivery>, Error> {
+        self.transport.get(&self.namespace.dead_queue(&self.service)).await
+    }
+}
+
+impl fmt::Debug for DeadLetters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeadLetters")
+            .field("namespace", &self.namespace)
+            .field("service", &self.service)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What was taken out and stays: it goes back when this is dropped, however that comes.
+#[derive(Default)]
+struct Held(Vec<Delivery>);
+
+impl Held {
+    fn keep(&mut self, mut delivery: Delivery) {
+        // The broker has it: only its tag is needed.
+        delivery.body.clear();
+        self.0.push(delivery);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.drain(..).for_each(|delivery| delivery.settle(Settle::GiveBack));
+    }
+}

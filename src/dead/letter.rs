@@ -1,0 +1,233 @@
+//! One dead letter: what it says of itself, and how it is sent again.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::frame::{self, CONTENT_TYPE, Frame, Kind};
+use crate::server::history;
+use crate::topology::{Namespace, ONEWAY_ATTEMPTS, ServiceId, header, instance_key};
+use crate::transport::{Death, Delivery, Properties, Publication};
+
+/// RabbitMQ's word for a message that failed too often.
+const DELIVERY_LIMIT: &str = "delivery_limit";
+/// In place of what is not known.
+const UNKNOWN: &str = "-";
+
+/// A message that ended among the dead letters of a service.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct DeadLetter {
+    /// The call's id, which it keeps when it is replayed; of a message that cannot be read, an id of the letter's own.
+    pub id: String,
+    /// The service, as `name.vMAJOR`.
+    pub service: String,
+    /// What it is.
+    pub kind: LetterKind,
+    /// The method, if it can be told.
+    pub method: Option<String>,
+    /// Why it is here. What the method says in an error type of its own is not told.
+    pub reason: String,
+    /// How often it was tried, the last time included; one that was refused unrun counts that as an attempt.
+    pub attempts: Option<u64>,
+    /// When it came here, in milliseconds since 1970, by the clock of the instance or the broker that brought it.
+    pub failed_at: Option<u64>,
+    /// The instance that gave it up; none if the broker did.
+    pub instance: Option<String>,
+    /// The message's size, in bytes.
+    pub size: usize,
+    /// How many calls are in it: 1, but for those that the broker brought here unread.
+    pub calls: usize,
+    /// The name of the arguments' serialization.
+    pub codec: Option<String>,
+    /// The arguments, if they can be read as JSON, CBOR or MessagePack and be shown as JSON.
+    pub arguments: Option<Value>,
+    /// Earlier deaths of a letter that was replayed before: the latest ten, the latest last.
+    pub history: Vec<EarlierDeath>,
+}
+
+/// What a dead letter is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum LetterKind {
+    /// A oneway call: it can be replayed.
+    Oneway,
+    /// A call: it cannot, since nobody waits for its reply any more.
+    Call,
+    /// Another message of Hopline, which does not belong to a service.
+    Other,
+    /// A message that cannot be read.
+    Unreadable,
+}
+
+/// An earlier time that a letter died.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct EarlierDeath {
+    /// When, in milliseconds since 1970.
+    pub failed_at: Option<u64>,
+    /// The instance that gave it up; none if the broker did.
+    pub instance: Option<String>,
+    /// How often it was tried.
+    pub attempts: Option<u64>,
+    /// Why; the beginning of it, if it was long.
+    pub reason: String,
+}
+
+impl EarlierDeath {
+    fn read(line: &str) -> Self {
+        let mut parts = line.splitn(4, ' ');
+        let mut next = || parts.next().filter(|part| *part != UNKNOWN).map(str::to_owned);
+        Self {
+            failed_at: next().and_then(|text| text.parse().ok()),
+            instance: next(),
+            attempts: next().and_then(|text| text.parse().ok()),
+            reason: next().unwrap_or_default(),
+        }
+    }
+}
+
+impl DeadLetter {
+    /// Reads what a message from the dead letters of a service says of itself.
+    pub(super) fn read(service: &ServiceId, delivery: &Delivery) -> Self {
+        let headers = &delivery.properties.headers;
+        // If the broker brought it here, the headers are of an earlier life.
+        let said = |name| value(headers, name).filter(|_| delivery.death.is_none());
+        let frames = frames(delivery).unwrap_or_default();
+        let first = frames.first();
+        let method = first.and_then(|frame| frame.metadata.method.as_deref());
+        let id = first.map(|frame| frame.id.to_string());
+        let named = || value(headers, header::ID).or(delivery.properties.correlation_id.as_deref()).map(str::to_owned);
+        let reason = match &delivery.death {
+            Some(death) => told(death),
+            None => said(header::REASON).unwrap_or("it does not say").to_owned(),
+        };
+        let attempts = match &delivery.death {
+            Some(death) if death.reason == DELIVERY_LIMIT => {
+                let before = first.and_then(|frame| frame.metadata.more().attempt).unwrap_or(1).max(1);
+                Some(before.saturating_add(u64::from(ONEWAY_ATTEMPTS) - 1))
+            }
+            _ => said(header::ATTEMPTS).and_then(|text| text.parse().ok()),
+        };
+        let past = match delivery.death {
+            Some(_) => history(headers),
+            None => value(headers, header::HISTORY).map(str::to_owned),
+        };
+        Self {
+            id: id.or_else(named).unwrap_or_else(|| format!("unread-{:016x}", fingerprint(&delivery.body))),
+            service: service.to_string(),
+            kind: match first.map(|frame| frame.kind) {
+                Some(Kind::Oneway) => LetterKind::Oneway,
+                Some(Kind::Request) => LetterKind::Call,
+                Some(_) => LetterKind::Other,
+                None => LetterKind::Unreadable,
+            },
+            method: method.or(value(headers, header::METHOD)).map(str::to_owned),
+            reason,
+            attempts,
+            failed_at: match &delivery.death {
+                Some(death) => Some(death.at * 1000),
+                None => said(header::FAILED_AT).and_then(|text| text.parse().ok()),
+            },
+            instance: said(header::INSTANCE).map(str::to_owned),
+            size: delivery.body.len(),
+            calls: frames.len().max(1),
+            codec: first.map(|frame| frame.codec.name().to_owned()),
+            arguments: first.and_then(|frame| frame.codec.decode(&frame.payload).ok()),
+            history: past.unwrap_or_default().lines().map(EarlierDeath::read).collect(),
+        }
+    }
+
+    /// The message that has it run again; or why it cannot be. `unread`: what cannot be read goes where it came from.
+    pub(super) fn replayed(
+        &self,
+        namespace: &Namespace,
+        service: &ServiceId,
+        delivery: &Delivery,
+        unread: bool,
+    ) -> Result<Publication, String> {
+        let original = |name| value(&delivery.properties.headers, name).unwrap_or_default().to_owned();
+        let (exchange, key) = (original(header::EXCHANGE), original(header::KEY));
+        let work = (String::new(), namespace.work_queue(service));
+        let ((exchange, key), body) = match self.kind {
+            LetterKind::Unreadable if unread => {
+                (if key.is_empty() { work } else { (exchange, key) }, delivery.body.clone())
+            }
+            LetterKind::Unreadable => return Err("it cannot be read, and would come back".to_owned()),
+            LetterKind::Call => {
+                return Err("it is a call, and whoever made it has stopped waiting: make it anew".to_owned());
+            }
+            LetterKind::Other => return Err("it is not a call of this service".to_owned()),
+            LetterKind::Oneway => {
+                let mut frames = frames(delivery).map_err(|error| error.to_string())?;
+                // All its attempts are before it again.
+                let mut body = Vec::new();
+                for frame in &mut frames {
+                    if frame.metadata.more().attempt.is_some() {
+                        frame.metadata.more_mut().attempt = None;
+                    }
+                    frame.encode(&mut body);
+                }
+                let to_one = !exchange.is_empty() && exchange != namespace.oneway();
+                let address = match &self.instance {
+                    // Sent to this instance, or to all, of which the others had copies of their own.
+                    Some(instance) if to_one => (namespace.rpc(), instance_key(service, instance)),
+                    _ => work,
+                };
+                (address, body.into())
+            }
+        };
+        let properties = Properties {
+            correlation_id: delivery.properties.correlation_id.clone(),
+            kind: delivery.properties.kind.clone(),
+            content_type: Some(CONTENT_TYPE.to_owned()),
+            persistent: true,
+            app_id: delivery.properties.app_id.clone(),
+            headers: self.headers(delivery),
+            ..Properties::default()
+        };
+        Ok(Publication { exchange, key, mandatory: true, properties, body })
+    }
+
+    /// The headers that it takes along, so that its deaths are told should it come back.
+    fn headers(&self, delivery: &Delivery) -> Vec<(String, String)> {
+        let mut headers = delivery.properties.headers.clone();
+        headers.retain(|(name, _)| name.starts_with("x-hopline-") || !name.starts_with("x-"));
+        if delivery.death.is_none() {
+            return headers;
+        }
+        // The broker tells of it in headers of its own, which would not say so of the next death.
+        let past = history(&headers);
+        headers.retain(|(name, _)| !name.starts_with("x-hopline-"));
+        let number = |number: Option<u64>| number.map_or_else(|| UNKNOWN.to_owned(), |number| number.to_string());
+        let own = [
+            (header::REASON, Some(self.reason.clone())),
+            (header::ATTEMPTS, Some(number(self.attempts))),
+            (header::FAILED_AT, Some(number(self.failed_at))),
+            (header::HISTORY, past),
+        ];
+        headers.extend(own.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
+        headers
+    }
+}
+
+fn frames(delivery: &Delivery) -> Result<Vec<Frame>, frame::FrameError> {
+    frame::decode(delivery.body.clone()).collect()
+}
+
+fn value<'a>(headers: &'a [(String, String)], wanted: &str) -> Option<&'a str> {
+    headers.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str())
+}
+
+/// The broker's reason in a sentence.
+fn told(death: &Death) -> String {
+    match death.reason.as_str() {
+        DELIVERY_LIMIT => "each instance that had it died or was lost (delivery_limit)".to_owned(),
+        reason => format!("the broker gave it up in the queue `{}` ({reason})", death.queue),
+    }
+}
+
+/// FNV-1a: the same for the same bytes, in every program.
+fn fingerprint(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}

@@ -1,0 +1,243 @@
+//! Dead letters are looked into where they are, replayed and dropped.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use hopline::transport::{Confirm, Mode, Properties, Publication, Transport};
+use hopline::{Code, Codec, Context, DeadLetters, Error, Fate, Fault, LetterKind, Method, Service, WhichLetters};
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use crate::support::{Scene, frame, soon};
+
+/// A service that refuses letters until it is told otherwise, and tells those that it takes, with their ids and attempts.
+struct Mail {
+    service: Service,
+    open: Arc<AtomicBool>,
+    taken: mpsc::UnboundedReceiver<(String, Uuid, u64)>,
+}
+
+fn mail() -> Mail {
+    let (tell, taken) = mpsc::unbounded_channel();
+    let open = Arc::new(AtomicBool::new(false));
+    let is_open = open.clone();
+    let service = Service::new("mail", 1).method(Method::new("send"), move |context: Context, (line,): (String,)| {
+        let outcome = if is_open.load(Ordering::SeqCst) {
+            tell.send((line, context.request_id(), context.attempt())).expect("the test listens");
+            Ok(())
+        } else {
+            Err(Fault::new(Code::InvalidArgument, format!("no address for {line}")))
+        };
+        async move { outcome }
+    });
+    Mail { service, open, taken }
+}
+
+async fn dead(scene: &Scene) -> DeadLetters {
+    DeadLetters::open(&scene.url, &scene.namespace, "mail").await.expect("the broker is there")
+}
+
+/// Publishes to the service's queue.
+async fn publish(scene: &Scene, transport: &Transport, exchange: &str, key: &str, body: Vec<u8>) {
+    let publication = Publication {
+        exchange: format!("{}.{exchange}", scene.namespace),
+        key: key.to_owned(),
+        mandatory: true,
+        properties: Properties::default(),
+        body: body.into(),
+    };
+    assert_eq!(soon(transport.publish(publication)).await, Ok(Confirm::Accepted));
+}
+
+async fn send(scene: &Scene, transport: &Transport, line: &str) -> String {
+    let id = Uuid::new_v4();
+    let body = frame(3, Codec::Json, id, "send", serde_json::json!([line]).to_string().as_bytes());
+    publish(scene, transport, "oneway", "mail.v1.send", body).await;
+    id.to_string()
+}
+
+/// Waits until so many letters are there.
+async fn until(dead: &DeadLetters, count: u64) {
+    let counted = async {
+        while dead.count().await.expect("it is there") != count {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(counted).await;
+}
+
+/// The ids of the letters, in their order.
+async fn ids(dead: &DeadLetters) -> Vec<String> {
+    dead.list(100).await.expect("they are there").into_iter().map(|letter| letter.id).collect()
+}
+
+#[tokio::test]
+async fn looking_at_dead_letters_leaves_them_where_they_are() {
+    let scene = Scene::new();
+    let server = scene.serve(mail().service).await;
+    let (dead, transport) = (dead(&scene).await, scene.transport().await);
+    let mut sent = Vec::new();
+    for line in ["one", "two", "three"] {
+        sent.push(send(&scene, &transport, line).await);
+        until(&dead, sent.len() as u64).await;
+    }
+    for _ in 0..3 {
+        assert_eq!(ids(&dead).await, sent);
+        assert_eq!(dead.list(2).await.expect("they are there").len(), 2);
+    }
+    let letter = dead.find(&sent[1]).await.expect("it is there").expect("the second");
+    assert_eq!(
+        (letter.service.as_str(), letter.method.as_deref(), letter.kind),
+        ("mail.v1", Some("send"), LetterKind::Oneway)
+    );
+    assert_eq!((letter.reason.as_str(), letter.attempts), ("no address for two", Some(1)));
+    assert_eq!((letter.instance.as_deref(), letter.codec.as_deref()), (Some(server.instance()), Some("JSON")));
+    assert_eq!(letter.arguments, Some(serde_json::json!(["two"])));
+    assert!(letter.failed_at.is_some() && letter.size > 32 && letter.calls == 1 && letter.history.is_empty());
+    assert_eq!(dead.find("absent").await.expect("an answer"), None);
+    assert_eq!(ids(&dead).await, sent);
+}
+
+#[tokio::test]
+async fn a_replayed_letter_runs_with_its_id_and_all_its_attempts() {
+    let scene = Scene::new();
+    let Mail { service, open, mut taken } = mail();
+    let _server = scene.serve(service).await;
+    let (dead, transport) = (dead(&scene).await, scene.transport().await);
+    let (first, second) = (send(&scene, &transport, "one").await, send(&scene, &transport, "two").await);
+    until(&dead, 2).await;
+    open.store(true, Ordering::SeqCst);
+    let mut told = Vec::new();
+    let which = WhichLetters::Ids(vec![second.clone(), "absent".to_owned()]);
+    let handled = dead.replay(&which, |handled| told.push(handled.clone())).await.expect("it goes");
+    assert_eq!(handled, told);
+    let fates: Vec<_> = handled.iter().map(|handled| (handled.id.as_str(), &handled.fate)).collect();
+    assert_eq!(fates, [(second.as_str(), &Fate::Replayed), ("absent", &Fate::Absent)]);
+    let (line, id, attempt) = soon(taken.recv()).await.expect("it runs");
+    assert_eq!((line.as_str(), id.to_string(), attempt), ("two", second, 1));
+    assert_eq!(ids(&dead).await, [first]);
+}
+
+#[tokio::test]
+async fn a_letter_that_dies_again_tells_of_its_earlier_deaths() {
+    let scene = Scene::new();
+    let server = scene.serve(mail().service).await;
+    let (dead, transport) = (dead(&scene).await, scene.transport().await);
+    let id = send(&scene, &transport, "one").await;
+    until(&dead, 1).await;
+    for deaths in 1..=2 {
+        dead.replay(&WhichLetters::All, |_| {}).await.expect("it goes");
+        until(&dead, 1).await;
+        let letter = dead.find(&id).await.expect("it is there").expect("it died again");
+        assert_eq!((letter.history.len(), letter.reason.as_str()), (deaths, "no address for one"));
+        let death = &letter.history[deaths - 1];
+        assert_eq!((death.instance.as_deref(), death.attempts), (Some(server.instance()), Some(1)));
+        assert_eq!((death.reason.as_str(), death.failed_at.is_some()), ("no address for one", true));
+    }
+}
+
+#[tokio::test]
+async fn calls_and_what_cannot_be_read_are_kept_when_others_are_replayed() {
+    let scene = Scene::new();
+    let Mail { service, open, mut taken } = mail();
+    let _server = scene.serve(service).await;
+    let (dead, transport) = (dead(&scene).await, scene.transport().await);
+    let call = Uuid::new_v4();
+    publish(&scene, &transport, "rpc", "mail.v1", frame(1, Codec::Json, call, "send", b"[\"x\"]")).await;
+    until(&dead, 1).await;
+    publish(&scene, &transport, "oneway", "mail.v1.send", b"noise".to_vec()).await;
+    until(&dead, 2).await;
+    send(&scene, &transport, "one").await;
+    until(&dead, 3).await;
+    open.store(true, Ordering::SeqCst);
+    let handled = dead.replay(&WhichLetters::All, |_| {}).await.expect("it goes");
+    assert!(matches!(&handled[0].fate, Fate::Kept(why) if why.contains("stopped waiting")), "{handled:?}");
+    assert!(matches!(&handled[1].fate, Fate::Kept(why) if why.contains("cannot be read")), "{handled:?}");
+    assert_eq!((handled[2].fate.clone(), handled.len()), (Fate::Replayed, 3));
+    soon(taken.recv()).await.expect("it runs");
+    let letters = dead.list(10).await.expect("they are there");
+    let kinds: Vec<_> = letters.iter().map(|letter| letter.kind).collect();
+    assert_eq!(kinds, [LetterKind::Call, LetterKind::Unreadable]);
+    // What is sent again unread is read no better.
+    let unread = letters[1].id.clone();
+    let handled = dead.replay_unread(&WhichLetters::Ids(vec![unread]), |_| {}).await.expect("it goes");
+    assert_eq!(handled[0].fate, Fate::Replayed);
+    until(&dead, 2).await;
+    assert_eq!(dead.list(10).await.expect("they are there")[1].history.len(), 1);
+}
+
+#[tokio::test]
+async fn dropped_letters_are_gone_and_the_others_stay() {
+    let scene = Scene::new();
+    let _server = scene.serve(mail().service).await;
+    let (dead, transport) = (dead(&scene).await, scene.transport().await);
+    let mut sent = Vec::new();
+    for line in ["one", "two", "three"] {
+        sent.push(send(&scene, &transport, line).await);
+        until(&dead, sent.len() as u64).await;
+    }
+    let handled = dead.discard(&WhichLetters::Ids(vec![sent[1].clone()]), |_| {}).await.expect("it goes");
+    assert_eq!(handled[0].fate, Fate::Dropped);
+    assert_eq!(ids(&dead).await, [sent[0].clone(), sent[2].clone()]);
+    assert_eq!(dead.discard(&WhichLetters::All, |_| {}).await.expect("they go").len(), 2);
+    assert_eq!(ids(&dead).await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_call_whose_instances_keep_dying_is_told_by_the_broker_and_can_be_replayed() {
+    let scene = Scene::new();
+    scene.serve(mail().service).await.drain().await;
+    let (dead, transport) = (dead(&scene).await, scene.transport().await);
+    let id = send(&scene, &transport, "one").await;
+    let queue = format!("{}.mail.v1.work", scene.namespace);
+    for _ in 0..5 {
+        let dying = scene.transport().await;
+        let mut consumer = dying.consume(&queue, Mode::Settle { prefetch: 1 }).await.expect("it is shared");
+        soon(consumer.next()).await.expect("it comes again");
+        dying.close().await;
+    }
+    until(&dead, 1).await;
+    let letter = dead.find(&id).await.expect("it is there").expect("the broker brought it");
+    assert!(letter.reason.contains("delivery_limit"), "{}", letter.reason);
+    assert_eq!((letter.attempts, letter.instance.as_deref()), (Some(5), None));
+    assert!(letter.failed_at.is_some() && letter.history.is_empty());
+    let Mail { service, open, mut taken } = mail();
+    let _server = scene.serve(service).await;
+    dead.replay(&WhichLetters::All, |_| {}).await.expect("it goes");
+    until(&dead, 1).await;
+    let letter = dead.find(&id).await.expect("it is there").expect("it died again");
+    assert_eq!((letter.reason.as_str(), letter.attempts), ("no address for one", Some(1)));
+    assert!(letter.history[0].reason.contains("delivery_limit") && letter.history[0].instance.is_none());
+    open.store(true, Ordering::SeqCst);
+    dead.replay(&WhichLetters::All, |_| {}).await.expect("it goes");
+    assert_eq!(soon(taken.recv()).await.expect("it runs").2, 1);
+}
+
+#[tokio::test]
+async fn a_letter_for_one_instance_goes_back_to_it_or_is_kept() {
+    let scene = Scene::new();
+    let Mail { service, open, mut taken } = mail();
+    let server = scene.serve(service).await;
+    let other = mail();
+    let _other = scene.serve(other.service).await;
+    let (dead, client) = (dead(&scene).await, scene.client().await);
+    for _ in 0..2 {
+        client.oneway("mail", "send", ("one",)).to(server.instance()).send().await.expect("the broker has it");
+    }
+    until(&dead, 2).await;
+    open.store(true, Ordering::SeqCst);
+    let first = ids(&dead).await[0].clone();
+    dead.replay(&WhichLetters::Ids(vec![first]), |_| {}).await.expect("it goes");
+    soon(taken.recv()).await.expect("it runs there");
+    server.drain().await;
+    let handled = dead.replay(&WhichLetters::All, |_| {}).await.expect("an answer");
+    assert!(matches!(&handled[0].fate, Fate::Kept(why) if why.contains("not there any more")), "{handled:?}");
+}
+
+#[tokio::test]
+async fn a_service_that_was_never_there_has_no_dead_letters() {
+    let scene = Scene::new();
+    let dead = dead(&scene).await;
+    assert!(matches!(dead.count().await, Err(Error::NoService { service }) if service == "mail.v1"));
+    assert!(matches!(dead.list(1).await, Err(Error::NoService { .. })));
+}
