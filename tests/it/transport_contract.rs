@@ -626,7 +626,11 @@ async fn messages_are_taken_out_one_by_one_and_go_back_to_where_they_were() {
     // RabbitMQ counts before it has seen to what was settled a moment ago.
     let counted = |number| {
         let (transport, queue) = (&transport, &queue);
-        soon(async move { while transport.count(queue).await.expect("it is ours") != Some(number) {} })
+        soon(async move {
+            while transport.count(queue).await.expect("it is ours") != Some(number) {
+                tokio::task::yield_now().await;
+            }
+        })
     };
     let get = || async { soon(transport.get(&queue)).await.expect("it is ours") };
     assert!(get().await.is_none(), "there is nothing in it");

@@ -588,7 +588,8 @@ fn renew(parcel: &mut Parcel<Token>) {
         parcel.expiration = Some(left);
         frame.metadata.remaining = Some(left);
     }
-    if parcel.token.attempts > 0 {
+    // The attempts of an oneway call are those of its handler, which the server counts.
+    if parcel.token.attempts > 0 && frame.kind == Kind::Request {
         frame.metadata.more_mut().attempt = Some(u64::from(parcel.token.attempts) + 1);
     }
     parcel.frame = frame.to_body();
