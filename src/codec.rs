@@ -5,8 +5,9 @@ mod raw;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// How deep values may nest in a payload that is read: a deeper one would overflow the stack.
-const MAX_DEPTH: usize = 128;
+/// How deep values may nest in a payload that is read: a much deeper one would overflow the stack. What the libraries of
+/// CBOR and JSON read, and all are held to.
+const MAX_DEPTH: usize = 127;
 
 /// How a payload is written. The client chooses; the server answers in kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
@@ -63,8 +64,10 @@ impl Codec {
     pub(crate) fn decode<T: DeserializeOwned>(self, payload: &[u8]) -> Result<T, CodecError> {
         let read = match self {
             Self::Raw => raw::from_slice(payload).map_err(|error| error.to_string()),
-            // Its depth is limited to 128 by itself, as JSON's is.
+            // Its depth is limited by itself.
             Self::Cbor => serde_cbor::from_slice(payload).map_err(|error| error.to_string()),
+            // Its own limit is not that of what the type ignores.
+            Self::Json if is_too_deep(payload) => Err(format!("nested deeper than {MAX_DEPTH} levels")),
             Self::Json => serde_json::from_slice(payload).map_err(|error| error.to_string()),
             Self::MessagePack => decode_message_pack(payload),
         };
@@ -74,7 +77,7 @@ impl Codec {
 
 fn decode_message_pack<T: DeserializeOwned>(mut payload: &[u8]) -> Result<T, String> {
     let mut reader = rmp_serde::Deserializer::new(&mut payload);
-    reader.set_max_depth(MAX_DEPTH);
+    reader.set_max_depth(MAX_DEPTH + 1);
     let value = T::deserialize(&mut reader).map_err(|error| error.to_string())?;
     match payload.len() {
         0 => Ok(value),
@@ -82,10 +85,36 @@ fn decode_message_pack<T: DeserializeOwned>(mut payload: &[u8]) -> Result<T, Str
     }
 }
 
+/// Whether JSON nests deeper than is read. Of what is no JSON it may say either.
+fn is_too_deep(json: &[u8]) -> bool {
+    let opens = |byte: &u8| matches!(byte, b'[' | b'{');
+    // A first look, at many bytes at a time, spares the others in most cases.
+    if json.iter().filter(|byte| opens(byte)).count() <= MAX_DEPTH {
+        return false;
+    }
+    let (mut depth, mut in_text) = (0_usize, false);
+    let mut bytes = json.iter();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'\\' if in_text => drop(bytes.next()),
+            b'"' => in_text = !in_text,
+            _ if in_text => {}
+            byte if opens(byte) => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > MAX_DEPTH {
+            return true;
+        }
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde::Deserialize;
+    use serde::de::IgnoredAny;
     use serde_bytes::ByteBuf;
 
     const STRUCTURED: [Codec; 3] = [Codec::Cbor, Codec::Json, Codec::MessagePack];
@@ -147,13 +176,57 @@ mod tests {
         Codec::Raw.decode::<(String,)>(&[0xff]).expect_err("not UTF-8");
     }
 
+    /// An array in an array, and so on, in each codec and in each of its forms.
+    fn nested(depth: usize) -> Vec<(Codec, Vec<u8>)> {
+        let arrays = |codec, open: &[u8], end: &[u8]| (codec, [open.repeat(depth - 1).as_slice(), end].concat());
+        let both = |codec, open: &[u8], close: &[u8]| (codec, [open.repeat(depth), close.repeat(depth)].concat());
+        vec![
+            both(Codec::Json, b"[", b"]"),
+            (
+                Codec::Json,
+                [br#"{"a":"#.repeat(depth - 1).as_slice(), b"{}", b"}".repeat(depth - 1).as_slice()].concat(),
+            ),
+            arrays(Codec::Cbor, &[0x81], &[0x80]),
+            arrays(Codec::Cbor, &[0xa1, 0x61, b'a'], &[0xa0]),
+            both(Codec::Cbor, &[0x9f], &[0xff]),
+            arrays(Codec::MessagePack, &[0x91], &[0x90]),
+            arrays(Codec::MessagePack, &[0x81, 0xa1, b'a'], &[0x80]),
+            arrays(Codec::MessagePack, &[0xdd, 0, 0, 0, 1], &[0x90]),
+        ]
+    }
+
     #[test]
-    fn a_nested_bomb_is_refused_before_it_overflows_the_stack() {
-        let deep = 100_000;
-        let json = [b"[".repeat(deep), b"]".repeat(deep)].concat();
-        Codec::Json.decode::<serde_json::Value>(&json).expect_err("too deep");
-        Codec::Cbor.decode::<serde_json::Value>(&[0x81].repeat(deep)).expect_err("too deep");
-        Codec::MessagePack.decode::<serde_json::Value>(&[0x91].repeat(deep)).expect_err("too deep");
+    fn values_are_read_down_to_the_deepest_level_and_refused_below_it_whether_they_are_looked_at_or_not() {
+        for (codec, payload) in nested(MAX_DEPTH) {
+            codec.decode::<serde_json::Value>(&payload).expect("deep enough");
+            codec.decode::<IgnoredAny>(&payload).expect("deep enough");
+        }
+        for depth in [MAX_DEPTH + 1, 10_000, 1_000_000] {
+            for (codec, payload) in nested(depth) {
+                let looked_at = codec.decode::<serde_json::Value>(&payload).expect_err("too deep");
+                let ignored = codec.decode::<IgnoredAny>(&payload).expect_err("too deep");
+                for error in [looked_at, ignored] {
+                    let why = error.to_string().to_lowercase();
+                    assert!(
+                        ["recursion limit", "depth limit", "nested deeper"].iter().any(|text| why.contains(text)),
+                        "{why}"
+                    );
+                }
+            }
+        }
+        Codec::Cbor.decode::<serde_json::Value>(&[0xc1].repeat(10_000)).expect_err("tags in tags");
+        Codec::Raw.decode::<IgnoredAny>(&[b'['; 10_000]).expect("bytes do not nest");
+    }
+
+    #[test]
+    fn brackets_in_a_text_are_no_nesting() {
+        let text = format!("\\\"{}", "[{".repeat(1000));
+        for value in [vec![text; 3], vec![String::new(); 3]] {
+            let payload = Codec::Json.encode(&value).expect("writes");
+            assert_eq!(Codec::Json.decode::<Vec<String>>(&payload), Ok(value));
+        }
+        let flat = Codec::Json.encode(&vec![[(); 0]; 1000]).expect("writes");
+        Codec::Json.decode::<Vec<[(); 0]>>(&flat).expect("many, side by side");
     }
 
     #[test]
