@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 
 use crate::client::{Client, Dispatched, Gathering, Target};
 use crate::codec::{Codec, CodecError};
+use crate::compression::Refusal;
 use crate::error::{Code, Error, Fault};
 use crate::frame::Frame;
 
@@ -263,7 +264,7 @@ impl<T, E: fmt::Debug> Future for Pending<T, E> {
             {
                 return Err(error.widen());
             }
-            outcome(&reply, this.read, this.read_error)
+            outcome(&reply, dispatched.max_payload(), this.read, this.read_error)
         })
     }
 }
@@ -301,10 +302,11 @@ impl<T: DeserializeOwned + Send + 'static, E: fmt::Debug + Send + 'static> Broad
     pub async fn gather(mut self, window: Duration) -> Result<Vec<BroadcastReply<T, E>>, Error<E>> {
         self.0.request.timeout = Some(window);
         let Call { client, request, read_error, .. } = self.0;
+        let max_payload = client.max_payload();
         let mut gathering = client.broadcast(request).await.map_err(Error::widen)?;
         let mut replies = Vec::new();
         while let Some(reply) = gathering.next().await {
-            replies.push(broadcast_reply(&reply.map_err(Error::widen)?, read_error));
+            replies.push(broadcast_reply(&reply.map_err(Error::widen)?, max_payload, read_error));
         }
         Ok(replies)
     }
@@ -316,22 +318,23 @@ impl<T: DeserializeOwned + Send + 'static, E: fmt::Debug + Send + 'static> Broad
     /// As [`Broadcast::gather`].
     pub async fn stream(self) -> Result<impl Stream<Item = BroadcastReply<T, E>> + Send + Unpin, Error<E>> {
         let Call { client, request, read_error, .. } = self.0;
+        let max_payload = client.max_payload();
         let gathering: Gathering = client.broadcast(request).await.map_err(Error::widen)?;
         Ok(gathering.map(move |reply| match reply {
-            Ok(reply) => broadcast_reply(&reply, read_error),
+            Ok(reply) => broadcast_reply(&reply, max_payload, read_error),
             Err(lost) => BroadcastReply { instance: String::new(), outcome: Err(lost.widen()) },
         }))
     }
 }
 
-fn broadcast_reply<T, E>(reply: &Frame, read_error: ReadError<E>) -> BroadcastReply<T, E>
+fn broadcast_reply<T, E>(reply: &Frame, max_payload: usize, read_error: ReadError<E>) -> BroadcastReply<T, E>
 where
     T: DeserializeOwned,
     E: fmt::Debug,
 {
     BroadcastReply {
         instance: reply.metadata.instance.as_deref().unwrap_or_default().to_owned(),
-        outcome: outcome(reply, read_result, read_error),
+        outcome: outcome(reply, max_payload, read_result, read_error),
     }
 }
 
@@ -341,18 +344,30 @@ impl<T, E: fmt::Debug> fmt::Debug for Broadcast<T, E> {
     }
 }
 
-/// What a reply says.
-fn outcome<T, E: fmt::Debug>(reply: &Frame, read: ReadResult<T>, read_error: ReadError<E>) -> Result<T, Error<E>> {
+/// What a reply says; a compressed one may have a payload of so many bytes.
+fn outcome<T, E: fmt::Debug>(
+    reply: &Frame,
+    max_payload: usize,
+    read: ReadResult<T>,
+    read_error: ReadError<E>,
+) -> Result<T, Error<E>> {
+    let payload = || {
+        reply.plain_payload(max_payload).map_err(|refusal| match refusal {
+            Refusal::TooLarge { size, cap } => Error::TooLarge { what: "reply", size, limit: cap },
+            refusal => Error::Codec(CodecError(format!("the reply cannot be read: {refusal}"))),
+        })
+    };
     if reply.service_error {
-        return Err(read_error(reply.codec, &reply.payload));
+        return Err(read_error(reply.codec, &payload()?));
     }
     if let Some((size, limit)) = reply.metadata.more().too_large {
         let bytes = |number| usize::try_from(number).unwrap_or(usize::MAX);
         return Err(Error::TooLarge { what: "reply", size: bytes(size), limit: bytes(limit) });
     }
     match reply.status {
-        Code::Ok => read(reply.codec, &reply.payload)
-            .map_err(|error| Error::Codec(CodecError(format!("the reply {}", error.0)))),
+        Code::Ok => {
+            read(reply.codec, &payload()?).map_err(|error| Error::Codec(CodecError(format!("the reply {}", error.0))))
+        }
         _ => Err(Error::Fault(fault(reply))),
     }
 }

@@ -30,9 +30,10 @@ pub(crate) use self::target::Target;
 use self::target::Targets;
 use crate::call::{Call, Oneway, Request};
 use crate::codec::{Codec, CodecError};
+use crate::compression::Readable;
 use crate::context::{Context, unix_millis};
 use crate::error::Error;
-use crate::frame::{Frame, Kind, Metadata, More, Trace};
+use crate::frame::{self, Frame, Kind, MAX_USER_ENTRIES, Metadata, More, Trace};
 use crate::outbox::{Parcel, Share};
 use crate::state::State;
 use crate::topology::{MAX_PRIORITY, Namespace, check_name, instance_key};
@@ -85,6 +86,9 @@ pub struct Traffic {
     pub messages_received: u64,
     /// Replies in them.
     pub replies_received: u64,
+    /// What came to the reply queue in vain: replies that nobody waits for, be they late, second or forged, frames that
+    /// are no replies, and what cannot be read.
+    pub replies_ignored: u64,
 }
 
 impl Traffic {
@@ -96,6 +100,7 @@ impl Traffic {
             calls_sent: self.calls_sent - before.calls_sent,
             messages_received: self.messages_received - before.messages_received,
             replies_received: self.replies_received - before.replies_received,
+            replies_ignored: self.replies_ignored - before.replies_ignored,
         }
     }
 }
@@ -212,6 +217,11 @@ impl Client {
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.0.line.in_flight()
+    }
+
+    /// The largest payload that is read, in bytes, if it comes compressed.
+    pub(crate) fn max_payload(&self) -> usize {
+        self.0.settings.max_message_size
     }
 
     pub(crate) fn runtime(&self) -> &Handle {
@@ -337,6 +347,12 @@ impl Client {
         if user_bytes > MAX_USER_METADATA {
             return Err(Error::TooLarge { what: "metadata", size: user_bytes, limit: MAX_USER_METADATA });
         }
+        if request.metadata.len() > MAX_USER_ENTRIES {
+            let entries = request.metadata.len();
+            return Err(Error::Invalid(format!(
+                "{entries} entries of metadata, where a call has {MAX_USER_ENTRIES} at most"
+            )));
+        }
         let current = Context::current();
         let own = request.timeout.unwrap_or(settings.timeout).min(MAX_TIMEOUT);
         let inherited = current.as_ref().and_then(Context::remaining);
@@ -360,6 +376,8 @@ impl Client {
         let metadata = Metadata {
             method: Some(target.method.clone()),
             remaining: (kind == Kind::Request).then_some(timeout),
+            // Only what is answered can be answered compressed.
+            accepts: if kind == Kind::Request { Readable::HERE } else { Readable::default() },
             more,
             ..self.metadata(trace)
         };
@@ -368,6 +386,10 @@ impl Client {
         let body = frame
             .to_body_with(|payload| (request.arguments)(codec, payload))
             .map_err(|error| CodecError(format!("the arguments of `{target}` {}", error.0)))?;
+        let body = match settings.compression {
+            Some(compression) if target.reads(compression) => frame::compressed(body, compression),
+            _ => body,
+        };
         let frame = self.sized("request", body)?;
         let priority = request.priority.map(|priority| priority.min(MAX_PRIORITY));
         let ticket = Ticket { target, instance: request.instance, id, size: frame.len(), deadline, timeout, span };

@@ -9,9 +9,10 @@ use bytes::{BufMut, Bytes};
 use uuid::Uuid;
 
 use self::metadata::Names;
-pub(crate) use self::metadata::{Metadata, More};
+pub(crate) use self::metadata::{MAX_USER_ENTRIES, Metadata, More};
 pub(crate) use self::trace::{Trace, Traceparent};
 use crate::codec::Codec;
+use crate::compression::{self, Compression, Refusal};
 use crate::error::Code;
 
 /// The media type of a message's body.
@@ -76,12 +77,33 @@ pub(crate) struct Frame {
     pub(crate) service_error: bool,
     pub(crate) id: Uuid,
     pub(crate) metadata: Metadata,
+    /// How the payload is compressed.
+    pub(crate) compression: Option<Compression>,
+    /// As it is on the wire: compressed, if it is.
     pub(crate) payload: Bytes,
 }
 
 impl Frame {
     pub(crate) fn new(kind: Kind, id: Uuid, codec: Codec, metadata: Metadata, payload: Bytes) -> Self {
-        Self { kind, codec, status: Code::Ok, idempotent: false, service_error: false, id, metadata, payload }
+        Self {
+            kind,
+            codec,
+            status: Code::Ok,
+            idempotent: false,
+            service_error: false,
+            id,
+            metadata,
+            compression: None,
+            payload,
+        }
+    }
+
+    /// The payload as it was before it was compressed, if it was: then no more than `cap` bytes.
+    pub(crate) fn plain_payload(&self, cap: usize) -> Result<Bytes, Refusal> {
+        match self.compression {
+            None => Ok(self.payload.clone()),
+            Some(compression) => compression.decompress(&self.payload, cap).map(Bytes::from),
+        }
     }
 }
 
@@ -136,7 +158,7 @@ impl Frame {
         body.put_u8(self.status as u8);
         let idempotent = if self.idempotent { FLAG_IDEMPOTENT } else { 0 };
         let service_error = if self.service_error { FLAG_SERVICE_ERROR } else { 0 };
-        body.put_u8(idempotent | service_error);
+        body.put_u8(idempotent | service_error | self.compression.map_or(0, |compression| compression as u8));
         body.put_u8(0);
         body.put_slice(self.id.as_bytes());
         body.put_u64(0);
@@ -145,6 +167,28 @@ impl Frame {
         set_length(body, start + 24, metadata);
         start
     }
+}
+
+/// The `body` of one frame with its payload compressed, or as it is where that would not make it smaller.
+pub(crate) fn compressed(body: Bytes, compression: Compression) -> Bytes {
+    let payload_at = HEADER + length_at(&body, 24);
+    if body.len() - payload_at < compression::MIN_SIZE {
+        return body;
+    }
+    let mut smaller = body[..payload_at].to_vec();
+    if !compression.compress(&body[payload_at..], &mut smaller) || smaller.len() >= body.len() {
+        return body;
+    }
+    smaller[6] |= compression as u8;
+    let payload = smaller.len() - payload_at;
+    set_length(&mut smaller, 28, payload);
+    smaller.shrink_to_fit();
+    smaller.into()
+}
+
+/// The length that a frame's header has at this byte.
+fn length_at(frame: &[u8], at: usize) -> usize {
+    u32::from_be_bytes([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]]) as usize
 }
 
 fn set_length(body: &mut [u8], at: usize, bytes: usize) {
@@ -243,21 +287,17 @@ impl Frames {
             return unknown("status", 5, format!("{} is not in 0 to 16", rest[5]));
         };
         let flags = rest[6];
-        if flags & FLAG_COMPRESSION != 0 {
-            return unknown(
-                "flags",
-                6,
-                format!("compression {} is not spoken here: send it uncompressed", flags & FLAG_COMPRESSION),
-            );
-        }
+        let compression = match Compression::from_number(flags & FLAG_COMPRESSION) {
+            Ok(compression) => compression,
+            Err(problem) => return unknown("flags", 6, problem),
+        };
         if flags & !(FLAG_COMPRESSION | FLAG_IDEMPOTENT | FLAG_SERVICE_ERROR) != 0 {
             return unknown("flags", 6, format!("{flags:#010b} sets bits that version {VERSION} does not define"));
         }
         if rest[7] != 0 {
             return unknown("reserved", 7, format!("{} is not 0", rest[7]));
         }
-        let number = |at: usize| u32::from_be_bytes([rest[at], rest[at + 1], rest[at + 2], rest[at + 3]]) as usize;
-        let (metadata_length, payload_length) = (number(24), number(28));
+        let (metadata_length, payload_length) = (length_at(&rest, 24), length_at(&rest, 28));
         let left = rest.len() - HEADER;
         if metadata_length > MAX_METADATA {
             return malformed("metadata length", 24, format!("{metadata_length} is over the cap of {MAX_METADATA}"));
@@ -282,6 +322,7 @@ impl Frames {
             service_error: flags & FLAG_SERVICE_ERROR != 0,
             id: id.unwrap_or_default(),
             metadata,
+            compression,
             payload: rest.slice(payload_at..payload_at + payload_length),
         })
     }
@@ -303,6 +344,8 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::client::MAX_MESSAGE_SIZE;
+    use crate::compression::Readable;
 
     const DOCUMENT: &str = include_str!("../docs/wire.md");
 
@@ -324,6 +367,14 @@ mod tests {
         "event",
         "cancel",
         "two frames in one body",
+        "lz4 request",
+        "zstd reply",
+        "lz4 block cut off",
+        "lz4 block of another size",
+        "lz4 size out of reach",
+        "lz4 size over the cap",
+        "zstd frame cut off",
+        "zstd size over the cap",
         "unknown metadata keys",
         "metadata in other forms",
     ];
@@ -337,8 +388,7 @@ mod tests {
         "type 0",
         "type 10",
         "unknown status",
-        "zstd compression",
-        "lz4 compression",
+        "compression 3",
         "undefined flag",
         "reserved byte",
         "metadata beyond the body",
@@ -352,10 +402,14 @@ mod tests {
         "method that is a number",
         "method that is not UTF-8",
         "method in pieces",
+        "method over its cap",
+        "instance over its cap",
         "negative time",
         "fraction of a time",
         "number in the user's map",
+        "a user's map of 129 entries",
         "one size of two",
+        "compressions as text",
         "metadata that ends early",
         "map without its end",
         "trailing bytes in metadata",
@@ -439,7 +493,7 @@ mod tests {
                 frames.push((blank, None));
                 continue;
             }
-            if matches!(key, "hex" | "form") {
+            if matches!(key, "hex" | "form" | "refusal") {
                 continue;
             }
             let (frame, payload_value) = frames.last_mut().expect("a frame's first line is its type");
@@ -473,6 +527,11 @@ mod tests {
                 "metadata 12" => {
                     let (size, cap) = value.split_once(" of ").expect("size of cap");
                     metadata.more_mut().too_large = Some((size.parse().expect("a size"), cap.parse().expect("a cap")));
+                }
+                "metadata 13" => metadata.accepts = Readable(number()),
+                "compression" => {
+                    let named = |compression: &Compression| compression.name() == value;
+                    frame.compression = [Compression::Zstd, Compression::Lz4].into_iter().find(named);
                 }
                 "payload" if value == "empty" => {}
                 "payload" => frame.payload = bytes(value).into(),
@@ -541,8 +600,16 @@ mod tests {
     fn payloads_of_the_wire_document_hold_the_values_it_gives() {
         for vector in vectors("vector") {
             for (frame, value) in described(&vector) {
+                let payload = match frame.plain_payload(MAX_MESSAGE_SIZE) {
+                    Ok(payload) => payload,
+                    Err(Refusal::NotBuiltIn(_)) => continue,
+                    Err(refusal) => {
+                        assert_eq!(refusal.code().name(), vector.one("refusal"), "{}: {refusal}", vector.name);
+                        continue;
+                    }
+                };
                 match value {
-                    Some(value) => assert_eq!(frame.codec.decode(&frame.payload), Ok(value), "{}", vector.name),
+                    Some(value) => assert_eq!(frame.codec.decode(&payload), Ok(value), "{}", vector.name),
                     None => {
                         assert!(frame.codec == Codec::Raw || frame.payload.is_empty(), "{} has no value", vector.name)
                     }
@@ -571,6 +638,9 @@ mod tests {
         for limit in [
             format!("| frames in one body | {MAX_FRAMES} |"),
             format!("| metadata of a frame | {MAX_METADATA} bytes |"),
+            format!("| name of a method or an instance in metadata | {} bytes |", metadata::MAX_NAME),
+            format!("| entries of the user's map | {MAX_USER_ENTRIES} |"),
+            format!("| payload that is compressed | {} bytes at least |", compression::MIN_SIZE),
         ] {
             assert!(DOCUMENT.contains(&limit), "{limit}");
         }
@@ -669,6 +739,7 @@ mod tests {
             numbers in [option::of(any::<u64>()), option::of(any::<u64>()), option::of(any::<u64>())],
             user in vec((text(), text()), 0..30),
             too_large in option::of(any::<(u64, u64)>()),
+            accepts in any::<u64>(),
         ) -> Metadata {
             let [method, instance, error] = texts;
             let (method, instance) = (method.map(Into::into), instance.map(Into::into));
@@ -676,8 +747,9 @@ mod tests {
             let (remaining, retry_after, handler_time) = times;
             let [sent_at, sequence, attempt] = numbers;
             let more = More { sequence, attempt, retry_after, user, error, too_large };
+            let accepts = Readable(accepts);
             let more = (more != More::default()).then(|| Box::new(more));
-            Metadata { method, remaining, sent_at, traceparent, instance, handler_time, more }
+            Metadata { method, remaining, sent_at, traceparent, instance, handler_time, accepts, more }
         }
     }
 
@@ -687,6 +759,7 @@ mod tests {
             (idempotent, service_error) in any::<(bool, bool)>(),
             id in any::<u128>(),
             metadata in metadata(),
+            compression in 0_u8..=2,
             payload in vec(any::<u8>(), 0..200),
         ) -> Frame {
             Frame {
@@ -697,6 +770,7 @@ mod tests {
                 service_error,
                 id: Uuid::from_u128(id),
                 metadata,
+                compression: Compression::from_number(compression).expect("0 to 2"),
                 payload: payload.into(),
             }
         }
@@ -772,7 +846,7 @@ mod tests {
         }
 
         #[test]
-        fn unknown_metadata_of_any_shape_is_skipped_to_its_very_end(values in vec((13_u64.., cbor()), 1..4), method in text()) {
+        fn unknown_metadata_of_any_shape_is_skipped_to_its_very_end(values in vec((14_u64.., cbor()), 1..4), method in text()) {
             let mut metadata = vec![0xa1 + values.len() as u8];
             for (key, value) in values {
                 metadata.extend(minicbor::to_vec(key).expect("grows"));

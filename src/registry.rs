@@ -58,6 +58,16 @@ pub struct InstanceStats {
     /// that does not tell.
     #[serde(default)]
     pub repeated: u64,
+    /// Frames that came to it and could not be read; what followed each in its message counts with it.
+    #[serde(default)]
+    pub malformed: u64,
+    /// Frames that could be read and were not to be run: unknown methods, bombs, what does not belong where it came, and
+    /// what came back to be run twice.
+    #[serde(default)]
+    pub refused: u64,
+    /// Cancels of calls that did not run here: of another instance's, for each hears of each; late or forged.
+    #[serde(default)]
+    pub cancels_ignored: u64,
 }
 
 impl Client {
@@ -91,7 +101,8 @@ async fn ask<T: DeserializeOwned + Ord>(client: &Client, question: &str, window:
     };
     // One that does not know the question, being of another make, is no reason to hear none.
     let known = replies.iter().filter(|reply| reply.status == Code::Ok);
-    let mut answers: Vec<T> = known.filter_map(|reply| reply.codec.decode(&reply.payload).ok()).collect();
+    let read = |reply: &Frame| reply.codec.decode(&reply.plain_payload(client.max_payload()).ok()?).ok();
+    let mut answers: Vec<T> = known.filter_map(read).collect();
     answers.sort();
     Ok(answers)
 }

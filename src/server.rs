@@ -29,6 +29,7 @@ use self::replies::Replies;
 use self::supervisor::Supervisor;
 use self::worker::EVENT;
 use crate::client::{MAX_MESSAGE_SIZE, short_id};
+use crate::compression::Compression;
 use crate::context::Context;
 use crate::error::Error;
 use crate::service::{Dispatch, Failure, Method, Service};
@@ -65,11 +66,17 @@ pub struct ServerBuilder {
     namespace: Result<Namespace, String>,
     max_message_size: usize,
     connect_timeout: Option<Duration>,
+    compression: Option<Compression>,
 }
 
 impl Default for ServerBuilder {
     fn default() -> Self {
-        Self { namespace: Ok(Namespace::default()), max_message_size: MAX_MESSAGE_SIZE, connect_timeout: None }
+        Self {
+            namespace: Ok(Namespace::default()),
+            max_message_size: MAX_MESSAGE_SIZE,
+            connect_timeout: None,
+            compression: None,
+        }
     }
 }
 
@@ -82,7 +89,7 @@ impl ServerBuilder {
         self
     }
 
-    /// The largest message to accept or send, in bytes. Default 16 MiB.
+    /// The largest message to accept or send, and what compressed arguments may come to, in bytes. Default 16 MiB.
     #[must_use]
     pub fn max_message_size(mut self, bytes: usize) -> Self {
         self.max_message_size = bytes;
@@ -96,6 +103,14 @@ impl ServerBuilder {
         self
     }
 
+    /// How results are compressed, for callers that can read it. At least 1024 bytes of a result are, and only if that
+    /// makes them smaller. Compressed arguments are read whatever is set here. Default: results are not compressed.
+    #[must_use]
+    pub fn compression(mut self, compression: Compression) -> Self {
+        self.compression = Some(compression);
+        self
+    }
+
     /// Connects to the broker that `url` names: `memory://`, `amqp://` or `amqps://`; or to the first that answers of
     /// several, as [`ClientBuilder::connect`](crate::ClientBuilder::connect) reads them. A connection that is lost is made
     /// again, for as long as it takes, and everything is served again: see [`Running::state`].
@@ -104,6 +119,7 @@ impl ServerBuilder {
     /// `Invalid` for an address or a setting that cannot be used, `Connect` when no broker answers or it refuses.
     pub async fn connect(self, url: &str) -> Result<Server, Error> {
         self.namespace.clone().map_err(Error::Invalid)?;
+        Compression::check(self.compression).map_err(Error::Invalid)?;
         let dial = Dial::parse(url)?.within(self.connect_timeout);
         let transport = dial.connect(Role::Server).await?;
         let instance = short_id().into();
@@ -207,6 +223,7 @@ impl Server {
             namespace,
             instance,
             max_size: settings.max_message_size,
+            compression: settings.compression,
             draining,
             shared: TaskTracker::new(),
             drained: CancellationToken::new(),
@@ -276,6 +293,8 @@ struct Site {
     namespace: Namespace,
     instance: Arc<str>,
     max_size: usize,
+    /// How results are compressed.
+    compression: Option<Compression>,
     /// No more calls are taken.
     draining: CancellationToken,
     /// The tasks that read the shared queues; each waits for the calls it started.

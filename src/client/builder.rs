@@ -11,6 +11,7 @@ use super::session::{Session, Sessions};
 use super::target::{Target, Targets};
 use super::{Client, Inner, MAX_MESSAGE_SIZE, short_id};
 use crate::codec::Codec;
+use crate::compression::Compression;
 use crate::error::Error;
 use crate::outbox::Share;
 use crate::topology::Namespace;
@@ -58,6 +59,7 @@ pub struct ClientBuilder {
     pub(super) timeout: Duration,
     pub(super) max_message_size: usize,
     pub(super) coalesce: Coalesce,
+    pub(super) compression: Option<Compression>,
     pub(super) blocked_wait: Duration,
     pub(super) max_in_flight: Option<(usize, WhenFull)>,
     pub(super) connect_timeout: Option<Duration>,
@@ -83,6 +85,7 @@ impl Default for ClientBuilder {
             blocked_wait: Duration::from_secs(5),
             max_in_flight: None,
             connect_timeout: None,
+            compression: None,
         }
     }
 }
@@ -110,8 +113,8 @@ impl ClientBuilder {
         self
     }
 
-    /// The largest message to send, in bytes. Default 16 MiB, which is also what RabbitMQ 4 takes unless told
-    /// otherwise.
+    /// The largest message to send, and the largest result to read from a compressed reply, in bytes. Default 16 MiB,
+    /// which is also what RabbitMQ 4 takes unless told otherwise.
     #[must_use]
     pub fn max_message_size(mut self, bytes: usize) -> Self {
         self.max_message_size = bytes;
@@ -148,6 +151,21 @@ impl ClientBuilder {
         self
     }
 
+    /// How arguments are compressed, for services that can read it: those of which every instance that has replied so
+    /// far has said so, which takes a first reply. At least 1024 bytes of arguments are, and only if that makes them
+    /// smaller; events never are. Compressed replies are read whatever is set here. Default: arguments are not compressed.
+    ///
+    /// ```
+    /// # async fn example() -> Result<(), hopline::Error> {
+    /// let client = hopline::Client::builder().compression(hopline::Compression::Lz4).connect("amqp://localhost").await?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn compression(mut self, compression: Compression) -> Self {
+        self.compression = Some(compression);
+        self
+    }
+
     /// Connects to the broker that `url` names: `memory://`, `amqp://` or `amqps://`; or to the first that answers of
     /// several, `amqp://user:password@a,b:5673,c/vhost` or whole addresses with a comma between them. A connection that is
     /// lost is made again, for as long as it takes: see [`Client::state`].
@@ -175,6 +193,7 @@ impl ClientBuilder {
 
     fn sessions(&self, url: &str) -> Result<Sessions, Error> {
         let namespace = self.namespace.clone().map_err(Error::Invalid)?;
+        Compression::check(self.compression).map_err(Error::Invalid)?;
         let dial = Dial::parse(url)?.within(self.connect_timeout);
         Ok(Sessions { dial, namespace, instance: short_id().into() })
     }

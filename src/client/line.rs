@@ -133,6 +133,7 @@ struct Shared {
     calls_sent: AtomicU64,
     messages_received: AtomicU64,
     replies_received: AtomicU64,
+    replies_ignored: AtomicU64,
     /// How many calls wait for a reply now.
     in_flight: AtomicUsize,
 }
@@ -149,6 +150,7 @@ impl Line {
             calls_sent: AtomicU64::new(0),
             messages_received: AtomicU64::new(0),
             replies_received: AtomicU64::new(0),
+            replies_ignored: AtomicU64::new(0),
             in_flight: AtomicUsize::new(0),
         });
         let task = Task::new(sessions, session, rules, waiting, shared.clone());
@@ -254,6 +256,7 @@ impl Line {
             calls_sent: self.shared.calls_sent.load(Ordering::Relaxed),
             messages_received: self.shared.messages_received.load(Ordering::Relaxed),
             replies_received: self.shared.replies_received.load(Ordering::Relaxed),
+            replies_ignored: self.shared.replies_ignored.load(Ordering::Relaxed),
         }
     }
 }

@@ -103,6 +103,11 @@ impl Dispatched {
         self.ticket.as_ref().expect("taken only when dropped")
     }
 
+    /// The largest payload that is read, in bytes, if it comes compressed.
+    pub(crate) fn max_payload(&self) -> usize {
+        self.client.max_payload()
+    }
+
     /// The error of a reply that says that the deadline passed; none if it did not, and the handler just says so.
     pub(crate) fn timed_out(&self) -> Option<Error> {
         (self.ticket().deadline <= Instant::now()).then(|| self.ticket().timed_out())

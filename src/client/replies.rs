@@ -97,6 +97,7 @@ impl<A> Replies<A> {
             debug!(id = %reply.id, "a reply that nobody waits for");
             return false;
         };
+        call.target.said_to_read(reply.metadata.accepts);
         if let Some(time) = reply.metadata.handler_time {
             call.target.pace.report(time);
         }
@@ -187,8 +188,8 @@ mod tests {
         let id = Uuid::new_v4();
         let (sender, mut receiver) = oneshot::channel();
         replies.expect(id, call(Waiter::One(sender), 1));
-        replies.deliver(reply(id));
-        replies.deliver(reply(id));
+        assert!(replies.deliver(reply(id)));
+        assert!(!replies.deliver(reply(id)));
         assert_eq!(receiver.try_recv().expect("one").expect("a reply").id, id);
     }
 

@@ -133,7 +133,7 @@ impl DeadLetter {
             size: delivery.body.len(),
             calls: frames.len().max(1),
             codec: first.map(|frame| frame.codec.name().to_owned()),
-            arguments: first.and_then(|frame| frame.codec.decode(&frame.payload).ok()),
+            arguments: first.and_then(|frame| frame.codec.decode(&frame.plain_payload(MAX_MESSAGE_SIZE).ok()?).ok()),
             history: past.unwrap_or_default().lines().map(EarlierDeath::read).collect(),
         }
     }

@@ -8,6 +8,12 @@ use minicbor::decode::Error as CborError;
 use minicbor::{Decoder, Encoder};
 
 use super::trace::Traceparent;
+use crate::compression::Readable;
+
+/// How many entries the user's map may have: one takes 2 bytes on the wire and many times that in memory.
+pub(crate) const MAX_USER_ENTRIES: usize = 128;
+/// The longest name of a method or an instance, in bytes: AMQP's keys end there.
+pub(super) const MAX_NAME: usize = 255;
 
 /// What travels beside the payload. Each field has a small integer as its key on the wire.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -22,6 +28,8 @@ pub(crate) struct Metadata {
     pub(crate) instance: Option<Arc<str>>,
     /// How long the handler took.
     pub(crate) handler_time: Option<Duration>,
+    /// Which compressions the sender can read.
+    pub(crate) accepts: Readable,
     /// What few frames have.
     pub(crate) more: Option<Box<More>>,
 }
@@ -53,6 +61,7 @@ mod key {
     pub(super) const USER: u64 = 10;
     pub(super) const ERROR: u64 = 11;
     pub(super) const TOO_LARGE: u64 = 12;
+    pub(super) const ACCEPTS: u64 = 13;
 }
 
 /// The names that frames of one message have in common.
@@ -96,6 +105,7 @@ impl Metadata {
             !more.user.is_empty(),
             more.error.is_some(),
             more.too_large.is_some(),
+            self.accepts != Readable::default(),
         ];
         let mut cbor = Encoder::new(body);
         // A growing buffer takes whatever comes, so nothing here can fail.
@@ -119,6 +129,7 @@ impl Metadata {
         if let Some((size, limit)) = more.too_large {
             let _ = cbor.u64(key::TOO_LARGE).and_then(|cbor| cbor.array(2)?.u64(size)?.u64(limit));
         }
+        number(&mut cbor, key::ACCEPTS, Some(self.accepts.0).filter(|accepts| *accepts != 0));
     }
 
     /// Reads a frame's metadata; names that are the same as in `previous`, the frame before it, are not made anew.
@@ -148,11 +159,11 @@ impl Metadata {
 
     fn decode_value(&mut self, key: u64, cbor: &mut Decoder<'_>, previous: &Names) -> Result<(), CborError> {
         match key {
-            key::METHOD => self.method = Some(known(cbor.str()?, previous.method.as_ref())),
+            key::METHOD => self.method = Some(known(name(cbor)?, previous.method.as_ref())),
             key::REMAINING => self.remaining = Some(Duration::from_millis(cbor.u64()?)),
             key::SENT_AT => self.sent_at = Some(cbor.u64()?),
             key::TRACEPARENT => self.traceparent = Traceparent::new(cbor.str()?),
-            key::INSTANCE => self.instance = Some(known(cbor.str()?, previous.instance.as_ref())),
+            key::INSTANCE => self.instance = Some(known(name(cbor)?, previous.instance.as_ref())),
             key::SEQUENCE => self.more_mut().sequence = Some(cbor.u64()?),
             key::HANDLER_TIME => self.handler_time = Some(Duration::from_micros(cbor.u64()?)),
             key::ATTEMPT => self.more_mut().attempt = Some(cbor.u64()?),
@@ -161,14 +172,28 @@ impl Metadata {
                 // An iterator of borrowed pairs: nothing is allocated before an entry is really there.
                 for entry in cbor.map_iter::<&str, &str>()? {
                     let (name, value) = entry?;
-                    self.more_mut().user.push((name.to_owned(), value.to_owned()));
+                    let user = &mut self.more_mut().user;
+                    if user.len() == MAX_USER_ENTRIES {
+                        return Err(CborError::message(format_args!("more than {MAX_USER_ENTRIES} entries")));
+                    }
+                    user.push((name.to_owned(), value.to_owned()));
                 }
             }
             key::ERROR => self.more_mut().error = Some(cbor.str()?.to_owned()),
             key::TOO_LARGE => self.more_mut().too_large = Some(cbor.decode()?),
+            key::ACCEPTS => self.accepts = Readable(cbor.u64()?),
             _ => cbor.skip()?,
         }
         Ok(())
+    }
+}
+
+/// A text that is to be a name on the broker.
+fn name<'b>(cbor: &mut Decoder<'b>) -> Result<&'b str, CborError> {
+    let name = cbor.str()?;
+    match name.len() {
+        0..=MAX_NAME => Ok(name),
+        bytes => Err(CborError::message(format_args!("{bytes} bytes, over the cap of {MAX_NAME}"))),
     }
 }
 
@@ -198,6 +223,7 @@ fn field_name(key: u64) -> &'static str {
         key::USER => "metadata 10 (user's map)",
         key::ERROR => "metadata 11 (error text)",
         key::TOO_LARGE => "metadata 12 (size and cap)",
+        key::ACCEPTS => "metadata 13 (readable compressions)",
         _ => "metadata of an unknown key",
     }
 }

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::message::Message;
+use crate::registry::InstanceStats;
 
 /// How many cancels of calls that have not come yet are remembered; the oldest are forgotten first.
 const MAX_REMEMBERED: usize = 65_536;
@@ -35,6 +36,11 @@ pub(super) struct Calls {
     next: u64,
     /// How many have run.
     finished: u64,
+    /// How many frames could not be read, and how many were not to be run.
+    pub(super) malformed: u64,
+    pub(super) refused: u64,
+    /// How many cancels met no call that runs.
+    cancels_ignored: u64,
     /// Cancelled before they came.
     cancelled: HashSet<Uuid>,
     /// When that may be forgotten, in the order in which they were.
@@ -70,9 +76,11 @@ impl Calls {
         self.finished += 1;
     }
 
-    /// How many run, and how many have run.
-    pub(super) fn count(&self) -> (u64, u64) {
-        (self.running.len() as u64, self.finished)
+    /// What an instance tells of itself.
+    pub(super) fn stats(&self, service: String, instance: String, repeated: u64) -> InstanceStats {
+        let Self { finished, malformed, refused, cancels_ignored, .. } = *self;
+        let running = self.running.len() as u64;
+        InstanceStats { service, instance, running, finished, repeated, malformed, refused, cancels_ignored }
     }
 
     /// Ends a call that runs, or remembers while it has time `remaining` that it is not to run.
@@ -81,6 +89,7 @@ impl Calls {
         if running.peek().is_some() {
             return running.for_each(|running| running.cancelled.cancel());
         }
+        self.cancels_ignored += 1;
         let now = Instant::now();
         while let Some(&(until, id)) = self.forgettable.front()
             && (until <= now || self.forgettable.len() >= MAX_REMEMBERED)

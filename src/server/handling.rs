@@ -93,12 +93,24 @@ impl Worker {
         {
             return Begun::Ended(ending);
         }
-        let over = job.deadline.is_some_and(|deadline| deadline <= Instant::now());
-        let cancelled = CancellationToken::new();
-        let entered = if over { None } else { self.calls().enter(frame.id, &cancelled, &job.message) };
-        let Some(number) = entered else {
+        let forgotten = || {
             debug!(service = %self.name, id = %frame.id, "a call that nobody waits for any more");
-            return Begun::Ended(Ending::Forgotten);
+            Begun::Ended(Ending::Forgotten)
+        };
+        if job.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return forgotten();
+        }
+        let payload = match frame.plain_payload(self.site.max_size) {
+            Ok(payload) => payload,
+            Err(refusal) => {
+                let method = frame.metadata.method.as_deref().unwrap_or_default();
+                let why = format!("the arguments of `{method}`: {refusal}");
+                return Begun::Ended(Ending::Refused(Fault::new(refusal.code(), why)));
+            }
+        };
+        let cancelled = CancellationToken::new();
+        let Some(number) = self.calls().enter(frame.id, &cancelled, &job.message) else {
+            return forgotten();
         };
         let context = self.context(job, cancelled.clone());
         let span = info_span!(
@@ -114,7 +126,7 @@ impl Worker {
         let first = catch_unwind(AssertUnwindSafe(|| {
             let _entered = span.enter();
             context.clone().scope_of(|| {
-                let mut call = (job.handler)(context.clone(), frame.codec, frame.payload.clone());
+                let mut call = (job.handler)(context.clone(), frame.codec, payload);
                 let polled = call.as_mut().poll(task);
                 (call, polled)
             })

@@ -13,8 +13,9 @@ use super::letter::Letter;
 use super::message::{Message, Source};
 use super::worker::{Ending, Job, Worker};
 use crate::codec::Codec;
+use crate::compression::{Compression, Readable};
 use crate::error::{Code, Fault};
-use crate::frame::{CONTENT_TYPE, Frame, FrameError, Kind, Metadata};
+use crate::frame::{self, CONTENT_TYPE, Frame, FrameError, Kind, Metadata};
 use crate::service::Answer;
 use crate::topology::ONEWAY_ATTEMPTS;
 use crate::transport::{Confirm, Lost, Properties, Publication, Settle};
@@ -35,6 +36,13 @@ impl Worker {
         let (answer, time) = match ending {
             Ending::Runs => return,
             Ending::Recalled(answer) => return self.tell(frame, answer, None, message, tasks),
+            Ending::Refused(fault) => {
+                let others = dedup.map(|window| self.dedup().end(&frame, None, window)).unwrap_or_default();
+                for (frame, message) in others.into_iter().chain([(frame, message)]) {
+                    tasks.spawn(self.clone().refuse(frame, fault.clone(), message));
+                }
+                return;
+            }
             Ending::Forgotten => (None, None),
             Ending::Answered(answer, time) => (Some(answer), Some(time)),
             Ending::TimedOut => {
@@ -69,7 +77,7 @@ impl Worker {
         tasks: &TaskTracker,
     ) {
         match (frame.kind, answer) {
-            (Kind::Request, answer) => self.reply(frame.id, frame.codec, answer, time, &message),
+            (Kind::Request, answer) => self.answer(&frame, answer, time, &message),
             (_, Answer::Result(_)) => message.finish(),
             (_, Answer::Fault(fault)) if matches!(fault.code, Code::InvalidArgument | Code::Unimplemented) => {
                 tasks.spawn(self.clone().refuse(frame, fault, message));
@@ -87,7 +95,7 @@ impl Worker {
         handler_time: Option<Duration>,
         message: &Arc<Message>,
     ) {
-        self.site.replies.post(id, codec, self.reply_body(id, codec, answer, handler_time), message);
+        self.site.replies.post(id, codec, self.reply_body(id, codec, None, answer, handler_time), message);
     }
 
     /// Tells a caller that its call still runs here.
@@ -96,7 +104,21 @@ impl Worker {
         self.site.replies.keep_alive(id, frame.to_body(), message);
     }
 
-    fn reply_body(&self, id: Uuid, codec: Codec, answer: Answer, handler_time: Option<Duration>) -> Bytes {
+    /// The same, compressed if the caller can read it.
+    pub(super) fn answer(&self, request: &Frame, answer: Answer, time: Option<Duration>, message: &Arc<Message>) {
+        let Frame { id, codec, .. } = *request;
+        let compression = self.site.compression.filter(|compression| request.metadata.accepts.includes(*compression));
+        self.site.replies.post(id, codec, self.reply_body(id, codec, compression, answer, time), message);
+    }
+
+    fn reply_body(
+        &self,
+        id: Uuid,
+        codec: Codec,
+        compression: Option<Compression>,
+        answer: Answer,
+        handler_time: Option<Duration>,
+    ) -> Bytes {
         let mut reply = reply_frame(id, codec, &self.site.instance);
         reply.metadata.handler_time = handler_time;
         match answer {
@@ -111,6 +133,10 @@ impl Worker {
             }
         }
         let body = reply.to_body();
+        let body = match compression {
+            Some(compression) => frame::compressed(body, compression),
+            None => body,
+        };
         match body.len() {
             size if size > self.site.max_size => too_large(id, codec, &self.site.instance, size, self.site.max_size),
             _ => body,
@@ -148,6 +174,7 @@ impl Worker {
 
     /// Sees to a frame that must not run: the caller is told, or the frame is kept for an operator.
     pub(super) async fn refuse(self: Arc<Self>, frame: Frame, fault: Fault, message: Arc<Message>) {
+        self.calls().refused += 1;
         match (&message.reply_to, frame.kind) {
             (Some(_), kind) if kind != Kind::Oneway => {
                 self.reply(frame.id, frame.codec, Answer::Fault(fault), None, &message);
@@ -158,6 +185,7 @@ impl Worker {
 
     /// Sees to what is left of a body after a frame that cannot be read.
     pub(super) async fn refuse_rest(self: Arc<Self>, error: FrameError, message: Arc<Message>) {
+        self.calls().malformed += 1;
         let named = message.properties.correlation_id.as_deref().and_then(|text| text.parse().ok());
         match (&message.reply_to, error.id.or(named)) {
             (Some(_), Some(id)) => {
@@ -310,7 +338,7 @@ pub(super) fn too_large(id: Uuid, codec: Codec, instance: &Arc<str>, size: usize
 }
 
 fn reply_frame(id: Uuid, codec: Codec, instance: &Arc<str>) -> Frame {
-    let metadata = Metadata { instance: Some(instance.clone()), ..Metadata::default() };
+    let metadata = Metadata { instance: Some(instance.clone()), accepts: Readable::HERE, ..Metadata::default() };
     Frame::new(Kind::Reply, id, codec, metadata, Bytes::new())
 }
 

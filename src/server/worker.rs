@@ -22,7 +22,7 @@ use crate::error::{Code, Error, Fault};
 use crate::frame::{self, Frame, Kind};
 use crate::outbox::{MAX_BYTES, Share};
 use crate::pace::Pace;
-use crate::registry::{self, Instance, InstanceStats};
+use crate::registry::{self, Instance};
 use crate::service::{Answer, Dispatch, Handler, Service};
 use crate::topology::ServiceId;
 use crate::transport::{Consumer, Delivery, Transport};
@@ -78,6 +78,8 @@ pub(super) enum Ending {
     Answered(Answer, Duration),
     /// The deadline passed while it ran.
     TimedOut,
+    /// It did not run: its arguments cannot be decompressed.
+    Refused(Fault),
     /// Nobody waits for it any more.
     Forgotten,
     /// It had run before, and ended like this.
@@ -152,7 +154,7 @@ impl Worker {
         for frame in frames {
             match frame {
                 Ok(frame) => match self.admit(&frame, &message) {
-                    Ok(Admitted::Answered(answer)) => self.reply(frame.id, frame.codec, answer, None, &message),
+                    Ok(Admitted::Answered(answer)) => self.answer(&frame, answer, None, &message),
                     Ok(Admitted::Run(handler, dedup)) => {
                         // Nobody waits for the end of the others, so no time of theirs can be over.
                         let remaining = frame.metadata.remaining.filter(|_| frame.kind == Kind::Request);
@@ -245,9 +247,9 @@ impl Worker {
                 codec.encode(&Instance { service, instance, hopline: env!("CARGO_PKG_VERSION").to_owned(), methods })
             }
             registry::STATS => {
-                let (running, finished) = self.calls().count();
                 let repeated = self.dedup().repeated();
-                codec.encode(&InstanceStats { service, instance, running, finished, repeated })
+                let stats = self.calls().stats(service, instance, repeated);
+                codec.encode(&stats)
             }
             _ => return None,
         };

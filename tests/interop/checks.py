@@ -315,14 +315,33 @@ def a_oneway_call_that_cannot_be_read_is_kept_as_a_dead_letter(bench):
 
 @check("rust server")
 def a_long_reason_fits_into_its_reply_and_its_dead_letter(bench):
-    # The reason quotes the method; with it, metadata would be over its cap, and headers over a frame of AMQP.
-    metadata = {wire.METHOD: "x" * 65_500}
-    frame = Frame(wire.REQUEST, metadata=metadata)
-    bench.client.request(frame, "hopline.rpc", DEMO, "long", PATIENCE)
-    equal(bench.client.wait(frame.id, PATIENCE).status, "UNIMPLEMENTED")
-    frame = Frame(wire.ONEWAY, metadata=metadata)
-    bench.client.publish("hopline.oneway", f"{DEMO}.x", frame, delivery_mode=2)
+    # The reason quotes the argument; with it, metadata would be over its cap, and headers over a frame of AMQP.
+    with raises(Fault, "INVALID_ARGUMENT"):
+        bench.client.call(DEMO, "fib", "x" * 65_500)
+    bench.client.oneway(DEMO, "fib", "x" * 65_500)
     bench.one_letter("hopline.demo.v1.dead")
+
+
+@check("rust server")
+def compressed_arguments_are_read_and_bombs_are_refused(bench):
+    client, arguments = bench.client, encode(CBOR, [list(b"hopline " * 1000)])
+
+    def sent(compression, payload):
+        frame = client.frame(wire.REQUEST, "echo", None, CBOR)
+        frame.flags, frame.payload = compression, payload
+        client.request(frame, "hopline.rpc", DEMO, f"{DEMO}.echo", PATIENCE)
+        return client.wait(frame.id, PATIENCE)
+
+    reply = sent(wire.LZ4, wire.compressed(wire.LZ4, arguments))
+    equal((reply.status, reply.plain()), ("OK", arguments[1:]))
+    assert reply.metadata[wire.ACCEPTS] & 0b10, reply.metadata
+    bomb = wire.compressed(wire.LZ4, bytes(17 * 1024 * 1024))
+    equal(sent(wire.LZ4, bomb).status, "RESOURCE_EXHAUSTED")
+    equal(sent(wire.LZ4, bomb[:100]).status, "RESOURCE_EXHAUSTED")
+    equal(sent(wire.LZ4, b"\x00\x00\xff\x00" + bomb[4:100]).status, "INVALID_ARGUMENT")
+    # It is built in, or is not.
+    status = "OK" if reply.metadata[wire.ACCEPTS] & 0b01 else "UNIMPLEMENTED"
+    equal(sent(wire.ZSTD, wire.compressed(wire.ZSTD, arguments)).status, status)
 
 
 @check("rust server")
@@ -364,6 +383,12 @@ def rust_gets_a_typed_error(bench):
     done = bench.cli("pyserv.fail", [])
     equal((done.stdout, done.returncode), ("", 1))
     assert '{"Refused":{"why":"as asked"}}' in done.stderr, done.stderr
+
+
+@check("python server")
+def rust_reads_a_compressed_result(bench):
+    done = bench.cli("pyserv.repeat", ["hopline ", 1000])
+    equal((done.stdout, done.returncode), (json.dumps("hopline " * 1000) + "\n", 0))
 
 
 @check("python server")

@@ -61,14 +61,14 @@ def decode(serialization, payload):
 def outcome(reply):
     """What a reply says: the result, or an exception."""
     if reply.flags & wire.SERVICE_ERROR:
-        raise ServiceError(decode(reply.serialization, reply.payload))
+        raise ServiceError(decode(reply.serialization, reply.plain()))
     if wire.TOO_LARGE in reply.metadata:
         raise TooLarge(*reply.metadata[wire.TOO_LARGE])
     if reply.status == "DEADLINE_EXCEEDED":
         raise Timeout
     if reply.status != "OK":
         raise Fault(reply.status, reply.metadata.get(wire.ERROR), reply.metadata.get(wire.RETRY_AFTER_MS))
-    return decode(reply.serialization, reply.payload)
+    return decode(reply.serialization, reply.plain())
 
 
 class Client:
@@ -168,6 +168,8 @@ class Client:
             wire.TRACEPARENT: f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01",
             wire.INSTANCE: self.instance,
         }
+        if type == wire.REQUEST:
+            metadata[wire.ACCEPTS] = wire.READABLE
         payload = b"" if arguments is None else encode(serialization, list(arguments))
         return Frame(type, serialization, metadata=metadata, payload=payload)
 

@@ -238,7 +238,7 @@ class Server:
 
     def answer(self, frame, message, answer, handler_time=None):
         """Replies. Publishing waits for the confirm, so after it the frame is done with."""
-        metadata = {wire.INSTANCE: self.instance}
+        metadata = {wire.INSTANCE: self.instance, wire.ACCEPTS: wire.READABLE}
         if handler_time is not None:
             metadata[wire.HANDLER_TIME_US] = handler_time
         reply = Frame(wire.REPLY, frame.serialization, id=frame.id, metadata=metadata)
@@ -252,6 +252,8 @@ class Server:
             reply.payload = encode(frame.serialization, answer.args[0])
         else:
             reply.payload = encode(frame.serialization, answer)
+        if frame.metadata.get(wire.ACCEPTS, 0) & 0b10:
+            reply.compress(wire.LZ4)
         body = reply.encode()
         if len(body) > MAX_SIZE:
             metadata[wire.ERROR], metadata[wire.TOO_LARGE] = "the reply is too large", [len(body), MAX_SIZE]
@@ -307,12 +309,14 @@ class Server:
 def arguments(handler, frame):
     """The arguments of a frame, if the handler takes as many."""
     try:
-        values = decode(frame.serialization, frame.payload)
+        values = decode(frame.serialization, frame.plain())
         if frame.serialization == RAW:
             values = [values] if values else []
         if not isinstance(values, list):
             raise TypeError("not an array")
         inspect.signature(handler).bind(None, *values)
+    except wire.Unreadable as error:
+        raise Fault(error.status, str(error)) from error
     except Exception as error:
         raise Fault("INVALID_ARGUMENT", f"the arguments cannot be read: {error}") from error
     return values
@@ -320,6 +324,10 @@ def arguments(handler, frame):
 
 def add(call, a, b):
     return a + b
+
+
+def repeat(call, text, times):
+    return text * times
 
 
 def fail(call):
@@ -335,7 +343,7 @@ def note(call, line):
 
 
 def main():
-    methods = {"add": (add, False), "fail": (fail, False), "slow": (slow, True), "note": (note, False)}
+    methods = {"add": (add, False), "repeat": (repeat, False), "fail": (fail, False), "slow": (slow, True), "note": (note, False)}
     server = Server(sys.argv[1], "pyserv.v1", methods)
     signal.signal(signal.SIGTERM, lambda *_: server.stop())
     print("ready", server.instance, flush=True)

@@ -19,6 +19,7 @@ OTHER = uuid.UUID("0f1e2d3c-4b5a-4978-8695-a4b3c2d1e0ff")
 INSTANCE = "a1b2c3d4e5f6"
 TYPES = ["request", "reply", "oneway", "event", "stream item", "stream end", "cancel", "credit", "keep-alive"]
 SERIALIZATIONS = ["raw bytes", "CBOR", "JSON", "MessagePack"]
+COMPRESSIONS = {wire.ZSTD: "zstd", wire.LZ4: "lz4"}
 FLAGS = {wire.IDEMPOTENT: "idempotent", wire.SERVICE_ERROR: "service error"}
 
 
@@ -26,7 +27,7 @@ def chunks(data, size=32):
     return [data[at : at + size].hex(" ") for at in range(0, len(data), size)]
 
 
-def described(frame, encoded, value=None):
+def described(frame, encoded, value=None, refusal=None):
     metadata_end = 32 + int.from_bytes(encoded[24:28])
     lines = [("hex", part) for part in (encoded[:8].hex(" "), encoded[8:24].hex(" "), encoded[24:32].hex(" "))]
     lines += [("hex", part) for part in chunks(encoded[32:metadata_end]) + chunks(encoded[metadata_end:])]
@@ -40,11 +41,15 @@ def described(frame, encoded, value=None):
             lines += [("metadata 10", f"{name}={text}") for name, text in content.items()]
         elif key == wire.TOO_LARGE:
             lines.append(("metadata 12", f"{content[0]} of {content[1]}"))
-        elif key < wire.TOO_LARGE:
+        elif key <= wire.ACCEPTS:
             lines.append((f"metadata {key}", content))
+    if frame.flags & wire.COMPRESSION:
+        lines.append(("compression", COMPRESSIONS[frame.flags & wire.COMPRESSION]))
     lines.append(("payload", frame.payload.hex(" ") or "empty"))
     if value is not None:
         lines.append(("value", json.dumps(value)))
+    if refusal is not None:
+        lines.append(("refusal", refusal))
     return lines
 
 
@@ -112,6 +117,7 @@ def accepted():
             wire.USER: {"tenant": "acme", "naïve": "", "": "empty name"},
             wire.ERROR: "für niemanden",
             wire.TOO_LARGE: [16777217, 16777216],
+            wire.ACCEPTS: 0b10,
         },
         payload=b"\x81\x0a",
     )
@@ -184,10 +190,11 @@ def accepted():
     yield vector(
         "two frames in one body", "`add(2, 3)` and `add(4, 5)`, back to back.", (minimal, [2, 3]), (second, [4, 5])
     )
-    unknown = {0: None, 13: {"new": [1, {"in": 2.5}]}, 2**64 - 1: b"\x00"}
+    yield from with_compression()
+    unknown = {0: None, 14: {"new": [1, {"in": 2.5}]}, 2**64 - 1: b"\x00"}
     yield other_form(
         "unknown metadata keys",
-        "Keys 0, 13 and 2^64-1 mean nothing in version 1: whatever they hold is skipped.",
+        "Keys 0, 14 and 2^64-1 mean nothing in version 1: whatever they hold is skipped.",
         minimal,
         cbor2.dumps(unknown | minimal.metadata),
         [2, 3],
@@ -206,6 +213,51 @@ def accepted():
     )
 
 
+def with_compression():
+    """Payloads that are compressed; the last four are not decompressed."""
+    text = ["hop" * 32]
+    plain = cbor2.dumps(text)
+    lz4, zstd = (wire.compressed(compression, plain) for compression in (wire.LZ4, wire.ZSTD))
+    yield vector(
+        "lz4 request",
+        "`echo` of a text, by a client that can read lz4. The first 4 bytes of the payload are the size, 99.",
+        (
+            Frame(
+                wire.REQUEST, flags=wire.LZ4, id=ID, metadata={wire.METHOD: "echo", wire.ACCEPTS: 0b10}, payload=lz4
+            ),
+            text,
+        ),
+    )
+    yield vector(
+        "zstd reply",
+        "The same text as a result, from a server that can read both. Peers without zstd read the frame, not the payload.",
+        (
+            Frame(
+                wire.REPLY,
+                flags=wire.ZSTD,
+                id=ID,
+                metadata={wire.INSTANCE: INSTANCE, wire.HANDLER_TIME_US: 1500, wire.ACCEPTS: 0b11},
+                payload=wire.compressed(wire.ZSTD, cbor2.dumps(text[0])),
+            ),
+            text[0],
+        ),
+    )
+    invalid, exhausted = "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"
+    for name, about, flags, payload, refusal in [
+        ("lz4 block cut off", "Half of the payload before the last one.", wire.LZ4, lz4[: len(lz4) // 2], invalid),
+        ("lz4 block of another size", "100 bytes named, 99 there.", wire.LZ4, b"\x64" + lz4[1:], invalid),
+        ("lz4 size out of reach", "16 MiB named: no block of 10 bytes stands for so many.", wire.LZ4,
+         bytes.fromhex("00000001 1f000100ffffffffffff"), invalid),
+        ("lz4 size over the cap", "16 MiB and a byte named. The cap is that of the receiver, by default 16 MiB.",
+         wire.LZ4, bytes.fromhex("01000001 1f000100ffffffffffff"), exhausted),
+        ("zstd frame cut off", "Half of one.", wire.ZSTD, zstd[: len(zstd) // 2], invalid),
+        ("zstd size over the cap", "A header of zstd that names 16 MiB and a byte.", wire.ZSTD,
+         bytes.fromhex("28b52ffd a0 01000001 030000"), exhausted),
+    ]:
+        frame = request("echo", payload, flags=flags)
+        yield block(name, about, "vector", described(frame, frame.encode(), refusal=refusal))
+
+
 def rejected():
     good = request().encode()
     unknown = "UNIMPLEMENTED"
@@ -218,15 +270,7 @@ def rejected():
     yield refused("type 0", "0.", with_bytes(good, 4, 0), "message type", 4, unknown)
     yield refused("type 10", "10.", with_bytes(good, 4, 10), "message type", 4, unknown)
     yield refused("unknown status", "17.", with_bytes(good, 5, 17), "status", 5, unknown)
-    yield refused(
-        "zstd compression",
-        "Reserved: no peer of version 1 compresses yet.",
-        with_bytes(good, 6, 1),
-        "flags",
-        6,
-        unknown,
-    )
-    yield refused("lz4 compression", "Reserved likewise.", with_bytes(good, 6, 2), "flags", 6, unknown)
+    yield refused("compression 3", "There is no such compression.", with_bytes(good, 6, 3), "flags", 6, unknown)
     yield refused(
         "undefined flag", "Bit 4; so with bits 5, 6 and 7.", with_bytes(good, 6, 0b10000), "flags", 6, unknown
     )
@@ -287,6 +331,20 @@ def rejected():
         34,
     )
     yield refused(
+        "method over its cap",
+        "256 bytes.",
+        with_metadata(cbor2.dumps({wire.METHOD: "m" * 256})),
+        "metadata 1 (method)",
+        293,
+    )
+    yield refused(
+        "instance over its cap",
+        "256 bytes.",
+        with_metadata(cbor2.dumps({wire.INSTANCE: "i" * 256})),
+        "metadata 5 (instance)",
+        293,
+    )
+    yield refused(
         "negative time", "-1 ms.", with_metadata(bytes.fromhex("a1 02 20")), "metadata 2 (remaining time)", 34
     )
     yield refused(
@@ -299,11 +357,26 @@ def rejected():
         "metadata 10 (user's map)",
         37,
     )
+    many = cbor2.dumps({wire.USER: {f"{n:02x}": "" for n in range(129)}})
+    yield refused(
+        "a user's map of 129 entries",
+        "One too many.",
+        with_metadata(many),
+        "metadata 10 (user's map)",
+        32 + len(many),
+    )
     yield refused(
         "one size of two",
         "An array of one.",
         with_metadata(bytes.fromhex("a1 0c 81 01")),
         "metadata 12 (size and cap)",
+        34,
+    )
+    yield refused(
+        "compressions as text",
+        "`{13: \"lz4\"}`.",
+        with_metadata(cbor2.dumps({wire.ACCEPTS: "lz4"})),
+        "metadata 13 (readable compressions)",
         34,
     )
     yield refused(
@@ -377,6 +450,15 @@ def read_back(name, refused, lines):
     else:
         # cbor2 joins text in pieces, and does not tell.
         assert not refused or name == "method in pieces", f"{name} was read"
+        for frame, refusal in zip(frames, [value for key, value in lines if key == "refusal"]):
+            try:
+                frame.plain()
+                raise AssertionError(f"the payload of {name} was read")
+            except wire.Unreadable as error:
+                assert error.status == refusal, f"{name}: {error.status}: {error}"
+        for frame, value in zip(frames, [json.loads(value) for key, value in lines if key == "value"]):
+            if frame.flags & wire.COMPRESSION:
+                assert cbor2.loads(frame.plain()) == value, name
         assert refused or [str(frame.id) for frame in frames] == [value for key, value in lines if key == "id"], name
 
 

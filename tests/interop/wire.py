@@ -6,21 +6,30 @@ import uuid
 from dataclasses import dataclass, field
 
 import cbor2
+import lz4.block
+import zstandard
 
 CONTENT_TYPE = "application/vnd.hopline"
 HEADER = struct.Struct(">2sBBBBBB16sII")
 MAX_FRAMES = 1024
 MAX_METADATA = 64 * 1024
+MAX_NAME = 255
+MAX_USER_ENTRIES = 128
+# The most that a payload may decompress to, and the least that is compressed.
+MAX_PAYLOAD, MIN_COMPRESSED = 16 * 1024 * 1024, 1024
 
 # Serializations.
 RAW, CBOR, JSON, MESSAGE_PACK = range(4)
 # Types of message.
 REQUEST, REPLY, ONEWAY, EVENT, STREAM_ITEM, STREAM_END, CANCEL, CREDIT, KEEP_ALIVE = range(1, 10)
 # Flags.
+ZSTD, LZ4 = 1, 2
+COMPRESSION = 0b0011
 IDEMPOTENT, SERVICE_ERROR = 0b0100, 0b1000
 # Metadata keys.
 METHOD, REMAINING_MS, SENT_AT_MS, TRACEPARENT, INSTANCE, SEQUENCE = range(1, 7)
-HANDLER_TIME_US, ATTEMPT, RETRY_AFTER_MS, USER, ERROR, TOO_LARGE = range(7, 13)
+HANDLER_TIME_US, ATTEMPT, RETRY_AFTER_MS, USER, ERROR, TOO_LARGE, ACCEPTS = range(7, 14)
+READABLE = 0b11
 TEXTS = {METHOD, TRACEPARENT, INSTANCE, ERROR}
 
 STATUS = [
@@ -52,6 +61,14 @@ class Malformed(Exception):
         self.status, self.id = status, id
 
 
+class Unreadable(Exception):
+    """A payload that is not decompressed, and with which status it is refused."""
+
+    def __init__(self, status, problem):
+        super().__init__(problem)
+        self.status = status
+
+
 @dataclass
 class Frame:
     type: int
@@ -77,6 +94,56 @@ class Frame:
             len(self.payload),
         )
         return header + metadata + self.payload
+
+    def compress(self, compression):
+        """Compresses the payload, if that is worth it."""
+        small = compressed(compression, self.payload)
+        if len(self.payload) >= MIN_COMPRESSED and len(small) < len(self.payload):
+            self.flags, self.payload = self.flags | compression, small
+
+    def plain(self, cap=MAX_PAYLOAD):
+        """The payload as it was before it was compressed, if it was."""
+        compression = self.flags & COMPRESSION
+        return decompressed(compression, self.payload, cap) if compression else self.payload
+
+
+def compressed(compression, payload):
+    return lz4.block.compress(payload) if compression == LZ4 else zstandard.compress(payload)
+
+
+def decompressed(compression, payload, cap):
+    def over(size):
+        return Unreadable("RESOURCE_EXHAUSTED", f"{size} bytes or more, over the cap of {cap}")
+
+    try:
+        if compression == LZ4:
+            size = int.from_bytes(payload[:4], "little")
+            if len(payload) >= 4 and size > cap:
+                raise over(size)
+            if len(payload) < 4 or size > 255 * (len(payload) - 4):
+                raise ValueError(f"{len(payload)} bytes cannot stand for {size}")
+            plain = lz4.block.decompress(payload)
+            if len(plain) != size:
+                raise ValueError(f"{len(plain)} bytes, and not {size}")
+            return plain
+        size = zstandard.frame_content_size(payload)
+        if size > cap:
+            raise over(size)
+        decompressor = zstandard.ZstdDecompressor(max_window_size=max(2**21, cap)).decompressobj()
+        plain = decompressor.decompress(payload) if size >= 0 else bounded(payload, cap)
+        if size >= 0 and (not decompressor.eof or decompressor.unused_data):
+            raise ValueError("not one whole frame")
+        if len(plain) > cap:
+            raise over(len(plain))
+        return plain
+    except (ValueError, zstandard.ZstdError, lz4.block.LZ4BlockError) as error:
+        raise Unreadable("INVALID_ARGUMENT", str(error)) from error
+
+
+def bounded(payload, cap):
+    """No more than one byte over the cap, of a frame of zstd that does not name its size."""
+    with zstandard.ZstdDecompressor(max_window_size=max(2**21, cap)).stream_reader(payload) as reader:
+        return reader.read(cap + 1)
 
 
 def decode(body):
@@ -108,7 +175,7 @@ def decode_one(body, start, count):
         ("serialization", 3, serialization <= 3),
         ("message type", 4, 1 <= type <= 9),
         ("status", 5, status <= 16),
-        ("flags", 6, flags & ~(IDEMPOTENT | SERVICE_ERROR) == 0),
+        ("flags", 6, flags & ~(COMPRESSION | IDEMPOTENT | SERVICE_ERROR) == 0 and flags & COMPRESSION != COMPRESSION),
         ("reserved", 7, reserved == 0),
     ]:
         if not known:
@@ -141,9 +208,10 @@ def well_typed(key, value):
     if not number(key):
         return False
     if key in TEXTS:
-        return isinstance(value, str)
+        return isinstance(value, str) and (key not in (METHOD, INSTANCE) or len(value.encode()) <= MAX_NAME)
     if key == USER:
-        return isinstance(value, dict) and all(isinstance(text, str) for pair in value.items() for text in pair)
+        texts = isinstance(value, dict) and all(isinstance(text, str) for pair in value.items() for text in pair)
+        return texts and len(value) <= MAX_USER_ENTRIES
     if key == TOO_LARGE:
         return isinstance(value, list) and len(value) == 2 and all(map(number, value))
-    return number(value) or key > TOO_LARGE or key == 0
+    return number(value) or key > ACCEPTS or key == 0

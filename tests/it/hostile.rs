@@ -1,66 +1,20 @@
 //! Messages that nobody should send: each is answered or kept, and the next good call is served.
 
-use std::collections::VecDeque;
+use std::time::Duration;
 
-use bytes::Bytes;
-use hopline::topology::{Declaration, Queue, QueueKind};
-use hopline::transport::{Confirm, Consumer, Mode, Properties, Publication, Settle, Transport};
+use hopline::transport::{Confirm, Properties, Publication, Settle};
 use hopline::{Code, Codec};
 use uuid::Uuid;
 
+use crate::stranger::{Impostor, Stranger, reply};
 use crate::support::{Calculator, Held, MathClient, MathServer, Scene, code, frame, hold, soon};
-
-/// A peer that speaks to a service's queue directly, and the queue for its answers.
-struct Stranger {
-    transport: Transport,
-    namespace: String,
-    reply_to: String,
-    replies: Consumer,
-    /// Answers that came in one message with another.
-    more: VecDeque<Bytes>,
-}
-
-impl Stranger {
-    async fn new(scene: &Scene) -> Self {
-        let transport = scene.transport().await;
-        let reply_to = format!("{}.stranger", scene.namespace);
-        transport.declare(&[Declaration::Queue(Queue::new(&reply_to, QueueKind::Exclusive))]).await.expect("declared");
-        let replies = transport.consume(&reply_to, Mode::NoAck).await.expect("it is ours");
-        Self { transport, namespace: scene.namespace.clone(), reply_to, replies, more: VecDeque::new() }
-    }
-
-    async fn send(&self, exchange: &str, key: &str, body: Vec<u8>, reply_to: Option<String>, id: Option<Uuid>) {
-        let properties = Properties { reply_to, correlation_id: id.map(|id| id.to_string()), ..Properties::default() };
-        let publication = Publication {
-            exchange: format!("{}.{exchange}", self.namespace),
-            key: key.to_owned(),
-            mandatory: true,
-            properties,
-            body: body.into(),
-        };
-        assert_eq!(self.transport.publish(publication).await, Ok(Confirm::Accepted));
-    }
-
-    /// The id, the status and the frame of the next answer.
-    async fn answer(&mut self) -> (Uuid, u8, Bytes) {
-        if self.more.is_empty() {
-            let mut message = soon(self.replies.next()).await.expect("answered").body;
-            while !message.is_empty() {
-                let number = |at: usize| u32::from_be_bytes(message[at..at + 4].try_into().expect("4 bytes")) as usize;
-                let length = 32 + number(24) + number(28);
-                self.more.push_back(message.split_to(length));
-            }
-        }
-        let body = self.more.pop_front().expect("a message has a frame");
-        assert_eq!(&body[..3], b"HL\x01");
-        assert_eq!(body[4], 2, "a reply");
-        (Uuid::from_slice(&body[8..24]).expect("16 bytes"), body[5], body)
-    }
-}
 
 fn add(id: Uuid) -> Vec<u8> {
     frame(1, Codec::Json, id, "add", b"[2,3]")
 }
+
+/// How long discovery waits for answers.
+const WINDOW: Duration = Duration::from_secs(1);
 
 /// The frame with some bytes replaced.
 fn with(mut frame: Vec<u8>, at: usize, bytes: &[u8]) -> Vec<u8> {
@@ -83,7 +37,9 @@ async fn a_malformed_message_is_answered_with_the_field_that_is_wrong() {
         ("message type", with(good.clone(), 4, &[0]), unknown),
         ("message type", with(good.clone(), 4, &[77]), unknown),
         ("status", with(good.clone(), 5, &[99]), unknown),
-        ("flags", with(good.clone(), 6, &[1]), unknown),
+        ("flags", with(good.clone(), 6, &[3]), unknown),
+        ("zstd", with(good.clone(), 6, &[1]), if cfg!(feature = "zstd") { refused } else { unknown }),
+        ("over the cap", with(good.clone(), 6, &[2]), Code::ResourceExhausted as u8),
         ("flags", with(good.clone(), 6, &[0x80]), unknown),
         ("reserved", with(good.clone(), 7, &[1]), unknown),
         ("metadata length", with(good.clone(), 24, &[0xff; 4]), refused),
@@ -232,6 +188,76 @@ async fn what_cannot_be_answered_is_kept_for_an_operator() {
         assert_eq!(header("x-hopline-key"), key);
         letter.settle(Settle::Ack);
     }
+}
+
+#[tokio::test]
+async fn what_comes_to_a_client_from_peers_that_it_did_not_ask_is_ignored_and_counted() {
+    let scene = Scene::new();
+    let server = scene.serve(MathServer::new(Calculator)).await;
+    let client = scene.client().await;
+    let math = MathClient::new(&client);
+    server.drain().await;
+    let mut impostor = Impostor::new(&scene, "math.v1").await;
+    let asked = math.add(2, 3).start().await.expect("on its way");
+    let (call, reply_to) = impostor.taken().await;
+    let before = client.traffic();
+    let five = reply(&call, 0, &[5], None);
+    let unasked = with(reply(&call, 0, &[6], None), 8, Uuid::new_v4().as_bytes());
+    let forged = [
+        // The reply to another client's call, and one in two frames.
+        unasked.clone(),
+        [unasked.clone(), unasked].concat(),
+        // Requests, cancels and streams are for others.
+        add(Uuid::new_v4()),
+        frame(7, Codec::Raw, Uuid::from_slice(&call[8..24]).expect("16 bytes"), "add", b""),
+        with(five.clone(), 4, &[5]),
+        // What cannot be read, though it names the call.
+        Vec::new(),
+        b"HLgarbage".to_vec(),
+        five[..five.len() - 1].to_vec(),
+        with(five.clone(), 6, &[3]),
+        with(five.clone(), 24, &[0xff; 4]),
+    ];
+    for body in forged {
+        impostor.send(&reply_to, body).await;
+    }
+    impostor.send(&reply_to, five.clone()).await;
+    assert_eq!(soon(asked).await.expect("the one that was asked for"), 5);
+    // A second one, and the next call, which comes after it.
+    impostor.send(&reply_to, five).await;
+    let next = math.add(2, 3).start().await.expect("on its way");
+    let (call, reply_to) = impostor.taken().await;
+    impostor.send(&reply_to, reply(&call, 0, &[5], None)).await;
+    assert_eq!(soon(next).await.expect("the client lives"), 5);
+    let since = client.traffic().since(before);
+    assert_eq!((since.replies_ignored, since.replies_received), (12, 6));
+}
+
+#[tokio::test]
+async fn a_server_counts_what_it_does_not_run_and_a_forged_cancel_ends_nobodys_call() {
+    let scene = Scene::new();
+    let Held { service, mut arrived } = Held::new();
+    let server = scene.serve(service).await;
+    let client = scene.client().await;
+    let mut stranger = Stranger::new(&scene).await;
+    let running = hold(&client, 1).start().await.expect("on its way");
+    let arrival = soon(arrived.recv()).await.expect("it runs");
+    let instance = format!("held.v1@{}", server.instance());
+    for _ in 0..3 {
+        stranger.send("rpc", &instance, frame(7, Codec::Raw, Uuid::new_v4(), "hold", b""), None, None).await;
+    }
+    let absent = || frame(1, Codec::Json, Uuid::new_v4(), "absent", b"[]");
+    for body in [absent(), [absent(), b"HLgarbage".to_vec()].concat(), b"garbage".to_vec()] {
+        stranger.send("rpc", &instance, body, Some(stranger.reply_to.clone()), Some(Uuid::new_v4())).await;
+    }
+    for _ in 0..4 {
+        assert_ne!(stranger.answer().await.1, 0);
+    }
+    let stats = client.stats(WINDOW).await.expect("it answers");
+    let [stats] = &*stats else { panic!("one instance, not {stats:?}") };
+    assert_eq!((stats.malformed, stats.refused, stats.cancels_ignored, stats.running), (2, 2, 3, 1));
+    arrival.release();
+    assert_eq!(soon(running).await.expect("nobody has cancelled it"), 1);
 }
 
 #[tokio::test]

@@ -1,11 +1,13 @@
 //! Hopline through its public API, on the broker that `HOPLINE_TEST_URL` names, or in memory.
 
+mod stranger;
 mod support;
 
 mod broadcast;
 mod calls;
 mod cancel;
 mod coalescing;
+mod compression;
 mod dead;
 mod dispatch;
 mod drain;

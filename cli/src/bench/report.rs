@@ -132,7 +132,13 @@ mod tests {
             elapsed: Duration::from_secs(2),
             errors: 3,
             first_error: None,
-            traffic: Traffic { messages_sent: 10, calls_sent: 100, messages_received: 30, replies_received: 100 },
+            traffic: Traffic {
+                messages_sent: 10,
+                calls_sent: 100,
+                messages_received: 30,
+                replies_received: 100,
+                replies_ignored: 0,
+            },
             cpu: Some(Duration::from_millis(5)),
         }
     }

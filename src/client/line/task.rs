@@ -363,19 +363,28 @@ impl Task {
     fn read(&mut self, delivery: Delivery) {
         add(&self.shared.messages_received, 1);
         for frame in frame::decode(delivery.body) {
-            match frame {
+            let awaited = match frame {
                 Ok(frame) if frame.kind == Kind::Reply => {
                     add(&self.shared.replies_received, 1);
-                    self.replies.deliver(frame);
+                    self.replies.deliver(frame)
                 }
                 Ok(frame) if frame.kind == Kind::KeepAlive => {
                     if !self.replies.has_reports() {
                         self.look_at = Instant::now() + LOOK;
                     }
-                    self.replies.report(frame.id, frame.metadata.instance.unwrap_or_default());
+                    self.replies.report(frame.id, frame.metadata.instance.unwrap_or_default())
                 }
-                Ok(frame) => debug!(kind = ?frame.kind, "not a reply, on the reply queue"),
-                Err(error) => warn!(%error, "a malformed message on the reply queue"),
+                Ok(frame) => {
+                    debug!(kind = ?frame.kind, "not a reply, on the reply queue");
+                    false
+                }
+                Err(error) => {
+                    warn!(%error, "a malformed message on the reply queue");
+                    false
+                }
+            };
+            if !awaited {
+                add(&self.shared.replies_ignored, 1);
             }
         }
     }

@@ -1,0 +1,109 @@
+//! Peers that speak the wire by hand: one that calls, and one that serves.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use hopline::topology::{Declaration, Queue, QueueKind};
+use hopline::transport::{Confirm, Consumer, Delivery, Mode, Properties, Publication, Settle, Transport};
+use uuid::Uuid;
+
+use crate::support::{Scene, soon};
+
+/// A peer that speaks to a service's queue directly, and the queue for its answers.
+pub(crate) struct Stranger {
+    pub(crate) transport: Transport,
+    namespace: String,
+    pub(crate) reply_to: String,
+    replies: Consumer,
+    /// Answers that came in one message with another.
+    more: VecDeque<Bytes>,
+}
+
+impl Stranger {
+    pub(crate) async fn new(scene: &Scene) -> Self {
+        let transport = scene.transport().await;
+        let reply_to = format!("{}.stranger", scene.namespace);
+        transport.declare(&[Declaration::Queue(Queue::new(&reply_to, QueueKind::Exclusive))]).await.expect("declared");
+        let replies = transport.consume(&reply_to, Mode::NoAck).await.expect("it is ours");
+        Self { transport, namespace: scene.namespace.clone(), reply_to, replies, more: VecDeque::new() }
+    }
+
+    pub(crate) async fn send(
+        &self,
+        exchange: &str,
+        key: &str,
+        body: Vec<u8>,
+        reply_to: Option<String>,
+        id: Option<Uuid>,
+    ) {
+        let properties = Properties { reply_to, correlation_id: id.map(|id| id.to_string()), ..Properties::default() };
+        let publication = Publication {
+            exchange: format!("{}.{exchange}", self.namespace),
+            key: key.to_owned(),
+            mandatory: true,
+            properties,
+            body: body.into(),
+        };
+        assert_eq!(self.transport.publish(publication).await, Ok(Confirm::Accepted));
+    }
+
+    /// The id, the status and the frame of the next answer.
+    pub(crate) async fn answer(&mut self) -> (Uuid, u8, Bytes) {
+        if self.more.is_empty() {
+            let mut message = soon(self.replies.next()).await.expect("answered").body;
+            while !message.is_empty() {
+                let number = |at: usize| u32::from_be_bytes(message[at..at + 4].try_into().expect("4 bytes")) as usize;
+                let length = 32 + number(24) + number(28);
+                self.more.push_back(message.split_to(length));
+            }
+        }
+        let body = self.more.pop_front().expect("a message has a frame");
+        assert_eq!(&body[..3], b"HL\x01");
+        assert_eq!(body[4], 2, "a reply");
+        (Uuid::from_slice(&body[8..24]).expect("16 bytes"), body[5], body)
+    }
+}
+
+/// A peer in a server's place: it takes what is in a service's queue of calls, which a server has declared.
+pub(crate) struct Impostor {
+    transport: Transport,
+    calls: Consumer,
+}
+
+impl Impostor {
+    pub(crate) async fn new(scene: &Scene, service: &str) -> Self {
+        let transport = scene.transport().await;
+        let queue = format!("{}.{service}.calls", scene.namespace);
+        let calls = transport.consume(&queue, Mode::Settle { prefetch: 100 }).await.expect("a server has declared it");
+        Self { transport, calls }
+    }
+
+    /// The next message of calls: its body, and where its replies go.
+    pub(crate) async fn taken(&mut self) -> (Bytes, String) {
+        let mut call: Delivery = soon(self.calls.next()).await.expect("a call");
+        let reply_to = call.properties.reply_to.take().expect("where replies go");
+        let body = call.body.clone();
+        call.settle(Settle::Ack);
+        (body, reply_to)
+    }
+
+    pub(crate) async fn send(&self, reply_to: &str, body: Vec<u8>) {
+        let publication = Publication {
+            exchange: String::new(),
+            key: reply_to.to_owned(),
+            mandatory: true,
+            properties: Properties::default(),
+            body: body.into(),
+        };
+        assert_eq!(self.transport.publish(publication).await, Ok(Confirm::Accepted));
+    }
+}
+
+/// A reply of the wire, its payload compressed as the number says.
+pub(crate) fn reply(call: &[u8], compression: u8, payload: &[u8], accepts: Option<u8>) -> Vec<u8> {
+    let length = |bytes: &[u8]| u32::try_from(bytes.len()).expect("a short one").to_be_bytes();
+    // A CBOR map: 13 => the compressions that are read, a number below 24.
+    let metadata = accepts.map_or(vec![0xa0], |accepts| vec![0xa1, 13, accepts]);
+    let header = [b'H', b'L', 1, call[3], 2, 0, compression, 0];
+    [&header, &call[8..24], &length(&metadata), &length(payload), &metadata, payload].concat()
+}
