@@ -21,6 +21,9 @@ pub(crate) static DEMO: Mutex<()> = Mutex::const_new(());
 static PROGRAMS: LazyLock<BTreeMap<String, PathBuf>> = LazyLock::new(|| {
     let mut build = std::process::Command::new(env!("CARGO"));
     build.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet", "--examples", "--message-format=json"]);
+    if cfg!(feature = "zstd") {
+        build.args(["--features", "zstd"]);
+    }
     let built = build.stderr(Stdio::inherit()).output().expect("cargo can be run");
     assert!(built.status.success(), "the examples are built");
     let told = built.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
