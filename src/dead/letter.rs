@@ -3,6 +3,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::client::MAX_MESSAGE_SIZE;
 use crate::frame::{self, CONTENT_TYPE, Frame, Kind};
 use crate::server::history;
 use crate::topology::{Namespace, ONEWAY_ATTEMPTS, ServiceId, header, instance_key};

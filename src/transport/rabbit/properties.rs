@@ -174,6 +174,29 @@ mod tests {
     }
 
     #[test]
+    fn properties_that_nobody_should_send_are_read_as_if_they_were_not_there() {
+        for time in ["", "-1", "1e3", " 1", "18446744073709551616", "soon"] {
+            let properties = read(&BasicProperties::default().with_expiration(time.into()));
+            assert_eq!(properties, Properties::default(), "`{time}`");
+        }
+        let longest = read(&BasicProperties::default().with_expiration(u64::MAX.to_string().into()));
+        assert_eq!(longest.expiration, Some(Duration::from_millis(u64::MAX)));
+        let mut nested = AMQPValue::Void;
+        for _ in 0..100 {
+            let mut table = FieldTable::default();
+            table.insert("".into(), AMQPValue::FieldArray(vec![nested].into()));
+            nested = AMQPValue::FieldTable(table);
+        }
+        let mut headers = FieldTable::default();
+        headers.insert("nested".into(), nested);
+        headers.insert("time".into(), AMQPValue::Timestamp(u64::MAX));
+        headers.insert("short".into(), AMQPValue::ShortString("text".into()));
+        let odd = BasicProperties::default().with_headers(headers).with_delivery_mode(77).with_priority(255);
+        let expected = Properties { priority: Some(255), ..Properties::default() };
+        assert_eq!(read(&odd), expected);
+    }
+
+    #[test]
     fn what_amqp_cannot_carry_is_refused_or_cut_to_its_limit() {
         let long = Properties { reply_to: Some("x".repeat(256)), ..Properties::default() };
         assert!(written(&long).is_err_and(|why| why.contains("255 bytes")));
