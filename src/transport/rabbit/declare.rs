@@ -16,16 +16,40 @@ const PRECONDITION_FAILED: u16 = 406;
 
 /// Declares each part in order.
 pub(super) async fn declare(link: &Link, parts: &[Declaration]) -> Result<(), Error> {
-    let channel = link.channel().await.map_err(|refusal| refusal.during("open a channel"))?;
+    let mut channel = link.channel().await.map_err(|refusal| refusal.during("open a channel"))?;
     for part in parts {
         match part {
-            Declaration::Exchange(exchange) => declare_shape(link, &channel, Shape::of_exchange(exchange)?).await?,
+            Declaration::Exchange(exchange) => {
+                let declared = declare_shape(link, &channel, Shape::of_exchange(exchange)?).await;
+                let Err(Error::Broker { operation, reason }) = declared else {
+                    declared?;
+                    continue;
+                };
+                if !forbids(&reason) || !may_be_there(link, &exchange.name).await? {
+                    return Err(Error::Broker { operation, reason });
+                }
+                channel = link.channel().await.map_err(|refusal| refusal.during("open a channel"))?;
+            }
             Declaration::Queue(queue) => declare_shape(link, &channel, Shape::of_queue(queue)?).await?,
             Declaration::Binding(binding) => bind(link, &channel, binding).await?,
         }
     }
     close(link, &channel).await;
     Ok(())
+}
+
+/// Whether the broker refuses something because of the user.
+fn forbids(reason: &str) -> bool {
+    reason.starts_with("ACCESS_REFUSED")
+}
+
+/// Whether to go on without having made an exchange, as who may not make it may still use it. RabbitMQ 4 does not even
+/// tell those of its existence who may do nothing with it: for them, using it ends as it has to.
+async fn may_be_there(link: &Link, name: &str) -> Result<bool, Error> {
+    match exchange_exists(link, name).await {
+        Err(Error::Broker { reason, .. }) if forbids(&reason) => Ok(true),
+        there => there,
+    }
 }
 
 /// Whether an exchange exists.

@@ -1,0 +1,112 @@
+//! Who may call what, and who a message's caller is.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use tracing::error;
+
+use crate::error::{Code, Fault};
+use crate::transport::Properties;
+
+/// The header in which a message that is published again says whose it was: empty if nobody had verified that.
+pub(super) const USER: &str = "x-hopline-user";
+
+/// Who wants something of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Caller<'a> {
+    /// The user that it is to the broker, as the broker has verified; `None` where its message carries none.
+    pub user: Option<&'a str>,
+    /// The id that it gave itself: what it says, not proof of who it is.
+    pub instance: Option<&'a str>,
+}
+
+type Rule = dyn Fn(&Caller<'_>, &str) -> bool + Send + Sync;
+
+/// A server's rule about who may call what; without one, all may.
+#[derive(Clone, Default)]
+pub(super) struct Allow(Option<Arc<Rule>>);
+
+impl Allow {
+    pub(super) fn by<F>(rule: F) -> Self
+    where
+        F: Fn(&Caller<'_>, &str) -> bool + Send + Sync + 'static,
+    {
+        Self(Some(Arc::new(rule)))
+    }
+
+    /// Whether there is a rule to ask.
+    pub(super) fn is_set(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// A fault for a caller who may not call `method`.
+    pub(super) fn check(&self, caller: &Caller<'_>, method: &str) -> Result<(), Fault> {
+        let Some(rule) = &self.0 else { return Ok(()) };
+        // Where it panics, it has not said yes.
+        let allowed = catch_unwind(AssertUnwindSafe(|| rule(caller, method))).unwrap_or_else(|_| {
+            error!(method, ?caller, "the rule about who may call what panicked: refused");
+            false
+        });
+        if allowed {
+            return Ok(());
+        }
+        let why = match caller.user {
+            Some(user) => {
+                format!("the user `{user}` may not call `{method}` here: have it allowed where this server runs")
+            }
+            None => format!(
+                "who calls `{method}` is not known, and only known users may: its messages have to carry their `user_id`"
+            ),
+        };
+        Err(Fault::new(Code::PermissionDenied, why))
+    }
+}
+
+impl fmt::Debug for Allow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Allow").field(&self.is_set()).finish()
+    }
+}
+
+/// Whose a message is. A message that a server has published again carries that server's name; what it says of the
+/// caller is believed of a server that is the same user as this one, `own`.
+pub(super) fn user_of(properties: &Properties, own: Option<&str>) -> Option<Arc<str>> {
+    let publisher = properties.user_id.as_deref()?;
+    let told = properties.headers.iter().find(|(name, _)| name == USER).map(|(_, user)| &**user);
+    let user = match told {
+        Some(user) if own == Some(publisher) => user,
+        _ => publisher,
+    };
+    Some(user).filter(|user| !user.is_empty()).map(Into::into)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(user_id: Option<&str>, told: Option<&str>) -> Option<Arc<str>> {
+        let headers = told.map(|user| (USER.to_owned(), user.to_owned())).into_iter().collect();
+        let properties = Properties { user_id: user_id.map(str::to_owned), headers, ..Properties::default() };
+        user_of(&properties, Some("server"))
+    }
+
+    #[test]
+    fn only_a_server_of_the_same_user_is_believed_whose_a_message_was() {
+        assert_eq!(of(Some("bob"), None).as_deref(), Some("bob"));
+        assert_eq!(of(Some("bob"), Some("root")).as_deref(), Some("bob"));
+        assert_eq!(of(Some("server"), Some("bob")).as_deref(), Some("bob"));
+        assert_eq!(of(Some("server"), Some("")), None);
+        assert_eq!(of(Some("server"), None).as_deref(), Some("server"));
+        assert_eq!(of(None, Some("server")), None);
+    }
+
+    #[test]
+    fn a_rule_that_panics_refuses() {
+        let allow = Allow::by(|_, _| panic!("as the test asks"));
+        let caller = Caller { user: Some("bob"), instance: None };
+        assert!(allow.check(&caller, "demo.v1.add").is_err_and(|fault| fault.code == Code::PermissionDenied));
+        assert_eq!(Allow::default().check(&caller, "demo.v1.add"), Ok(()));
+    }
+}

@@ -1,0 +1,157 @@
+//! TLS towards RabbitMQ: with a CA and an identity of one's own, and what was wrong in words.
+
+use std::io;
+
+use lapin::tcp::{AMQPUriTcpExt as _, RustlsConnector, RustlsConnectorConfig};
+use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::{Connection, ConnectionProperties, ErrorKind};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{AlertDescription, CertificateError};
+
+use crate::error::Error;
+use crate::transport::Tls;
+
+/// Settings for TLS as they are used, made once for all connections.
+#[derive(Debug, Clone)]
+pub(in crate::transport) struct Connector {
+    connector: RustlsConnector,
+    /// Whether there is a certificate to log in with.
+    identified: bool,
+}
+
+impl Connector {
+    /// Reads certificates and keys.
+    ///
+    /// # Errors
+    /// `Invalid` with what cannot be used.
+    pub(in crate::transport) fn new(tls: &Tls) -> Result<Self, Error> {
+        let roots = match &tls.ca {
+            Some(pem) => RustlsConnectorConfig::default().with_parsable_certificates(certificates("CA", pem)?),
+            None => RustlsConnectorConfig::new_with_native_certs()
+                .map_err(|error| Error::Invalid(format!("no CA is given, and the system has none: {error}")))?,
+        };
+        let connector = match &tls.identity {
+            None => roots.connector_with_no_client_auth(),
+            Some(identity) => {
+                let chain = certificates("identity", &identity.certificates)?;
+                let key = PrivateKeyDer::from_pem_slice(&identity.key).map_err(|error| {
+                    Error::Invalid(format!(
+                        "the identity's key is not a private key in PEM without a password: {error}"
+                    ))
+                })?;
+                roots.connector_with_single_cert(chain, key)
+            }
+        };
+        let connector = connector.map_err(|error| {
+            Error::Invalid(match said(&error) {
+                Some(rustls::Error::InconsistentKeys(_)) => {
+                    "the identity's key is not that of its first certificate".to_owned()
+                }
+                _ => format!("the certificates for TLS cannot be used: {error}"),
+            })
+        })?;
+        Ok(Self { connector, identified: tls.identity.is_some() })
+    }
+
+    pub(in crate::transport) fn has_identity(&self) -> bool {
+        self.identified
+    }
+
+    /// Opens a connection.
+    pub(super) async fn connect(&self, address: &str, properties: ConnectionProperties) -> lapin::Result<Connection> {
+        let address: AMQPUri = address.parse().map_err(io::Error::other)?;
+        let connector = self.connector.clone();
+        let open = async move |address: AMQPUri, runtime| {
+            let host = address.authority.host.clone();
+            // lapin's own way to TLS would trust the system's roots besides one's own CA.
+            let plain = AMQPUri { scheme: AMQPScheme::AMQP, ..address };
+            Ok(plain.connect_async(&runtime).await?.into_rustls(&connector, &host).await?)
+        };
+        Connection::connector(address, lapin::runtime::default_runtime()?, open, properties).await
+    }
+}
+
+fn certificates(whose: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    match read {
+        Ok(certificates) if certificates.is_empty() => {
+            Err(Error::Invalid(format!("the {whose} has no certificate in PEM")))
+        }
+        Ok(certificates) => Ok(certificates),
+        Err(error) => Err(Error::Invalid(format!("the {whose}'s certificates cannot be read as PEM: {error}"))),
+    }
+}
+
+/// What TLS says of an error, however deep in it that is.
+fn said(error: &io::Error) -> Option<&rustls::Error> {
+    let inner = error.get_ref()?;
+    inner.downcast_ref().or_else(|| said(inner.downcast_ref()?))
+}
+
+/// Why there is no connection, in a sentence that says what to look at, if TLS is the reason.
+pub(super) fn refusal(error: &lapin::Error) -> Option<String> {
+    let ErrorKind::IOError(error) = error.kind() else { return None };
+    let error = said(error)?;
+    let what = match error {
+        rustls::Error::InvalidCertificate(wrong) => match wrong {
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+                "the broker's certificate is of an unknown CA: give its CA with `Tls::ca`"
+            }
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+                "the broker's certificate has expired"
+            }
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                "the broker's certificate is not valid yet: is this machine's clock right?"
+            }
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                "the broker's certificate is for another host name: use the name in the certificate"
+            }
+            CertificateError::Revoked => "the broker's certificate has been revoked",
+            _ => "the broker's certificate cannot be accepted",
+        },
+        rustls::Error::AlertReceived(alert) => match alert {
+            AlertDescription::CertificateRequired => {
+                "the broker asks for a client certificate: give one with `Tls::identity`"
+            }
+            AlertDescription::UnknownCA | AlertDescription::DecryptError => {
+                "the broker does not know the CA of the client certificate"
+            }
+            AlertDescription::CertificateExpired => "the client certificate has expired",
+            AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateUnknown => "the broker does not accept the client certificate",
+            AlertDescription::HandshakeFailure => {
+                "the broker refused TLS: it may ask for a client certificate, given with `Tls::identity`"
+            }
+            _ => "the broker broke TLS off",
+        },
+        rustls::Error::InvalidMessage(_) => "the broker does not speak TLS at this port: amqps is usually at 5671",
+        _ => "TLS failed",
+    };
+    Some(format!("{what} ({error})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_used_is_named() {
+        let refused = |tls: Tls| Connector::new(&tls).expect_err("cannot be used").to_string();
+        assert_eq!(refused(Tls::new().ca("")), "the CA has no certificate in PEM");
+        let issued = |name: &str| {
+            let key = rcgen::KeyPair::generate().expect("a key");
+            let parameters = rcgen::CertificateParams::new(vec![name.to_owned()]).expect("a good name");
+            (parameters.self_signed(&key).expect("it can be signed").pem(), key.serialize_pem())
+        };
+        let ((ca, _), (certificate, key), (_, other_key)) = (issued("ca"), issued("one"), issued("other"));
+        assert!(refused(Tls::new().ca(ca.as_str()).identity("", key.as_str())).contains("identity has no certificate"));
+        let refusal = refused(Tls::new().ca(ca.as_str()).identity(certificate.as_str(), "no key"));
+        assert!(refusal.contains("not a private key in PEM"), "{refusal}");
+        let refusal = refused(Tls::new().ca(ca.as_str()).identity(certificate.as_str(), other_key));
+        assert!(refusal.contains("is not that of its first certificate"), "{refusal}");
+        assert!(Connector::new(&Tls::new().ca(ca).identity(certificate, key)).is_ok_and(|made| made.identified));
+    }
+}

@@ -1,0 +1,103 @@
+//! Whom the broker takes this connection's user for: the name that its messages carry.
+
+use std::sync::OnceLock;
+
+use lapin::options::BasicPublishOptions;
+use lapin::types::ShortString;
+use lapin::uri::{AMQPUri, SASLMechanism};
+use lapin::{BasicProperties, Channel};
+use tracing::{debug, warn};
+use uuid::Uuid;
+
+use super::connection::{Link, Refusal};
+
+/// The user of one transport's connections, who is the same on all of them.
+#[derive(Debug)]
+pub(super) struct User {
+    guess: ShortString,
+    /// The name in the broker's words, once it has said one; `None` where it does not tell.
+    name: OnceLock<Option<ShortString>>,
+}
+
+impl User {
+    /// The user who logs in at `address`.
+    pub(super) fn of(address: &str) -> Self {
+        let address = address.parse::<AMQPUri>().unwrap_or_default();
+        let guess = match address.query.auth_mechanism {
+            None | Some(SASLMechanism::Plain | SASLMechanism::AMQPlain | SASLMechanism::RabbitCrDemo) => {
+                address.authority.userinfo.username
+            }
+            // The broker makes the name of a certificate, or of its settings. This one is nobody's.
+            Some(SASLMechanism::External | SASLMechanism::Anonymous) => String::new(),
+        };
+        Self { guess: ShortString::try_new(guess).unwrap_or_default(), name: OnceLock::new() }
+    }
+
+    /// The name, if the broker has said it.
+    pub(super) fn name(&self) -> Option<&ShortString> {
+        self.name.get().and_then(Option::as_ref)
+    }
+
+    /// Whether the broker has been asked.
+    pub(super) fn is_known(&self) -> bool {
+        self.name.get().is_some()
+    }
+
+    /// Asks the broker, with a message to nobody on a channel that confirms: it takes only those that carry the name of
+    /// their connection's user, and names that user otherwise. Tells whether the channel is still open after that.
+    ///
+    /// Under a broker's alarm this waits for the alarm's end, as any publication does.
+    pub(super) async fn ask(&self, link: &Link, channel: &Channel) -> Result<bool, Refusal> {
+        let nobody: ShortString = Uuid::new_v4().to_string().into();
+        let properties = BasicProperties::default().with_user_id(self.guess.clone());
+        let options = BasicPublishOptions::default();
+        let said = async { channel.basic_publish("".into(), nobody, options, &[], properties).await?.await };
+        let (name, open) = match link.hear(said).await {
+            Ok(_) => (Some(self.guess.clone()).filter(|guess| !guess.as_str().is_empty()), true),
+            Err(Refusal::Refused { text, .. }) => {
+                let name = named(&text).and_then(|name| ShortString::try_new(name).ok());
+                if name.is_none() {
+                    warn!(said = text, "the broker does not tell who this user is: messages will not carry its name");
+                }
+                (name, false)
+            }
+            Err(refusal) => return Err(refusal),
+        };
+        debug!(user = name.as_ref().map(ShortString::as_str), "known to the broker");
+        // Whoever asked at the same time was told the same.
+        let _ = self.name.set(name);
+        Ok(open)
+    }
+}
+
+/// The user in the broker's "PRECONDITION_FAILED - user_id property set to 'x' but authenticated user was 'y'", or in its
+/// "ACCESS_REFUSED - write access to exchange 'amq.default' in vhost '/' refused for user 'y'". The broker cuts its words
+/// at 255 bytes, perhaps within.
+fn named(words: &str) -> Option<&str> {
+    let (_, name) =
+        ["authenticated user was '", "refused for user '"].iter().find_map(|before| words.split_once(before))?;
+    name.strip_suffix('\'')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_user_is_read_from_the_brokers_words() {
+        let words = "PRECONDITION_FAILED - user_id property set to 'bob' but authenticated user was 'o'hara'";
+        assert_eq!(named(words), Some("o'hara"));
+        let words = "ACCESS_REFUSED - access to exchange 'amq.default' in vhost '/' refused for user 'bob'";
+        assert_eq!(named(words), Some("bob"));
+        assert_eq!(named("PRECONDITION_FAILED - user_id property set to '' but authenticated user was 'a-long"), None);
+        assert_eq!(named("NOT_FOUND - no exchange 'a' in vhost '/'"), None);
+    }
+
+    #[test]
+    fn the_addresss_user_is_guessed_only_where_it_logs_in() {
+        let guess = |address| User::of(address).guess.to_string();
+        assert_eq!(guess("amqp://host"), "guest");
+        assert_eq!(guess("amqp://b%40b:secret@host/v"), "b@b");
+        assert_eq!(guess("amqps://bob@host?auth_mechanism=external"), "");
+    }
+}
