@@ -27,6 +27,7 @@ pub(crate) struct Inner {
     pub(crate) instance: Arc<str>,
     pub(crate) id: Uuid,
     pub(crate) caller: Option<Arc<str>>,
+    pub(crate) user: Option<Arc<str>>,
     pub(crate) deadline: Option<Instant>,
     pub(crate) redelivered: bool,
     pub(crate) attempt: u64,
@@ -86,6 +87,13 @@ impl Context {
     #[must_use]
     pub fn caller(&self) -> Option<&str> {
         self.0.caller.as_deref()
+    }
+
+    /// The user that the caller is to the broker, as the broker has verified; `None` where its message carries none, as
+    /// those of clients that are not Hopline's may. Everybody who logs in as the same user is the same here.
+    #[must_use]
+    pub fn user(&self) -> Option<&str> {
+        self.0.user.as_deref()
     }
 
     /// Time left until nobody waits for the reply; `None` when the call has no deadline, as oneway calls and events.

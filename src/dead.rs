@@ -87,7 +87,8 @@ impl DeadLetters {
     pub async fn open(url: &str, namespace: &str, service: &str) -> Result<Self, Error> {
         let namespace = Namespace::new(namespace).map_err(Error::Invalid)?;
         let service = ServiceId::parse(service).map_err(Error::Invalid)?;
-        Ok(Self { transport: Transport::connect(url, Role::Client).await?, namespace, service })
+        // As a server, which knows from the beginning who it is to the broker.
+        Ok(Self { transport: Transport::connect(url, Role::Server).await?, namespace, service })
     }
 
     /// Those of another service, by the same connection.
@@ -215,7 +216,8 @@ impl DeadLetters {
 
     async fn publish(&self, letter: &DeadLetter, delivery: &Delivery, act: Act) -> Result<Fate, Error> {
         let unread = act == Act::ReplayUnread;
-        let publication = match letter.replayed(&self.namespace, &self.service, delivery, unread) {
+        let publication = match letter.replayed(&self.namespace, &self.service, delivery, self.transport.user(), unread)
+        {
             Ok(publication) => publication,
             Err(why) => return Ok(Fate::Kept(why)),
         };

@@ -42,7 +42,7 @@
 //!
 //! One URL picks the broker: `amqp://user:password@host:port/vhost` is RabbitMQ, and `memory://` or `memory://name` one
 //! in the process, which means the same, needs nothing, and ends with its last connection. `amqps://` asks for the cargo
-//! feature `tls`.
+//! feature `tls`, which also has `Tls`: a CA and a certificate of one's own.
 //!
 //! Everything here runs on tokio; a program that is not async has [`blocking::wait`].
 //!
@@ -86,9 +86,16 @@ pub use context::Context;
 pub use dead::{DeadLetter, DeadLetters, EarlierDeath, Fate, Handled, LetterKind, WhichLetters};
 pub use error::{Code, Error, Fault};
 pub use registry::{Instance, InstanceStats, MethodInfo};
-pub use server::{Running, Server, ServerBuilder};
+pub use server::{Caller, Running, Server, ServerBuilder};
 pub use service::{Dispatch, Failure, Method, Service};
 pub use state::State;
+#[cfg(feature = "tls")]
+pub use transport::Tls;
+
+/// The examples of the page on security compile.
+#[cfg(all(doctest, feature = "tls"))]
+#[doc = include_str!("../docs/security.md")]
+struct Security;
 
 /// The README's example compiles and runs.
 #[cfg(doctest)]

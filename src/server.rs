@@ -1,5 +1,6 @@
 //! The serving side: connects, declares what it serves, runs it, and drains.
 
+mod allow;
 mod calls;
 mod dedup;
 mod handling;
@@ -24,6 +25,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
 
+use self::allow::Allow;
+pub use self::allow::Caller;
+pub(crate) use self::allow::user_of;
 pub(crate) use self::letter::history;
 use self::replies::Replies;
 use self::supervisor::Supervisor;
@@ -35,6 +39,8 @@ use crate::error::Error;
 use crate::service::{Dispatch, Failure, Method, Service};
 use crate::state::{State, enter};
 use crate::topology::{Binding, Namespace, ServiceId};
+#[cfg(feature = "tls")]
+use crate::transport::Tls;
 use crate::transport::{Dial, Role, Transport};
 
 /// How many events an instance holds unsettled, of each subscription.
@@ -58,6 +64,7 @@ pub struct Server {
     instance: Arc<str>,
     services: Vec<Service>,
     subscriptions: Vec<(String, Service)>,
+    allow: Allow,
 }
 
 /// What a server may be told before it connects.
@@ -67,6 +74,8 @@ pub struct ServerBuilder {
     max_message_size: usize,
     connect_timeout: Option<Duration>,
     compression: Option<Compression>,
+    #[cfg(feature = "tls")]
+    tls: Option<Tls>,
 }
 
 impl Default for ServerBuilder {
@@ -76,6 +85,8 @@ impl Default for ServerBuilder {
             max_message_size: MAX_MESSAGE_SIZE,
             connect_timeout: None,
             compression: None,
+            #[cfg(feature = "tls")]
+            tls: None,
         }
     }
 }
@@ -111,6 +122,14 @@ impl ServerBuilder {
         self
     }
 
+    /// Whom to trust and who to be on `amqps://`. Default: the system's roots, and no certificate.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
     /// Connects to the broker that `url` names: `memory://`, `amqp://` or `amqps://`; or to the first that answers of
     /// several, as [`ClientBuilder::connect`](crate::ClientBuilder::connect) reads them. A connection that is lost is made
     /// again, for as long as it takes, and everything is served again: see [`Running::state`].
@@ -121,9 +140,19 @@ impl ServerBuilder {
         self.namespace.clone().map_err(Error::Invalid)?;
         Compression::check(self.compression).map_err(Error::Invalid)?;
         let dial = Dial::parse(url)?.within(self.connect_timeout);
+        #[cfg(feature = "tls")]
+        let dial = dial.with_tls(self.tls.as_ref())?;
         let transport = dial.connect(Role::Server).await?;
         let instance = short_id().into();
-        Ok(Server { dial, transport, settings: self, instance, services: Vec::new(), subscriptions: Vec::new() })
+        Ok(Server {
+            dial,
+            transport,
+            settings: self,
+            instance,
+            services: Vec::new(),
+            subscriptions: Vec::new(),
+            allow: Allow::default(),
+        })
     }
 }
 
@@ -199,13 +228,40 @@ impl Server {
         self
     }
 
+    /// Asks `rule` about everybody who wants something of this server, before arguments are read: requests, oneway calls
+    /// and broadcasts of `service.vMAJOR.method`, questions of discovery, which are `service.vMAJOR.hopline.ping`, `.info`
+    /// and `.stats`, and events, which are `event:KEY`. Without a rule everything is allowed. A second rule takes the
+    /// first one's place.
+    ///
+    /// A refused request is answered `PERMISSION_DENIED`, a oneway call is kept with the dead letters, and an event is
+    /// dropped and logged. Cancels are not asked about: they need the id of the call, which nobody else knows. The rule is
+    /// asked often and is not to wait; one that panics refuses.
+    ///
+    /// ```
+    /// # async fn example() -> Result<(), hopline::Error> {
+    /// # let url = "memory://";
+    /// let server = hopline::Server::connect(url).await?.allow(|caller, method| match method {
+    ///     "ledger.v1.book" => caller.user == Some("billing"),
+    ///     _ => caller.user.is_some(),
+    /// });
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn allow<F>(mut self, rule: F) -> Self
+    where
+        F: Fn(&Caller<'_>, &str) -> bool + Send + Sync + 'static,
+    {
+        self.allow = Allow::by(rule);
+        self
+    }
+
     /// Starts to serve: when this returns, the services can be called.
     ///
     /// # Errors
     /// `Invalid` for bad names and for services or methods that are there twice, `Mismatch` where a queue exists with
     /// other arguments, `Broker` for what the broker refuses, `Disconnected`.
     pub async fn start(self) -> Result<Running, Error> {
-        let Self { dial, transport, settings, instance, services, subscriptions } = self;
+        let Self { dial, transport, settings, instance, services, subscriptions, allow } = self;
         let namespace = settings.namespace.map_err(Error::Invalid)?;
         let mut served = BTreeMap::new();
         for service in services {
@@ -223,6 +279,7 @@ impl Server {
             namespace,
             instance,
             max_size: settings.max_message_size,
+            allow,
             compression: settings.compression,
             draining,
             shared: TaskTracker::new(),
@@ -295,6 +352,7 @@ struct Site {
     max_size: usize,
     /// How results are compressed.
     compression: Option<Compression>,
+    allow: Allow,
     /// No more calls are taken.
     draining: CancellationToken,
     /// The tasks that read the shared queues; each waits for the calls it started.

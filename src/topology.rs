@@ -167,6 +167,8 @@ pub(crate) mod header {
     /// When it was given up, in milliseconds since 1970.
     pub(crate) const FAILED_AT: &str = "x-hopline-failed-at";
     pub(crate) const METHOD: &str = "x-hopline-method";
+    /// Whose a message was that is published again: empty if nobody had verified that.
+    pub(crate) const USER: &str = "x-hopline-user";
     /// The frame's id, or a new one for what has none.
     pub(crate) const ID: &str = "x-hopline-id";
     /// Earlier deaths of a message that was replayed: a line for each, the latest last.

@@ -5,6 +5,8 @@
 mod dial;
 pub mod memory;
 pub mod rabbit;
+#[cfg(feature = "tls")]
+mod tls;
 
 use std::fmt;
 use std::future::Future;
@@ -20,6 +22,8 @@ use url::Url;
 
 pub use self::dial::Dial;
 pub(crate) use self::dial::pause_before_next;
+#[cfg(feature = "tls")]
+pub use self::tls::Tls;
 use crate::error::Error;
 use crate::topology::{Binding, Declaration};
 
@@ -123,6 +127,16 @@ impl Transport {
         }
     }
 
+    /// The user that this transport is to the broker, and that every message carries which it publishes. `None` where the
+    /// broker has no users, or has not said yet: a client may hear it with its first publication only.
+    #[must_use]
+    pub fn user(&self) -> Option<&str> {
+        match self {
+            Self::Memory(connection) => connection.user(),
+            Self::Rabbit(connection) => connection.user(),
+        }
+    }
+
     /// What happens to the connection from now on.
     #[must_use]
     pub fn events(&self) -> broadcast::Receiver<Event> {
@@ -175,6 +189,9 @@ pub struct Properties {
     pub priority: Option<u8>,
     /// The instance that sent it.
     pub app_id: Option<String>,
+    /// The user who published it, as the broker has verified. The transport sets it to its own, whatever a publication
+    /// says.
+    pub user_id: Option<String>,
     /// Text headers; other types of header are not read.
     pub headers: Vec<(String, String)>,
 }

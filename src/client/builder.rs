@@ -16,6 +16,8 @@ use crate::error::Error;
 use crate::outbox::Share;
 use crate::topology::Namespace;
 use crate::transport::Dial;
+#[cfg(feature = "tls")]
+use crate::transport::Tls;
 
 /// Which calls may share a message. A broker's cost is per message, so sharing is worth about ten times the throughput;
 /// what a call means and how it ends is the same either way.
@@ -63,6 +65,8 @@ pub struct ClientBuilder {
     pub(super) blocked_wait: Duration,
     pub(super) max_in_flight: Option<(usize, WhenFull)>,
     pub(super) connect_timeout: Option<Duration>,
+    #[cfg(feature = "tls")]
+    pub(super) tls: Option<Tls>,
 }
 
 /// What becomes of a call when as many are in flight as may be.
@@ -86,6 +90,8 @@ impl Default for ClientBuilder {
             max_in_flight: None,
             connect_timeout: None,
             compression: None,
+            #[cfg(feature = "tls")]
+            tls: None,
         }
     }
 }
@@ -166,6 +172,14 @@ impl ClientBuilder {
         self
     }
 
+    /// Whom to trust and who to be on `amqps://`. Default: the system's roots, and no certificate.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
     /// Connects to the broker that `url` names: `memory://`, `amqp://` or `amqps://`; or to the first that answers of
     /// several, `amqp://user:password@a,b:5673,c/vhost` or whole addresses with a comma between them. A connection that is
     /// lost is made again, for as long as it takes: see [`Client::state`].
@@ -195,6 +209,8 @@ impl ClientBuilder {
         let namespace = self.namespace.clone().map_err(Error::Invalid)?;
         Compression::check(self.compression).map_err(Error::Invalid)?;
         let dial = Dial::parse(url)?.within(self.connect_timeout);
+        #[cfg(feature = "tls")]
+        let dial = dial.with_tls(self.tls.as_ref())?;
         Ok(Sessions { dial, namespace, instance: short_id().into() })
     }
 

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::client::MAX_MESSAGE_SIZE;
 use crate::frame::{self, CONTENT_TYPE, Frame, Kind};
-use crate::server::history;
+use crate::server::{history, user_of};
 use crate::topology::{Namespace, ONEWAY_ATTEMPTS, ServiceId, header, instance_key};
 use crate::transport::{Death, Delivery, Properties, Publication};
 
@@ -145,6 +145,7 @@ impl DeadLetter {
         namespace: &Namespace,
         service: &ServiceId,
         delivery: &Delivery,
+        own_user: Option<&str>,
         unread: bool,
     ) -> Result<Publication, String> {
         let original = |name| value(&delivery.properties.headers, name).unwrap_or_default().to_owned();
@@ -178,13 +179,18 @@ impl DeadLetter {
                 (address, body.into())
             }
         };
+        // Who brings it back is not whose it is.
+        let mut headers = self.headers(delivery);
+        headers.retain(|(name, _)| name != header::USER);
+        let user = user_of(&delivery.properties, own_user);
+        headers.push((header::USER.to_owned(), user.as_deref().unwrap_or_default().to_owned()));
         let properties = Properties {
             correlation_id: delivery.properties.correlation_id.clone(),
             kind: delivery.properties.kind.clone(),
             content_type: Some(CONTENT_TYPE.to_owned()),
             persistent: true,
             app_id: delivery.properties.app_id.clone(),
-            headers: self.headers(delivery),
+            headers,
             ..Properties::default()
         };
         Ok(Publication { exchange, key, mandatory: true, properties, body })

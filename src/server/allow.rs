@@ -7,10 +7,8 @@ use std::sync::Arc;
 use tracing::error;
 
 use crate::error::{Code, Fault};
+use crate::topology::header;
 use crate::transport::Properties;
-
-/// The header in which a message that is published again says whose it was: empty if nobody had verified that.
-pub(super) const USER: &str = "x-hopline-user";
 
 /// Who wants something of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,9 +70,9 @@ impl fmt::Debug for Allow {
 
 /// Whose a message is. A message that a server has published again carries that server's name; what it says of the
 /// caller is believed of a server that is the same user as this one, `own`.
-pub(super) fn user_of(properties: &Properties, own: Option<&str>) -> Option<Arc<str>> {
+pub(crate) fn user_of(properties: &Properties, own: Option<&str>) -> Option<Arc<str>> {
     let publisher = properties.user_id.as_deref()?;
-    let told = properties.headers.iter().find(|(name, _)| name == USER).map(|(_, user)| &**user);
+    let told = properties.headers.iter().find(|(name, _)| name == header::USER).map(|(_, user)| &**user);
     let user = match told {
         Some(user) if own == Some(publisher) => user,
         _ => publisher,
@@ -87,7 +85,7 @@ mod tests {
     use super::*;
 
     fn of(user_id: Option<&str>, told: Option<&str>) -> Option<Arc<str>> {
-        let headers = told.map(|user| (USER.to_owned(), user.to_owned())).into_iter().collect();
+        let headers = told.map(|user| (header::USER.to_owned(), user.to_owned())).into_iter().collect();
         let properties = Properties { user_id: user_id.map(str::to_owned), headers, ..Properties::default() };
         user_of(&properties, Some("server"))
     }

@@ -207,6 +207,7 @@ impl Worker {
             instance: self.site.instance.clone(),
             id: frame.id,
             caller: frame.metadata.instance.clone(),
+            user: message.user.clone(),
             deadline: job.deadline,
             redelivered: message.redelivered,
             attempt: message.attempt(frame),

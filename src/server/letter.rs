@@ -33,6 +33,7 @@ impl Letter<'_> {
             (header::ATTEMPTS, self.attempts.to_string()),
             (header::FAILED_AT, unix_millis().to_string()),
             (header::ID, self.id.to_string()),
+            (header::USER, message.user.as_deref().unwrap_or_default().to_owned()),
         ];
         headers.extend(self.method.map(|method| (header::METHOD, method.to_owned())));
         headers.extend(history(&message.properties.headers).map(|history| (header::HISTORY, history)));

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::allow::user_of;
 use crate::frame::Frame;
 use crate::transport::{Delivery, Properties, Settle, Transport};
 
@@ -48,6 +49,8 @@ pub(super) struct Message {
     pub(super) reply_to: Option<Arc<str>>,
     /// The AMQP `type`.
     pub(super) kind: Option<Arc<str>>,
+    /// Its caller, as the broker has verified.
+    pub(super) user: Option<Arc<str>>,
     pub(super) properties: Properties,
     pub(super) exchange: String,
     pub(super) key: String,
@@ -61,6 +64,7 @@ pub(super) struct Message {
 }
 
 impl Message {
+    /// A delivery over `transport`.
     pub(super) fn new(
         mut delivery: Delivery,
         transport: Transport,
@@ -69,6 +73,7 @@ impl Message {
         open: TaskTrackerToken,
     ) -> Self {
         Self {
+            user: user_of(&delivery.properties, transport.user()),
             open: AtomicUsize::new(frames),
             transport,
             source,

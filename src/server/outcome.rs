@@ -17,7 +17,7 @@ use crate::compression::{Compression, Readable};
 use crate::error::{Code, Fault};
 use crate::frame::{self, CONTENT_TYPE, Frame, FrameError, Kind, Metadata};
 use crate::service::Answer;
-use crate::topology::ONEWAY_ATTEMPTS;
+use crate::topology::{ONEWAY_ATTEMPTS, header};
 use crate::transport::{Confirm, Lost, Properties, Publication, Settle};
 
 /// How much of a reason is told, in bytes.
@@ -280,6 +280,10 @@ impl Worker {
     async fn publish_again(&self, frame: &Frame, queue: String, message: &Arc<Message>) -> bool {
         let remaining = frame.metadata.remaining.or(message.properties.expiration);
         let body = frame.to_body();
+        // From here on the message carries this server's name.
+        let mut headers = message.properties.headers.clone();
+        headers.retain(|(name, _)| name != header::USER);
+        headers.push((header::USER.to_owned(), message.user.as_deref().unwrap_or_default().to_owned()));
         let patience = Instant::now() + remaining.unwrap_or(PATIENCE).min(PATIENCE);
         // Given back as a whole, a message would run its other oneway calls again.
         let waits = || Instant::now() < patience || (frame.kind == Kind::Oneway && message.frames > 1);
@@ -288,7 +292,11 @@ impl Worker {
                 exchange: String::new(),
                 key: queue.clone(),
                 mandatory: true,
-                properties: Properties { expiration: remaining, ..message.properties.clone() },
+                properties: Properties {
+                    expiration: remaining,
+                    headers: headers.clone(),
+                    ..message.properties.clone()
+                },
                 body: body.clone(),
             };
             match message.transport.publish(publication).await {

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Site;
+use super::allow::Caller;
 use super::calls::Calls;
 use super::dedup::{Dedup, Known};
 use super::message::{Message, Source};
@@ -210,6 +211,12 @@ impl Worker {
             }
         }
         let name = frame.metadata.method.as_deref().unwrap_or_default();
+        if self.site.allow.is_set() {
+            let caller = Caller { user: message.user.as_deref(), instance: frame.metadata.instance.as_deref() };
+            // No service has a colon in its name.
+            let (whose, sign) = if frame.kind == Kind::Event { ("event", ':') } else { (&*self.name, '.') };
+            self.site.allow.check(&caller, &format!("{whose}{sign}{name}"))?;
+        }
         let name = if frame.kind == Kind::Event { EVENT } else { name };
         let Some((method, handler)) = self.service.methods.get(name) else {
             if let Some(answer) = self.about_itself(name, frame.codec) {

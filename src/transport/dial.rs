@@ -1,6 +1,7 @@
 //! Which brokers to connect to, in which order, and how long to keep trying.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,6 +11,8 @@ use tokio::time::Instant;
 use url::Url;
 use uuid::Uuid;
 
+#[cfg(feature = "tls")]
+use super::Tls;
 use super::{Role, Transport, masked, memory, rabbit};
 use crate::error::Error;
 
@@ -20,17 +23,20 @@ const MIN_PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(10);
 
 /// The addresses of one broker, or of the nodes of a cluster, and how they are connected to.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Dial {
     addresses: Vec<Url>,
     /// How long each address may take. Default 5 s.
     pub(crate) connect_timeout: Duration,
     /// Those that could not be connected to the last time.
     failed: Arc<Mutex<HashSet<Url>>>,
+    /// Whom to trust and who to be on `amqps://`, where that is not up to the system.
+    #[cfg(feature = "tls")]
+    pub(super) tls: Option<rabbit::Connector>,
 }
 
 impl Dial {
-    /// Reads `memory://`, `memory://name`, `amqp://host`, with the feature `tls` `amqps://host`, or several: either hosts
+    /// Reads `memory://`, `memory://name`, `memory://user@name`, `amqp://host`, with the feature `tls` `amqps://host`, or several: either hosts
     /// of one address, `amqp://user:password@a,b:5673,c/vhost`, or whole addresses with a comma between them.
     ///
     /// # Errors
@@ -45,12 +51,41 @@ impl Dial {
         if addresses.len() > 1 && addresses.iter().any(|address| address.scheme() == "memory") {
             return Err(Error::Invalid("memory:// is one broker, in this process: it stands alone".to_owned()));
         }
-        Ok(Self { addresses, connect_timeout: CONNECT_TIMEOUT, failed: Arc::default() })
+        Ok(Self {
+            addresses,
+            connect_timeout: CONNECT_TIMEOUT,
+            failed: Arc::default(),
+            #[cfg(feature = "tls")]
+            tls: None,
+        })
     }
 
     /// With another limit of the time that each address may take, if one is given.
     pub(crate) fn within(self, timeout: Option<Duration>) -> Self {
         Self { connect_timeout: timeout.unwrap_or(self.connect_timeout), ..self }
+    }
+
+    /// The same with settings for `amqps://`; `None` leaves it to the system's roots.
+    ///
+    /// # Errors
+    /// `Invalid` for certificates and keys that cannot be used, and for addresses that are not `amqps://`.
+    #[cfg(feature = "tls")]
+    pub fn with_tls(mut self, tls: Option<&Tls>) -> Result<Self, Error> {
+        let Some(tls) = tls else { return Ok(self) };
+        if let Some(address) = self.addresses.iter().find(|address| address.scheme() != "amqps") {
+            let address = masked(address.as_str());
+            return Err(Error::Invalid(format!("`{address}` has no TLS, for which there are settings: use amqps://")));
+        }
+        self.tls = Some(rabbit::Connector::new(tls)?);
+        Ok(self)
+    }
+
+    /// Whether there is a certificate to log in with.
+    pub(super) fn has_identity(&self) -> bool {
+        #[cfg(feature = "tls")]
+        return self.tls.as_ref().is_some_and(rabbit::Connector::has_identity);
+        #[cfg(not(feature = "tls"))]
+        false
     }
 
     /// Connects to the first address that can be had, in the order in which they were given.
@@ -88,7 +123,9 @@ impl Dial {
 impl Dial {
     async fn connect_to(&self, address: &Url, role: Role, again: bool) -> Result<Transport, Error> {
         if address.scheme() == "memory" {
-            return Ok(Transport::Memory(memory::Connection::open(address.host_str().unwrap_or_default())));
+            let user = Some(address.username()).filter(|user| !user.is_empty());
+            let name = address.host_str().unwrap_or_default();
+            return Ok(Transport::Memory(memory::Connection::open_as(user, name)));
         }
         // An attempt that is given up in the middle leaves a thread behind: no other one before somebody is there.
         if again {
@@ -115,6 +152,17 @@ async fn greeting(address: &Url) -> std::io::Result<()> {
         stream.read_u8().await?;
     }
     Ok(())
+}
+
+impl fmt::Debug for Dial {
+    /// Without passwords and keys.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let addresses: Vec<_> = self.addresses.iter().map(|address| masked(address.as_str()).to_string()).collect();
+        f.debug_struct("Dial")
+            .field("addresses", &addresses)
+            .field("connect_timeout", &self.connect_timeout)
+            .finish_non_exhaustive()
+    }
 }
 
 /// How long to wait before the next round, when there has been no connection since `since`: about a quarter of that time,
@@ -186,6 +234,12 @@ mod tests {
         assert!(!refused("amqp://u:s3cret@a b").contains("s3cret"));
         assert!(refused("memory://a,amqp://b").contains("stands alone"));
         assert!(refused("localhost").contains("is not an address"));
+    }
+
+    #[test]
+    fn addresses_are_shown_without_their_passwords() {
+        let shown = format!("{:?}", Dial::parse("amqp://u:s3cret@a,b").expect("good addresses"));
+        assert!(shown.contains("u:***@b") && !shown.contains("s3cret"), "{shown}");
     }
 
     #[tokio::test(start_paused = true)]

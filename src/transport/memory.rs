@@ -54,6 +54,7 @@ pub struct Connection(Arc<Link>);
 /// What the clones of a connection share.
 struct Link {
     id: u64,
+    user: Option<String>,
     broker: Arc<Broker>,
     runtime: Handle,
     events: broadcast::Sender<Event>,
@@ -78,12 +79,27 @@ impl Connection {
     /// Outside a tokio runtime: the broker's timers need one.
     #[must_use]
     pub fn open(name: &str) -> Self {
+        Self::open_as(None, name)
+    }
+
+    /// The same as a user, who need not be known and is who it says it is.
+    ///
+    /// # Panics
+    /// As [`Connection::open`].
+    #[must_use]
+    pub fn open_as(user: Option<&str>, name: &str) -> Self {
         let runtime = Handle::current();
         let broker = Broker::named(name);
         let id = broker.state().connect(runtime.clone());
         // Nothing happens to a connection within a process: the channel stays empty.
         let (events, _) = broadcast::channel(1);
-        Self(Arc::new(Link { id, broker, runtime, events }))
+        Self(Arc::new(Link { id, user: user.map(str::to_owned), broker, runtime, events }))
+    }
+
+    /// The user that the connection was opened as.
+    #[must_use]
+    pub fn user(&self) -> Option<&str> {
+        self.0.user.as_deref()
     }
 
     /// Declares each part in order.
@@ -114,7 +130,8 @@ impl Connection {
         receipt
     }
 
-    fn route(&self, publication: Publication) -> Result<Confirm, Lost> {
+    fn route(&self, mut publication: Publication) -> Result<Confirm, Lost> {
+        publication.properties.user_id.clone_from(&self.0.user);
         let mut state = self.0.broker.state();
         if !state.is_connected(self.0.id) {
             return Err(closed());

@@ -6,6 +6,9 @@ mod properties;
 mod publisher;
 mod pull;
 mod returns;
+#[cfg(feature = "tls")]
+mod tls;
+mod user;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,7 +19,7 @@ use futures::{FutureExt as _, StreamExt as _};
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, BasicRejectOptions,
 };
-use lapin::types::FieldTable;
+use lapin::types::{FieldTable, ShortString};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -27,9 +30,12 @@ use url::Url;
 use crate::error::Error;
 use crate::topology::{Binding, Declaration};
 use crate::transport::{Consumer, Delivery, Dial, Event, Mode, Publication, Receipt, Role, Settle, Settler};
-use connection::{CLOSE_TIMEOUT, Link, News, Refusal};
+use connection::{CLOSE_TIMEOUT, Link, News, Refusal, Source};
 use publisher::{Publisher, Told};
 use pull::Puller;
+#[cfg(feature = "tls")]
+pub(in crate::transport) use tls::Connector;
+use user::User;
 
 /// How many settled deliveries are taken at once.
 const BATCH: usize = 256;
@@ -48,6 +54,7 @@ struct Inner {
     publishing: Arc<Link>,
     consuming: Arc<Link>,
     puller: Puller,
+    user: Arc<User>,
     news: Arc<News>,
     closing: CancellationToken,
     tasks: TaskTracker,
@@ -59,15 +66,18 @@ impl Connection {
     /// # Errors
     /// `Connect` when the broker does not answer or refuses.
     pub async fn open(url: &Url, dial: &Dial, role: Role) -> Result<Self, Error> {
-        let pool = connection::pool(url, dial, role)?;
+        let source = Source::of(url, dial, role)?;
         let news = Arc::new(News::default());
-        let publishing = Link::open(&pool, url, dial, news.clone()).await?;
+        let publishing = Link::open(&source, url, dial, news.clone()).await?;
         let consuming = match role {
             Role::Client => publishing.clone(),
-            Role::Server => Link::open(&pool, url, dial, news.clone()).await?,
+            Role::Server => Link::open(&source, url, dial, news.clone()).await?,
         };
         let (closing, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let opened = Publisher::open(publishing.clone(), closing.clone()).await;
+        let user = Arc::new(User::of(&connection::complete(url, dial)));
+        // A server judges by its own name what it receives. Under an alarm it hears it later.
+        let introduced_within = (role == Role::Server).then_some(dial.connect_timeout);
+        let opened = Publisher::open(publishing.clone(), user.clone(), introduced_within, closing.clone()).await;
         let (publisher, writing) = opened.map_err(|refusal| refusal.during("open a channel"))?;
         tasks.spawn(writing);
         if role == Role::Server {
@@ -75,7 +85,12 @@ impl Connection {
         }
         let (puller, pulling) = Puller::new(consuming.clone(), closing.clone());
         tasks.spawn(pulling);
-        Ok(Self(Arc::new(Inner { publisher, publishing, consuming, puller, news, closing, tasks })))
+        Ok(Self(Arc::new(Inner { publisher, publishing, consuming, puller, user, news, closing, tasks })))
+    }
+
+    /// The user in the broker's words, once it has said.
+    pub(super) fn user(&self) -> Option<&str> {
+        self.0.user.name().map(ShortString::as_str)
     }
 
     pub(super) async fn declare(&self, parts: &[Declaration]) -> Result<(), Error> {

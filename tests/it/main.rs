@@ -13,6 +13,7 @@ mod dispatch;
 mod drain;
 mod events;
 mod hostile;
+mod identity;
 mod in_flight;
 mod long_calls;
 mod oneway;

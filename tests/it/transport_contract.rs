@@ -366,15 +366,31 @@ async fn properties_and_headers_survive_the_trip() {
         persistent: true,
         priority: Some(7),
         app_id: Some("instance".into()),
+        user_id: None,
         headers: vec![("tenant".into(), "blue".into()), ("umlaut".into(), "Grüße".into())],
     };
     for properties in [full, Properties::default()] {
         accepted(&transport, Publication { properties: properties.clone(), ..to_queue(&queue, "") }).await;
         let mut delivery = next(&mut consumer).await;
         delivery.properties.headers.sort();
-        assert_eq!(delivery.properties, properties);
+        let user_id = transport.user().map(str::to_owned);
+        assert_eq!(delivery.properties, Properties { user_id, ..properties });
         assert!(!delivery.redelivered);
     }
+}
+
+#[tokio::test]
+async fn a_message_carries_its_publishers_own_name_whatever_it_says() {
+    let broker = Broker::new();
+    let publisher = broker.connect().await;
+    let queue = declared(&publisher, queue(QueueKind::Exclusive)).await;
+    let mut consumer = consume(&publisher, &queue, Mode::NoAck).await;
+    let properties = Properties { user_id: Some("mallory".into()), ..Properties::default() };
+    accepted(&publisher, Publication { properties, ..to_queue(&queue, "") }).await;
+    let delivery = next(&mut consumer).await;
+    assert_eq!(delivery.properties.user_id.as_deref(), publisher.user());
+    assert_ne!(publisher.user(), Some("mallory"));
+    assert_eq!(publisher.user().is_some(), broker.url.starts_with("amqp"));
 }
 
 #[tokio::test]

@@ -272,7 +272,7 @@ impl Task {
                     persistent: *persistent,
                     priority: *priority,
                     app_id: Some(self.sessions.instance.to_string()),
-                    headers: Vec::new(),
+                    ..Properties::default()
                 },
                 body: bundle.body(),
             };

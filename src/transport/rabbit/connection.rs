@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::future::Future;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use deadpool_lapin::{Config, Hook, HookError, Pool, PoolError, Runtime};
+use deadpool_lapin::{Config, Hook, HookError, Object, Pool, PoolError, Runtime};
 use futures::{Stream, StreamExt as _};
 use lapin::{ConnectionProperties, ConnectionStatus, ErrorKind};
 use tokio::sync::{broadcast, watch};
@@ -34,7 +35,7 @@ const CHANNEL_TRIES: usize = 16;
 /// One AMQP connection. Once it ends, whatever was under way on it fails, and it stays ended.
 #[derive(Debug)]
 pub(super) struct Link {
-    connection: deadpool_lapin::Connection,
+    connection: lapin::Connection,
     end: Arc<End>,
 }
 
@@ -125,41 +126,90 @@ impl Refusal {
     }
 }
 
-/// The connections of one transport, all to the address `url`.
-pub(super) fn pool(url: &Url, dial: &Dial, role: Role) -> Result<Pool, Error> {
-    let (program, size) = match role {
-        Role::Client => ("client", 1),
-        Role::Server => ("server", 2),
-    };
-    let name = format!("hopline {program} {}", std::process::id());
+/// The address `url` with what it leaves open, as lapin reads it.
+pub(super) fn complete(url: &Url, dial: &Dial) -> String {
     let mut address = url.clone();
-    if !url.query_pairs().any(|(key, _)| key == "heartbeat") {
+    let says = |name: &str| url.query_pairs().any(|(key, _)| key == name);
+    if !says("heartbeat") {
         address.query_pairs_mut().append_pair("heartbeat", HEARTBEAT);
     }
-    let config = Config { url: Some(address.into()), pool: None };
-    let properties = move || ConnectionProperties::default().with_connection_name(name.clone().into());
-    config
-        .builder(properties, Runtime::Tokio1)
-        .map_err(|error| failed(url, error))?
-        .max_size(size)
-        .create_timeout(Some(dial.connect_timeout))
-        .pre_recycle(Hook::sync_fn(|connection, _| match connection.status() {
-            status if !status.connected() => Err(HookError::message("the connection has ended")),
-            status if status.blocked() => Err(HookError::message("the broker takes no publications")),
-            _ => Ok(()),
-        }))
-        .build()
-        .map_err(|error| failed(url, error))
+    // Without a user, who has a certificate logs in with that.
+    if dial.has_identity() && url.username().is_empty() && !says("auth_mechanism") {
+        address.query_pairs_mut().append_pair("auth_mechanism", "external");
+    }
+    address.into()
+}
+
+fn properties(role: Role) -> ConnectionProperties {
+    let program = match role {
+        Role::Client => "client",
+        Role::Server => "server",
+    };
+    ConnectionProperties::default().with_connection_name(format!("hopline {program} {}", std::process::id()).into())
+}
+
+/// Where the connections of one transport come from.
+pub(super) enum Source {
+    Pool(Pool),
+    /// The pool cannot be told of settings for TLS.
+    #[cfg(feature = "tls")]
+    Tls {
+        connector: super::tls::Connector,
+        address: String,
+        role: Role,
+    },
+}
+
+impl Source {
+    /// Connections to the address `url`.
+    pub(super) fn of(url: &Url, dial: &Dial, role: Role) -> Result<Self, Error> {
+        let address = complete(url, dial);
+        #[cfg(feature = "tls")]
+        if let Some(connector) = dial.tls.clone() {
+            return Ok(Self::Tls { connector, address, role });
+        }
+        let size = match role {
+            Role::Client => 1,
+            Role::Server => 2,
+        };
+        Config { url: Some(address), pool: None }
+            .builder(move || properties(role), Runtime::Tokio1)
+            .map_err(|error| failed(url, error))?
+            .max_size(size)
+            .create_timeout(Some(dial.connect_timeout))
+            .pre_recycle(Hook::sync_fn(|connection, _| match connection.status() {
+                status if !status.connected() => Err(HookError::message("the connection has ended")),
+                status if status.blocked() => Err(HookError::message("the broker takes no publications")),
+                _ => Ok(()),
+            }))
+            .build()
+            .map(Self::Pool)
+            .map_err(|error| failed(url, error))
+    }
+
+    async fn connect(&self, url: &Url, dial: &Dial) -> Result<lapin::Connection, Error> {
+        let silent = || failed(url, format_args!("no answer within {:?}", dial.connect_timeout));
+        match self {
+            // Each is taken once, and for good.
+            Self::Pool(pool) => pool.get().await.map(Object::take).map_err(|error| match error {
+                PoolError::Timeout(_) => silent(),
+                PoolError::Backend(error) => failed(url, refusal(&error, &complete(url, dial))),
+                other => failed(url, other),
+            }),
+            #[cfg(feature = "tls")]
+            Self::Tls { connector, address, role } => {
+                let connecting = connector.connect(address, properties(*role));
+                let connected = tokio::time::timeout(dial.connect_timeout, connecting).await;
+                connected.map_err(|_| silent())?.map_err(|error| failed(url, refusal(&error, &complete(url, dial))))
+            }
+        }
+    }
 }
 
 impl Link {
-    /// Takes a connection out of the pool; what happens to it is `news`.
-    pub(super) async fn open(pool: &Pool, url: &Url, dial: &Dial, news: Arc<News>) -> Result<Arc<Self>, Error> {
-        let connection = pool.get().await.map_err(|error| match error {
-            PoolError::Timeout(_) => failed(url, format_args!("no answer within {:?}", dial.connect_timeout)),
-            PoolError::Backend(error) => failed(url, refusal(&error)),
-            other => failed(url, other),
-        })?;
+    /// Opens a connection; what happens to it is `news`.
+    pub(super) async fn open(source: &Source, url: &Url, dial: &Dial, news: Arc<News>) -> Result<Arc<Self>, Error> {
+        let connection = source.connect(url, dial).await?;
         let end = Arc::new(End { reason: watch::channel(None).0, news });
         tokio::spawn(watch_until_end(connection.events_listener(), connection.status().clone(), end.clone()));
         info!(broker = %masked(url.as_str()), "connected");
@@ -184,16 +234,20 @@ impl Link {
 
     /// Waits for the broker's answer, but not for ever.
     pub(super) async fn ask<T>(&self, answer: impl Future<Output = lapin::Result<T>>) -> Result<T, Refusal> {
+        tokio::time::timeout(ANSWER_TIMEOUT, self.hear(answer)).await.unwrap_or(Err(Refusal::Silent))
+    }
+
+    /// Waits for the broker's answer until the connection ends.
+    pub(super) async fn hear<T>(&self, answer: impl Future<Output = lapin::Result<T>>) -> Result<T, Refusal> {
         if let Some(reason) = self.ended() {
             return Err(Refusal::Ended(reason));
         }
-        match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) if error.is_amqp_soft_error() || self.connection.status().connected() => {
+        match answer.await {
+            Ok(answer) => Ok(answer),
+            Err(error) if error.is_amqp_soft_error() || self.connection.status().connected() => {
                 Err(Refusal::Refused { code: code(&error), text: words(&error) })
             }
-            Ok(Err(error)) => Err(Refusal::Ended(self.ended().unwrap_or_else(|| words(&error).into()))),
-            Err(_) => Err(Refusal::Silent),
+            Err(error) => Err(Refusal::Ended(self.ended().unwrap_or_else(|| words(&error).into()))),
         }
     }
 
@@ -270,10 +324,33 @@ fn code(error: &lapin::Error) -> u16 {
     }
 }
 
+/// Whether the broker closed the socket without a word.
+fn is_abort(error: &lapin::Error) -> bool {
+    match error.kind() {
+        ErrorKind::IOError(error) => {
+            matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::UnexpectedEof)
+        }
+        _ => false,
+    }
+}
+
 /// Why there is no connection, in a sentence that says what to look at.
-fn refusal(error: &lapin::Error) -> String {
+fn refusal(error: &lapin::Error, address: &str) -> String {
+    #[cfg(feature = "tls")]
+    if let Some(why) = super::tls::refusal(error) {
+        return why;
+    }
     let words = words(error);
+    let external = address.to_lowercase().contains("auth_mechanism=external");
     match code(error) {
+        // It says nothing then.
+        0 if external && is_abort(error) => format!(
+            "the broker ended the connection at the login, which means that it does not offer EXTERNAL: enable its plugin \
+             rabbitmq_auth_mechanism_ssl, and EXTERNAL in its auth_mechanisms ({words})"
+        ),
+        403 if external => {
+            format!("access refused: the name in the client certificate has to be a user's ({words})")
+        }
         403 => format!("access refused: check user and password ({words})"),
         530 => format!(
             "the virtual host does not exist or is closed to this user; the usual one is written `/%2f` ({words})"

@@ -24,7 +24,7 @@ pub(super) fn short(name: &str) -> Result<ShortString, String> {
     ShortString::try_new(name).map_err(|_| format!("`{name}` is longer than the 255 bytes that AMQP allows for a name"))
 }
 
-/// What the broker reads of a message with these `properties`.
+/// What the broker reads of a message with these `properties`, except who publishes it.
 ///
 /// # Errors
 /// A sentence that names the text that is too long for AMQP.
@@ -79,6 +79,7 @@ pub(super) fn read(properties: &BasicProperties) -> Properties {
         persistent: *properties.delivery_mode() == Some(PERSISTENT),
         priority: *properties.priority(),
         app_id: text(properties.app_id()),
+        user_id: text(properties.user_id()),
         headers: headers.into_iter().flatten().filter_map(|(name, value)| header(name, value)).collect(),
     }
 }
@@ -142,11 +143,19 @@ mod tests {
             persistent: true,
             priority: Some(9),
             app_id: Some("instance".into()),
+            user_id: None,
             headers: vec![("tenant".into(), "grün".into())],
         };
         for properties in [full, Properties::default()] {
             assert_eq!(read(&written(&properties).expect("short names")), properties);
         }
+    }
+
+    #[test]
+    fn who_published_is_read_and_not_written() {
+        let verified = read(&BasicProperties::default().with_user_id("bob".into()));
+        assert_eq!(verified.user_id.as_deref(), Some("bob"));
+        assert_eq!(*written(&verified).expect("short names").user_id(), None);
     }
 
     #[test]

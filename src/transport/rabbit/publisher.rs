@@ -16,6 +16,7 @@ use tracing::{debug, warn};
 
 use super::connection::{CLOSE_TIMEOUT, Link, Refusal, words};
 use super::returns::{Returns, all_ended, ended_so_far};
+use super::user::User;
 use super::{declare, properties};
 use crate::transport::{Confirm, Lost, Publication, Receipt};
 
@@ -26,6 +27,9 @@ const TRICKLE: Duration = Duration::from_secs(1);
 
 /// How late the ends of publications may be told that nobody waits for.
 const IN_PASSING: Duration = Duration::from_millis(1);
+
+/// Why publications are given up when the connection is closed.
+const UNCONFIRMED: &str = "the broker did not confirm in time before the connection was closed";
 
 type Outcome = oneshot::Sender<Result<Confirm, Lost>>;
 
@@ -46,14 +50,24 @@ pub(super) struct Publisher {
 }
 
 impl Publisher {
-    /// Opens a channel on `link`, and gives the task that publishes on it until the connection ends or `closing`.
+    /// Opens a channel on `link`, and gives the task that publishes on it until the connection ends or `closing`. The
+    /// `user` is asked for `introduced_within` that time, or when there is something to publish.
     pub(super) async fn open(
         link: Arc<Link>,
+        user: Arc<User>,
+        introduced_within: Option<Duration>,
         closing: CancellationToken,
     ) -> Result<(Self, impl Future<Output = ()> + Send), Refusal> {
         let (waiting, queue) = mpsc::unbounded_channel();
-        let channel = confirming(&link).await?;
-        let writer = Writer { link: link.clone(), closing, queue, unsent: VecDeque::new(), exchanges: HashSet::new() };
+        let mut channel = confirming(&link).await?;
+        if let Some(within) = introduced_within
+            && let Ok(asked) = tokio::time::timeout(within, user.ask(&link, &channel)).await
+            && !asked?
+        {
+            channel = confirming(&link).await?;
+        }
+        let (unsent, exchanges) = (VecDeque::new(), HashSet::new());
+        let writer = Writer { link: link.clone(), user, closing, queue, unsent, exchanges };
         Ok((Self { waiting, link }, writer.run(channel)))
     }
 
@@ -140,6 +154,7 @@ fn returned_number(confirmation: Confirmation) -> Option<u64> {
 /// The task behind a [`Publisher`].
 struct Writer {
     link: Arc<Link>,
+    user: Arc<User>,
     closing: CancellationToken,
     queue: mpsc::UnboundedReceiver<(Publication, Told, Outcome)>,
     /// What a channel that ended has not sent: it goes first on the next one.
@@ -198,6 +213,13 @@ impl Writer {
             if flights.is_empty() {
                 look.as_mut().reset(Instant::now() + IN_PASSING);
             }
+            let idle = waiting.is_empty() && self.unsent.is_empty();
+            if !idle && !self.user.is_known() {
+                self.unsent.extend(waiting.drain(..));
+                if let Some(over) = self.introduce(channel).await {
+                    return over;
+                }
+            }
             // Polled in the order they were pushed: that is the order in which they leave.
             for (publication, told, outcome) in std::mem::take(&mut self.unsent).into_iter().chain(waiting.drain(..)) {
                 if !self.is_there(&publication.exchange).await {
@@ -205,7 +227,7 @@ impl Writer {
                     continue;
                 }
                 number += 1;
-                match on_the_wire(&publication, number) {
+                match on_the_wire(&publication, self.user.name(), number) {
                     Ok((properties, names)) => {
                         hurried += usize::from(told == Told::AtOnce);
                         flights.push(fly(channel.clone(), number, properties, names, publication, told, outcome));
@@ -252,10 +274,29 @@ impl Writer {
                     draining = Some(Instant::now() + CLOSE_TIMEOUT);
                 }
                 () = tokio::time::sleep_until(draining.unwrap_or_else(Instant::now)), if draining.is_some() => {
-                    return Over::Connection("the broker did not confirm in time before the connection was closed".into());
+                    return Over::Connection(UNCONFIRMED.into());
                 }
             }
         }
+    }
+
+    /// Has the broker say who publishes here. Tells what has ended by that, if anything has.
+    async fn introduce(&self, channel: &Channel) -> Option<Over> {
+        let too_late = async {
+            self.closing.cancelled().await;
+            tokio::time::sleep(CLOSE_TIMEOUT).await;
+        };
+        let over = tokio::select! {
+            asked = self.user.ask(&self.link, channel) => match asked {
+                Ok(true) => return None,
+                Ok(false) => return Some(Over::Channel),
+                Err(Refusal::Ended(reason)) => reason,
+                Err(refusal) => refusal.during("tell who this user is").to_string().into(),
+            },
+            reason = self.link.end() => reason,
+            () = too_late => UNCONFIRMED.into(),
+        };
+        Some(Over::Connection(over))
     }
 
     /// Whether an exchange is there, asked once. A publication to a missing one ends its channel, and takes what is in
@@ -366,8 +407,15 @@ fn largest_message(reason: &str) -> Option<usize> {
 type Names = (ShortString, ShortString);
 
 /// A publication as lapin takes it. Its number travels as `message_id`, by which a return is known again.
-fn on_the_wire(publication: &Publication, number: u64) -> Result<(BasicProperties, Names), String> {
-    let properties = properties::written(&publication.properties)?.with_message_id(number.to_string().into());
+fn on_the_wire(
+    publication: &Publication,
+    user: Option<&ShortString>,
+    number: u64,
+) -> Result<(BasicProperties, Names), String> {
+    let mut properties = properties::written(&publication.properties)?.with_message_id(number.to_string().into());
+    if let Some(user) = user {
+        properties = properties.with_user_id(user.clone());
+    }
     Ok((properties, (properties::short(&publication.exchange)?, properties::short(&publication.key)?)))
 }
 

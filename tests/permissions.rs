@@ -1,0 +1,231 @@
+//! The permissions that `docs/security.md` gives are enough, and no more than that; and users cannot be each other.
+//!
+//! This needs a RabbitMQ of its own, of the version that `HOPLINE_TEST_&node` names: `scripts/test` runs it with both, and
+//! without one the tests say so and end.
+
+use std::future::Future;
+use std::time::Duration;
+
+use hopline::topology::{Binding, Declaration, Queue, QueueKind};
+use hopline::transport::{Confirm, Mode, Properties, Publication, Role, Settle, Transport};
+use hopline::{Client, Context, Error, Fault, Method, Running, Server, Service};
+use tokio::sync::mpsc;
+
+mod node;
+
+use node::{Node, version};
+
+const DOCUMENT: &str = include_str!("../docs/security.md");
+/// How long a test waits for what has to come, before it fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+const WINDOW: Duration = Duration::from_secs(1);
+
+async fn soon<F: Future>(event: F) -> F::Output {
+    tokio::time::timeout(PATIENCE, event).await.expect("what has to happen happens within a minute")
+}
+
+/// The commands of this name in the document, each as its arguments without quotes.
+fn commands(name: &str) -> impl Iterator<Item = Vec<&str>> {
+    let lines = DOCUMENT.lines().filter_map(|line| line.strip_prefix("rabbitmqctl "));
+    let words = lines.map(|line| line.split_whitespace().map(|word| word.trim_matches('\'')).collect::<Vec<_>>());
+    words.filter(move |words| words[0] == name)
+}
+
+/// What stands between ```LANGUAGE and ``` in the document, the first time.
+fn block(language: &str) -> &'static str {
+    let (_, rest) = DOCUMENT.split_once(&format!("```{language}\n")).expect("the document has one");
+    rest.split_once("```").expect("it ends").0
+}
+
+/// A node with the exchanges and users of the document, and one who is called `mallory` and may do what a client may.
+fn with_users(version: &str) -> Node {
+    let node = Node::start(version, "# exchanges.json is in @conf@\n", &[("exchanges.json", block("json"))], &[]);
+    node.ctl(&["import_definitions", &node.path_of("exchanges.json")]);
+    let mut told = 0;
+    for permissions in commands("set_permissions") {
+        let ["set_permissions", "-p", "/", user, patterns @ ..] = &permissions[..] else {
+            panic!("{permissions:?}");
+        };
+        node.ctl(&["add_user", user, user]);
+        node.ctl(&permissions);
+        if *user == "client" {
+            node.ctl(&["add_user", "mallory", "mallory"]);
+            node.ctl(&[&["set_permissions", "-p", "/", "mallory"], patterns].concat());
+        }
+        told += 1;
+    }
+    assert_eq!(told, 3, "a client, a server, an operator");
+    node
+}
+
+/// The address for a user whose password is the same as the name.
+fn address(node: &Node, user: &str) -> String {
+    let (_, host) = node.url.split_once('@').expect("a user and a host");
+    format!("amqp://{user}:{user}@{host}")
+}
+
+struct Served {
+    running: Running,
+    noted: mpsc::UnboundedReceiver<String>,
+    heard: mpsc::UnboundedReceiver<String>,
+}
+
+/// A server of `calculator.v1`, as the document's.
+async fn serve(node: &Node, change: impl FnOnce(Server) -> Server) -> Served {
+    let (note, noted) = mpsc::unbounded_channel();
+    let (hear, heard) = mpsc::unbounded_channel();
+    let user = |context: &Context| context.user().unwrap_or_default().to_owned();
+    let service = Service::new("calculator", 1)
+        .method(Method::new("add"), |_: Context, (a, b): (i64, i64)| async move { Ok::<_, Fault>(a + b) })
+        .method(Method::new("who"), move |context: Context, (_,): (u8,)| async move { Ok::<_, Fault>(user(&context)) })
+        .method(Method::new("note"), move |context: Context, (line,): (String,)| {
+            note.send(format!("{}: {line}", user(&context))).expect("the test listens");
+            async move { if line == "bad" { Err(Fault::new(hopline::Code::InvalidArgument, "bad")) } else { Ok(()) } }
+        });
+    let server = Server::connect(&address(node, "server")).await.expect("it may log in").serve(service);
+    let server = change(server).subscribe("#", move |context: Context, (): ()| {
+        hear.send(user(&context)).expect("the test listens");
+        async {}
+    });
+    Served { running: server.start().await.expect("it may declare what it needs"), noted, heard }
+}
+
+#[tokio::test]
+async fn the_documents_permissions_are_enough_and_no_more() {
+    let Some(version) = version() else { return };
+    let node = with_users(&version);
+    let Served { running, mut noted, mut heard } = serve(&node, |server| server).await;
+    let client = Client::connect(&address(&node, "client")).await.expect("it may declare what it needs");
+
+    assert_eq!(client.call::<i64>("calculator", "add", (2, 3)).await.expect("answered"), 5);
+    assert_eq!(client.call::<i64>("calculator", "add", (2, 3)).to(running.instance()).await.expect("answered"), 5);
+    assert_eq!(client.call::<String>("calculator", "who", (1,)).await.expect("answered"), "client");
+    let all = client.call::<i64>("calculator", "add", (2, 3)).all().gather(WINDOW).await.expect("answered");
+    assert_eq!(all[0].outcome.as_ref().expect("a result"), &5);
+    client.publish("order.created", &()).await.expect("the broker has it");
+    assert_eq!(soon(heard.recv()).await.expect("it runs"), "client");
+    assert_eq!(client.instances(WINDOW).await.expect("it answers")[0].instance, running.instance());
+    for line in ["good", "bad"] {
+        client.oneway("calculator", "note", (line,)).send().await.expect("the broker has it");
+        assert_eq!(soon(noted.recv()).await.expect("it runs"), format!("client: {line}"));
+    }
+    match client.call::<i64>("nobody", "add", (2, 3)).await {
+        Err(Error::NoService { .. }) => {}
+        other => panic!("{other:?}"),
+    }
+
+    // The operator finds the bad one, and publishes it again.
+    let operator = Transport::connect(&address(&node, "operator"), Role::Client).await.expect("it may log in");
+    let mut letters =
+        operator.consume("hopline.calculator.v1.dead", Mode::Settle { prefetch: 1 }).await.expect("it may read");
+    let letter = soon(letters.next()).await.expect("it is kept");
+    let again = Publication {
+        exchange: "hopline.oneway".to_owned(),
+        key: "calculator.v1.note".to_owned(),
+        mandatory: true,
+        properties: letter.properties.clone(),
+        body: letter.body.clone(),
+    };
+    assert_eq!(operator.publish(again).await, Ok(Confirm::Accepted));
+    letter.settle(Settle::Ack);
+    assert_eq!(soon(noted.recv()).await.expect("it runs"), "operator: bad");
+    Client::connect(&address(&node, "operator")).await.expect("it may be a client").close().await;
+    soon(running.drain()).await;
+
+    // What none of them may do.
+    let client = Transport::connect(&address(&node, "client"), Role::Client).await.expect("it may log in");
+    let forbidden = |outcome: Result<(), Error>| {
+        let said = outcome.expect_err("it is forbidden").to_string();
+        assert!(said.contains("ACCESS_REFUSED"), "{said}");
+    };
+    for queue in ["hopline.calculator.v1.calls", "hopline.calculator.v1.work", "hopline.calculator.v1.dead"] {
+        forbidden(client.consume(queue, Mode::NoAck).await.map(drop));
+    }
+    forbidden(client.declare(&[Declaration::Queue(Queue::new("mine", QueueKind::Exclusive))]).await);
+    let reply_queue = || Declaration::Queue(Queue::new("hopline.reply@me", QueueKind::Exclusive));
+    for exchange in ["hopline.rpc", "hopline.oneway", "hopline.events", "hopline.all.calculator.v1"] {
+        let binding =
+            Binding { exchange: exchange.to_owned(), key: "calculator.v1".into(), queue: "hopline.reply@me".into() };
+        forbidden(client.declare(&[reply_queue(), Declaration::Binding(binding)]).await);
+    }
+    let server = Transport::connect(&address(&node, "server"), Role::Server).await.expect("it may log in");
+    forbidden(server.declare(&[Declaration::Queue(Queue::new("hopline.ledger.v1.calls", QueueKind::Classic))]).await);
+}
+
+#[tokio::test]
+async fn the_documents_topic_permissions_look_at_keys() {
+    let Some(version) = version() else { return };
+    let node = with_users(&version);
+    let mut told = 0;
+    for permissions in commands("set_topic_permissions") {
+        node.ctl(&permissions);
+        told += 1;
+    }
+    assert_eq!(told, 2, "oneway calls and events");
+    let Served { running: _running, mut noted, mut heard } = serve(&node, |server| server).await;
+    let client = Client::connect(&address(&node, "client")).await.expect("it may log in");
+    client.oneway("calculator", "note", ("good",)).send().await.expect("the broker has it");
+    soon(noted.recv()).await.expect("it runs");
+    client.publish("order.created", &()).await.expect("the broker has it");
+    soon(heard.recv()).await.expect("it runs");
+    let refused = client.publish("invoice.created", &()).await.expect_err("another key").to_string();
+    assert!(refused.contains("ACCESS_REFUSED"), "{refused}");
+    let refused = client.oneway("ledger", "book", (1,)).send().await.expect_err("another service").to_string();
+    assert!(refused.contains("ACCESS_REFUSED"), "{refused}");
+    client.publish("order.created", &()).await.expect("the client goes on");
+}
+
+#[tokio::test]
+async fn users_cannot_be_each_other() {
+    let Some(version) = version() else { return };
+    let node = with_users(&version);
+    let served = serve(&node, |server| server.allow(|caller, _| caller.user == Some("client"))).await;
+    let Served { running: _running, mut noted, .. } = served;
+    let who = async |user: &str| {
+        let client = Client::connect(&address(&node, user)).await.expect("it may log in");
+        client.call::<String>("calculator", "who", (1,)).await
+    };
+    assert_eq!(who("client").await.expect("allowed"), "client");
+    match who("mallory").await {
+        Err(Error::Fault(fault)) => assert!(fault.message.contains("`mallory` may not call"), "{fault}"),
+        other => panic!("{other:?}"),
+    }
+    // A claim in a header is not believed of mallory, and one in the property is never sent.
+    for user in ["mallory", "client"] {
+        let transport = Transport::connect(&address(&node, user), Role::Client).await.expect("it may log in");
+        let publication = Publication {
+            exchange: "hopline.oneway".to_owned(),
+            key: "calculator.v1.note".to_owned(),
+            mandatory: true,
+            properties: Properties {
+                user_id: Some("client".to_owned()),
+                headers: vec![("x-hopline-user".to_owned(), "client".to_owned())],
+                ..Properties::default()
+            },
+            body: note_frame(user).into(),
+        };
+        assert_eq!(transport.publish(publication).await, Ok(Confirm::Accepted));
+    }
+    assert_eq!(soon(noted.recv()).await.expect("one is allowed"), "client: client");
+    let mut letters = operator_of(&node, "calculator.v1").await;
+    let letter = soon(letters.1.next()).await.expect("the other is kept");
+    let headers = &letter.properties.headers;
+    assert!(headers.contains(&("x-hopline-user".to_owned(), "mallory".to_owned())), "{headers:?}");
+}
+
+async fn operator_of(node: &Node, service: &str) -> (Transport, hopline::transport::Consumer) {
+    let operator = Transport::connect(&address(node, "operator"), Role::Client).await.expect("it may log in");
+    let queue = format!("hopline.{service}.dead");
+    let letters = operator.consume(&queue, Mode::Settle { prefetch: 1 }).await.expect("it may read");
+    (operator, letters)
+}
+
+/// An oneway call of `note`, by hand.
+fn note_frame(line: &str) -> Vec<u8> {
+    let metadata = [&[0xa1, 0x01, 0x64], b"note".as_slice()].concat();
+    let payload = format!("[\"{line}\"]").into_bytes();
+    let length = |bytes: &[u8]| u32::try_from(bytes.len()).expect("a short one").to_be_bytes();
+    let header = [b'H', b'L', 1, 2, 3, 0, 0, 0];
+    let id = uuid::Uuid::new_v4();
+    [&header, id.as_bytes().as_slice(), &length(&metadata), &length(&payload), &metadata, &payload].concat()
+}

@@ -1,0 +1,213 @@
+//! `amqps://`: with a CA of one's own, with a certificate instead of a password, and what is wrong when there is no
+//! connection.
+//!
+//! This needs a RabbitMQ of its own, of the version that `HOPLINE_TEST_NODE` names: `scripts/test` runs it with both, and
+//! without one the tests say so and end.
+
+use std::net::TcpListener;
+use std::sync::OnceLock;
+
+use hopline::{Client, Context, Error, Fault, Server, Tls};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
+
+mod node;
+
+use node::Node;
+
+/// A node that speaks TLS, and who is who.
+struct Scene {
+    node: Node,
+    ca: String,
+    other_ca: String,
+    /// The certificate and the key of the user `billing`, of one who is nobody, and one of another CA.
+    billing: (String, String),
+    nobody: (String, String),
+    stranger: (String, String),
+    /// Takes who has a certificate, and who has none.
+    port: u16,
+    /// Takes those only who have one.
+    strict_port: u16,
+    /// Has a certificate that has expired.
+    expired_port: u16,
+}
+
+type Ca = CertifiedIssuer<'static, KeyPair>;
+
+fn ca() -> Ca {
+    let mut parameters = CertificateParams::default();
+    parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    CertifiedIssuer::self_signed(parameters, KeyPair::generate().expect("a key")).expect("it can be signed")
+}
+
+/// A certificate of `ca` with this common name, for these hosts, and its key.
+fn issued(ca: &Ca, name: &str, hosts: &[&str], change: impl FnOnce(&mut CertificateParams)) -> (String, String) {
+    let key = KeyPair::generate().expect("a key");
+    let hosts: Vec<String> = hosts.iter().map(ToString::to_string).collect();
+    let mut parameters = CertificateParams::new(hosts).expect("good names");
+    parameters.distinguished_name.push(DnType::CommonName, name);
+    change(&mut parameters);
+    (parameters.signed_by(&key, ca).expect("it can be signed").pem(), key.serialize_pem())
+}
+
+/// Three ports that nobody has.
+fn free_ports() -> [u16; 3] {
+    let taken = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").expect("there is a free port"));
+    taken.map(|listener| listener.local_addr().expect("it is bound").port())
+}
+
+impl Scene {
+    fn start(version: &str) -> Self {
+        let (ca, other_ca) = (ca(), ca());
+        let server = issued(&ca, "broker", &["localhost"], |_| {});
+        let expired = issued(&ca, "broker", &["localhost"], |parameters| {
+            (parameters.not_before, parameters.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
+        });
+        let [port, strict_port, expired_port] = free_ports();
+        let conf = format!(
+            "listeners.ssl.1 = 127.0.0.1:{port}\n\
+             ssl_options.cacertfile = @conf@/ca.pem\n\
+             ssl_options.certfile = @conf@/server.pem\n\
+             ssl_options.keyfile = @conf@/server.key\n\
+             ssl_options.verify = verify_peer\n\
+             ssl_options.fail_if_no_peer_cert = false\n\
+             auth_mechanisms.1 = PLAIN\n\
+             auth_mechanisms.2 = EXTERNAL\n\
+             ssl_cert_login_from = common_name\n"
+        );
+        let (ca_pem, other_ca_pem) = (ca.pem(), other_ca.pem());
+        let files = [
+            ("ca.pem", &*ca_pem),
+            ("server.pem", &server.0),
+            ("server.key", &server.1),
+            ("expired.pem", &expired.0),
+            ("expired.key", &expired.1),
+        ];
+        let node = Node::start(version, &conf, &files, &["rabbitmq_auth_mechanism_ssl"]);
+        for (port, certificate, strict) in [(strict_port, "server", true), (expired_port, "expired", false)] {
+            let [ca, pem, key] =
+                ["ca.pem", &format!("{certificate}.pem"), &format!("{certificate}.key")].map(|file| node.path_of(file));
+            let options = format!(
+                "[{{cacertfile, \"{ca}\"}}, {{certfile, \"{pem}\"}}, {{keyfile, \"{key}\"}}, \
+                 {{verify, verify_peer}}, {{fail_if_no_peer_cert, {strict}}}]"
+            );
+            let listener = format!("rabbit_networking:start_ssl_listener({{\"127.0.0.1\", {port}}}, {options}, 2).");
+            node.ctl(&["eval", &listener]);
+        }
+        // Without a password, it is known by its certificate only.
+        node.ctl(&["add_user", "billing", "x"]);
+        node.ctl(&["clear_password", "billing"]);
+        node.ctl(&["set_permissions", "billing", ".*", ".*", ".*"]);
+        let billing = issued(&ca, "billing", &[], |_| {});
+        let nobody = issued(&ca, "nobody", &[], |_| {});
+        let stranger = issued(&other_ca, "billing", &[], |_| {});
+        let (ca, other_ca) = (ca_pem, other_ca_pem);
+        Self { node, ca, other_ca, billing, nobody, stranger, port, strict_port, expired_port }
+    }
+
+    /// The one scene of all tests, if there is a version to test. It goes with the process.
+    fn get() -> Option<&'static Self> {
+        static SCENE: OnceLock<Scene> = OnceLock::new();
+        let version = node::version()?;
+        Some(SCENE.get_or_init(|| Self::start(&version)))
+    }
+
+    fn trusting(&self) -> Tls {
+        Tls::new().ca(self.ca.as_str())
+    }
+
+    fn known_by(&self, (certificate, key): &(String, String)) -> Tls {
+        self.trusting().identity(certificate.as_str(), key.as_str())
+    }
+}
+
+async fn connected(tls: Tls, url: &str) -> Result<Client, Error> {
+    Client::builder().tls(tls).connect(url).await
+}
+
+/// Why there is no connection.
+async fn refusal(tls: Tls, url: &str) -> String {
+    match connected(tls, url).await {
+        Err(Error::Connect { reason, .. }) => reason,
+        other => panic!("expected no connection, not {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_ca_of_ones_own_is_trusted_and_no_other() {
+    let Some(scene) = Scene::get() else { return };
+    let url = format!("amqps://guest:guest@localhost:{}", scene.port);
+    let server = Server::builder().tls(scene.trusting()).connect(&url).await.expect("it is trusted");
+    let add = |_: Context, (a, b): (i64, i64)| async move { Ok::<_, Fault>(a + b) };
+    let _server = server.method("calculator", "add", add).start().await.expect("served");
+    let client = connected(scene.trusting(), &url).await.expect("it is trusted");
+    assert_eq!(client.call::<i64>("calculator", "add", (2, 3)).await.expect("answered"), 5);
+
+    for tls in [Tls::new().ca(scene.other_ca.as_str()), Tls::new()] {
+        let reason = refusal(tls, &url).await;
+        assert!(reason.contains("unknown CA"), "{reason}");
+    }
+    // Without settings, by the system's roots.
+    match Client::connect(&url).await {
+        Err(Error::Connect { reason, .. }) => assert!(reason.contains("unknown CA"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_has_to_be_valid_and_for_the_host() {
+    let Some(scene) = Scene::get() else { return };
+    let reason = refusal(scene.trusting(), &format!("amqps://127.0.0.1:{}", scene.port)).await;
+    assert!(reason.contains("another host name") && reason.contains("localhost"), "{reason}");
+    let reason = refusal(scene.trusting(), &format!("amqps://localhost:{}", scene.expired_port)).await;
+    assert!(reason.contains("has expired"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_broker_that_asks_for_a_certificate_says_so() {
+    let Some(scene) = Scene::get() else { return };
+    let url = format!("amqps://guest:guest@localhost:{}", scene.strict_port);
+    let reason = refusal(scene.trusting(), &url).await;
+    assert!(reason.contains("client certificate") && reason.contains("Tls::identity"), "{reason}");
+    let reason = refusal(scene.known_by(&scene.stranger), &url).await;
+    assert!(reason.contains("client certificate"), "{reason}");
+    // With a user in the address, that one logs in.
+    connected(scene.known_by(&scene.nobody), &url).await.expect("the password does");
+}
+
+#[tokio::test]
+async fn who_has_a_certificate_needs_no_password() {
+    let Some(scene) = Scene::get() else { return };
+    let url = format!("amqps://localhost:{}", scene.strict_port);
+    let server = Server::builder().tls(scene.known_by(&scene.billing)).connect(&url).await.expect("it may log in");
+    let who = |context: Context, (_,): (u8,)| async move { Ok::<_, Fault>(context.user().map(str::to_owned)) };
+    let _server = server.method("reception", "who", who).start().await.expect("served");
+    let client = connected(scene.known_by(&scene.billing), &url).await.expect("it may log in");
+    let user = client.call::<Option<String>>("reception", "who", (1,)).await.expect("answered");
+    assert_eq!(user.as_deref(), Some("billing"));
+
+    let reason = refusal(scene.known_by(&scene.nobody), &url).await;
+    assert!(reason.contains("the name in the client certificate has to be a user's"), "{reason}");
+    let mechanisms = |names: &str| format!("application:set_env(rabbit, auth_mechanisms, {names}).");
+    scene.node.ctl(&["eval", &mechanisms("['PLAIN']")]);
+    let reason = refusal(scene.known_by(&scene.billing), &url).await;
+    scene.node.ctl(&["eval", &mechanisms("['PLAIN', 'EXTERNAL']")]);
+    assert!(reason.contains("does not offer EXTERNAL"), "{reason}");
+}
+
+#[tokio::test]
+async fn settings_for_tls_are_for_amqps_alone() {
+    for url in ["amqp://localhost", "memory://", "amqps://localhost,amqp://localhost"] {
+        match connected(Tls::new(), url).await {
+            Err(Error::Invalid(why)) => assert!(why.contains("use amqps://"), "{why}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_broker_without_tls_is_named_as_such() {
+    let Some(scene) = Scene::get() else { return };
+    let url = scene.node.url.replace("amqp://", "amqps://").replace("127.0.0.1", "localhost");
+    let reason = refusal(scene.trusting(), &url).await;
+    assert!(reason.contains("does not speak TLS"), "{reason}");
+}
