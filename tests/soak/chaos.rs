@@ -1,0 +1,255 @@
+//! What goes wrong, and when: decided by the seed alone.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use tokio::sync::Mutex;
+use tokio::time::sleep;
+
+use crate::broker::Broker;
+use crate::process::Crew;
+use crate::proxy::End;
+use crate::random::Random;
+
+/// How long a server may take to drain: its handlers take 3 s at most.
+const DRAIN: Duration = Duration::from_secs(60);
+
+/// What can go wrong. The `work` queue is never deleted: that is an operator who throws work away, and nothing can bring it
+/// back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Fault {
+    KillServer { slot: usize, back_after: Duration },
+    DrainServer { slot: usize, back_after: Duration },
+    KillClient { slot: usize, back_after: Duration },
+    KillBroker { back_after: Duration },
+    StopBroker { back_after: Duration },
+    CloseConnections,
+    DeleteReplyQueues,
+    DeleteCallsQueue,
+    MemoryAlarm { lasts: Duration },
+    End { whose: Whose, how: End },
+    Stall { whose: Whose, lasts: Duration },
+}
+
+/// Whose connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Whose {
+    One(usize),
+    All,
+}
+
+/// Faults that come together, after a pause.
+#[derive(Debug)]
+pub(crate) struct Step {
+    pause: Duration,
+    faults: Vec<Fault>,
+}
+
+impl Fault {
+    fn next(random: &mut Random, each: u64) -> Self {
+        let slot = |random: &mut Random| usize::try_from(random.of(0..each)).expect("a few");
+        let seconds =
+            |random: &mut Random, from: u64, to: u64| Duration::from_millis(random.of(from * 1000..to * 1000));
+        let whose = |random: &mut Random| match random.percent(25) {
+            true => Whose::All,
+            false => Whose::One(usize::try_from(random.of(0..2 * each)).expect("a few")),
+        };
+        match random.of(0..100) {
+            0..14 => Self::KillServer { slot: slot(random), back_after: seconds(random, 0, 3) },
+            14..26 => Self::DrainServer { slot: slot(random), back_after: seconds(random, 0, 2) },
+            26..34 => Self::KillClient { slot: slot(random), back_after: seconds(random, 0, 2) },
+            34..41 => Self::KillBroker { back_after: seconds(random, 0, 5) },
+            41..46 => Self::StopBroker { back_after: seconds(random, 0, 3) },
+            46..52 => Self::CloseConnections,
+            52..58 => Self::DeleteReplyQueues,
+            58..64 => Self::DeleteCallsQueue,
+            64..72 => Self::MemoryAlarm { lasts: seconds(random, 1, 8) },
+            72..80 => Self::End { whose: whose(random), how: End::Closed },
+            80..88 => Self::End { whose: whose(random), how: End::Reset },
+            _ => Self::Stall { whose: whose(random), lasts: seconds(random, 5, 9) },
+        }
+    }
+
+    /// Whether it needs the broker's node, which has to be there.
+    fn is_the_brokers(&self) -> bool {
+        match self {
+            Self::KillServer { .. } | Self::DrainServer { .. } | Self::KillClient { .. } => false,
+            Self::End { .. } | Self::Stall { .. } => false,
+            Self::KillBroker { .. } | Self::StopBroker { .. } | Self::CloseConnections => true,
+            Self::DeleteReplyQueues | Self::DeleteCallsQueue | Self::MemoryAlarm { .. } => true,
+        }
+    }
+
+    /// Its name in the ledger.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::KillServer { .. } => "server killed",
+            Self::DrainServer { .. } => "server told to end (drains)",
+            Self::KillClient { .. } => "client killed",
+            Self::KillBroker { .. } => "broker killed",
+            Self::StopBroker { .. } => "broker stopped (`stop_app`)",
+            Self::CloseConnections => "all connections closed by the broker",
+            Self::DeleteReplyQueues => "all reply queues deleted",
+            Self::DeleteCallsQueue => "`calls` queue deleted",
+            Self::MemoryAlarm { .. } => "memory alarm",
+            Self::End { whose: Whose::One(_), how: End::Closed } => "one process cut off",
+            Self::End { whose: Whose::All, how: End::Closed } => "all processes cut off",
+            Self::End { whose: Whose::One(_), how: End::Reset } => "one process reset",
+            Self::End { whose: Whose::All, how: End::Reset } => "all processes reset",
+            Self::Stall { whose: Whose::One(_), .. } => "one process's network stalled",
+            Self::Stall { whose: Whose::All, .. } => "all networks stalled",
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.kind())?;
+        match self {
+            Self::KillServer { slot, back_after }
+            | Self::DrainServer { slot, back_after }
+            | Self::KillClient { slot, back_after } => write!(f, ": place {}, back after {back_after:?}", slot + 1),
+            Self::KillBroker { back_after } | Self::StopBroker { back_after } => {
+                write!(f, ": back after {back_after:?}")
+            }
+            Self::MemoryAlarm { lasts } => write!(f, ": for {lasts:?}"),
+            Self::Stall { whose: Whose::One(place), lasts } => write!(f, ": place {}, for {lasts:?}", place + 1),
+            Self::Stall { whose: Whose::All, lasts } => write!(f, ": for {lasts:?}"),
+            Self::End { whose: Whose::One(place), .. } => write!(f, ": place {}", place + 1),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Step {
+    fn next(random: &mut Random, each: u64) -> Self {
+        let pause = Duration::from_millis(random.of(1000..6000));
+        let mut faults = vec![Fault::next(random, each)];
+        if random.percent(20) {
+            let second = Fault::next(random, each);
+            if !(second.is_the_brokers() && faults[0].is_the_brokers()) {
+                faults.push(second);
+            }
+        }
+        Self { pause, faults }
+    }
+}
+
+/// What was done, and what was noticed meanwhile.
+#[derive(Debug, Default)]
+pub(crate) struct Log {
+    pub(crate) faults: BTreeMap<&'static str, usize>,
+    /// The numbers of the clients that were killed.
+    pub(crate) killed: Vec<u32>,
+    /// Processes that ended though nobody told them to.
+    pub(crate) ended: Vec<String>,
+    /// Servers that did not end when they were told to.
+    pub(crate) stuck: Vec<String>,
+    pub(crate) slowest_drain: Duration,
+}
+
+/// Breaks things until the time is over; each fault is healed when this returns.
+pub(crate) async fn run(seed: u64, time: Duration, broker: &Broker, crew: &Crew) -> Log {
+    let log = Mutex::new(Log::default());
+    let mut random = Random::new(seed);
+    let each = u64::try_from(crew.servers).expect("a few");
+    let since = Instant::now();
+    loop {
+        let Step { pause, faults } = Step::next(&mut random, each);
+        if since.elapsed() + pause >= time {
+            break;
+        }
+        sleep(pause).await;
+        for fault in &faults {
+            println!("{:7.1} s  {fault}", since.elapsed().as_secs_f64());
+        }
+        join_all(faults.iter().map(|fault| inject(fault, broker, crew, &log))).await;
+    }
+    sleep(time.saturating_sub(since.elapsed())).await;
+    log.into_inner()
+}
+
+async fn inject(fault: &Fault, broker: &Broker, crew: &Crew, log: &Mutex<Log>) {
+    *log.lock().await.faults.entry(fault.kind()).or_default() += 1;
+    match *fault {
+        Fault::KillServer { slot, back_after } => {
+            let mut server = crew.server(slot).lock().await;
+            log.lock().await.ended.extend(server.ended_by_itself());
+            server.kill().await;
+            sleep(back_after).await;
+            server.start_again();
+        }
+        Fault::DrainServer { slot, back_after } => {
+            let mut server = crew.server(slot).lock().await;
+            log.lock().await.ended.extend(server.ended_by_itself());
+            match server.terminate(DRAIN).await {
+                Some(took) => {
+                    let mut log = log.lock().await;
+                    log.slowest_drain = log.slowest_drain.max(took);
+                }
+                None => log.lock().await.stuck.push(server.name()),
+            }
+            sleep(back_after).await;
+            server.start_again();
+        }
+        Fault::KillClient { slot, back_after } => {
+            let mut client = crew.client(slot).lock().await;
+            log.lock().await.ended.extend(client.ended_by_itself());
+            log.lock().await.killed.push(client.number());
+            client.kill().await;
+            sleep(back_after).await;
+            client.start_again();
+        }
+        Fault::KillBroker { back_after } => {
+            broker.kill().await;
+            sleep(back_after).await;
+            broker.start_again().await;
+        }
+        Fault::StopBroker { back_after } => {
+            broker.ctl(&["stop_app"]).await;
+            sleep(back_after).await;
+            broker.ctl(&["start_app"]).await;
+        }
+        Fault::CloseConnections => drop(broker.ctl(&["close_all_connections", "the soak"]).await),
+        Fault::DeleteReplyQueues => drop(broker.eval(&deletion("hopline.reply@")).await),
+        Fault::DeleteCallsQueue => drop(broker.eval(&deletion("hopline.soak.v1.calls")).await),
+        Fault::MemoryAlarm { lasts } => {
+            let limit = |part| format!("vm_memory_monitor:set_vm_memory_high_watermark({part})");
+            let (on, off) = (limit("0.0000001"), limit("0.4"));
+            broker.eval(&format!("{on}, timer:sleep({}), {off}.", lasts.as_millis())).await;
+        }
+        Fault::End { whose, how } => {
+            for proxy in proxies(crew, whose) {
+                crew.proxies[proxy].end(how);
+            }
+        }
+        Fault::Stall { whose, lasts } => {
+            for proxy in proxies(crew, whose) {
+                crew.proxies[proxy].stall();
+            }
+            sleep(lasts).await;
+            for proxy in proxies(crew, whose) {
+                crew.proxies[proxy].resume();
+            }
+        }
+    }
+}
+
+fn proxies(crew: &Crew, whose: Whose) -> std::ops::Range<usize> {
+    match whose {
+        Whose::One(place) => place..place + 1,
+        Whose::All => 0..crew.proxies.len(),
+    }
+}
+
+/// Deletes the queues whose names begin like this, other connections' exclusive ones too.
+fn deletion(prefix: &str) -> String {
+    let size = prefix.len();
+    format!(
+        "[rabbit_amqqueue:delete(Q, false, false, <<\"soak\">>) || Q <- rabbit_amqqueue:list(), \
+         {{resource, _, queue, <<Name:{size}/binary, _/binary>>}} <- [amqqueue:get_name(Q)], \
+         Name == <<\"{prefix}\">>]."
+    )
+}

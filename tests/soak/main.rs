@@ -1,0 +1,243 @@
+//! A long proof that nothing is lost, nothing hangs and nothing lies: `scripts/soak` runs it.
+//!
+//! It starts a RabbitMQ and, as processes of their own, servers and clients, each behind a proxy; breaks all of them in an
+//! order that a seed decides; and at the end compares what the clients and the servers have written down.
+
+mod broker;
+mod chaos;
+mod client;
+mod ledger;
+mod process;
+mod proxy;
+mod random;
+mod record;
+mod server;
+
+use std::collections::HashSet;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::exit;
+use std::time::{Duration, Instant};
+
+use hopline::transport::{Mode, Role as Direction, Transport};
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{sleep, timeout};
+
+use crate::broker::Broker;
+use crate::ledger::Found;
+use crate::process::{Crew, Role};
+use crate::record::{History, Id};
+
+/// The service that is called.
+const SERVICE: &str = "soak";
+/// How many servers there are, and how many clients.
+const EACH: usize = 4;
+/// How long the ends of the last calls may be waited for: the longest deadline is 15 s.
+const LAST_CALLS: Duration = Duration::from_secs(60);
+/// How long the broker's listings may take to show what has happened.
+const LISTINGS: Duration = Duration::from_secs(120);
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let status = match *arguments {
+        ["server", number, url, _, folder] => {
+            log();
+            runtime().block_on(server::run(parsed(number), url, Path::new(folder)));
+            0
+        }
+        ["client", number, url, seed, folder] => {
+            log();
+            runtime().block_on(client::run(parsed(number), url, Path::new(folder), parsed(seed)));
+            0
+        }
+        ["run", seconds, seed, version, folder] => runtime().block_on(async {
+            let folder = PathBuf::from(folder);
+            let broker = Broker::start(version, &folder).await;
+            let ended = tokio::select! {
+                ended = soak(parsed(seconds), parsed(seed), version, &broker, &folder) => ended,
+                () = interrupted() => 130,
+            };
+            broker.stop().await;
+            ended
+        }),
+        _ => {
+            eprintln!("this is run by scripts/soak");
+            2
+        }
+    };
+    // A runtime would wait for the threads that read an input.
+    exit(status);
+}
+
+/// With threads to spare, so that one that writes to a slow disk keeps no result waiting.
+fn runtime() -> Runtime {
+    Builder::new_multi_thread().worker_threads(8).enable_all().build().expect("threads can be had")
+}
+
+fn log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "hopline=info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
+}
+
+fn parsed<T: std::str::FromStr>(text: &str) -> T {
+    text.parse().unwrap_or_else(|_| panic!("`{text}` is not a number"))
+}
+
+async fn interrupted() {
+    let mut terminated = signal(SignalKind::terminate()).expect("signals can be handled");
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminated.recv() => {}
+    }
+    eprintln!("interrupted");
+}
+
+/// Prints a line for whoever started this process.
+fn say(line: &str) {
+    // It may be gone.
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+async fn soak(seconds: u64, seed: u64, version: &str, broker: &Broker, folder: &Path) -> i32 {
+    let since = Instant::now();
+    let of_broker = broker.ctl(&["version"]).await;
+    let commit = std::env::var("SOAK_COMMIT").unwrap_or_else(|_| "unknown".to_owned());
+    let versions = format!(
+        "hopline {} at {commit}, RabbitMQ {} (asked for: {version}), debug build",
+        env!("CARGO_PKG_VERSION"),
+        of_broker.trim()
+    );
+    println!("seed {seed}, {seconds} s, {versions}; files in {}", folder.display());
+    let crew = Crew::start(EACH, broker, seed, folder).await;
+    let log = chaos::run(seed, Duration::from_secs(seconds), broker, &crew).await;
+    let minutes = since.elapsed().as_secs_f64() / 60.0;
+    println!("all is healed; the load ends");
+    let mut found = Found {
+        seed,
+        minutes,
+        versions,
+        log,
+        dead: HashSet::new(),
+        work: 0,
+        in_flight: 0,
+        unended: Vec::new(),
+        leaked: Vec::new(),
+        left: Vec::new(),
+    };
+    close(&mut found, broker, &crew).await;
+    let (text, broken) = ledger::write(&found, &History::read(folder));
+    fs::write(folder.join("ledger.md"), &text).expect("the disk has room");
+    println!("\n{text}");
+    i32::from(!broken.is_empty())
+}
+
+/// Ends the load, then the processes, and looks what is left each time.
+async fn close(found: &mut Found, broker: &Broker, crew: &Crew) {
+    for process in &crew.processes {
+        found.log.ended.extend(process.lock().await.ended_by_itself());
+    }
+    for slot in 0..EACH {
+        crew.client(slot).lock().await.tell("stop").await;
+    }
+    for slot in 0..EACH {
+        let mut client = crew.client(slot).lock().await;
+        match client.says(LAST_CALLS).await.as_deref().and_then(|line| line.strip_prefix("stopped ")) {
+            Some(in_flight) => found.in_flight += parsed::<usize>(in_flight),
+            None => found.unended.push(client.name()),
+        }
+    }
+    println!("all calls have ended");
+    found.work = until(async || work(broker).await, |work| *work == 0).await;
+    found.leaked = until(async || unexpected(broker, EACH).await, Vec::is_empty).await;
+    println!("the processes end");
+    for slot in 0..EACH {
+        let mut server = crew.server(slot).lock().await;
+        match server.terminate(LAST_CALLS).await {
+            Some(took) => found.log.slowest_drain = found.log.slowest_drain.max(took),
+            None => found.log.stuck.push(server.name()),
+        }
+        let mut client = crew.client(slot).lock().await;
+        if !client.dismiss(LAST_CALLS).await {
+            found.log.stuck.push(client.name());
+        }
+    }
+    found.left = until(async || unexpected(broker, 0).await, Vec::is_empty).await;
+    found.dead = dead(broker).await;
+}
+
+/// What `ask` answers, once it is `as_expected` or has had time enough to become so.
+async fn until<T>(ask: impl AsyncFn() -> T, as_expected: impl Fn(&T) -> bool) -> T {
+    let since = Instant::now();
+    loop {
+        let answer = ask().await;
+        if as_expected(&answer) || since.elapsed() > LISTINGS {
+            return answer;
+        }
+        sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// How many messages wait in the `work` queue, delivered ones too.
+async fn work(broker: &Broker) -> u64 {
+    let queues = broker.queues().await;
+    queues.iter().find(|queue| queue.name == "hopline.soak.v1.work").expect("it is durable").messages
+}
+
+/// What differs at the broker from what so many servers and clients have there.
+async fn unexpected(broker: &Broker, each: usize) -> Vec<String> {
+    let (queues, connections) = (broker.queues().await, broker.connections().await);
+    let durable = ["calls", "work", "dead"].map(|kind| format!("hopline.soak.v1.{kind}"));
+    let is_of = |role: Role, name: &str| match role {
+        Role::Server => name.starts_with("hopline.soak.v1@"),
+        Role::Client => name.starts_with("hopline.reply@"),
+    };
+    let mut unexpected = Vec::new();
+    for role in [Role::Server, Role::Client] {
+        let there: Vec<_> = queues.iter().map(|queue| &*queue.name).filter(|name| is_of(role, name)).collect();
+        if there.len() != each {
+            unexpected.push(format!("{} queues of {each} {}s: {}", there.len(), role.name(), there.join(", ")));
+        }
+    }
+    for queue in &queues {
+        let known =
+            durable.contains(&queue.name) || [Role::Server, Role::Client].iter().any(|role| is_of(*role, &queue.name));
+        if !known {
+            unexpected.push(format!("the queue {}", queue.name));
+        }
+    }
+    // Calls end with their servers, and the queue 60 s later.
+    for name in &durable[usize::from(each == 0)..] {
+        if !queues.iter().any(|queue| queue.name == *name) {
+            unexpected.push(format!("the queue {name} is missing"));
+        }
+    }
+    // A server has two.
+    if connections.len() != 3 * each {
+        let names: Vec<_> = connections.iter().map(|connection| &*connection.name).collect();
+        unexpected.push(format!("{} connections instead of {}: {}", names.len(), 3 * each, names.join(", ")));
+    }
+    unexpected
+}
+
+/// The oneway calls in the dead queue.
+async fn dead(broker: &Broker) -> HashSet<Id> {
+    let transport = Transport::connect(broker.url(), Direction::Client).await.expect("the broker is there");
+    let mut queue = transport.consume("hopline.soak.v1.dead", Mode::NoAck).await.expect("the queue is there");
+    let mut dead = HashSet::new();
+    // It is not listed how many are on their way: what is there comes at once.
+    while let Ok(Some(delivery)) = timeout(Duration::from_secs(3), queue.next()).await {
+        let mut body = &delivery.body[..];
+        while !body.is_empty() {
+            let length = |at: usize| u32::from_be_bytes(body[at..at + 4].try_into().expect("4 bytes")) as usize;
+            let (start, end) = (32 + length(24), 32 + length(24) + length(28));
+            let (client, sequence, _) = serde_cbor::from_slice::<(u32, u32, u64)>(&body[start..end]).expect("our own");
+            dead.insert((client, sequence));
+            body = &body[end..];
+        }
+    }
+    transport.close().await;
+    dead
+}

@@ -1,0 +1,69 @@
+//! The process that serves: writes down each run before it does anything, and drains when it is told to end.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hopline::{Context, Error, Fault, Server, Service};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::sleep;
+
+use crate::record::{Id, Method, Records, answer};
+use crate::{SERVICE, say};
+
+/// How long after a broker that is not there it is tried again.
+const PAUSE: Duration = Duration::from_millis(200);
+
+pub(crate) async fn run(number: u32, url: &str, folder: &Path) {
+    let records = Arc::new(Records::create(&folder.join(format!("server-{number}.records"))));
+    end_with_input();
+    let mut terminated = signal(SignalKind::terminate()).expect("signals can be handled");
+    let serving = async {
+        loop {
+            let started = async { Server::connect(url).await?.serve(service(&records)).start().await };
+            match started.await {
+                Ok(running) => return running,
+                Err(error @ (Error::Invalid(_) | Error::Mismatch { .. })) => panic!("{error}"),
+                Err(_) => sleep(PAUSE).await,
+            }
+        }
+    };
+    let running = tokio::select! {
+        running = serving => running,
+        _ = terminated.recv() => return,
+    };
+    say("ready");
+    terminated.recv().await;
+    running.drain().await;
+}
+
+fn service(records: &Arc<Records>) -> Service {
+    let mut service = Service::new(SERVICE, 1);
+    for method in Method::ALL {
+        let described = hopline::Method::new(method.name());
+        let described = match method {
+            Method::Count | Method::Note => described,
+            Method::CountIdempotent => described.idempotent(),
+        };
+        let records = records.clone();
+        service = service.method(described, move |context: Context, (client, sequence, millis): (u32, u32, u64)| {
+            let id: Id = (client, sequence);
+            records.run(method, id, context.redelivered());
+            async move {
+                sleep(Duration::from_millis(millis)).await;
+                Ok::<u64, Fault>(answer(id))
+            }
+        });
+    }
+    service
+}
+
+/// Ends this process when nobody holds the other end of its input any more.
+fn end_with_input() {
+    std::thread::spawn(|| {
+        // An input that cannot be read has ended too.
+        let _ = io::copy(&mut io::stdin(), &mut io::sink());
+        std::process::exit(1);
+    });
+}
