@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::broadcast;
+use tokio::time::Instant;
 
 use super::short_id;
 use crate::error::Error;
@@ -29,6 +30,8 @@ pub(super) struct Session {
     pub(super) reply_queue: String,
     events: broadcast::Receiver<Event>,
     replies: Consumer,
+    /// Until when the reason is waited for, once no replies come any more.
+    over_at: Option<Instant>,
 }
 
 /// What comes over a connection.
@@ -85,7 +88,7 @@ impl Sessions {
             Ok((events, replies))
         };
         match begun.await {
-            Ok((events, replies)) => Ok(Session { transport, reply_queue, events, replies }),
+            Ok((events, replies)) => Ok(Session { transport, reply_queue, events, replies, over_at: None }),
             Err(error) => {
                 transport.close().await;
                 Err(error)
@@ -95,7 +98,8 @@ impl Sessions {
 }
 
 impl Session {
-    /// The next of what happens. Cancelled, it has taken nothing.
+    /// The next of what happens. Cancelled, it has taken nothing, and it goes on where it was: who is busy with calls asks
+    /// anew for each of them.
     pub(super) async fn next(&mut self) -> Happening {
         loop {
             tokio::select! {
@@ -106,26 +110,14 @@ impl Session {
                     Err(broadcast::error::RecvError::Lagged(_)) => {}
                     Err(broadcast::error::RecvError::Closed) => return Happening::Over("the connection was closed".into()),
                 },
-                delivery = self.replies.next() => return match delivery {
-                    Some(delivery) => Happening::Delivered(delivery),
-                    None => Happening::Over(self.why().await),
+                delivery = self.replies.next(), if self.over_at.is_none() => match delivery {
+                    Some(delivery) => return Happening::Delivered(delivery),
+                    // Why is told by the end of the connection, if that is it.
+                    None => self.over_at = Some(Instant::now() + LATE),
                 },
+                () = at(self.over_at) => return Happening::Over("its reply queue is gone".into()),
             }
         }
-    }
-
-    /// Why no replies come any more. The end of a connection may be heard of after that of the consumer.
-    async fn why(&mut self) -> Arc<str> {
-        let lost = async {
-            loop {
-                match self.events.recv().await {
-                    Ok(Event::Lost(reason)) => return reason,
-                    Err(broadcast::error::RecvError::Closed) => return "the connection was closed".into(),
-                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
-                }
-            }
-        };
-        tokio::time::timeout(LATE, lost).await.unwrap_or_else(|_| "its reply queue is gone".into())
     }
 
     /// A delivery that is there already.
@@ -136,5 +128,62 @@ impl Session {
     /// What is delivered before the end.
     pub(super) async fn rest(&mut self) -> Option<Delivery> {
         self.replies.next().await
+    }
+}
+
+/// Resolves at an instant, if there is one.
+pub(super) async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    async fn session(name: &str) -> Session {
+        let dial = Dial::parse(&format!("memory://{name}")).expect("a good address");
+        let sessions = Sessions { dial, namespace: Namespace::default(), instance: "caller".into() };
+        sessions.open().await.expect("it is in this process")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_loss_of_a_reply_queue_is_noticed_by_a_client_that_is_never_idle() {
+        let mut session = session("busy").await;
+        let (deliver, deliveries) = mpsc::unbounded_channel();
+        session.replies = Consumer { deliveries, cancel: None };
+        drop(deliver);
+        let since = Instant::now();
+        let reason = loop {
+            tokio::select! {
+                biased;
+                happening = session.next() => match happening {
+                    Happening::Over(reason) => break reason,
+                    _ => panic!("nothing else happens"),
+                },
+                // As a call that is made at this moment.
+                () = tokio::time::sleep(LATE / 4) => assert!(since.elapsed() < 10 * LATE, "it is never noticed"),
+            }
+        };
+        assert_eq!(&*reason, "its reply queue is gone");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_a_connection_is_told_as_the_reason_when_its_consumer_ends_first() {
+        let mut session = session("ending").await;
+        let (deliver, deliveries) = mpsc::unbounded_channel();
+        let (news, events) = broadcast::channel(1);
+        (session.replies, session.events) = (Consumer { deliveries, cancel: None }, events);
+        drop(deliver);
+        let late = async {
+            tokio::time::sleep(LATE / 2).await;
+            news.send(Event::Lost("it was cut".into())).expect("somebody listens");
+        };
+        let (happening, ()) = tokio::join!(session.next(), late);
+        assert!(matches!(happening, Happening::Over(reason) if &*reason == "it was cut"));
     }
 }

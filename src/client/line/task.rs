@@ -17,7 +17,7 @@ use super::{Address, Order, Places, Rules, Shared, Token};
 use crate::client::Client;
 use crate::client::pending::Ticket;
 use crate::client::replies::{Call, End, Replies, Waiter};
-use crate::client::session::{Happening, Session, Sessions};
+use crate::client::session::{Happening, Session, Sessions, at};
 use crate::client::waiting::Waiting;
 use crate::frame::{self, CONTENT_TYPE, Kind};
 use crate::outbox::{BATCH, Bundle, Outbox, Parcel, Share, UnderWay, take_all};
@@ -565,13 +565,6 @@ async fn next_of(session: &mut Option<Session>) -> Happening {
 async fn opened(opening: &mut Option<BoxFuture<'static, Session>>) -> Session {
     match opening {
         Some(opening) => opening.await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn at(instant: Option<Instant>) {
-    match instant {
-        Some(instant) => tokio::time::sleep_until(instant).await,
         None => std::future::pending().await,
     }
 }
