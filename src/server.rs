@@ -23,7 +23,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use self::allow::Allow;
 pub use self::allow::Caller;
@@ -43,6 +43,8 @@ use crate::topology::{Binding, Namespace, ServiceId};
 use crate::transport::Tls;
 use crate::transport::{Dial, Role, Transport};
 
+/// How long a drain waits for a broker that takes nothing.
+const BLOCKED_DRAIN: Duration = Duration::from_secs(10);
 /// How many events an instance holds unsettled, of each subscription.
 const EVENTS_PREFETCH: u16 = 64;
 
@@ -392,14 +394,15 @@ impl Running {
     /// Takes no more calls, lets running ones finish and reply, gives back what has not started, and closes.
     ///
     /// A request has at most the time of its caller; an oneway call or an event whose handler does not end is waited for
-    /// without limit, and a process that must end puts a timeout around this. What was running when the connection is lost
+    /// without limit, and a process that must end puts a timeout around this. A broker that takes no answers, being short of
+    /// memory or disk, is waited for 10 s: what is left then goes back to the queue. What was running when the connection is lost
     /// meanwhile is finished, and answered by another instance.
     pub async fn drain(self) {
         debug!(instance = self.instance(), "draining");
         let site = &self.site;
         site.draining.cancel();
         site.shared.close();
-        site.shared.wait().await;
+        self.unless_blocked(site.shared.wait()).await;
         // From here on, who calls this instance hears from the broker that it is not there.
         let bindings = std::mem::take(&mut *site.bindings.lock().expect("no panic while holding the bindings"));
         let bindings: Vec<Binding> = bindings.into_values().flatten().collect();
@@ -408,9 +411,33 @@ impl Running {
         }
         site.drained.cancel();
         site.own.close();
-        site.own.wait().await;
+        self.unless_blocked(site.own.wait()).await;
         site.enter(State::Closed);
         site.transport().close().await;
+    }
+
+    /// Waits for what a blocked broker would keep from ending, but not for long then.
+    async fn unless_blocked(&self, waiting: impl Future<Output = ()>) {
+        tokio::select! {
+            () = waiting => {}
+            () = blocked_for_too_long(self.state()) => {
+                warn!(instance = self.instance(), "a drain ends early: the broker has taken nothing for {BLOCKED_DRAIN:?}");
+            }
+        }
+    }
+}
+
+/// Resolves when the broker has been blocked for longer than a drain waits for it.
+async fn blocked_for_too_long(mut state: watch::Receiver<State>) {
+    loop {
+        let blocked = state.wait_for(|state| matches!(state, State::Blocked { .. })).await;
+        let Ok(State::Blocked { since, .. }) = blocked.map(|state| state.clone()) else {
+            return std::future::pending().await;
+        };
+        let over = state.wait_for(|state| !matches!(state, State::Blocked { .. }));
+        if tokio::time::timeout_at(since + BLOCKED_DRAIN, over).await.is_err() {
+            return;
+        }
     }
 }
 

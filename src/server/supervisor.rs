@@ -85,30 +85,38 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Runs until the server drains.
+    /// Runs until the server has drained. From the beginning of that, nothing is restored any more.
     pub(super) async fn run(mut self) {
-        let draining = self.site.draining.clone();
-        let watching = async {
-            loop {
-                tokio::select! {
-                    event = self.events.recv() => match event {
-                        Ok(Event::Lost(reason)) => self.reconnect(reason).await,
+        let (draining, drained) = (self.site.draining.clone(), self.site.drained.clone());
+        loop {
+            tokio::select! {
+                () = drained.cancelled() => return,
+                event = self.events.recv() => {
+                    let reason = match event {
+                        Ok(Event::Lost(reason)) => reason,
+                        Err(broadcast::error::RecvError::Closed) => "it was closed".into(),
                         Ok(Event::Blocked(reason)) => {
                             self.site.enter(State::Blocked { reason, since: Instant::now() });
+                            continue;
                         }
-                        Ok(Event::Unblocked) => self.site.enter(State::Ready),
-                        Err(broadcast::error::RecvError::Lagged(_)) => {}
-                        Err(broadcast::error::RecvError::Closed) => self.reconnect("it was closed".into()).await,
-                    },
-                    Some(ended) = self.ends.recv() => if ended.connection == self.connection {
+                        Ok(Event::Unblocked) => {
+                            self.site.enter(State::Ready);
+                            continue;
+                        }
+                        Err(broadcast::error::RecvError::Lagged(_)) => continue,
+                    };
+                    tokio::select! {
+                        biased;
+                        () = draining.cancelled() => return,
+                        () = self.reconnect(reason) => {}
+                    }
+                }
+                Some(ended) = self.ends.recv() => {
+                    if ended.connection == self.connection && !draining.is_cancelled() {
                         self.repair(ended).await;
-                    },
+                    }
                 }
             }
-        };
-        tokio::select! {
-            () = draining.cancelled() => {}
-            () = watching => {}
         }
     }
 
