@@ -1,11 +1,13 @@
 //! The calling side: connects, addresses calls, and waits for what comes back.
 
 mod builder;
+mod events;
 mod line;
 mod pending;
 pub(crate) mod replies;
 mod session;
 mod target;
+mod traffic;
 mod waiting;
 
 use std::fmt;
@@ -24,10 +26,11 @@ use uuid::Uuid;
 pub use self::builder::{ClientBuilder, Coalesce, WhenFull};
 use self::line::{Address, Line, Token};
 pub(crate) use self::pending::{Dispatched, Gathering};
-use self::pending::{OVERDUE, Ticket, queue_full};
+use self::pending::{OVERDUE, Ticket};
 use self::replies::{End, Waiter};
 pub(crate) use self::target::Target;
 use self::target::Targets;
+pub use self::traffic::Traffic;
 use crate::call::{Call, Oneway, Request};
 use crate::codec::{Codec, CodecError};
 use crate::compression::Readable;
@@ -37,7 +40,7 @@ use crate::frame::{self, Frame, Kind, MAX_USER_ENTRIES, Metadata, More, Trace};
 use crate::outbox::{Parcel, Share};
 use crate::state::State;
 use crate::topology::{MAX_PRIORITY, Namespace, check_name, instance_key};
-use crate::transport::{Confirm, Lost};
+use crate::transport::Lost;
 
 /// The largest message that is sent or accepted unless set otherwise: what RabbitMQ 4 takes by default.
 pub(crate) const MAX_MESSAGE_SIZE: usize = 16 * 1024 * 1024;
@@ -75,36 +78,6 @@ const HEAD_START: Duration = Duration::from_millis(5);
 /// How long after its call's deadline a cancel may still be sent: servers count from when the call came to them.
 const CANCEL_LATE: Duration = Duration::from_secs(30);
 
-/// How much a client has sent and received since it connected: calls, and the messages they shared.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Traffic {
-    /// Messages published: requests, oneway calls, events and cancels.
-    pub messages_sent: u64,
-    /// Calls, events and cancels in them.
-    pub calls_sent: u64,
-    /// Messages that brought replies.
-    pub messages_received: u64,
-    /// Replies in them.
-    pub replies_received: u64,
-    /// What came to the reply queue in vain: replies that nobody waits for, be they late, second or forged, frames that
-    /// are no replies, and what cannot be read.
-    pub replies_ignored: u64,
-}
-
-impl Traffic {
-    /// What has been sent and received since it was `before`.
-    #[must_use]
-    pub fn since(self, before: Self) -> Self {
-        Self {
-            messages_sent: self.messages_sent - before.messages_sent,
-            calls_sent: self.calls_sent - before.calls_sent,
-            messages_received: self.messages_received - before.messages_received,
-            replies_received: self.replies_received - before.replies_received,
-            replies_ignored: self.replies_ignored - before.replies_ignored,
-        }
-    }
-}
-
 /// A request that is ready to leave.
 struct Outgoing {
     ticket: Ticket,
@@ -137,54 +110,6 @@ impl Client {
     /// An oneway call without a service trait, to be [sent](Call::send).
     pub fn oneway(&self, service: &str, method: &str, args: impl Serialize + Send + 'static) -> Call<Oneway> {
         Call::new(self.clone(), self.0.targets.find(service, method), args)
-    }
-
-    /// Publishes an event to whoever subscribes to its key; nobody is fine too. Returns when the broker has it.
-    ///
-    /// # Errors
-    /// `Invalid` for a key over 255 bytes, `Codec` for an event that cannot be written, `TooLarge`, `Timeout` when the
-    /// broker does not confirm within the client's timeout, `Disconnected`.
-    pub async fn publish<E: Serialize + ?Sized>(&self, key: &str, event: &E) -> Result<(), Error> {
-        if key.len() > 255 {
-            return Err(Error::Invalid(format!("the event key `{key}` is longer than 255 bytes")));
-        }
-        let codec = self.0.settings.codec;
-        let metadata = Metadata { method: Some(key.into()), ..self.metadata(traced(Context::current().as_ref())) };
-        let frame = Frame::new(Kind::Event, Uuid::new_v4(), codec, metadata, Bytes::new());
-        let body = frame
-            .to_body_with(|payload| codec.write(&event, payload))
-            .map_err(|error| CodecError(format!("the event {}", error.0)))?;
-        let body = self.sized("event", body)?;
-        let size = body.len();
-        let address = Address {
-            mandatory: false,
-            persistent: true,
-            ..self.address(self.namespace().events().into(), key.into())
-        };
-        let after = self.0.settings.timeout;
-        let deadline = Instant::now() + after.min(MAX_TIMEOUT);
-        let (sender, said) = oneshot::channel();
-        let token = Token { said: Some(sender), repeatable: true, ..Token::until(deadline - head_start(after)) };
-        let parcel = Parcel {
-            id: frame.id,
-            frame: body,
-            share: self.0.settings.coalesce.share(),
-            kind: Some(address.key.clone()),
-            expiration: None,
-            token,
-        };
-        self.0.line.post(address, parcel);
-        match self.end_of(frame.id, deadline, said).await {
-            End::Said(Confirm::Accepted | Confirm::Returned) => Ok(()),
-            End::Said(Confirm::TooLarge(limit)) => Err(Error::TooLarge { what: "event", size, limit }),
-            End::Lost(lost) => Err(lost.into()),
-            End::Blocked { reason, after, may_have_run } => {
-                Err(Error::Blocked { reason: reason.to_string(), after, may_have_run })
-            }
-            End::TimedOut => Err(Error::Timeout { method: key.to_owned(), after }),
-            // Of the queues of several subscribers, one is full.
-            End::Said(Confirm::Refused) | End::Full(_) | End::Silent { .. } => Err(queue_full(key)),
-        }
     }
 
     /// Whether there is a connection to the broker, now and from now on.

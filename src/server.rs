@@ -8,6 +8,7 @@ mod letter;
 mod message;
 mod outcome;
 mod replies;
+mod running;
 mod supervisor;
 mod worker;
 
@@ -23,13 +24,14 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, info, warn};
+use tracing::info;
 
 use self::allow::Allow;
 pub use self::allow::Caller;
 pub(crate) use self::allow::user_of;
 pub(crate) use self::letter::history;
 use self::replies::Replies;
+pub use self::running::Running;
 use self::supervisor::Supervisor;
 use self::worker::EVENT;
 use crate::client::{MAX_MESSAGE_SIZE, short_id};
@@ -43,8 +45,6 @@ use crate::topology::{Binding, Namespace, ServiceId};
 use crate::transport::Tls;
 use crate::transport::{Dial, Role, Transport};
 
-/// How long a drain waits for a broker that takes nothing.
-const BLOCKED_DRAIN: Duration = Duration::from_secs(10);
 /// How many events an instance holds unsettled, of each subscription.
 const EVENTS_PREFETCH: u16 = 64;
 
@@ -336,14 +336,6 @@ fn checked(service: &Service) -> Result<ServiceId, Error> {
     Err(Error::Invalid(format!("`{id}` cannot be served: {}", service.problems.join("; "))))
 }
 
-/// A server that serves, and connects again whenever it has to. Dropping it closes the connection at once;
-/// [`Running::drain`] is the polite way.
-#[must_use = "dropping a running server ends it"]
-pub struct Running {
-    site: Arc<Site>,
-    runtime: Handle,
-}
-
 /// What all services of a server share.
 struct Site {
     /// The connection; while there is none, the last one.
@@ -375,84 +367,5 @@ impl Site {
 
     fn enter(&self, new: State) {
         self.state.send_if_modified(|state| enter(state, new));
-    }
-}
-
-impl Running {
-    /// The id of this server on the broker.
-    #[must_use]
-    pub fn instance(&self) -> &str {
-        &self.site.instance
-    }
-
-    /// Whether there is a connection to the broker, now and from now on.
-    #[must_use]
-    pub fn state(&self) -> watch::Receiver<State> {
-        self.site.state.subscribe()
-    }
-
-    /// Takes no more calls, lets running ones finish and reply, gives back what has not started, and closes.
-    ///
-    /// A request has at most the time of its caller; an oneway call or an event whose handler does not end is waited for
-    /// without limit, and a process that must end puts a timeout around this. A broker that takes no answers, being short of
-    /// memory or disk, is waited for 10 s: what is left then goes back to the queue. What was running when the connection is lost
-    /// meanwhile is finished, and answered by another instance.
-    pub async fn drain(self) {
-        debug!(instance = self.instance(), "draining");
-        let site = &self.site;
-        site.draining.cancel();
-        site.shared.close();
-        self.unless_blocked(site.shared.wait()).await;
-        // From here on, who calls this instance hears from the broker that it is not there.
-        let bindings = std::mem::take(&mut *site.bindings.lock().expect("no panic while holding the bindings"));
-        let bindings: Vec<Binding> = bindings.into_values().flatten().collect();
-        if let Err(error) = site.transport().unbind(&bindings).await {
-            debug!(instance = self.instance(), %error, "the instance's queues stay bound until they are gone");
-        }
-        site.drained.cancel();
-        site.own.close();
-        self.unless_blocked(site.own.wait()).await;
-        site.enter(State::Closed);
-        site.transport().close().await;
-    }
-
-    /// Waits for what a blocked broker would keep from ending, but not for long then.
-    async fn unless_blocked(&self, waiting: impl Future<Output = ()>) {
-        tokio::select! {
-            () = waiting => {}
-            () = blocked_for_too_long(self.state()) => {
-                warn!(instance = self.instance(), "a drain ends early: the broker has taken nothing for {BLOCKED_DRAIN:?}");
-            }
-        }
-    }
-}
-
-/// Resolves when the broker has been blocked for longer than a drain waits for it.
-async fn blocked_for_too_long(mut state: watch::Receiver<State>) {
-    loop {
-        let blocked = state.wait_for(|state| matches!(state, State::Blocked { .. })).await;
-        let Ok(State::Blocked { since, .. }) = blocked.map(|state| state.clone()) else {
-            return std::future::pending().await;
-        };
-        let over = state.wait_for(|state| !matches!(state, State::Blocked { .. }));
-        if tokio::time::timeout_at(since + BLOCKED_DRAIN, over).await.is_err() {
-            return;
-        }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.site.draining.cancel();
-        self.site.drained.cancel();
-        self.site.enter(State::Closed);
-        let transport = self.site.transport();
-        self.runtime.spawn(async move { transport.close().await });
-    }
-}
-
-impl fmt::Debug for Running {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Running").field("instance", &self.instance()).finish_non_exhaustive()
     }
 }

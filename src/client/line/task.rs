@@ -1,5 +1,7 @@
 //! The task between a client's calls and its connection, which it makes anew whenever it is lost.
 
+mod ends;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,25 +12,22 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tracing::{debug, info, warn};
-use uuid::Uuid;
+use tracing::{debug, warn};
 
+use self::ends::{closed, copy, renew};
 use super::{Address, Order, Places, Rules, Shared, Token};
 use crate::client::Client;
 use crate::client::pending::Ticket;
-use crate::client::replies::{Call, End, Replies, Waiter};
+use crate::client::replies::{Call, End, Replies};
 use crate::client::session::{Happening, Session, Sessions, at};
 use crate::client::waiting::Waiting;
 use crate::frame::{self, CONTENT_TYPE, Kind};
-use crate::outbox::{BATCH, Bundle, Outbox, Parcel, Share, UnderWay, take_all};
+use crate::outbox::{BATCH, Bundle, Outbox, Parcel, UnderWay, take_all};
 use crate::state::{Attempts, State, enter};
-use crate::transport::{Confirm, Delivery, Lost, Properties, Publication, Transport};
+use crate::transport::{Delivery, Properties, Publication, Transport};
 
-/// How long what arrived before the end of a connection may take to be read.
-const REST: Duration = Duration::from_secs(1);
-/// How often the instances that run long calls are looked after, and how long one may say nothing.
+/// How often the instances that run long calls are looked after.
 const LOOK: Duration = Duration::from_secs(1);
-const SILENCE: Duration = Duration::from_secs(15);
 
 /// What is sent again of a call whose message the broker has had.
 type Again = (Address, Parcel<Token>);
@@ -289,77 +288,6 @@ impl Task {
         }
     }
 
-    /// The broker has said what became of a message.
-    fn concluded(&mut self, number: u64, said: Result<Confirm, Lost>) {
-        let Some(Away { bundle: Bundle { address, parcels, .. }, given_up }) = self.under_way.remove(&number) else {
-            return;
-        };
-        // Refused by one queue, a broadcast may run on others.
-        if matches!(said, Ok(Confirm::Accepted | Confirm::Refused)) {
-            given_up.into_iter().for_each(|(client, ticket)| client.cancel(&ticket));
-        }
-        let too_large_together = matches!(said, Ok(Confirm::TooLarge(_))) && parcels.len() > 1;
-        // Its replies have nowhere to come to.
-        let answerless = address.answered && (number < self.first || self.session.is_none());
-        let end = match &said {
-            Ok(confirm) => End::Said(*confirm),
-            Err(lost) => End::Lost(lost.clone()),
-        };
-        for mut parcel in parcels {
-            if too_large_together {
-                if self.call_back(&address, &mut parcel) {
-                    parcel.share = Share::ALL;
-                    self.route(address.clone(), parcel);
-                }
-            } else if self.leaves_again(&said, answerless, &parcel) {
-                // Nobody wants it if its caller has given up.
-                if self.call_back(&address, &mut parcel) {
-                    renew(&mut parcel);
-                    self.route(address.clone(), parcel);
-                }
-            } else if answerless && said == Ok(Confirm::Accepted) {
-                if self.call_back(&address, &mut parcel) {
-                    parcel.token.end(&End::Lost(Lost { handed_over: true, ..self.lost() }));
-                }
-            } else {
-                // A broadcast's replies may come nevertheless, when only one of its queues has refused it.
-                if said != Ok(Confirm::Accepted)
-                    && let Some(Call { waiter: waiter @ Waiter::One(_), target, .. }) =
-                        self.replies.forget_one(parcel.id)
-                {
-                    parcel.token.reply = Some((waiter, target));
-                }
-                if said.is_err() {
-                    // Nothing more can come to a broadcast.
-                    self.replies.forget(parcel.id);
-                }
-                parcel.token.end(&end);
-            }
-        }
-    }
-
-    /// Whether a parcel is sent again: it has not left, or it may arrive twice.
-    fn leaves_again(&self, said: &Result<Confirm, Lost>, answerless: bool, parcel: &Parcel<Token>) -> bool {
-        let possible = self.opening.is_some() || self.session.is_some();
-        possible
-            && match said {
-                Err(Lost { handed_over: false, connected, .. }) => !connected,
-                Err(Lost { handed_over: true, .. }) => parcel.token.repeatable,
-                Ok(Confirm::Accepted) => answerless && parcel.token.repeatable,
-                Ok(_) => false,
-            }
-    }
-
-    /// Takes back who waits for the reply to a parcel; none if the caller has given up.
-    fn call_back(&mut self, address: &Address, parcel: &mut Parcel<Token>) -> bool {
-        if !address.answered {
-            return true;
-        }
-        let Some(call) = self.replies.forget(parcel.id) else { return false };
-        (parcel.token.reply, parcel.token.place) = (Some((call.waiter, call.target)), call.place);
-        true
-    }
-
     fn read(&mut self, delivery: Delivery) {
         add(&self.shared.messages_received, 1);
         for frame in frame::decode(delivery.body) {
@@ -389,90 +317,10 @@ impl Task {
         }
     }
 
-    /// The connection or its reply queue is gone.
-    async fn lose(&mut self, reason: &Arc<str>) {
-        let Some(mut session) = self.session.take() else { return };
-        // What arrived before the end is read before the end is told.
-        let rest = async {
-            while let Some(delivery) = session.rest().await {
-                self.read(delivery);
-            }
-        };
-        let _ = tokio::time::timeout(REST, rest).await;
-        (self.blocked, self.stuck_at) = (None, None);
-        self.shared.transport.send_replace(None);
-        self.open(Some(reason.clone()), Some(session.transport));
-        self.end_answerless();
-    }
-
-    /// Sees to the calls that wait for a reply though their message is no longer under way.
-    fn end_answerless(&mut self) {
-        let end = End::Lost(Lost { handed_over: true, ..self.lost() });
-        for (_, call) in self.replies.forget_all(|message| self.under_way.contains_key(&message)) {
-            self.again_or(call, &end);
-        }
-    }
-
-    /// Sends a call again, if that does no harm.
-    fn again_or(&mut self, call: Call<Again>, end: &End) {
-        let Call { waiter, target, place, again, .. } = call;
-        match again {
-            Some(again) if self.session.is_some() || self.opening.is_some() => {
-                let (address, mut parcel) = *again;
-                (parcel.token.reply, parcel.token.place) = (Some((waiter, target)), place);
-                renew(&mut parcel);
-                self.route(address, parcel);
-            }
-            _ => Token { reply: Some((waiter, target)), ..Token::until(Instant::now()) }.end(end),
-        }
-    }
-
-    fn lost(&self) -> Lost {
-        let reason = self.shared.state.borrow().missing();
-        Lost {
-            handed_over: false,
-            connected: false,
-            reason: reason.unwrap_or_else(|| "the connection was lost".into()),
-        }
-    }
-
-    fn block(&mut self, reason: Arc<str>) {
-        info!(%reason, "calls wait: the broker takes no messages");
-        let since = Instant::now();
-        self.stuck_at.get_or_insert(since + self.rules.blocked_wait);
-        self.enter(State::Blocked { reason: reason.clone(), since });
-        self.blocked.get_or_insert((since, reason));
-    }
-
-    fn unblock(&mut self) {
-        (self.blocked, self.stuck_at) = (None, None);
-        self.enter(State::Ready);
-        self.replies.excuse();
-        self.send_unsent();
-    }
-
     /// When something is to be done without anything happening.
     fn wake_at(&self) -> Option<Instant> {
         let look = self.replies.has_reports().then_some(self.look_at);
         [self.unsent.next_end(), self.crowd.next_end(), self.stuck_at, look].into_iter().flatten().min()
-    }
-
-    /// Tells whoever waits for a call, or for what the broker said, that its time is over.
-    fn overdue(&mut self, id: Uuid) {
-        // What has not left has another reason, which is told with the others of its time.
-        self.end_waiting(Instant::now());
-        if let Some(waiter) = self.replies.release_one(id) {
-            if let Waiter::One(waiter) = waiter {
-                // The caller gave up at this very moment.
-                let _ = waiter.send(Err(End::TimedOut));
-            }
-            return;
-        }
-        let parcels = self.under_way.values_mut().flat_map(|away| &mut away.bundle.parcels);
-        if let Some(said) = parcels.filter(|parcel| parcel.id == id).find_map(|parcel| parcel.token.said.take()) {
-            // Here as well.
-            let _ = said.send(End::TimedOut);
-        }
     }
 
     fn look(&mut self) {
@@ -485,55 +333,6 @@ impl Task {
         if self.replies.has_reports() && self.look_at <= now {
             self.look_at = now + LOOK;
             self.end_silent();
-        }
-    }
-
-    /// Ends what could not leave in its time.
-    fn end_waiting(&mut self, now: Instant) {
-        while let Some((_, parcel)) = self.crowd.pop_ended(now) {
-            let limit = self.rules.places.as_ref().map_or(0, |places| places.limit);
-            parcel.token.end(&End::Full(limit));
-        }
-        while let Some((_, parcel)) = self.unsent.pop_ended(now) {
-            let may_have_run = parcel.token.attempts > 0;
-            let end = match &self.blocked {
-                Some((_, reason)) => self.blocked_by(reason, may_have_run),
-                None => End::Lost(Lost { handed_over: may_have_run, ..self.lost() }),
-            };
-            parcel.token.end(&end);
-        }
-    }
-
-    fn blocked_by(&self, reason: &Arc<str>, may_have_run: bool) -> End {
-        End::Blocked { reason: reason.clone(), after: self.rules.blocked_wait, may_have_run }
-    }
-
-    /// Ends what was handed over before the broker said that it takes nothing, and was not taken.
-    fn end_stuck(&mut self) {
-        let Some((_, reason)) = self.blocked.clone() else { return };
-        let end = self.blocked_by(&reason, true);
-        for away in self.under_way.values_mut() {
-            for parcel in &mut away.bundle.parcels {
-                Token { said: parcel.token.said.take(), ..Token::until(Instant::now()) }.end(&end);
-                parcel.token.repeatable = false;
-            }
-        }
-        for waiter in self.replies.release(|message| self.under_way.contains_key(&message)) {
-            if let Waiter::One(waiter) = waiter {
-                // The caller gave up at this very moment.
-                let _ = waiter.send(Err(end.clone()));
-            }
-        }
-    }
-
-    /// Gives up instances that have not reported in: what they run may run elsewhere, or is known to be lost.
-    fn end_silent(&mut self) {
-        if self.session.is_none() || self.blocked.is_some() {
-            return self.replies.excuse();
-        }
-        for (id, instance, call) in self.replies.forget_silent(SILENCE) {
-            warn!(%id, %instance, "an instance has stopped reporting in");
-            self.again_or(call, &End::Silent { instance, after: SILENCE });
         }
     }
 
@@ -550,10 +349,6 @@ impl Task {
     }
 }
 
-fn closed(handed_over: bool) -> Lost {
-    Lost { handed_over, connected: false, reason: "the client was closed".into() }
-}
-
 /// The next of what happens on a connection, while there is one.
 async fn next_of(session: &mut Option<Session>) -> Happening {
     match session {
@@ -567,34 +362,6 @@ async fn opened(opening: &mut Option<BoxFuture<'static, Session>>) -> Session {
         Some(opening) => opening.await,
         None => std::future::pending().await,
     }
-}
-
-/// What is kept of a parcel that may leave again.
-fn copy(parcel: &Parcel<Token>) -> Parcel<Token> {
-    let Token { deadline, repeatable, attempts, .. } = parcel.token;
-    Parcel {
-        id: parcel.id,
-        frame: parcel.frame.clone(),
-        share: parcel.share,
-        kind: parcel.kind.clone(),
-        expiration: parcel.expiration,
-        token: Token { repeatable, attempts, ..Token::until(deadline) },
-    }
-}
-
-/// Writes into a frame that has waited how much time is left to it, and which attempt it is.
-fn renew(parcel: &mut Parcel<Token>) {
-    let left = parcel.token.deadline.saturating_duration_since(Instant::now());
-    let Some(Ok(mut frame)) = frame::decode(parcel.frame.clone()).next() else { return };
-    if parcel.expiration.is_some() {
-        parcel.expiration = Some(left);
-        frame.metadata.remaining = Some(left);
-    }
-    // The attempts of an oneway call are those of its handler, which the server counts.
-    if parcel.token.attempts > 0 && frame.kind == Kind::Request {
-        frame.metadata.more_mut().attempt = Some(u64::from(parcel.token.attempts) + 1);
-    }
-    parcel.frame = frame.to_body();
 }
 
 fn add(counter: &AtomicU64, count: usize) {

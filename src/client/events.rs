@@ -1,0 +1,68 @@
+//! Events: published once, to whoever subscribes.
+
+use bytes::Bytes;
+use serde::Serialize;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::line::{Address, Token};
+use super::pending::queue_full;
+use super::replies::End;
+use super::{Client, MAX_TIMEOUT, head_start, traced};
+use crate::codec::CodecError;
+use crate::context::Context;
+use crate::error::Error;
+use crate::frame::{Frame, Kind, Metadata};
+use crate::outbox::Parcel;
+use crate::transport::Confirm;
+
+impl Client {
+    /// Publishes an event to whoever subscribes to its key; nobody is fine too. Returns when the broker has it.
+    ///
+    /// # Errors
+    /// `Invalid` for a key over 255 bytes, `Codec` for an event that cannot be written, `TooLarge`, `Timeout` when the
+    /// broker does not confirm within the client's timeout, `Disconnected`.
+    pub async fn publish<E: Serialize + ?Sized>(&self, key: &str, event: &E) -> Result<(), Error> {
+        if key.len() > 255 {
+            return Err(Error::Invalid(format!("the event key `{key}` is longer than 255 bytes")));
+        }
+        let codec = self.0.settings.codec;
+        let metadata = Metadata { method: Some(key.into()), ..self.metadata(traced(Context::current().as_ref())) };
+        let frame = Frame::new(Kind::Event, Uuid::new_v4(), codec, metadata, Bytes::new());
+        let body = frame
+            .to_body_with(|payload| codec.write(&event, payload))
+            .map_err(|error| CodecError(format!("the event {}", error.0)))?;
+        let body = self.sized("event", body)?;
+        let size = body.len();
+        let address = Address {
+            mandatory: false,
+            persistent: true,
+            ..self.address(self.namespace().events().into(), key.into())
+        };
+        let after = self.0.settings.timeout;
+        let deadline = Instant::now() + after.min(MAX_TIMEOUT);
+        let (sender, said) = oneshot::channel();
+        let token = Token { said: Some(sender), repeatable: true, ..Token::until(deadline - head_start(after)) };
+        let parcel = Parcel {
+            id: frame.id,
+            frame: body,
+            share: self.0.settings.coalesce.share(),
+            kind: Some(address.key.clone()),
+            expiration: None,
+            token,
+        };
+        self.0.line.post(address, parcel);
+        match self.end_of(frame.id, deadline, said).await {
+            End::Said(Confirm::Accepted | Confirm::Returned) => Ok(()),
+            End::Said(Confirm::TooLarge(limit)) => Err(Error::TooLarge { what: "event", size, limit }),
+            End::Lost(lost) => Err(lost.into()),
+            End::Blocked { reason, after, may_have_run } => {
+                Err(Error::Blocked { reason: reason.to_string(), after, may_have_run })
+            }
+            End::TimedOut => Err(Error::Timeout { method: key.to_owned(), after }),
+            // Of the queues of several subscribers, one is full.
+            End::Said(Confirm::Refused) | End::Full(_) | End::Silent { .. } => Err(queue_full(key)),
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! What becomes of calls that get no reply at once: said by the broker, lost, sent again, blocked, silent, overdue.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use super::{Again, Away, Task};
+use crate::client::line::{Address, Token};
+use crate::client::replies::{Call, End, Waiter};
+use crate::frame::{self, Kind};
+use crate::outbox::{Bundle, Parcel, Share};
+use crate::state::State;
+use crate::transport::{Confirm, Lost};
+
+/// How long what arrived before the end of a connection may take to be read.
+const REST: Duration = Duration::from_secs(1);
+/// How long an instance that runs a long call may say nothing.
+const SILENCE: Duration = Duration::from_secs(15);
+
+impl Task {
+    /// The broker has said what became of a message.
+    pub(super) fn concluded(&mut self, number: u64, said: Result<Confirm, Lost>) {
+        let Some(Away { bundle: Bundle { address, parcels, .. }, given_up }) = self.under_way.remove(&number) else {
+            return;
+        };
+        // Refused by one queue, a broadcast may run on others.
+        if matches!(said, Ok(Confirm::Accepted | Confirm::Refused)) {
+            given_up.into_iter().for_each(|(client, ticket)| client.cancel(&ticket));
+        }
+        let too_large_together = matches!(said, Ok(Confirm::TooLarge(_))) && parcels.len() > 1;
+        // Its replies have nowhere to come to.
+        let answerless = address.answered && (number < self.first || self.session.is_none());
+        let end = match &said {
+            Ok(confirm) => End::Said(*confirm),
+            Err(lost) => End::Lost(lost.clone()),
+        };
+        for mut parcel in parcels {
+            if too_large_together {
+                if self.call_back(&address, &mut parcel) {
+                    parcel.share = Share::ALL;
+                    self.route(address.clone(), parcel);
+                }
+            } else if self.leaves_again(&said, answerless, &parcel) {
+                // Nobody wants it if its caller has given up.
+                if self.call_back(&address, &mut parcel) {
+                    renew(&mut parcel);
+                    self.route(address.clone(), parcel);
+                }
+            } else if answerless && said == Ok(Confirm::Accepted) {
+                if self.call_back(&address, &mut parcel) {
+                    parcel.token.end(&End::Lost(Lost { handed_over: true, ..self.lost() }));
+                }
+            } else {
+                // A broadcast's replies may come nevertheless, when only one of its queues has refused it.
+                if said != Ok(Confirm::Accepted)
+                    && let Some(Call { waiter: waiter @ Waiter::One(_), target, .. }) =
+                        self.replies.forget_one(parcel.id)
+                {
+                    parcel.token.reply = Some((waiter, target));
+                }
+                if said.is_err() {
+                    // Nothing more can come to a broadcast.
+                    self.replies.forget(parcel.id);
+                }
+                parcel.token.end(&end);
+            }
+        }
+    }
+
+    /// Whether a parcel is sent again: it has not left, or it may arrive twice.
+    pub(super) fn leaves_again(&self, said: &Result<Confirm, Lost>, answerless: bool, parcel: &Parcel<Token>) -> bool {
+        let possible = self.opening.is_some() || self.session.is_some();
+        possible
+            && match said {
+                Err(Lost { handed_over: false, connected, .. }) => !connected,
+                Err(Lost { handed_over: true, .. }) => parcel.token.repeatable,
+                Ok(Confirm::Accepted) => answerless && parcel.token.repeatable,
+                Ok(_) => false,
+            }
+    }
+
+    /// Takes back who waits for the reply to a parcel; none if the caller has given up.
+    pub(super) fn call_back(&mut self, address: &Address, parcel: &mut Parcel<Token>) -> bool {
+        if !address.answered {
+            return true;
+        }
+        let Some(call) = self.replies.forget(parcel.id) else { return false };
+        (parcel.token.reply, parcel.token.place) = (Some((call.waiter, call.target)), call.place);
+        true
+    }
+
+    /// The connection or its reply queue is gone.
+    pub(super) async fn lose(&mut self, reason: &Arc<str>) {
+        let Some(mut session) = self.session.take() else { return };
+        // What arrived before the end is read before the end is told.
+        let rest = async {
+            while let Some(delivery) = session.rest().await {
+                self.read(delivery);
+            }
+        };
+        let _ = tokio::time::timeout(REST, rest).await;
+        (self.blocked, self.stuck_at) = (None, None);
+        self.shared.transport.send_replace(None);
+        self.open(Some(reason.clone()), Some(session.transport));
+        self.end_answerless();
+    }
+
+    /// Sees to the calls that wait for a reply though their message is no longer under way.
+    pub(super) fn end_answerless(&mut self) {
+        let end = End::Lost(Lost { handed_over: true, ..self.lost() });
+        for (_, call) in self.replies.forget_all(|message| self.under_way.contains_key(&message)) {
+            self.again_or(call, &end);
+        }
+    }
+
+    /// Sends a call again, if that does no harm.
+    pub(super) fn again_or(&mut self, call: Call<Again>, end: &End) {
+        let Call { waiter, target, place, again, .. } = call;
+        match again {
+            Some(again) if self.session.is_some() || self.opening.is_some() => {
+                let (address, mut parcel) = *again;
+                (parcel.token.reply, parcel.token.place) = (Some((waiter, target)), place);
+                renew(&mut parcel);
+                self.route(address, parcel);
+            }
+            _ => Token { reply: Some((waiter, target)), ..Token::until(Instant::now()) }.end(end),
+        }
+    }
+
+    pub(super) fn lost(&self) -> Lost {
+        let reason = self.shared.state.borrow().missing();
+        Lost {
+            handed_over: false,
+            connected: false,
+            reason: reason.unwrap_or_else(|| "the connection was lost".into()),
+        }
+    }
+
+    pub(super) fn block(&mut self, reason: Arc<str>) {
+        info!(%reason, "calls wait: the broker takes no messages");
+        let since = Instant::now();
+        self.stuck_at.get_or_insert(since + self.rules.blocked_wait);
+        self.enter(State::Blocked { reason: reason.clone(), since });
+        self.blocked.get_or_insert((since, reason));
+    }
+
+    pub(super) fn unblock(&mut self) {
+        (self.blocked, self.stuck_at) = (None, None);
+        self.enter(State::Ready);
+        self.replies.excuse();
+        self.send_unsent();
+    }
+
+    /// Tells whoever waits for a call, or for what the broker said, that its time is over.
+    pub(super) fn overdue(&mut self, id: Uuid) {
+        // What has not left has another reason, which is told with the others of its time.
+        self.end_waiting(Instant::now());
+        if let Some(waiter) = self.replies.release_one(id) {
+            if let Waiter::One(waiter) = waiter {
+                // The caller gave up at this very moment.
+                let _ = waiter.send(Err(End::TimedOut));
+            }
+            return;
+        }
+        let parcels = self.under_way.values_mut().flat_map(|away| &mut away.bundle.parcels);
+        if let Some(said) = parcels.filter(|parcel| parcel.id == id).find_map(|parcel| parcel.token.said.take()) {
+            // Here as well.
+            let _ = said.send(End::TimedOut);
+        }
+    }
+
+    /// Ends what could not leave in its time.
+    pub(super) fn end_waiting(&mut self, now: Instant) {
+        while let Some((_, parcel)) = self.crowd.pop_ended(now) {
+            let limit = self.rules.places.as_ref().map_or(0, |places| places.limit);
+            parcel.token.end(&End::Full(limit));
+        }
+        while let Some((_, parcel)) = self.unsent.pop_ended(now) {
+            let may_have_run = parcel.token.attempts > 0;
+            let end = match &self.blocked {
+                Some((_, reason)) => self.blocked_by(reason, may_have_run),
+                None => End::Lost(Lost { handed_over: may_have_run, ..self.lost() }),
+            };
+            parcel.token.end(&end);
+        }
+    }
+
+    pub(super) fn blocked_by(&self, reason: &Arc<str>, may_have_run: bool) -> End {
+        End::Blocked { reason: reason.clone(), after: self.rules.blocked_wait, may_have_run }
+    }
+
+    /// Ends what was handed over before the broker said that it takes nothing, and was not taken.
+    pub(super) fn end_stuck(&mut self) {
+        let Some((_, reason)) = self.blocked.clone() else { return };
+        let end = self.blocked_by(&reason, true);
+        for away in self.under_way.values_mut() {
+            for parcel in &mut away.bundle.parcels {
+                Token { said: parcel.token.said.take(), ..Token::until(Instant::now()) }.end(&end);
+                parcel.token.repeatable = false;
+            }
+        }
+        for waiter in self.replies.release(|message| self.under_way.contains_key(&message)) {
+            if let Waiter::One(waiter) = waiter {
+                // The caller gave up at this very moment.
+                let _ = waiter.send(Err(end.clone()));
+            }
+        }
+    }
+
+    /// Gives up instances that have not reported in: what they run may run elsewhere, or is known to be lost.
+    pub(super) fn end_silent(&mut self) {
+        if self.session.is_none() || self.blocked.is_some() {
+            return self.replies.excuse();
+        }
+        for (id, instance, call) in self.replies.forget_silent(SILENCE) {
+            warn!(%id, %instance, "an instance has stopped reporting in");
+            self.again_or(call, &End::Silent { instance, after: SILENCE });
+        }
+    }
+}
+
+pub(super) fn closed(handed_over: bool) -> Lost {
+    Lost { handed_over, connected: false, reason: "the client was closed".into() }
+}
+
+/// What is kept of a parcel that may leave again.
+pub(super) fn copy(parcel: &Parcel<Token>) -> Parcel<Token> {
+    let Token { deadline, repeatable, attempts, .. } = parcel.token;
+    Parcel {
+        id: parcel.id,
+        frame: parcel.frame.clone(),
+        share: parcel.share,
+        kind: parcel.kind.clone(),
+        expiration: parcel.expiration,
+        token: Token { repeatable, attempts, ..Token::until(deadline) },
+    }
+}
+
+/// Writes into a frame that has waited how much time is left to it, and which attempt it is.
+pub(super) fn renew(parcel: &mut Parcel<Token>) {
+    let left = parcel.token.deadline.saturating_duration_since(Instant::now());
+    let Some(Ok(mut frame)) = frame::decode(parcel.frame.clone()).next() else { return };
+    if parcel.expiration.is_some() {
+        parcel.expiration = Some(left);
+        frame.metadata.remaining = Some(left);
+    }
+    // The attempts of an oneway call are those of its handler, which the server counts.
+    if parcel.token.attempts > 0 && frame.kind == Kind::Request {
+        frame.metadata.more_mut().attempt = Some(u64::from(parcel.token.attempts) + 1);
+    }
+    parcel.frame = frame.to_body();
+}

@@ -1,0 +1,104 @@
+//! A server that serves, until it is drained or dropped.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tracing::{debug, warn};
+
+use super::Site;
+use crate::state::State;
+use crate::topology::Binding;
+
+/// How long a drain waits for a broker that takes nothing.
+const BLOCKED_DRAIN: Duration = Duration::from_secs(10);
+
+/// A server that serves, and connects again whenever it has to. Dropping it closes the connection at once;
+/// [`Running::drain`] is the polite way.
+#[must_use = "dropping a running server ends it"]
+pub struct Running {
+    pub(super) site: Arc<Site>,
+    pub(super) runtime: Handle,
+}
+
+impl Running {
+    /// The id of this server on the broker.
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        &self.site.instance
+    }
+
+    /// Whether there is a connection to the broker, now and from now on.
+    #[must_use]
+    pub fn state(&self) -> watch::Receiver<State> {
+        self.site.state.subscribe()
+    }
+
+    /// Takes no more calls, lets running ones finish and reply, gives back what has not started, and closes.
+    ///
+    /// A request has at most the time of its caller; an oneway call or an event whose handler does not end is waited for
+    /// without limit, and a process that must end puts a timeout around this. A broker that takes no answers, being short of
+    /// memory or disk, is waited for 10 s: what is left then goes back to the queue. What was running when the connection is lost
+    /// meanwhile is finished, and answered by another instance.
+    pub async fn drain(self) {
+        debug!(instance = self.instance(), "draining");
+        let site = &self.site;
+        site.draining.cancel();
+        site.shared.close();
+        self.unless_blocked(site.shared.wait()).await;
+        // From here on, who calls this instance hears from the broker that it is not there.
+        let bindings = std::mem::take(&mut *site.bindings.lock().expect("no panic while holding the bindings"));
+        let bindings: Vec<Binding> = bindings.into_values().flatten().collect();
+        if let Err(error) = site.transport().unbind(&bindings).await {
+            debug!(instance = self.instance(), %error, "the instance's queues stay bound until they are gone");
+        }
+        site.drained.cancel();
+        site.own.close();
+        self.unless_blocked(site.own.wait()).await;
+        site.enter(State::Closed);
+        site.transport().close().await;
+    }
+
+    /// Waits for what a blocked broker would keep from ending, but not for long then.
+    async fn unless_blocked(&self, waiting: impl Future<Output = ()>) {
+        tokio::select! {
+            () = waiting => {}
+            () = blocked_for_too_long(self.state()) => {
+                warn!(instance = self.instance(), "a drain ends early: the broker has taken nothing for {BLOCKED_DRAIN:?}");
+            }
+        }
+    }
+}
+
+/// Resolves when the broker has been blocked for longer than a drain waits for it.
+async fn blocked_for_too_long(mut state: watch::Receiver<State>) {
+    loop {
+        let blocked = state.wait_for(|state| matches!(state, State::Blocked { .. })).await;
+        let Ok(State::Blocked { since, .. }) = blocked.map(|state| state.clone()) else {
+            return std::future::pending().await;
+        };
+        let over = state.wait_for(|state| !matches!(state, State::Blocked { .. }));
+        if tokio::time::timeout_at(since + BLOCKED_DRAIN, over).await.is_err() {
+            return;
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.site.draining.cancel();
+        self.site.drained.cancel();
+        self.site.enter(State::Closed);
+        let transport = self.site.transport();
+        self.runtime.spawn(async move { transport.close().await });
+    }
+}
+
+impl fmt::Debug for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Running").field("instance", &self.instance()).finish_non_exhaustive()
+    }
+}
