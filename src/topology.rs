@@ -149,8 +149,12 @@ pub enum Declaration {
     Binding(Binding),
 }
 
-/// How often an oneway call is tried before it is dead-lettered.
+/// At which attempt an oneway call that fails is dead-lettered.
 pub(crate) const ONEWAY_ATTEMPTS: u32 = 5;
+/// How often the broker delivers an oneway call before it dead-letters it by itself, for one that kills whoever runs it.
+/// Connections that end count too, and a broker that closes many closes them one after the other: one that is restarted
+/// hands the same call from instance to instance, and is not to use up its attempts.
+pub(crate) const ONEWAY_DELIVERIES: u32 = 20;
 /// AMQP's priorities are 0 to 9.
 pub(crate) const MAX_PRIORITY: u8 = 9;
 
@@ -276,7 +280,7 @@ impl Namespace {
         };
         let work_queue = Queue {
             // The broker counts what follows the first delivery.
-            delivery_limit: Some(ONEWAY_ATTEMPTS - 1),
+            delivery_limit: Some(ONEWAY_DELIVERIES - 1),
             dead_letter: Some((self.dead(), id.clone())),
             ..Queue::new(self.work_queue(service), QueueKind::Quorum)
         };

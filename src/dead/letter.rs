@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::client::MAX_MESSAGE_SIZE;
 use crate::frame::{self, CONTENT_TYPE, Frame, Kind};
 use crate::server::{history, user_of};
-use crate::topology::{Namespace, ONEWAY_ATTEMPTS, ServiceId, header, instance_key};
+use crate::topology::{Namespace, ONEWAY_DELIVERIES, ServiceId, header, instance_key};
 use crate::transport::{Death, Delivery, Properties, Publication};
 
 /// RabbitMQ's word for a message that failed too often.
@@ -106,7 +106,7 @@ impl DeadLetter {
         let attempts = match &delivery.death {
             Some(death) if death.reason == DELIVERY_LIMIT => {
                 let before = first.and_then(|frame| frame.metadata.more().attempt).unwrap_or(1).max(1);
-                Some(before.saturating_add(u64::from(ONEWAY_ATTEMPTS) - 1))
+                Some(before.saturating_add(u64::from(ONEWAY_DELIVERIES) - 1))
             }
             _ => said(header::ATTEMPTS).and_then(|text| text.parse().ok()),
         };

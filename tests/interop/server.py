@@ -97,7 +97,7 @@ class Server:
         channel.queue_bind(own, discovery, "")
         arguments = {
             "x-queue-type": "quorum",
-            "x-delivery-limit": 4,
+            "x-delivery-limit": 19,
             "x-dead-letter-exchange": dead,
             "x-dead-letter-routing-key": service,
         }

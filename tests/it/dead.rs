@@ -10,6 +10,9 @@ use uuid::Uuid;
 
 use crate::support::{Scene, frame, soon};
 
+/// How often the broker delivers an oneway call before it gives up by itself.
+const DELIVERIES: u64 = 20;
+
 /// A service that refuses letters until it is told otherwise, and tells those that it takes, with their ids and attempts.
 struct Mail {
     service: Service,
@@ -190,7 +193,7 @@ async fn a_call_whose_instances_keep_dying_is_told_by_the_broker_and_can_be_repl
     let (dead, transport) = (dead(&scene).await, scene.transport().await);
     let id = send(&scene, &transport, "one").await;
     let queue = format!("{}.mail.v1.work", scene.namespace);
-    for _ in 0..5 {
+    for _ in 0..DELIVERIES {
         let dying = scene.transport().await;
         let mut consumer = dying.consume(&queue, Mode::Settle { prefetch: 1 }).await.expect("it is shared");
         soon(consumer.next()).await.expect("it comes again");
@@ -199,7 +202,7 @@ async fn a_call_whose_instances_keep_dying_is_told_by_the_broker_and_can_be_repl
     until(&dead, 1).await;
     let letter = dead.find(&id).await.expect("it is there").expect("the broker brought it");
     assert!(letter.reason.contains("delivery_limit"), "{}", letter.reason);
-    assert_eq!((letter.attempts, letter.instance.as_deref()), (Some(5), None));
+    assert_eq!((letter.attempts, letter.instance.as_deref()), (Some(DELIVERIES), None));
     assert!(letter.failed_at.is_some() && letter.history.is_empty());
     let Mail { service, open, mut taken } = mail();
     let _server = scene.serve(service).await;
