@@ -12,6 +12,7 @@ mod dead;
 mod dispatch;
 mod drain;
 mod events;
+mod faults;
 mod hostile;
 mod identity;
 mod in_flight;

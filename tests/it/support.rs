@@ -25,8 +25,17 @@ pub(crate) struct Scene {
 
 impl Scene {
     pub(crate) fn new() -> Self {
-        let url = std::env::var("HOPLINE_TEST_URL").unwrap_or_else(|_| "memory://it".to_owned());
-        Self { url, namespace: format!("it-{}", uuid::Uuid::new_v4().simple()) }
+        Self::at(std::env::var("HOPLINE_TEST_URL").unwrap_or_else(|_| "memory://it".to_owned()))
+    }
+
+    /// On the broker at this address, whichever is under test.
+    pub(crate) fn at(url: impl Into<String>) -> Self {
+        Self { url: url.into(), namespace: format!("it-{}", uuid::Uuid::new_v4().simple()) }
+    }
+
+    /// The same namespace, by another way to its broker.
+    pub(crate) fn by_way_of(&self, url: impl Into<String>) -> Self {
+        Self { url: url.into(), namespace: self.namespace.clone() }
     }
 
     pub(crate) async fn client(&self) -> Client {

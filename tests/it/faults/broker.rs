@@ -1,0 +1,180 @@
+//! A broker that ends, stops, throws everybody out, loses queues or takes nothing any more.
+
+use std::time::Duration;
+
+use futures::future::{join, join_all};
+use hopline::{Context, Error, Fault, Method, Service, State};
+use tokio::sync::mpsc;
+
+use super::node::{Alarm, Node, Queue, shared};
+use super::{LONG, NEXT, ends, is_answered, the_next_call_works, worker};
+use crate::support::{Scene, hold, soon};
+
+const CALLS: u64 = 500;
+
+/// Breaks all connections with calls in flight: each ends as it may, and client and server go on by themselves.
+async fn everybody_comes_back(node: &Node, fault: impl AsyncFnOnce(&Node)) {
+    let scene = Scene::at(node.url());
+    let (start, mut started) = mpsc::unbounded_channel();
+    let service = Service::new("work", 1).method(Method::new("do"), move |_: Context, (number,): (u64,)| {
+        start.send(number).expect("the test listens");
+        async move {
+            // The time is the work itself.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            Ok::<_, Fault>(number)
+        }
+    });
+    let running = scene.serve(service.concurrency(10)).await;
+    let client = scene.client().await;
+    let mut pending = Vec::new();
+    for number in 0..CALLS {
+        let call = client.call::<u64>("work", "do", (number,)).timeout(LONG);
+        pending.push(call.start().await.expect("on its way"));
+    }
+    soon(started.recv()).await.expect("it runs");
+    let mut state = client.state();
+    let reconnecting = async {
+        state.wait_for(|state| matches!(state, State::Reconnecting { .. })).await.expect("it is told");
+    };
+    soon(join(fault(node), reconnecting)).await;
+    for (number, outcome) in (0..).zip(soon(join_all(pending)).await) {
+        match outcome {
+            Ok(answer) => assert_eq!(answer, number),
+            Err(Error::Disconnected { may_have_run, .. }) => assert!(may_have_run, "otherwise it is sent again"),
+            Err(error) => panic!("{number}: {error}"),
+        }
+    }
+    let next = client.call::<u64>("work", "do", (CALLS,)).timeout(LONG);
+    assert_eq!(soon(next.into_future()).await.expect("answered"), CALLS);
+    for mut state in [client.state(), running.state()] {
+        soon(state.wait_for(|state| *state == State::Ready)).await.expect("it is told");
+    }
+    drop(client);
+    soon(running.drain()).await;
+    node.nothing_left().await;
+}
+
+#[tokio::test]
+async fn client_and_server_come_back_when_their_broker_was_killed() {
+    let Some(node) = shared().await else { return };
+    everybody_comes_back(&node, async |node| {
+        node.kill().await;
+        node.start_again().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn client_and_server_come_back_when_their_broker_was_stopped() {
+    let Some(node) = shared().await else { return };
+    everybody_comes_back(&node, async |node| {
+        node.ctl(&["stop_app"]).await;
+        node.ctl(&["start_app"]).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn client_and_server_come_back_when_their_broker_closed_all_connections() {
+    let Some(node) = shared().await else { return };
+    everybody_comes_back(&node, async |node| {
+        node.ctl(&["close_all_connections", "as the test asks"]).await;
+    })
+    .await;
+}
+
+/// Takes a queue away that belongs to a client or server, which then has it again.
+async fn the_queue_comes_back(is_it: impl Fn(&Queue) -> bool, fault: impl AsyncFnOnce(&Node, &str)) {
+    let Some(node) = shared().await else { return };
+    let scene = node.scene();
+    let (running, mut arrivals) = worker(&scene, 10).await;
+    let client = scene.client().await;
+    let mut pending = Vec::new();
+    for number in 0..20 {
+        pending.push(hold(&client, number).timeout(Duration::from_secs(10)).start().await.expect("on its way"));
+    }
+    let arrival = soon(arrivals.recv()).await.expect("it runs");
+    let is_it = |queue: &Queue| queue.name.starts_with(&scene.namespace) && is_it(queue);
+    let queues = node.queues_when(|queues| queues.iter().any(|queue| is_it(queue) && queue.consumers == 1)).await;
+    let queue = queues.into_iter().find(is_it).expect("it is there").name;
+    fault(&node, &queue).await;
+    arrival.release();
+    // Their time is over at the latest.
+    ends(pending).await;
+    the_next_call_works(&client, &mut arrivals).await;
+    is_answered(hold(&client, NEXT).to(running.instance()), &mut arrivals).await;
+    drop(client);
+    soon(running.drain()).await;
+    node.nothing_left().await;
+}
+
+fn is_reply_queue(queue: &Queue) -> bool {
+    queue.name.contains(".reply@")
+}
+
+#[tokio::test]
+async fn a_client_whose_reply_queue_is_deleted_has_a_new_one() {
+    the_queue_comes_back(is_reply_queue, async |node, name| node.delete_queue(name).await).await;
+}
+
+#[tokio::test]
+async fn a_client_whose_reply_queue_crashes_has_a_new_one() {
+    the_queue_comes_back(is_reply_queue, async |node, name| node.crash_queue(name).await).await;
+}
+
+#[tokio::test]
+async fn a_service_whose_queue_of_calls_is_deleted_has_a_new_one() {
+    let is_it = |queue: &Queue| queue.name.ends_with(".held.v1.calls");
+    the_queue_comes_back(is_it, async |node, name| node.delete_queue(name).await).await;
+}
+
+#[tokio::test]
+async fn a_service_whose_consumers_of_calls_are_cancelled_consumes_again() {
+    let is_it = |queue: &Queue| queue.name.ends_with(".held.v1.calls");
+    the_queue_comes_back(is_it, async |node, name| node.crash_queue(name).await).await;
+}
+
+#[tokio::test]
+async fn an_instance_whose_own_queue_is_deleted_has_a_new_one() {
+    let is_it = |queue: &Queue| queue.name.contains(".held.v1@");
+    the_queue_comes_back(is_it, async |node, name| node.delete_queue(name).await).await;
+}
+
+#[tokio::test]
+async fn a_service_whose_queue_of_oneway_calls_is_deleted_has_a_new_one() {
+    let is_it = |queue: &Queue| queue.name.ends_with(".held.v1.work");
+    the_queue_comes_back(is_it, async |node, name| {
+        node.delete_queue(name).await;
+        node.queues_when(|queues| queues.iter().any(|queue| queue.name == name && queue.consumers == 1)).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn calls_are_blocked_while_the_broker_is_short_of_memory_and_work_again_after() {
+    let Some(node) = shared().await else { return };
+    let scene = node.scene();
+    let (running, mut arrivals) = worker(&scene, 10).await;
+    let builder = hopline::Client::builder().namespace(&scene.namespace).blocked_wait(Duration::from_secs(1));
+    let client = builder.connect(&scene.url).await.expect("the broker is there");
+    the_next_call_works(&client, &mut arrivals).await;
+    node.memory_alarm(Alarm::On).await;
+    // The broker tells whoever publishes.
+    let told = hold(&client, 1).timeout(LONG).start().await.expect("on its way");
+    let mut state = client.state();
+    soon(state.wait_for(|state| matches!(state, State::Blocked { .. }))).await.expect("it is told");
+    match soon(hold(&client, 2).timeout(LONG).into_future()).await {
+        Err(Error::Blocked { .. }) => {}
+        other => panic!("{other:?}"),
+    }
+    node.memory_alarm(Alarm::Off).await;
+    soon(state.wait_for(|state| *state == State::Ready)).await.expect("it is told");
+    the_next_call_works(&client, &mut arrivals).await;
+    match soon(told).await {
+        Ok(1) | Err(Error::Blocked { may_have_run: true, .. }) => {}
+        other => panic!("{other:?}"),
+    }
+    drop(client);
+    soon(running.drain()).await;
+    node.nothing_left().await;
+}

@@ -1,0 +1,111 @@
+//! Clients that are lost in the middle: nothing of them is left, and whom they called goes on.
+
+use hopline::Error;
+
+use super::node::{Queue, shared};
+use super::proxy::{Direction, Flow, Proxy};
+use super::{LONG, ends, on_their_way, the_next_call_works, worker};
+use crate::support::{Calculator, MathClient, MathServer, soon};
+
+#[tokio::test]
+async fn a_client_lost_with_a_thousand_calls_leaves_nothing_and_its_server_goes_on() {
+    let Some(node) = shared().await else { return };
+    let scene = node.scene();
+    let (running, mut arrivals) = worker(&scene, 10).await;
+    let proxy = Proxy::to(node.address()).await;
+    let lost = scene.by_way_of(proxy.url()).client().await;
+    let pending = on_their_way(&lost, 0..1000).await;
+    let calls = format!("{}.held.v1.calls", scene.namespace);
+    let of_calls = |queues: &[Queue]| queues.iter().find(|queue| queue.name == calls).map(|queue| queue.messages);
+    node.queues_when(|queues| of_calls(queues) == Some(1000)).await;
+    proxy.refuse();
+    proxy.reset().await;
+    for outcome in ends(pending).await {
+        let Err(Error::Disconnected { may_have_run, .. }) = outcome else { panic!("{outcome:?}") };
+        assert!(may_have_run, "the broker had it");
+    }
+    // Each is settled once it has run, though nobody can be answered.
+    let client = scene.client().await;
+    the_next_call_works(&client, &mut arrivals).await;
+    node.queues_when(|queues| of_calls(queues) == Some(0)).await;
+    drop((lost, client));
+    soon(running.drain()).await;
+    node.nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_client_cut_off_for_longer_than_its_heartbeat_ends_its_calls() {
+    let Some(node) = shared().await else { return };
+    let scene = node.scene();
+    let (running, mut arrivals) = worker(&scene, 10).await;
+    let proxy = Proxy::to(node.address()).await;
+    let cut_off = scene.by_way_of(format!("{}?heartbeat=2", proxy.url())).client().await;
+    let mut pending = on_their_way(&cut_off, 0..10).await;
+    for _ in 0..10 {
+        // Its answer finds nobody.
+        drop(soon(arrivals.recv()).await.expect("it runs"));
+    }
+    pending.extend(on_their_way(&cut_off, 10..20).await);
+    proxy.stall();
+    for outcome in ends(pending).await {
+        assert!(matches!(outcome, Err(Error::Disconnected { may_have_run: true, .. })), "{outcome:?}");
+    }
+    proxy.resume();
+    let client = scene.client().await;
+    the_next_call_works(&client, &mut arrivals).await;
+    drop((cut_off, client));
+    soon(running.drain()).await;
+    node.nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_client_that_is_not_told_of_its_connections_end_learns_it_by_the_heartbeat() {
+    let Some(node) = shared().await else { return };
+    let scene = node.scene();
+    let (running, mut arrivals) = worker(&scene, 1).await;
+    let proxy = Proxy::to(node.address()).await;
+    let deaf = scene.by_way_of(format!("{}?heartbeat=2", proxy.url())).client().await;
+    let pending = on_their_way(&deaf, 0..1).await;
+    let arrival = soon(arrivals.recv()).await.expect("it runs");
+    proxy.refuse();
+    proxy.half_open();
+    for outcome in ends(pending).await {
+        assert!(matches!(outcome, Err(Error::Disconnected { may_have_run: true, .. })), "{outcome:?}");
+    }
+    arrival.release();
+    let client = scene.client().await;
+    the_next_call_works(&client, &mut arrivals).await;
+    drop((deaf, client));
+    soon(running.drain()).await;
+    node.nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_client_that_takes_no_replies_holds_up_nobody() {
+    let Some(node) = shared().await else { return };
+    let scene = node.scene();
+    let running = scene.serve(MathServer::new(Calculator)).await;
+    let proxy = Proxy::to(node.address()).await;
+    let stuck = scene.by_way_of(proxy.url()).client().await;
+    let quick = scene.client().await;
+    let bytes = serde_bytes::ByteBuf::from(vec![7; 256 * 1024]);
+    let echo = MathClient::new(&stuck).echo(bytes.clone());
+    assert_eq!(echo.await.expect("answered"), bytes);
+    proxy.set(Direction::ToClient, Flow::Stall);
+    let mut pending = Vec::new();
+    for _ in 0..200 {
+        let call = MathClient::new(&stuck).echo(bytes.clone()).timeout(LONG);
+        pending.push(call.start().await.expect("on its way"));
+    }
+    let math = MathClient::new(&quick);
+    for number in 0..200 {
+        assert_eq!(soon(math.add(number, 1).into_future()).await.expect("answered"), number + 1);
+    }
+    proxy.resume();
+    for outcome in soon(futures::future::join_all(pending)).await {
+        assert_eq!(outcome.expect("late is not lost"), bytes);
+    }
+    drop((stuck, quick, math));
+    soon(running.drain()).await;
+    node.nothing_left().await;
+}
