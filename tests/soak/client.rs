@@ -71,8 +71,9 @@ struct Plan {
 impl Plan {
     fn next(client: u32, sequence: u32, random: &mut Random) -> Self {
         let method = match random.of(0..100) {
-            0..12 => Method::Note,
-            12..56 => Method::Count,
+            0..10 => Method::Note,
+            10..20 => Method::NoteOnce,
+            20..60 => Method::Count,
             _ => Method::CountIdempotent,
         };
         let (work, deadline) = match random.of(0..100) {

@@ -55,6 +55,7 @@ struct Counts {
     /// Ended later than the deadline and the grace, or never.
     late: Vec<Id>,
     run_twice: Vec<Id>,
+    run_twice_in_one: Vec<Id>,
     began_late: usize,
     slowest: i64,
 }
@@ -85,6 +86,9 @@ impl Counts {
         self.again_in_the_same += call.runs.len() - servers.len();
         if call.runs.len() > 1 && !call.method.is_repeatable() {
             self.run_twice.push(id);
+        }
+        if call.runs.len() > servers.len() && call.method.is_remembered() {
+            self.run_twice_in_one.push(id);
         }
         if !call.method.is_oneway() {
             let over = call.sent_at + call.deadline + SLACK;
@@ -135,6 +139,7 @@ fn broken(found: &Found, history: &History, counts: &[Counts]) -> Vec<String> {
         };
         calls("confirmed, never run, and not in the dead queue", &counts.lost);
         calls("run twice", &counts.run_twice);
+        calls("run twice in one process", &counts.run_twice_in_one);
         calls("without a result by the deadline and 1 s", &counts.late);
         calls("run though their errors said that they had not", &counts.lied);
         if counts.wrong > 0 {
@@ -169,7 +174,7 @@ fn text(found: &Found, history: &History, counts: &[Counts], broken: &[String]) 
     let calls = |value: usize, of: bool| if of { value.to_string() } else { "–".to_owned() };
     line(format!("{:.1} minutes, seed {}. {}.\n", found.minutes, found.seed, found.versions));
     line(row("", &|method, _| format!("`{}`", method.name())));
-    line("| --- | ---: | ---: | ---: |".to_owned());
+    line(row("---", &|_, _| "---:".to_owned()));
     line(row("sent", &|_, counts| counts.sent.to_string()));
     line(row("confirmed", &|method, counts| calls(counts.confirmed, method.is_oneway())));
     line(row("answered right", &|method, counts| calls(counts.right, !method.is_oneway())));
@@ -186,7 +191,10 @@ fn text(found: &Found, history: &History, counts: &[Counts], broken: &[String]) 
     line(row("**run twice**", &|method, counts| calls(counts.run_twice.len(), !method.is_repeatable())));
     line(row("run again in another process", &|method, counts| calls(counts.again_elsewhere, method.is_repeatable())));
     line(row("run again in the same process", &|method, counts| {
-        calls(counts.again_in_the_same, method.is_repeatable())
+        calls(counts.again_in_the_same, method.is_repeatable() && !method.is_remembered())
+    }));
+    line(row("**run twice in one process**", &|method, counts| {
+        calls(counts.run_twice_in_one.len(), method.is_remembered())
     }));
     line(row("**confirmed and lost**", &|method, counts| calls(counts.lost.len(), method.is_oneway())));
     line(row("in the dead queue", &|method, counts| calls(counts.in_the_dead_queue, method.is_oneway())));

@@ -9,22 +9,25 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The methods that are called, in the order of the ledger's columns.
 ///
-/// One more is a variant here, a line in each `match` below, and one in `server::service`.
+/// One more is a variant here and in `ALL`, a line in each `match` below, one in `server::service`, and a share of the
+/// calls in `client::Plan::next`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Method {
     Count,
     CountIdempotent,
     Note,
+    NoteOnce,
 }
 
 impl Method {
-    pub(crate) const ALL: [Self; 3] = [Self::Count, Self::CountIdempotent, Self::Note];
+    pub(crate) const ALL: [Self; 4] = [Self::Count, Self::CountIdempotent, Self::Note, Self::NoteOnce];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Count => "count",
             Self::CountIdempotent => "count_idempotent",
             Self::Note => "note",
+            Self::NoteOnce => "note_once",
         }
     }
 
@@ -36,7 +39,7 @@ impl Method {
     pub(crate) fn is_oneway(self) -> bool {
         match self {
             Self::Count | Self::CountIdempotent => false,
-            Self::Note => true,
+            Self::Note | Self::NoteOnce => true,
         }
     }
 
@@ -44,7 +47,15 @@ impl Method {
     pub(crate) fn is_repeatable(self) -> bool {
         match self {
             Self::Count => false,
-            Self::CountIdempotent | Self::Note => true,
+            Self::CountIdempotent | Self::Note | Self::NoteOnce => true,
+        }
+    }
+
+    /// Whether a process remembers what it has run, and runs it no second time.
+    pub(crate) fn is_remembered(self) -> bool {
+        match self {
+            Self::Count | Self::CountIdempotent | Self::Note => false,
+            Self::NoteOnce => true,
         }
     }
 }

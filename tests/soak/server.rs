@@ -14,6 +14,8 @@ use crate::{SERVICE, say};
 
 /// How long after a broker that is not there it is tried again.
 const PAUSE: Duration = Duration::from_millis(200);
+/// How long a server remembers what it has run: longer than the broker takes to deliver anything again.
+const MEMORY: Duration = Duration::from_secs(600);
 
 pub(crate) async fn run(number: u32, url: &str, folder: &Path) {
     let records = Arc::new(Records::create(&folder.join(format!("server-{number}.records"))));
@@ -45,6 +47,7 @@ fn service(records: &Arc<Records>) -> Service {
         let described = match method {
             Method::Count | Method::Note => described,
             Method::CountIdempotent => described.idempotent(),
+            Method::NoteOnce => described.dedup(MEMORY),
         };
         let records = records.clone();
         service = service.method(described, move |context: Context, (client, sequence, millis): (u32, u32, u64)| {
