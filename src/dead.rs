@@ -200,7 +200,13 @@ impl DeadLetters {
             }
             let fate = match act {
                 Act::Drop => Fate::Dropped,
-                Act::Replay | Act::ReplayUnread => self.publish(&letter, &delivery, act).await?,
+                Act::Replay | Act::ReplayUnread => match self.publish(&letter, &delivery, act).await {
+                    Ok(fate) => fate,
+                    Err(error) => {
+                        held.keep(delivery);
+                        return Err(error);
+                    }
+                },
             };
             match fate {
                 Fate::Kept(_) | Fate::Absent => held.keep(delivery),

@@ -1,6 +1,7 @@
 //! Whether there is a connection to the broker, and what becomes of it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -95,6 +96,20 @@ impl Attempts {
             (_, reason) => State::Connecting { reason },
         };
         self.state.send_if_modified(|state| enter(state, new));
+    }
+}
+
+/// Resolves when the broker has taken nothing for so long.
+pub(crate) async fn blocked_for(mut state: watch::Receiver<State>, long: Duration) {
+    loop {
+        let blocked = state.wait_for(|state| matches!(state, State::Blocked { .. })).await;
+        let Ok(State::Blocked { since, .. }) = blocked.map(|state| state.clone()) else {
+            return std::future::pending().await;
+        };
+        let over = state.wait_for(|state| !matches!(state, State::Blocked { .. }));
+        if tokio::time::timeout_at(since + long, over).await.is_err() {
+            return;
+        }
     }
 }
 

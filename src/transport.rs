@@ -18,6 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use url::Url;
 
 pub use self::dial::Dial;
@@ -134,6 +135,15 @@ impl Transport {
         match self {
             Self::Memory(connection) => connection.user(),
             Self::Rabbit(connection) => connection.user(),
+        }
+    }
+
+    /// Why the broker takes no publications at this moment, if it does not: to be asked after [`Transport::events`].
+    #[must_use]
+    pub fn blocked(&self) -> Option<Arc<str>> {
+        match self {
+            Self::Memory(_) => None,
+            Self::Rabbit(connection) => connection.blocked(),
         }
     }
 
@@ -280,6 +290,8 @@ pub struct Consumer {
     pub(crate) deliveries: mpsc::UnboundedReceiver<Delivery>,
     /// Told once that no more deliveries are wanted.
     pub(crate) cancel: Option<oneshot::Sender<()>>,
+    /// Cancelled once nothing more comes, though some of what came before may still have to be read.
+    pub(crate) ended: CancellationToken,
 }
 
 impl Consumer {

@@ -20,7 +20,7 @@ use super::target::Target;
 use super::{Client, Traffic};
 use crate::error::Error;
 use crate::outbox::Parcel;
-use crate::state::State;
+use crate::state::{State, blocked_for};
 use crate::topology::{Declaration, Exchange, ExchangeKind};
 use crate::transport::{Lost, Transport};
 
@@ -127,8 +127,11 @@ struct Shared {
     state: Arc<watch::Sender<State>>,
     /// The connection, while there is one.
     transport: watch::Sender<Option<Transport>>,
-    /// Exchanges that this client has declared on it.
+    /// Exchanges that this client has declared on it, and who declares another.
     declared: Mutex<HashSet<String>>,
+    declaring: tokio::sync::Mutex<()>,
+    /// How long a call waits for a broker that takes nothing.
+    blocked_wait: Duration,
     messages_sent: AtomicU64,
     calls_sent: AtomicU64,
     messages_received: AtomicU64,
@@ -146,6 +149,8 @@ impl Line {
             state: Arc::new(watch::channel(State::Connecting { reason: None }).0),
             transport: watch::channel(None).0,
             declared: Mutex::default(),
+            declaring: tokio::sync::Mutex::default(),
+            blocked_wait: rules.blocked_wait,
             messages_sent: AtomicU64::new(0),
             calls_sent: AtomicU64::new(0),
             messages_received: AtomicU64::new(0),
@@ -206,6 +211,11 @@ impl Line {
                 if declared().contains(exchange) {
                     return Ok(());
                 }
+                // Of many who want the same, one asks.
+                let _turn = self.shared.declaring.lock().await;
+                if declared().contains(exchange) {
+                    return Ok(());
+                }
                 let fanout = Exchange { name: exchange.to_owned(), kind: ExchangeKind::Fanout };
                 match transport.declare(&[Declaration::Exchange(fanout)]).await {
                     Err(Error::Disconnected { .. }) if !self.is_closed() => {
@@ -222,7 +232,11 @@ impl Line {
                 }
             }
         };
-        tokio::time::timeout_at(deadline, declaring).await.unwrap_or_else(|_| Err(self.unconnected()))
+        tokio::select! {
+            declared = declaring => declared,
+            () = tokio::time::sleep_until(deadline) => Err(self.unconnected()),
+            () = blocked_for(self.state(), self.shared.blocked_wait) => Err(self.unconnected()),
+        }
     }
 
     /// Why the broker cannot be asked.

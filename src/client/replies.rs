@@ -113,11 +113,12 @@ impl<A> Replies<A> {
 
     /// An instance says that it runs the call `id`; tells whether anybody waits for that.
     pub(crate) fn report(&mut self, id: Uuid, instance: Arc<str>) -> bool {
-        let awaited = self.calls.get(&id).is_some_and(|call| matches!(call.waiter, Waiter::One(_)));
-        if awaited {
+        let Some(call) = self.calls.get(&id) else { return false };
+        // A broadcast runs on many.
+        if matches!(call.waiter, Waiter::One(_)) {
             self.reports.insert(id, (instance, Instant::now()));
         }
-        awaited
+        true
     }
 
     /// Who runs the call `id`, if it has said so.
@@ -127,6 +128,11 @@ impl<A> Replies<A> {
 
     pub(crate) fn has_reports(&self) -> bool {
         !self.reports.is_empty()
+    }
+
+    /// Whether an instance has said nothing for as long as `time`.
+    pub(crate) fn is_silent(&self, time: Duration) -> bool {
+        self.reports.values().any(|(_, last)| last.elapsed() >= time)
     }
 
     /// Whoever has reported in has until now to do it again.

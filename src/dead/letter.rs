@@ -10,6 +10,8 @@ use crate::topology::{Namespace, ONEWAY_DELIVERIES, ServiceId, header, instance_
 use crate::transport::{Death, Delivery, Properties, Publication};
 
 /// RabbitMQ's word for a message that failed too often.
+/// How long a header may be that is taken along, in bytes: a history takes less.
+const MAX_HEADER: usize = 8 * 1024;
 const DELIVERY_LIMIT: &str = "delivery_limit";
 /// In place of what is not known.
 const UNKNOWN: &str = "-";
@@ -127,7 +129,7 @@ impl DeadLetter {
             reason,
             attempts,
             failed_at: match &delivery.death {
-                Some(death) => Some(death.at * 1000),
+                Some(death) => Some(death.at.saturating_mul(1000)),
                 None => said(header::FAILED_AT).and_then(|text| text.parse().ok()),
             },
             instance: said(header::INSTANCE).map(str::to_owned),
@@ -153,7 +155,10 @@ impl DeadLetter {
         let work = (String::new(), namespace.work_queue(service));
         let ((exchange, key), body) = match self.kind {
             LetterKind::Unreadable if unread => {
-                (if key.is_empty() { work } else { (exchange, key) }, delivery.body.clone())
+                // Whoever may publish dead letters is not to choose where an operator publishes.
+                let to_service = key == service.to_string() || key.starts_with(&format!("{service}@"));
+                let ours = exchange == namespace.rpc() && to_service && delivery.death.is_none();
+                (if ours { (exchange, key) } else { work }, delivery.body.clone())
             }
             LetterKind::Unreadable => return Err("it cannot be read, and would come back".to_owned()),
             LetterKind::Call => {
@@ -199,7 +204,8 @@ impl DeadLetter {
     /// The headers that it takes along, so that its deaths are told should it come back.
     fn headers(&self, delivery: &Delivery) -> Vec<(String, String)> {
         let mut headers = delivery.properties.headers.clone();
-        headers.retain(|(name, _)| name.starts_with("x-hopline-") || !name.starts_with("x-"));
+        // What else a peer has filled them with has to fit into a frame with what is added.
+        headers.retain(|(name, value)| name.starts_with("x-hopline-") && value.len() <= MAX_HEADER);
         if delivery.death.is_none() {
             return headers;
         }

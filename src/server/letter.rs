@@ -11,6 +11,8 @@ use crate::topology::header;
 /// How many earlier deaths of a replayed message are told, and how much of each reason, in bytes.
 const MAX_HISTORY: usize = 10;
 const MAX_PAST_REASON: usize = 256;
+/// How much of what else a line of it says.
+const MAX_PAST_NAME: usize = 64;
 
 /// What nobody can be told about, or was tried for the last time.
 pub(super) struct Letter<'a> {
@@ -47,12 +49,14 @@ pub(crate) fn history(headers: &[(String, String)]) -> Option<String> {
     let reason = value(header::REASON)?.replace('\n', " ");
     let latest = format!(
         "{} {} {} {}",
-        value(header::FAILED_AT).unwrap_or("-"),
-        value(header::INSTANCE).unwrap_or("-"),
-        value(header::ATTEMPTS).unwrap_or("-"),
+        cut(value(header::FAILED_AT).unwrap_or("-"), MAX_PAST_NAME),
+        cut(value(header::INSTANCE).unwrap_or("-"), MAX_PAST_NAME),
+        cut(value(header::ATTEMPTS).unwrap_or("-"), MAX_PAST_NAME),
         cut(&reason, MAX_PAST_REASON),
     );
-    let mut lines: Vec<&str> = value(header::HISTORY).unwrap_or_default().lines().collect();
+    // Whoever published it may have written anything there.
+    let lines = value(header::HISTORY).unwrap_or_default().lines();
+    let mut lines: Vec<&str> = lines.map(|line| cut(line, 4 * MAX_PAST_NAME + MAX_PAST_REASON)).collect();
     lines.push(&latest);
     Some(lines[lines.len().saturating_sub(MAX_HISTORY)..].join("\n"))
 }

@@ -25,6 +25,8 @@ const MAX_REASON: usize = 4096;
 /// How long a call that is given back waits for room in its queue, and how often it looks.
 const PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(20);
+/// How often what cannot be settled otherwise is published on a channel that ends each time.
+const MAX_TRIES: u32 = 10;
 /// How long an oneway call waits after its first failed attempt; twice as long after each other, up to a limit.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const MAX_RETRY: Duration = Duration::from_secs(10);
@@ -227,17 +229,20 @@ impl Worker {
             properties,
             body: letter.body,
         };
+        let mut tries = 0;
         loop {
+            tries += 1;
             match message.transport.publish(publication.clone()).await {
                 Ok(Confirm::Accepted) => message.finish(),
-                Ok(Confirm::Returned | Confirm::Refused | Confirm::TooLarge(_)) => {
+                // A user that may not publish there has its channel closed each time.
+                Err(lost) if lost.connected && tries < MAX_TRIES => {
+                    tokio::time::sleep(PAUSE * tries).await;
+                    continue;
+                }
+                Ok(Confirm::Returned | Confirm::Refused | Confirm::TooLarge(_)) | Err(Lost { connected: true, .. }) => {
                     error!(service = %self.name, reason, "the queue of dead letters does not take a message: it is dropped");
                     // Its neighbours are not to be dropped with it.
                     if message.frames == 1 { message.settle(Settle::Discard) } else { message.finish() }
-                }
-                Err(lost) if lost.connected => {
-                    tokio::time::sleep(PAUSE).await;
-                    continue;
                 }
                 Err(lost) => {
                     warn!(service = %self.name, reason = %lost.reason, "a dead letter was lost with its connection");
@@ -282,12 +287,17 @@ impl Worker {
         let body = frame.to_body();
         // From here on the message carries this server's name.
         let mut headers = message.properties.headers.clone();
-        headers.retain(|(name, _)| name != header::USER);
+        // Handlers see no headers, and what a peer has filled them with has to fit into a frame with what is added.
+        headers.retain(|(name, value)| {
+            name.starts_with("x-hopline-") && name != header::USER && value.len() <= MAX_REASON
+        });
         headers.push((header::USER.to_owned(), message.user.as_deref().unwrap_or_default().to_owned()));
         let patience = Instant::now() + remaining.unwrap_or(PATIENCE).min(PATIENCE);
         // Given back as a whole, a message would run its other oneway calls again.
         let waits = || Instant::now() < patience || (frame.kind == Kind::Oneway && message.frames > 1);
+        let mut tries = 0;
         loop {
+            tries += 1;
             let publication = Publication {
                 exchange: String::new(),
                 key: queue.clone(),
@@ -315,7 +325,7 @@ impl Worker {
                     self.reply(frame.id, frame.codec, Answer::Fault(Fault::new(Code::Aborted, why)), None, message);
                     return true;
                 }
-                Err(lost) if lost.connected && waits() => tokio::time::sleep(PAUSE).await,
+                Err(lost) if lost.connected && waits() && tries < MAX_TRIES => tokio::time::sleep(PAUSE * tries).await,
                 Ok(_) | Err(Lost { connected: true, .. }) if frame.kind == Kind::Request => return false,
                 // Back to the queue's head then, at the price of being marked.
                 Ok(_) | Err(_) => {

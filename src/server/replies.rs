@@ -122,7 +122,10 @@ impl Task {
                     self.outbox.clear().for_each(drop);
                 }
             }
-            batch.drain(..).for_each(|(caller, letter)| self.outbox.push(caller, letter));
+            let lost = self.lost;
+            // Signs of life are of no use later.
+            let kept = batch.drain(..).filter(|(_, letter)| !lost || letter.token.message.is_some());
+            kept.for_each(|(caller, letter)| self.outbox.push(caller, letter));
             if !self.lost {
                 self.publish();
             }

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::Site;
-use crate::state::State;
+use crate::state::{State, blocked_for};
 use crate::topology::Binding;
 
 /// How long a drain waits for a broker that takes nothing.
@@ -66,23 +66,9 @@ impl Running {
     async fn unless_blocked(&self, waiting: impl Future<Output = ()>) {
         tokio::select! {
             () = waiting => {}
-            () = blocked_for_too_long(self.state()) => {
+            () = blocked_for(self.state(), BLOCKED_DRAIN) => {
                 warn!(instance = self.instance(), "a drain ends early: the broker has taken nothing for {BLOCKED_DRAIN:?}");
             }
-        }
-    }
-}
-
-/// Resolves when the broker has been blocked for longer than a drain waits for it.
-async fn blocked_for_too_long(mut state: watch::Receiver<State>) {
-    loop {
-        let blocked = state.wait_for(|state| matches!(state, State::Blocked { .. })).await;
-        let Ok(State::Blocked { since, .. }) = blocked.map(|state| state.clone()) else {
-            return std::future::pending().await;
-        };
-        let over = state.wait_for(|state| !matches!(state, State::Blocked { .. }));
-        if tokio::time::timeout_at(since + BLOCKED_DRAIN, over).await.is_err() {
-            return;
         }
     }
 }

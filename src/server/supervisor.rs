@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::Site;
@@ -20,6 +19,9 @@ use crate::transport::{Dial, Event, Mode, Role};
 
 /// How long after a queue that cannot be consumed again it is tried once more.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// How long the broker may take over one that is to be consumed again, while others wait for their turn.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A worker, and where its messages come from.
 struct Served {
@@ -81,7 +83,7 @@ impl Supervisor {
     /// Begins to serve over the first connection.
     pub(super) async fn start(&mut self) -> Result<(), Error> {
         self.attach_all().await?;
-        self.site.enter(State::Ready);
+        self.enter_ready();
         Ok(())
     }
 
@@ -128,7 +130,15 @@ impl Supervisor {
             attempts.after(&error).await;
         }
         attempts.succeeded();
-        self.site.enter(State::Ready);
+        self.enter_ready();
+    }
+
+    /// What the broker said before anybody listened counts as well.
+    fn enter_ready(&self) {
+        self.site.enter(match self.site.transport().blocked() {
+            Some(reason) => State::Blocked { reason, since: Instant::now() },
+            None => State::Ready,
+        });
     }
 
     async fn connect(&mut self) -> Result<(), Error> {
@@ -136,11 +146,27 @@ impl Supervisor {
         self.events = transport.events();
         self.connection += 1;
         self.site.transports.send_replace(transport.clone());
-        let attached = self.attach_all().await;
+        let attached = self.attach_what_is_there().await;
         if attached.is_err() {
             transport.close().await;
         }
         attached
+    }
+
+    /// The same as [`Self::attach_all`], but for queues that may take longer than their broker to come back: those of
+    /// oneway calls, which wait for the leader of their replicas. Calls are not to wait for them.
+    async fn attach_what_is_there(&mut self) -> Result<(), Error> {
+        self.site.transport().declare(&self.site.namespace.exchanges()).await?;
+        for at in 0..self.served.len() {
+            for &source in self.sources(at) {
+                let ended = Ended { connection: self.connection, served: at, source };
+                match source {
+                    Source::Work => self.repair(ended).await,
+                    Source::Instance | Source::Calls | Source::Events => self.attach(at, source).await?,
+                }
+            }
+        }
+        Ok(())
     }
 
     async fn attach_all(&mut self) -> Result<(), Error> {
@@ -156,7 +182,7 @@ impl Supervisor {
     /// The instance's own queue first: who is told of an instance can reach it.
     fn sources(&self, at: usize) -> &'static [Source] {
         match self.served[at].from {
-            From::Service(..) => &[Source::Instance, Source::Work, Source::Calls],
+            From::Service(..) => &[Source::Instance, Source::Calls, Source::Work],
             From::Subscription(_) => &[Source::Events],
         }
     }
@@ -166,7 +192,7 @@ impl Supervisor {
         let site = self.site.clone();
         let (namespace, instance, transport) = (&site.namespace, &*site.instance, site.transport());
         let served = &mut self.served[at];
-        let (topology, queue) = match &served.from {
+        let (mut topology, queue) = match &served.from {
             From::Service(id, calls) => {
                 if source == Source::Instance {
                     served.own_queue = namespace.instance_queue(id, instance, &short_id());
@@ -183,6 +209,14 @@ impl Supervisor {
                 (namespace.subscription(&served.own_queue, pattern), served.own_queue.clone())
             }
         };
+        if matches!(source, Source::Calls | Source::Work) {
+            // The own queue is another matter: once it is gone, it comes back by another name.
+            topology.retain(|part| match part {
+                Declaration::Queue(queue) => queue.name != served.own_queue,
+                Declaration::Binding(binding) => binding.queue != served.own_queue,
+                Declaration::Exchange(_) => true,
+            });
+        }
         transport.declare(&topology).await?;
         let own = topology.into_iter().filter_map(|part| match part {
             Declaration::Binding(binding) if binding.queue == served.own_queue => Some(binding),
@@ -202,19 +236,35 @@ impl Supervisor {
             Source::Calls | Source::Work | Source::Events => (&site.shared, &site.draining),
         };
         let ended = Ended { connection: self.connection, served: at, source };
-        let report = Report { ended, queue, to: self.end.clone(), stop: stop.clone() };
-        tasks.spawn(served.worker.clone().run(consumer, transport, source, stop.clone(), report));
+        // A worker whose places are all taken reads on when one is free: it is not to be waited for.
+        let (over, told, to) = (consumer.ended.clone(), stop.clone(), self.end.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = told.cancelled() => {}
+                () = over.cancelled() => {
+                    debug!(queue, "no more comes from a queue");
+                    // Nobody listens once the server is gone.
+                    let _ = to.send(ended);
+                }
+            }
+        });
+        tasks.spawn(served.worker.clone().run(consumer, transport, source, stop.clone()));
         Ok(())
     }
 
     /// Consumes a queue again that is gone, or that the broker has ended the consumer of.
     async fn repair(&mut self, ended: Ended) {
-        match self.attach(ended.served, ended.source).await {
-            Ok(()) => {}
+        let attached = tokio::time::timeout(PATIENCE, self.attach(ended.served, ended.source)).await;
+        match attached {
+            Ok(Ok(())) => {}
             // Another connection is on its way, or tried with the next event.
-            Err(Error::Disconnected { .. }) => {}
-            Err(error) => {
-                warn!(%error, "a queue that is gone cannot be consumed again yet");
+            Ok(Err(Error::Disconnected { .. })) => {}
+            failed => {
+                let error = failed.map_or_else(
+                    |_| "the broker gives no answer".to_owned(),
+                    |failed| failed.err().map(|error| error.to_string()).unwrap_or_default(),
+                );
+                warn!(error, "a queue cannot be consumed again yet");
                 let again = self.end.clone();
                 tokio::spawn(async move {
                     tokio::time::sleep(RETRY).await;
@@ -222,24 +272,6 @@ impl Supervisor {
                     let _ = again.send(ended);
                 });
             }
-        }
-    }
-}
-
-/// Reports the end of a queue when it is dropped, be it by a panic of the task that reads it, unless that was told to stop.
-pub(super) struct Report {
-    ended: Ended,
-    queue: String,
-    to: mpsc::UnboundedSender<Ended>,
-    stop: CancellationToken,
-}
-
-impl Drop for Report {
-    fn drop(&mut self) {
-        if !self.stop.is_cancelled() {
-            debug!(queue = self.queue, "no more comes from a queue");
-            // Nobody listens once the server is gone.
-            let _ = self.to.send(self.ended);
         }
     }
 }

@@ -16,7 +16,6 @@ use super::allow::Caller;
 use super::calls::Calls;
 use super::dedup::{Dedup, Known};
 use super::message::{Message, Source};
-use super::supervisor::Report;
 use crate::client::MAX_TIMEOUT;
 use crate::codec::Codec;
 use crate::error::{Code, Error, Fault};
@@ -108,15 +107,16 @@ impl Worker {
         })
     }
 
-    /// Reads one queue until `stop` fires, or it is gone, which is reported; then waits for the calls that it started.
+    /// Reads one queue until `stop` fires, or it is gone; then waits for the calls that it started.
     pub(super) async fn run(
         self: Arc<Self>,
         mut queue: Consumer,
         transport: Transport,
         source: Source,
         stop: CancellationToken,
-        report: Report,
     ) {
+        // Whoever waits for that hears of it, be it by a panic.
+        let ended = queue.ended.clone().drop_guard();
         let tasks = TaskTracker::new();
         let mut stopped = false;
         loop {
@@ -132,7 +132,7 @@ impl Worker {
             let Some(delivery) = delivery else { break };
             self.deliver(delivery, &transport, source, &tasks).await;
         }
-        drop(report);
+        drop(ended);
         tasks.close();
         tasks.wait().await;
     }
@@ -217,6 +217,7 @@ impl Worker {
             let (whose, sign) = if frame.kind == Kind::Event { ("event", ':') } else { (&*self.name, '.') };
             self.site.allow.check(&caller, &format!("{whose}{sign}{name}"))?;
         }
+        self.check_key(frame, message)?;
         let name = if frame.kind == Kind::Event { EVENT } else { name };
         let Some((method, handler)) = self.service.methods.get(name) else {
             if let Some(answer) = self.about_itself(name, frame.codec) {
@@ -242,6 +243,24 @@ impl Worker {
             return Err(Fault::new(Code::Aborted, why));
         }
         Ok(Admitted::Run(handler.clone(), method.dedup))
+    }
+
+    /// What the broker has let pass by its key is not to be something else.
+    fn check_key(&self, frame: &Frame, message: &Message) -> Result<(), Fault> {
+        let method = frame.metadata.method.as_deref();
+        let agrees = match message.source {
+            Source::Events => method.is_none_or(|method| method == message.key),
+            Source::Work if message.exchange == self.site.namespace.oneway() => {
+                let named = message.key.strip_prefix(&*self.name).and_then(|key| key.strip_prefix('.'));
+                named == Some(method.unwrap_or_default())
+            }
+            Source::Work | Source::Calls | Source::Instance => true,
+        };
+        if agrees {
+            return Ok(());
+        }
+        let why = format!("its key is `{}`, and it names `{}`", message.key, method.unwrap_or_default());
+        Err(Fault::new(Code::InvalidArgument, why))
     }
 
     /// The answer to a question of discovery, which needs no place among the calls.

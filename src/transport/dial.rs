@@ -102,11 +102,14 @@ impl Dial {
                     failed().remove(address);
                     return Ok(transport);
                 }
-                Err(Error::Connect { url, reason }) => {
+                Err(Error::Invalid(why)) => return Err(Error::Invalid(why)),
+                Err(error) => {
                     failed().insert(address.clone());
-                    refusals.push((url, reason));
+                    refusals.push(match error {
+                        Error::Connect { url, reason } => (url, reason),
+                        other => (masked(address.as_str()).to_string(), other.to_string()),
+                    });
                 }
-                Err(error) => return Err(error),
             }
         }
         let (urls, reasons): (Vec<_>, Vec<_>) = refusals.into_iter().unzip();

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use self::broker::State;
 use super::{Confirm, Consumer, Delivery, Event, Lost, Mode, Publication, Receipt, Settle};
@@ -149,7 +150,7 @@ impl Connection {
         let (cancel, cancelled) = oneshot::channel();
         let channel = self.state()?.consume(self.0.id, queue, mode, sent, settler)?;
         self.0.runtime.spawn(serve(Arc::downgrade(&self.0.broker), channel, cancelled, settled));
-        Ok(Consumer { deliveries, cancel: Some(cancel) })
+        Ok(Consumer { deliveries, cancel: Some(cancel), ended: CancellationToken::new() })
     }
 
     /// Takes one message out of a queue; none when none waits.

@@ -60,6 +60,13 @@ struct Inner {
     tasks: TaskTracker,
 }
 
+impl Drop for Inner {
+    /// Ends the tasks, which hold the connections.
+    fn drop(&mut self) {
+        self.closing.cancel();
+    }
+}
+
 impl Connection {
     /// Connects to the broker at `url`.
     ///
@@ -130,11 +137,12 @@ impl Connection {
             Mode::NoAck => 1,
         };
         let (unsettled, acked) = (BTreeSet::new(), BTreeSet::new());
-        let feed = Feed { channel, stream, deliver, settled, unsettled, acked, acks_at_once };
+        let ended = CancellationToken::new();
+        let feed = Feed { ended: ended.clone(), channel, stream, deliver, settled, unsettled, acked, acks_at_once };
         let settler = (mode != Mode::NoAck).then_some(settler);
         let feeding = feed.run(link.clone(), settler, cancelled, self.0.closing.clone());
         self.0.tasks.spawn(feeding);
-        Ok(Consumer { deliveries, cancel: Some(cancel) })
+        Ok(Consumer { deliveries, cancel: Some(cancel), ended })
     }
 
     pub(super) async fn get(&self, queue: &str) -> Result<Option<Delivery>, Error> {
@@ -143,6 +151,10 @@ impl Connection {
 
     pub(super) async fn count(&self, queue: &str) -> Result<Option<u64>, Error> {
         self.0.puller.count(queue).await
+    }
+
+    pub(super) fn blocked(&self) -> Option<Arc<str>> {
+        self.0.news.blocked()
     }
 
     pub(super) fn events(&self) -> broadcast::Receiver<Event> {
@@ -197,6 +209,7 @@ async fn end_together(publishing: Arc<Link>, consuming: Arc<Link>, closing: Canc
 
 /// Moves the deliveries of a queue to their consumer, and what it says of them to the broker.
 struct Feed {
+    ended: CancellationToken,
     channel: lapin::Channel,
     stream: lapin::Consumer,
     deliver: mpsc::UnboundedSender<Delivery>,
@@ -273,8 +286,9 @@ impl Feed {
             }
         }
         // The consumer's end: it sees `None` after the last delivery.
-        let (ended, _) = mpsc::unbounded_channel();
-        self.deliver = ended;
+        let (nobody, _) = mpsc::unbounded_channel();
+        self.deliver = nobody;
+        self.ended.cancel();
         drop(settler);
         self.ack();
         while self.settled.recv_many(&mut settled, BATCH).await > 0 {

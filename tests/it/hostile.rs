@@ -170,7 +170,7 @@ async fn what_cannot_be_answered_is_kept_for_an_operator() {
         // What could be read before the garbage is not kept with it.
         (
             "oneway",
-            "math.v1.add",
+            "math.v1.nothing",
             [frame(3, Codec::Json, id, "nothing", b"[]"), garbage.clone()].concat(),
             garbage,
             "header",

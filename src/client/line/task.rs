@@ -18,7 +18,7 @@ use self::ends::{closed, copy, renew};
 use super::{Address, Order, Places, Rules, Shared, Token};
 use crate::client::Client;
 use crate::client::pending::Ticket;
-use crate::client::replies::{Call, End, Replies};
+use crate::client::replies::{Call, End, Replies, Waiter};
 use crate::client::session::{Happening, Session, Sessions, at};
 use crate::client::waiting::Waiting;
 use crate::frame::{self, CONTENT_TYPE, Kind};
@@ -127,8 +127,14 @@ impl Task {
                 },
             }
             orders.drain(..).for_each(|order| self.follow(order));
-            self.seat();
-            self.publish();
+            // What is not wanted any more gives its place to others when it comes to leave.
+            loop {
+                self.seat();
+                self.publish();
+                if self.crowd.is_empty() || !self.has_place() {
+                    break;
+                }
+            }
             let in_flight = self.replies.len() + self.unsent.len() + self.crowd.len();
             self.shared.in_flight.store(in_flight, Ordering::Relaxed);
         }
@@ -156,22 +162,28 @@ impl Task {
         self.shared.transport.send_replace(Some(session.transport.clone()));
         self.session = Some(session);
         self.enter(State::Ready);
-        self.send_unsent();
+        match self.session.as_ref().and_then(|session| session.transport.blocked()) {
+            Some(reason) => self.block(reason),
+            None => self.send_unsent(),
+        }
     }
 
     fn follow(&mut self, order: Order) {
         match order {
             Order::Post(address, mut parcel) => {
-                if let Some(Places { free, limit, waits }) = &self.rules.places
-                    && address.answered
-                {
+                let counts = matches!(parcel.token.reply, Some((Waiter::One(_), _)));
+                if counts && self.rules.places.is_some() {
+                    if !self.has_place() {
+                        // What is not wanted any more gives its place back.
+                        self.publish();
+                    }
+                    let Some(Places { free, limit, waits }) = &self.rules.places else { return };
                     // Who came before goes before.
                     parcel.token.place = self.crowd.is_empty().then(|| free.clone().try_acquire_owned().ok()).flatten();
                     if parcel.token.place.is_none() {
-                        let (waits, limit) = (*waits, *limit);
                         return match waits {
-                            true => self.crowd.push(parcel.token.deadline, (address, parcel)),
-                            false => parcel.token.end(&End::Full(limit)),
+                            true => self.crowd.push(parcel.id, parcel.token.deadline, (address, parcel)),
+                            false => parcel.token.end(&End::Full(*limit)),
                         };
                     }
                 }
@@ -179,6 +191,13 @@ impl Task {
             }
             Order::Forget(id, cancel) => {
                 let instance = self.replies.runs_on(id).map(ToString::to_string);
+                if let Some((_, parcel)) = self.crowd.remove(id).or_else(|| self.unsent.remove(id)) {
+                    // It had left, was lost, and was to leave again.
+                    if let Some(cancel) = cancel.filter(|_| parcel.token.attempts > 0) {
+                        cancel.0.cancel(&cancel.1);
+                    }
+                    return;
+                }
                 // What has not left will not; what has been answered has ended.
                 if let (Some(call), Some(mut cancel)) = (self.replies.forget(id), cancel) {
                     if cancel.1.instance.is_none() {
@@ -194,6 +213,8 @@ impl Task {
             Order::Overdue(id) => self.overdue(id),
             Order::Close(done) => {
                 let transport = self.session.as_ref().map(|session| session.transport.clone());
+                // What came before leaves.
+                self.publish();
                 self.close();
                 // Here the ends of what is under way are still waited for.
                 tokio::spawn(async move {
@@ -213,11 +234,16 @@ impl Task {
         match (&self.session, &self.blocked) {
             (Some(_), None) => self.outbox.push(address, parcel),
             (Some(_), Some(_)) => {
-                self.unsent.push(until.min(Instant::now() + self.rules.blocked_wait), (address, parcel));
+                let until = until.min(Instant::now() + self.rules.blocked_wait);
+                self.unsent.push(parcel.id, until, (address, parcel));
             }
-            (None, _) if self.opening.is_some() => self.unsent.push(until, (address, parcel)),
+            (None, _) if self.opening.is_some() => self.unsent.push(parcel.id, until, (address, parcel)),
             (None, _) => parcel.token.end(&End::Lost(closed(false))),
         }
+    }
+
+    fn has_place(&self) -> bool {
+        self.rules.places.as_ref().is_none_or(|places| places.free.available_permits() > 0)
     }
 
     /// Gives free places to those that wait for one.
@@ -341,7 +367,9 @@ impl Task {
         self.enter(State::Closed);
         (self.session, self.opening) = (None, None);
         self.shared.transport.send_replace(None);
-        while let Some((_, parcel)) = self.crowd.pop().or_else(|| self.unsent.pop()) {
+        let unsent: Vec<_> = self.outbox.clear().collect();
+        let waiting = std::iter::from_fn(|| self.crowd.pop().or_else(|| self.unsent.pop())).map(|(_, parcel)| parcel);
+        for parcel in unsent.into_iter().chain(waiting) {
             let handed_over = parcel.token.attempts > 0;
             parcel.token.end(&End::Lost(closed(handed_over)));
         }

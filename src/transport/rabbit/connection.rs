@@ -3,8 +3,8 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use deadpool_lapin::{Config, Hook, HookError, Object, Pool, PoolError, Runtime};
@@ -69,11 +69,13 @@ impl End {
 pub(super) struct News {
     events: broadcast::Sender<Event>,
     lost: AtomicBool,
+    /// Why the broker takes no publications now.
+    blocked: Mutex<Option<Arc<str>>>,
 }
 
 impl Default for News {
     fn default() -> Self {
-        Self { events: broadcast::channel(EVENTS).0, lost: AtomicBool::new(false) }
+        Self { events: broadcast::channel(EVENTS).0, lost: AtomicBool::new(false), blocked: Mutex::default() }
     }
 }
 
@@ -82,7 +84,18 @@ impl News {
         self.events.subscribe()
     }
 
+    /// Who listens first and asks then misses nothing.
+    pub(super) fn blocked(&self) -> Option<Arc<str>> {
+        self.blocked.lock().expect("no panic while holding the reason").clone()
+    }
+
     fn tell(&self, event: Event) {
+        let mut blocked = self.blocked.lock().expect("no panic while holding the reason");
+        match &event {
+            Event::Blocked(reason) => *blocked = Some(reason.clone()),
+            Event::Unblocked => *blocked = None,
+            Event::Lost(_) => {}
+        }
         // Without a subscriber there is nobody to tell.
         let _ = self.events.send(event);
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::Instant;
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -13,12 +14,14 @@ use crate::client::replies::{Call, End, Waiter};
 use crate::frame::{self, Kind};
 use crate::outbox::{Bundle, Parcel, Share};
 use crate::state::State;
-use crate::transport::{Confirm, Lost};
+use crate::transport::{Confirm, Lost, Properties, Publication};
 
 /// How long what arrived before the end of a connection may take to be read.
 const REST: Duration = Duration::from_secs(1);
 /// How long an instance that runs a long call may say nothing.
 const SILENCE: Duration = Duration::from_secs(15);
+/// How often a message leaves whose channel ends, while its connection lives.
+const ATTEMPTS_ON_A_CONNECTION: u32 = 5;
 
 impl Task {
     /// The broker has said what became of a message.
@@ -26,8 +29,9 @@ impl Task {
         let Some(Away { bundle: Bundle { address, parcels, .. }, given_up }) = self.under_way.remove(&number) else {
             return;
         };
-        // Refused by one queue, a broadcast may run on others.
-        if matches!(said, Ok(Confirm::Accepted | Confirm::Refused)) {
+        // Refused by one queue, a broadcast may run on others; and nobody knows of what was lost on its way.
+        let may_run = Ok(Confirm::Accepted) == said || Ok(Confirm::Refused) == said;
+        if may_run || matches!(said, Err(Lost { handed_over: true, .. })) {
             given_up.into_iter().for_each(|(client, ticket)| client.cancel(&ticket));
         }
         let too_large_together = matches!(said, Ok(Confirm::TooLarge(_))) && parcels.len() > 1;
@@ -37,7 +41,12 @@ impl Task {
             Ok(confirm) => End::Said(*confirm),
             Err(lost) => End::Lost(lost.clone()),
         };
+        let came_back = matches!(said, Err(Lost { handed_over: false, .. }) | Ok(Confirm::TooLarge(_)));
         for mut parcel in parcels {
+            if came_back {
+                // It has not left.
+                parcel.token.attempts -= 1;
+            }
             if too_large_together {
                 if self.call_back(&address, &mut parcel) {
                     parcel.share = Share::ALL;
@@ -76,7 +85,10 @@ impl Task {
         possible
             && match said {
                 Err(Lost { handed_over: false, connected, .. }) => !connected,
-                Err(Lost { handed_over: true, .. }) => parcel.token.repeatable,
+                // A channel that ends again and again may end over this very message.
+                Err(Lost { handed_over: true, connected, .. }) => {
+                    parcel.token.repeatable && (!connected || parcel.token.attempts < ATTEMPTS_ON_A_CONNECTION)
+                }
                 Ok(Confirm::Accepted) => answerless && parcel.token.repeatable,
                 Ok(_) => false,
             }
@@ -103,6 +115,8 @@ impl Task {
         };
         let _ = tokio::time::timeout(REST, rest).await;
         (self.blocked, self.stuck_at) = (None, None);
+        // What waited for a blocked broker now waits for a connection.
+        self.unsent.retime(|(_, parcel)| parcel.token.deadline);
         self.shared.transport.send_replace(None);
         self.open(Some(reason.clone()), Some(session.transport));
         self.end_answerless();
@@ -144,6 +158,8 @@ impl Task {
         let since = Instant::now();
         self.stuck_at.get_or_insert(since + self.rules.blocked_wait);
         self.enter(State::Blocked { reason: reason.clone(), since });
+        let patience = since + self.rules.blocked_wait;
+        self.unsent.retime(|(_, parcel)| parcel.token.deadline.min(patience));
         self.blocked.get_or_insert((since, reason));
     }
 
@@ -189,7 +205,8 @@ impl Task {
     }
 
     pub(super) fn blocked_by(&self, reason: &Arc<str>, may_have_run: bool) -> End {
-        End::Blocked { reason: reason.clone(), after: self.rules.blocked_wait, may_have_run }
+        let waited = self.blocked.as_ref().map_or(Duration::ZERO, |(since, _)| since.elapsed());
+        End::Blocked { reason: reason.clone(), after: waited.min(self.rules.blocked_wait), may_have_run }
     }
 
     /// Ends what was handed over before the broker said that it takes nothing, and was not taken.
@@ -214,6 +231,16 @@ impl Task {
     pub(super) fn end_silent(&mut self) {
         if self.session.is_none() || self.blocked.is_some() {
             return self.replies.excuse();
+        }
+        if let Some(session) = self.session.as_ref().filter(|_| self.replies.is_silent(SILENCE / 2)) {
+            // A broker that takes nothing keeps signs of life back, and says so to whoever publishes. Nobody gets this.
+            session.transport.publish_quietly(Publication {
+                exchange: self.sessions.namespace.rpc(),
+                key: String::new(),
+                mandatory: false,
+                properties: Properties::default(),
+                body: Bytes::new(),
+            });
         }
         for (id, instance, call) in self.replies.forget_silent(SILENCE) {
             warn!(%id, %instance, "an instance has stopped reporting in");
