@@ -92,6 +92,13 @@ mod tests {
     }
 
     #[test]
+    fn a_history_that_a_peer_made_up_stays_short() {
+        let line = "x".repeat(100_000);
+        let died = [(header::REASON, "no"), (header::INSTANCE, &line), (header::HISTORY, &line)];
+        assert!(history(&headers(&died)).expect("it died").len() < 1024);
+    }
+
+    #[test]
     fn a_long_reason_is_cut_between_letters() {
         let past = history(&headers(&[(header::REASON, &"ü".repeat(1000))])).expect("it died");
         assert_eq!(past, format!("- - - {}", "ü".repeat(128)));

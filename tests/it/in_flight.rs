@@ -83,6 +83,74 @@ async fn a_call_that_gets_no_place_by_its_deadline_is_told_so_and_never_sent() {
 }
 
 #[tokio::test]
+async fn a_broadcast_takes_no_place() {
+    let scene = Scene::new();
+    let Held { service, mut arrived } = Held::new();
+    let _server = scene.serve(service).await;
+    let client = limited(&scene, 1, WhenFull::Refuse).await;
+    let held = hold(&client, 1).start().await.expect("on its way");
+    let one = soon(arrived.recv()).await.expect("runs");
+    let told = async {
+        // The instance may take longer than the window on a busy machine.
+        while client.instances(Duration::from_millis(100)).await.expect("it asks").is_empty() {}
+    };
+    soon(told).await;
+    one.release();
+    held.await.expect("answered");
+}
+
+#[tokio::test]
+async fn a_call_that_is_given_up_before_it_leaves_gives_its_place_to_the_next() {
+    let scene = Scene::new();
+    let Held { service, mut arrived } = Held::new();
+    let _server = scene.serve(service).await;
+    let client = limited(&scene, 1, WhenFull::Wait).await;
+    // Without a pause between them, the client's task sees all three at once.
+    let first = hold(&client, 1).start().await.expect("on its way");
+    let second = hold(&client, 2).start().await.expect("on its way");
+    drop(first);
+    let release_all = async {
+        while let Some(arrival) = arrived.recv().await {
+            arrival.release();
+        }
+    };
+    let answered = soon(async {
+        tokio::select! {
+            answered = second => answered,
+            () = release_all => panic!("the server has gone"),
+        }
+    });
+    assert_eq!(answered.await.expect("answered"), 2);
+}
+
+#[tokio::test]
+async fn what_is_given_up_while_there_is_no_connection_leaves_nothing_behind() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("bound").port();
+    let builder = Client::builder().timeout(LONG).max_in_flight(1, WhenFull::Refuse);
+    let client = builder.connect_lazy(&format!("amqp://127.0.0.1:{port}")).expect("a good address");
+    drop(hold(&client, 1).start().await.expect("it waits"));
+    let next = soon(hold(&client, 2).timeout(Duration::from_millis(200)).into_future()).await;
+    assert!(matches!(next, Err(Error::Disconnected { may_have_run: false, .. })), "{next:?}");
+    let nothing_left = async {
+        while client.in_flight() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(nothing_left).await;
+}
+
+#[tokio::test]
+async fn what_was_just_sent_ends_with_its_client() {
+    let scene = Scene::new();
+    let _server = scene.serve(Held::new().service).await;
+    let client = scene.client().await;
+    let call = hold(&client, 1).start().await.expect("on its way");
+    client.close().await;
+    let ended = soon(call).await;
+    assert!(matches!(ended, Err(Error::Disconnected { .. })), "{ended:?}");
+}
+
+#[tokio::test]
 async fn a_client_that_connects_later_makes_its_calls_once_it_has() {
     let scene = Scene::new();
     let Held { service, mut arrived } = Held::new();
