@@ -25,7 +25,9 @@ pub(crate) struct Scene {
 
 impl Scene {
     pub(crate) fn new() -> Self {
-        Self::at(std::env::var("HOPLINE_TEST_URL").unwrap_or_else(|_| "memory://it".to_owned()))
+        // In memory with a name, so that it can have a user as well.
+        let named = std::env::var("HOPLINE_TEST_URL").ok().filter(|url| url != "memory://");
+        Self::at(named.unwrap_or_else(|| "memory://it".to_owned()))
     }
 
     /// On the broker at this address, whichever is under test.
