@@ -14,7 +14,7 @@ use std::future::IntoFuture as _;
 use std::ops::Range;
 use std::time::Duration;
 
-use futures::future::{join, join_all};
+use futures::future::join_all;
 use hopline::{Call, Client, Error, Pending, Running};
 use tokio::sync::mpsc;
 
@@ -57,14 +57,12 @@ async fn the_next_call_works(client: &Client, arrivals: &mut Arrivals) {
 async fn is_answered(next: Call<u64>, arrivals: &mut Arrivals) {
     let release = async {
         loop {
-            let arrival = arrivals.recv().await.expect("the worker serves");
-            let number = arrival.number;
-            arrival.release();
-            if number == NEXT {
-                return;
-            }
+            arrivals.recv().await.expect("the worker serves").release();
         }
     };
-    let (answer, ()) = soon(join(next.timeout(LONG).into_future(), release)).await;
+    let answer = tokio::select! {
+        answer = soon(next.timeout(LONG).into_future()) => answer,
+        () = release => unreachable!("it goes on"),
+    };
     assert_eq!(answer.expect("answered"), NEXT);
 }
