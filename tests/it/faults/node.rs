@@ -91,12 +91,15 @@ impl Node {
     }
 
     async fn script(&self, command: &str, arguments: &[&str]) -> String {
+        self.try_script(command, arguments).await.unwrap_or_else(|said| panic!("{command} {arguments:?}: {said}"))
+    }
+
+    async fn try_script(&self, command: &str, arguments: &[&str]) -> Result<String, String> {
         let mut script = tokio::process::Command::new(SCRIPT);
         script.args([command, "--version", &self.version, "--name", &self.name]).args(arguments);
         let output = script.output().await.expect("scripts/broker can be run");
         let [printed, said] = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-        assert!(output.status.success(), "{command} {arguments:?}: {printed}{said}");
-        printed
+        if output.status.success() { Ok(printed) } else { Err(printed + &said) }
     }
 
     /// Deletes a queue, an exclusive one too.
@@ -123,7 +126,10 @@ impl Node {
     }
 
     async fn list<T: DeserializeOwned>(&self, arguments: &[&str]) -> Vec<T> {
-        let printed = self.ctl(&[arguments, &["--formatter", "json"]].concat()).await;
+        let arguments = [&["--"], arguments, &["--formatter", "json"]].concat();
+        // A channel that waits for the leader of a queue keeps the broker from listing any, until it is gone.
+        let listed = when(async || self.try_script("ctl", &arguments).await, Result::is_ok).await;
+        let printed = listed.expect("it is waited for");
         serde_json::from_str(&printed).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {printed}"))
     }
 
