@@ -157,14 +157,14 @@ impl Supervisor {
     /// oneway calls, which wait for the leader of their replicas. Calls are not to wait for them.
     async fn attach_what_is_there(&mut self) -> Result<(), Error> {
         self.site.transport().declare(&self.site.namespace.exchanges()).await?;
-        for at in 0..self.served.len() {
-            for &source in self.sources(at) {
-                let ended = Ended { connection: self.connection, served: at, source };
-                match source {
-                    Source::Work => self.repair(ended).await,
-                    Source::Instance | Source::Calls | Source::Events => self.attach(at, source).await?,
-                }
-            }
+        let sources = |this: &Self, at: usize| this.sources(at).iter().map(move |&source| (at, source));
+        let (work, others): (Vec<_>, Vec<_>) =
+            (0..self.served.len()).flat_map(|at| sources(self, at)).partition(|(_, source)| *source == Source::Work);
+        for (at, source) in others {
+            self.attach(at, source).await?;
+        }
+        for (served, source) in work {
+            self.repair(Ended { connection: self.connection, served, source }).await;
         }
         Ok(())
     }
@@ -172,11 +172,40 @@ impl Supervisor {
     async fn attach_all(&mut self) -> Result<(), Error> {
         self.site.transport().declare(&self.site.namespace.exchanges()).await?;
         for at in 0..self.served.len() {
+            // What differs from the broker's is told before any call is taken.
+            self.site.transport().declare(&self.lasting(at)).await?;
             for &source in self.sources(at) {
                 self.attach(at, source).await?;
             }
         }
         Ok(())
+    }
+
+    /// What a service has at the broker whichever instances run: all but the instance's own queue.
+    fn lasting(&self, at: usize) -> Vec<Declaration> {
+        let Site { namespace, instance, .. } = &*self.site;
+        match &self.served[at].from {
+            From::Service(id, calls) => {
+                let mut topology = namespace.service(id, "", instance, *calls);
+                topology.retain(|part| queue_of(part) != Some(""));
+                topology
+            }
+            From::Subscription(_) => Vec::new(),
+        }
+    }
+
+    /// Declares the queue of dead letters again, if its node is there. Nobody waits longer for that: without it oneway
+    /// calls run all the same, and where only its node is away it comes back with that.
+    async fn restore_dead_letters(&self, at: usize) {
+        let From::Service(id, _) = &self.served[at].from else { return };
+        let dead = self.site.namespace.dead_queue(id);
+        let mut topology = self.lasting(at);
+        topology.retain(|part| queue_of(part) == Some(&*dead));
+        match tokio::time::timeout(PATIENCE, self.site.transport().declare(&topology)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(queue = dead, %error, "dead letters have no queue"),
+            Err(_) => warn!(queue = dead, "the broker does not say whether dead letters have their queue"),
+        }
     }
 
     /// The instance's own queue first: who is told of an instance can reach it.
@@ -209,14 +238,8 @@ impl Supervisor {
                 (namespace.subscription(&served.own_queue, pattern), served.own_queue.clone())
             }
         };
-        if matches!(source, Source::Calls | Source::Work) {
-            // The own queue is another matter: once it is gone, it comes back by another name.
-            topology.retain(|part| match part {
-                Declaration::Queue(queue) => queue.name != served.own_queue,
-                Declaration::Binding(binding) => binding.queue != served.own_queue,
-                Declaration::Exchange(_) => true,
-            });
-        }
+        // The service's other queues are another matter: each may be on a node that is away.
+        topology.retain(|part| queue_of(part).is_none_or(|name| name == queue));
         transport.declare(&topology).await?;
         let own = topology.into_iter().filter_map(|part| match part {
             Declaration::Binding(binding) if binding.queue == served.own_queue => Some(binding),
@@ -256,6 +279,7 @@ impl Supervisor {
     async fn repair(&mut self, ended: Ended) {
         let attached = tokio::time::timeout(PATIENCE, self.attach(ended.served, ended.source)).await;
         match attached {
+            Ok(Ok(())) if ended.source == Source::Work => self.restore_dead_letters(ended.served).await,
             Ok(Ok(())) => {}
             // Another connection is on its way, or tried with the next event.
             Ok(Err(Error::Disconnected { .. })) => {}
@@ -273,5 +297,14 @@ impl Supervisor {
                 });
             }
         }
+    }
+}
+
+/// The queue that a part is, or leads to.
+fn queue_of(part: &Declaration) -> Option<&str> {
+    match part {
+        Declaration::Queue(queue) => Some(&queue.name),
+        Declaration::Binding(binding) => Some(&binding.queue),
+        Declaration::Exchange(_) => None,
     }
 }
