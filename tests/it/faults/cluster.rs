@@ -1,10 +1,15 @@
 //! A cluster whose nodes go one after the other, or one for good.
 
-use hopline::{Context, Fault, Method, Service, State};
+use std::time::{Duration, Instant};
+
+use hopline::{Context, Error, Fault, Method, Service, State};
 
 use super::LONG;
 use super::node::{Cluster, version};
 use crate::support::{Scene, soon};
+
+/// Of the calls, any of which may meet a node's loss.
+const DEADLINE: Duration = Duration::from_secs(10);
 
 #[tokio::test]
 async fn a_cluster_that_loses_any_of_its_nodes_goes_on() {
@@ -22,12 +27,22 @@ async fn a_cluster_that_loses_any_of_its_nodes_goes_on() {
         servers.push(scene.by_way_of(cluster.url(at)).serve(service()).await);
     }
     let client = scene.client().await;
+    // What a dead node's consumer held is kept for it for a minute by RabbitMQ 4.3, and 3.10 refuses what comes while there
+    // is no leader: a call may end by that, at its deadline at the latest, and a next one is answered.
     let answered = async |number: u64| {
-        let call = client.call::<u64>("work", "do", (number,)).idempotent().timeout(LONG);
-        match soon(call.into_future()).await {
-            Ok(answer) => assert_eq!(answer, number),
-            Err(error) => panic!("{number}: {error}"),
-        }
+        soon(async {
+            loop {
+                let begun = Instant::now();
+                match client.call::<u64>("work", "do", (number,)).idempotent().timeout(DEADLINE).await {
+                    Ok(answer) => break assert_eq!(answer, number),
+                    Err(Error::Timeout { .. } | Error::Overloaded { .. }) => {
+                        assert!(begun.elapsed() < 2 * DEADLINE, "{number} hangs");
+                    }
+                    Err(error) => panic!("{number}: {error}"),
+                }
+            }
+        })
+        .await;
     };
     let ready = async || {
         for mut state in servers.iter().map(hopline::Running::state).chain([client.state()]) {
