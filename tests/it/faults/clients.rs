@@ -42,13 +42,15 @@ async fn a_client_cut_off_for_longer_than_its_heartbeat_ends_its_calls() {
     let cut_off = scene.by_way_of(format!("{}?heartbeat=2", proxy.url())).client().await;
     let mut pending = on_their_way(&cut_off, 0..10).await;
     for _ in 0..10 {
-        // Its answer finds nobody.
+        // Its answer is on its way.
         drop(soon(arrivals.recv()).await.expect("it runs"));
     }
     pending.extend(on_their_way(&cut_off, 10..20).await);
     proxy.stall();
     for outcome in ends(pending).await {
-        assert!(matches!(outcome, Err(Error::Disconnected { may_have_run: true, .. })), "{outcome:?}");
+        // An answer may have been faster than the cut.
+        let is_true = matches!(outcome, Err(Error::Disconnected { may_have_run: true, .. } | Error::Fault(_)));
+        assert!(is_true, "{outcome:?}");
     }
     proxy.resume();
     let client = scene.client().await;
