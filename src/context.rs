@@ -168,6 +168,14 @@ impl fmt::Debug for Context {
     }
 }
 
+/// Resolves at an instant, if there is one.
+pub(crate) async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// This machine's clock, in milliseconds since 1970.
 pub(crate) fn unix_millis() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

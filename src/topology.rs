@@ -177,6 +177,11 @@ pub(crate) mod header {
     pub(crate) const ID: &str = "x-hopline-id";
     /// Earlier deaths of a message that was replayed: a line for each, the latest last.
     pub(crate) const HISTORY: &str = "x-hopline-history";
+
+    /// What the header `wanted` says.
+    pub(crate) fn value<'a>(headers: &'a [(String, String)], wanted: &str) -> Option<&'a str> {
+        headers.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str())
+    }
 }
 
 /// The prefix of every name on the broker: services of two namespaces do not see each other.

@@ -7,6 +7,7 @@ use tokio::sync::broadcast;
 use tokio::time::Instant;
 
 use super::short_id;
+use crate::context::at;
 use crate::error::Error;
 use crate::state::Attempts;
 use crate::topology::{Declaration, Namespace, Queue, QueueKind};
@@ -128,14 +129,6 @@ impl Session {
     /// What is delivered before the end.
     pub(super) async fn rest(&mut self) -> Option<Delivery> {
         self.replies.next().await
-    }
-}
-
-/// Resolves at an instant, if there is one.
-pub(super) async fn at(instant: Option<Instant>) {
-    match instant {
-        Some(instant) => tokio::time::sleep_until(instant).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -9,9 +9,9 @@ use crate::server::{history, user_of};
 use crate::topology::{Namespace, ONEWAY_DELIVERIES, ServiceId, header, instance_key};
 use crate::transport::{Death, Delivery, Properties, Publication};
 
-/// RabbitMQ's word for a message that failed too often.
 /// How long a header may be that is taken along, in bytes: a history takes less.
 const MAX_HEADER: usize = 8 * 1024;
+/// RabbitMQ's word for a message that failed too often.
 const DELIVERY_LIMIT: &str = "delivery_limit";
 /// In place of what is not known.
 const UNKNOWN: &str = "-";
@@ -95,12 +95,13 @@ impl DeadLetter {
     pub(super) fn read(service: &ServiceId, delivery: &Delivery) -> Self {
         let headers = &delivery.properties.headers;
         // If the broker brought it here, the headers are of an earlier life.
-        let said = |name| value(headers, name).filter(|_| delivery.death.is_none());
+        let said = |name| header::value(headers, name).filter(|_| delivery.death.is_none());
         let frames = frames(delivery).unwrap_or_default();
         let first = frames.first();
         let method = first.and_then(|frame| frame.metadata.method.as_deref());
         let id = first.map(|frame| frame.id.to_string());
-        let named = || value(headers, header::ID).or(delivery.properties.correlation_id.as_deref()).map(str::to_owned);
+        let named =
+            || header::value(headers, header::ID).or(delivery.properties.correlation_id.as_deref()).map(str::to_owned);
         let reason = match &delivery.death {
             Some(death) => told(death),
             None => said(header::REASON).unwrap_or("it does not say").to_owned(),
@@ -114,7 +115,7 @@ impl DeadLetter {
         };
         let past = match delivery.death {
             Some(_) => history(headers),
-            None => value(headers, header::HISTORY).map(str::to_owned),
+            None => header::value(headers, header::HISTORY).map(str::to_owned),
         };
         Self {
             id: id.or_else(named).unwrap_or_else(|| format!("unread-{:016x}", fingerprint(&delivery.body))),
@@ -125,7 +126,7 @@ impl DeadLetter {
                 Some(_) => LetterKind::Other,
                 None => LetterKind::Unreadable,
             },
-            method: method.or(value(headers, header::METHOD)).map(str::to_owned),
+            method: method.or(header::value(headers, header::METHOD)).map(str::to_owned),
             reason,
             attempts,
             failed_at: match &delivery.death {
@@ -150,7 +151,7 @@ impl DeadLetter {
         own_user: Option<&str>,
         unread: bool,
     ) -> Result<Publication, String> {
-        let original = |name| value(&delivery.properties.headers, name).unwrap_or_default().to_owned();
+        let original = |name| header::value(&delivery.properties.headers, name).unwrap_or_default().to_owned();
         let (exchange, key) = (original(header::EXCHANGE), original(header::KEY));
         let work = (String::new(), namespace.work_queue(service));
         let ((exchange, key), body) = match self.kind {
@@ -226,10 +227,6 @@ impl DeadLetter {
 
 fn frames(delivery: &Delivery) -> Result<Vec<Frame>, frame::FrameError> {
     frame::decode(delivery.body.clone()).collect()
-}
-
-fn value<'a>(headers: &'a [(String, String)], wanted: &str) -> Option<&'a str> {
-    headers.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str())
 }
 
 /// The broker's reason in a sentence.

@@ -72,8 +72,7 @@ impl fmt::Debug for Allow {
 /// caller is believed of a server that is the same user as this one, `own`.
 pub(crate) fn user_of(properties: &Properties, own: Option<&str>) -> Option<Arc<str>> {
     let publisher = properties.user_id.as_deref()?;
-    let told = properties.headers.iter().find(|(name, _)| name == header::USER).map(|(_, user)| &**user);
-    let user = match told {
+    let user = match header::value(&properties.headers, header::USER) {
         Some(user) if own == Some(publisher) => user,
         _ => publisher,
     };

@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument, Span, debug, error, info_span};
 
 use super::worker::{Ending, Job, Started, Worker};
-use crate::context::{self, Context};
+use crate::context::{self, Context, at};
 use crate::error::{Code, Fault};
 use crate::frame::{Frame, Kind};
 use crate::service::Answer;
@@ -146,19 +146,13 @@ impl Worker {
     /// Waits until a handler ends, its deadline passes or its caller gives up.
     async fn wait_for(&self, job: &Job, running: Running) -> Ending {
         let Running { call, context, cancelled, span, started } = running;
-        let deadline = async {
-            match job.deadline {
-                Some(deadline) => tokio::time::sleep_until(deadline).await,
-                None => std::future::pending().await,
-            }
-        };
         let waiting = async {
             let call = context.clone().scope(call);
             tokio::select! {
                 biased;
                 () = cancelled.cancelled() => Ok(Ending::Forgotten),
                 answer = call => Err(answer),
-                () = deadline => Ok(Ending::TimedOut),
+                () = at(job.deadline) => Ok(Ending::TimedOut),
             }
         };
         // It may panic, and so may whatever is dropped with it when it is cancelled.

@@ -45,7 +45,7 @@ impl Letter<'_> {
 
 /// The earlier deaths of a message that comes with the `headers` of one, a line for each, the latest last.
 pub(crate) fn history(headers: &[(String, String)]) -> Option<String> {
-    let value = |wanted: &str| headers.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
+    let value = |wanted| header::value(headers, wanted);
     let reason = value(header::REASON)?.replace('\n', " ");
     let latest = format!(
         "{} {} {} {}",

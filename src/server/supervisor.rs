@@ -75,7 +75,10 @@ impl Supervisor {
     fn add(&mut self, from: From, id: &ServiceId, service: Service) -> Result<(), Error> {
         let prefetch = service.prefetch;
         let worker = Arc::new(Worker::new(id, service, self.site.clone())?);
-        tokio::spawn(worker.clone().report_in());
+        // Nobody waits for what becomes of an event.
+        if matches!(from, From::Service(..)) {
+            tokio::spawn(worker.clone().report_in());
+        }
         self.served.push(Served { worker, from, prefetch, own_queue: String::new() });
         Ok(())
     }
@@ -278,17 +281,17 @@ impl Supervisor {
     /// Consumes a queue again that is gone, or that the broker has ended the consumer of.
     async fn repair(&mut self, ended: Ended) {
         let attached = tokio::time::timeout(PATIENCE, self.attach(ended.served, ended.source)).await;
-        match attached {
-            Ok(Ok(())) if ended.source == Source::Work => self.restore_dead_letters(ended.served).await,
-            Ok(Ok(())) => {}
+        let silent = || Error::Broker {
+            operation: "consume a queue again".to_owned(),
+            reason: format!("it gave no answer within {PATIENCE:?}"),
+        };
+        match attached.unwrap_or_else(|_| Err(silent())) {
+            Ok(()) if ended.source == Source::Work => self.restore_dead_letters(ended.served).await,
+            Ok(()) => {}
             // Another connection is on its way, or tried with the next event.
-            Ok(Err(Error::Disconnected { .. })) => {}
-            failed => {
-                let error = failed.map_or_else(
-                    |_| "the broker gives no answer".to_owned(),
-                    |failed| failed.err().map(|error| error.to_string()).unwrap_or_default(),
-                );
-                warn!(error, "a queue cannot be consumed again yet");
+            Err(Error::Disconnected { .. }) => {}
+            Err(error) => {
+                warn!(%error, "a queue cannot be consumed again yet");
                 let again = self.end.clone();
                 tokio::spawn(async move {
                     tokio::time::sleep(RETRY).await;

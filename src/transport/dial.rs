@@ -36,8 +36,9 @@ pub struct Dial {
 }
 
 impl Dial {
-    /// Reads `memory://`, `memory://name`, `memory://user@name`, `amqp://host`, with the feature `tls` `amqps://host`, or several: either hosts
-    /// of one address, `amqp://user:password@a,b:5673,c/vhost`, or whole addresses with a comma between them.
+    /// Reads `memory://`, `memory://name`, `memory://user@name`, `amqp://host`, with the feature `tls` `amqps://host`, or
+    /// several: either hosts of one address, `amqp://user:password@a,b:5673,c/vhost`, or whole addresses with a comma
+    /// between them.
     ///
     /// # Errors
     /// `Invalid`, which names what cannot be used, its password masked.
@@ -121,9 +122,7 @@ impl Dial {
         };
         Err(Error::Connect { url: urls.join(","), reason })
     }
-}
 
-impl Dial {
     async fn connect_to(&self, address: &Url, role: Role, again: bool) -> Result<Transport, Error> {
         if address.scheme() == "memory" {
             let user = Some(address.username()).filter(|user| !user.is_empty());

@@ -19,8 +19,9 @@ use super::{Address, Order, Places, Rules, Shared, Token};
 use crate::client::Client;
 use crate::client::pending::Ticket;
 use crate::client::replies::{Call, End, Replies, Waiter};
-use crate::client::session::{Happening, Session, Sessions, at};
+use crate::client::session::{Happening, Session, Sessions};
 use crate::client::waiting::Waiting;
+use crate::context::at;
 use crate::frame::{self, CONTENT_TYPE, Kind};
 use crate::outbox::{BATCH, Bundle, Outbox, Parcel, UnderWay, take_all};
 use crate::state::{Attempts, State, enter};
@@ -190,7 +191,6 @@ impl Task {
                 self.route(address, parcel);
             }
             Order::Forget(id, cancel) => {
-                let instance = self.replies.runs_on(id).map(ToString::to_string);
                 if let Some((_, parcel)) = self.crowd.remove(id).or_else(|| self.unsent.remove(id)) {
                     // It had left, was lost, and was to leave again.
                     if let Some(cancel) = cancel.filter(|_| parcel.token.attempts > 0) {
@@ -198,6 +198,7 @@ impl Task {
                     }
                     return;
                 }
+                let instance = self.replies.runs_on(id).map(ToString::to_string);
                 // What has not left will not; what has been answered has ended.
                 if let (Some(call), Some(mut cancel)) = (self.replies.forget(id), cancel) {
                     if cancel.1.instance.is_none() {

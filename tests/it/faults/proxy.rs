@@ -254,6 +254,7 @@ async fn pump(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut flow: watch::Re
             to.write_all(&buffer[..read]).await?;
         }
         if let Flow::Slow(rate) = now {
+            // The time is the rate itself.
             let pause = tokio::time::sleep(Duration::from_secs_f64(read as f64 / rate as f64));
             tokio::select! {
                 () = pause => {}
