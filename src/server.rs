@@ -43,7 +43,7 @@ use crate::state::{State, enter};
 use crate::topology::{Binding, Namespace, ServiceId};
 #[cfg(feature = "tls")]
 use crate::transport::Tls;
-use crate::transport::{Dial, Role, Transport};
+use crate::transport::{Dial, DialSettings, Role, Transport};
 
 /// How many events an instance holds unsettled, of each subscription.
 const EVENTS_PREFETCH: u16 = 64;
@@ -74,10 +74,8 @@ pub struct Server {
 pub struct ServerBuilder {
     namespace: Result<Namespace, String>,
     max_message_size: usize,
-    connect_timeout: Option<Duration>,
     compression: Option<Compression>,
-    #[cfg(feature = "tls")]
-    tls: Option<Tls>,
+    dial: DialSettings,
 }
 
 impl Default for ServerBuilder {
@@ -85,10 +83,8 @@ impl Default for ServerBuilder {
         Self {
             namespace: Ok(Namespace::default()),
             max_message_size: MAX_MESSAGE_SIZE,
-            connect_timeout: None,
             compression: None,
-            #[cfg(feature = "tls")]
-            tls: None,
+            dial: DialSettings::default(),
         }
     }
 }
@@ -112,7 +108,7 @@ impl ServerBuilder {
     /// How long each address of the broker may take to accept a connection. Default 5 s.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.connect_timeout = Some(timeout);
+        self.dial.timeout = timeout;
         self
     }
 
@@ -128,7 +124,7 @@ impl ServerBuilder {
     #[cfg(feature = "tls")]
     #[must_use]
     pub fn tls(mut self, tls: Tls) -> Self {
-        self.tls = Some(tls);
+        self.dial.tls = Some(tls);
         self
     }
 
@@ -141,9 +137,7 @@ impl ServerBuilder {
     pub async fn connect(self, url: &str) -> Result<Server, Error> {
         self.namespace.clone().map_err(Error::Invalid)?;
         Compression::check(self.compression).map_err(Error::Invalid)?;
-        let dial = Dial::parse(url)?.within(self.connect_timeout);
-        #[cfg(feature = "tls")]
-        let dial = dial.with_tls(self.tls.as_ref())?;
+        let dial = self.dial.dial(url)?;
         let transport = dial.connect(Role::Server).await?;
         let instance = short_id().into();
         Ok(Server {

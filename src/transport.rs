@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 pub use self::dial::Dial;
+pub(crate) use self::dial::DialSettings;
 pub(crate) use self::dial::pause_before_next;
 #[cfg(feature = "tls")]
 pub use self::tls::Tls;

@@ -1,6 +1,6 @@
 //! The permissions that `docs/security.md` gives are enough, and no more than that; and users cannot be each other.
 //!
-//! This needs a RabbitMQ of its own, of the version that `HOPLINE_TEST_&node` names: `scripts/test` runs it with both, and
+//! This needs a RabbitMQ of its own, of the version that `HOPLINE_TEST_NODE` names: `scripts/test` runs it with both, and
 //! without one the tests say so and end.
 
 use std::future::Future;
@@ -38,19 +38,19 @@ fn block(language: &str) -> &'static str {
 }
 
 /// A node with the exchanges and users of the document, and one who is called `mallory` and may do what a client may.
-fn with_users(version: &str) -> Node {
-    let node = Node::start(version, "# exchanges.json is in @conf@\n", &[("exchanges.json", block("json"))], &[]);
-    node.ctl(&["import_definitions", &node.path_of("exchanges.json")]);
+async fn with_users(version: &str) -> Node {
+    let node = Node::with(version, "# exchanges.json is in @conf@\n", &[("exchanges.json", block("json"))], &[]).await;
+    node.ctl(&["import_definitions", &format!("{}/exchanges.json", node.folder().await)]).await;
     let mut told = 0;
     for permissions in commands("set_permissions") {
         let ["set_permissions", "-p", "/", user, patterns @ ..] = &permissions[..] else {
             panic!("{permissions:?}");
         };
-        node.ctl(&["add_user", user, user]);
-        node.ctl(&permissions);
+        node.ctl(&["add_user", user, user]).await;
+        node.ctl(&permissions).await;
         if *user == "client" {
-            node.ctl(&["add_user", "mallory", "mallory"]);
-            node.ctl(&[&["set_permissions", "-p", "/", "mallory"], patterns].concat());
+            node.ctl(&["add_user", "mallory", "mallory"]).await;
+            node.ctl(&[&["set_permissions", "-p", "/", "mallory"], patterns].concat()).await;
         }
         told += 1;
     }
@@ -60,7 +60,7 @@ fn with_users(version: &str) -> Node {
 
 /// The address for a user whose password is the same as the name.
 fn address(node: &Node, user: &str) -> String {
-    let (_, host) = node.url.split_once('@').expect("a user and a host");
+    let (_, host) = node.url().split_once('@').expect("a user and a host");
     format!("amqp://{user}:{user}@{host}")
 }
 
@@ -93,7 +93,7 @@ async fn serve(node: &Node, change: impl FnOnce(Server) -> Server) -> Served {
 #[tokio::test]
 async fn the_documents_permissions_are_enough_and_no_more() {
     let Some(version) = version() else { return };
-    let node = with_users(&version);
+    let node = with_users(&version).await;
     let Served { running, mut noted, mut heard } = serve(&node, |server| server).await;
     let client = Client::connect(&address(&node, "client")).await.expect("it may declare what it needs");
 
@@ -155,10 +155,10 @@ async fn the_documents_permissions_are_enough_and_no_more() {
 #[tokio::test]
 async fn the_documents_topic_permissions_look_at_keys() {
     let Some(version) = version() else { return };
-    let node = with_users(&version);
+    let node = with_users(&version).await;
     let mut told = 0;
     for permissions in commands("set_topic_permissions") {
-        node.ctl(&permissions);
+        node.ctl(&permissions).await;
         told += 1;
     }
     assert_eq!(told, 2, "oneway calls and events");
@@ -178,7 +178,7 @@ async fn the_documents_topic_permissions_look_at_keys() {
 #[tokio::test]
 async fn users_cannot_be_each_other() {
     let Some(version) = version() else { return };
-    let node = with_users(&version);
+    let node = with_users(&version).await;
     let served = serve(&node, |server| server.allow(|caller, _| caller.user == Some("client"))).await;
     let Served { running: _running, mut noted, .. } = served;
     let who = async |user: &str| {

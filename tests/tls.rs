@@ -5,7 +5,6 @@
 //! without one the tests say so and end.
 
 use std::net::TcpListener;
-use std::sync::OnceLock;
 
 use hopline::{Client, Context, Error, Fault, Server, Tls};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
@@ -13,6 +12,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 mod node;
 
 use node::Node;
+use tokio::sync::OnceCell;
 
 /// A node that speaks TLS, and who is who.
 struct Scene {
@@ -56,7 +56,7 @@ fn free_ports() -> [u16; 3] {
 }
 
 impl Scene {
-    fn start(version: &str) -> Self {
+    async fn start(version: &str) -> Self {
         let (ca, other_ca) = (ca(), ca());
         let server = issued(&ca, "broker", &["localhost"], |_| {});
         let expired = issued(&ca, "broker", &["localhost"], |parameters| {
@@ -82,21 +82,22 @@ impl Scene {
             ("expired.pem", &expired.0),
             ("expired.key", &expired.1),
         ];
-        let node = Node::start(version, &conf, &files, &["rabbitmq_auth_mechanism_ssl"]);
+        let node = Node::with(version, &conf, &files, &["rabbitmq_auth_mechanism_ssl"]).await;
         for (port, certificate, strict) in [(strict_port, "server", true), (expired_port, "expired", false)] {
-            let [ca, pem, key] =
-                ["ca.pem", &format!("{certificate}.pem"), &format!("{certificate}.key")].map(|file| node.path_of(file));
+            let folder = node.folder().await;
+            let [ca, pem, key] = ["ca.pem", &format!("{certificate}.pem"), &format!("{certificate}.key")]
+                .map(|file| format!("{folder}/{file}"));
             let options = format!(
                 "[{{cacertfile, \"{ca}\"}}, {{certfile, \"{pem}\"}}, {{keyfile, \"{key}\"}}, \
                  {{verify, verify_peer}}, {{fail_if_no_peer_cert, {strict}}}]"
             );
             let listener = format!("rabbit_networking:start_ssl_listener({{\"127.0.0.1\", {port}}}, {options}, 2).");
-            node.ctl(&["eval", &listener]);
+            node.eval(&listener).await;
         }
         // Without a password, it is known by its certificate only.
-        node.ctl(&["add_user", "billing", "x"]);
-        node.ctl(&["clear_password", "billing"]);
-        node.ctl(&["set_permissions", "billing", ".*", ".*", ".*"]);
+        node.ctl(&["add_user", "billing", "x"]).await;
+        node.ctl(&["clear_password", "billing"]).await;
+        node.ctl(&["set_permissions", "billing", ".*", ".*", ".*"]).await;
         let billing = issued(&ca, "billing", &[], |_| {});
         let nobody = issued(&ca, "nobody", &[], |_| {});
         let stranger = issued(&other_ca, "billing", &[], |_| {});
@@ -105,10 +106,10 @@ impl Scene {
     }
 
     /// The one scene of all tests, if there is a version to test. It goes with the process.
-    fn get() -> Option<&'static Self> {
-        static SCENE: OnceLock<Scene> = OnceLock::new();
+    async fn get() -> Option<&'static Self> {
+        static SCENE: OnceCell<Scene> = OnceCell::const_new();
         let version = node::version()?;
-        Some(SCENE.get_or_init(|| Self::start(&version)))
+        Some(SCENE.get_or_init(async || Self::start(&version).await).await)
     }
 
     fn trusting(&self) -> Tls {
@@ -134,7 +135,7 @@ async fn refusal(tls: Tls, url: &str) -> String {
 
 #[tokio::test]
 async fn a_ca_of_ones_own_is_trusted_and_no_other() {
-    let Some(scene) = Scene::get() else { return };
+    let Some(scene) = Scene::get().await else { return };
     let url = format!("amqps://guest:guest@localhost:{}", scene.port);
     let server = Server::builder().tls(scene.trusting()).connect(&url).await.expect("it is trusted");
     let add = |_: Context, (a, b): (i64, i64)| async move { Ok::<_, Fault>(a + b) };
@@ -155,7 +156,7 @@ async fn a_ca_of_ones_own_is_trusted_and_no_other() {
 
 #[tokio::test]
 async fn a_certificate_has_to_be_valid_and_for_the_host() {
-    let Some(scene) = Scene::get() else { return };
+    let Some(scene) = Scene::get().await else { return };
     let reason = refusal(scene.trusting(), &format!("amqps://127.0.0.1:{}", scene.port)).await;
     assert!(reason.contains("another host name") && reason.contains("localhost"), "{reason}");
     let reason = refusal(scene.trusting(), &format!("amqps://localhost:{}", scene.expired_port)).await;
@@ -164,7 +165,7 @@ async fn a_certificate_has_to_be_valid_and_for_the_host() {
 
 #[tokio::test]
 async fn a_broker_that_asks_for_a_certificate_says_so() {
-    let Some(scene) = Scene::get() else { return };
+    let Some(scene) = Scene::get().await else { return };
     let url = format!("amqps://guest:guest@localhost:{}", scene.strict_port);
     let reason = refusal(scene.trusting(), &url).await;
     assert!(reason.contains("client certificate") && reason.contains("Tls::identity"), "{reason}");
@@ -176,7 +177,7 @@ async fn a_broker_that_asks_for_a_certificate_says_so() {
 
 #[tokio::test]
 async fn who_has_a_certificate_needs_no_password() {
-    let Some(scene) = Scene::get() else { return };
+    let Some(scene) = Scene::get().await else { return };
     let url = format!("amqps://localhost:{}", scene.strict_port);
     let server = Server::builder().tls(scene.known_by(&scene.billing)).connect(&url).await.expect("it may log in");
     let who = |context: Context, (_,): (u8,)| async move { Ok::<_, Fault>(context.user().map(str::to_owned)) };
@@ -188,9 +189,9 @@ async fn who_has_a_certificate_needs_no_password() {
     let reason = refusal(scene.known_by(&scene.nobody), &url).await;
     assert!(reason.contains("the name in the client certificate has to be a user's"), "{reason}");
     let mechanisms = |names: &str| format!("application:set_env(rabbit, auth_mechanisms, {names}).");
-    scene.node.ctl(&["eval", &mechanisms("['PLAIN']")]);
+    scene.node.eval(&mechanisms("['PLAIN']")).await;
     let reason = refusal(scene.known_by(&scene.billing), &url).await;
-    scene.node.ctl(&["eval", &mechanisms("['PLAIN', 'EXTERNAL']")]);
+    scene.node.eval(&mechanisms("['PLAIN', 'EXTERNAL']")).await;
     assert!(reason.contains("does not offer EXTERNAL"), "{reason}");
 }
 
@@ -206,8 +207,8 @@ async fn settings_for_tls_are_for_amqps_alone() {
 
 #[tokio::test]
 async fn a_broker_without_tls_is_named_as_such() {
-    let Some(scene) = Scene::get() else { return };
-    let url = scene.node.url.replace("amqp://", "amqps://").replace("127.0.0.1", "localhost");
+    let Some(scene) = Scene::get().await else { return };
+    let url = scene.node.url().replace("amqp://", "amqps://").replace("127.0.0.1", "localhost");
     let reason = refusal(scene.trusting(), &url).await;
     assert!(reason.contains("does not speak TLS"), "{reason}");
 }

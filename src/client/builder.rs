@@ -15,7 +15,7 @@ use crate::compression::Compression;
 use crate::error::Error;
 use crate::outbox::Share;
 use crate::topology::Namespace;
-use crate::transport::Dial;
+use crate::transport::DialSettings;
 #[cfg(feature = "tls")]
 use crate::transport::Tls;
 
@@ -64,9 +64,7 @@ pub struct ClientBuilder {
     pub(super) compression: Option<Compression>,
     pub(super) blocked_wait: Duration,
     pub(super) max_in_flight: Option<(usize, WhenFull)>,
-    pub(super) connect_timeout: Option<Duration>,
-    #[cfg(feature = "tls")]
-    pub(super) tls: Option<Tls>,
+    pub(super) dial: DialSettings,
 }
 
 /// What becomes of a call when as many are in flight as may be.
@@ -88,10 +86,8 @@ impl Default for ClientBuilder {
             coalesce: Coalesce::default(),
             blocked_wait: Duration::from_secs(5),
             max_in_flight: None,
-            connect_timeout: None,
             compression: None,
-            #[cfg(feature = "tls")]
-            tls: None,
+            dial: DialSettings::default(),
         }
     }
 }
@@ -153,7 +149,7 @@ impl ClientBuilder {
     /// How long each address of the broker may take to accept a connection. Default 5 s.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.connect_timeout = Some(timeout);
+        self.dial.timeout = timeout;
         self
     }
 
@@ -176,7 +172,7 @@ impl ClientBuilder {
     #[cfg(feature = "tls")]
     #[must_use]
     pub fn tls(mut self, tls: Tls) -> Self {
-        self.tls = Some(tls);
+        self.dial.tls = Some(tls);
         self
     }
 
@@ -208,9 +204,7 @@ impl ClientBuilder {
     fn sessions(&self, url: &str) -> Result<Sessions, Error> {
         let namespace = self.namespace.clone().map_err(Error::Invalid)?;
         Compression::check(self.compression).map_err(Error::Invalid)?;
-        let dial = Dial::parse(url)?.within(self.connect_timeout);
-        #[cfg(feature = "tls")]
-        let dial = dial.with_tls(self.tls.as_ref())?;
+        let dial = self.dial.dial(url)?;
         Ok(Sessions { dial, namespace, instance: short_id().into() })
     }
 

@@ -22,12 +22,44 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const MIN_PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(10);
 
+/// How a client or a server wants to connect.
+#[derive(Debug, Clone)]
+pub(crate) struct DialSettings {
+    /// How long each address may take.
+    pub(crate) timeout: Duration,
+    #[cfg(feature = "tls")]
+    pub(crate) tls: Option<Tls>,
+}
+
+impl Default for DialSettings {
+    fn default() -> Self {
+        Self {
+            timeout: CONNECT_TIMEOUT,
+            #[cfg(feature = "tls")]
+            tls: None,
+        }
+    }
+}
+
+impl DialSettings {
+    /// Reads an address, as [`Dial::parse`] does.
+    pub(crate) fn dial(&self, url: &str) -> Result<Dial, Error> {
+        let mut dial = Dial::parse(url)?;
+        dial.connect_timeout = self.timeout;
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &self.tls {
+            dial.set_tls(tls)?;
+        }
+        Ok(dial)
+    }
+}
+
 /// The addresses of one broker, or of the nodes of a cluster, and how they are connected to.
 #[derive(Clone)]
 pub struct Dial {
     addresses: Vec<Url>,
     /// How long each address may take. Default 5 s.
-    pub(crate) connect_timeout: Duration,
+    pub(super) connect_timeout: Duration,
     /// Those that could not be connected to the last time.
     failed: Arc<Mutex<HashSet<Url>>>,
     /// Whom to trust and who to be on `amqps://`, where that is not up to the system.
@@ -61,24 +93,15 @@ impl Dial {
         })
     }
 
-    /// With another limit of the time that each address may take, if one is given.
-    pub(crate) fn within(self, timeout: Option<Duration>) -> Self {
-        Self { connect_timeout: timeout.unwrap_or(self.connect_timeout), ..self }
-    }
-
-    /// The same with settings for `amqps://`; `None` leaves it to the system's roots.
-    ///
-    /// # Errors
-    /// `Invalid` for certificates and keys that cannot be used, and for addresses that are not `amqps://`.
+    /// Sets what is otherwise up to the system on `amqps://`, which all addresses have to be.
     #[cfg(feature = "tls")]
-    pub fn with_tls(mut self, tls: Option<&Tls>) -> Result<Self, Error> {
-        let Some(tls) = tls else { return Ok(self) };
+    fn set_tls(&mut self, tls: &Tls) -> Result<(), Error> {
         if let Some(address) = self.addresses.iter().find(|address| address.scheme() != "amqps") {
             let address = masked(address.as_str());
             return Err(Error::Invalid(format!("`{address}` has no TLS, for which there are settings: use amqps://")));
         }
         self.tls = Some(rabbit::Connector::new(tls)?);
-        Ok(self)
+        Ok(())
     }
 
     /// Whether there is a certificate to log in with.

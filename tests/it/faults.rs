@@ -1,6 +1,6 @@
 //! What breaks, and that each call then ends in what is true of it, on RabbitMQ nodes of the tests' own.
 //!
-//! `HOPLINE_TEST_FAULTS` names their version, 3.10 or 4.3, and without it the tests that need one say so and end. They
+//! `HOPLINE_TEST_NODE` names their version, 3.10 or 4.3, and without it the tests that need one say so and end. They
 //! run one at a time, since a fault is not to hit the neighbour's calls; give `--test-threads=1`, so that none waits.
 
 mod broker;

@@ -1,5 +1,9 @@
 //! Hopline through its public API, on the broker that `HOPLINE_TEST_URL` names, or in memory.
 
+#[path = "../node/mod.rs"]
+mod node;
+#[path = "../proxy/mod.rs"]
+mod proxy;
 mod stranger;
 mod support;
 

@@ -1,10 +1,22 @@
-//! A RabbitMQ of its own, with settings, plugins and users of its own.
+//! RabbitMQ nodes that a test may break: started by `scripts/broker`, and gone when the test process is, however it ends.
 
+// Each program of tests needs a part of this.
+#![allow(dead_code)]
+
+use std::fmt;
 use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/broker");
+
+/// How long a broker's listings may take to show what has happened.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The version of RabbitMQ to start, if one is asked for.
 pub(crate) fn version() -> Option<String> {
@@ -15,61 +27,209 @@ pub(crate) fn version() -> Option<String> {
     version
 }
 
-/// A node that is stopped and removed when this is dropped.
+/// A node of its own, which is stopped and removed when this is dropped.
+#[derive(Debug)]
 pub(crate) struct Node {
-    selection: [String; 4],
-    pub(crate) url: String,
+    version: String,
+    name: String,
+    url: String,
     /// `scripts/broker hold`: it removes the node when the pipe to it ends, which it does with this process at the latest.
     holder: Child,
 }
 
 impl Node {
-    /// Starts a node with what `conf` says, where `@conf@` is the folder in which it has these files, and with plugins.
-    pub(crate) fn start(version: &str, conf: &str, files: &[(&str, &str)], plugins: &[&str]) -> Self {
-        let name = format!("node-{}", uuid::Uuid::new_v4().simple());
-        let folder = std::env::temp_dir().join(&name);
+    pub(crate) async fn start(version: &str) -> Self {
+        Self::hold(version, &[]).await
+    }
+
+    /// A node in one cluster with `member`.
+    pub(crate) async fn join(member: &Self) -> Self {
+        Self::hold(&member.version, &["--join", &member.name]).await
+    }
+
+    /// A node with what `conf` says, where `@conf@` is the folder in which it has these files, and with plugins.
+    pub(crate) async fn with(version: &str, conf: &str, files: &[(&str, &str)], plugins: &[&str]) -> Self {
+        let folder = std::env::temp_dir().join(format!("conf-{}", uuid::Uuid::new_v4().simple()));
         std::fs::create_dir(&folder).expect("there is room for it");
         for (file, text) in files.iter().chain(&[("node.conf", conf)]) {
             std::fs::write(folder.join(file), text).expect("there is room for it");
         }
-        let selection = ["--version", version, "--name", &name].map(str::to_owned);
-        let mut command = Command::new(SCRIPT);
-        command.arg("hold").args(&selection).arg("--conf").arg(folder.join("node.conf"));
+        let conf = folder.join("node.conf");
+        let plugins = plugins.join(",");
+        let mut options = vec!["--conf", conf.to_str().expect("it is text")];
         if !plugins.is_empty() {
-            command.args(["--plugins", &plugins.join(",")]);
+            options.extend(["--plugins", &plugins]);
         }
+        let node = Self::hold(version, &options).await;
+        // The node has a copy.
+        std::fs::remove_dir_all(folder).expect("it is ours");
+        node
+    }
+
+    async fn hold(version: &str, options: &[&str]) -> Self {
+        let name = format!("node-{}", uuid::Uuid::new_v4().simple());
+        let mut command = Command::new(SCRIPT);
+        command.args(["hold", "--version", version, "--name", &name]).args(options);
         // In a group of its own, so that a Ctrl-C for the tests leaves it to see their end, and to do its part.
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
         let mut holder = command.spawn().expect("scripts/broker can be run");
-        let printed = BufReader::new(holder.stdout.take().expect("it is piped")).lines().next();
-        let url = printed.expect("a node starts: scripts/broker says above why not").expect("a URL is text");
-        // The node has a copy.
-        std::fs::remove_dir_all(folder).expect("it is ours");
-        Self { selection, url, holder }
+        let printed = holder.stdout.take().expect("it is piped");
+        let mut node = Self { version: version.to_owned(), name, url: String::new(), holder };
+        let line = tokio::task::spawn_blocking(|| BufReader::new(printed).lines().next()).await.expect("no panic");
+        node.url = line.expect("a node starts: scripts/broker says above why not").expect("a URL is text");
+        node
     }
 
-    /// Runs `rabbitmqctl`, and gives what it prints.
-    pub(crate) fn ctl(&self, arguments: &[&str]) -> String {
-        let mut command = Command::new(SCRIPT);
-        let output = command.arg("ctl").args(&self.selection).arg("--").args(arguments).output();
-        let output = output.expect("scripts/broker can be run");
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.authority().parse().expect("it listens at an address, not a name")
+    }
+
+    /// The URL's host and port.
+    pub(crate) fn authority(&self) -> &str {
+        self.url.rsplit('@').next().expect("a part at least")
+    }
+
+    /// Kills it as `kill -9` does.
+    pub(crate) async fn kill(&self) {
+        self.script("kill", &[]).await;
+    }
+
+    /// Starts it again after [`kill`](Self::kill), with the data it had, and waits until it accepts AMQP.
+    pub(crate) async fn start_again(&self) {
+        self.script("start", &[]).await;
+    }
+
+    /// What `rabbitmqctl` prints.
+    pub(crate) async fn ctl(&self, arguments: &[&str]) -> String {
+        self.script("ctl", &[&["--"], arguments].concat()).await
+    }
+
+    /// What an Erlang expression comes to in the node.
+    pub(crate) async fn eval(&self, expression: &str) -> String {
+        self.ctl(&["eval", expression]).await
+    }
+
+    async fn script(&self, command: &str, arguments: &[&str]) -> String {
+        self.try_script(command, arguments).await.unwrap_or_else(|said| panic!("{command} {arguments:?}: {said}"))
+    }
+
+    async fn try_script(&self, command: &str, arguments: &[&str]) -> Result<String, String> {
+        let mut script = tokio::process::Command::new(SCRIPT);
+        script.args([command, "--version", &self.version, "--name", &self.name]).args(arguments);
+        // A node that it starts is to outlive a Ctrl-C.
+        let output = script.stdin(Stdio::null()).process_group(0).output().await.expect("scripts/broker can be run");
         let [printed, said] = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-        assert!(output.status.success(), "{arguments:?}: {printed}{said}");
-        printed
+        if output.status.success() { Ok(printed) } else { Err(printed + &said) }
     }
 
-    /// Where the node has a file that it was given.
-    pub(crate) fn path_of(&self, file: &str) -> String {
-        let home = self.ctl(&["eval", "io:format(os:getenv(\"HOME\"))."]);
-        format!("{}/conf/{file}", home.lines().next().expect("it has a home").trim_end_matches("ok"))
+    /// Where the node has the files that it was given.
+    pub(crate) async fn folder(&self) -> String {
+        let home = self.eval("io:format(os:getenv(\"HOME\")).").await;
+        format!("{}/conf", home.lines().next().expect("it has a home").trim_end_matches("ok"))
+    }
+
+    /// Sets off the memory alarm, which blocks whoever publishes, or ends it.
+    pub(crate) async fn memory_alarm(&self, alarm: Alarm) {
+        let limit = match alarm {
+            Alarm::On => "0.0000001",
+            Alarm::Off => "0.4",
+        };
+        self.ctl(&["set_vm_memory_high_watermark", limit]).await;
+    }
+
+    async fn list<T: DeserializeOwned>(&self, what: &str, columns: &[&str]) -> Vec<T> {
+        let arguments = [&["--", what], columns, &["--formatter", "json"]].concat();
+        // A channel that waits for the leader of a queue keeps the broker from listing any, until it is gone.
+        let listed = when(async || self.try_script("ctl", &arguments).await, Result::is_ok).await;
+        let printed = listed.expect("it is waited for");
+        serde_json::from_str(&printed).unwrap_or_else(|error| panic!("{what}: {error}: {printed}"))
+    }
+
+    pub(crate) async fn queues(&self) -> Vec<Queue> {
+        self.list("list_queues", &["name", "messages", "messages_unacknowledged", "consumers", "exclusive"]).await
+    }
+
+    pub(crate) async fn connections(&self) -> Vec<Connection> {
+        self.list("list_connections", &["name", "state"]).await
+    }
+
+    pub(crate) async fn channels(&self) -> Vec<Channel> {
+        self.list("list_channels", &["name", "messages_unacknowledged"]).await
+    }
+
+    /// How many nodes of its cluster run, as far as it knows.
+    pub(crate) async fn running_nodes(&self) -> usize {
+        let printed = self.ctl(&["cluster_status", "--formatter", "json"]).await;
+        let status: serde_json::Value = serde_json::from_str(&printed).expect("it is JSON");
+        status["running_nodes"].as_array().map_or(0, Vec::len)
+    }
+
+    /// Begins to remove it; dropping it waits for the end of that.
+    pub(crate) fn let_go(&mut self) {
+        drop(self.holder.stdin.take());
     }
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
-        drop(self.holder.stdin.take());
+        self.let_go();
         if let Err(error) = self.holder.wait() {
-            eprintln!("a node may be left: {error}");
+            eprintln!("the node {} may be left: {error}", self.name);
         }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Alarm {
+    On,
+    Off,
+}
+
+/// A queue, as its broker lists it.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub(crate) struct Queue {
+    pub(crate) name: String,
+    pub(crate) messages: u64,
+    #[serde(rename = "messages_unacknowledged")]
+    pub(crate) unacked: u64,
+    pub(crate) consumers: u64,
+    #[serde(deserialize_with = "is_true")]
+    pub(crate) exclusive: bool,
+}
+
+/// Of a quorum queue, which never is, the listing says "".
+fn is_true<'de, D: Deserializer<'de>>(said: D) -> Result<bool, D::Error> {
+    Ok(serde_json::Value::deserialize(said)? == true)
+}
+
+/// A connection, as its broker lists it.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub(crate) struct Connection {
+    pub(crate) name: String,
+    pub(crate) state: String,
+}
+
+/// A channel, as its broker lists it.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub(crate) struct Channel {
+    pub(crate) name: String,
+    #[serde(rename = "messages_unacknowledged")]
+    pub(crate) unacked: u64,
+}
+
+/// What is seen, once it is as it has to become.
+pub(crate) async fn when<T: fmt::Debug>(look: impl AsyncFn() -> T, is_so: impl Fn(&T) -> bool) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let seen = look().await;
+        if is_so(&seen) {
+            return seen;
+        }
+        assert!(Instant::now() < deadline, "after {PATIENCE:?} it still is {seen:#?}");
+        tokio::task::yield_now().await;
     }
 }

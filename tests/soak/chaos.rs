@@ -8,9 +8,9 @@ use futures::future::join_all;
 use tokio::sync::Mutex;
 use tokio::time::sleep;
 
-use crate::broker::Broker;
+use crate::node::{Alarm, Node};
 use crate::process::Crew;
-use crate::proxy::End;
+use crate::proxy::Proxy;
 use crate::random::Random;
 
 /// How long a server may take to drain: its handlers take 3 s at most.
@@ -31,6 +31,13 @@ pub(crate) enum Fault {
     MemoryAlarm { lasts: Duration },
     End { whose: Whose, how: End },
     Stall { whose: Whose, lasts: Duration },
+}
+
+/// How connections end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    Closed,
+    Reset,
 }
 
 /// Whose connections.
@@ -151,7 +158,7 @@ pub(crate) struct Log {
 }
 
 /// Breaks things until the time is over; each fault is healed when this returns.
-pub(crate) async fn run(seed: u64, time: Duration, broker: &Broker, crew: &Crew) -> Log {
+pub(crate) async fn run(seed: u64, time: Duration, broker: &Node, crew: &Crew) -> Log {
     let log = Mutex::new(Log::default());
     let mut random = Random::new(seed);
     let each = u64::try_from(crew.servers).expect("a few");
@@ -171,7 +178,7 @@ pub(crate) async fn run(seed: u64, time: Duration, broker: &Broker, crew: &Crew)
     log.into_inner()
 }
 
-async fn inject(fault: &Fault, broker: &Broker, crew: &Crew, log: &Mutex<Log>) {
+async fn inject(fault: &Fault, broker: &Node, crew: &Crew, log: &Mutex<Log>) {
     *log.lock().await.faults.entry(fault.kind()).or_default() += 1;
     match *fault {
         Fault::KillServer { slot, back_after } => {
@@ -216,31 +223,34 @@ async fn inject(fault: &Fault, broker: &Broker, crew: &Crew, log: &Mutex<Log>) {
         Fault::DeleteReplyQueues => drop(broker.eval(&deletion("hopline.reply@")).await),
         Fault::DeleteCallsQueue => drop(broker.eval(&deletion("hopline.soak.v1.calls")).await),
         Fault::MemoryAlarm { lasts } => {
-            let limit = |part| format!("vm_memory_monitor:set_vm_memory_high_watermark({part})");
-            let (on, off) = (limit("0.0000001"), limit("0.4"));
-            broker.eval(&format!("{on}, timer:sleep({}), {off}.", lasts.as_millis())).await;
+            broker.memory_alarm(Alarm::On).await;
+            sleep(lasts).await;
+            broker.memory_alarm(Alarm::Off).await;
         }
         Fault::End { whose, how } => {
             for proxy in proxies(crew, whose) {
-                crew.proxies[proxy].end(how);
+                match how {
+                    End::Closed => proxy.cut().await,
+                    End::Reset => proxy.reset().await,
+                }
             }
         }
         Fault::Stall { whose, lasts } => {
             for proxy in proxies(crew, whose) {
-                crew.proxies[proxy].stall();
+                proxy.stall();
             }
             sleep(lasts).await;
             for proxy in proxies(crew, whose) {
-                crew.proxies[proxy].resume();
+                proxy.resume();
             }
         }
     }
 }
 
-fn proxies(crew: &Crew, whose: Whose) -> std::ops::Range<usize> {
+fn proxies(crew: &Crew, whose: Whose) -> &[Proxy] {
     match whose {
-        Whose::One(place) => place..place + 1,
-        Whose::All => 0..crew.proxies.len(),
+        Whose::One(place) => &crew.proxies[place..=place],
+        Whose::All => &crew.proxies,
     }
 }
 

@@ -3,11 +3,13 @@
 //! It starts a RabbitMQ and, as processes of their own, servers and clients, each behind a proxy; breaks all of them in an
 //! order that a seed decides; and at the end compares what the clients and the servers have written down.
 
-mod broker;
 mod chaos;
 mod client;
 mod ledger;
+#[path = "../node/mod.rs"]
+mod node;
 mod process;
+#[path = "../proxy/mod.rs"]
 mod proxy;
 mod random;
 mod record;
@@ -25,8 +27,8 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{sleep, timeout};
 
-use crate::broker::Broker;
 use crate::ledger::Found;
+use crate::node::Node;
 use crate::process::{Crew, Role};
 use crate::record::{History, Id};
 
@@ -55,12 +57,12 @@ fn main() {
         }
         ["run", seconds, seed, version, folder] => runtime().block_on(async {
             let folder = PathBuf::from(folder);
-            let broker = Broker::start(version, &folder).await;
+            let broker = Node::start(version).await;
             let ended = tokio::select! {
                 ended = soak(parsed(seconds), parsed(seed), version, &broker, &folder) => ended,
                 () = interrupted() => 130,
             };
-            broker.stop().await;
+            drop(broker);
             // The script's copy of this program is the largest of the files, and says nothing; there may be none.
             let _ = fs::remove_file(folder.join("soak"));
             ended
@@ -103,7 +105,7 @@ fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
-async fn soak(seconds: u64, seed: u64, version: &str, broker: &Broker, folder: &Path) -> i32 {
+async fn soak(seconds: u64, seed: u64, version: &str, broker: &Node, folder: &Path) -> i32 {
     let since = Instant::now();
     let of_broker = broker.ctl(&["version"]).await;
     let commit = std::env::var("SOAK_COMMIT").unwrap_or_else(|_| "unknown".to_owned());
@@ -137,7 +139,7 @@ async fn soak(seconds: u64, seed: u64, version: &str, broker: &Broker, folder: &
 }
 
 /// Ends the load, then the processes, and looks what is left each time.
-async fn close(found: &mut Found, broker: &Broker, crew: &Crew) {
+async fn close(found: &mut Found, broker: &Node, crew: &Crew) {
     for process in &crew.processes {
         found.log.ended.extend(process.lock().await.ended_by_itself());
     }
@@ -183,13 +185,13 @@ async fn until<T>(ask: impl AsyncFn() -> T, as_expected: impl Fn(&T) -> bool) ->
 }
 
 /// How many messages wait in the `work` queue, delivered ones too.
-async fn work(broker: &Broker) -> u64 {
+async fn work(broker: &Node) -> u64 {
     let queues = broker.queues().await;
     queues.iter().find(|queue| queue.name == "hopline.soak.v1.work").expect("it is durable").messages
 }
 
 /// What differs at the broker from what so many servers and clients have there.
-async fn unexpected(broker: &Broker, each: usize) -> Vec<String> {
+async fn unexpected(broker: &Node, each: usize) -> Vec<String> {
     let (queues, connections) = (broker.queues().await, broker.connections().await);
     let durable = ["calls", "work", "dead"].map(|kind| format!("hopline.soak.v1.{kind}"));
     let is_of = |role: Role, name: &str| match role {
@@ -225,7 +227,7 @@ async fn unexpected(broker: &Broker, each: usize) -> Vec<String> {
 }
 
 /// The oneway calls in the dead queue.
-async fn dead(broker: &Broker) -> HashSet<Id> {
+async fn dead(broker: &Node) -> HashSet<Id> {
     let transport = Transport::connect(broker.url(), Direction::Client).await.expect("the broker is there");
     let mut queue = transport.consume("hopline.soak.v1.dead", Mode::NoAck).await.expect("the queue is there");
     let mut dead = HashSet::new();

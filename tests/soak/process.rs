@@ -9,7 +9,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
 
-use crate::broker::Broker;
+use crate::node::Node;
 use crate::proxy::Proxy;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,7 +122,7 @@ pub(crate) struct Crew {
 }
 
 impl Crew {
-    pub(crate) async fn start(each: usize, broker: &Broker, seed: u64, folder: &Path) -> Self {
+    pub(crate) async fn start(each: usize, broker: &Node, seed: u64, folder: &Path) -> Self {
         let (mut processes, mut proxies) = (Vec::new(), Vec::new());
         let step = u32::try_from(each).expect("a few");
         for role in [Role::Server, Role::Client] {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use deadpool_lapin::{Config, Hook, HookError, Object, Pool, PoolError, Runtime};
 use futures::{Stream, StreamExt as _};
 use lapin::{ConnectionProperties, ConnectionStatus, ErrorKind};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{broadcast, oneshot, watch};
 use tracing::{debug, info, warn};
 use url::Url;
 
@@ -162,6 +162,7 @@ fn properties(role: Role) -> ConnectionProperties {
 }
 
 /// Where the connections of one transport come from.
+#[derive(Clone)]
 pub(super) enum Source {
     Pool(Pool),
     /// The pool cannot be told of settings for TLS.
@@ -189,7 +190,6 @@ impl Source {
             .builder(move || properties(role), Runtime::Tokio1)
             .map_err(|error| failed(url, error))?
             .max_size(size)
-            .create_timeout(Some(dial.connect_timeout))
             .pre_recycle(Hook::sync_fn(|connection, _| match connection.status() {
                 status if !status.connected() => Err(HookError::message("the connection has ended")),
                 status if status.blocked() => Err(HookError::message("the broker takes no publications")),
@@ -201,19 +201,31 @@ impl Source {
     }
 
     async fn connect(&self, url: &Url, dial: &Dial) -> Result<lapin::Connection, Error> {
-        let silent = || failed(url, format_args!("no answer within {:?}", dial.connect_timeout));
+        let (hand_over, handed_over) = oneshot::channel();
+        let source = self.clone();
+        // lapin's thread goes on with what it has begun, also when nobody waits for it any more.
+        tokio::spawn(async move {
+            if let Err(Ok(late)) = hand_over.send(source.open().await) {
+                // Whether it can still be closed or has ended, it is over.
+                let _ = late.close(200, "OK".into()).await;
+            }
+        });
+        match tokio::time::timeout(dial.connect_timeout, handed_over).await {
+            Ok(Ok(Ok(connection))) => Ok(connection),
+            Ok(Ok(Err(PoolError::Backend(error)))) => Err(failed(url, refusal(&error, &complete(url, dial)))),
+            Ok(Ok(Err(other))) => Err(failed(url, other)),
+            Ok(Err(_)) => Err(failed(url, "the attempt ended with its runtime")),
+            Err(_) => Err(failed(url, format_args!("no answer within {:?}", dial.connect_timeout))),
+        }
+    }
+
+    async fn open(&self) -> Result<lapin::Connection, PoolError> {
         match self {
             // Each is taken once, and for good.
-            Self::Pool(pool) => pool.get().await.map(Object::take).map_err(|error| match error {
-                PoolError::Timeout(_) => silent(),
-                PoolError::Backend(error) => failed(url, refusal(&error, &complete(url, dial))),
-                other => failed(url, other),
-            }),
+            Self::Pool(pool) => pool.get().await.map(Object::take),
             #[cfg(feature = "tls")]
             Self::Tls { connector, address, role } => {
-                let connecting = connector.connect(address, properties(*role));
-                let connected = tokio::time::timeout(dial.connect_timeout, connecting).await;
-                connected.map_err(|_| silent())?.map_err(|error| failed(url, refusal(&error, &complete(url, dial))))
+                connector.connect(address, properties(*role)).await.map_err(PoolError::Backend)
             }
         }
     }
@@ -337,14 +349,9 @@ fn code(error: &lapin::Error) -> u16 {
     }
 }
 
-/// Whether the broker closed the socket without a word.
-fn is_abort(error: &lapin::Error) -> bool {
-    match error.kind() {
-        ErrorKind::IOError(error) => {
-            matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::UnexpectedEof)
-        }
-        _ => false,
-    }
+/// Whether the socket ended in one of these ways.
+fn ended_by(error: &lapin::Error, ways: &[io::ErrorKind]) -> bool {
+    matches!(error.kind(), ErrorKind::IOError(error) if ways.contains(&error.kind()))
 }
 
 /// Why there is no connection, in a sentence that says what to look at.
@@ -354,12 +361,19 @@ fn refusal(error: &lapin::Error, address: &str) -> String {
         return why;
     }
     let words = words(error);
+    let is_closed = ended_by(error, &[io::ErrorKind::ConnectionAborted, io::ErrorKind::UnexpectedEof]);
+    let is_reset = ended_by(error, &[io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe]);
     let external = address.to_lowercase().contains("auth_mechanism=external");
     match code(error) {
         // It says nothing then.
-        0 if external && is_abort(error) => format!(
+        0 if external && is_closed => format!(
             "the broker ended the connection at the login, which means that it does not offer EXTERNAL: enable its plugin \
              rabbitmq_auth_mechanism_ssl, and EXTERNAL in its auth_mechanisms ({words})"
+        ),
+        // What it says of a certificate is lost when it ends the connection before it has read the login.
+        0 if address.starts_with("amqps:") && is_reset => format!(
+            "the broker broke TLS off: it may ask for a client certificate, given with `Tls::identity`, or not accept \
+             the one that it got ({words})"
         ),
         403 if external => {
             format!("access refused: the name in the client certificate has to be a user's ({words})")

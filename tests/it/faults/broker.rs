@@ -6,8 +6,9 @@ use futures::future::{join, join_all};
 use hopline::{Context, Error, Fault, Method, Service, State};
 use tokio::sync::mpsc;
 
-use super::node::{Alarm, Node, Queue, shared};
+use super::node::shared;
 use super::{LONG, NEXT, ends, is_answered, the_next_call_works, worker};
+use crate::node::{Alarm, Node, Queue};
 use crate::support::{Scene, hold, soon};
 
 const CALLS: u64 = 500;

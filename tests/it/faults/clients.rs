@@ -1,10 +1,13 @@
 //! Clients that are lost in the middle: nothing of them is left, and whom they called goes on.
 
-use hopline::Error;
+use std::time::Duration;
 
-use super::node::{Queue, shared};
-use super::proxy::{Direction, Flow, Proxy};
+use hopline::{Client, Error};
+
+use super::node::shared;
 use super::{LONG, ends, on_their_way, the_next_call_works, worker};
+use crate::node::{Queue, when};
+use crate::proxy::{Direction, Flow, Proxy};
 use crate::support::{Calculator, MathClient, MathServer, soon};
 
 #[tokio::test]
@@ -57,6 +60,20 @@ async fn a_client_cut_off_for_longer_than_its_heartbeat_ends_its_calls() {
     the_next_call_works(&client, &mut arrivals).await;
     drop((cut_off, client));
     soon(running.drain()).await;
+    node.nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_connection_that_nobody_waits_for_any_more_is_closed() {
+    let Some(node) = shared().await else { return };
+    let proxy = Proxy::to(node.address()).await;
+    proxy.stall();
+    let builder = Client::builder().connect_timeout(Duration::from_millis(100));
+    let error = builder.connect(&proxy.url()).await.expect_err("nothing passes");
+    assert!(error.to_string().contains("no answer within 100ms"), "{error}");
+    when(async || proxy.open(), |open| *open == 1).await;
+    proxy.resume();
+    when(async || proxy.open(), |open| *open == 0).await;
     node.nothing_left().await;
 }
 

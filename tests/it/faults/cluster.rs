@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use hopline::{Context, Error, Fault, Method, Service, State};
 
 use super::LONG;
-use super::node::{Cluster, version};
+use super::node::Cluster;
+use crate::node::version;
 use crate::support::{Scene, soon};
 
 /// Of the calls, any of which may meet a node's loss.

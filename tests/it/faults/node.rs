@@ -1,148 +1,25 @@
-//! RabbitMQ nodes that a test may break: started by `scripts/broker`, and gone when the test process is, however it ends.
+//! The nodes that are broken here: one after the other those of all tests, or three in a cluster.
 
-use std::fmt;
-use std::io::{BufRead as _, BufReader};
-use std::net::SocketAddr;
 use std::ops::Deref;
-use std::os::unix::process::CommandExt as _;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Deserializer};
 use tokio::sync::{Mutex, MutexGuard};
 
+use crate::node::{Connection, Node, Queue, version, when};
 use crate::support::Scene;
 
-const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/broker");
-
-/// How long a broker's listings may take to show what has happened.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// The version of RabbitMQ whose faults are tested, if they are.
-pub(crate) fn version() -> Option<String> {
-    let version = std::env::var("HOPLINE_TEST_FAULTS").ok();
-    if version.is_none() {
-        eprintln!("not tested: faults need the version of RabbitMQ that HOPLINE_TEST_FAULTS names, 3.10 or 4.3");
-    }
-    version
-}
-
-/// A node of its own, which is stopped and removed when this is dropped.
-#[derive(Debug)]
-pub(crate) struct Node {
-    version: String,
-    name: String,
-    url: String,
-    /// `scripts/broker hold`: it removes the node when the pipe to it ends, which it does with this process at the latest.
-    holder: Child,
-}
-
 impl Node {
-    pub(crate) async fn start(version: &str) -> Self {
-        Self::hold(version, &[]).await
-    }
-
-    /// A node in one cluster with `member`.
-    async fn join(member: &Self) -> Self {
-        Self::hold(&member.version, &["--join", &member.name]).await
-    }
-
-    async fn hold(version: &str, options: &[&str]) -> Self {
-        let name = format!("it-{}", uuid::Uuid::new_v4().simple());
-        let mut command = Command::new(SCRIPT);
-        command.args(["hold", "--version", version, "--name", &name]).args(options);
-        // In a group of its own, so that a Ctrl-C for the tests leaves it to see their end, and to do its part.
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
-        let mut holder = command.spawn().expect("scripts/broker can be run");
-        let printed = holder.stdout.take().expect("it is piped");
-        let mut node = Self { version: version.to_owned(), name, url: String::new(), holder };
-        let line = tokio::task::spawn_blocking(|| BufReader::new(printed).lines().next()).await.expect("no panic");
-        node.url = line.expect("a node starts: scripts/broker says above why not").expect("a URL is text");
-        node
-    }
-
-    pub(crate) fn url(&self) -> &str {
-        &self.url
-    }
-
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.authority().parse().expect("it listens at an address, not a name")
-    }
-
-    /// The URL's host and port.
-    fn authority(&self) -> &str {
-        self.url.rsplit('@').next().expect("a part at least")
-    }
-
-    /// Kills it as `kill -9` does.
-    pub(crate) async fn kill(&self) {
-        self.script("kill", &[]).await;
-    }
-
-    /// Starts it again after [`kill`](Self::kill), with the data it had, and waits until it accepts AMQP.
-    pub(crate) async fn start_again(&self) {
-        self.script("start", &[]).await;
-    }
-
-    /// What `rabbitmqctl` prints.
-    pub(crate) async fn ctl(&self, arguments: &[&str]) -> String {
-        self.script("ctl", &[&["--"], arguments].concat()).await
-    }
-
-    async fn script(&self, command: &str, arguments: &[&str]) -> String {
-        self.try_script(command, arguments).await.unwrap_or_else(|said| panic!("{command} {arguments:?}: {said}"))
-    }
-
-    async fn try_script(&self, command: &str, arguments: &[&str]) -> Result<String, String> {
-        let mut script = tokio::process::Command::new(SCRIPT);
-        script.args([command, "--version", &self.version, "--name", &self.name]).args(arguments);
-        let output = script.output().await.expect("scripts/broker can be run");
-        let [printed, said] = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-        if output.status.success() { Ok(printed) } else { Err(printed + &said) }
-    }
-
     /// Deletes a queue, an exclusive one too.
     pub(crate) async fn delete_queue(&self, name: &str) {
         let found = format!("{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{name}\">>))");
-        let done = self.ctl(&["eval", &format!("{found}, rabbit_amqqueue:delete(Q, false, false, <<\"it\">>).")]).await;
+        let done = self.eval(&format!("{found}, rabbit_amqqueue:delete(Q, false, false, <<\"it\">>).")).await;
         assert!(done.starts_with("{ok,"), "{name} is not deleted: {done}");
     }
 
     /// Kills the process of a classic queue in the broker, which then cancels its consumers and starts it again.
     pub(crate) async fn crash_queue(&self, name: &str) {
         let found = format!("{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{name}\">>))");
-        let done = self.ctl(&["eval", &format!("{found}, exit(amqqueue:get_pid(Q), kill).")]).await;
+        let done = self.eval(&format!("{found}, exit(amqqueue:get_pid(Q), kill).")).await;
         assert_eq!(done.trim(), "true", "{name}");
-    }
-
-    /// Sets off the memory alarm, which blocks whoever publishes, or ends it.
-    pub(crate) async fn memory_alarm(&self, alarm: Alarm) {
-        let limit = match alarm {
-            Alarm::On => "0.0000001",
-            Alarm::Off => "0.4",
-        };
-        self.ctl(&["set_vm_memory_high_watermark", limit]).await;
-    }
-
-    async fn list<T: DeserializeOwned>(&self, arguments: &[&str]) -> Vec<T> {
-        let arguments = [&["--"], arguments, &["--formatter", "json"]].concat();
-        // A channel that waits for the leader of a queue keeps the broker from listing any, until it is gone.
-        let listed = when(async || self.try_script("ctl", &arguments).await, Result::is_ok).await;
-        let printed = listed.expect("it is waited for");
-        serde_json::from_str(&printed).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {printed}"))
-    }
-
-    pub(crate) async fn queues(&self) -> Vec<Queue> {
-        self.list(&["list_queues", "name", "messages", "messages_unacknowledged", "consumers", "exclusive"]).await
-    }
-
-    pub(crate) async fn connections(&self) -> Vec<Connection> {
-        self.list(&["list_connections", "name", "state"]).await
-    }
-
-    pub(crate) async fn channels(&self) -> Vec<Channel> {
-        self.list(&["list_channels", "name", "messages_unacknowledged"]).await
     }
 
     /// Its queues, once they are as they have to become.
@@ -165,71 +42,6 @@ impl Node {
             !queue.exclusive && queue.consumers == 0 && is_empty
         };
         self.queues_when(|queues| queues.iter().all(is_at_rest)).await;
-    }
-
-    /// Begins to remove it; dropping it waits for the end of that.
-    fn let_go(&mut self) {
-        drop(self.holder.stdin.take());
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        self.let_go();
-        if let Err(error) = self.holder.wait() {
-            eprintln!("the node {} may be left: {error}", self.name);
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Alarm {
-    On,
-    Off,
-}
-
-/// A queue, as its broker lists it.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-pub(crate) struct Queue {
-    pub(crate) name: String,
-    pub(crate) messages: u64,
-    #[serde(rename = "messages_unacknowledged")]
-    pub(crate) unacked: u64,
-    pub(crate) consumers: u64,
-    #[serde(deserialize_with = "is_true")]
-    pub(crate) exclusive: bool,
-}
-
-/// Of a quorum queue, which never is, the listing says "".
-fn is_true<'de, D: Deserializer<'de>>(said: D) -> Result<bool, D::Error> {
-    Ok(serde_json::Value::deserialize(said)? == true)
-}
-
-/// A connection, as its broker lists it.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-pub(crate) struct Connection {
-    pub(crate) name: String,
-    pub(crate) state: String,
-}
-
-/// A channel, as its broker lists it.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-pub(crate) struct Channel {
-    pub(crate) name: String,
-    #[serde(rename = "messages_unacknowledged")]
-    pub(crate) unacked: u64,
-}
-
-/// What is seen, once it is as it has to become.
-pub(crate) async fn when<T: fmt::Debug>(look: impl AsyncFn() -> T, is_so: impl Fn(&T) -> bool) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let seen = look().await;
-        if is_so(&seen) {
-            return seen;
-        }
-        assert!(Instant::now() < deadline, "after {PATIENCE:?} it still is {seen:#?}");
-        tokio::task::yield_now().await;
     }
 }
 
@@ -304,15 +116,6 @@ impl Drop for Cluster {
         for node in &mut self.nodes {
             node.let_go();
         }
-    }
-}
-
-impl Node {
-    /// How many nodes of its cluster run, as far as it knows.
-    pub(crate) async fn running_nodes(&self) -> usize {
-        let printed = self.ctl(&["cluster_status", "--formatter", "json"]).await;
-        let status: serde_json::Value = serde_json::from_str(&printed).expect("it is JSON");
-        status["running_nodes"].as_array().map_or(0, Vec::len)
     }
 }
 

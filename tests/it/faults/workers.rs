@@ -3,8 +3,8 @@
 use hopline::{Code, Method, State};
 
 use super::node::shared;
-use super::proxy::{Direction, Flow, Proxy};
 use super::{LONG, ends, on_their_way, the_next_call_works, worker};
+use crate::proxy::{Direction, Flow, Proxy};
 use crate::support::{Held, code, hold, soon};
 
 #[tokio::test]
