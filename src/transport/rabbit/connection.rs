@@ -10,7 +10,7 @@ use std::time::Duration;
 use deadpool_lapin::{Config, Hook, HookError, Object, Pool, PoolError, Runtime};
 use futures::{Stream, StreamExt as _};
 use lapin::{ConnectionProperties, ConnectionStatus, ErrorKind};
-use tokio::sync::{broadcast, oneshot, watch};
+use tokio::sync::{broadcast, watch};
 use tracing::{debug, info, warn};
 use url::Url;
 
@@ -162,7 +162,6 @@ fn properties(role: Role) -> ConnectionProperties {
 }
 
 /// Where the connections of one transport come from.
-#[derive(Clone)]
 pub(super) enum Source {
     Pool(Pool),
     /// The pool cannot be told of settings for TLS.
@@ -190,6 +189,7 @@ impl Source {
             .builder(move || properties(role), Runtime::Tokio1)
             .map_err(|error| failed(url, error))?
             .max_size(size)
+            .create_timeout(Some(dial.connect_timeout))
             .pre_recycle(Hook::sync_fn(|connection, _| match connection.status() {
                 status if !status.connected() => Err(HookError::message("the connection has ended")),
                 status if status.blocked() => Err(HookError::message("the broker takes no publications")),
@@ -201,31 +201,19 @@ impl Source {
     }
 
     async fn connect(&self, url: &Url, dial: &Dial) -> Result<lapin::Connection, Error> {
-        let (hand_over, handed_over) = oneshot::channel();
-        let source = self.clone();
-        // lapin's thread goes on with what it has begun, also when nobody waits for it any more.
-        tokio::spawn(async move {
-            if let Err(Ok(late)) = hand_over.send(source.open().await) {
-                // Whether it can still be closed or has ended, it is over.
-                let _ = late.close(200, "OK".into()).await;
-            }
-        });
-        match tokio::time::timeout(dial.connect_timeout, handed_over).await {
-            Ok(Ok(Ok(connection))) => Ok(connection),
-            Ok(Ok(Err(PoolError::Backend(error)))) => Err(failed(url, refusal(&error, &complete(url, dial)))),
-            Ok(Ok(Err(other))) => Err(failed(url, other)),
-            Ok(Err(_)) => Err(failed(url, "the attempt ended with its runtime")),
-            Err(_) => Err(failed(url, format_args!("no answer within {:?}", dial.connect_timeout))),
-        }
-    }
-
-    async fn open(&self) -> Result<lapin::Connection, PoolError> {
+        let silent = || failed(url, format_args!("no answer within {:?}", dial.connect_timeout));
         match self {
             // Each is taken once, and for good.
-            Self::Pool(pool) => pool.get().await.map(Object::take),
+            Self::Pool(pool) => pool.get().await.map(Object::take).map_err(|error| match error {
+                PoolError::Timeout(_) => silent(),
+                PoolError::Backend(error) => failed(url, refusal(&error, &complete(url, dial))),
+                other => failed(url, other),
+            }),
             #[cfg(feature = "tls")]
             Self::Tls { connector, address, role } => {
-                connector.connect(address, properties(*role)).await.map_err(PoolError::Backend)
+                let connecting = connector.connect(address, properties(*role));
+                let connected = tokio::time::timeout(dial.connect_timeout, connecting).await;
+                connected.map_err(|_| silent())?.map_err(|error| failed(url, refusal(&error, &complete(url, dial))))
             }
         }
     }
