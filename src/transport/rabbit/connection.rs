@@ -10,6 +10,7 @@ use std::time::Duration;
 use deadpool_lapin::{Config, Hook, HookError, Object, Pool, PoolError, Runtime};
 use futures::{Stream, StreamExt as _};
 use lapin::{ConnectionProperties, ConnectionStatus, ErrorKind};
+use tokio::runtime::Handle;
 use tokio::sync::{broadcast, watch};
 use tracing::{debug, info, warn};
 use url::Url;
@@ -35,8 +36,24 @@ const CHANNEL_TRIES: usize = 16;
 /// One AMQP connection. Once it ends, whatever was under way on it fails, and it stays ended.
 #[derive(Debug)]
 pub(super) struct Link {
-    connection: lapin::Connection,
+    connection: Arc<lapin::Connection>,
     end: Arc<End>,
+    runtime: Handle,
+}
+
+impl Drop for Link {
+    /// Closes what was not closed: lapin alone would keep the connection for the sake of a consumer that was being opened
+    /// when nobody waited for it any more.
+    fn drop(&mut self) {
+        if self.connection.status().connected() {
+            self.end.set("nobody needs the connection any more".into());
+            let connection = self.connection.clone();
+            self.runtime.spawn(async move {
+                // Whether it could be closed or has ended, it is over.
+                let _ = connection.close(200, "OK".into()).await;
+            });
+        }
+    }
 }
 
 /// The end of a connection, told to whom it concerns.
@@ -222,11 +239,11 @@ impl Source {
 impl Link {
     /// Opens a connection; what happens to it is `news`.
     pub(super) async fn open(source: &Source, url: &Url, dial: &Dial, news: Arc<News>) -> Result<Arc<Self>, Error> {
-        let connection = source.connect(url, dial).await?;
+        let connection = Arc::new(source.connect(url, dial).await?);
         let end = Arc::new(End { reason: watch::channel(None).0, news });
         tokio::spawn(watch_until_end(connection.events_listener(), connection.status().clone(), end.clone()));
         info!(broker = %masked(url.as_str()), "connected");
-        Ok(Arc::new(Self { connection, end }))
+        Ok(Arc::new(Self { connection, end, runtime: Handle::current() }))
     }
 
     /// Opens a channel.

@@ -1,6 +1,6 @@
 //! A broker that ends, stops, throws everybody out, loses queues or takes nothing any more.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::{join, join_all};
 use hopline::{Context, Error, Fault, Method, Service, State};
@@ -37,7 +37,11 @@ async fn everybody_comes_back(node: &Node, fault: impl AsyncFnOnce(&Node)) {
     let reconnecting = async {
         state.wait_for(|state| matches!(state, State::Reconnecting { .. })).await.expect("it is told");
     };
-    soon(join(fault(node), reconnecting)).await;
+    let fault = async {
+        fault(node).await;
+        Instant::now()
+    };
+    let (healed, ()) = soon(join(fault, reconnecting)).await;
     for (number, outcome) in (0..).zip(soon(join_all(pending)).await) {
         match outcome {
             Ok(answer) => assert_eq!(answer, number),
@@ -47,6 +51,7 @@ async fn everybody_comes_back(node: &Node, fault: impl AsyncFnOnce(&Node)) {
     }
     let next = client.call::<u64>("work", "do", (CALLS,)).timeout(LONG);
     assert_eq!(soon(next.into_future()).await.expect("answered"), CALLS);
+    println!("a new call was answered {:?} after the broker was back", healed.elapsed());
     for mut state in [client.state(), running.state()] {
         soon(state.wait_for(|state| *state == State::Ready)).await.expect("it is told");
     }

@@ -1,5 +1,8 @@
 //! Clients that are lost in the middle: nothing of them is left, and whom they called goes on.
 
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use hopline::{Client, Error};
@@ -78,6 +81,39 @@ async fn a_connection_that_nobody_waits_for_any_more_is_closed() {
     when(async || proxy.open(), |open| *open == 1).await;
     proxy.resume();
     when(async || proxy.open(), |open| *open == 0).await;
+    node.nothing_left().await;
+}
+
+/// Gives a future up when it would be polled once more than so many times.
+async fn after_polls<F: Future>(times: usize, future: F) -> Option<F::Output> {
+    let (mut future, mut left) = (pin!(future), times);
+    let polled = poll_fn(|context| {
+        if left == 0 {
+            return Poll::Ready(None);
+        }
+        left -= 1;
+        future.as_mut().poll(context).map(Some)
+    });
+    soon(polled).await
+}
+
+#[tokio::test]
+async fn whoever_is_given_up_while_it_connects_leaves_nothing() {
+    let Some(node) = shared().await else { return };
+    let scene = node.scene();
+    for times in 0.. {
+        let server = scene.serve(MathServer::new(Calculator));
+        let Some(running) = after_polls(times, server).await else { continue };
+        soon(running.drain()).await;
+        assert!(times > 10, "connecting and declaring take several steps: {times}");
+        break;
+    }
+    for times in 0.. {
+        let Some(client) = after_polls(times, scene.client()).await else { continue };
+        drop(client);
+        assert!(times > 5, "connecting and declaring take several steps: {times}");
+        break;
+    }
     node.nothing_left().await;
 }
 
