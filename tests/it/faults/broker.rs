@@ -97,7 +97,7 @@ async fn the_queue_comes_back(is_it: impl Fn(&Queue) -> bool, fault: impl AsyncF
     let client = scene.client().await;
     let mut pending = Vec::new();
     for number in 0..20 {
-        pending.push(hold(&client, number).timeout(Duration::from_secs(10)).start().await.expect("on its way"));
+        pending.push(hold(&client, number).timeout(Duration::from_secs(5)).start().await.expect("on its way"));
     }
     let arrival = soon(arrivals.recv()).await.expect("it runs");
     let is_it = |queue: &Queue| queue.name.starts_with(&scene.namespace) && is_it(queue);
