@@ -94,14 +94,16 @@ impl<T, E: fmt::Debug> Call<T, E> {
     }
 
     /// 0 to 9; calls of a higher priority overtake waiting ones of a lower, in a service with
-    /// [`Service::priorities`](crate::Service::priorities): in others it changes nothing. Default 0; more than 9 counts as 9.
+    /// [`Service::priorities`](crate::Service::priorities) or [`Service::quorum`](crate::Service::quorum): in others it
+    /// changes nothing. Default 0; more than 9 counts as 9.
     pub fn priority(mut self, priority: u8) -> Self {
         self.request.priority = Some(priority);
         self
     }
 
     /// Text for the handler, which reads it with [`Context::metadata`](crate::Context::metadata); setting a name again
-    /// replaces its value. All metadata of a call may take 60 KiB.
+    /// replaces its value. All metadata of a call may have 128 entries, and take 60 KiB
+    /// with 10 bytes for each of them.
     pub fn metadata(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         let name = name.into();
         self.request.metadata.retain(|(other, _)| *other != name);
@@ -115,7 +117,9 @@ impl<T, E: fmt::Debug> Call<T, E> {
         self
     }
 
-    /// Says that the method may run twice without harm. Clients made by the macro say it by themselves.
+    /// Says that the method may run twice without harm: the client sends the call again when its connection, or the instance
+    /// that runs it, is lost. Whether another instance runs what a dead one held is up to
+    /// [`Method::idempotent`](crate::Method::idempotent) on the server. `#[rpc(idempotent)]` says both.
     pub fn idempotent(mut self) -> Self {
         self.request.idempotent = true;
         self
@@ -126,7 +130,7 @@ impl<T: DeserializeOwned + Send + 'static, E: fmt::Debug + Send + 'static> Call<
     /// Future style: the call is on its way when this returns; what it returned is collected later.
     ///
     /// # Errors
-    /// What can be said at once: a bad name, arguments that cannot be written or are too large, a lost connection.
+    /// What can be said at once: a bad name, arguments that cannot be written or are too large, a client that was closed.
     pub async fn start(self) -> Result<Pending<T, E>, Error<E>> {
         self.dispatch()
     }
@@ -162,8 +166,10 @@ impl Call<Oneway> {
     /// once; with [`Call::to`] it goes to that instance alone and dies with it.
     ///
     /// # Errors
-    /// `NoService` when the service has never been served, `Timeout` when the broker did not confirm in time, and
-    /// `Disconnected` when the connection went before it did: the call may then run nevertheless.
+    /// `NoService` when the service has never been served or the instance is gone, `Overloaded` when its queue is full,
+    /// `Blocked`, `Timeout` when the broker did not confirm in time, and `Disconnected` when there was no connection until
+    /// then or the client was closed. While connections are lost the call is sent again, with the same id: after `Timeout`,
+    /// or with `may_have_run: true`, it may run nevertheless.
     pub async fn send(self) -> Result<(), Error> {
         self.client.send(self.request, false).await
     }

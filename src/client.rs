@@ -138,7 +138,8 @@ impl Client {
         self.0.line.traffic()
     }
 
-    /// How many calls and broadcasts wait at this moment, for replies or to leave at all.
+    /// How many calls and broadcasts wait at this moment, for replies or to leave at all; and, while there is no connection or
+    /// the broker is blocked, oneway calls, events and cancels that wait to leave.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.0.line.in_flight()

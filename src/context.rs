@@ -144,13 +144,14 @@ impl Context {
         Arc::strong_count(&self.0) > 1
     }
 
-    /// Resolves when the caller gave up or the deadline passed. The handler's own future is dropped then;
-    /// this is for work that it handed to other tasks or threads.
+    /// Resolves when the caller gave up, the deadline passed, or the handler has ended, with a result too: for work handed
+    /// to other tasks or threads that is of no use after it. The handler's own future is dropped by itself.
     pub async fn cancelled(&self) {
         self.0.cancelled.cancelled().await;
     }
 
-    /// Whether the caller gave up or the deadline passed: for code that runs without awaiting.
+    /// Whether that has happened. Code that runs without awaiting hears here that its caller gave up, but not of the deadline
+    /// itself: that is in [`Context::remaining`].
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.0.cancelled.is_cancelled()

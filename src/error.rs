@@ -46,7 +46,8 @@ where
         /// Whether the call had been handed over before.
         may_have_run: bool,
     },
-    /// The deadline passed. A request still queued is never run; one that runs is told to stop.
+    /// The deadline passed. A request that still waits is not run, unless its cancel is lost with a connection; one that runs
+    /// is told to stop. A oneway call may run nevertheless.
     #[error("`{method}` gave no reply within {after:?}{}", if .after.is_zero() { ": it was not sent, since no time was left" } else { ": it may have run; allow more time with `.timeout()`" })]
     Timeout {
         /// The method, as `name.vMAJOR.method`.
@@ -54,12 +55,13 @@ where
         /// How long the call was allowed to take.
         after: Duration,
     },
-    /// A request or reply over the size cap; it never reached the broker.
+    /// A request, an event or metadata over the size cap, which nobody has got; or a reply over it: then the method has run,
+    /// and its result is lost.
     #[error(
         "the {what} takes {size} bytes, over the cap of {limit}: send less, or raise `max_message_size` on both sides"
     )]
     TooLarge {
-        /// `request`, `reply` or `event`.
+        /// `request`, `reply`, `event` or `metadata` (60 KiB, whatever `max_message_size` is).
         what: &'static str,
         /// Size of the message, in bytes.
         size: usize,

@@ -74,7 +74,7 @@ impl Client {
     /// The instances that are up and what they serve, as those tell that answer within `window`; none is fine too.
     ///
     /// # Errors
-    /// `Disconnected`.
+    /// `Disconnected`, `Blocked`.
     pub async fn instances(&self, window: Duration) -> Result<Vec<Instance>, Error> {
         ask(self, INFO, window).await
     }

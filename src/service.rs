@@ -45,7 +45,8 @@ pub struct Service {
 pub enum Dispatch {
     /// On the task that reads the queue, one after the other: for handlers of a few microseconds.
     Inline,
-    /// On a task each, from where it first has to wait; until then one after the other with the calls that came in the same
+    /// On a task each, from where it first has to wait (a handler that blocks holds up others, and keeps back the signs of
+    /// life of all calls that run); until then one after the other with the calls that came in the same
     /// message, which are quick.
     #[default]
     Spawn,
@@ -171,8 +172,9 @@ impl Service {
         self
     }
 
-    /// Keeps waiting calls on several nodes of a cluster, so that the loss of one stops nothing. Default: on one, which
-    /// is faster. Every instance has to say the same. Priorities are there then without more, but only two: 0 to 4, and 5 to 9.
+    /// Keeps waiting calls on several nodes of a cluster, so that they outlive the loss of one; there may be a pause. Default:
+    /// on one, which is faster. Every instance has to say the same. From RabbitMQ 4.0 on, priorities are there then without
+    /// more, but only two: 0 to 4, and 5 to 9.
     #[must_use]
     pub fn quorum(mut self) -> Self {
         self.calls.kind = QueueKind::Quorum;

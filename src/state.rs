@@ -21,8 +21,8 @@ pub enum State {
     },
     /// Calls can be made and are served.
     Ready,
-    /// The broker takes nothing for now, being short of memory or disk. Calls wait, and then end as
-    /// [`Error::Blocked`].
+    /// The broker takes nothing for now, being short of memory or disk. What it has not taken
+    /// waits, and then ends as [`Error::Blocked`]; replies wait for the end of it, and their callers until their deadline.
     Blocked {
         /// The broker's words.
         reason: Arc<str>,

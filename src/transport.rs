@@ -225,7 +225,8 @@ pub enum Confirm {
 pub struct Lost {
     /// Whether the message may have reached the broker.
     pub handed_over: bool,
-    /// Whether only the channel ended, over somebody else's message: the same publication can be made again.
+    /// Whether only the channel ended. If the message may have reached the broker, that was over somebody else's, and the same
+    /// publication can be made again; otherwise the broker refuses this very message.
     pub connected: bool,
     /// What ended it.
     pub reason: Arc<str>,
@@ -233,7 +234,14 @@ pub struct Lost {
 
 impl From<Lost> for Error {
     fn from(lost: Lost) -> Self {
-        Self::Disconnected { may_have_run: lost.handed_over, reason: lost.reason.to_string() }
+        match lost {
+            Lost { handed_over: false, connected: true, reason } => {
+                Self::Broker { operation: "take a message".to_owned(), reason: reason.to_string() }
+            }
+            Lost { handed_over, reason, .. } => {
+                Self::Disconnected { may_have_run: handed_over, reason: reason.to_string() }
+            }
+        }
     }
 }
 

@@ -70,7 +70,7 @@ pub struct ClientBuilder {
 /// What becomes of a call when as many are in flight as may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WhenFull {
-    /// It waits for a place, until its deadline.
+    /// It waits for a place, and ends as [`Error::Overloaded`] shortly before its deadline if it gets none.
     Wait,
     /// It ends at once.
     Refuse,
@@ -116,7 +116,8 @@ impl ClientBuilder {
     }
 
     /// The largest message to send, and the largest result to read from a compressed reply, in bytes. Default 16 MiB,
-    /// which is also what RabbitMQ 4 takes unless told otherwise.
+    /// which is also what RabbitMQ 4 takes unless told otherwise. Compressed arguments count as they are sent; those that come
+    /// to more than the server's own cap are refused by it, as a fault RESOURCE_EXHAUSTED.
     #[must_use]
     pub fn max_message_size(mut self, bytes: usize) -> Self {
         self.max_message_size = bytes;
@@ -138,8 +139,8 @@ impl ClientBuilder {
         self
     }
 
-    /// How many calls may be in flight at once, at least 1; those beyond wait, or end as [`Error::Overloaded`]. Oneway calls
-    /// and broadcasts' replies do not count. Default: no limit.
+    /// How many calls may be in flight at once, at least 1; those beyond wait, or end as [`Error::Overloaded`]. Oneway calls,
+    /// broadcasts and events do not count. Default: no limit.
     #[must_use]
     pub fn max_in_flight(mut self, calls: usize, when_full: WhenFull) -> Self {
         self.max_in_flight = Some((calls.clamp(1, Semaphore::MAX_PERMITS), when_full));

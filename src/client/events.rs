@@ -22,7 +22,8 @@ impl Client {
     ///
     /// # Errors
     /// `Invalid` for a key over 255 bytes, `Codec` for an event that cannot be written, `TooLarge`, `Timeout` when the
-    /// broker does not confirm within the client's timeout, `Disconnected`.
+    /// broker does not confirm within the client's timeout, `Blocked`, `Overloaded` when a subscriber's queue is full,
+    /// `Disconnected`. While connections are lost it is sent again, and may arrive twice.
     pub async fn publish<E: Serialize + ?Sized>(&self, key: &str, event: &E) -> Result<(), Error> {
         if key.len() > 255 {
             return Err(Error::Invalid(format!("the event key `{key}` is longer than 255 bytes")));

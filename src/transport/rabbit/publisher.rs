@@ -113,7 +113,7 @@ enum Fate {
     /// The broker confirmed it; lapin attached the return of the publication with this number.
     Confirmed { acked: bool, returned: Option<u64> },
     /// It left, and the channel or connection ended before the confirm.
-    Unknown { exchange: String, size: usize, error: lapin::Error },
+    Unknown { exchange: String, key: String, size: usize, error: lapin::Error },
     /// It did not leave whole, so the broker has not got it.
     Unsent { publication: Box<Publication>, error: lapin::Error },
 }
@@ -134,12 +134,12 @@ async fn fly(
     let fate = match sent {
         Err(error) => Fate::Unsent { publication: Box::new(publication), error },
         Ok(confirm) => {
-            let Publication { exchange, body, .. } = publication;
+            let Publication { exchange, key, body, .. } = publication;
             match confirm.await {
                 Ok(confirmation) => {
                     Fate::Confirmed { acked: !confirmation.is_nack(), returned: returned_number(confirmation) }
                 }
-                Err(error) => Fate::Unknown { exchange, size: body.len(), error },
+                Err(error) => Fate::Unknown { exchange, key, size: body.len(), error },
             }
         }
     };
@@ -338,7 +338,8 @@ impl Writer {
                 said(&failed).unwrap_or_else(|| "the broker closed the channel".into()).into()
             }
         };
-        let (missing, largest) = (missing_exchange(&reason), largest_message(&reason));
+        let (missing, largest, forbidden) =
+            (missing_exchange(&reason), largest_message(&reason), forbidden_exchange(&reason));
         let connected = matches!(over, Over::Channel);
         if connected {
             warn!(%reason, failed = failed.len(), "the broker closed a publishing channel");
@@ -354,6 +355,13 @@ impl Writer {
                 }
                 Fate::Unknown { size, .. } if largest.is_some_and(|largest| size > largest) => {
                     tell(outcome, Ok(Confirm::TooLarge(largest.unwrap_or_default())));
+                }
+                // Once it has let something through there, the broker does not ask again: this, too, it has not taken.
+                Fate::Unknown { exchange, key, .. }
+                    if forbidden
+                        .is_some_and(|(name, topic)| name == exchange && topic.is_none_or(|topic| topic == key)) =>
+                {
+                    tell(outcome, Err(Lost { handed_over: false, connected, reason: reason.clone() }));
                 }
                 Fate::Unknown { .. } | Fate::Confirmed { .. } => {
                     tell(outcome, Err(Lost { handed_over: true, connected, reason: reason.clone() }));
@@ -395,6 +403,16 @@ fn said(failed: &[Flight]) -> Option<String> {
 fn missing_exchange(reason: &str) -> Option<&str> {
     let (_, rest) = reason.split_once("no exchange '")?;
     rest.split_once("' in vhost").map(|(exchange, _)| exchange)
+}
+
+/// The exchange, and the key if it is that one, which the user may not publish to in the broker's "ACCESS_REFUSED - access
+/// to topic 'key' in exchange 'x' in vhost '/' refused for user 'u'".
+fn forbidden_exchange(reason: &str) -> Option<(&str, Option<&str>)> {
+    let (_, rest) = reason.split_once("ACCESS_REFUSED")?;
+    let (about, rest) = rest.split_once("exchange '")?;
+    let (exchange, _) = rest.split_once("' in vhost")?;
+    let topic = about.split_once("topic '").and_then(|(_, rest)| rest.strip_suffix("' in "));
+    Some((if exchange == "amq.default" { "" } else { exchange }, topic))
 }
 
 /// The cap in the broker's "message size 20971520 is larger than configured max size 16777216".
@@ -452,5 +470,16 @@ mod tests {
     fn the_missing_exchange_is_read_from_the_brokers_words() {
         assert_eq!(missing_exchange("NOT_FOUND - no exchange 'a.b' in vhost '/'"), Some("a.b"));
         assert_eq!(missing_exchange("ACCESS_REFUSED - access to exchange 'a' in vhost '/' refused"), None);
+    }
+
+    #[test]
+    fn the_forbidden_exchange_is_read_from_the_brokers_words() {
+        let words = "ACCESS_REFUSED - write access to exchange 'a.b' in vhost '/' refused for user 'u'";
+        assert_eq!(forbidden_exchange(words), Some(("a.b", None)));
+        let words = "ACCESS_REFUSED - access to exchange 'amq.default' in vhost '/' refused for user 'u'";
+        assert_eq!(forbidden_exchange(words), Some(("", None)));
+        let words = "ACCESS_REFUSED - access to topic 'k.l' in exchange 'a' in vhost '/' refused for user 'u'";
+        assert_eq!(forbidden_exchange(words), Some(("a", Some("k.l"))));
+        assert_eq!(forbidden_exchange("NOT_FOUND - no exchange 'a' in vhost '/'"), None);
     }
 }

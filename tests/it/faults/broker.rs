@@ -7,9 +7,9 @@ use hopline::{Context, Error, Fault, Method, Service, State};
 use tokio::sync::mpsc;
 
 use super::node::shared;
-use super::{LONG, NEXT, ends, is_answered, the_next_call_works, worker};
+use super::{LONG, NEXT, ends, is_answered, on_their_way, the_next_call_works, worker};
 use crate::node::{Alarm, Node, Queue};
-use crate::support::{Scene, hold, soon};
+use crate::support::{Held, Scene, hold, soon};
 
 const CALLS: u64 = 500;
 
@@ -152,6 +152,38 @@ async fn an_instance_whose_own_queue_is_deleted_has_a_new_one() {
 async fn a_service_whose_queue_of_oneway_calls_is_deleted_has_a_new_one() {
     let is_it = |queue: &Queue| queue.name.ends_with(".held.v1.work");
     the_queue_comes_back(is_it, async |node, name| node.delete_queue(name).await).await;
+}
+
+#[tokio::test]
+async fn a_call_that_is_refused_when_it_is_sent_again_may_have_run_before() {
+    let Some(node) = shared().await else { return };
+    let scene = node.scene();
+    let Held { service, mut arrived } = Held::of(Method::new("hold").idempotent());
+    let running = scene.serve(service.concurrency(1).prefetch(1).max_queue(1)).await;
+    let client = scene.client().await;
+    let queues = node.queues_when(|queues| queues.iter().any(is_reply_queue)).await;
+    let reply_queue = queues.into_iter().find(is_reply_queue).expect("it is there").name;
+    let first = hold(&client, 0).idempotent().timeout(LONG).start().await.expect("on its way");
+    let runs = soon(arrived.recv()).await.expect("it runs");
+    let other = scene.client().await;
+    let waits = on_their_way(&other, 1..2).await;
+    let calls = format!("{}.held.v1.calls", scene.namespace);
+    node.queues_when(|queues| queues.iter().any(|queue| queue.name == calls && queue.messages == 2)).await;
+    node.delete_queue(&reply_queue).await;
+    match soon(first).await {
+        Err(Error::Disconnected { may_have_run: true, reason }) => {
+            assert!(reason.contains("queue was full"), "{reason}")
+        }
+        other => panic!("it runs: {other:?}"),
+    }
+    runs.release();
+    soon(arrived.recv()).await.expect("it runs").release();
+    for outcome in ends(waits).await {
+        assert_eq!(outcome.expect("answered"), 1);
+    }
+    drop((client, other));
+    soon(running.drain()).await;
+    node.nothing_left().await;
 }
 
 #[tokio::test]

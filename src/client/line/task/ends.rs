@@ -37,10 +37,6 @@ impl Task {
         let too_large_together = matches!(said, Ok(Confirm::TooLarge(_))) && parcels.len() > 1;
         // Its replies have nowhere to come to.
         let answerless = address.answered && (number < self.first || self.session.is_none());
-        let end = match &said {
-            Ok(confirm) => End::Said(*confirm),
-            Err(lost) => End::Lost(lost.clone()),
-        };
         let came_back = matches!(said, Err(Lost { handed_over: false, .. }) | Ok(Confirm::TooLarge(_)));
         for mut parcel in parcels {
             if came_back {
@@ -74,7 +70,8 @@ impl Task {
                     // Nothing more can come to a broadcast.
                     self.replies.forget(parcel.id);
                 }
-                parcel.token.end(&end);
+                let left_before = parcel.token.attempts > u32::from(!came_back);
+                parcel.token.end(&end_of(&said, left_before && address.mandatory));
             }
         }
     }
@@ -247,6 +244,20 @@ impl Task {
             self.again_or(call, &End::Silent { instance, after: SILENCE });
         }
     }
+}
+
+/// How a message ends of which the broker has said this. What was sent before, and lost, may have run, whatever becomes of
+/// the last attempt.
+fn end_of(said: &Result<Confirm, Lost>, left_before: bool) -> End {
+    let why = match said {
+        Ok(confirm) if !left_before || *confirm == Confirm::Accepted => return End::Said(*confirm),
+        Err(lost) if !left_before || lost.handed_over => return End::Lost(lost.clone()),
+        Ok(Confirm::Returned) => "nobody served it",
+        Ok(Confirm::TooLarge(_)) => "it was too large",
+        Ok(_) => "its queue was full",
+        Err(lost) => &lost.reason,
+    };
+    End::Lost(Lost { handed_over: true, connected: false, reason: format!("{why} when it was sent again").into() })
 }
 
 pub(super) fn closed(handed_over: bool) -> Lost {
