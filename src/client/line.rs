@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use self::task::Task;
 use super::pending::Ticket;
-use super::replies::{End, Waiter};
+use super::replies::{End, Place, Waiter};
 use super::session::{Session, Sessions};
 use super::target::Target;
 use super::{Client, Traffic};
@@ -57,7 +57,7 @@ pub(super) struct Token {
     /// How often it has left.
     pub(super) attempts: u32,
     /// Its place among the calls in flight, where they are limited.
-    pub(super) place: Option<OwnedSemaphorePermit>,
+    pub(super) place: Option<Place>,
 }
 
 impl Token {
@@ -73,6 +73,11 @@ impl Token {
             (None, Some((Waiter::One(reply), _))) => !reply.is_closed(),
             (None, Some((Waiter::Many(_), _)) | None) => true,
         }
+    }
+
+    /// Whether anybody is told what becomes of it.
+    fn is_told(&self) -> bool {
+        self.said.is_some() || self.reply.is_some()
     }
 
     /// Tells what it came to, if that is the end.
@@ -232,8 +237,10 @@ impl Line {
                 }
             }
         };
+        let mut state = self.state();
         tokio::select! {
             declared = declaring => declared,
+            _ = state.wait_for(|state| *state == State::Closed) => Err(self.unconnected()),
             () = tokio::time::sleep_until(deadline) => Err(self.unconnected()),
             () = blocked_for(self.state(), self.shared.blocked_wait) => Err(self.unconnected()),
         }

@@ -39,6 +39,21 @@ pub(crate) enum Waiter {
     Many(mpsc::UnboundedSender<Frame>),
 }
 
+/// A place among the calls in flight, where they are limited.
+#[derive(Debug)]
+pub(crate) struct Place {
+    /// Given back when this is dropped.
+    _permit: OwnedSemaphorePermit,
+    /// When nothing can come for its call any more.
+    until: Instant,
+}
+
+impl Place {
+    pub(crate) fn new(permit: OwnedSemaphorePermit, until: Instant) -> Self {
+        Self { _permit: permit, until }
+    }
+}
+
 /// A call that has left.
 #[derive(Debug)]
 pub(crate) struct Call<A> {
@@ -46,8 +61,7 @@ pub(crate) struct Call<A> {
     pub(crate) target: Arc<Target>,
     /// The number of the message that took it.
     pub(crate) message: u64,
-    /// Its place among the calls in flight, where they are limited.
-    pub(crate) place: Option<OwnedSemaphorePermit>,
+    pub(crate) place: Option<Place>,
     /// What is sent again if the connection or the instance is lost; none for a call that may not run twice.
     pub(crate) again: Option<Box<A>>,
 }
@@ -151,6 +165,13 @@ impl<A> Replies<A> {
     pub(crate) fn forget_all(&mut self, under_way: impl Fn(u64) -> bool) -> Vec<(Uuid, Call<A>)> {
         self.reports.clear();
         self.calls.extract_if(|_, call| !under_way(call.message)).collect()
+    }
+
+    /// Gives back the places of calls whose time is over, though nobody has collected what they came to.
+    pub(crate) fn vacate(&mut self, now: Instant) {
+        for call in self.calls.values_mut() {
+            call.place.take_if(|place| place.until <= now);
+        }
     }
 
     /// Takes out who waits for a call, and leaves the call to be forgotten.

@@ -243,14 +243,19 @@ impl Supervisor {
         };
         // The service's other queues are another matter: each may be on a node that is away.
         topology.retain(|part| queue_of(part).is_none_or(|name| name == queue));
-        transport.declare(&topology).await?;
-        let own = topology.into_iter().filter_map(|part| match part {
-            Declaration::Binding(binding) if binding.queue == served.own_queue => Some(binding),
-            _ => None,
-        });
-        if source == Source::Instance {
-            site.bindings.lock().expect("no panic while holding the bindings").insert(at, own.collect());
+        if matches!(source, Source::Instance | Source::Events) {
+            let own = topology.iter().filter_map(|part| match part {
+                Declaration::Binding(binding) if binding.queue == served.own_queue => Some(binding.clone()),
+                _ => None,
+            });
+            let earlier = site.bindings.lock().expect("no panic while holding the bindings").insert(at, own.collect());
+            if let Some(earlier) = earlier {
+                // To a queue that is gone, or of an attempt that was given up: nobody reads it.
+                let transport = transport.clone();
+                tokio::spawn(async move { transport.unbind(&earlier).await });
+            }
         }
+        transport.declare(&topology).await?;
         // The instance's queue dies with it: nothing there could be redelivered, and cancels must not wait.
         let mode = match source {
             Source::Instance => Mode::NoAck,

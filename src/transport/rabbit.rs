@@ -118,31 +118,18 @@ impl Connection {
 
     pub(super) async fn consume(&self, queue: &str, mode: Mode) -> Result<Consumer, Error> {
         let name = properties::short(queue).map_err(Error::Invalid)?;
-        let link = &self.0.consuming;
-        let refused = |refusal: Refusal| refusal.during(format!("consume the queue `{queue}`"));
-        let channel = link.channel().await.map_err(refused)?;
-        if let Mode::Settle { prefetch } = mode {
-            let prefetch = channel.basic_qos(prefetch.max(1), BasicQosOptions { global: false });
-            link.ask(prefetch).await.map_err(refused)?;
-        }
-        let options = BasicConsumeOptions { no_ack: mode == Mode::NoAck, ..BasicConsumeOptions::default() };
-        let stream = channel.basic_consume(name, "".into(), options, FieldTable::default());
-        let stream = link.ask(stream).await.map_err(refused)?;
-
-        let (deliver, deliveries) = mpsc::unbounded_channel();
-        let (settler, settled) = mpsc::unbounded_channel();
-        let (cancel, cancelled) = oneshot::channel();
-        let acks_at_once = match mode {
-            Mode::Settle { prefetch } => (usize::from(prefetch) / ACKS_OF_PREFETCH).max(1),
-            Mode::NoAck => 1,
-        };
-        let (unsettled, acked) = (BTreeSet::new(), BTreeSet::new());
-        let ended = CancellationToken::new();
-        let feed = Feed { ended: ended.clone(), channel, stream, deliver, settled, unsettled, acked, acks_at_once };
-        let settler = (mode != Mode::NoAck).then_some(settler);
-        let feeding = feed.run(link.clone(), settler, cancelled, self.0.closing.clone());
-        self.0.tasks.spawn(feeding);
-        Ok(Consumer { deliveries, cancel: Some(cancel), ended })
+        let (link, closing, tasks) = (self.0.consuming.clone(), self.0.closing.clone(), self.0.tasks.clone());
+        // On a task, which sees it through when nobody waits for it any more: lapin would keep a consumer that nobody reads.
+        let consuming = self.0.tasks.spawn(async move {
+            let (consumer, feed, settler, cancelled) = tokio::select! {
+                opened = Feed::open(&link, name, mode) => opened?,
+                () = closing.cancelled() => return Err(Refusal::Ended("the connection is closing".into())),
+            };
+            tasks.spawn(feed.run(link, settler, cancelled, closing));
+            Ok(consumer)
+        });
+        let consuming = consuming.await.unwrap_or_else(|_| Err(Refusal::Ended("its runtime has ended".into())));
+        consuming.map_err(|refusal| refusal.during(format!("consume the queue `{queue}`")))
     }
 
     pub(super) async fn get(&self, queue: &str) -> Result<Option<Delivery>, Error> {
@@ -220,12 +207,46 @@ struct Feed {
     acks_at_once: usize,
 }
 
+type Settlements = mpsc::UnboundedSender<(u64, Settle)>;
+
 impl Feed {
+    /// Begins to consume, on a channel of its own.
+    async fn open(
+        link: &Link,
+        queue: ShortString,
+        mode: Mode,
+    ) -> Result<(Consumer, Self, Option<Settlements>, oneshot::Receiver<()>), Refusal> {
+        let channel = link.channel().await?;
+        if let Mode::Settle { prefetch } = mode {
+            link.ask(channel.basic_qos(prefetch.max(1), BasicQosOptions { global: false })).await?;
+        }
+        let options = BasicConsumeOptions { no_ack: mode == Mode::NoAck, ..BasicConsumeOptions::default() };
+        let stream = channel.basic_consume(queue, "".into(), options, FieldTable::default());
+        let stream = link.ask(stream).await.inspect_err(|refusal| {
+            if matches!(refusal, Refusal::Silent) {
+                // Polling once sends it: once the broker does answer, it is not to be left with a consumer.
+                let _ = channel.close(200, "OK".into()).now_or_never();
+            }
+        })?;
+        let (deliver, deliveries) = mpsc::unbounded_channel();
+        let (settler, settled) = mpsc::unbounded_channel();
+        let (cancel, cancelled) = oneshot::channel();
+        let acks_at_once = match mode {
+            Mode::Settle { prefetch } => (usize::from(prefetch) / ACKS_OF_PREFETCH).max(1),
+            Mode::NoAck => 1,
+        };
+        let (unsettled, acked) = (BTreeSet::new(), BTreeSet::new());
+        let ended = CancellationToken::new();
+        let consumer = Consumer { deliveries, cancel: Some(cancel), ended: ended.clone() };
+        let feed = Self { ended, channel, stream, deliver, settled, unsettled, acked, acks_at_once };
+        Ok((consumer, feed, (mode != Mode::NoAck).then_some(settler), cancelled))
+    }
+
     /// Runs until the consumer has ended and its deliveries are settled or dropped, or the connection ends or closes.
     async fn run(
         mut self,
         link: Arc<Link>,
-        settler: Option<mpsc::UnboundedSender<(u64, Settle)>>,
+        settler: Option<Settlements>,
         cancelled: oneshot::Receiver<()>,
         closing: CancellationToken,
     ) {
@@ -244,11 +265,7 @@ impl Feed {
         drop(stream);
     }
 
-    async fn deliver_and_settle(
-        &mut self,
-        settler: Option<mpsc::UnboundedSender<(u64, Settle)>>,
-        mut cancelled: oneshot::Receiver<()>,
-    ) {
+    async fn deliver_and_settle(&mut self, settler: Option<Settlements>, mut cancelled: oneshot::Receiver<()>) {
         let mut settled = Vec::with_capacity(BATCH);
         let mut active = true;
         let mut ack_by = std::pin::pin!(tokio::time::sleep(ACK_WITHIN));
@@ -297,7 +314,7 @@ impl Feed {
         }
     }
 
-    fn deliver(&mut self, delivery: lapin::message::Delivery, settler: Option<&mpsc::UnboundedSender<(u64, Settle)>>) {
+    fn deliver(&mut self, delivery: lapin::message::Delivery, settler: Option<&Settlements>) {
         let tag = delivery.delivery_tag;
         let settler = settler.map(|channel| Settler::Channel { tag, channel: channel.clone() });
         if settler.is_some() {

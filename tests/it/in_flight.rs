@@ -83,6 +83,22 @@ async fn a_call_that_gets_no_place_by_its_deadline_is_told_so_and_never_sent() {
 }
 
 #[tokio::test]
+async fn a_call_that_nobody_collects_keeps_its_place_until_its_deadline_only() {
+    let scene = Scene::new();
+    // Of its service only the queue is left: nobody answers.
+    soon(scene.serve(Held::new().service).await.drain()).await;
+    for when_full in [WhenFull::Refuse, WhenFull::Wait] {
+        let client = limited(&scene, 1, when_full).await;
+        let kept = hold(&client, 1).timeout(Duration::from_millis(100)).start().await.expect("on its way");
+        let next = async {
+            while let Err(Error::Overloaded { .. }) = hold(&client, 2).timeout(Duration::from_secs(3)).await {}
+        };
+        soon(next).await;
+        assert!(matches!(kept.await, Err(Error::Timeout { .. })));
+    }
+}
+
+#[tokio::test]
 async fn a_broadcast_takes_no_place() {
     let scene = Scene::new();
     let Held { service, mut arrived } = Held::new();
@@ -137,6 +153,15 @@ async fn what_is_given_up_while_there_is_no_connection_leaves_nothing_behind() {
         }
     };
     soon(nothing_left).await;
+}
+
+#[tokio::test]
+async fn a_broadcast_that_waits_for_a_connection_ends_with_its_client() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("bound").port();
+    let client = Client::builder().connect_lazy(&format!("amqp://127.0.0.1:{port}")).expect("a good address");
+    let gathering = client.call::<u64>("held", "hold", (1,)).all().gather(Duration::from_secs(3600));
+    let (gathered, ()) = soon(futures::future::join(gathering, client.close())).await;
+    assert!(matches!(gathered, Err(Error::Disconnected { may_have_run: false, .. })), "{gathered:?}");
 }
 
 #[tokio::test]

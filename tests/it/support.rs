@@ -1,7 +1,9 @@
 //! The scene of every test: a broker, a namespace of its own on it, servers and clients.
 
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use hopline::transport::{Consumer, Mode, Role, Transport};
@@ -15,6 +17,19 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// The outcome of an event that has to come.
 pub(crate) async fn soon<F: Future>(event: F) -> F::Output {
     tokio::time::timeout(PATIENCE, event).await.expect("what has to happen happens within a minute")
+}
+
+/// Gives a future up when it would be polled once more than so many times.
+pub(crate) async fn after_polls<F: Future>(times: usize, future: F) -> Option<F::Output> {
+    let (mut future, mut left) = (pin!(future), times);
+    let polled = poll_fn(|context| {
+        if left == 0 {
+            return Poll::Ready(None);
+        }
+        left -= 1;
+        future.as_mut().poll(context).map(Some)
+    });
+    soon(polled).await
 }
 
 /// A namespace of its own on the broker under test.

@@ -12,6 +12,8 @@ use hopline::transport::{
 };
 use uuid::Uuid;
 
+use crate::support::after_polls;
+
 const DIRECT: &str = "contract.direct";
 const TOPIC: &str = "contract.topic";
 const FANOUT: &str = "contract.fanout";
@@ -239,6 +241,20 @@ async fn a_missing_exchange_leaves_no_receipt_of_its_neighbours_open() {
         }
     }
     accepted(&transport, to_queue(&queue, "later")).await;
+}
+
+#[tokio::test]
+async fn a_consumer_that_is_given_up_while_it_begins_keeps_nothing() {
+    let transport = Broker::new().connect().await;
+    let queue = declared(&transport, queue(QueueKind::Exclusive)).await;
+    let mode = Mode::Settle { prefetch: 10 };
+    let mut given_up = 0..;
+    while after_polls(given_up.next().expect("there are more"), transport.consume(&queue, mode)).await.is_none() {}
+    let mut consumer = consume_up_to(&transport, &queue, 10).await;
+    for n in 0..20 {
+        accepted(&transport, to_queue(&queue, &n.to_string())).await;
+        next(&mut consumer).await.settle(Settle::Ack);
+    }
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ use self::ends::{closed, copy, renew};
 use super::{Address, Order, Places, Rules, Shared, Token};
 use crate::client::Client;
 use crate::client::pending::Ticket;
-use crate::client::replies::{Call, End, Replies, Waiter};
+use crate::client::replies::{Call, End, Place, Replies, Waiter};
 use crate::client::session::{Happening, Session, Sessions};
 use crate::client::waiting::Waiting;
 use crate::context::at;
@@ -65,6 +65,8 @@ pub(super) struct Task {
     /// The number of the first message of this session: replies to earlier ones have nowhere to come to.
     first: u64,
     look_at: Instant,
+    /// When places are looked for that are taken in vain.
+    vacate_at: Instant,
 }
 
 impl Task {
@@ -93,6 +95,7 @@ impl Task {
             number: 0,
             first: 1,
             look_at: Instant::now(),
+            vacate_at: Instant::now(),
         };
         match session {
             Some(session) => task.opened(session),
@@ -177,13 +180,15 @@ impl Task {
                     if !self.has_place() {
                         // What is not wanted any more gives its place back.
                         self.publish();
+                        self.vacate();
                     }
                     let Some(Places { free, limit, waits }) = &self.rules.places else { return };
                     // Who came before goes before.
-                    parcel.token.place = self.crowd.is_empty().then(|| free.clone().try_acquire_owned().ok()).flatten();
+                    let permit = self.crowd.is_empty().then(|| free.clone().try_acquire_owned().ok()).flatten();
+                    parcel.token.place = permit.map(|permit| Place::new(permit, parcel.token.deadline));
                     if parcel.token.place.is_none() {
                         return match waits {
-                            true => self.crowd.push(parcel.id, parcel.token.deadline, (address, parcel)),
+                            true => self.crowd.push(parcel.id, self.patience(&parcel), (address, parcel)),
                             false => parcel.token.end(&End::Full(*limit)),
                         };
                     }
@@ -231,15 +236,31 @@ impl Task {
 
     /// Lets a parcel leave with the next messages, or wait until it can.
     fn route(&mut self, address: Address, parcel: Parcel<Token>) {
-        let until = parcel.token.deadline;
         match (&self.session, &self.blocked) {
             (Some(_), None) => self.outbox.push(address, parcel),
-            (Some(_), Some(_)) => {
-                let until = until.min(Instant::now() + self.rules.blocked_wait);
-                self.unsent.push(parcel.id, until, (address, parcel));
+            (Some(_), Some(_)) => self.unsent.push(parcel.id, self.patience(&parcel), (address, parcel)),
+            (None, _) if self.opening.is_some() => {
+                self.unsent.push(parcel.id, parcel.token.deadline, (address, parcel));
             }
-            (None, _) if self.opening.is_some() => self.unsent.push(parcel.id, until, (address, parcel)),
             (None, _) => parcel.token.end(&End::Lost(closed(false))),
+        }
+    }
+
+    /// How long what cannot leave now waits. Nobody waits for cancels, which are of use later too.
+    fn patience(&self, parcel: &Parcel<Token>) -> Instant {
+        let deadline = parcel.token.deadline;
+        match self.blocked {
+            Some(_) if parcel.token.is_told() => deadline.min(Instant::now() + self.rules.blocked_wait),
+            _ => deadline,
+        }
+    }
+
+    /// Takes places back from calls that nobody has collected though their time is over.
+    fn vacate(&mut self) {
+        let now = Instant::now();
+        if self.vacate_at <= now {
+            self.vacate_at = now + LOOK;
+            self.replies.vacate(now);
         }
     }
 
@@ -249,13 +270,15 @@ impl Task {
 
     /// Gives free places to those that wait for one.
     fn seat(&mut self) {
-        while !self.crowd.is_empty()
+        // A broker that takes nothing is waited for here as well as anywhere.
+        while self.blocked.is_none()
+            && !self.crowd.is_empty()
             && let Some(Places { free, .. }) = &self.rules.places
-            && let Ok(place) = free.clone().try_acquire_owned()
+            && let Ok(permit) = free.clone().try_acquire_owned()
             && let Some((address, mut parcel)) = self.crowd.pop()
         {
             if parcel.token.is_wanted() {
-                parcel.token.place = Some(place);
+                parcel.token.place = Some(Place::new(permit, parcel.token.deadline));
                 renew(&mut parcel);
                 self.route(address, parcel);
             }
@@ -347,7 +370,8 @@ impl Task {
     /// When something is to be done without anything happening.
     fn wake_at(&self) -> Option<Instant> {
         let look = self.replies.has_reports().then_some(self.look_at);
-        [self.unsent.next_end(), self.crowd.next_end(), self.stuck_at, look].into_iter().flatten().min()
+        let vacate = (!self.crowd.is_empty()).then_some(self.vacate_at);
+        [self.unsent.next_end(), self.crowd.next_end(), self.stuck_at, look, vacate].into_iter().flatten().min()
     }
 
     fn look(&mut self) {
@@ -356,6 +380,9 @@ impl Task {
         if self.stuck_at.is_some_and(|at| at <= now) {
             self.stuck_at = None;
             self.end_stuck();
+        }
+        if !self.crowd.is_empty() {
+            self.vacate();
         }
         if self.replies.has_reports() && self.look_at <= now {
             self.look_at = now + LOOK;

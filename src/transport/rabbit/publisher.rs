@@ -338,8 +338,7 @@ impl Writer {
                 said(&failed).unwrap_or_else(|| "the broker closed the channel".into()).into()
             }
         };
-        let (missing, largest, forbidden) =
-            (missing_exchange(&reason), largest_message(&reason), forbidden_exchange(&reason));
+        let (largest, forbidden) = (largest_message(&reason), forbidden_exchange(&reason));
         let connected = matches!(over, Over::Channel);
         if connected {
             warn!(%reason, failed = failed.len(), "the broker closed a publishing channel");
@@ -348,11 +347,7 @@ impl Writer {
         for Flight { number, told, outcome, fate } in failed {
             match fate {
                 Fate::Unsent { publication, .. } => self.unsent.push_back((*publication, told, outcome)),
-                Fate::Unknown { exchange, .. }
-                    if missing == Some(exchange.as_str()) || returns.ahead.contains(&number) =>
-                {
-                    tell(outcome, Ok(Confirm::Returned));
-                }
+                Fate::Unknown { .. } if returns.ahead.contains(&number) => tell(outcome, Ok(Confirm::Returned)),
                 Fate::Unknown { size, .. } if largest.is_some_and(|largest| size > largest) => {
                     tell(outcome, Ok(Confirm::TooLarge(largest.unwrap_or_default())));
                 }
@@ -397,12 +392,6 @@ fn said(failed: &[Flight]) -> Option<String> {
         Fate::Unknown { error, .. } | Fate::Unsent { error, .. } if error.is_amqp_soft_error() => Some(words(error)),
         _ => None,
     })
-}
-
-/// The exchange in the broker's "NOT_FOUND - no exchange 'x' in vhost '/'".
-fn missing_exchange(reason: &str) -> Option<&str> {
-    let (_, rest) = reason.split_once("no exchange '")?;
-    rest.split_once("' in vhost").map(|(exchange, _)| exchange)
 }
 
 /// The exchange, and the key if it is that one, which the user may not publish to in the broker's "ACCESS_REFUSED - access
@@ -464,12 +453,6 @@ mod tests {
         let words = "PRECONDITION_FAILED - message size 20971520 is larger than configured max size 16777216";
         assert_eq!(largest_message(words), Some(16_777_216));
         assert_eq!(largest_message("NOT_FOUND - no exchange 'a' in vhost '/'"), None);
-    }
-
-    #[test]
-    fn the_missing_exchange_is_read_from_the_brokers_words() {
-        assert_eq!(missing_exchange("NOT_FOUND - no exchange 'a.b' in vhost '/'"), Some("a.b"));
-        assert_eq!(missing_exchange("ACCESS_REFUSED - access to exchange 'a' in vhost '/' refused"), None);
     }
 
     #[test]

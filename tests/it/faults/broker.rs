@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures::future::{join, join_all};
-use hopline::{Context, Error, Fault, Method, Service, State};
+use hopline::{Context, Error, Fault, Method, Service, State, WhenFull};
 use tokio::sync::mpsc;
 
 use super::node::shared;
@@ -203,6 +203,13 @@ async fn calls_are_blocked_while_the_broker_is_short_of_memory_and_work_again_af
         Err(Error::Blocked { .. }) => {}
         other => panic!("{other:?}"),
     }
+    // Those that wait for a place wait for the broker, too.
+    let limited = hopline::Client::builder().namespace(&scene.namespace).blocked_wait(Duration::from_secs(1));
+    let limited = limited.max_in_flight(1, WhenFull::Wait).connect(&scene.url).await.expect("the broker is there");
+    for outcome in ends(on_their_way(&limited, 2..12).await).await {
+        assert!(matches!(outcome, Err(Error::Blocked { .. })), "{outcome:?}");
+    }
+    drop(limited);
     node.memory_alarm(Alarm::Off).await;
     soon(state.wait_for(|state| *state == State::Ready)).await.expect("it is told");
     the_next_call_works(&client, &mut arrivals).await;

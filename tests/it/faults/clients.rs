@@ -1,8 +1,5 @@
 //! Clients that are lost in the middle: nothing of them is left, and whom they called goes on.
 
-use std::future::{Future, poll_fn};
-use std::pin::pin;
-use std::task::Poll;
 use std::time::Duration;
 
 use hopline::{Client, Error};
@@ -11,7 +8,7 @@ use super::node::shared;
 use super::{LONG, ends, on_their_way, the_next_call_works, worker};
 use crate::node::{Queue, when};
 use crate::proxy::{Direction, Flow, Proxy};
-use crate::support::{Calculator, MathClient, MathServer, soon};
+use crate::support::{Calculator, MathClient, MathServer, after_polls, soon};
 
 #[tokio::test]
 async fn a_client_lost_with_a_thousand_calls_leaves_nothing_and_its_server_goes_on() {
@@ -82,19 +79,6 @@ async fn a_connection_that_nobody_waits_for_any_more_is_closed() {
     proxy.resume();
     when(async || proxy.open(), |open| *open == 0).await;
     node.nothing_left().await;
-}
-
-/// Gives a future up when it would be polled once more than so many times.
-async fn after_polls<F: Future>(times: usize, future: F) -> Option<F::Output> {
-    let (mut future, mut left) = (pin!(future), times);
-    let polled = poll_fn(|context| {
-        if left == 0 {
-            return Poll::Ready(None);
-        }
-        left -= 1;
-        future.as_mut().poll(context).map(Some)
-    });
-    soon(polled).await
 }
 
 #[tokio::test]

@@ -113,7 +113,7 @@ impl Task {
         let _ = tokio::time::timeout(REST, rest).await;
         (self.blocked, self.stuck_at) = (None, None);
         // What waited for a blocked broker now waits for a connection.
-        self.unsent.retime(|(_, parcel)| parcel.token.deadline);
+        self.retime();
         self.shared.transport.send_replace(None);
         self.open(Some(reason.clone()), Some(session.transport));
         self.end_answerless();
@@ -155,13 +155,22 @@ impl Task {
         let since = Instant::now();
         self.stuck_at.get_or_insert(since + self.rules.blocked_wait);
         self.enter(State::Blocked { reason: reason.clone(), since });
-        let patience = since + self.rules.blocked_wait;
-        self.unsent.retime(|(_, parcel)| parcel.token.deadline.min(patience));
         self.blocked.get_or_insert((since, reason));
+        self.retime();
+    }
+
+    /// What waits does so from now on for a connection, a broker that takes something, or a place.
+    fn retime(&mut self) {
+        let mut waiting = [&mut self.unsent, &mut self.crowd].map(std::mem::take);
+        for waiting in &mut waiting {
+            waiting.retime(|(_, parcel)| self.patience(parcel));
+        }
+        [self.unsent, self.crowd] = waiting;
     }
 
     pub(super) fn unblock(&mut self) {
         (self.blocked, self.stuck_at) = (None, None);
+        self.retime();
         self.enter(State::Ready);
         self.replies.excuse();
         self.send_unsent();
@@ -189,7 +198,9 @@ impl Task {
     pub(super) fn end_waiting(&mut self, now: Instant) {
         while let Some((_, parcel)) = self.crowd.pop_ended(now) {
             let limit = self.rules.places.as_ref().map_or(0, |places| places.limit);
-            parcel.token.end(&End::Full(limit));
+            let full = || End::Full(limit);
+            let end = self.blocked.as_ref().map_or_else(full, |(_, reason)| self.blocked_by(reason, false));
+            parcel.token.end(&end);
         }
         while let Some((_, parcel)) = self.unsent.pop_ended(now) {
             let may_have_run = parcel.token.attempts > 0;
