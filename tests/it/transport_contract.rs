@@ -252,7 +252,7 @@ async fn a_consumer_that_is_given_up_while_it_begins_keeps_nothing() {
     while after_polls(given_up.next().expect("there are more"), transport.consume(&queue, mode)).await.is_none() {}
     let mut consumer = consume_up_to(&transport, &queue, 10).await;
     for n in 0..20 {
-        accepted(&transport, to_queue(&queue, &n.to_string())).await;
+        accepted(&transport, to_queue(&queue, n.to_string())).await;
         next(&mut consumer).await.settle(Settle::Ack);
     }
 }
