@@ -106,7 +106,9 @@ impl Transport {
     }
 
     /// Takes one message out of a queue, to be settled; none when none is ready. One that was given back before, after
-    /// this transport had got it, is ready.
+    /// this transport had got it, is ready. If the future is dropped, what it would have taken goes back.
+    ///
+    /// What is refused here touches nothing that is out of other queues.
     ///
     /// # Errors
     /// As [`Transport::consume`].
@@ -118,7 +120,7 @@ impl Transport {
     }
 
     /// How many messages of a queue are ready, without those that are out unsettled; none when there is no such queue.
-    /// What was settled a moment ago may be missing.
+    /// What was settled a moment ago may be missing. What is out stays out, whatever the answer.
     ///
     /// # Errors
     /// `Broker` when the queue is another's, `Disconnected` when the broker is gone.

@@ -90,8 +90,7 @@ impl Connection {
         if role == Role::Server {
             tasks.spawn(end_together(publishing.clone(), consuming.clone(), closing.clone()));
         }
-        let (puller, pulling) = Puller::new(consuming.clone(), closing.clone());
-        tasks.spawn(pulling);
+        let puller = Puller::new(consuming.clone(), closing.clone(), tasks.clone());
         Ok(Self(Arc::new(Inner { publisher, publishing, consuming, puller, user, news, closing, tasks })))
     }
 

@@ -721,6 +721,31 @@ async fn a_queue_that_is_not_there_has_no_count_and_nothing_to_take_out() {
 }
 
 #[tokio::test]
+async fn asking_for_a_queue_in_vain_leaves_alone_what_is_out_of_another() {
+    let broker = Broker::new();
+    let (transport, owner) = (broker.connect().await, broker.connect().await);
+    let (absent, locked) = (unique("absent"), declared(&owner, queue(QueueKind::Exclusive)).await);
+    let mut queues = Vec::new();
+    for in_vain in [&absent, &locked] {
+        let queue = declared(&owner, queue(QueueKind::Classic)).await;
+        fill(&owner, &queue, &["one", "two"]).await;
+        let one = soon(transport.get(&queue)).await.expect("it is there").expect("the first");
+        assert!(!matches!(soon(transport.count(in_vain)).await, Ok(Some(_))));
+        let two = soon(transport.get(&queue)).await.expect("it is there").expect("the second");
+        assert!(soon(transport.get(in_vain)).await.is_err());
+        assert_eq!((text(&one).as_str(), text(&two).as_str()), ("one", "two"));
+        assert!(soon(transport.get(&queue)).await.expect("it is there").is_none(), "both are out");
+        one.settle(Settle::Ack);
+        two.settle(Settle::Ack);
+        queues.push(queue);
+    }
+    soon(transport.close()).await;
+    for queue in queues {
+        assert_eq!(soon(owner.count(&queue)).await.expect("it is there"), Some(0), "nothing came back");
+    }
+}
+
+#[tokio::test]
 async fn a_message_whose_consumers_are_lost_is_redelivered_up_to_its_limit_then_dead_lettered() {
     let broker = Broker::new();
     let transport = broker.connect().await;

@@ -1,12 +1,16 @@
-//! Messages that are asked for one by one, on a channel of their own, and how many there are.
+//! Messages that are asked for one by one, on a channel for each queue, and how many there are.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use futures::FutureExt as _;
 use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions, BasicRejectOptions, QueueDeclareOptions};
 use lapin::types::{FieldTable, ShortString};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::connection::{Link, Refusal};
 use super::{declare, delivered};
@@ -15,42 +19,67 @@ use crate::transport::rabbit::properties::short;
 use crate::transport::{Delivery, Settle, Settler};
 
 const NOT_FOUND: u16 = 404;
+/// How long a channel stays open for the next question when nothing is out on it.
+const IDLE: Duration = Duration::from_secs(1);
 
-type Pulled = Result<Option<Delivery>, Refusal>;
-type Counted = Result<Option<u64>, Refusal>;
+type Pulled = Result<Handed, Refusal>;
+type Answer = oneshot::Sender<Pulled>;
 
-/// What is asked of the task.
+/// A message on its way to whoever asked for it: it goes back when nobody waits for it any more.
 #[derive(Debug)]
-enum Question {
-    Next(ShortString, oneshot::Sender<Pulled>),
-    Count(ShortString, oneshot::Sender<Counted>),
+struct Handed(Option<Delivery>);
+
+impl Drop for Handed {
+    fn drop(&mut self) {
+        if let Some(delivery) = self.0.take() {
+            delivery.settle(Settle::GiveBack);
+        }
+    }
 }
 
-/// Where messages are asked for. The task ends with its connection.
+/// Where messages are asked for. Each queue has a task and a channel of its own: with a refusal the broker closes the
+/// channel, and takes back what is out on it.
 #[derive(Debug)]
-pub(super) struct Puller(mpsc::UnboundedSender<Question>);
+pub(super) struct Puller {
+    link: Arc<Link>,
+    closing: CancellationToken,
+    tasks: TaskTracker,
+    runtime: Handle,
+    /// Where the tasks are asked, which end with the connection.
+    queues: Mutex<HashMap<String, mpsc::UnboundedSender<Answer>>>,
+}
 
 impl Puller {
-    pub(super) fn new(link: Arc<Link>, closing: CancellationToken) -> (Self, impl Future<Output = ()>) {
-        let (ask, questions) = mpsc::unbounded_channel();
-        (Self(ask), pull(link, questions, closing))
+    pub(super) fn new(link: Arc<Link>, closing: CancellationToken, tasks: TaskTracker) -> Self {
+        Self { link, closing, tasks, runtime: Handle::current(), queues: Mutex::default() }
     }
 
     pub(super) async fn get(&self, queue: &str) -> Result<Option<Delivery>, Error> {
         let (answer, told) = oneshot::channel();
-        let name = short(queue).map_err(Error::Invalid)?;
-        // Without a task the connection has ended, and the answer's channel with it.
-        let _ = self.0.send(Question::Next(name, answer));
+        self.ask(queue, short(queue).map_err(Error::Invalid)?, answer);
         told.await
             .unwrap_or_else(|_| Err(ended()))
+            .map(|mut handed| handed.0.take())
             .map_err(|refusal| refusal.during(format!("get a message of the queue `{queue}`")))
     }
 
+    fn ask(&self, queue: &str, name: ShortString, answer: Answer) {
+        let mut queues = self.queues.lock().expect("no panic while holding the queues");
+        let questions = queues.entry(queue.to_owned()).or_insert_with(|| {
+            let (ask, questions) = mpsc::unbounded_channel();
+            let pulling = pull(self.link.clone(), name, questions, self.closing.clone());
+            self.tasks.spawn_on(pulling, &self.runtime);
+            ask
+        });
+        // Without a task the connection has ended, and the answer's channel with it.
+        let _ = questions.send(answer);
+    }
+
     pub(super) async fn count(&self, queue: &str) -> Result<Option<u64>, Error> {
-        let (answer, told) = oneshot::channel();
-        let name = short(queue).map_err(Error::Invalid)?;
-        let _ = self.0.send(Question::Count(name, answer));
-        told.await
+        let counting = count(self.link.clone(), short(queue).map_err(Error::Invalid)?);
+        // Whoever stops waiting leaves its channel to be closed here.
+        let counted = self.tasks.spawn_on(counting, &self.runtime).await;
+        counted
             .unwrap_or_else(|_| Err(ended()))
             .map_err(|refusal| refusal.during(format!("count the messages of the queue `{queue}`")))
     }
@@ -60,45 +89,56 @@ fn ended() -> Refusal {
     Refusal::Ended("the connection was closed".into())
 }
 
+/// Counts on a channel that nothing is out on.
+async fn count(link: Arc<Link>, queue: ShortString) -> Result<Option<u64>, Refusal> {
+    let channel = link.channel().await?;
+    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
+    match link.ask(channel.queue_declare(queue, options, FieldTable::default())).await {
+        Ok(queue) => {
+            declare::close(&link, &channel).await;
+            Ok(Some(queue.message_count().into()))
+        }
+        Err(Refusal::Refused { code: NOT_FOUND, .. }) => Ok(None),
+        Err(refusal) => Err(refusal),
+    }
+}
+
 /// Answers until the connection ends or closes, or nobody can ask any more.
-async fn pull(link: Arc<Link>, mut questions: mpsc::UnboundedReceiver<Question>, closing: CancellationToken) {
+async fn pull(
+    link: Arc<Link>,
+    queue: ShortString,
+    mut questions: mpsc::UnboundedReceiver<Answer>,
+    closing: CancellationToken,
+) {
     let mut open: Option<Pulling> = None;
     loop {
-        let question = tokio::select! {
+        let is_idle = open.as_ref().is_some_and(|pulling| pulling.out == 0);
+        let answer = tokio::select! {
             biased;
             Some((tag, settle)) = settled(&mut open) => {
-                if let Some(pulling) = &open {
+                if let Some(pulling) = &mut open {
                     pulling.settle(tag, settle);
                 }
                 continue;
             }
             _ = link.end() => return,
             () = closing.cancelled() => break,
-            question = questions.recv() => question,
-        };
-        let Some(question) = question else { break };
-        match question {
-            Question::Next(queue, answer) => {
-                let pulled = match opened(&mut open, &link).await {
-                    Ok(pulling) => pulling.next(&link, queue).await,
-                    Err(refusal) => Err(refusal),
-                };
-                // The broker closes the channel with its refusal, and takes back what is out on it.
-                open = open.filter(|_| pulled.is_ok());
-                // Who has stopped waiting for a message does not settle it either.
-                if let Err(Ok(Some(delivery))) = answer.send(pulled) {
-                    delivery.settle(Settle::GiveBack);
+            answer = questions.recv() => answer,
+            () = tokio::time::sleep(IDLE), if is_idle => {
+                if let Some(pulling) = open.take() {
+                    declare::close(&link, &pulling.channel).await;
                 }
+                continue;
             }
-            Question::Count(queue, answer) => {
-                let counted = match opened(&mut open, &link).await {
-                    Ok(pulling) => pulling.count(&link, queue).await,
-                    Err(refusal) => Err(refusal),
-                };
-                open = open.filter(|_| matches!(counted, Ok(Some(_))));
-                let _ = answer.send(counted);
-            }
-        }
+        };
+        let Some(answer) = answer else { break };
+        let pulled = match opened(&mut open, &link).await {
+            Ok(pulling) => pulling.next(&link, queue.clone()).await,
+            Err(refusal) => Err(refusal),
+        };
+        open = open.filter(|_| pulled.is_ok());
+        // Unheard, the answer gives back what it holds.
+        let _ = answer.send(pulled);
     }
     if let Some(mut pulling) = open {
         while let Ok((tag, settle)) = pulling.settled.try_recv() {
@@ -116,12 +156,12 @@ async fn settled(open: &mut Option<Pulling>) -> Option<(u64, Settle)> {
     }
 }
 
-async fn opened<'a>(open: &'a mut Option<Pulling>, link: &Link) -> Result<&'a Pulling, Refusal> {
+async fn opened<'a>(open: &'a mut Option<Pulling>, link: &Link) -> Result<&'a mut Pulling, Refusal> {
     let pulling = match open.take() {
         Some(pulling) => pulling,
         None => {
             let (settler, settled) = mpsc::unbounded_channel();
-            Pulling { channel: link.channel().await?, settler, settled }
+            Pulling { channel: link.channel().await?, out: 0, settler, settled }
         }
     };
     Ok(open.insert(pulling))
@@ -130,30 +170,25 @@ async fn opened<'a>(open: &'a mut Option<Pulling>, link: &Link) -> Result<&'a Pu
 /// A channel, and what is said of its deliveries: tags mean nothing on another channel.
 struct Pulling {
     channel: lapin::Channel,
+    /// How many of its deliveries are not settled.
+    out: usize,
     settler: mpsc::UnboundedSender<(u64, Settle)>,
     settled: mpsc::UnboundedReceiver<(u64, Settle)>,
 }
 
 impl Pulling {
-    async fn next(&self, link: &Link, queue: ShortString) -> Pulled {
+    async fn next(&mut self, link: &Link, queue: ShortString) -> Pulled {
         let message = link.ask(self.channel.basic_get(queue, BasicGetOptions { no_ack: false })).await?;
-        Ok(message.map(|message| {
+        self.out += usize::from(message.is_some());
+        Ok(Handed(message.map(|message| {
             let tag = message.delivery.delivery_tag;
             delivered(message.delivery, Some(Settler::Channel { tag, channel: self.settler.clone() }))
-        }))
-    }
-
-    async fn count(&self, link: &Link, queue: ShortString) -> Counted {
-        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
-        match link.ask(self.channel.queue_declare(queue, options, FieldTable::default())).await {
-            Ok(queue) => Ok(Some(queue.message_count().into())),
-            Err(Refusal::Refused { code: NOT_FOUND, .. }) => Ok(None),
-            Err(refusal) => Err(refusal),
-        }
+        })))
     }
 
     /// Polled once, each of these sends its frame.
-    fn settle(&self, tag: u64, settle: Settle) {
+    fn settle(&mut self, tag: u64, settle: Settle) {
+        self.out -= 1;
         let _ = match settle {
             Settle::Ack => self.channel.basic_ack(tag, BasicAckOptions { multiple: false }).now_or_never(),
             Settle::GiveBack => {
