@@ -1,5 +1,6 @@
 //! Dead letters: what a service could not run, to be looked into, replayed or dropped by an operator.
 
+mod alarm;
 mod letter;
 
 use std::collections::HashSet;
@@ -7,7 +8,7 @@ use std::fmt;
 
 use crate::error::Error;
 use crate::topology::{Namespace, ServiceId};
-use crate::transport::{Confirm, Delivery, Role, Settle, Transport};
+use crate::transport::{Confirm, Delivery, Publication, Role, Settle, Transport};
 
 pub use letter::{DeadLetter, EarlierDeath, LetterKind};
 
@@ -145,12 +146,14 @@ impl DeadLetters {
     /// were sent to. `each` is told what became of one after the other. A letter that fails again meanwhile stays.
     ///
     /// Each is published, and removed from here once the broker has it. If this program or its connection dies between
-    /// the two, it is in both places, and may be run again once more.
+    /// the two, or this future is dropped, it is in both places, and may be run again once more.
     ///
     /// Requests are kept, since whoever made them has stopped waiting for the reply; so is what cannot be read.
     ///
     /// # Errors
-    /// As [`DeadLetters::count`]. What `each` was told has happened.
+    /// As [`DeadLetters::count`], and `Blocked` when the broker has taken nothing for 5 s, being short of memory or disk.
+    /// What `each` was told has happened. Of the one letter after that, `may_have_run` tells: with `false` it is only where
+    /// it was, with `true` it may be run as well, once the broker takes messages again.
     pub async fn replay(&self, which: &WhichLetters, each: impl FnMut(&Handled)) -> Result<Vec<Handled>, Error> {
         self.act(Act::Replay, which, each).await
     }
@@ -198,19 +201,16 @@ impl DeadLetters {
                 held.keep(delivery);
                 continue;
             }
-            let fate = match act {
-                Act::Drop => Fate::Dropped,
-                Act::Replay | Act::ReplayUnread => match self.publish(&letter, &delivery, act).await {
-                    Ok(fate) => fate,
-                    Err(error) => {
-                        held.keep(delivery);
-                        return Err(error);
-                    }
-                },
+            let replayed = (act != Act::Drop).then(|| self.replayed(&letter, &delivery, act));
+            // Whatever ends this from here on, it goes back.
+            held.keep(delivery);
+            let fate = match replayed {
+                None => Fate::Dropped,
+                Some(Err(why)) => Fate::Kept(why),
+                Some(Ok(publication)) => self.publish(publication).await?,
             };
-            match fate {
-                Fate::Kept(_) | Fate::Absent => held.keep(delivery),
-                Fate::Replayed | Fate::Dropped => delivery.settle(Settle::Ack),
+            if matches!(fate, Fate::Replayed | Fate::Dropped) {
+                held.remove_last();
             }
             tell(letter.id, fate, &mut handled);
         }
@@ -220,14 +220,14 @@ impl DeadLetters {
         Ok(handled)
     }
 
-    async fn publish(&self, letter: &DeadLetter, delivery: &Delivery, act: Act) -> Result<Fate, Error> {
+    /// The letter as it is sent again, or why it cannot be.
+    fn replayed(&self, letter: &DeadLetter, delivery: &Delivery, act: Act) -> Result<Publication, String> {
         let unread = act == Act::ReplayUnread;
-        let publication = match letter.replayed(&self.namespace, &self.service, delivery, self.transport.user(), unread)
-        {
-            Ok(publication) => publication,
-            Err(why) => return Ok(Fate::Kept(why)),
-        };
-        Ok(match self.transport.publish(publication).await? {
+        letter.replayed(&self.namespace, &self.service, delivery, self.transport.user(), unread)
+    }
+
+    async fn publish(&self, publication: Publication) -> Result<Fate, Error> {
+        Ok(match alarm::publish(&self.transport, publication).await? {
             Confirm::Accepted => Fate::Replayed,
             Confirm::Returned => {
                 Fate::Kept("the queue or the instance that it was for is not there any more".to_owned())
@@ -260,6 +260,13 @@ impl Held {
         // The broker has it: only its tag is needed.
         delivery.body.clear();
         self.0.push(delivery);
+    }
+
+    /// The last does not stay.
+    fn remove_last(&mut self) {
+        if let Some(delivery) = self.0.pop() {
+            delivery.settle(Settle::Ack);
+        }
     }
 }
 

@@ -36,7 +36,7 @@ where
         what: String,
     },
     /// The broker takes nothing, being short of memory or disk, and did not within
-    /// [`ClientBuilder::blocked_wait`](crate::ClientBuilder::blocked_wait).
+    /// [`ClientBuilder::blocked_wait`](crate::ClientBuilder::blocked_wait); of dead letters that are replayed, within 5 s.
     #[error("the broker has taken nothing for {after:?}, being blocked ({reason}){}", if *.may_have_run { ": the call may run once it does" } else { "" })]
     Blocked {
         /// The broker's words, such as `low on memory`.

@@ -1,8 +1,11 @@
 //! Dead letters are looked into where they are, replayed and dropped.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 
+use futures::FutureExt as _;
 use hopline::transport::{Confirm, Mode, Properties, Publication, Transport};
 use hopline::{Code, Codec, Context, DeadLetters, Error, Fate, Fault, LetterKind, Method, Service, WhichLetters};
 use tokio::sync::mpsc;
@@ -235,6 +238,40 @@ async fn a_letter_for_one_instance_goes_back_to_it_or_is_kept() {
     server.drain().await;
     let handled = dead.replay(&WhichLetters::All, |_| {}).await.expect("an answer");
     assert!(matches!(&handled[0].fate, Fate::Kept(why) if why.contains("not there any more")), "{handled:?}");
+}
+
+#[tokio::test]
+async fn a_replay_that_is_dropped_leaves_its_letter_where_others_see_it() {
+    let scene = Scene::new();
+    let server = scene.serve(mail().service).await;
+    let (dead, other, transport) = (dead(&scene).await, dead(&scene).await, scene.transport().await);
+    let id = send(&scene, &transport, "one").await;
+    until(&dead, 1).await;
+    // What is sent again stays in its queue.
+    server.drain().await;
+    let which = WhichLetters::Ids(vec![id.clone()]);
+    for polls in 1.. {
+        let mut replay = Box::pin(dead.replay(&which, |_| {}));
+        let mut polled = 0;
+        let until_dropped = poll_fn(|context| {
+            polled += 1;
+            if polled > polls {
+                return Poll::Ready(None);
+            }
+            // In memory nothing would be waited for, did not the runtime ask for a pause.
+            while polled == 1 && tokio::task::consume_budget().now_or_never().is_some() {}
+            replay.as_mut().poll(context).map(Some)
+        });
+        if let Some(handled) = soon(until_dropped).await {
+            assert_eq!(handled.expect("it goes")[0].fate, Fate::Replayed);
+            assert!(polls > 1, "it has been dropped before");
+            break;
+        }
+        drop(replay);
+        until(&other, 1).await;
+        assert!(other.find(&id).await.expect("an answer").is_some());
+    }
+    until(&other, 0).await;
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures::future::{join, join_all};
-use hopline::{Context, Error, Fault, Method, Service, State, WhenFull};
+use hopline::{Code, Context, DeadLetters, Error, Fate, Fault, Method, Service, State, WhenFull, WhichLetters};
 use tokio::sync::mpsc;
 
 use super::node::shared;
@@ -12,6 +12,7 @@ use crate::node::{Alarm, Node, Queue};
 use crate::support::{Held, Scene, hold, soon};
 
 const CALLS: u64 = 500;
+const LETTERS: u64 = 3;
 
 /// Breaks all connections with calls in flight: each ends as it may, and client and server go on by themselves.
 async fn everybody_comes_back(node: &Node, fault: impl AsyncFnOnce(&Node)) {
@@ -219,5 +220,54 @@ async fn calls_are_blocked_while_the_broker_is_short_of_memory_and_work_again_af
     }
     drop(client);
     soon(running.drain()).await;
+    node.nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_replay_is_blocked_while_the_broker_is_short_of_memory_and_keeps_every_letter() {
+    let Some(node) = shared().await else { return };
+    let scene = node.scene();
+    let service = Service::new("mail", 1).method(Method::new("send"), |_: Context, (_,): (u64,)| async {
+        Err::<(), _>(Fault::new(Code::InvalidArgument, "no address"))
+    });
+    let running = scene.serve(service).await;
+    let client = scene.client().await;
+    for number in 0..LETTERS {
+        client.oneway("mail", "send", (number,)).send().await.expect("the broker has it");
+    }
+    let [dead, other] = {
+        let open = async || DeadLetters::open(&scene.url, &scene.namespace, "mail").await.expect("it is there");
+        [open().await, open().await]
+    };
+    let number_is = async |number| while other.count().await.expect("it is there") != number {};
+    soon(number_is(LETTERS)).await;
+    // What is sent again stays in its queue.
+    soon(running.drain()).await;
+    node.memory_alarm(Alarm::On).await;
+    let mut replayed = 0;
+    // The broker takes the first message, and tells its connection that it takes no more.
+    let outcome = soon(dead.replay(&WhichLetters::All, |letter| replayed += u64::from(letter.fate == Fate::Replayed)));
+    match outcome.await {
+        Err(Error::Blocked { after, .. }) => assert_eq!(after, Duration::from_secs(5)),
+        other => panic!("{other:?}"),
+    }
+    soon(number_is(LETTERS - replayed)).await;
+    // Now it is known before anything leaves.
+    match soon(dead.replay(&WhichLetters::All, |_| panic!("none is sent"))).await {
+        Err(Error::Blocked { may_have_run: false, .. }) => {}
+        other => panic!("{other:?}"),
+    }
+    soon(number_is(LETTERS - replayed)).await;
+    node.memory_alarm(Alarm::Off).await;
+    let handled = soon(dead.replay(&WhichLetters::All, |_| {})).await.expect("it goes");
+    assert!(handled.iter().all(|letter| letter.fate == Fate::Replayed), "{handled:?}");
+    assert_eq!(handled.len() as u64, LETTERS - replayed);
+    soon(number_is(0)).await;
+    for dead in [dead, other] {
+        dead.close().await;
+    }
+    drop(client);
+    let work = format!("{}.mail.v1.work", scene.namespace);
+    node.delete_queue(&work).await;
     node.nothing_left().await;
 }

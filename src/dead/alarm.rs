@@ -1,0 +1,55 @@
+//! Publishing that does not wait for the end of a broker's alarm.
+
+use std::time::Duration;
+
+use tokio::sync::broadcast::error::RecvError;
+
+use crate::error::Error;
+use crate::transport::{Confirm, Event, Publication, Transport};
+
+/// How long the broker may take nothing: as long as a client waits, unless it is told otherwise.
+const BLOCKED_WAIT: Duration = Duration::from_secs(5);
+
+/// Publishes once the broker takes messages, and waits for its word.
+///
+/// # Errors
+/// `Blocked` when it has taken nothing for [`BLOCKED_WAIT`]: the message has left, or will when it can, if `may_have_run`
+/// says so. `Disconnected`, `Broker`.
+pub(super) async fn publish(transport: &Transport, publication: Publication) -> Result<Confirm, Error> {
+    until_open(transport, false).await?;
+    let receipt = transport.publish(publication);
+    tokio::select! {
+        biased;
+        confirm = receipt => Ok(confirm?),
+        error = blocked_for_long(transport) => Err(error),
+    }
+}
+
+/// Waits until the broker takes messages, or is gone, which whoever publishes is told.
+async fn until_open(transport: &Transport, may_have_run: bool) -> Result<(), Error> {
+    let mut events = transport.events();
+    let Some(reason) = transport.blocked() else { return Ok(()) };
+    let opened = async {
+        while transport.blocked().is_some()
+            && !matches!(events.recv().await, Ok(Event::Lost(_)) | Err(RecvError::Closed))
+        {}
+    };
+    tokio::time::timeout(BLOCKED_WAIT, opened).await.map_err(|_| Error::Blocked {
+        reason: reason.to_string(),
+        after: BLOCKED_WAIT,
+        may_have_run,
+    })
+}
+
+/// Waits until the broker has taken nothing for too long; for ever if it is gone.
+async fn blocked_for_long(transport: &Transport) -> Error {
+    let mut events = transport.events();
+    loop {
+        if let Err(error) = until_open(transport, true).await {
+            return error;
+        }
+        if matches!(events.recv().await, Ok(Event::Lost(_)) | Err(RecvError::Closed)) {
+            return std::future::pending().await;
+        }
+    }
+}
