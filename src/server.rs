@@ -279,6 +279,7 @@ impl Server {
             compression: settings.compression,
             draining,
             shared: TaskTracker::new(),
+            addressed: TaskTracker::new(),
             drained: CancellationToken::new(),
             own: TaskTracker::new(),
             bindings: Mutex::default(),
@@ -345,7 +346,9 @@ struct Site {
     draining: CancellationToken,
     /// The tasks that read the shared queues; each waits for the calls it started.
     shared: TaskTracker,
-    /// Those calls are done.
+    /// The calls that came by this instance's own queues and run: while they do, these are read for their cancels.
+    addressed: TaskTracker,
+    /// All those calls are done.
     drained: CancellationToken,
     /// The tasks that read this instance's own queues, which tell callers until the end that it is leaving.
     own: TaskTracker,

@@ -178,7 +178,7 @@ impl Worker {
         time
     }
 
-    /// Tells the callers of calls that take long that they still run, until the server has drained.
+    /// Tells the callers of calls that take long that they still run, until none does as the server drains.
     pub(super) async fn report_in(self: Arc<Self>) {
         let mut tick = tokio::time::interval(LOOK);
         loop {

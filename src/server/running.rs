@@ -50,6 +50,9 @@ impl Running {
         site.draining.cancel();
         site.shared.close();
         self.unless_blocked(site.shared.wait()).await;
+        // Calls to this instance report in until `drained`, and are cancelled by its own queues.
+        site.addressed.close();
+        self.unless_blocked(site.addressed.wait()).await;
         // From here on, who calls this instance hears from the broker that it is not there.
         let bindings = std::mem::take(&mut *site.bindings.lock().expect("no panic while holding the bindings"));
         let bindings: Vec<Binding> = bindings.into_values().flatten().collect();

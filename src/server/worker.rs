@@ -10,6 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::Site;
 use super::allow::Caller;
@@ -49,7 +50,14 @@ pub(super) struct Worker {
 }
 
 /// A job, and its place among those that run at once.
-pub(super) type Started = (Job, OwnedSemaphorePermit);
+pub(super) type Started = (Job, Place);
+
+/// A place among the calls that run at once.
+pub(super) struct Place {
+    _permit: OwnedSemaphorePermit,
+    /// A call that came by the instance's own queue keeps that queue read while it runs.
+    _addressed: Option<TaskTrackerToken>,
+}
 
 /// What is to be done about a frame.
 enum Admitted {
@@ -285,14 +293,15 @@ impl Worker {
     /// Waits for a free place, and runs the job where the service's handlers run: `together` with others of its message
     /// for which there was a place at once, which are started later.
     async fn dispatch(self: &Arc<Self>, job: Job, together: &mut Vec<Started>, tasks: &TaskTracker) {
-        let place = match self.place_at_once() {
+        let source = job.message.source;
+        let place = match self.place_at_once(source) {
             // Behind a call that waits for its place there may be a cancel: an instance's own queue is read on.
-            None if job.message.source == Source::Instance && !self.runs_inline() => {
+            None if source == Source::Instance && !self.runs_inline() => {
                 return self.start_later(job, tasks);
             }
             None => {
                 self.start(std::mem::take(together), tasks);
-                self.place().await
+                self.place(source).await
             }
             place => place,
         };
@@ -314,7 +323,7 @@ impl Worker {
         };
         let tracker = tasks.clone();
         tasks.spawn(async move {
-            let place = worker.place().await;
+            let place = worker.place(job.message.source).await;
             drop(waiting);
             match place {
                 Some(place) => worker.start(vec![(job, place)], &tracker),
@@ -329,19 +338,28 @@ impl Worker {
     }
 
     /// A place among the calls that run at once; none once the server drains.
-    async fn place(&self) -> Option<OwnedSemaphorePermit> {
-        tokio::select! {
+    async fn place(&self, source: Source) -> Option<Place> {
+        let addressed = self.addressed(source);
+        let permit = tokio::select! {
             biased;
-            () = self.site.draining.cancelled() => None,
-            place = self.permits.clone().acquire_owned() => place.ok(),
-        }
+            () = self.site.draining.cancelled() => return None,
+            permit = self.permits.clone().acquire_owned() => permit.ok()?,
+        };
+        Some(Place { _permit: permit, _addressed: addressed })
     }
 
-    fn place_at_once(&self) -> Option<OwnedSemaphorePermit> {
+    fn place_at_once(&self, source: Source) -> Option<Place> {
+        let addressed = self.addressed(source);
         if self.site.draining.is_cancelled() {
             return None;
         }
-        self.permits.clone().try_acquire_owned().ok()
+        let permit = self.permits.clone().try_acquire_owned().ok()?;
+        Some(Place { _permit: permit, _addressed: addressed })
+    }
+
+    /// Taken before it is asked whether the server drains: what still runs then is seen by the drain.
+    fn addressed(&self, source: Source) -> Option<TaskTrackerToken> {
+        (source == Source::Instance).then(|| self.site.addressed.token())
     }
 
     /// Starts jobs of one message.

@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 use std::future::IntoFuture;
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::join_all;
-use hopline::{Code, Context, Error, Fault, Method, Service};
+use hopline::{Client, Code, Context, Error, Fault, Method, Service};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::support::{Held, Scene, code, hold, soon};
+use crate::support::{Arrival, Held, Scene, code, hold, soon};
 
 #[tokio::test]
 async fn a_server_stopped_in_the_middle_loses_no_call_and_runs_none_twice() {
@@ -165,4 +166,65 @@ async fn run_until_serves_until_it_is_told_to_stop() {
     assert_eq!(soon(answered).await.expect("answers"), "pong");
     drop(stop);
     soon(serving).await.expect("no panic").expect("it stopped well");
+}
+
+/// Resolves once an instance that drains says so to whoever calls it; calls that it still runs are let go.
+async fn leaves(client: &Client, instance: &str, arrived: &mut mpsc::UnboundedReceiver<Arrival>) {
+    loop {
+        let call = pin!(hold(client, 0).to(instance).into_future());
+        let outcome = tokio::select! {
+            outcome = call => outcome,
+            early = arrived.recv() => {
+                early.expect("it runs").release();
+                continue;
+            }
+        };
+        if outcome.is_err() {
+            return assert_eq!(code(outcome), Code::Unavailable);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_call_to_an_instance_can_be_cancelled_and_is_answered_while_that_drains() {
+    let scene = Scene::new();
+    let Held { service, mut arrived } = Held::new();
+    let leaving = scene.serve(service).await;
+    let instance = leaving.instance().to_owned();
+    let client = scene.client().await;
+    let unwanted = hold(&client, 1).to(&instance).start().await.expect("on its way");
+    let cancelled = soon(arrived.recv()).await.expect("it runs");
+    let wanted = hold(&client, 2).to(&instance).start().await.expect("on its way");
+    let answered = soon(arrived.recv()).await.expect("it runs");
+    let drained = tokio::spawn(leaving.drain());
+    soon(leaves(&client, &instance, &mut arrived)).await;
+    // The drain has time to come to its end meanwhile, if it does not wait.
+    for number in 3..30 {
+        assert_eq!(code(soon(hold(&client, number).to(&instance).into_future()).await), Code::Unavailable);
+    }
+    drop(unwanted);
+    soon(cancelled.context.cancelled()).await;
+    assert!(!drained.is_finished(), "a call still runs");
+    answered.release();
+    assert_eq!(soon(wanted).await.expect("it was let finish"), 2);
+    soon(drained).await.expect("no panic");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_to_an_instance_reports_in_while_that_drains() {
+    let scene = Scene { url: "memory://".to_owned(), ..Scene::new() };
+    let Held { service, mut arrived } = Held::new();
+    let leaving = scene.serve(service).await;
+    let client = scene.client().await;
+    let call = hold(&client, 1).to(leaving.instance()).timeout(Duration::from_secs(3600));
+    let pending = call.start().await.expect("on its way");
+    let running = arrived.recv().await.expect("it runs");
+    // From its first sign of life on, the client expects more.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let drained = tokio::spawn(leaving.drain());
+    // Many times as long as an instance may say nothing.
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    running.release();
+    assert_eq!(pending.await.expect("answered"), 1);
+    drained.await.expect("no panic");
 }
