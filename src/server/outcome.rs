@@ -22,7 +22,7 @@ use crate::transport::{Confirm, Lost, Properties, Publication, Settle};
 
 /// How much of a reason is told, in bytes.
 const MAX_REASON: usize = 4096;
-/// How long a call that is given back waits for room in its queue, and how often it looks.
+/// How long what is published again waits for room in its queue before there is another way out, and how often it looks.
 const PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(20);
 /// How often what cannot be settled otherwise is published on a channel that ends each time.
@@ -293,8 +293,9 @@ impl Worker {
         });
         headers.push((header::USER.to_owned(), message.user.as_deref().unwrap_or_default().to_owned()));
         let patience = Instant::now() + remaining.unwrap_or(PATIENCE).min(PATIENCE);
-        // Given back as a whole, a message would run its other oneway calls again.
-        let waits = || Instant::now() < patience || (frame.kind == Kind::Oneway && message.frames > 1);
+        // Given back as a whole, a message would run its other oneway calls again. A server that is to end does so still.
+        let shared = frame.kind == Kind::Oneway && message.frames > 1;
+        let waits = || Instant::now() < patience || (shared && !self.site.draining.is_cancelled());
         let mut tries = 0;
         loop {
             tries += 1;
@@ -385,6 +386,45 @@ pub(super) fn cut(text: &str, bytes: usize) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::Server;
+    use crate::service::Service;
+    use crate::topology::{Declaration, Queue, QueueKind, ServiceId};
+    use crate::transport::{Mode, Role, Transport};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_oneway_call_that_finds_no_room_goes_back_with_its_message_once_the_server_drains() {
+        let url = format!("memory://{}", Uuid::new_v4());
+        let running = Server::connect(&url).await.expect("in memory").start().await.expect("it serves nothing");
+        let service = Service::new("work", 1);
+        let id = ServiceId::parse("work").expect("a name");
+        let worker = Arc::new(Worker::new(&id, service, running.site.clone()).expect("no threads of its own"));
+
+        let transport = Transport::connect(&url, Role::Client).await.expect("in memory");
+        let full = Queue { max_length: Some(0), ..Queue::new("full", QueueKind::Classic) };
+        let parts = [full, Queue::new("work", QueueKind::Classic)].map(Declaration::Queue);
+        transport.declare(&parts).await.expect("new queues");
+        let publication = Publication {
+            exchange: String::new(),
+            key: "work".to_owned(),
+            mandatory: true,
+            properties: Properties::default(),
+            body: Bytes::new(),
+        };
+        assert_eq!(transport.publish(publication).await, Ok(Confirm::Accepted));
+        let mut work = transport.consume("work", Mode::Settle { prefetch: 1 }).await.expect("it is there");
+        let delivery = work.next().await.expect("a message");
+
+        let message = Message::new(delivery, transport.clone(), Source::Work, 2, TaskTracker::new().token());
+        let frame = Frame::new(Kind::Oneway, Uuid::new_v4(), Codec::Cbor, Metadata::default(), Bytes::new());
+        let publishing = tokio::spawn(async move {
+            worker.publish_again(&frame, "full".to_owned(), &Arc::new(message)).await;
+        });
+        tokio::time::sleep(100 * PATIENCE).await;
+        assert!(!publishing.is_finished(), "its neighbours are not to run again without need");
+        running.site.draining.cancel();
+        tokio::time::timeout(2 * PATIENCE, publishing).await.expect("it gives up").expect("no panic");
+        assert!(work.next().await.expect("the message again").redelivered);
+    }
 
     #[test]
     fn each_pause_is_twice_the_one_before_up_to_a_limit() {
