@@ -29,11 +29,13 @@ pub enum State {
         /// Since when.
         since: Instant,
     },
-    /// The connection was lost, and is being made again, for as long as it takes. Calls wait until their deadline.
+    /// The connection was lost, and is being made again, for as long as it takes. Calls wait until their deadline. Or, of
+    /// a server, one of its queues was lost alone, and an attempt to consume it again has failed: others are served
+    /// meanwhile, and it is tried again for as long as it takes.
     Reconnecting {
         /// Which attempt is under way, or was the last, from 1.
         attempt: u32,
-        /// Since when there is no connection.
+        /// Since when there is no connection, or since when attempts to consume the queue again have failed.
         since: Instant,
         /// What ended the connection, or the last attempt.
         reason: Arc<str>,

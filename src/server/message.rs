@@ -13,7 +13,7 @@ use crate::frame::Frame;
 use crate::transport::{Delivery, Properties, Settle, Transport};
 
 /// Which queue a message came from, and so what it can be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Source {
     /// Calls to any instance.
     Calls,

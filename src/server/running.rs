@@ -31,7 +31,7 @@ impl Running {
         &self.site.instance
     }
 
-    /// Whether there is a connection to the broker, now and from now on.
+    /// Whether there is a connection to the broker and all queues are served, now and from now on.
     #[must_use]
     pub fn state(&self) -> watch::Receiver<State> {
         self.site.state.subscribe()

@@ -1,5 +1,6 @@
 //! Keeps a server connected: connects again when the connection is lost, and consumes again what is lost of it alone.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,6 +45,15 @@ struct Ended {
     connection: u64,
     served: usize,
     source: Source,
+    /// Its connection was new, and the queue may take longer than that to come back, while calls are served.
+    may_take_longer: bool,
+}
+
+/// A queue that could not be consumed again, so far.
+struct Missing {
+    attempts: u32,
+    since: Instant,
+    reason: Arc<str>,
 }
 
 pub(super) struct Supervisor {
@@ -53,6 +63,8 @@ pub(super) struct Supervisor {
     served: Vec<Served>,
     /// Counts the connections.
     connection: u64,
+    /// Queues of this connection of which nothing is served for now.
+    missing: BTreeMap<(usize, Source), Missing>,
     end: mpsc::UnboundedSender<Ended>,
     ends: mpsc::UnboundedReceiver<Ended>,
 }
@@ -61,7 +73,7 @@ impl Supervisor {
     pub(super) fn new(site: Arc<Site>, dial: Dial) -> Self {
         let (end, ends) = mpsc::unbounded_channel();
         let events = site.transport().events();
-        Self { site, dial, events, served: Vec::new(), connection: 0, end, ends }
+        Self { site, dial, events, served: Vec::new(), connection: 0, missing: BTreeMap::new(), end, ends }
     }
 
     pub(super) fn serve(&mut self, id: ServiceId, service: Service) -> Result<(), Error> {
@@ -105,7 +117,7 @@ impl Supervisor {
                             continue;
                         }
                         Ok(Event::Unblocked) => {
-                            self.site.enter(State::Ready);
+                            self.site.enter(self.served_state());
                             continue;
                         }
                         Err(broadcast::error::RecvError::Lagged(_)) => continue,
@@ -140,14 +152,25 @@ impl Supervisor {
     fn enter_ready(&self) {
         self.site.enter(match self.site.transport().blocked() {
             Some(reason) => State::Blocked { reason, since: Instant::now() },
-            None => State::Ready,
+            None => self.served_state(),
         });
+    }
+
+    /// Ready, unless a queue is missing: of several, the one that has been for the longest time is told.
+    fn served_state(&self) -> State {
+        match self.missing.values().min_by_key(|missing| missing.since) {
+            Some(Missing { attempts, since, reason }) => {
+                State::Reconnecting { attempt: *attempts, since: *since, reason: reason.clone() }
+            }
+            None => State::Ready,
+        }
     }
 
     async fn connect(&mut self) -> Result<(), Error> {
         let transport = self.dial.connect(Role::Server).await?;
         self.events = transport.events();
         self.connection += 1;
+        self.missing.clear();
         self.site.transports.send_replace(transport.clone());
         let attached = self.attach_what_is_there().await;
         if attached.is_err() {
@@ -167,7 +190,7 @@ impl Supervisor {
             self.attach(at, source).await?;
         }
         for (served, source) in work {
-            self.repair(Ended { connection: self.connection, served, source }).await;
+            self.repair(Ended { connection: self.connection, served, source, may_take_longer: true }).await;
         }
         Ok(())
     }
@@ -266,7 +289,7 @@ impl Supervisor {
             Source::Instance => (&site.own, &site.drained),
             Source::Calls | Source::Work | Source::Events => (&site.shared, &site.draining),
         };
-        let ended = Ended { connection: self.connection, served: at, source };
+        let ended = Ended { connection: self.connection, served: at, source, may_take_longer: false };
         // A worker whose places are all taken reads on when one is free: it is not to be waited for.
         let (over, told, to) = (consumer.ended.clone(), stop.clone(), self.end.clone());
         tokio::spawn(async move {
@@ -291,12 +314,22 @@ impl Supervisor {
             reason: format!("it gave no answer within {PATIENCE:?}"),
         };
         match attached.unwrap_or_else(|_| Err(silent())) {
-            Ok(()) if ended.source == Source::Work => self.restore_dead_letters(ended.served).await,
-            Ok(()) => {}
+            Ok(()) => {
+                if self.missing.remove(&(ended.served, ended.source)).is_some() {
+                    self.tell();
+                }
+                if ended.source == Source::Work {
+                    self.restore_dead_letters(ended.served).await;
+                }
+            }
             // Another connection is on its way, or tried with the next event.
             Err(Error::Disconnected { .. }) => {}
             Err(error) => {
                 warn!(%error, "a queue cannot be consumed again yet");
+                // Time alone does not change a queue's arguments.
+                if !ended.may_take_longer || matches!(error, Error::Mismatch { .. }) {
+                    self.note_missing(ended, &error);
+                }
                 let again = self.end.clone();
                 tokio::spawn(async move {
                     tokio::time::sleep(RETRY).await;
@@ -304,6 +337,22 @@ impl Supervisor {
                     let _ = again.send(ended);
                 });
             }
+        }
+    }
+
+    /// Notes that an attempt to consume a queue again has failed.
+    fn note_missing(&mut self, queue: Ended, error: &Error) {
+        let new = || Missing { attempts: 0, since: Instant::now(), reason: Arc::default() };
+        let missing = self.missing.entry((queue.served, queue.source)).or_insert_with(new);
+        missing.attempts = missing.attempts.saturating_add(1);
+        missing.reason = error.to_string().into();
+        self.tell();
+    }
+
+    /// Tells whether all is served, unless there is something worse to tell: that the broker takes nothing.
+    fn tell(&self) {
+        if self.site.transport().blocked().is_none() {
+            self.site.enter(self.served_state());
         }
     }
 }
@@ -314,5 +363,79 @@ fn queue_of(part: &Declaration) -> Option<&str> {
         Declaration::Queue(queue) => Some(&queue.name),
         Declaration::Binding(binding) => Some(&binding.queue),
         Declaration::Exchange(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::{Running, Server};
+    use crate::topology::{Queue, QueueKind};
+    use crate::transport::{DialSettings, Transport};
+
+    /// A server, the supervisor of a service that it does not serve yet, and their address.
+    async fn unserved() -> (Running, Supervisor, String) {
+        let url = format!("memory://{}", uuid::Uuid::new_v4());
+        let running = Server::connect(&url).await.expect("in memory").start().await.expect("it serves nothing");
+        let dial = DialSettings::default().dial(&url).expect("an address");
+        let mut supervisor = Supervisor::new(running.site.clone(), dial);
+        supervisor.serve(work(), Service::new("work", 1)).expect("no threads of its own");
+        (running, supervisor, url)
+    }
+
+    fn work() -> ServiceId {
+        ServiceId::parse("work").expect("a name")
+    }
+
+    const CALLS: Ended = Ended { connection: 0, served: 0, source: Source::Calls, may_take_longer: false };
+
+    #[tokio::test(start_paused = true)]
+    async fn a_queue_that_cannot_be_consumed_again_is_told_until_it_can() {
+        let (running, supervisor, _) = unserved().await;
+        let name = running.site.namespace.calls_queue(work());
+        let long = Duration::from_secs(10);
+        let other = Queue { expires: Some(long), max_length: Some(7), ..Queue::new(&name, QueueKind::Classic) };
+        running.site.transport().declare(&[Declaration::Queue(other)]).await.expect("a new queue");
+        supervisor.end.send(CALLS).expect("it listens");
+        tokio::spawn(supervisor.run());
+
+        let mut state = running.state();
+        let again = state.wait_for(|state| matches!(state, State::Reconnecting { attempt: 3, .. }));
+        let again = tokio::time::timeout(long, again).await.expect("it is told").expect("it runs").clone();
+        assert!(matches!(again, State::Reconnecting { reason, .. } if reason.contains(&name)));
+        let ready = state.wait_for(|state| *state == State::Ready);
+        tokio::time::timeout(2 * long, ready).await.expect("the queue is gone").expect("it runs");
+    }
+
+    #[tokio::test]
+    async fn a_queue_that_is_consumed_again_at_once_is_not_told() {
+        let (running, mut supervisor, _) = unserved().await;
+        let state = running.state();
+        supervisor.repair(CALLS).await;
+        let queue = running.site.namespace.calls_queue(work());
+        assert_eq!(running.site.transport().count(&queue).await.expect("not closed"), Some(0));
+        assert!(!state.has_changed().expect("it runs"), "{:?}", *state.borrow());
+    }
+
+    #[tokio::test]
+    async fn a_work_queue_that_is_not_back_with_its_connection_is_told_only_if_it_is_another() {
+        let (running, mut supervisor, url) = unserved().await;
+        let name = running.site.namespace.work_queue(work());
+        let ended = Ended { source: Source::Work, may_take_longer: true, ..CALLS };
+        // A queue that is locked stands for one without its leader.
+        let owner = Transport::connect(&url, Role::Client).await.expect("in memory");
+        let locked = Declaration::Queue(Queue::new(&name, QueueKind::Exclusive));
+        owner.declare(&[locked]).await.expect("a new queue");
+        supervisor.repair(ended).await;
+        assert_eq!(*running.state().borrow(), State::Ready);
+        owner.close().await;
+        let other = Declaration::Queue(Queue { max_length: Some(7), ..Queue::new(&name, QueueKind::Quorum) });
+        running.site.transport().declare(&[other]).await.expect("a new queue");
+        supervisor.repair(ended).await;
+        let state = running.state().borrow().clone();
+        assert!(
+            matches!(&state, State::Reconnecting { attempt: 1, reason, .. } if reason.contains(&name)),
+            "{state:?}"
+        );
     }
 }

@@ -156,6 +156,35 @@ async fn a_service_whose_queue_of_oneway_calls_is_deleted_has_a_new_one() {
 }
 
 #[tokio::test]
+async fn a_queue_that_is_made_again_with_other_arguments_is_told_until_it_is_gone() {
+    let Some(node) = shared().await else { return };
+    let scene = node.scene();
+    let (running, mut arrivals) = worker(&scene, 10).await;
+    let client = scene.client().await;
+    let calls = format!("{}.held.v1.calls", scene.namespace);
+    let mut state = running.state();
+    // The server makes it again as well, and may be the first.
+    let told = async {
+        loop {
+            node.replace_queue(&calls).await;
+            let told = state.wait_for(|state| matches!(state, State::Reconnecting { .. }));
+            if let Ok(told) = tokio::time::timeout(Duration::from_secs(2), told).await {
+                break told.expect("it serves").clone();
+            }
+        }
+    };
+    let told = soon(told).await;
+    assert!(matches!(&told, State::Reconnecting { reason, .. } if reason.contains(&calls)), "{told:?}");
+    is_answered(hold(&client, NEXT).to(running.instance()), &mut arrivals).await;
+    node.delete_queue(&calls).await;
+    soon(state.wait_for(|state| *state == State::Ready)).await.expect("it is told");
+    the_next_call_works(&client, &mut arrivals).await;
+    drop(client);
+    soon(running.drain()).await;
+    node.nothing_left().await;
+}
+
+#[tokio::test]
 async fn a_call_that_is_refused_when_it_is_sent_again_may_have_run_before() {
     let Some(node) = shared().await else { return };
     let scene = node.scene();

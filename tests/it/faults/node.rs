@@ -15,6 +15,16 @@ impl Node {
         assert!(done.starts_with("{ok,"), "{name} is not deleted: {done}");
     }
 
+    /// Deletes a queue, and makes it again without arguments unless somebody else is faster.
+    pub(crate) async fn replace_queue(&self, name: &str) {
+        let resource =
+            format!("R = rabbit_misc:r(<<\"/\">>, queue, <<\"{name}\">>), {{ok, Q}} = rabbit_amqqueue:lookup(R)");
+        let deleted = "{ok, _} = rabbit_amqqueue:delete(Q, false, false, <<\"it\">>)";
+        let made = "{Made, _} = rabbit_amqqueue:declare(R, true, false, [], none, <<\"it\">>)";
+        let done = self.eval(&format!("{resource}, {deleted}, {made}, Made.")).await;
+        assert!(["new", "existing"].contains(&done.trim()), "{name} is not made again: {done}");
+    }
+
     /// Kills the process of a classic queue in the broker, which then cancels its consumers and starts it again.
     pub(crate) async fn crash_queue(&self, name: &str) {
         let found = format!("{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{name}\">>))");
