@@ -23,6 +23,7 @@ use tracing::level_filters::LevelFilter;
 use tracing::{Instrument, debug, info_span};
 use uuid::Uuid;
 
+pub(crate) use self::builder::BLOCKED_WAIT;
 pub use self::builder::{ClientBuilder, Coalesce, WhenFull};
 use self::line::{Address, Line, Token};
 pub(crate) use self::pending::{Dispatched, Gathering};

@@ -53,6 +53,9 @@ impl Coalesce {
     }
 }
 
+/// How long a broker that takes nothing is waited for, unless it is said otherwise.
+pub(crate) const BLOCKED_WAIT: Duration = Duration::from_secs(5);
+
 /// What a client may be told before it connects.
 #[derive(Debug, Clone)]
 pub struct ClientBuilder {
@@ -84,7 +87,7 @@ impl Default for ClientBuilder {
             timeout: Duration::from_secs(30),
             max_message_size: MAX_MESSAGE_SIZE,
             coalesce: Coalesce::default(),
-            blocked_wait: Duration::from_secs(5),
+            blocked_wait: BLOCKED_WAIT,
             max_in_flight: None,
             compression: None,
             dial: DialSettings::default(),

@@ -1,14 +1,10 @@
 //! Publishing that does not wait for the end of a broker's alarm.
 
-use std::time::Duration;
-
 use tokio::sync::broadcast::error::RecvError;
 
+use crate::client::BLOCKED_WAIT;
 use crate::error::Error;
 use crate::transport::{Confirm, Event, Publication, Transport};
-
-/// How long the broker may take nothing: as long as a client waits, unless it is told otherwise.
-const BLOCKED_WAIT: Duration = Duration::from_secs(5);
 
 /// Publishes once the broker takes messages, and waits for its word.
 ///

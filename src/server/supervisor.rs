@@ -171,6 +171,8 @@ impl Supervisor {
         self.events = transport.events();
         self.connection += 1;
         self.missing.clear();
+        // The queues that they lead to went with the last connection.
+        self.site.bindings.lock().expect("no panic while holding the bindings").clear();
         self.site.transports.send_replace(transport.clone());
         let attached = self.attach_what_is_there().await;
         if attached.is_err() {

@@ -117,25 +117,7 @@ async fn a_call_addressed_to_a_leaving_instance_is_told_so() {
     let running = hold(&client, 1).start().await.expect("on its way");
     let busy = soon(arrived.recv()).await.expect("it runs");
     let drained = tokio::spawn(leaving.drain());
-    // Until the drain has begun, a call to the instance runs: let those go.
-    let told = async {
-        loop {
-            let call = hold(&client, 2).to(&instance).into_future();
-            tokio::select! {
-                outcome = call => break outcome,
-                early = arrived.recv() => early.expect("it runs").release(),
-            }
-        }
-    };
-    // A call that was let go answers 2; ask until the instance says that it is leaving.
-    let told = async {
-        let mut told = Box::pin(told).await;
-        while told.is_ok() {
-            told = hold(&client, 2).to(&instance).timeout(Duration::from_millis(500)).await;
-        }
-        told
-    };
-    assert_eq!(code(soon(told).await), Code::Unavailable);
+    soon(leaves(&client, &instance, &mut arrived)).await;
     busy.release();
     running.await.expect("it was let finish");
     soon(drained).await.expect("no panic");
@@ -219,7 +201,7 @@ async fn a_call_to_an_instance_reports_in_while_that_drains() {
     let call = hold(&client, 1).to(leaving.instance()).timeout(Duration::from_secs(3600));
     let pending = call.start().await.expect("on its way");
     let running = arrived.recv().await.expect("it runs");
-    // From its first sign of life on, the client expects more.
+    // The time is virtual, and says how often signs of life are due. From its first one on, the client expects more.
     tokio::time::sleep(Duration::from_secs(3)).await;
     let drained = tokio::spawn(leaving.drain());
     // Many times as long as an instance may say nothing.

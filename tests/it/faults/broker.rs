@@ -222,7 +222,7 @@ async fn calls_are_blocked_while_the_broker_is_short_of_memory_and_work_again_af
     let scene = node.scene();
     let (running, mut arrivals) = worker(&scene, 10).await;
     let builder = hopline::Client::builder().namespace(&scene.namespace).blocked_wait(Duration::from_secs(1));
-    let client = builder.connect(&scene.url).await.expect("the broker is there");
+    let client = builder.clone().connect(&scene.url).await.expect("the broker is there");
     the_next_call_works(&client, &mut arrivals).await;
     node.memory_alarm(Alarm::On).await;
     // The broker tells whoever publishes.
@@ -234,8 +234,7 @@ async fn calls_are_blocked_while_the_broker_is_short_of_memory_and_work_again_af
         other => panic!("{other:?}"),
     }
     // Those that wait for a place wait for the broker, too.
-    let limited = hopline::Client::builder().namespace(&scene.namespace).blocked_wait(Duration::from_secs(1));
-    let limited = limited.max_in_flight(1, WhenFull::Wait).connect(&scene.url).await.expect("the broker is there");
+    let limited = builder.max_in_flight(1, WhenFull::Wait).connect(&scene.url).await.expect("the broker is there");
     for outcome in ends(on_their_way(&limited, 2..12).await).await {
         assert!(matches!(outcome, Err(Error::Blocked { .. })), "{outcome:?}");
     }
