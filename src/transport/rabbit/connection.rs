@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use deadpool_lapin::{Config, Hook, HookError, Object, Pool, PoolError, Runtime};
-use futures::{Stream, StreamExt as _};
+use futures::{FutureExt as _, Stream, StreamExt as _};
 use lapin::{ConnectionProperties, ConnectionStatus, ErrorKind};
 use tokio::runtime::Handle;
 use tokio::sync::{broadcast, watch};
@@ -28,7 +28,7 @@ const EVENTS: usize = 64;
 /// How often a connection is looked at besides the events it sends: not every end of one is an event.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How long closing may take: under a broker's alarm it would wait for the alarm's end.
+/// How long closing may take, and what is left to be sent before it: under a broker's alarm that waits for its end.
 pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How many numbers of channels are tried.
 const CHANNEL_TRIES: usize = 16;
@@ -61,12 +61,14 @@ impl Drop for Link {
 struct End {
     /// Why it ended, once it has.
     reason: watch::Sender<Option<Arc<str>>>,
+    /// Whether this side ends it: it is not lost then.
+    wanted: AtomicBool,
     news: Arc<News>,
 }
 
 impl End {
     fn lost(&self, reason: Arc<str>) {
-        if self.set(reason.clone()) {
+        if self.set(reason.clone()) && !self.wanted.load(Ordering::SeqCst) {
             self.news.lost(reason);
         }
     }
@@ -240,7 +242,7 @@ impl Link {
     /// Opens a connection; what happens to it is `news`.
     pub(super) async fn open(source: &Source, url: &Url, dial: &Dial, news: Arc<News>) -> Result<Arc<Self>, Error> {
         let connection = Arc::new(source.connect(url, dial).await?);
-        let end = Arc::new(End { reason: watch::channel(None).0, news });
+        let end = Arc::new(End { reason: watch::channel(None).0, wanted: AtomicBool::new(false), news });
         tokio::spawn(watch_until_end(connection.events_listener(), connection.status().clone(), end.clone()));
         info!(broker = %masked(url.as_str()), "connected");
         Ok(Arc::new(Self { connection, end, runtime: Handle::current() }))
@@ -298,13 +300,34 @@ impl Link {
         reason.unwrap_or_else(|| "the connection was closed".into())
     }
 
+    /// Whether the broker reads nothing of this connection now. lapin does not write to it either.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.connection.status().blocked()
+    }
+
     /// Closes the connection, which is then not reported as lost.
+    ///
+    /// Its end is told after that, not before: a channel that somebody drops while lapin closes the connection makes lapin
+    /// break it off.
     pub(super) async fn close(&self) {
-        self.end.set("this program closed the connection".into());
-        // One that has ended already says so at once.
-        if tokio::time::timeout(CLOSE_TIMEOUT, self.connection.close(200, "OK".into())).await.is_err() {
-            warn!("the broker did not confirm within {CLOSE_TIMEOUT:?} that the connection is closed");
+        self.end.wanted.store(true, Ordering::SeqCst);
+        let mut closing = std::pin::pin!(self.connection.close(200, "OK".into()));
+        if self.is_blocked() {
+            // Polling once sends it, at the alarm's end.
+            let _ = closing.as_mut().now_or_never();
+        } else {
+            let closed = async {
+                tokio::select! {
+                    // lapin refuses when the connection has ended or is being closed, and may not answer when it ends.
+                    Ok(()) = closing => {}
+                    _ = self.end() => {}
+                }
+            };
+            if tokio::time::timeout(CLOSE_TIMEOUT, closed).await.is_err() {
+                warn!("the broker did not confirm within {CLOSE_TIMEOUT:?} that the connection is closed");
+            }
         }
+        self.end.set("this program closed the connection".into());
     }
 }
 
@@ -331,7 +354,7 @@ async fn watch_until_end(listener: impl Stream<Item = lapin::Event>, status: Con
                 break words(&error).into();
             }
             Some(other) => debug!(event = ?other, "told by the broker's connection"),
-            None if status.connected() => {}
+            None if status.connected() || status.closing() => {}
             None => break "the broker closed the connection".into(),
         }
     };

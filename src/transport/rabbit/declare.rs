@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use futures::FutureExt as _;
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, ExchangeKind as Kind};
@@ -87,11 +88,17 @@ pub(super) async fn unbind(link: &Link, bindings: &[Binding]) -> Result<(), Erro
     Ok(())
 }
 
-/// Closes a channel that has done its work. Left to its drop, a channel that the broker closes just then takes its
-/// whole connection down in lapin.
+/// Closes a channel that has done its work. Left to its drop, a channel that the broker closes just then, or whose
+/// connection is closed, takes its whole connection down in lapin.
 pub(super) async fn close(link: &Link, channel: &Channel) {
-    // A channel that is gone is as good as closed.
-    let _ = link.ask(channel.close(200, "OK".into())).await;
+    let closing = channel.close(200, "OK".into());
+    if link.is_blocked() {
+        // Polling once sends it, at the alarm's end.
+        let _ = closing.now_or_never();
+    } else {
+        // A channel that is gone is as good as closed.
+        let _ = link.ask(closing).await;
+    }
 }
 
 fn name_of(name: &str) -> Result<ShortString, Error> {

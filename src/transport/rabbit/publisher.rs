@@ -177,7 +177,7 @@ impl Writer {
     async fn run(mut self, mut channel: Channel) {
         let reason = loop {
             match self.publish_on(&channel).await {
-                Over::Done => return,
+                Over::Done => return declare::close(&self.link, &channel).await,
                 Over::Connection(reason) => break reason,
                 Over::Channel => match confirming(&self.link).await {
                     Ok(fresh) => channel = fresh,
