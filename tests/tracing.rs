@@ -76,3 +76,21 @@ async fn a_password_is_never_logged() {
     let log = logged();
     assert!(!log.contains("s3cret") && !log.contains("guest:guest"), "{log}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_closes_does_not_break_connections_off() {
+    LazyLock::force(&LISTENING);
+    for _ in 0..40 {
+        let namespace = format!("tracing-{}", uuid::Uuid::new_v4().simple());
+        let server = Server::builder().namespace(&namespace).connect(&broker()).await.expect("the broker is there");
+        let server = server.method("traced", "one", |_: Context, (): ()| async move { Ok::<_, Fault>(1) });
+        let running = server.start().await.expect("it can be served");
+        let client = Client::builder().namespace(&namespace).connect(&broker()).await.expect("the broker is there");
+        assert_eq!(client.call::<i64>("traced", "one", ()).await.expect("answered"), 1);
+        tokio::join!(client.close(), running.drain());
+    }
+    let log = logged();
+    // What lapin says before it ends a connection without the broker's consent.
+    let broken: Vec<&str> = log.lines().filter(|line| line.contains("Connection error error=invalid")).collect();
+    assert!(broken.is_empty(), "{broken:#?}");
+}
