@@ -238,7 +238,8 @@ async fn calls_are_blocked_while_the_broker_is_short_of_memory_and_work_again_af
     for outcome in ends(on_their_way(&limited, 2..12).await).await {
         assert!(matches!(outcome, Err(Error::Blocked { .. })), "{outcome:?}");
     }
-    drop(limited);
+    // It closes without waiting for the broker, and is gone when that hears again.
+    soon(limited.close()).await;
     node.memory_alarm(Alarm::Off).await;
     soon(state.wait_for(|state| *state == State::Ready)).await.expect("it is told");
     the_next_call_works(&client, &mut arrivals).await;
