@@ -318,6 +318,7 @@ impl Link {
         } else {
             let closed = async {
                 tokio::select! {
+                    biased;
                     // lapin refuses when the connection has ended or is being closed, and may not answer when it ends.
                     Ok(()) = closing => {}
                     _ = self.end() => {}
