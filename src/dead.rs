@@ -1,6 +1,6 @@
 //! Dead letters: what a service could not run, to be looked into, replayed or dropped by an operator.
 
-mod alarm;
+mod publish;
 mod letter;
 
 use std::collections::HashSet;
@@ -153,7 +153,8 @@ impl DeadLetters {
     /// # Errors
     /// As [`DeadLetters::count`], and `Blocked` when the broker has taken nothing for 5 s, being short of memory or disk.
     /// What `each` was told has happened. Of the one letter after that, `may_have_run` tells: with `false` it is only where
-    /// it was, with `true` it may be run as well, once the broker takes messages again.
+    /// it was, with `true` it may be run as well, once the broker takes messages again. So may a letter whose queue has not
+    /// confirmed it for 30 s, as when most of its nodes are away: that is `Broker`.
     pub async fn replay(&self, which: &WhichLetters, each: impl FnMut(&Handled)) -> Result<Vec<Handled>, Error> {
         self.act(Act::Replay, which, each).await
     }
@@ -227,7 +228,7 @@ impl DeadLetters {
     }
 
     async fn publish(&self, publication: Publication) -> Result<Fate, Error> {
-        Ok(match alarm::publish(&self.transport, publication).await? {
+        Ok(match publish::publish(&self.transport, publication).await? {
             Confirm::Accepted => Fate::Replayed,
             Confirm::Returned => {
                 Fate::Kept("the queue or the instance that it was for is not there any more".to_owned())

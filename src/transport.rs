@@ -29,6 +29,9 @@ pub use self::tls::Tls;
 use crate::error::Error;
 use crate::topology::{Binding, Declaration};
 
+/// How long the broker may take over one operation.
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// A live connection to a broker.
 #[derive(Debug, Clone)]
 pub enum Transport {

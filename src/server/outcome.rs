@@ -18,7 +18,7 @@ use crate::error::{Code, Fault};
 use crate::frame::{self, CONTENT_TYPE, Frame, FrameError, Kind, Metadata};
 use crate::service::Answer;
 use crate::topology::{ONEWAY_ATTEMPTS, header};
-use crate::transport::{Confirm, Lost, Properties, Publication, Settle};
+use crate::transport::{ANSWER_TIMEOUT, Confirm, Lost, Properties, Publication, Settle};
 
 /// How much of a reason is told, in bytes.
 const MAX_REASON: usize = 4096;
@@ -310,7 +310,12 @@ impl Worker {
                 },
                 body: body.clone(),
             };
-            match message.transport.publish(publication).await {
+            let confirm = tokio::select! {
+                biased;
+                confirm = message.transport.publish(publication) => confirm,
+                lost = self.unanswered() => Err(lost),
+            };
+            match confirm {
                 Ok(Confirm::Accepted) => {
                     message.finish();
                     return true;
@@ -335,6 +340,15 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// The end of a publication that the broker does not answer, as a quorum queue without its majority does not: a server
+    /// that is to end does not wait for it.
+    async fn unanswered(&self) -> Lost {
+        self.site.draining.cancelled().await;
+        tokio::time::sleep(ANSWER_TIMEOUT).await;
+        let reason = format!("the broker gave no answer within {ANSWER_TIMEOUT:?}").into();
+        Lost { handed_over: true, connected: true, reason }
     }
 
     fn properties(&self, kind: Option<String>) -> Properties {

@@ -29,7 +29,9 @@ use url::Url;
 
 use crate::error::Error;
 use crate::topology::{Binding, Declaration};
-use crate::transport::{Consumer, Delivery, Dial, Event, Mode, Publication, Receipt, Role, Settle, Settler};
+use crate::transport::{
+    ANSWER_TIMEOUT, Consumer, Delivery, Dial, Event, Mode, Publication, Receipt, Role, Settle, Settler,
+};
 use connection::{CLOSE_TIMEOUT, Link, News, Refusal, Source};
 use publisher::{Publisher, Told};
 use pull::Puller;
@@ -268,6 +270,7 @@ impl Feed {
         let mut settled = Vec::with_capacity(BATCH);
         let mut active = true;
         let mut ack_by = std::pin::pin!(tokio::time::sleep(ACK_WITHIN));
+        let mut end_by = std::pin::pin!(tokio::time::sleep(ANSWER_TIMEOUT));
         loop {
             tokio::select! {
                 delivery = self.stream.next() => match delivery {
@@ -289,15 +292,16 @@ impl Feed {
                 }
                 () = &mut ack_by, if !self.acked.is_empty() => self.ack(),
                 // A dropped consumer wants no more either.
-                _ = &mut cancelled, if active => {
+                () = async { tokio::select! { _ = &mut cancelled => {}, () = self.deliver.closed() => {} } }, if active => {
                     active = false;
                     self.ack();
                     self.cancel();
+                    end_by.as_mut().reset(Instant::now() + ANSWER_TIMEOUT);
                 }
-                () = self.deliver.closed(), if active => {
-                    active = false;
-                    self.ack();
-                    self.cancel();
+                // As when the queue has lost its leader.
+                () = &mut end_by, if !active => {
+                    warn!(queue = %self.stream.queue(), "the broker did not say within {ANSWER_TIMEOUT:?} that a consumer has ended");
+                    break;
                 }
             }
         }

@@ -16,13 +16,11 @@ use tracing::{debug, info, warn};
 use url::Url;
 
 use crate::error::Error;
-use crate::transport::{Dial, Event, Role, masked};
+use crate::transport::{ANSWER_TIMEOUT, Dial, Event, Role, masked};
 
 /// How often each side says that it is there, unless the address says otherwise, in seconds. After two of silence the
 /// other side has gone: with RabbitMQ's own minute, a partition would go unnoticed for two.
 const HEARTBEAT: &str = "10";
-/// How long the broker may take over one operation.
-pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How many events a slow subscriber may be behind.
 const EVENTS: usize = 64;
 /// How often a connection is looked at besides the events it sends: not every end of one is an event.

@@ -3,12 +3,14 @@
 use std::time::{Duration, Instant};
 
 use futures::future::{join, join_all};
-use hopline::{Code, Context, DeadLetters, Error, Fate, Fault, Method, Service, State, WhenFull, WhichLetters};
+use hopline::{
+    Coalesce, Code, Context, DeadLetters, Error, Fate, Fault, Method, Service, State, WhenFull, WhichLetters,
+};
 use tokio::sync::mpsc;
 
 use super::node::shared;
 use super::{LONG, NEXT, ends, is_answered, on_their_way, the_next_call_works, worker};
-use crate::node::{Alarm, Node, Queue};
+use crate::node::{Alarm, Node, Queue, when};
 use crate::support::{Held, Scene, hold, soon};
 
 const CALLS: u64 = 500;
@@ -298,5 +300,74 @@ async fn a_replay_is_blocked_while_the_broker_is_short_of_memory_and_keeps_every
     drop(client);
     let work = format!("{}.mail.v1.work", scene.namespace);
     node.delete_queue(&work).await;
+    node.nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_replay_into_a_queue_that_does_not_answer_ends_and_keeps_the_letter() {
+    let Some(node) = shared().await else { return };
+    let scene = node.scene();
+    let service = Service::new("mail", 1).method(Method::new("send"), |_: Context, (): ()| async {
+        Err::<(), _>(Fault::new(Code::InvalidArgument, "no address"))
+    });
+    let running = scene.serve(service).await;
+    let client = scene.client().await;
+    client.oneway("mail", "send", ()).send().await.expect("the broker has it");
+    let dead = DeadLetters::open(&scene.url, &scene.namespace, "mail").await.expect("it is there");
+    soon(async { while dead.count().await.expect("it is there") != 1 {} }).await;
+    soon(running.drain()).await;
+    let work = format!("{}.mail.v1.work", scene.namespace);
+    let dead_queue = format!("{}.mail.v1.dead", scene.namespace);
+    node.answers(&work, false).await;
+    let mut replaying = std::pin::pin!(dead.replay(&WhichLetters::All, |_| panic!("none is sent")));
+    // The letter has been taken out.
+    let taken = |queues: &[Queue]| queues.iter().any(|queue| queue.name == dead_queue && queue.unacked == 1);
+    tokio::select! {
+        outcome = &mut replaying => panic!("{outcome:?}"),
+        _ = node.queues_when(taken) => {}
+    }
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(31)).await;
+    tokio::time::resume();
+    match soon(replaying).await {
+        Err(Error::Broker { reason, .. }) => assert!(reason.contains("no answer within 30s"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    node.answers(&work, true).await;
+    soon(async { while dead.count().await.expect("it is there") != 1 {} }).await;
+    dead.close().await;
+    drop(client);
+    node.delete_queue(&work).await;
+    node.nothing_left().await;
+}
+
+#[tokio::test]
+async fn a_drain_that_gives_calls_back_to_a_queue_that_does_not_answer_ends() {
+    let Some(node) = shared().await else { return };
+    let scene = node.scene();
+    let (running, mut arrivals) = worker(&scene, 1).await;
+    let builder = hopline::Client::builder().namespace(&scene.namespace).coalesce(Coalesce::Off);
+    let client = builder.connect(&scene.url).await.expect("the broker is there");
+    let mut pending = on_their_way(&client, 0..3).await;
+    let first = soon(arrivals.recv()).await.expect("it runs");
+    let calls = format!("{}.held.v1.calls", scene.namespace);
+    let delivered = |queues: &[Queue]| queues.iter().any(|queue| queue.name == calls && queue.unacked == 3);
+    node.queues_when(delivered).await;
+    node.answers(&calls, false).await;
+    let draining = tokio::spawn(running.drain());
+    when(async || node.untold(&calls, "hold").await, |calls| *calls == 2).await;
+    first.release();
+    assert_eq!(soon(pending.remove(0)).await.expect("answered"), 0);
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(31)).await;
+    tokio::time::resume();
+    for outcome in ends(pending).await {
+        let Err(Error::Fault(fault)) = outcome else { panic!("{outcome:?}") };
+        assert_eq!(fault.code, Code::Aborted, "they are in the queue: {fault}");
+    }
+    soon(draining).await.expect("no panic");
+    node.answers(&calls, true).await;
+    drop(client);
+    node.delete_queue(&calls).await;
     node.nothing_left().await;
 }

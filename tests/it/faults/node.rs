@@ -32,6 +32,24 @@ impl Node {
         assert_eq!(done.trim(), "true", "{name}");
     }
 
+    /// Has a queue answer nobody, as a quorum queue without its majority does, or everybody again.
+    pub(crate) async fn answers(&self, name: &str, answers: bool) {
+        let found = format!("{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{name}\">>))");
+        let act = if answers { "resume" } else { "suspend" };
+        let done = self.eval(&format!("{found}, sys:{act}(amqqueue:get_pid(Q)).")).await;
+        assert_eq!(done.trim(), "ok", "{name}");
+    }
+
+    /// How much of what a queue has been told, and does not answer, contains this text.
+    pub(crate) async fn untold(&self, name: &str, text: &str) -> u64 {
+        let found = format!("{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{name}\">>))");
+        let process = "P = case amqqueue:get_pid(Q) of {Name, _} -> whereis(Name); Pid -> Pid end";
+        let told = "{messages, Told} = erlang:process_info(P, messages)";
+        let contains = format!("binary:match(term_to_binary(One), <<\"{text}\">>) =/= nomatch");
+        let said = self.eval(&format!("{found}, {process}, {told}, length([One || One <- Told, {contains}]).")).await;
+        said.trim().parse().unwrap_or_else(|error| panic!("{name}: {error}: {said}"))
+    }
+
     /// Its queues, once they are as they have to become.
     pub(crate) async fn queues_when(&self, are_so: impl Fn(&[Queue]) -> bool) -> Vec<Queue> {
         when(async || self.queues().await, |queues| are_so(queues)).await
