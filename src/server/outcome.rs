@@ -296,6 +296,7 @@ impl Worker {
         // Given back as a whole, a message would run its other oneway calls again. A server that is to end does so still.
         let shared = frame.kind == Kind::Oneway && message.frames > 1;
         let waits = || Instant::now() < patience || (shared && !self.site.draining.is_cancelled());
+        let may_repeat = frame.idempotent || frame.kind == Kind::Oneway;
         let mut tries = 0;
         loop {
             tries += 1;
@@ -322,8 +323,11 @@ impl Worker {
                 }
                 // The others are at it: there will be room.
                 Ok(Confirm::Refused) if waits() => tokio::time::sleep(PAUSE).await,
-                // It may be in the queue: whoever publishes it again may have it run twice.
-                Err(lost) if lost.connected && lost.handed_over && frame.kind == Kind::Request && !frame.idempotent => {
+                Err(lost) if lost.connected && (!lost.handed_over || may_repeat) && waits() && tries < MAX_TRIES => {
+                    tokio::time::sleep(PAUSE * tries).await;
+                }
+                // It may be in the queue.
+                Err(lost) if lost.connected && lost.handed_over && frame.kind == Kind::Request => {
                     let why = format!(
                         "instance {} was shutting down and gave the call back: it may have run",
                         self.site.instance
@@ -331,7 +335,6 @@ impl Worker {
                     self.reply(frame.id, frame.codec, Answer::Fault(Fault::new(Code::Aborted, why)), None, message);
                     return true;
                 }
-                Err(lost) if lost.connected && waits() && tries < MAX_TRIES => tokio::time::sleep(PAUSE * tries).await,
                 Ok(_) | Err(Lost { connected: true, .. }) if frame.kind == Kind::Request => return false,
                 // Back to the queue's head then, at the price of being marked.
                 Ok(_) | Err(_) => {
