@@ -195,6 +195,14 @@ async fn end_together(publishing: Arc<Link>, consuming: Arc<Link>, closing: Canc
     }
 }
 
+/// Waits until a consumer wants no more: it says so, or is dropped.
+async fn unwanted(cancelled: &mut oneshot::Receiver<()>, deliver: &mpsc::UnboundedSender<Delivery>) {
+    tokio::select! {
+        _ = cancelled => {}
+        () = deliver.closed() => {}
+    }
+}
+
 /// Moves the deliveries of a queue to their consumer, and what it says of them to the broker.
 struct Feed {
     ended: CancellationToken,
@@ -291,8 +299,7 @@ impl Feed {
                     }
                 }
                 () = &mut ack_by, if !self.acked.is_empty() => self.ack(),
-                // A dropped consumer wants no more either.
-                () = async { tokio::select! { _ = &mut cancelled => {}, () = self.deliver.closed() => {} } }, if active => {
+                () = unwanted(&mut cancelled, &self.deliver), if active => {
                     active = false;
                     self.ack();
                     self.cancel();
@@ -300,7 +307,7 @@ impl Feed {
                 }
                 // As when the queue has lost its leader.
                 () = &mut end_by, if !active => {
-                    warn!(queue = %self.stream.queue(), "the broker did not say within {ANSWER_TIMEOUT:?} that a consumer has ended");
+                    warn!(queue = %self.stream.queue(), "a consumer's end was not confirmed within {ANSWER_TIMEOUT:?}");
                     break;
                 }
             }
