@@ -1,7 +1,7 @@
 //! Dead letters: what a service could not run, to be looked into, replayed or dropped by an operator.
 
-mod publish;
 mod letter;
+mod publish;
 
 use std::collections::HashSet;
 use std::fmt;

@@ -303,6 +303,13 @@ async fn a_replay_is_blocked_while_the_broker_is_short_of_memory_and_keeps_every
     node.nothing_left().await;
 }
 
+/// Puts the clock forward, to where the broker has had the 30 s that it has for each answer.
+async fn the_broker_has_had_its_time() {
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(31)).await;
+    tokio::time::resume();
+}
+
 #[tokio::test]
 async fn a_replay_into_a_queue_that_does_not_answer_ends_and_keeps_the_letter() {
     let Some(node) = shared().await else { return };
@@ -314,7 +321,8 @@ async fn a_replay_into_a_queue_that_does_not_answer_ends_and_keeps_the_letter() 
     let client = scene.client().await;
     client.oneway("mail", "send", ()).send().await.expect("the broker has it");
     let dead = DeadLetters::open(&scene.url, &scene.namespace, "mail").await.expect("it is there");
-    soon(async { while dead.count().await.expect("it is there") != 1 {} }).await;
+    let is_kept = async || while dead.count().await.expect("it is there") != 1 {};
+    soon(is_kept()).await;
     soon(running.drain()).await;
     let work = format!("{}.mail.v1.work", scene.namespace);
     let dead_queue = format!("{}.mail.v1.dead", scene.namespace);
@@ -326,15 +334,13 @@ async fn a_replay_into_a_queue_that_does_not_answer_ends_and_keeps_the_letter() 
         outcome = &mut replaying => panic!("{outcome:?}"),
         _ = node.queues_when(taken) => {}
     }
-    tokio::time::pause();
-    tokio::time::advance(Duration::from_secs(31)).await;
-    tokio::time::resume();
+    the_broker_has_had_its_time().await;
     match soon(replaying).await {
         Err(Error::Broker { reason, .. }) => assert!(reason.contains("no answer within 30s"), "{reason}"),
         other => panic!("{other:?}"),
     }
     node.answers(&work, true).await;
-    soon(async { while dead.count().await.expect("it is there") != 1 {} }).await;
+    soon(is_kept()).await;
     dead.close().await;
     drop(client);
     node.delete_queue(&work).await;
@@ -358,9 +364,7 @@ async fn a_drain_that_gives_calls_back_to_a_queue_that_does_not_answer_ends() {
     when(async || node.untold(&calls, "hold").await, |calls| *calls == 2).await;
     first.release();
     assert_eq!(soon(pending.remove(0)).await.expect("answered"), 0);
-    tokio::time::pause();
-    tokio::time::advance(Duration::from_secs(31)).await;
-    tokio::time::resume();
+    the_broker_has_had_its_time().await;
     for outcome in ends(pending).await {
         let Err(Error::Fault(fault)) = outcome else { panic!("{outcome:?}") };
         assert_eq!(fault.code, Code::Aborted, "they are in the queue: {fault}");

@@ -7,10 +7,15 @@ use tokio::sync::{Mutex, MutexGuard};
 use crate::node::{Connection, Node, Queue, version, when};
 use crate::support::Scene;
 
+/// Erlang for a queue of this name, as `Q`.
+fn found(name: &str) -> String {
+    format!("{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{name}\">>))")
+}
+
 impl Node {
     /// Deletes a queue, an exclusive one too.
     pub(crate) async fn delete_queue(&self, name: &str) {
-        let found = format!("{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{name}\">>))");
+        let found = found(name);
         let done = self.eval(&format!("{found}, rabbit_amqqueue:delete(Q, false, false, <<\"it\">>).")).await;
         assert!(done.starts_with("{ok,"), "{name} is not deleted: {done}");
     }
@@ -27,14 +32,14 @@ impl Node {
 
     /// Kills the process of a classic queue in the broker, which then cancels its consumers and starts it again.
     pub(crate) async fn crash_queue(&self, name: &str) {
-        let found = format!("{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{name}\">>))");
+        let found = found(name);
         let done = self.eval(&format!("{found}, exit(amqqueue:get_pid(Q), kill).")).await;
         assert_eq!(done.trim(), "true", "{name}");
     }
 
     /// Has a queue answer nobody, as a quorum queue without its majority does, or everybody again.
     pub(crate) async fn answers(&self, name: &str, answers: bool) {
-        let found = format!("{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{name}\">>))");
+        let found = found(name);
         let act = if answers { "resume" } else { "suspend" };
         let done = self.eval(&format!("{found}, sys:{act}(amqqueue:get_pid(Q)).")).await;
         assert_eq!(done.trim(), "ok", "{name}");
@@ -42,7 +47,7 @@ impl Node {
 
     /// How much of what a queue has been told, and does not answer, contains this text.
     pub(crate) async fn untold(&self, name: &str, text: &str) -> u64 {
-        let found = format!("{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{name}\">>))");
+        let found = found(name);
         let process = "P = case amqqueue:get_pid(Q) of {Name, _} -> whereis(Name); Pid -> Pid end";
         let told = "{messages, Told} = erlang:process_info(P, messages)";
         let contains = format!("binary:match(term_to_binary(One), <<\"{text}\">>) =/= nomatch");
