@@ -45,6 +45,7 @@ pub(crate) enum Kind {
     Cancel = 7,
     Credit = 8,
     KeepAlive = 9,
+    Locate = 10,
 }
 
 impl Kind {
@@ -59,6 +60,7 @@ impl Kind {
             Self::Cancel,
             Self::Credit,
             Self::KeepAlive,
+            Self::Locate,
         ]
         .into_iter()
         .find(|kind| *kind as u8 == number)
@@ -281,7 +283,7 @@ impl Frames {
             return unknown("serialization", 3, format!("{} is none of 0 raw, 1 CBOR, 2 JSON, 3 MessagePack", rest[3]));
         };
         let Some(kind) = Kind::from_number(rest[4]) else {
-            return unknown("message type", 4, format!("{} is not in 1 to 9", rest[4]));
+            return unknown("message type", 4, format!("{} is not in 1 to 10", rest[4]));
         };
         let Some(status) = Code::from_number(rest[5]) else {
             return unknown("status", 5, format!("{} is not in 0 to 16", rest[5]));

@@ -1,12 +1,18 @@
 //! The serving side: connects, declares what it serves, runs it, and drains.
 
+mod admit;
 mod allow;
 mod calls;
+mod claims;
 mod dedup;
+mod give_back;
 mod handling;
+mod health;
+mod keeper;
 mod letter;
 mod message;
 mod outcome;
+mod repair;
 mod replies;
 mod running;
 mod supervisor;
@@ -15,7 +21,7 @@ mod worker;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -29,7 +35,9 @@ use tracing::info;
 use self::allow::Allow;
 pub use self::allow::Caller;
 pub(crate) use self::allow::user_of;
+use self::health::Health;
 pub(crate) use self::letter::history;
+use self::message::Source;
 use self::replies::Replies;
 pub use self::running::Running;
 use self::supervisor::Supervisor;
@@ -39,8 +47,7 @@ use crate::compression::Compression;
 use crate::context::Context;
 use crate::error::Error;
 use crate::service::{Dispatch, Failure, Method, Service};
-use crate::state::{State, enter};
-use crate::topology::{Binding, Namespace, ServiceId};
+use crate::topology::{Declaration, Namespace, ServiceId};
 #[cfg(feature = "tls")]
 use crate::transport::Tls;
 use crate::transport::{Dial, DialSettings, Role, Transport};
@@ -269,8 +276,15 @@ impl Server {
 
         let transports = Arc::new(watch::channel(transport).0);
         let draining = CancellationToken::new();
+        let health = Arc::new(Health::new());
         let site = Arc::new(Site {
-            replies: Replies::start(&transports, draining.clone(), instance.clone(), settings.max_message_size),
+            replies: Replies::start(
+                &transports,
+                draining.clone(),
+                instance.clone(),
+                settings.max_message_size,
+                health.clone(),
+            ),
             transports,
             namespace,
             instance,
@@ -282,8 +296,8 @@ impl Server {
             addressed: TaskTracker::new(),
             drained: CancellationToken::new(),
             own: TaskTracker::new(),
-            bindings: Mutex::default(),
-            state: Arc::new(watch::channel(State::Connecting { reason: None }).0),
+            topology: Mutex::default(),
+            health,
         });
         // From here on whatever has begun ends with it.
         let running = Running { site: site.clone(), runtime: Handle::current() };
@@ -352,9 +366,9 @@ struct Site {
     drained: CancellationToken,
     /// The tasks that read this instance's own queues, which tell callers until the end that it is leaving.
     own: TaskTracker,
-    /// What leads to this instance's own queues, by the service's place.
-    bindings: Mutex<BTreeMap<usize, Vec<Binding>>>,
-    state: Arc<watch::Sender<State>>,
+    /// What is declared for each queue, by the place of what it is for.
+    topology: Mutex<BTreeMap<(usize, Source), Vec<Declaration>>>,
+    health: Arc<Health>,
 }
 
 impl Site {
@@ -362,7 +376,7 @@ impl Site {
         self.transports.borrow().clone()
     }
 
-    fn enter(&self, new: State) {
-        self.state.send_if_modified(|state| enter(state, new));
+    fn topology(&self) -> MutexGuard<'_, BTreeMap<(usize, Source), Vec<Declaration>>> {
+        self.topology.lock().expect("no panic while holding the topology")
     }
 }

@@ -34,7 +34,8 @@ pub struct Service {
     pub(crate) id: Result<ServiceId, String>,
     pub(crate) methods: BTreeMap<String, (Method, Handler)>,
     pub(crate) problems: Vec<String>,
-    pub(crate) prefetch: u16,
+    /// As many as run at once, unless it is said otherwise.
+    pub(crate) prefetch: Option<u16>,
     pub(crate) concurrency: usize,
     pub(crate) dispatch: Dispatch,
     pub(crate) calls: CallsQueue,
@@ -82,7 +83,7 @@ impl Service {
             id,
             methods: BTreeMap::new(),
             problems: Vec::new(),
-            prefetch: 64,
+            prefetch: None,
             concurrency: 256,
             dispatch: Dispatch::default(),
             calls: CallsQueue {
@@ -124,12 +125,23 @@ impl Service {
         self
     }
 
-    /// How many messages an instance may hold unsettled, of each queue. Default 64. Few share slow work more evenly,
-    /// many keep quick methods busy; 0 counts as 1. A message is one call, or up to 64 of quick methods.
+    /// How many messages an instance may hold unsettled, of each queue. Default: as many as
+    /// [`concurrency`](Self::concurrency) says, so that none waits in one instance while another is free; more keep quick
+    /// methods busy where `concurrency` is small, and with fewer it is never reached. 0 counts as 1. A message is one call,
+    /// or up to 64 of quick methods.
+    ///
+    /// A handler that calls a method of its own service takes a second place, of this as well as of `concurrency`, until
+    /// that call is answered: where such calls can take all places of all instances, they wait for each other until their
+    /// deadlines. Give those methods a service of their own, or call the function instead.
     #[must_use]
     pub fn prefetch(mut self, messages: u16) -> Self {
-        self.prefetch = messages.max(1);
+        self.prefetch = Some(messages.max(1));
         self
+    }
+
+    /// How many messages of each queue an instance holds, unless it learns that it is to hold fewer.
+    pub(crate) fn prefetched(&self) -> u16 {
+        self.prefetch.unwrap_or_else(|| u16::try_from(self.concurrency).unwrap_or(u16::MAX))
     }
 
     /// How many calls an instance runs at once. Default 256; 0 counts as 1.

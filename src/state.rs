@@ -29,13 +29,20 @@ pub enum State {
         /// Since when.
         since: Instant,
     },
-    /// The connection was lost, and is being made again, for as long as it takes. Calls wait until their deadline. Or, of
-    /// a server, one of its queues was lost alone, and an attempt to consume it again has failed: others are served
-    /// meanwhile, and it is tried again for as long as it takes.
+    /// Of a server: it is connected, and something keeps it from serving all that it should, such as a queue that cannot be
+    /// consumed or a permission that is missing. It serves what it can, and what is wrong is tried again for as long as it
+    /// takes.
+    Degraded {
+        /// What is wrong, and what helps; of several things, the one that has been wrong for the longest time.
+        reason: Arc<str>,
+        /// Since when.
+        since: Instant,
+    },
+    /// The connection was lost, and is being made again, for as long as it takes. Calls wait until their deadline.
     Reconnecting {
         /// Which attempt is under way, or was the last, from 1.
         attempt: u32,
-        /// Since when there is no connection, or since when attempts to consume the queue again have failed.
+        /// Since when there is no connection.
         since: Instant,
         /// What ended the connection, or the last attempt.
         reason: Arc<str>,
@@ -48,7 +55,7 @@ impl State {
     /// Why there is no connection, if there is none.
     pub(crate) fn missing(&self) -> Option<Arc<str>> {
         match self {
-            Self::Ready | Self::Blocked { .. } => None,
+            Self::Ready | Self::Blocked { .. } | Self::Degraded { .. } => None,
             Self::Connecting { reason } => Some(reason.clone().unwrap_or_else(|| "not connected yet".into())),
             Self::Reconnecting { reason, .. } => Some(reason.clone()),
             Self::Closed => Some("it was closed".into()),

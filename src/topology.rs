@@ -107,7 +107,8 @@ pub struct Queue {
     pub max_priority: Option<u8>,
     /// How many failed attempts a message may have (`x-delivery-limit`).
     pub delivery_limit: Option<u32>,
-    /// Exchange and key for messages that are discarded, expired or at their delivery limit.
+    /// Exchange and key for messages that are discarded, expired or at their delivery limit. A quorum queue keeps them until
+    /// another queue has them (`x-dead-letter-strategy`).
     pub dead_letter: Option<(String, String)>,
 }
 
@@ -216,10 +217,6 @@ impl Namespace {
         format!("{}.events", self.0)
     }
 
-    pub(crate) fn dead(&self) -> String {
-        format!("{}.dead", self.0)
-    }
-
     pub(crate) fn discovery(&self) -> String {
         format!("{}.discovery", self.0)
     }
@@ -261,50 +258,50 @@ impl Namespace {
             (self.oneway(), ExchangeKind::Topic),
             (self.events(), ExchangeKind::Topic),
             (self.discovery(), ExchangeKind::Fanout),
-            (self.dead(), ExchangeKind::Direct),
         ]
         .into_iter()
         .map(|(name, kind)| Declaration::Exchange(Exchange { name, kind }))
         .collect()
     }
 
-    /// What one instance of a service declares before it consumes.
-    pub(crate) fn service(
-        &self,
-        service: &ServiceId,
-        instance_queue: &str,
-        instance: &str,
-        calls: CallsQueue,
-    ) -> Vec<Declaration> {
-        let id = service.to_string();
-        let calls_queue = Queue {
+    /// The queue of a service's calls, and what leads there.
+    pub(crate) fn calls(&self, service: &ServiceId, calls: CallsQueue) -> Vec<Declaration> {
+        let queue = Queue {
             expires: Some(calls.grace),
             max_length: calls.max_length,
             max_priority: (calls.priorities && calls.kind == QueueKind::Classic).then_some(MAX_PRIORITY),
             ..Queue::new(self.calls_queue(service), calls.kind)
         };
-        let work_queue = Queue {
+        let bound = binding(self.rpc(), service.to_string(), &queue.name);
+        vec![Declaration::Queue(queue), bound]
+    }
+
+    /// The queue of a service's oneway calls, and what leads there.
+    pub(crate) fn work(&self, service: &ServiceId) -> Vec<Declaration> {
+        let queue = Queue {
             // The broker counts what follows the first delivery.
             delivery_limit: Some(ONEWAY_DELIVERIES - 1),
-            dead_letter: Some((self.dead(), id.clone())),
+            // The default exchange leads to every queue, and nobody can delete it or a binding of it.
+            dead_letter: Some((String::new(), self.dead_queue(service))),
             ..Queue::new(self.work_queue(service), QueueKind::Quorum)
         };
-        let all = Exchange { name: self.all(service), kind: ExchangeKind::Fanout };
-        let bind = |exchange: String, key: String, queue: &str| {
-            Declaration::Binding(Binding { exchange, key, queue: queue.to_owned() })
-        };
+        let bound = binding(self.oneway(), format!("{service}.#"), &queue.name);
+        vec![Declaration::Queue(queue), bound]
+    }
+
+    /// The queue of a service's dead letters.
+    pub(crate) fn dead(&self, service: &ServiceId) -> Declaration {
+        Declaration::Queue(Queue::new(self.dead_queue(service), QueueKind::Classic))
+    }
+
+    /// The `queue` of one instance of a service, and what leads there.
+    pub(crate) fn instance(&self, service: &ServiceId, queue: &str, instance: &str) -> Vec<Declaration> {
         vec![
-            Declaration::Exchange(all),
-            Declaration::Queue(Queue::new(self.dead_queue(service), QueueKind::Classic)),
-            bind(self.dead(), id.clone(), &self.dead_queue(service)),
-            Declaration::Queue(Queue::new(instance_queue, QueueKind::Exclusive)),
-            bind(self.rpc(), instance_key(service, instance), instance_queue),
-            bind(self.all(service), String::new(), instance_queue),
-            bind(self.discovery(), String::new(), instance_queue),
-            Declaration::Queue(work_queue),
-            bind(self.oneway(), format!("{id}.#"), &self.work_queue(service)),
-            Declaration::Queue(calls_queue),
-            bind(self.rpc(), id, &self.calls_queue(service)),
+            Declaration::Exchange(Exchange { name: self.all(service), kind: ExchangeKind::Fanout }),
+            Declaration::Queue(Queue::new(queue, QueueKind::Exclusive)),
+            binding(self.rpc(), instance_key(service, instance), queue),
+            binding(self.all(service), String::new(), queue),
+            binding(self.discovery(), String::new(), queue),
         ]
     }
 
@@ -312,9 +309,13 @@ impl Namespace {
     pub(crate) fn subscription(&self, queue: &str, pattern: &str) -> Vec<Declaration> {
         vec![
             Declaration::Queue(Queue::new(queue, QueueKind::Exclusive)),
-            Declaration::Binding(Binding { exchange: self.events(), key: pattern.to_owned(), queue: queue.to_owned() }),
+            binding(self.events(), pattern.to_owned(), queue),
         ]
     }
+}
+
+fn binding(exchange: String, key: String, queue: &str) -> Declaration {
+    Declaration::Binding(Binding { exchange, key, queue: queue.to_owned() })
 }
 
 /// How a service's queue of calls is made; the same for every instance.

@@ -2,6 +2,7 @@
 //!
 //! Not part of the library's stable API: it is public so that one suite can hold every broker to the same contract.
 
+mod consuming;
 mod dial;
 pub mod memory;
 pub mod rabbit;
@@ -16,11 +17,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{broadcast, mpsc, oneshot};
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{broadcast, oneshot};
 use url::Url;
 
+pub use self::consuming::{Consumer, ConsumerEnd, Death, Delivery, Mode, Settle};
+pub(crate) use self::consuming::{Life, Settler};
 pub use self::dial::Dial;
 pub(crate) use self::dial::DialSettings;
 pub(crate) use self::dial::pause_before_next;
@@ -67,6 +68,17 @@ impl Transport {
         match self {
             Self::Memory(connection) => connection.declare(parts),
             Self::Rabbit(connection) => connection.declare(parts).await,
+        }
+    }
+
+    /// Which of these exchanges are not there. One of which the user may not know counts as there.
+    ///
+    /// # Errors
+    /// `Broker` for any other refusal, `Disconnected` when the broker is gone.
+    pub async fn missing(&self, exchanges: &[String]) -> Result<Vec<String>, Error> {
+        match self {
+            Self::Memory(connection) => connection.missing(exchanges),
+            Self::Rabbit(connection) => connection.missing(exchanges).await,
         }
     }
 
@@ -270,127 +282,6 @@ impl Future for Receipt {
                 Err(Lost { handed_over: true, connected: false, reason: "the connection was closed".into() })
             })
         })
-    }
-}
-
-/// How a queue is consumed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// Each delivery is settled; at most this many are out at once, no fewer than 1.
-    Settle {
-        /// Messages.
-        prefetch: u16,
-    },
-    /// Deliveries count as acked when they leave the broker.
-    NoAck,
-}
-
-/// What the consumer says of a delivery.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Settle {
-    /// Done with it.
-    Ack,
-    /// Not tried: back to the queue (`basic.nack`).
-    GiveBack,
-    /// An attempt failed: back to the queue, and counted (`basic.reject` with requeue).
-    Failed,
-    /// Not wanted: dropped or dead-lettered (`basic.reject`).
-    Discard,
-}
-
-/// Deliveries of one queue, in order.
-#[derive(Debug)]
-pub struct Consumer {
-    pub(crate) deliveries: mpsc::UnboundedReceiver<Delivery>,
-    /// Told once that no more deliveries are wanted.
-    pub(crate) cancel: Option<oneshot::Sender<()>>,
-    /// Cancelled once nothing more comes, though some of what came before may still have to be read.
-    pub(crate) ended: CancellationToken,
-}
-
-impl Consumer {
-    /// The next delivery; `None` when the queue or the connection is gone, or after [`Consumer::cancel`].
-    pub async fn next(&mut self) -> Option<Delivery> {
-        self.deliveries.recv().await
-    }
-
-    /// A delivery that is there already.
-    pub(crate) fn try_next(&mut self) -> Option<Delivery> {
-        self.deliveries.try_recv().ok()
-    }
-
-    /// Asks for no more; what was prefetched still comes out of [`Consumer::next`], then `None`.
-    pub fn cancel(&mut self) {
-        if let Some(cancel) = self.cancel.take() {
-            // The other end is gone when the connection is: there is nothing left to cancel then.
-            let _ = cancel.send(());
-        }
-    }
-}
-
-impl Drop for Consumer {
-    /// Gives back what was not handed out.
-    fn drop(&mut self) {
-        self.deliveries.close();
-        while let Ok(delivery) = self.deliveries.try_recv() {
-            delivery.settle(Settle::GiveBack);
-        }
-    }
-}
-
-/// A message from a queue.
-#[derive(Debug)]
-pub struct Delivery {
-    /// The message's body.
-    pub body: Bytes,
-    /// The message's properties.
-    pub properties: Properties,
-    /// The exchange it was published to.
-    pub exchange: String,
-    /// The key it was published with.
-    pub key: String,
-    /// Whether it was delivered before.
-    pub redelivered: bool,
-    /// How many deliveries of it have failed before, as quorum queues count them; 0 from other queues. RabbitMQ before
-    /// 4.0 counts what was given back too.
-    pub failures: u32,
-    /// How it came to a queue of dead letters, if the broker brought it there.
-    pub death: Option<Death>,
-    /// When it left the broker.
-    pub(crate) received: Instant,
-    pub(crate) settler: Option<Settler>,
-}
-
-/// How the broker dead-lettered a message, most recently.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Death {
-    /// RabbitMQ's word: `delivery_limit`, `rejected`, `expired` or `maxlen`.
-    pub reason: String,
-    /// The queue that gave up on it.
-    pub queue: String,
-    /// When, in seconds since 1970, by the broker's clock.
-    pub at: u64,
-}
-
-/// Carries what is said of a delivery back to the channel it came from.
-#[derive(Debug)]
-pub(crate) enum Settler {
-    /// By way of the channel's task.
-    Channel { tag: u64, channel: mpsc::UnboundedSender<(u64, Settle)> },
-    /// At once, in the broker of this process.
-    Memory(memory::Pull),
-}
-
-impl Delivery {
-    /// Settles the delivery; nothing to do for one of [`Mode::NoAck`]. A delivery dropped unsettled stays out until its
-    /// connection ends.
-    pub fn settle(self, settle: Settle) {
-        match self.settler {
-            // A channel that is gone has given its deliveries back already.
-            Some(Settler::Channel { tag, channel }) => _ = channel.send((tag, settle)),
-            Some(Settler::Memory(pull)) => pull.settle(settle),
-            None => {}
-        }
     }
 }
 

@@ -135,7 +135,6 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use tokio::sync::mpsc;
-    use tokio_util::sync::CancellationToken;
 
     use super::*;
 
@@ -149,7 +148,7 @@ mod tests {
     async fn the_loss_of_a_reply_queue_is_noticed_by_a_client_that_is_never_idle() {
         let mut session = session("busy").await;
         let (deliver, deliveries) = mpsc::unbounded_channel();
-        session.replies = Consumer { deliveries, cancel: None, ended: CancellationToken::new() };
+        session.replies = Consumer { deliveries, cancel: None, life: Arc::default() };
         drop(deliver);
         let since = Instant::now();
         let reason = loop {
@@ -171,8 +170,7 @@ mod tests {
         let mut session = session("ending").await;
         let (deliver, deliveries) = mpsc::unbounded_channel();
         let (news, events) = broadcast::channel(1);
-        (session.replies, session.events) =
-            (Consumer { deliveries, cancel: None, ended: CancellationToken::new() }, events);
+        (session.replies, session.events) = (Consumer { deliveries, cancel: None, life: Arc::default() }, events);
         drop(deliver);
         let late = async {
             tokio::time::sleep(LATE / 2).await;

@@ -60,6 +60,11 @@ impl Calls {
         Some(self.next)
     }
 
+    /// Whether a call runs.
+    pub(super) fn runs(&self, id: Uuid) -> bool {
+        self.running.range((id, 0)..=(id, u64::MAX)).next().is_some()
+    }
+
     /// The calls whose callers are to hear now that they still run.
     pub(super) fn due(&mut self, now: Instant) -> Vec<(Uuid, Arc<Message>)> {
         let due = self.running.iter_mut().filter(|(_, call)| call.report_at <= now && call.message.reply_to.is_some());

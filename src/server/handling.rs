@@ -100,6 +100,10 @@ impl Worker {
         if job.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return forgotten();
         }
+        if job.message.is_taken_back() {
+            debug!(service = %self.name, id = %frame.id, "a call that the broker has taken back and delivers again");
+            return Begun::Ended(Ending::Forgotten);
+        }
         let payload = match frame.plain_payload(self.site.max_size) {
             Ok(payload) => payload,
             Err(refusal) => {

@@ -1,12 +1,23 @@
-//! What a dead letter says of itself: the headers that an operator reads.
+//! Dead letters: what nobody can be told about, kept where an operator finds it, and what it says of itself.
+
+use std::time::Duration;
 
 use bytes::Bytes;
+use tracing::{debug, error, warn};
 use uuid::Uuid;
 
-use super::message::Message;
+use super::health::Trouble;
+use super::message::{End, Message, Source};
 use super::outcome::{cut, shortened};
+use super::worker::Worker;
 use crate::context::unix_millis;
+use crate::frame::CONTENT_TYPE;
 use crate::topology::header;
+use crate::transport::{Confirm, Lost, Properties, Publication, Settle};
+
+/// The pause before a letter is published again that its queue did not take grows from one to the other.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// How many earlier deaths of a replayed message are told, and how much of each reason, in bytes.
 const MAX_HISTORY: usize = 10;
@@ -40,6 +51,65 @@ impl Letter<'_> {
         headers.extend(self.method.map(|method| (header::METHOD, method.to_owned())));
         headers.extend(history(&message.properties.headers).map(|history| (header::HISTORY, history)));
         headers.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+}
+
+impl Worker {
+    /// Keeps what nobody can be told about where an operator finds it. While its queue does not take it, the message stays
+    /// unsettled, and goes back when the server drains: nothing that the broker has confirmed to a caller is dropped.
+    pub(super) async fn dead_letter(&self, letter: Letter<'_>, message: &Message) {
+        let reason = shortened(letter.reason);
+        warn!(service = %self.name, method = letter.method, id = %letter.id, reason, "a message that cannot be handled");
+        // Each subscriber has a copy of an event: the publisher's mistake is not kept by each of them.
+        if message.source == Source::Events {
+            return message.finish();
+        }
+        let properties = Properties {
+            persistent: true,
+            correlation_id: message.properties.correlation_id.clone(),
+            reply_to: message.properties.reply_to.clone(),
+            kind: message.properties.kind.clone(),
+            content_type: Some(CONTENT_TYPE.to_owned()),
+            app_id: Some(self.site.instance.to_string()),
+            headers: letter.headers(&self.site.instance, message),
+            ..Properties::default()
+        };
+        let (exchange, key) = (String::new(), self.site.namespace.dead_queue(&self.id));
+        let publication = Publication { exchange, key, mandatory: true, properties, body: letter.body };
+        let trouble = Trouble::DeadLetters(self.name.clone());
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let why = match message.transport.publish(publication.clone()).await {
+                Ok(Confirm::Accepted) => {
+                    self.site.health.cured(&trouble);
+                    return self.done(letter.id, End::Over, message);
+                }
+                Err(Lost { connected: false, reason, .. }) => {
+                    debug!(service = %self.name, id = %letter.id, %reason, "a dead letter went back with its connection");
+                    return;
+                }
+                Ok(Confirm::TooLarge(limit)) => {
+                    error!(service = %self.name, id = %letter.id, limit, "a dead letter is over the broker's limit of a message");
+                    // The broker itself brings what comes from a work queue to the dead letters.
+                    return match message.frames {
+                        1 => message.settle(Settle::Discard),
+                        _ => message.finish(),
+                    };
+                }
+                Ok(Confirm::Returned) => match message.transport.declare(&[self.site.namespace.dead(&self.id)]).await {
+                    Ok(()) => continue,
+                    Err(error) => error.to_string(),
+                },
+                Ok(Confirm::Refused) => "it is full".to_owned(),
+                Err(Lost { reason, .. }) => reason.to_string(),
+            };
+            let queue = &publication.key;
+            self.site.health.suffers(trouble.clone(), format!("the queue `{queue}` takes no dead letters: {why}"));
+            tokio::select! {
+                () = self.site.draining.cancelled() => return message.settle(Settle::GiveBack),
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
+            }
+        }
     }
 }
 

@@ -2,15 +2,17 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
+use uuid::Uuid;
 
 use super::allow::user_of;
 use crate::frame::Frame;
-use crate::transport::{Delivery, Properties, Settle, Transport};
+use crate::transport::{Delivery, Life, Properties, Settle, Transport};
 
 /// Which queue a message came from, and so what it can be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,11 +38,24 @@ impl fmt::Display for Source {
     }
 }
 
+/// How an instance is done with a oneway call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// It has run, or is kept with the dead letters.
+    Over,
+    /// It has been published again, alone.
+    Moved,
+}
+
 /// What all frames of a message share.
 #[derive(Debug)]
 pub(super) struct Message {
     delivery: Mutex<Option<Delivery>>,
+    /// The life of the consumer that it came to, if it is to be settled.
+    life: Option<Arc<Life>>,
     open: AtomicUsize,
+    /// Its oneway calls that are done with, where there are several.
+    done: Mutex<Vec<(Uuid, End)>>,
     /// The connection it came over. On another one it may have been delivered again.
     pub(super) transport: Transport,
     pub(super) source: Source,
@@ -60,7 +75,7 @@ pub(super) struct Message {
     pub(super) failures: u32,
     pub(super) received: Instant,
     /// Whoever waits for the calls of a queue waits for their settlement too.
-    _open: TaskTrackerToken,
+    settled: TaskTrackerToken,
 }
 
 impl Message {
@@ -75,6 +90,7 @@ impl Message {
         Self {
             user: user_of(&delivery.properties, transport.user()),
             open: AtomicUsize::new(frames),
+            done: Mutex::default(),
             transport,
             source,
             frames,
@@ -87,9 +103,15 @@ impl Message {
             redelivered: delivery.redelivered,
             failures: delivery.failures,
             received: delivery.received,
+            life: delivery.life().cloned(),
             delivery: Mutex::new(Some(delivery)),
-            _open: open,
+            settled: open,
         }
+    }
+
+    /// The tasks of those who read the queue that it came from.
+    pub(super) fn tasks(&self) -> &TaskTracker {
+        self.settled.task_tracker()
     }
 
     /// Which attempt of a call this is, 1 for the first: those that the broker counts come on top of those that the call
@@ -99,6 +121,21 @@ impl Message {
         // A queue that does not count says no more than that it was delivered before.
         let since = if self.source == Source::Calls { self.redelivered.into() } else { 0 };
         before.saturating_add(u64::from(self.failures).max(since))
+    }
+
+    /// Whether the broker has taken it back, and delivers it again: what has not begun is not to.
+    pub(super) fn is_taken_back(&self) -> bool {
+        self.life.as_ref().is_some_and(|life| life.took_back())
+    }
+
+    /// One of its oneway calls is done with, and is not to run again if the message is delivered once more.
+    pub(super) fn note_done(&self, id: Uuid, end: End) {
+        self.done().push((id, end));
+    }
+
+    /// Its oneway calls that are done with, where there are several.
+    pub(super) fn done(&self) -> MutexGuard<'_, Vec<(Uuid, End)>> {
+        self.done.lock().expect("no panic while holding the calls that are done with")
     }
 
     /// One of its frames is done with: answered, given back or dead-lettered. The last one acks the message.

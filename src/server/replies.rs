@@ -1,24 +1,33 @@
 //! Replies on their way to their callers: those to the same caller that are ready together share a message.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 use uuid::Uuid;
 
+use super::health::{Health, Trouble};
 use super::message::Message;
 use super::outcome::too_large;
 use crate::codec::Codec;
+use crate::context::at;
 use crate::frame::CONTENT_TYPE;
 use crate::outbox::{BATCH, Bundle, Outbox, Parcel, Share, UnderWay, take_all};
 use crate::transport::{Confirm, Lost, Properties, Publication, Transport};
 
 /// How often a reply is published that is lost with its channel, over somebody else's message.
 const ATTEMPTS: usize = 100;
+/// How long a reply waits that the broker refuses, if its request does not say how long its caller waits.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The pause before the broker is given replies again that it refuses to this user grows from one to the other.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// What a reply belongs to.
 pub(super) struct Answered {
@@ -50,6 +59,7 @@ impl Replies {
         draining: CancellationToken,
         instance: Arc<str>,
         max_message_size: usize,
+        health: Arc<Health>,
     ) -> Self {
         let (replies, waiting) = mpsc::unbounded_channel();
         let mut transports = transports.subscribe();
@@ -60,6 +70,8 @@ impl Replies {
             connection: 0,
             lost: false,
             draining,
+            health,
+            refused: None,
             instance,
             waiting,
             outbox: Outbox::new(max_message_size),
@@ -79,6 +91,14 @@ impl Replies {
         self.put(message, id, frame, Answered { message: None, codec: Codec::Raw, attempts: 0 });
     }
 
+    /// Puts something about the call `id` on its way to another instance.
+    pub(super) fn tell(&self, queue: Arc<str>, id: Uuid, frame: Bytes) {
+        let token = Answered { message: None, codec: Codec::Raw, attempts: 0 };
+        let parcel = Parcel { id, frame, share: Share::LEAST, kind: None, expiration: None, token };
+        // Without a task the runtime has ended.
+        let _ = self.0.send((queue, parcel));
+    }
+
     fn put(&self, message: &Message, id: Uuid, frame: Bytes, token: Answered) {
         let kind = message.kind.clone();
         let parcel = Parcel { id, frame, share: Share::LEAST, kind, expiration: None, token };
@@ -94,6 +114,9 @@ struct Task {
     connection: u64,
     lost: bool,
     draining: CancellationToken,
+    health: Arc<Health>,
+    /// Until when the broker is given no replies, since it refuses them to this user, and for how long then.
+    refused: Option<(Instant, Duration)>,
     instance: Arc<str>,
     waiting: mpsc::UnboundedReceiver<(Arc<str>, Letter)>,
     outbox: Outbox<Arc<str>, Answered>,
@@ -117,6 +140,9 @@ impl Task {
                 count = take_all(&mut self.waiting, &mut batch) => if count == 0 {
                     return;
                 },
+                () = at(self.refused.map(|(until, _)| until)), if !self.outbox.is_empty() => {
+                    // Whether it refuses still is seen by the next.
+                }
                 () = self.draining.cancelled(), if self.lost && !self.outbox.is_empty() => {
                     // There will be no other connection: the requests have gone back to their queue with this one.
                     self.outbox.clear().for_each(drop);
@@ -126,7 +152,7 @@ impl Task {
             // Signs of life are of no use later.
             let kept = batch.drain(..).filter(|(_, letter)| !lost || letter.token.message.is_some());
             kept.for_each(|(caller, letter)| self.outbox.push(caller, letter));
-            if !self.lost {
+            if !self.lost && self.refused.is_none_or(|(until, _)| until <= Instant::now()) {
                 self.publish();
             }
         }
@@ -148,6 +174,11 @@ impl Task {
             // Nobody waits for it: only the request's settlement does.
             let receipt = self.transport.publish_quietly(publication);
             self.receipts.push(UnderWay::new((self.connection, bundle), receipt));
+            if let Some((until, pause)) = &mut self.refused {
+                // The others wait for what becomes of this one.
+                *until = Instant::now() + *pause;
+                return;
+            }
         }
     }
 
@@ -156,7 +187,9 @@ impl Task {
         let Bundle { address: caller, parcels, .. } = bundle;
         let together = parcels.len() > 1;
         match &said {
+            Ok(_) if self.refused.take().is_some() => self.health.cured(&Trouble::Replies),
             Ok(Confirm::Returned) => debug!(caller = &*caller, "the caller has gone"),
+            Err(Lost { handed_over: false, connected: true, reason }) => self.refuse(reason),
             Err(Lost { connected: false, reason, .. }) => {
                 // The caller may still be there; it ignores a second reply. The requests go back to their queue.
                 debug!(caller = &*caller, %reason, replies = parcels.len(), "replies wait for the next connection");
@@ -175,11 +208,33 @@ impl Task {
                     parcel.share = Share::ALL;
                     self.again(&caller, parcel);
                 }
+                // The broker refuses it to this user, and may take it later.
+                Err(Lost { handed_over: false, .. }) => self.later(&caller, parcel),
                 // The caller ignores a second reply, should both arrive.
                 Err(_) => self.again(&caller, parcel),
                 Ok(Confirm::Accepted | Confirm::Refused | Confirm::Returned) => parcel.token.finish(),
             }
         }
+    }
+
+    /// The broker does not let this user reply: nothing is published for a while, since it closes a channel over each.
+    fn refuse(&mut self, reason: &str) {
+        let pause = self.refused.map_or(FIRST_PAUSE, |(_, pause)| (pause * 2).min(LONGEST_PAUSE));
+        self.refused = Some((Instant::now() + pause, pause));
+        let why = format!(
+            "the broker takes no replies from this server ({reason}): its user needs the permission to write to `amq.default`"
+        );
+        self.health.suffers(Trouble::Replies, why);
+    }
+
+    /// Keeps a reply for as long as its caller waits.
+    fn later(&mut self, caller: &Arc<str>, parcel: Letter) {
+        let Some(message) = &parcel.token.message else { return };
+        if message.received.elapsed() < message.properties.expiration.unwrap_or(PATIENCE) {
+            return self.outbox.push(caller.clone(), parcel);
+        }
+        error!(%caller, id = %parcel.id, "the broker did not take a reply until its caller's time was over");
+        message.finish();
     }
 
     fn again(&mut self, caller: &Arc<str>, mut parcel: Letter) {

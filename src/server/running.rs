@@ -10,8 +10,9 @@ use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::Site;
+use super::keeper::bindings;
+use super::message::Source;
 use crate::state::{State, blocked_for};
-use crate::topology::Binding;
 
 /// How long a drain waits for a broker that takes nothing.
 const BLOCKED_DRAIN: Duration = Duration::from_secs(10);
@@ -34,7 +35,7 @@ impl Running {
     /// Whether there is a connection to the broker and all queues are served, now and from now on.
     #[must_use]
     pub fn state(&self) -> watch::Receiver<State> {
-        self.site.state.subscribe()
+        self.site.health.state.subscribe()
     }
 
     /// Takes no more calls, lets running ones finish and reply, gives back what has not started, and closes.
@@ -55,15 +56,16 @@ impl Running {
         site.addressed.close();
         self.unless_blocked(site.addressed.wait()).await;
         // From here on, who calls this instance hears from the broker that it is not there.
-        let bindings = std::mem::take(&mut *site.bindings.lock().expect("no panic while holding the bindings"));
-        let bindings: Vec<Binding> = bindings.into_values().flatten().collect();
+        let is_own = |source: &Source| matches!(source, Source::Instance | Source::Events);
+        let bindings =
+            bindings(site.topology().iter().filter(|((_, source), _)| is_own(source)).flat_map(|(_, parts)| parts));
         if let Err(error) = site.transport().unbind(&bindings).await {
             debug!(instance = self.instance(), %error, "the instance's queues stay bound until they are gone");
         }
         site.drained.cancel();
         site.own.close();
         self.unless_blocked(site.own.wait()).await;
-        site.enter(State::Closed);
+        site.health.enter(State::Closed);
         site.transport().close().await;
     }
 
@@ -82,7 +84,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.site.draining.cancel();
         self.site.drained.cancel();
-        self.site.enter(State::Closed);
+        self.site.health.enter(State::Closed);
         let transport = self.site.transport();
         self.runtime.spawn(async move { transport.close().await });
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -13,38 +14,38 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::Site;
-use super::allow::Caller;
+use super::admit::{Admitted, crowded};
 use super::calls::Calls;
+use super::claims::Claims;
 use super::dedup::{Dedup, Known};
 use super::message::{Message, Source};
 use crate::client::MAX_TIMEOUT;
-use crate::codec::Codec;
-use crate::error::{Code, Error, Fault};
+use crate::error::{Error, Fault};
 use crate::frame::{self, Frame, Kind};
 use crate::outbox::{MAX_BYTES, Share};
 use crate::pace::Pace;
-use crate::registry::{self, Instance};
 use crate::service::{Answer, Dispatch, Handler, Service};
 use crate::topology::ServiceId;
 use crate::transport::{Consumer, Delivery, Transport};
 
-/// How many calls to one instance wait there for a place: no prefetch holds back what has no acks.
-const MAX_WAITING: usize = 1024;
 /// The one method of a subscription.
 pub(super) const EVENT: &str = "event";
 
 /// Runs one service's calls, from whichever queue they come.
 pub(super) struct Worker {
+    pub(super) id: ServiceId,
     pub(super) name: Arc<str>,
-    service: Service,
+    pub(super) service: Service,
     pub(super) site: Arc<Site>,
     pool: Option<Runtime>,
     permits: Arc<Semaphore>,
-    /// Room for what an instance's own queue has delivered and no place is free for.
-    waiting: Arc<Semaphore>,
+    prefetch: AtomicU16,
+    /// The instance's own queue, where it is asked and told.
+    own_queue: Mutex<Arc<str>>,
     calls: Mutex<Calls>,
     /// Calls of methods that run once for each id.
     dedup: Mutex<Dedup<(Frame, Arc<Message>)>>,
+    claims: Mutex<Claims>,
     /// How long oneway calls take, by method: nobody replies to them, so their senders cannot know.
     pub(super) paces: BTreeMap<String, Pace>,
 }
@@ -57,18 +58,6 @@ pub(super) struct Place {
     _permit: OwnedSemaphorePermit,
     /// A call that came by the instance's own queue keeps that queue read while it runs.
     _addressed: Option<TaskTrackerToken>,
-}
-
-/// What is to be done about a frame.
-enum Admitted {
-    /// A handler runs it, and its answer is remembered for this time.
-    Run(Handler, Option<Duration>),
-    /// The worker knows the answer itself.
-    Answered(Answer),
-    /// Nothing more: it was a cancel, or has run already.
-    Done,
-    /// It runs already: it is told when that ends.
-    Runs,
 }
 
 /// A frame that is going to be run.
@@ -103,8 +92,10 @@ impl Worker {
             Dispatch::Inline | Dispatch::Spawn | Dispatch::Blocking => None,
         };
         Ok(Self {
+            id: id.clone(),
             name: id.to_string().into(),
-            waiting: Arc::new(Semaphore::new(MAX_WAITING)),
+            prefetch: AtomicU16::new(service.prefetched()),
+            own_queue: Mutex::new(Arc::default()),
             permits: Arc::new(Semaphore::new(service.concurrency.min(Semaphore::MAX_PERMITS))),
             paces: service.methods.keys().map(|name| (name.clone(), Pace::default())).collect(),
             service,
@@ -112,7 +103,24 @@ impl Worker {
             pool,
             calls: Mutex::default(),
             dedup: Mutex::default(),
+            claims: Mutex::default(),
         })
+    }
+
+    /// How many messages of each queue may be out at once.
+    pub(super) fn prefetch(&self) -> u16 {
+        self.prefetch.load(Ordering::Relaxed)
+    }
+
+    /// The broker takes back what waits here for too long: from now on no more is taken than runs.
+    pub(super) fn holds_no_more_than_it_runs(&self) {
+        let runs = u16::try_from(self.service.concurrency).unwrap_or(u16::MAX);
+        self.prefetch.fetch_min(runs, Ordering::Relaxed);
+    }
+
+    /// From now on this is the instance's own queue.
+    pub(super) fn answers_at(&self, queue: &str) {
+        *self.own_queue.lock().expect("no panic while holding a name") = queue.into();
     }
 
     /// Reads one queue until `stop` fires, or it is gone; then waits for the calls that it started.
@@ -124,7 +132,7 @@ impl Worker {
         stop: CancellationToken,
     ) {
         // Whoever waits for that hears of it, be it by a panic.
-        let ended = queue.ended.clone().drop_guard();
+        let reader = queue.life.reader();
         let tasks = TaskTracker::new();
         let mut stopped = false;
         loop {
@@ -140,7 +148,7 @@ impl Worker {
             let Some(delivery) = delivery else { break };
             self.deliver(delivery, &transport, source, &tasks).await;
         }
-        drop(ended);
+        drop(reader);
         tasks.close();
         tasks.wait().await;
     }
@@ -158,17 +166,32 @@ impl Worker {
             frames = too_large();
         }
         let message = Arc::new(Message::new(delivery, transport.clone(), source, frames.len(), tasks.token()));
-        let mut together = Vec::new();
+        if source == Source::Work && message.frames > 1 {
+            self.claims().share(&message);
+        }
+        let (mut together, mut asked) = (Vec::new(), Vec::new());
         let mut work = Share::default();
+        let job = |frame: Frame, handler, dedup| {
+            // Nobody waits for the end of the others, so no time of theirs can be over.
+            let remaining = frame.metadata.remaining.filter(|_| frame.kind == Kind::Request);
+            let deadline = remaining.map(|remaining| message.received + remaining.min(MAX_TIMEOUT));
+            Job { frame, handler, dedup, deadline, message: message.clone() }
+        };
         for frame in frames {
             match frame {
                 Ok(frame) => match self.admit(&frame, &message) {
                     Ok(Admitted::Answered(answer)) => self.answer(&frame, answer, None, &message),
+                    Ok(Admitted::Ask(handler, dedup)) => {
+                        let job = job(frame, handler, dedup);
+                        match self.calls().runs(job.frame.id) {
+                            // Its reply is its answer.
+                            true if job.frame.kind == Kind::Request => message.finish(),
+                            true => drop(tasks.spawn(self.clone().hold_here(job))),
+                            false => asked.push(job),
+                        }
+                    }
                     Ok(Admitted::Run(handler, dedup)) => {
-                        // Nobody waits for the end of the others, so no time of theirs can be over.
-                        let remaining = frame.metadata.remaining.filter(|_| frame.kind == Kind::Request);
-                        let deadline = remaining.map(|remaining| message.received + remaining.min(MAX_TIMEOUT));
-                        let job = Job { frame, handler, dedup, deadline, message: message.clone() };
+                        let job = job(frame, handler, dedup);
                         if self.is_too_much(&job, &mut work) {
                             tasks.spawn(self.clone().give_back(job));
                         } else {
@@ -183,11 +206,13 @@ impl Worker {
             }
         }
         self.start(together, tasks);
+        if !asked.is_empty() {
+            tasks.spawn(self.clone().ask_first(asked));
+        }
     }
 
     /// Whether a oneway call is one too many in its message. Who sent it does not know how long it takes, so slow ones may
-    /// come together, of which others are to have their part. And where a message has come back, one of its calls may
-    /// have killed the instance that had it: it is not to take the others along again.
+    /// come together, of which others are to have their part.
     fn is_too_much(&self, job: &Job, work: &mut Share) -> bool {
         let Job { frame, message, .. } = job;
         if message.source != Source::Work || message.frames == 1 {
@@ -197,97 +222,7 @@ impl Worker {
         let pace = self.paces.get(method).and_then(Pace::average);
         let first = *work == Share::default();
         *work = work.plus(pace.map_or(Share::ALL, Share::of_work));
-        message.redelivered || (!first && *work > Share::ALL)
-    }
-
-    /// What is to be done about a frame; a fault for what must not run.
-    fn admit(&self, frame: &Frame, message: &Arc<Message>) -> Result<Admitted, Fault> {
-        match (frame.kind, message.source) {
-            (Kind::Cancel, _) => {
-                self.calls().cancel(frame.id, frame.metadata.remaining.unwrap_or_default());
-                return Ok(Admitted::Done);
-            }
-            (Kind::Request, Source::Calls | Source::Instance) if message.reply_to.is_none() => {
-                return Err(Fault::new(Code::InvalidArgument, "a request without `reply_to`: nobody can be answered"));
-            }
-            (Kind::Request, Source::Calls | Source::Instance)
-            | (Kind::Oneway, Source::Work | Source::Instance)
-            | (Kind::Event, Source::Events) => {}
-            (kind, source) => {
-                let why = format!("a message of type {} ({kind:?}) does not belong on a queue of {source}", kind as u8);
-                return Err(Fault::new(Code::Unimplemented, why));
-            }
-        }
-        let name = frame.metadata.method.as_deref().unwrap_or_default();
-        if self.site.allow.is_set() {
-            let caller = Caller { user: message.user.as_deref(), instance: frame.metadata.instance.as_deref() };
-            // No service has a colon in its name.
-            let (whose, sign) = if frame.kind == Kind::Event { ("event", ':') } else { (&*self.name, '.') };
-            self.site.allow.check(&caller, &format!("{whose}{sign}{name}"))?;
-        }
-        self.check_key(frame, message)?;
-        let name = if frame.kind == Kind::Event { EVENT } else { name };
-        let Some((method, handler)) = self.service.methods.get(name) else {
-            if let Some(answer) = self.about_itself(name, frame.codec) {
-                return Ok(Admitted::Answered(answer));
-            }
-            let known: Vec<&str> = self.service.methods.keys().map(String::as_str).collect();
-            let why = format!("`{}` has no method `{name}`: it has {}", self.name, known.join(", "));
-            return Err(Fault::new(Code::Unimplemented, why));
-        };
-        if method.dedup.is_some()
-            && let Some(known) = self.recall(frame, message)
-        {
-            return match known {
-                Known::Ended(answer) if frame.kind == Kind::Request => Ok(Admitted::Answered(answer)),
-                Known::Ended(_) => Ok(Admitted::Done),
-                Known::Runs => Ok(Admitted::Runs),
-                Known::Crowded => Err(crowded()),
-            };
-        }
-        // Whether it ran before, nobody can tell: what may not run twice is not run again.
-        if message.redelivered && frame.kind == Kind::Request && !method.idempotent {
-            let why = format!("the instance that took `{}.{name}` went away: it may have run", self.name);
-            return Err(Fault::new(Code::Aborted, why));
-        }
-        Ok(Admitted::Run(handler.clone(), method.dedup))
-    }
-
-    /// What the broker has let pass by its key is not to be something else.
-    fn check_key(&self, frame: &Frame, message: &Message) -> Result<(), Fault> {
-        let method = frame.metadata.method.as_deref();
-        let agrees = match message.source {
-            Source::Events => method.is_none_or(|method| method == message.key),
-            Source::Work if message.exchange == self.site.namespace.oneway() => {
-                let named = message.key.strip_prefix(&*self.name).and_then(|key| key.strip_prefix('.'));
-                named == Some(method.unwrap_or_default())
-            }
-            Source::Work | Source::Calls | Source::Instance => true,
-        };
-        if agrees {
-            return Ok(());
-        }
-        let why = format!("its key is `{}`, and it names `{}`", message.key, method.unwrap_or_default());
-        Err(Fault::new(Code::InvalidArgument, why))
-    }
-
-    /// The answer to a question of discovery, which needs no place among the calls.
-    fn about_itself(&self, question: &str, codec: Codec) -> Option<Answer> {
-        let (service, instance) = (self.name.to_string(), self.site.instance.to_string());
-        let written = match question {
-            registry::PING => codec.encode(&()),
-            registry::INFO => {
-                let methods = self.service.methods.values().map(|(method, _)| method.info()).collect();
-                codec.encode(&Instance { service, instance, hopline: env!("CARGO_PKG_VERSION").to_owned(), methods })
-            }
-            registry::STATS => {
-                let repeated = self.dedup().repeated();
-                let stats = self.calls().stats(service, instance, repeated);
-                codec.encode(&stats)
-            }
-            _ => return None,
-        };
-        Some(written.map_or_else(|error| Answer::Fault(Fault::new(Code::Internal, error.to_string())), Answer::Result))
+        !first && *work > Share::ALL
     }
 
     /// Waits for a free place, and runs the job where the service's handlers run: `together` with others of its message
@@ -297,7 +232,7 @@ impl Worker {
         let place = match self.place_at_once(source) {
             // Behind a call that waits for its place there may be a cancel: an instance's own queue is read on.
             None if source == Source::Instance && !self.runs_inline() => {
-                return self.start_later(job, tasks);
+                return drop(tasks.spawn(self.clone().start_when_free(job)));
             }
             None => {
                 self.start(std::mem::take(together), tasks);
@@ -312,24 +247,13 @@ impl Worker {
         }
     }
 
-    /// Lets a job wait for its place, unless too many do.
-    fn start_later(self: &Arc<Self>, job: Job, tasks: &TaskTracker) {
-        let worker = self.clone();
-        let Ok(waiting) = self.waiting.clone().try_acquire_owned() else {
-            let why = format!("{MAX_WAITING} calls wait for instance {} already", self.site.instance);
-            let fault = Fault::new(Code::ResourceExhausted, why);
-            tasks.spawn(worker.refuse(job.frame, fault, job.message));
-            return;
-        };
-        let tracker = tasks.clone();
-        tasks.spawn(async move {
-            let place = worker.place(job.message.source).await;
-            drop(waiting);
-            match place {
-                Some(place) => worker.start(vec![(job, place)], &tracker),
-                None => worker.give_back(job).await,
-            }
-        });
+    /// Starts a job as soon as there is a place for it.
+    pub(super) async fn start_when_free(self: Arc<Self>, job: Job) {
+        let tasks = job.message.tasks().clone();
+        match self.place(job.message.source).await {
+            Some(place) => self.start(vec![(job, place)], &tasks),
+            None => self.give_back(job).await,
+        }
     }
 
     /// Whether handlers run on the task that reads the queue.
@@ -381,11 +305,6 @@ impl Worker {
         }
     }
 
-    /// What is known of a call whose method runs once for each id. When it runs, its end is this delivery's end too.
-    fn recall(&self, frame: &Frame, message: &Arc<Message>) -> Option<Known> {
-        self.dedup().recall(frame, || (frame.clone(), message.clone()))
-    }
-
     /// Notes that such a call begins to run; or how it ends, if it has run or runs already.
     pub(super) fn begin_once(&self, job: &Job) -> Option<Ending> {
         let mut dedup = self.dedup();
@@ -402,6 +321,15 @@ impl Worker {
 
     pub(super) fn dedup(&self) -> MutexGuard<'_, Dedup<(Frame, Arc<Message>)>> {
         self.dedup.lock().expect("no panic while holding the answers")
+    }
+
+    pub(super) fn claims(&self) -> MutexGuard<'_, Claims> {
+        self.claims.lock().expect("no panic while holding the claims")
+    }
+
+    /// The instance's own queue.
+    pub(super) fn own_queue(&self) -> Arc<str> {
+        self.own_queue.lock().expect("no panic while holding a name").clone()
     }
 
     pub(super) fn calls(&self) -> MutexGuard<'_, Calls> {
@@ -422,10 +350,6 @@ impl fmt::Debug for Worker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Worker").field("service", &self.service).finish_non_exhaustive()
     }
-}
-
-fn crowded() -> Fault {
-    Fault::new(Code::ResourceExhausted, "too many deliveries of this call wait for its answer already")
 }
 
 fn pool(id: &ServiceId, threads: usize) -> Result<Runtime, Error> {

@@ -14,10 +14,10 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
 
 use self::broker::State;
-use super::{Confirm, Consumer, Delivery, Event, Lost, Mode, Publication, Receipt, Settle};
+use self::channel::Consumption;
+use super::{Confirm, Consumer, Delivery, Event, Life, Lost, Mode, Publication, Receipt, Settle};
 use crate::error::Error;
 use crate::topology::{Binding, Declaration};
 
@@ -113,6 +113,15 @@ impl Connection {
         parts.iter().try_for_each(|part| state.declare(self.0.id, part))
     }
 
+    /// Which of these exchanges are not there.
+    ///
+    /// # Errors
+    /// `Disconnected` after [`Connection::close`].
+    pub fn missing(&self, exchanges: &[String]) -> Result<Vec<String>, Error> {
+        let state = self.state()?;
+        Ok(exchanges.iter().filter(|name| !state.exchanges.contains_key(*name)).cloned().collect())
+    }
+
     /// Takes bindings away.
     ///
     /// # Errors
@@ -148,9 +157,11 @@ impl Connection {
         let (sent, deliveries) = mpsc::unbounded_channel();
         let (settler, settled) = mpsc::unbounded_channel();
         let (cancel, cancelled) = oneshot::channel();
-        let channel = self.state()?.consume(self.0.id, queue, mode, sent, settler)?;
+        let life = Arc::new(Life::default());
+        let consumption = Consumption { mode, deliveries: sent, settler };
+        let channel = self.state()?.consume(self.0.id, queue, consumption, life.clone())?;
         self.0.runtime.spawn(serve(Arc::downgrade(&self.0.broker), channel, cancelled, settled));
-        Ok(Consumer { deliveries, cancel: Some(cancel), ended: CancellationToken::new() })
+        Ok(Consumer { deliveries, cancel: Some(cancel), life })
     }
 
     /// Takes one message out of a queue; none when none waits.

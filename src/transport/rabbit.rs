@@ -11,6 +11,7 @@ mod tls;
 mod user;
 
 use std::collections::BTreeSet;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use futures::{FutureExt as _, StreamExt as _};
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, BasicRejectOptions,
 };
-use lapin::types::{FieldTable, ShortString};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -30,7 +31,8 @@ use url::Url;
 use crate::error::Error;
 use crate::topology::{Binding, Declaration};
 use crate::transport::{
-    ANSWER_TIMEOUT, Consumer, Delivery, Dial, Event, Mode, Publication, Receipt, Role, Settle, Settler,
+    ANSWER_TIMEOUT, Consumer, ConsumerEnd, Delivery, Dial, Event, Life, Mode, Publication, Receipt, Role, Settle,
+    Settler,
 };
 use connection::{CLOSE_TIMEOUT, Link, News, Refusal, Source};
 use publisher::{Publisher, Told};
@@ -45,6 +47,8 @@ const BATCH: usize = 256;
 /// so no more than a part of it waits.
 const ACK_WITHIN: Duration = Duration::from_millis(2);
 const ACKS_OF_PREFETCH: usize = 4;
+/// How long a delivery may stay unsettled, in milliseconds: as long as the broker's timers can count, less a margin.
+const CONSUMER_TIMEOUT_MS: i64 = 40 * 24 * 3_600_000;
 
 /// A connection to RabbitMQ, or two; clones share it, and it closes with the last of them.
 #[derive(Debug, Clone)]
@@ -102,11 +106,28 @@ impl Connection {
     }
 
     pub(super) async fn declare(&self, parts: &[Declaration]) -> Result<(), Error> {
-        declare::declare(&self.0.consuming, parts).await
+        let (link, parts) = (self.0.consuming.clone(), parts.to_vec());
+        self.seen_through(async move { declare::declare(&link, &parts).await }).await
+    }
+
+    pub(super) async fn missing(&self, exchanges: &[String]) -> Result<Vec<String>, Error> {
+        let (link, exchanges) = (self.0.consuming.clone(), exchanges.to_vec());
+        self.seen_through(async move { declare::missing(&link, &exchanges).await }).await
     }
 
     pub(super) async fn unbind(&self, bindings: &[Binding]) -> Result<(), Error> {
-        declare::unbind(&self.0.consuming, bindings).await
+        let (link, bindings) = (self.0.consuming.clone(), bindings.to_vec());
+        self.seen_through(async move { declare::unbind(&link, &bindings).await }).await
+    }
+
+    /// What is asked of the broker, on a task that waits for the answer though nobody else may: a channel that is given up
+    /// while the broker answers can take its whole connection down in lapin.
+    async fn seen_through<T: Send + 'static>(
+        &self,
+        asking: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        let ended = || Refusal::Ended("its runtime has ended".into()).during("answer");
+        self.0.tasks.spawn(asking).await.unwrap_or_else(|_| Err(ended()))
     }
 
     pub(super) fn publish(&self, publication: Publication) -> Receipt {
@@ -205,7 +226,7 @@ async fn unwanted(cancelled: &mut oneshot::Receiver<()>, deliver: &mpsc::Unbound
 
 /// Moves the deliveries of a queue to their consumer, and what it says of them to the broker.
 struct Feed {
-    ended: CancellationToken,
+    life: Arc<Life>,
     channel: lapin::Channel,
     stream: lapin::Consumer,
     deliver: mpsc::UnboundedSender<Delivery>,
@@ -218,6 +239,26 @@ struct Feed {
 
 type Settlements = mpsc::UnboundedSender<(u64, Settle)>;
 
+/// What the broker is told of a consumer. One before 3.11.15 does not read it, and has one limit for all; from 4.3 on it is
+/// refused for other queues than quorum queues, which have no limit then.
+fn arguments(mode: Mode) -> FieldTable {
+    let mut arguments = FieldTable::default();
+    if let Mode::SettleAnyTime { .. } = mode {
+        arguments.insert("x-consumer-timeout".into(), AMQPValue::LongLongInt(CONSUMER_TIMEOUT_MS));
+    }
+    arguments
+}
+
+/// What the broker means that closed a consumer's channel with such words as "PRECONDITION_FAILED - delivery acknowledgement on
+/// channel 2 timed out. Timeout value used: 5000 ms. This timeout value can be configured".
+fn end_of_channel(words: &str) -> ConsumerEnd {
+    let limit = words.split_once("timed out. Timeout value used: ").and_then(|(_, rest)| rest.split_once(" ms"));
+    match limit.and_then(|(number, _)| number.parse().ok()) {
+        Some(milliseconds) => ConsumerEnd::TimedOut(Duration::from_millis(milliseconds)),
+        None => ConsumerEnd::Channel(words.into()),
+    }
+}
+
 impl Feed {
     /// Begins to consume, on a channel of its own.
     async fn open(
@@ -226,11 +267,11 @@ impl Feed {
         mode: Mode,
     ) -> Result<(Consumer, Self, Option<Settlements>, oneshot::Receiver<()>), Refusal> {
         let channel = link.channel().await?;
-        if let Mode::Settle { prefetch } = mode {
-            link.ask(channel.basic_qos(prefetch.max(1), BasicQosOptions { global: false })).await?;
+        if let Some(prefetch) = mode.prefetch() {
+            link.ask(channel.basic_qos(prefetch, BasicQosOptions { global: false })).await?;
         }
         let options = BasicConsumeOptions { no_ack: mode == Mode::NoAck, ..BasicConsumeOptions::default() };
-        let stream = channel.basic_consume(queue, "".into(), options, FieldTable::default());
+        let stream = channel.basic_consume(queue, "".into(), options, arguments(mode));
         let stream = link.ask(stream).await.inspect_err(|refusal| {
             if matches!(refusal, Refusal::Silent) {
                 // Polling once sends it: once the broker does answer, it is not to be left with a consumer.
@@ -240,14 +281,11 @@ impl Feed {
         let (deliver, deliveries) = mpsc::unbounded_channel();
         let (settler, settled) = mpsc::unbounded_channel();
         let (cancel, cancelled) = oneshot::channel();
-        let acks_at_once = match mode {
-            Mode::Settle { prefetch } => (usize::from(prefetch) / ACKS_OF_PREFETCH).max(1),
-            Mode::NoAck => 1,
-        };
+        let acks_at_once = (usize::from(mode.prefetch().unwrap_or_default()) / ACKS_OF_PREFETCH).max(1);
         let (unsettled, acked) = (BTreeSet::new(), BTreeSet::new());
-        let ended = CancellationToken::new();
-        let consumer = Consumer { deliveries, cancel: Some(cancel), ended: ended.clone() };
-        let feed = Self { ended, channel, stream, deliver, settled, unsettled, acked, acks_at_once };
+        let life = Arc::new(Life::default());
+        let consumer = Consumer { deliveries, cancel: Some(cancel), life: life.clone() };
+        let feed = Self { life, channel, stream, deliver, settled, unsettled, acked, acks_at_once };
         Ok((consumer, feed, (mode != Mode::NoAck).then_some(settler), cancelled))
     }
 
@@ -263,8 +301,8 @@ impl Feed {
             () = self.deliver_and_settle(settler, cancelled) => {}
             () = closing.cancelled() => self.settle_what_waits(),
             reason = link.end() => {
-                debug!(%reason, "a consumer ends with its connection");
-                return;
+                debug!(queue = %self.stream.queue(), %reason, "a consumer ends with its connection");
+                return self.life.end(ConsumerEnd::Connection);
             }
         }
         // The consumer sees its end before the channel's close, which gives back what was neither settled nor kept.
@@ -284,7 +322,14 @@ impl Feed {
                 delivery = self.stream.next() => match delivery {
                     Some(Ok(delivery)) => self.deliver(delivery, settler.as_ref()),
                     Some(Err(error)) => {
-                        warn!(queue = %self.stream.queue(), %error, "the broker ended a consumer");
+                        let end = end_of_channel(&connection::words(&error));
+                        debug!(queue = %self.stream.queue(), ?end, "the broker closed a consumer's channel");
+                        self.life.end(end);
+                        break;
+                    }
+                    None if active => {
+                        debug!(queue = %self.stream.queue(), "the broker ended a consumer");
+                        self.life.end(ConsumerEnd::Cancelled);
                         break;
                     }
                     None => break,
@@ -315,7 +360,7 @@ impl Feed {
         // The consumer's end: it sees `None` after the last delivery.
         let (nobody, _) = mpsc::unbounded_channel();
         self.deliver = nobody;
-        self.ended.cancel();
+        self.life.finish();
         drop(settler);
         self.ack();
         while self.settled.recv_many(&mut settled, BATCH).await > 0 {
@@ -326,7 +371,8 @@ impl Feed {
 
     fn deliver(&mut self, delivery: lapin::message::Delivery, settler: Option<&Settlements>) {
         let tag = delivery.delivery_tag;
-        let settler = settler.map(|channel| Settler::Channel { tag, channel: channel.clone() });
+        let settler =
+            settler.map(|channel| Settler::Channel { tag, channel: channel.clone(), life: self.life.clone() });
         if settler.is_some() {
             self.unsettled.insert(tag);
         }

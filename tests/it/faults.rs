@@ -7,7 +7,9 @@ mod broker;
 mod clients;
 mod cluster;
 mod node;
+mod deleted;
 mod proxy;
+mod taken_back;
 mod workers;
 
 use std::future::IntoFuture as _;

@@ -13,6 +13,7 @@ use super::channel::Channel;
 use super::queue::{Queue, Timer, difference, invalid_argument};
 use crate::error::Error;
 use crate::topology::{self, Binding, Declaration, ExchangeKind, QueueKind};
+use crate::transport::{ConsumerEnd, Death, Publication};
 
 /// Everything that a broker knows.
 pub(super) struct State {
@@ -24,6 +25,8 @@ pub(super) struct State {
     pub(super) exchanges: HashMap<String, Exchange>,
     pub(super) queues: HashMap<Arc<str>, Queue>,
     pub(super) channels: HashMap<u64, Channel>,
+    /// Dead letters that no queue has taken.
+    pub(super) unburied: Vec<(Publication, Death)>,
 }
 
 /// An exchange: each key or pattern, and the queues bound with it.
@@ -41,6 +44,7 @@ impl State {
             exchanges: HashMap::new(),
             queues: HashMap::new(),
             channels: HashMap::new(),
+            unburied: Vec::new(),
         }
     }
 
@@ -64,12 +68,13 @@ impl State {
         if self.connections.remove(&connection).is_none() {
             return;
         }
+        let channels = self.channels.iter().filter(|(_, channel)| channel.connection == connection);
+        let channels = channels.inspect(|(_, channel)| channel.lose(ConsumerEnd::Connection));
+        let channels: Vec<_> = channels.map(|(id, _)| *id).collect();
         let owned = self.queues.extract_if(|_, queue| queue.owner == Some(connection));
         for name in owned.map(|(name, _)| name).collect::<Vec<_>>() {
             self.forget(&name);
         }
-        let channels = self.channels.iter().filter(|(_, channel)| channel.connection == connection);
-        let channels: Vec<_> = channels.map(|(id, _)| *id).collect();
         self.end(&channels);
         // Timers may run on a runtime that goes with this connection.
         self.queues.values_mut().for_each(|queue| queue.timer = None);
@@ -116,6 +121,7 @@ impl State {
         } else {
             let owner = (wanted.kind == QueueKind::Exclusive).then_some(connection);
             self.queues.insert(wanted.name.as_str().into(), Queue::new(wanted.clone(), owner));
+            self.bury_again();
         }
         self.set_timer(&wanted.name);
         Ok(())
@@ -148,7 +154,8 @@ impl State {
 
     /// Drops the bindings and consumers of a queue that was removed.
     fn forget(&mut self, name: &str) {
-        self.channels.retain(|_, channel| *channel.queue != *name);
+        let of_queue = self.channels.extract_if(|_, channel| *channel.queue == *name);
+        of_queue.for_each(|(_, channel)| channel.lose(ConsumerEnd::Cancelled));
         for exchange in self.exchanges.values_mut() {
             exchange.bindings.retain(|_, queues| {
                 queues.retain(|queue| **queue != *name);

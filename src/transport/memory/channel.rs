@@ -11,7 +11,7 @@ use super::broker::{State, locked, missing};
 use super::queue::{Entry, Message, Queue};
 use crate::error::Error;
 use crate::topology::QueueKind;
-use crate::transport::{Delivery, Mode, Settle, Settler};
+use crate::transport::{ConsumerEnd, Delivery, Life, Mode, Settle, Settler};
 
 /// RabbitMQ's words for why a message is dead-lettered.
 const DELIVERY_LIMIT: &str = "delivery_limit";
@@ -30,13 +30,14 @@ pub(super) struct Channel {
     next_tag: u64,
     /// `None` once cancelled.
     consumption: Option<Consumption>,
+    life: Arc<Life>,
 }
 
 /// Where deliveries go, and what they carry to be settled with.
-struct Consumption {
-    mode: Mode,
-    deliveries: UnboundedSender<Delivery>,
-    settler: UnboundedSender<(u64, Settle)>,
+pub(super) struct Consumption {
+    pub(super) mode: Mode,
+    pub(super) deliveries: UnboundedSender<Delivery>,
+    pub(super) settler: UnboundedSender<(u64, Settle)>,
 }
 
 impl State {
@@ -45,9 +46,8 @@ impl State {
         &mut self,
         connection: u64,
         queue: &str,
-        mode: Mode,
-        deliveries: UnboundedSender<Delivery>,
-        settler: UnboundedSender<(u64, Settle)>,
+        consumption: Consumption,
+        life: Arc<Life>,
     ) -> Result<u64, Error> {
         let id = self.new_id();
         let operation = || format!("consume the queue `{queue}`");
@@ -59,9 +59,8 @@ impl State {
         }
         state.consumers.push_back(id);
         let counts = state.arguments.kind == QueueKind::Quorum;
-        let consumption = Some(Consumption { mode, deliveries, settler });
-        let unsettled = BTreeMap::new();
-        let channel = Channel { connection, queue: queue.into(), unsettled, counts, next_tag: 1, consumption };
+        let (unsettled, consumption) = (BTreeMap::new(), Some(consumption));
+        let channel = Channel { connection, queue: queue.into(), unsettled, counts, next_tag: 1, consumption, life };
         self.channels.insert(id, channel);
         self.turn(queue);
         Ok(id)
@@ -84,8 +83,15 @@ impl State {
         let failures = if counts { entry.failures } else { 0 };
         let delivery = delivery(entry.message.clone(), entry.redelivered, failures, Some(settler));
         let unsettled = BTreeMap::from([(PULLED, entry)]);
-        let channel =
-            Channel { connection, queue: queue.into(), unsettled, counts, next_tag: PULLED + 1, consumption: None };
+        let channel = Channel {
+            connection,
+            queue: queue.into(),
+            unsettled,
+            counts,
+            next_tag: PULLED + 1,
+            consumption: None,
+            life: Arc::default(),
+        };
         self.channels.insert(id, channel);
         self.set_timer(queue);
         Ok(Some(delivery))
@@ -179,18 +185,28 @@ pub(super) fn next_consumer<'a>(queue: &mut Queue, channels: &'a mut HashMap<u64
 }
 
 impl Channel {
+    /// Nothing more comes, though its consumer wants it.
+    pub(super) fn lose(&self, end: ConsumerEnd) {
+        if self.consumption.is_some() {
+            self.life.end(end);
+        }
+    }
+
     fn has_room(&self) -> bool {
         self.consumption.as_ref().is_some_and(|consumption| match consumption.mode {
             _ if consumption.deliveries.is_closed() => false,
-            Mode::Settle { prefetch } => self.unsettled.len() < usize::from(prefetch.max(1)),
-            Mode::NoAck => true,
+            mode => mode.prefetch().is_none_or(|prefetch| self.unsettled.len() < usize::from(prefetch)),
         })
     }
 
     pub(super) fn deliver(&mut self, entry: Entry) {
         let consumption = self.consumption.as_ref().expect("a cancelled channel has no room");
         let settler = match consumption.mode {
-            Mode::Settle { .. } => Some(Settler::Channel { tag: self.next_tag, channel: consumption.settler.clone() }),
+            Mode::Settle { .. } | Mode::SettleAnyTime { .. } => Some(Settler::Channel {
+                tag: self.next_tag,
+                channel: consumption.settler.clone(),
+                life: self.life.clone(),
+            }),
             Mode::NoAck => None,
         };
         let settled = settler.is_some();

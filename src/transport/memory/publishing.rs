@@ -113,10 +113,23 @@ impl State {
             // Without this it would expire in the next queue too.
             let properties = Properties { expiration: None, ..properties };
             let letter =
-                Publication { exchange: exchange.clone(), key: key.clone(), mandatory: false, properties, body };
-            // A dead letter that no queue takes is gone, as it is on RabbitMQ.
+                Publication { exchange: exchange.clone(), key: key.clone(), mandatory: true, properties, body };
             let death = Death { reason: reason.to_owned(), queue: queue.to_owned(), at: unix_millis() / 1000 };
-            self.route(letter, Some(death));
+            self.lay_to_rest(letter, death);
+        }
+    }
+
+    /// Routes a dead letter; one that no queue takes waits for one, as those of quorum queues do on RabbitMQ.
+    fn lay_to_rest(&mut self, letter: Publication, death: Death) {
+        if self.route(letter.clone(), Some(death.clone())) != Confirm::Accepted {
+            self.unburied.push((letter, death));
+        }
+    }
+
+    /// Tries again what no queue took.
+    pub(super) fn bury_again(&mut self) {
+        for (letter, death) in std::mem::take(&mut self.unburied) {
+            self.lay_to_rest(letter, death);
         }
     }
 }

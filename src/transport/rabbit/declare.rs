@@ -17,7 +17,7 @@ const PRECONDITION_FAILED: u16 = 406;
 
 /// Declares each part in order.
 pub(super) async fn declare(link: &Link, parts: &[Declaration]) -> Result<(), Error> {
-    let mut channel = link.channel().await.map_err(|refusal| refusal.during("open a channel"))?;
+    let mut channel = opened(link).await?;
     for part in parts {
         match part {
             Declaration::Exchange(exchange) => {
@@ -29,7 +29,7 @@ pub(super) async fn declare(link: &Link, parts: &[Declaration]) -> Result<(), Er
                 if !forbids(&reason) || !may_be_there(link, &exchange.name).await? {
                     return Err(Error::Broker { operation, reason });
                 }
-                channel = link.channel().await.map_err(|refusal| refusal.during("open a channel"))?;
+                channel = opened(link).await?;
             }
             Declaration::Queue(queue) => declare_shape(link, &channel, Shape::of_queue(queue)?).await?,
             Declaration::Binding(binding) => bind(link, &channel, binding).await?,
@@ -55,16 +55,44 @@ async fn may_be_there(link: &Link, name: &str) -> Result<bool, Error> {
 
 /// Whether an exchange exists.
 pub(super) async fn exchange_exists(link: &Link, name: &str) -> Result<bool, Error> {
-    let channel = link.channel().await.map_err(|refusal| refusal.during("open a channel"))?;
-    let shape = Shape { what: What::Exchange, name: name_of(name)?, properties: BTreeMap::new() };
-    match link.ask(shape.declare(&channel, true)).await {
-        Ok(()) => {
-            close(link, &channel).await;
-            Ok(true)
+    let channel = opened(link).await?;
+    let there = is_there(link, &channel, name).await?;
+    if there {
+        close(link, &channel).await;
+    }
+    Ok(there)
+}
+
+/// Which of these exchanges do not exist. One of which the broker tells this user nothing counts as there.
+pub(super) async fn missing(link: &Link, exchanges: &[String]) -> Result<Vec<String>, Error> {
+    let mut channel = opened(link).await?;
+    let mut missing = Vec::new();
+    for name in exchanges {
+        match is_there(link, &channel, name).await {
+            Ok(true) => continue,
+            Ok(false) => missing.push(name.clone()),
+            Err(Error::Broker { reason, .. }) if forbids(&reason) => {}
+            Err(error) => return Err(error),
         }
+        // The broker has closed it over the answer.
+        channel = opened(link).await?;
+    }
+    close(link, &channel).await;
+    Ok(missing)
+}
+
+/// Whether an exchange exists. If not, the broker has closed the channel.
+async fn is_there(link: &Link, channel: &Channel, name: &str) -> Result<bool, Error> {
+    let shape = Shape { what: What::Exchange, name: name_of(name)?, properties: BTreeMap::new() };
+    match link.ask(shape.declare(channel, true)).await {
+        Ok(()) => Ok(true),
         Err(Refusal::Refused { code: NOT_FOUND, .. }) => Ok(false),
         Err(refusal) => Err(refusal.during(format!("look for the exchange `{name}`"))),
     }
+}
+
+async fn opened(link: &Link) -> Result<Channel, Error> {
+    link.channel().await.map_err(|refusal| refusal.during("open a channel"))
 }
 
 async fn bind(link: &Link, channel: &Channel, binding: &Binding) -> Result<(), Error> {
@@ -77,7 +105,7 @@ async fn bind(link: &Link, channel: &Channel, binding: &Binding) -> Result<(), E
 
 /// Takes bindings away; to the broker, one that is not there is gone already.
 pub(super) async fn unbind(link: &Link, bindings: &[Binding]) -> Result<(), Error> {
-    let channel = link.channel().await.map_err(|refusal| refusal.during("open a channel"))?;
+    let channel = opened(link).await?;
     for Binding { exchange, key, queue } in bindings {
         let names = (name_of(queue)?, name_of(exchange)?, name_of(key)?);
         let unbound = channel.queue_unbind(names.0, names.1, names.2, FieldTable::default());
@@ -169,6 +197,11 @@ impl Shape {
         if let Some((exchange, key)) = &queue.dead_letter {
             properties.insert("x-dead-letter-exchange".into(), text(exchange));
             properties.insert("x-dead-letter-routing-key".into(), text(key));
+            if queue.kind == QueueKind::Quorum {
+                // Otherwise the broker drops what the queue of dead letters does not take. It asks for this overflow.
+                properties.insert("x-dead-letter-strategy".into(), text("at-least-once"));
+                properties.insert("x-overflow".into(), text("reject-publish"));
+            }
         }
         Ok(Self { what: What::Queue, name: name_of(&queue.name)?, properties })
     }

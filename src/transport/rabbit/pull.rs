@@ -16,7 +16,7 @@ use super::connection::{Link, Refusal};
 use super::{declare, delivered};
 use crate::error::Error;
 use crate::transport::rabbit::properties::short;
-use crate::transport::{Delivery, Settle, Settler};
+use crate::transport::{Delivery, Life, Settle, Settler};
 
 const NOT_FOUND: u16 = 404;
 /// How long a channel stays open for the next question when nothing is out on it.
@@ -161,7 +161,7 @@ async fn opened<'a>(open: &'a mut Option<Pulling>, link: &Link) -> Result<&'a mu
         Some(pulling) => pulling,
         None => {
             let (settler, settled) = mpsc::unbounded_channel();
-            Pulling { channel: link.channel().await?, out: 0, settler, settled }
+            Pulling { channel: link.channel().await?, out: 0, life: Arc::default(), settler, settled }
         }
     };
     Ok(open.insert(pulling))
@@ -172,6 +172,7 @@ struct Pulling {
     channel: lapin::Channel,
     /// How many of its deliveries are not settled.
     out: usize,
+    life: Arc<Life>,
     settler: mpsc::UnboundedSender<(u64, Settle)>,
     settled: mpsc::UnboundedReceiver<(u64, Settle)>,
 }
@@ -182,7 +183,10 @@ impl Pulling {
         self.out += usize::from(message.is_some());
         Ok(Handed(message.map(|message| {
             let tag = message.delivery.delivery_tag;
-            delivered(message.delivery, Some(Settler::Channel { tag, channel: self.settler.clone() }))
+            delivered(
+                message.delivery,
+                Some(Settler::Channel { tag, channel: self.settler.clone(), life: self.life.clone() }),
+            )
         })))
     }
 

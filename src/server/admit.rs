@@ -1,0 +1,148 @@
+//! What is to be done about a frame that has come: run it, answer it at once, or refuse it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::allow::Caller;
+use super::claims::Heard;
+use super::dedup::Known;
+use super::message::{Message, Source};
+use super::worker::{EVENT, Worker};
+use crate::codec::Codec;
+use crate::error::{Code, Fault};
+use crate::frame::{Frame, Kind};
+use crate::registry::{self, Instance};
+use crate::service::{Answer, Handler};
+
+/// What is to be done about a frame.
+pub(super) enum Admitted {
+    /// A handler runs it, and its answer is remembered for this time.
+    Run(Handler, Option<Duration>),
+    /// The same, unless another instance runs it: it was delivered before.
+    Ask(Handler, Option<Duration>),
+    /// The worker knows the answer itself.
+    Answered(Answer),
+    /// Nothing more: it was a cancel, or has run already.
+    Done,
+    /// It runs already: it is told when that ends.
+    Runs,
+}
+
+impl Worker {
+    /// What is to be done about a frame; a fault for what must not run.
+    pub(super) fn admit(&self, frame: &Frame, message: &Arc<Message>) -> Result<Admitted, Fault> {
+        match (frame.kind, message.source) {
+            (Kind::Cancel, _) => {
+                self.calls().cancel(frame.id, frame.metadata.remaining.unwrap_or_default());
+                return Ok(Admitted::Done);
+            }
+            (Kind::Locate, Source::Instance) => {
+                self.locate(frame.id, message);
+                return Ok(Admitted::Done);
+            }
+            (Kind::KeepAlive | Kind::Reply, Source::Instance) => {
+                let instance = frame.metadata.instance.clone().unwrap_or_default();
+                let heard = match (frame.kind, frame.status) {
+                    (Kind::KeepAlive, _) => Heard::Runs(instance),
+                    (_, Code::Ok) => Heard::Over,
+                    (_, Code::Cancelled) => Heard::Moved,
+                    _ => Heard::Failed,
+                };
+                self.claims().hear(frame.id, &heard);
+                return Ok(Admitted::Done);
+            }
+            (Kind::Request, Source::Calls | Source::Instance) if message.reply_to.is_none() => {
+                return Err(Fault::new(Code::InvalidArgument, "a request without `reply_to`: nobody can be answered"));
+            }
+            (Kind::Request, Source::Calls | Source::Instance)
+            | (Kind::Oneway, Source::Work | Source::Instance)
+            | (Kind::Event, Source::Events) => {}
+            (kind, source) => {
+                let why = format!("a message of type {} ({kind:?}) does not belong on a queue of {source}", kind as u8);
+                return Err(Fault::new(Code::Unimplemented, why));
+            }
+        }
+        let name = frame.metadata.method.as_deref().unwrap_or_default();
+        if self.site.allow.is_set() {
+            let caller = Caller { user: message.user.as_deref(), instance: frame.metadata.instance.as_deref() };
+            // No service has a colon in its name.
+            let (whose, sign) = if frame.kind == Kind::Event { ("event", ':') } else { (&*self.name, '.') };
+            self.site.allow.check(&caller, &format!("{whose}{sign}{name}"))?;
+        }
+        self.check_key(frame, message)?;
+        let name = if frame.kind == Kind::Event { EVENT } else { name };
+        let Some((method, handler)) = self.service.methods.get(name) else {
+            if let Some(answer) = self.about_itself(name, frame.codec) {
+                return Ok(Admitted::Answered(answer));
+            }
+            let known: Vec<&str> = self.service.methods.keys().map(String::as_str).collect();
+            let why = format!("`{}` has no method `{name}`: it has {}", self.name, known.join(", "));
+            return Err(Fault::new(Code::Unimplemented, why));
+        };
+        if method.dedup.is_some()
+            && let Some(known) = self.recall(frame, message)
+        {
+            return match known {
+                Known::Ended(answer) if frame.kind == Kind::Request => Ok(Admitted::Answered(answer)),
+                Known::Ended(_) => Ok(Admitted::Done),
+                Known::Runs => Ok(Admitted::Runs),
+                Known::Crowded => Err(crowded()),
+            };
+        }
+        if message.redelivered && frame.kind == Kind::Oneway && self.claims().is_done(frame.id, message.frames) {
+            return Ok(Admitted::Done);
+        }
+        // What may run twice is run at once, of a oneway call only what nobody runs now.
+        let may_run_twice = frame.kind == Kind::Event || (frame.kind == Kind::Request && method.idempotent);
+        if message.redelivered && !may_run_twice {
+            return Ok(Admitted::Ask(handler.clone(), method.dedup));
+        }
+        Ok(Admitted::Run(handler.clone(), method.dedup))
+    }
+
+    /// What the broker has let pass by its key is not to be something else.
+    fn check_key(&self, frame: &Frame, message: &Message) -> Result<(), Fault> {
+        let method = frame.metadata.method.as_deref();
+        let agrees = match message.source {
+            Source::Events => method.is_none_or(|method| method == message.key),
+            Source::Work if message.exchange == self.site.namespace.oneway() => {
+                let named = message.key.strip_prefix(&*self.name).and_then(|key| key.strip_prefix('.'));
+                named == Some(method.unwrap_or_default())
+            }
+            Source::Work | Source::Calls | Source::Instance => true,
+        };
+        if agrees {
+            return Ok(());
+        }
+        let why = format!("its key is `{}`, and it names `{}`", message.key, method.unwrap_or_default());
+        Err(Fault::new(Code::InvalidArgument, why))
+    }
+
+    /// The answer to a question of discovery, which needs no place among the calls.
+    fn about_itself(&self, question: &str, codec: Codec) -> Option<Answer> {
+        let (service, instance) = (self.name.to_string(), self.site.instance.to_string());
+        let written = match question {
+            registry::PING => codec.encode(&()),
+            registry::INFO => {
+                let methods = self.service.methods.values().map(|(method, _)| method.info()).collect();
+                codec.encode(&Instance { service, instance, hopline: env!("CARGO_PKG_VERSION").to_owned(), methods })
+            }
+            registry::STATS => {
+                let repeated = self.dedup().repeated();
+                let stats = self.calls().stats(service, instance, repeated);
+                codec.encode(&stats)
+            }
+            _ => return None,
+        };
+        Some(written.map_or_else(|error| Answer::Fault(Fault::new(Code::Internal, error.to_string())), Answer::Result))
+    }
+
+    /// What is known of a call whose method runs once for each id. When it runs, its end is this delivery's end too.
+    fn recall(&self, frame: &Frame, message: &Arc<Message>) -> Option<Known> {
+        self.dedup().recall(frame, || (frame.clone(), message.clone()))
+    }
+}
+
+pub(super) fn crowded() -> Fault {
+    Fault::new(Code::ResourceExhausted, "too many deliveries of this call wait for its answer already")
+}

@@ -1,0 +1,175 @@
+//! Giving back what has not run: a drain has it reach another instance as new.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::message::{End, Message, Source};
+use super::outcome::MAX_REASON;
+use super::worker::{Job, Worker};
+use crate::error::{Code, Fault};
+use crate::frame::{Frame, Kind};
+use crate::service::Answer;
+use crate::topology::header;
+use crate::transport::{ANSWER_TIMEOUT, Confirm, Lost, Properties, Publication, Settle};
+
+/// How long what is published again waits for room in its queue before there is another way out, and how often it looks.
+const PATIENCE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(20);
+/// How often a message is published on a channel that ends each time.
+const MAX_TRIES: u32 = 10;
+
+impl Worker {
+    /// Sees to a job that has not started when the server drains.
+    pub(super) async fn give_back(self: Arc<Self>, job: Job) {
+        let Job { mut frame, deadline, message, .. } = job;
+        // What is published again has to carry on what the broker counts.
+        if message.failures > 0 {
+            frame.metadata.more_mut().attempt = Some(message.attempt(&frame));
+        }
+        match message.source {
+            Source::Calls => {
+                frame.metadata.remaining = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+                if !self.publish_again(&frame, self.site.namespace.calls_queue(&self.name), &message).await {
+                    self.unavailable(&frame, &message);
+                }
+            }
+            Source::Work if message.frames == 1 => message.settle(Settle::GiveBack),
+            Source::Work => _ = self.publish_again(&frame, self.site.namespace.work_queue(&self.name), &message).await,
+            Source::Instance if frame.kind == Kind::Request => self.unavailable(&frame, &message),
+            Source::Instance | Source::Events => message.finish(),
+        }
+    }
+
+    fn unavailable(&self, frame: &Frame, message: &Arc<Message>) {
+        let why = format!("instance {} is shutting down: the call did not run", self.site.instance);
+        let answer = Answer::Fault(Fault::new(Code::Unavailable, why));
+        self.reply(frame.id, frame.codec, answer, None, message);
+    }
+
+    /// Publishes a frame again to the queue that it came from, and is done with it once the broker has it: there it is
+    /// new, while a requeue would mark it as perhaps run. Tells whether the frame is seen to: not if the queue stays
+    /// full and the frame is a call.
+    pub(super) async fn publish_again(&self, frame: &Frame, queue: String, message: &Arc<Message>) -> bool {
+        let remaining = frame.metadata.remaining.or(message.properties.expiration);
+        let body = frame.to_body();
+        // From here on the message carries this server's name.
+        let mut headers = message.properties.headers.clone();
+        // Handlers see no headers, and what a peer has filled them with has to fit into a frame with what is added.
+        headers.retain(|(name, value)| {
+            name.starts_with("x-hopline-") && name != header::USER && value.len() <= MAX_REASON
+        });
+        headers.push((header::USER.to_owned(), message.user.as_deref().unwrap_or_default().to_owned()));
+        let patience = Instant::now() + remaining.unwrap_or(PATIENCE).min(PATIENCE);
+        // Given back as a whole, a message would run its other oneway calls again. A server that is to end does so still.
+        let shared = frame.kind == Kind::Oneway && message.frames > 1;
+        let waits = || Instant::now() < patience || (shared && !self.site.draining.is_cancelled());
+        let may_repeat = frame.idempotent || frame.kind == Kind::Oneway;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let publication = Publication {
+                exchange: String::new(),
+                key: queue.clone(),
+                mandatory: true,
+                properties: Properties {
+                    expiration: remaining,
+                    headers: headers.clone(),
+                    ..message.properties.clone()
+                },
+                body: body.clone(),
+            };
+            let confirm = tokio::select! {
+                biased;
+                confirm = message.transport.publish(publication) => confirm,
+                lost = self.unanswered() => Err(lost),
+            };
+            match confirm {
+                Ok(Confirm::Accepted) => {
+                    self.done(frame.id, End::Moved, message);
+                    return true;
+                }
+                // The others are at it: there will be room.
+                Ok(Confirm::Refused) if waits() => tokio::time::sleep(PAUSE).await,
+                Err(lost) if lost.connected && (!lost.handed_over || may_repeat) && waits() && tries < MAX_TRIES => {
+                    tokio::time::sleep(PAUSE * tries).await;
+                }
+                // It may be in the queue.
+                Err(lost) if lost.connected && lost.handed_over && frame.kind == Kind::Request => {
+                    let why = format!(
+                        "instance {} was shutting down and gave the call back: it may have run",
+                        self.site.instance
+                    );
+                    self.reply(frame.id, frame.codec, Answer::Fault(Fault::new(Code::Aborted, why)), None, message);
+                    return true;
+                }
+                Ok(_) | Err(Lost { connected: true, .. }) if frame.kind == Kind::Request => return false,
+                // Back to the queue's head then, at the price of being marked.
+                Ok(_) | Err(_) => {
+                    message.settle(Settle::GiveBack);
+                    return true;
+                }
+            }
+        }
+    }
+
+    /// The end of a publication that the broker does not answer, as a quorum queue without its majority does not: a server
+    /// that is to end does not wait for it.
+    async fn unanswered(&self) -> Lost {
+        self.site.draining.cancelled().await;
+        tokio::time::sleep(ANSWER_TIMEOUT).await;
+        let reason = format!("the broker gave no answer within {ANSWER_TIMEOUT:?}").into();
+        Lost { handed_over: true, connected: true, reason }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use tokio_util::task::TaskTracker;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::codec::Codec;
+    use crate::frame::Metadata;
+    use crate::server::Server;
+    use crate::service::Service;
+    use crate::topology::{Declaration, Queue, QueueKind, ServiceId};
+    use crate::transport::{Mode, Role, Transport};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_oneway_call_that_finds_no_room_goes_back_with_its_message_once_the_server_drains() {
+        let url = format!("memory://{}", Uuid::new_v4());
+        let running = Server::connect(&url).await.expect("in memory").start().await.expect("it serves nothing");
+        let service = Service::new("work", 1);
+        let id = ServiceId::parse("work").expect("a name");
+        let worker = Arc::new(Worker::new(&id, service, running.site.clone()).expect("no threads of its own"));
+
+        let transport = Transport::connect(&url, Role::Client).await.expect("in memory");
+        let full = Queue { max_length: Some(0), ..Queue::new("full", QueueKind::Classic) };
+        let parts = [full, Queue::new("work", QueueKind::Classic)].map(Declaration::Queue);
+        transport.declare(&parts).await.expect("new queues");
+        let publication = Publication {
+            exchange: String::new(),
+            key: "work".to_owned(),
+            mandatory: true,
+            properties: Properties::default(),
+            body: Bytes::new(),
+        };
+        assert_eq!(transport.publish(publication).await, Ok(Confirm::Accepted));
+        let mut work = transport.consume("work", Mode::Settle { prefetch: 1 }).await.expect("it is there");
+        let delivery = work.next().await.expect("a message");
+
+        let message = Message::new(delivery, transport.clone(), Source::Work, 2, TaskTracker::new().token());
+        let frame = Frame::new(Kind::Oneway, Uuid::new_v4(), Codec::Cbor, Metadata::default(), Bytes::new());
+        let publishing = tokio::spawn(async move {
+            worker.publish_again(&frame, "full".to_owned(), &Arc::new(message)).await;
+        });
+        tokio::time::sleep(100 * PATIENCE).await;
+        assert!(!publishing.is_finished(), "its neighbours are not to run again without need");
+        running.site.draining.cancel();
+        tokio::time::timeout(2 * PATIENCE, publishing).await.expect("it gives up").expect("no panic");
+        assert!(work.next().await.expect("the message again").redelivered);
+    }
+}

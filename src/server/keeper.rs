@@ -1,0 +1,241 @@
+//! Keeps one queue of a server: declares it, with what leads to it, has it read, and does both again when it is lost alone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+
+use super::Site;
+use super::health::Trouble;
+use super::message::Source;
+use super::worker::Worker;
+use crate::client::short_id;
+use crate::error::Error;
+use crate::topology::{Binding, CallsQueue, Declaration, QueueKind, ServiceId};
+use crate::transport::{Consumer, ConsumerEnd, Mode, Transport};
+
+/// How long the broker may take over a queue before the server's state says so. It is waited for nevertheless: what is
+/// given up half-way would stay at the broker.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// The pause after an attempt that failed grows from one to the other.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// How long a server says that the broker has taken back what took too long, unless it does so again.
+const TAKEN_BACK_TOLD: Duration = Duration::from_secs(300);
+/// How many messages an instance's own queue has out: cancels among them are to wait for nothing but as many calls.
+const OWN_PREFETCH: u16 = 1024;
+
+/// What is served: a service, or the events that match a pattern.
+pub(super) enum Origin {
+    Service(ServiceId, CallsQueue),
+    Subscription(String),
+}
+
+/// What keeps one queue, over one connection.
+pub(super) struct Keeper {
+    pub(super) site: Arc<Site>,
+    pub(super) transport: Transport,
+    pub(super) worker: Arc<Worker>,
+    pub(super) origin: Arc<Origin>,
+    /// The place of what it serves among all that the server does.
+    pub(super) at: usize,
+    pub(super) source: Source,
+}
+
+impl Keeper {
+    /// Declares the queue and what leads to it.
+    pub(super) async fn declare(&self) -> Result<String, Error> {
+        let (queue, parts) = self.topology();
+        if self.source == Source::Instance {
+            self.worker.answers_at(&queue);
+        }
+        let earlier = self.site.topology().insert((self.at, self.source), parts.clone());
+        if matches!(self.source, Source::Instance | Source::Events) {
+            // To a queue that is gone, or of an attempt that failed half-way: nobody reads it.
+            let earlier = bindings(earlier.iter().flatten());
+            if !earlier.is_empty() {
+                let transport = self.transport.clone();
+                tokio::spawn(async move { transport.unbind(&earlier).await });
+            }
+        }
+        self.transport.declare(&parts).await?;
+        Ok(queue)
+    }
+
+    /// Begins to consume the queue.
+    pub(super) async fn consume(&self, queue: &str) -> Result<Consumer, Error> {
+        let prefetch = self.worker.prefetch();
+        let mode = match (self.source, &*self.origin) {
+            (Source::Work, _) => Mode::SettleAnyTime { prefetch },
+            (Source::Calls, Origin::Service(_, calls)) if calls.kind == QueueKind::Quorum => {
+                Mode::SettleAnyTime { prefetch }
+            }
+            (Source::Calls | Source::Events, _) => Mode::Settle { prefetch },
+            (Source::Instance, _) => Mode::Settle { prefetch: OWN_PREFETCH.max(prefetch.saturating_mul(2)) },
+        };
+        self.transport.consume(queue, mode).await
+    }
+
+    /// Has the queue read until the server drains or the connection ends, beginning with this `consumer`, if there is one.
+    /// Whoever waits for the end of the `first` attempt is told.
+    pub(super) async fn keep(self, mut consumer: Option<Consumer>, mut first: Option<oneshot::Sender<()>>) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let attached = match consumer.take() {
+                Some(consumer) => Ok(consumer),
+                None => self.attach().await,
+            };
+            if let Some(first) = first.take() {
+                // Whoever waited may have lost patience.
+                let _ = first.send(());
+            }
+            match attached {
+                Ok(consumer) => {
+                    pause = FIRST_PAUSE;
+                    self.site.health.cured(&self.trouble());
+                    if self.has_read(consumer).await {
+                        return;
+                    }
+                }
+                Err(Error::Disconnected { .. }) => return,
+                Err(error) => {
+                    self.site.health.suffers(self.trouble(), error.to_string());
+                    tokio::select! {
+                        () = self.site.draining.cancelled() => {}
+                        () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
+                    }
+                }
+            }
+            if self.site.draining.is_cancelled() {
+                return;
+            }
+        }
+    }
+
+    /// Declares and consumes the queue. That takes as long as the broker takes; when it takes long, the state says so.
+    async fn attach(&self) -> Result<Consumer, Error> {
+        let attaching = async {
+            let queue = self.declare().await?;
+            // A drain that begins meanwhile waits, so that what comes at once is given back as it has to be.
+            let _attaching = self.tasks().token();
+            self.consume(&queue).await
+        };
+        tokio::pin!(attaching);
+        tokio::select! {
+            attached = &mut attaching => return attached,
+            () = tokio::time::sleep(PATIENCE) => {}
+        }
+        let what = format!("the broker has not answered for {PATIENCE:?} about {}", self.title());
+        self.site.health.suffers(self.trouble(), what);
+        attaching.await
+    }
+
+    /// Has a queue read. Tells whether that was the end; otherwise it is to be consumed again.
+    async fn has_read(&self, consumer: Consumer) -> bool {
+        let stop = match self.source {
+            Source::Instance => &self.site.drained,
+            Source::Calls | Source::Work | Source::Events => &self.site.draining,
+        };
+        let life = consumer.life.clone();
+        let running = self.worker.clone().run(consumer, self.transport.clone(), self.source, stop.clone());
+        self.tasks().spawn(running);
+        let end = tokio::select! {
+            () = stop.cancelled() => return true,
+            // A worker whose places are all taken reads on when one is free: it is not waited for.
+            end = life.ended() => end,
+        };
+        match end {
+            Some(ConsumerEnd::Connection) => return true,
+            Some(ConsumerEnd::TimedOut(limit)) => {
+                self.worker.holds_no_more_than_it_runs();
+                let why = format!(
+                    "the broker took back what {} had not settled within {limit:?}, its consumer_timeout: raise \
+                     `consumer_timeout` in rabbitmq.conf above the longest handler, or use RabbitMQ 3.12 or later, where no \
+                     limit holds here",
+                    self.title()
+                );
+                self.site.health.suffered(Trouble::TakenBack(self.title().into()), why, TAKEN_BACK_TOLD);
+            }
+            Some(ConsumerEnd::Channel(reason)) => {
+                warn!(queue = self.title(), %reason, "the broker closed a consumer's channel: the queue is consumed again");
+            }
+            Some(ConsumerEnd::Cancelled) | None => {
+                debug!(queue = self.title(), "the broker ended a consumer: the queue is declared and consumed again");
+            }
+        }
+        false
+    }
+
+    fn tasks(&self) -> &TaskTracker {
+        match self.source {
+            Source::Instance => &self.site.own,
+            Source::Calls | Source::Work | Source::Events => &self.site.shared,
+        }
+    }
+
+    fn trouble(&self) -> Trouble {
+        Trouble::Queue(self.at, self.source)
+    }
+
+    /// The queue's name, and all that there has to be for it.
+    fn topology(&self) -> (String, Vec<Declaration>) {
+        let Site { namespace, instance, .. } = &*self.site;
+        match (&*self.origin, self.source) {
+            (Origin::Service(id, calls), Source::Calls) => (namespace.calls_queue(id), namespace.calls(id, *calls)),
+            (Origin::Service(id, _), Source::Work) => (namespace.work_queue(id), namespace.work(id)),
+            (Origin::Service(id, _), Source::Instance | Source::Events) => {
+                let queue = namespace.instance_queue(id, instance, &short_id());
+                let parts = namespace.instance(id, &queue, instance);
+                (queue, parts)
+            }
+            (Origin::Subscription(pattern), _) => {
+                let queue = namespace.events_queue(instance, &short_id());
+                let parts = namespace.subscription(&queue, pattern);
+                (queue, parts)
+            }
+        }
+    }
+
+    /// The queue, in words for people: those whose names are new each time are told by what they are for.
+    fn title(&self) -> String {
+        let namespace = &self.site.namespace;
+        match (&*self.origin, self.source) {
+            (Origin::Service(id, _), Source::Calls) => format!("the queue `{}`", namespace.calls_queue(id)),
+            (Origin::Service(id, _), Source::Work) => format!("the queue `{}`", namespace.work_queue(id)),
+            (Origin::Service(id, _), Source::Instance | Source::Events) => {
+                format!("the queue of this instance of `{id}`")
+            }
+            (Origin::Subscription(pattern), _) => format!("the queue of the subscription to `{pattern}`"),
+        }
+    }
+}
+
+/// The bindings among what is declared.
+pub(super) fn bindings<'a>(parts: impl Iterator<Item = &'a Declaration>) -> Vec<Binding> {
+    let bindings = parts.filter_map(|part| match part {
+        Declaration::Binding(binding) => Some(binding.clone()),
+        Declaration::Queue(_) | Declaration::Exchange(_) => None,
+    });
+    bindings.collect()
+}
+
+/// Keeps the queue of a service's dead letters, which nobody consumes, until the server drains or the connection ends.
+pub(super) async fn keep_dead_letters(site: Arc<Site>, transport: Transport, id: ServiceId) {
+    const AGAIN: Duration = Duration::from_secs(30);
+    let trouble = Trouble::DeadLetters(id.to_string().into());
+    loop {
+        match transport.declare(&[site.namespace.dead(&id)]).await {
+            Ok(()) => site.health.cured(&trouble),
+            Err(Error::Disconnected { .. }) => return,
+            Err(error) => {
+                site.health.suffers(trouble.clone(), format!("the dead letters of `{id}` have no queue: {error}"))
+            }
+        }
+        tokio::select! {
+            () = site.draining.cancelled() => return,
+            () = tokio::time::sleep(AGAIN) => {}
+        }
+    }
+}

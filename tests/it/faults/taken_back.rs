@@ -1,0 +1,107 @@
+//! A broker that takes back what is not settled in time: its `consumer_timeout`, half an hour unless an operator says otherwise.
+
+use std::collections::HashMap;
+use std::future::IntoFuture as _;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::future::join_all;
+use hopline::{Context, Fault, Method, Running, Service, State};
+use tokio::sync::watch;
+
+use super::LONG;
+use crate::node::{Node, version};
+use crate::support::{Scene, soon};
+
+/// The limit, in milliseconds, and how long each job takes: its work, and no wait for anything.
+const LIMIT: &str = "2000";
+const WORK: Duration = Duration::from_secs(5);
+
+/// How often each job has begun, and how many have ended.
+#[derive(Clone)]
+struct Runs {
+    begun: Arc<Mutex<HashMap<u64, usize>>>,
+    ended: Arc<watch::Sender<usize>>,
+}
+
+impl Runs {
+    fn new() -> Self {
+        Self { begun: Arc::default(), ended: Arc::new(watch::channel(0).0) }
+    }
+
+    fn begun(&self) -> HashMap<u64, usize> {
+        self.begun.lock().expect("no panic").clone()
+    }
+}
+
+async fn impatient(version: &str) -> Node {
+    let node = Node::with(version, &format!("consumer_timeout = {LIMIT}\n"), &[], &[]).await;
+    // Before 4.3 each channel looks once a minute.
+    node.eval("application:set_env(rabbit, channel_tick_interval, 500).").await;
+    node
+}
+
+/// An instance that runs two jobs at a time, and has two more in hand.
+async fn worker(scene: &Scene, runs: &Runs) -> Running {
+    let runs = runs.clone();
+    let job = move |_: Context, (number,): (u64,)| {
+        *runs.begun.lock().expect("no panic").entry(number).or_default() += 1;
+        let ended = runs.ended.clone();
+        async move {
+            tokio::time::sleep(WORK).await;
+            ended.send_modify(|ended| *ended += 1);
+            Ok::<_, Fault>(number)
+        }
+    };
+    scene.serve(Service::new("jobs", 1).method(Method::new("work"), job).concurrency(2).prefetch(4)).await
+}
+
+/// That the broker took something back, if it is one that reads no limit of a consumer's own.
+async fn was_told(version: &str, running: &Running) {
+    if version == "3.10" {
+        let mut state = running.state();
+        let told =
+            |state: &State| matches!(state, State::Degraded { reason, .. } if reason.contains("consumer_timeout"));
+        soon(state.wait_for(told)).await.expect("it serves");
+    }
+}
+
+fn once(jobs: u64) -> HashMap<u64, usize> {
+    (0..jobs).map(|job| (job, 1)).collect()
+}
+
+#[tokio::test]
+async fn oneway_jobs_that_take_or_wait_for_longer_than_the_limit_run_once() {
+    let Some(version) = version() else { return };
+    let node = impatient(&version).await;
+    let (scene, runs) = (Scene::at(node.url()), Runs::new());
+    let [one, two] = [worker(&scene, &runs).await, worker(&scene, &runs).await];
+    let (client, mut ended) = (scene.client().await, runs.ended.subscribe());
+    let jobs = join_all((0..8).map(|job| client.oneway("jobs", "work", (job,)).send()));
+    soon(jobs).await.into_iter().for_each(|sent| sent.expect("the broker has it"));
+    was_told(&version, &one).await;
+    soon(ended.wait_for(|ended| *ended == 8)).await.expect("it goes on");
+    let work = format!("{}.jobs.v1.work", scene.namespace);
+    node.queues_when(|queues| queues.iter().any(|queue| queue.name == work && queue.messages == 0)).await;
+    assert_eq!(runs.begun(), once(8));
+    soon(one.drain()).await;
+    soon(two.drain()).await;
+    let dead = format!("{}.jobs.v1.dead", scene.namespace);
+    node.queues_when(|queues| queues.iter().any(|queue| queue.name == dead && queue.messages == 0)).await;
+}
+
+#[tokio::test]
+async fn calls_that_take_longer_than_the_limit_are_answered_by_the_instance_that_runs_them() {
+    let Some(version) = version() else { return };
+    let node = impatient(&version).await;
+    let (scene, runs) = (Scene::at(node.url()), Runs::new());
+    let [one, two] = [worker(&scene, &runs).await, worker(&scene, &runs).await];
+    let client = scene.client().await;
+    let calls = (0..4).map(|job| client.call::<u64>("jobs", "work", (job,)).timeout(LONG).into_future());
+    for (job, outcome) in (0..).zip(soon(join_all(calls)).await) {
+        assert_eq!(outcome.expect("its instance lives"), job);
+    }
+    assert_eq!(runs.begun(), once(4));
+    soon(one.drain()).await;
+    soon(two.drain()).await;
+}
