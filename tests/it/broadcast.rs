@@ -1,10 +1,11 @@
 //! A call to every instance.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 
 use futures::StreamExt;
-use hopline::{Code, Error};
+use futures::future::join_all;
+use hopline::{Code, Context, DeadLetters, Error, Fault, Method, Service};
 
 use crate::support::{Calculator, Held, MathClient, MathError, MathServer, Scene, code, hold, soon};
 
@@ -88,4 +89,36 @@ async fn a_broadcast_to_nobody_is_known_at_once() {
     nobody(soon(math.nothing().all().gather(window)).await.map(|replies| replies.len()));
     let _server = scene.serve(MathServer::new(Calculator)).await;
     assert_eq!(math.add(1, 2).await.expect("the connection is as good as before"), 3);
+}
+
+#[tokio::test]
+async fn a_burst_of_oneway_broadcasts_runs_on_every_instance_whatever_it_can_run_at_once() {
+    const BURST: u64 = 5000;
+    let scene = Scene::new();
+    let (ran, mut runs) = tokio::sync::mpsc::unbounded_channel();
+    let mut servers = Vec::new();
+    for instance in 0..2 {
+        let ran = ran.clone();
+        let service = Service::new("burst", 1).method(Method::new("note"), move |_: Context, (n,): (u64,)| {
+            let ran = ran.clone();
+            async move {
+                tokio::task::yield_now().await;
+                ran.send((instance, n)).expect("the test listens");
+                Ok::<_, Fault>(())
+            }
+        });
+        servers.push(scene.serve(service.concurrency(2)).await);
+    }
+    let client = scene.client().await;
+    let notes = (0..BURST).map(|n| client.oneway("burst", "note", (n,)).send_to_all());
+    soon(join_all(notes)).await.into_iter().for_each(|sent| sent.expect("the broker has it"));
+    let mut seen = HashSet::new();
+    while seen.len() < 2 * usize::try_from(BURST).expect("a few") {
+        assert!(seen.insert(soon(runs.recv()).await.expect("they serve")), "it ran twice");
+    }
+    for server in servers {
+        soon(server.drain()).await;
+    }
+    let letters = DeadLetters::open(&scene.url, &scene.namespace, "burst").await.expect("the broker is there");
+    assert!(matches!(letters.count().await, Ok(0) | Err(Error::NoService { .. })), "none is lost among dead letters");
 }

@@ -141,6 +141,22 @@ impl Node {
         self.ctl(&["set_vm_memory_high_watermark", limit]).await;
     }
 
+    /// Deletes an exchange, and with it what was bound there.
+    pub(crate) async fn delete_exchange(&self, name: &str) {
+        let resource = format!("rabbit_misc:r(<<\"/\">>, exchange, <<\"{name}\">>)");
+        let done = self.eval(&format!("rabbit_exchange:delete({resource}, false, <<\"it\">>).")).await;
+        assert!(is_gone(&done), "{name} is not deleted: {done}");
+    }
+
+    /// Takes a binding away, also one to an exclusive queue.
+    pub(crate) async fn unbind(&self, exchange: &str, key: &str, queue: &str) {
+        let resource = |kind: &str, name: &str| format!("rabbit_misc:r(<<\"/\">>, {kind}, <<\"{name}\">>)");
+        let (source, destination) = (resource("exchange", exchange), resource("queue", queue));
+        let binding = format!("{{binding, {source}, <<\"{key}\">>, {destination}, []}}");
+        let done = self.eval(&format!("rabbit_binding:remove({binding}, <<\"it\">>).")).await;
+        assert!(is_gone(&done), "{queue} is not unbound from {exchange}: {done}");
+    }
+
     async fn list<T: DeserializeOwned>(&self, what: &str, columns: &[&str]) -> Vec<T> {
         let arguments = [&["--", what], columns, &["--formatter", "json"]].concat();
         // A channel that waits for the leader of a queue keeps the broker from listing any, until it is gone.
@@ -181,6 +197,11 @@ impl Drop for Node {
             eprintln!("the node {} may be left: {error}", self.name);
         }
     }
+}
+
+/// Whether what was to be deleted is not there any more, whoever did it.
+fn is_gone(done: &str) -> bool {
+    done.trim() == "ok" || done.contains("not_found") || done.contains("missing")
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -28,9 +28,25 @@ pub(crate) enum Fault {
     CloseConnections,
     DeleteReplyQueues,
     DeleteCallsQueue,
+    DeleteExchange { which: usize },
+    DeleteBinding { which: usize },
+    TakePermissions { taken: Taken, lasts: Duration },
     MemoryAlarm { lasts: Duration },
     End { whose: Whose, how: End },
     Stall { whose: Whose, lasts: Duration },
+}
+
+/// The exchanges that calls go through, and the bindings of the queues that all instances share.
+const EXCHANGES: [&str; 3] = ["hopline.rpc", "hopline.oneway", "hopline.discovery"];
+const BINDINGS: [[&str; 3]; 2] =
+    [["hopline.rpc", "soak.v1", "hopline.soak.v1.calls"], ["hopline.oneway", "soak.v1.#", "hopline.soak.v1.work"]];
+
+/// What the user may not do any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// Publish to queues directly, as replies and dead letters are.
+    Replies,
+    All,
 }
 
 /// How connections end.
@@ -63,18 +79,27 @@ impl Fault {
             true => Whose::All,
             false => Whose::One(usize::try_from(random.of(0..2 * each)).expect("a few")),
         };
+        let one_of = |random: &mut Random, all: usize| {
+            usize::try_from(random.of(0..u64::try_from(all).expect("a few"))).expect("a few")
+        };
         match random.of(0..100) {
-            0..14 => Self::KillServer { slot: slot(random), back_after: seconds(random, 0, 3) },
-            14..26 => Self::DrainServer { slot: slot(random), back_after: seconds(random, 0, 2) },
-            26..34 => Self::KillClient { slot: slot(random), back_after: seconds(random, 0, 2) },
-            34..41 => Self::KillBroker { back_after: seconds(random, 0, 5) },
-            41..46 => Self::StopBroker { back_after: seconds(random, 0, 3) },
-            46..52 => Self::CloseConnections,
-            52..58 => Self::DeleteReplyQueues,
-            58..64 => Self::DeleteCallsQueue,
-            64..72 => Self::MemoryAlarm { lasts: seconds(random, 1, 8) },
-            72..80 => Self::End { whose: whose(random), how: End::Closed },
-            80..88 => Self::End { whose: whose(random), how: End::Reset },
+            0..12 => Self::KillServer { slot: slot(random), back_after: seconds(random, 0, 3) },
+            12..23 => Self::DrainServer { slot: slot(random), back_after: seconds(random, 0, 2) },
+            23..30 => Self::KillClient { slot: slot(random), back_after: seconds(random, 0, 2) },
+            30..36 => Self::KillBroker { back_after: seconds(random, 0, 5) },
+            36..40 => Self::StopBroker { back_after: seconds(random, 0, 3) },
+            40..45 => Self::CloseConnections,
+            45..50 => Self::DeleteReplyQueues,
+            50..55 => Self::DeleteCallsQueue,
+            55..61 => Self::DeleteExchange { which: one_of(random, EXCHANGES.len()) },
+            61..66 => Self::DeleteBinding { which: one_of(random, BINDINGS.len()) },
+            66..72 => {
+                let taken = if random.percent(50) { Taken::Replies } else { Taken::All };
+                Self::TakePermissions { taken, lasts: seconds(random, 1, 6) }
+            }
+            72..79 => Self::MemoryAlarm { lasts: seconds(random, 1, 8) },
+            79..85 => Self::End { whose: whose(random), how: End::Closed },
+            85..91 => Self::End { whose: whose(random), how: End::Reset },
             _ => Self::Stall { whose: whose(random), lasts: seconds(random, 5, 9) },
         }
     }
@@ -86,6 +111,7 @@ impl Fault {
             Self::End { .. } | Self::Stall { .. } => false,
             Self::KillBroker { .. } | Self::StopBroker { .. } | Self::CloseConnections => true,
             Self::DeleteReplyQueues | Self::DeleteCallsQueue | Self::MemoryAlarm { .. } => true,
+            Self::DeleteExchange { .. } | Self::DeleteBinding { .. } | Self::TakePermissions { .. } => true,
         }
     }
 
@@ -100,6 +126,10 @@ impl Fault {
             Self::CloseConnections => "all connections closed by the broker",
             Self::DeleteReplyQueues => "all reply queues deleted",
             Self::DeleteCallsQueue => "`calls` queue deleted",
+            Self::DeleteExchange { .. } => "an exchange deleted",
+            Self::DeleteBinding { .. } => "a binding deleted",
+            Self::TakePermissions { taken: Taken::Replies, .. } => "permission to reply taken, connections closed",
+            Self::TakePermissions { taken: Taken::All, .. } => "all permissions taken, connections closed",
             Self::MemoryAlarm { .. } => "memory alarm",
             Self::End { whose: Whose::One(_), how: End::Closed } => "one process cut off",
             Self::End { whose: Whose::All, how: End::Closed } => "all processes cut off",
@@ -121,7 +151,9 @@ impl fmt::Display for Fault {
             Self::KillBroker { back_after } | Self::StopBroker { back_after } => {
                 write!(f, ": back after {back_after:?}")
             }
-            Self::MemoryAlarm { lasts } => write!(f, ": for {lasts:?}"),
+            Self::MemoryAlarm { lasts } | Self::TakePermissions { lasts, .. } => write!(f, ": for {lasts:?}"),
+            Self::DeleteExchange { which } => write!(f, ": {}", EXCHANGES[*which]),
+            Self::DeleteBinding { which } => write!(f, ": {}", BINDINGS[*which].join(", ")),
             Self::Stall { whose: Whose::One(place), lasts } => write!(f, ": place {}, for {lasts:?}", place + 1),
             Self::Stall { whose: Whose::All, lasts } => write!(f, ": for {lasts:?}"),
             Self::End { whose: Whose::One(place), .. } => write!(f, ": place {}", place + 1),
@@ -213,15 +245,33 @@ async fn inject(fault: &Fault, broker: &Node, crew: &Crew, log: &Mutex<Log>) {
             broker.kill().await;
             sleep(back_after).await;
             broker.start_again().await;
+            make_impatient(broker).await;
         }
         Fault::StopBroker { back_after } => {
             broker.ctl(&["stop_app"]).await;
             sleep(back_after).await;
             broker.ctl(&["start_app"]).await;
+            make_impatient(broker).await;
         }
         Fault::CloseConnections => drop(broker.ctl(&["close_all_connections", "the soak"]).await),
         Fault::DeleteReplyQueues => drop(broker.eval(&deletion("hopline.reply@")).await),
         Fault::DeleteCallsQueue => drop(broker.eval(&deletion("hopline.soak.v1.calls")).await),
+        Fault::DeleteExchange { which } => broker.delete_exchange(EXCHANGES[which]).await,
+        Fault::DeleteBinding { which } => {
+            let [exchange, key, queue] = BINDINGS[which];
+            broker.unbind(exchange, key, queue).await;
+        }
+        Fault::TakePermissions { taken, lasts } => {
+            let [configure, write, read] = match taken {
+                Taken::Replies => [".*", "^hopline", ".*"],
+                Taken::All => ["^$"; 3],
+            };
+            broker.ctl(&["set_permissions", "-p", "/", "guest", configure, write, read]).await;
+            // Open channels go by what was allowed before.
+            broker.ctl(&["close_all_connections", "the soak"]).await;
+            sleep(lasts).await;
+            broker.ctl(&["set_permissions", "-p", "/", "guest", ".*", ".*", ".*"]).await;
+        }
         Fault::MemoryAlarm { lasts } => {
             broker.memory_alarm(Alarm::On).await;
             sleep(lasts).await;
@@ -245,6 +295,14 @@ async fn inject(fault: &Fault, broker: &Node, crew: &Crew, log: &Mutex<Log>) {
             }
         }
     }
+}
+
+/// What RabbitMQ is told besides: it waits for less than some handlers take.
+pub(crate) const IMPATIENT: &str = "consumer_timeout = 1500\n";
+
+/// RabbitMQ before 4.3 looks for what has waited too long once a minute, unless it is told otherwise.
+pub(crate) async fn make_impatient(broker: &Node) {
+    broker.eval("application:set_env(rabbit, channel_tick_interval, 500).").await;
 }
 
 fn proxies(crew: &Crew, whose: Whose) -> &[Proxy] {

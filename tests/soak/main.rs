@@ -57,7 +57,8 @@ fn main() {
         }
         ["run", seconds, seed, version, folder] => runtime().block_on(async {
             let folder = PathBuf::from(folder);
-            let broker = Node::start(version).await;
+            let broker = Node::with(version, chaos::IMPATIENT, &[], &[]).await;
+            chaos::make_impatient(&broker).await;
             let ended = tokio::select! {
                 ended = soak(parsed(seconds), parsed(seed), version, &broker, &folder) => ended,
                 () = interrupted() => 130,

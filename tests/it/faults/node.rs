@@ -20,22 +20,6 @@ impl Node {
         assert!(done.starts_with("{ok,"), "{name} is not deleted: {done}");
     }
 
-    /// Deletes an exchange, and with it what was bound there.
-    pub(crate) async fn delete_exchange(&self, name: &str) {
-        let resource = format!("rabbit_misc:r(<<\"/\">>, exchange, <<\"{name}\">>)");
-        let done = self.eval(&format!("rabbit_exchange:delete({resource}, false, <<\"it\">>).")).await;
-        assert_eq!(done.trim(), "ok", "{name} is not deleted");
-    }
-
-    /// Takes a binding away, also one to an exclusive queue.
-    pub(crate) async fn unbind(&self, exchange: &str, key: &str, queue: &str) {
-        let resource = |kind: &str, name: &str| format!("rabbit_misc:r(<<\"/\">>, {kind}, <<\"{name}\">>)");
-        let (source, destination) = (resource("exchange", exchange), resource("queue", queue));
-        let binding = format!("{{binding, {source}, <<\"{key}\">>, {destination}, []}}");
-        let done = self.eval(&format!("rabbit_binding:remove({binding}, <<\"it\">>).")).await;
-        assert_eq!(done.trim(), "ok", "{queue} is not unbound from {exchange}");
-    }
-
     /// Deletes a queue, and makes it again without arguments unless somebody else is faster.
     pub(crate) async fn replace_queue(&self, name: &str) {
         let resource =
