@@ -65,6 +65,7 @@ mod error;
 mod codec;
 mod compression;
 mod outbox;
+mod clock;
 mod pace;
 mod frame;
 #[doc(hidden)]

@@ -173,7 +173,7 @@ impl<A, T> Outbox<A, T> {
 /// Whether what expires after these times, or never, may share a message, which expires after the longest.
 fn expire_together(shortest: Option<Duration>, longest: Option<Duration>) -> bool {
     match (shortest, longest) {
-        (Some(shortest), Some(longest)) => longest <= shortest + shortest / 4,
+        (Some(shortest), Some(longest)) => longest <= shortest.saturating_add(shortest / 4),
         (shortest, longest) => shortest == longest,
     }
 }

@@ -148,7 +148,7 @@ impl Transport {
     #[must_use]
     pub fn blocked(&self) -> Option<Arc<str>> {
         match self {
-            Self::Memory(_) => None,
+            Self::Memory(connection) => connection.blocked(),
             Self::Rabbit(connection) => connection.blocked(),
         }
     }

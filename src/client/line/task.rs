@@ -21,6 +21,7 @@ use crate::client::pending::Ticket;
 use crate::client::replies::{Call, End, Place, Replies, Waiter};
 use crate::client::session::{Happening, Session, Sessions};
 use crate::client::waiting::Waiting;
+use crate::clock::later;
 use crate::context::at;
 use crate::frame::{self, CONTENT_TYPE, Kind};
 use crate::outbox::{BATCH, Bundle, Outbox, Parcel, UnderWay, take_all};
@@ -250,7 +251,7 @@ impl Task {
     fn patience(&self, parcel: &Parcel<Token>) -> Instant {
         let deadline = parcel.token.deadline;
         match self.blocked {
-            Some(_) if parcel.token.is_told() => deadline.min(Instant::now() + self.rules.blocked_wait),
+            Some(_) if parcel.token.is_told() => deadline.min(later(Instant::now(), self.rules.blocked_wait)),
             _ => deadline,
         }
     }

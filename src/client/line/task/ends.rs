@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::{Again, Away, Task};
 use crate::client::line::{Address, Token};
 use crate::client::replies::{Call, End, Waiter};
+use crate::clock::later;
 use crate::frame::{self, Kind};
 use crate::outbox::{Bundle, Parcel, Share};
 use crate::state::State;
@@ -153,7 +154,7 @@ impl Task {
     pub(super) fn block(&mut self, reason: Arc<str>) {
         info!(%reason, "calls wait: the broker takes no messages");
         let since = Instant::now();
-        self.stuck_at.get_or_insert(since + self.rules.blocked_wait);
+        self.stuck_at.get_or_insert(later(since, self.rules.blocked_wait));
         self.enter(State::Blocked { reason: reason.clone(), since });
         self.blocked.get_or_insert((since, reason));
         self.retime();
