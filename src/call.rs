@@ -12,7 +12,7 @@ use futures::{Stream, StreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::client::{Client, Dispatched, Gathering, Target};
+use crate::client::{Absent, Client, Dispatched, Gathering, Target};
 use crate::codec::{Codec, CodecError};
 use crate::compression::Refusal;
 use crate::error::{Code, Error, Fault};
@@ -50,6 +50,7 @@ pub(crate) struct Request {
     pub(crate) priority: Option<u8>,
     pub(crate) metadata: Vec<(String, String)>,
     pub(crate) idempotent: bool,
+    pub(crate) absent: Option<Absent>,
 }
 
 /// Appends the arguments to a frame, once the codec is known.
@@ -127,6 +128,19 @@ impl<T, E: fmt::Debug> Call<T, E> {
 }
 
 impl<T: DeserializeOwned + Send + 'static, E: fmt::Debug + Send + 'static> Call<T, E> {
+    /// Whether the call waits for an instance to come back while there is none. For calls to any instance; those to one or
+    /// to all end at once. Default: the client's, [`Absent::Wait`] unless set.
+    ///
+    /// ```
+    /// # async fn example(client: hopline::Client) -> Result<(), hopline::Error> {
+    /// let sum: i64 = client.call("calculator.v1", "add", (2, 3)).absent(hopline::Absent::Fail).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn absent(mut self, absent: Absent) -> Self {
+        self.request.absent = Some(absent);
+        self
+    }
+
     /// Future style: the call is on its way when this returns; what it returned is collected later.
     ///
     /// # Errors
@@ -204,6 +218,7 @@ impl Request {
             priority: None,
             metadata: Vec::new(),
             idempotent: false,
+            absent: None,
         }
     }
 }

@@ -224,11 +224,6 @@ impl Namespace {
         format!("{}.discovery", self.0)
     }
 
-    /// The fanout exchange of a service's broadcasts.
-    pub(crate) fn all(&self, service: &ServiceId) -> String {
-        format!("{}.all.{service}", self.0)
-    }
-
     pub(crate) fn calls_queue(&self, service: impl fmt::Display) -> String {
         format!("{}.{service}.calls", self.0)
     }
@@ -289,17 +284,15 @@ impl Namespace {
             dead_letter: Some((self.dead(), id.clone())),
             ..Queue::new(self.work_queue(service), QueueKind::Quorum)
         };
-        let all = Exchange { name: self.all(service), kind: ExchangeKind::Fanout };
         let bind = |exchange: String, key: String, queue: &str| {
             Declaration::Binding(Binding { exchange, key, queue: queue.to_owned() })
         };
         vec![
-            Declaration::Exchange(all),
             Declaration::Queue(Queue::new(self.dead_queue(service), QueueKind::Classic)),
             bind(self.dead(), id.clone(), &self.dead_queue(service)),
             Declaration::Queue(Queue::new(instance_queue, QueueKind::Exclusive)),
             bind(self.rpc(), instance_key(service, instance), instance_queue),
-            bind(self.all(service), String::new(), instance_queue),
+            bind(self.rpc(), all_key(service), instance_queue),
             bind(self.discovery(), String::new(), instance_queue),
             Declaration::Queue(work_queue),
             bind(self.oneway(), format!("{id}.#"), &self.work_queue(service)),
@@ -329,6 +322,11 @@ pub(crate) struct CallsQueue {
 /// The key that reaches one instance on the exchange of calls.
 pub(crate) fn instance_key(service: &ServiceId, instance: &str) -> String {
     format!("{service}@{instance}")
+}
+
+/// The key that reaches all instances on the exchange of calls: no name has a `*` in it.
+pub(crate) fn all_key(service: &ServiceId) -> String {
+    format!("{service}@*")
 }
 
 /// The key of an oneway call.
@@ -365,9 +363,8 @@ mod tests {
         assert_eq!(namespace.calls_queue(&demo), "hopline.demo.v2.calls");
         assert_eq!(namespace.work_queue(&demo), "hopline.demo.v2.work");
         assert_eq!(namespace.dead_queue(&demo), "hopline.demo.v2.dead");
-        assert_eq!(namespace.all(&demo), "hopline.all.demo.v2");
         assert_eq!(namespace.instance_queue(&demo, "i", "s"), "hopline.demo.v2@i.s");
-        assert_eq!(instance_key(&demo, "i"), "demo.v2@i");
+        assert_eq!((instance_key(&demo, "i"), all_key(&demo)), ("demo.v2@i".into(), "demo.v2@*".into()));
         assert_eq!(oneway_key(&demo, "note"), "demo.v2.note");
     }
 

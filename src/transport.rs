@@ -244,7 +244,7 @@ impl From<Lost> for Error {
                 Self::Broker { operation: "take a message".to_owned(), reason: reason.to_string() }
             }
             Lost { handed_over, reason, .. } => {
-                Self::Disconnected { may_have_run: handed_over, reason: reason.to_string() }
+                Self::Disconnected { method: None, may_have_run: handed_over, reason: reason.to_string() }
             }
         }
     }

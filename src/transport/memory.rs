@@ -17,7 +17,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use self::broker::State;
-use super::{Confirm, Consumer, Delivery, Event, Lost, Mode, Publication, Receipt, Settle};
+use super::{Consumer, Delivery, Event, Lost, Mode, Publication, Receipt, Settle};
 use crate::error::Error;
 use crate::topology::{Binding, Declaration};
 
@@ -259,7 +259,7 @@ mod tests {
 
     use super::*;
     use crate::topology::{Queue, QueueKind};
-    use crate::transport::Properties;
+    use crate::transport::{Confirm, Properties};
 
     fn unique() -> String {
         uuid::Uuid::new_v4().to_string()
