@@ -19,7 +19,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep_until};
 use tracing::level_filters::LevelFilter;
 use tracing::{Instrument, info_span};
 use uuid::Uuid;
@@ -72,6 +72,9 @@ struct Inner {
     targets: Targets,
     runtime: Handle,
 }
+
+/// Why there is no connection any more to a client whose runtime has gone.
+pub(crate) const RUNTIME_ENDED: &str = "the runtime in which the client connected has ended";
 
 /// How much sooner than the call itself its request ends in a queue: the broker begins to count when it arrives there,
 /// and a call that has timed out is not to be run.
@@ -367,16 +370,31 @@ impl Client {
 
     /// What the broker said of `id`, or what else it came to by its deadline.
     async fn end_of(&self, id: Uuid, deadline: Instant, mut said: oneshot::Receiver<End>) -> End {
-        let said = match tokio::time::timeout_at(deadline, &mut said).await {
-            Ok(said) => said,
-            Err(_) => {
+        let in_time = tokio::select! {
+            biased;
+            said = &mut said => Some(said),
+            () = self.timer(deadline) => None,
+        };
+        let said = match in_time {
+            Some(said) => said,
+            None => {
                 self.overdue(id);
-                let told = tokio::time::timeout(OVERDUE, said).await;
-                told.unwrap_or(Ok(End::TimedOut(Unanswered::Unknown)))
+                tokio::select! {
+                    biased;
+                    said = said => said,
+                    () = self.timer(Instant::now() + OVERDUE) => Ok(End::TimedOut(Unanswered::Unknown)),
+                }
             }
         };
         let gone = || Lost { handed_over: true, connected: false, reason: self.0.line.reason() };
         said.unwrap_or_else(|_| End::Lost(gone()))
+    }
+
+    /// A timer that can be waited for anywhere: in the runtime that waits, or where that is none of tokio's, in the one in
+    /// which the client connected.
+    fn timer(&self, at: Instant) -> Sleep {
+        let _entered = Handle::try_current().is_err().then(|| self.0.runtime.enter());
+        sleep_until(at)
     }
 
     /// The time of a call is over: it is to be told whether it has left.

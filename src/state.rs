@@ -41,7 +41,7 @@ pub enum State {
         /// What ended the connection, or the last attempt.
         reason: Arc<str>,
     },
-    /// Closed by this program; nothing follows.
+    /// Closed by this program, or ended with the runtime in which it was begun; nothing follows.
     Closed,
 }
 

@@ -28,7 +28,8 @@ pub enum Coalesce {
     /// have not replied yet, go alone, so that prefetch keeps sharing work evenly.
     #[default]
     Auto,
-    /// Up to this many calls share a message, whatever their methods take; 0 counts as 1.
+    /// Up to this many calls share a message, whatever their methods take; 0 counts as 1, and more than 1024 as 1024, which
+    /// is what receivers take.
     Fixed(usize),
     /// Each call has a message of its own.
     Off,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures::Stream;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep};
 use tracing::Span;
 use uuid::Uuid;
 
@@ -101,7 +101,8 @@ pub(super) fn queue_full(name: impl fmt::Display) -> Error {
 pub(crate) struct Dispatched {
     client: Client,
     ticket: Ticket,
-    deadline: Pin<Box<Sleep>>,
+    /// Made when it is first waited for, where that is done.
+    deadline: Option<Pin<Box<Sleep>>>,
     reply: oneshot::Receiver<Result<Frame, End>>,
     /// Whether the deadline has passed, and it has been asked for what the call came to.
     overdue: bool,
@@ -110,8 +111,7 @@ pub(crate) struct Dispatched {
 
 impl Dispatched {
     pub(super) fn new(client: Client, ticket: Ticket, reply: oneshot::Receiver<Result<Frame, End>>) -> Self {
-        let deadline = Box::pin(sleep_until(ticket.deadline));
-        Self { client, ticket, deadline, reply, overdue: false, ended: false }
+        Self { client, ticket, deadline: None, reply, overdue: false, ended: false }
     }
 
     /// The largest payload that is read, in bytes, if it comes compressed.
@@ -148,13 +148,15 @@ impl Future for Dispatched {
                 self.ended = !may_run;
                 return Poll::Ready(self.end(end));
             }
-            ready!(self.deadline.as_mut().poll(context));
+            let Self { client, ticket, deadline, .. } = &mut *self;
+            let deadline = deadline.get_or_insert_with(|| Box::pin(client.timer(ticket.deadline)));
+            ready!(deadline.as_mut().poll(context));
+            deadline.as_mut().reset(Instant::now() + OVERDUE);
             if self.overdue {
                 return Poll::Ready(Err(self.ticket.timed_out(Unanswered::Unknown)));
             }
             self.overdue = true;
             self.client.overdue(self.ticket.id);
-            self.deadline.as_mut().reset(Instant::now() + OVERDUE);
         }
     }
 }
@@ -179,7 +181,8 @@ impl fmt::Debug for Dispatched {
 pub(crate) struct Gathering {
     client: Client,
     ticket: Ticket,
-    deadline: Pin<Box<Sleep>>,
+    /// Made when it is first waited for, where that is done.
+    deadline: Option<Pin<Box<Sleep>>>,
     replies: mpsc::UnboundedReceiver<Frame>,
     /// Whether dropping it before its deadline cancels the call.
     cancels: bool,
@@ -188,8 +191,7 @@ pub(crate) struct Gathering {
 
 impl Gathering {
     pub(super) fn new(client: Client, ticket: Ticket, replies: mpsc::UnboundedReceiver<Frame>, cancels: bool) -> Self {
-        let deadline = Box::pin(sleep_until(ticket.deadline));
-        Self { client, ticket, deadline, replies, cancels, ended: false }
+        Self { client, ticket, deadline: None, replies, cancels, ended: false }
     }
 
     pub(super) fn ticket(&self) -> &Ticket {
@@ -211,7 +213,9 @@ impl Stream for Gathering {
                 Poll::Ready(Some(Err(self.client.disconnected(&self.ticket.target, true))))
             }
             Poll::Pending => {
-                ready!(self.deadline.as_mut().poll(context));
+                let Self { client, ticket, deadline, .. } = &mut *self;
+                let deadline = deadline.get_or_insert_with(|| Box::pin(client.timer(ticket.deadline)));
+                ready!(deadline.as_mut().poll(context));
                 self.ended = true;
                 Poll::Ready(None)
             }

@@ -11,6 +11,7 @@ mod tls;
 mod user;
 
 use std::collections::BTreeSet;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -102,11 +103,20 @@ impl Connection {
     }
 
     pub(super) async fn declare(&self, parts: &[Declaration]) -> Result<(), Error> {
-        declare::declare(&self.0.consuming, parts).await
+        let (link, parts) = (self.0.consuming.clone(), parts.to_vec());
+        self.see_through(async move { declare::declare(&link, &parts).await }).await
     }
 
     pub(super) async fn unbind(&self, bindings: &[Binding]) -> Result<(), Error> {
-        declare::unbind(&self.0.consuming, bindings).await
+        let (link, bindings) = (self.0.consuming.clone(), bindings.to_vec());
+        self.see_through(async move { declare::unbind(&link, &bindings).await }).await
+    }
+
+    /// Does something on a task, which sees it through when nobody waits for it any more: a channel that is dropped while
+    /// the broker closes it takes its whole connection down in lapin.
+    async fn see_through(&self, doing: impl Future<Output = Result<(), Error>> + Send + 'static) -> Result<(), Error> {
+        let done = self.0.tasks.spawn(doing).await;
+        done.unwrap_or_else(|_| Err(Refusal::Ended("its runtime has ended".into()).during("see it through")))
     }
 
     pub(super) fn publish(&self, publication: Publication) -> Receipt {

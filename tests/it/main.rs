@@ -25,5 +25,6 @@ mod oneway;
 mod outcomes;
 mod redelivery;
 mod registry;
+mod runtimes;
 mod sharing;
 mod transport_contract;

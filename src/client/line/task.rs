@@ -21,6 +21,7 @@ use self::ends::closed;
 use super::places::{Entry, Places};
 use super::unconfirmed::Unconfirmed;
 use super::{Address, Addressed, Order, Rules, Shared, Token};
+use crate::client::RUNTIME_ENDED;
 use crate::client::replies::{End, Replies, Waiter};
 use crate::client::session::{Happening, Rest, Session, Sessions};
 use crate::client::target::Target;
@@ -34,8 +35,6 @@ use crate::transport::{Confirm, Delivery, Lost, Transport};
 const LOOK: Duration = Duration::from_secs(1);
 /// How long the last cancels of a client that has gone wait until it is known whether their calls are in a queue.
 const PARTING: Duration = Duration::from_secs(5);
-/// Why there is no connection any more to a client whose runtime has gone.
-const RUNTIME_ENDED: &str = "the runtime in which the client connected has ended";
 
 /// A session whose end is told when all that arrived before it has been read.
 struct Leaving {
