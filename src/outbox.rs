@@ -287,7 +287,7 @@ mod tests {
         assert_eq!(sizes(Share::one_of(0), 10, 2), [1, 1]);
         assert_eq!(sizes(Share::one_of(1000), 10, 1001), [1000, 1]);
         // Receivers take no more.
-        assert_eq!(sizes(Share::one_of(usize::MAX), 10, 2 * MAX_FRAMES + 1), [MAX_FRAMES, MAX_FRAMES, 1]);
+        assert_eq!(sizes(Share::one_of(usize::MAX), 10, 2049), [MAX_FRAMES, MAX_FRAMES, 1]);
     }
 
     #[test]

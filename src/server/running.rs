@@ -21,7 +21,7 @@ const BLOCKED_DRAIN: Duration = Duration::from_secs(10);
 /// [`Running::drain`] is the polite way.
 #[must_use = "dropping a running server ends it"]
 pub struct Running {
-    site: Arc<Site>,
+    pub(super) site: Arc<Site>,
     runtime: Handle,
     /// Cancelled when the runtime has ended in which the server was started.
     ended: CancellationToken,
