@@ -237,8 +237,8 @@ impl Client {
             share: self.0.settings.coalesce.share(),
             kind: Some(target.text.clone()),
             expiration: None,
-            // Nobody waits to hear what becomes of it: if it does not arrive, the deadline ends the call.
-            token: Token::until(*deadline + CANCEL_LATE),
+            // Nobody waits to hear what becomes of it, and twice is as good as once.
+            token: Token { repeatable: true, ..Token::until(*deadline + CANCEL_LATE) },
         };
         let key = match instance {
             Some(instance) => instance_key(&target.service, instance),
