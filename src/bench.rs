@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::client::Target;
@@ -118,15 +119,13 @@ impl InFlight {
         self.expect(waiting);
         let Some((id, mut receiver)) = self.waiting.pop_front() else { return false };
         let metadata = Metadata { handler_time: Some(Duration::from_micros(7)), ..Metadata::default() };
-        self.replies.deliver(Frame::new(Kind::Reply, id, Codec::Cbor, metadata, Bytes::new()));
+        self.replies.deliver(Frame::new(Kind::Reply, id, Codec::Cbor, metadata, Bytes::new()), Instant::now());
         matches!(receiver.try_recv(), Ok(Ok(reply)) if reply.id == id)
     }
 
     fn expect(&mut self, Waiting { id, sender, receiver }: Waiting) {
-        self.replies.expect(
-            id,
-            Call { waiter: Waiter::One(sender), target: self.target.clone(), message: 0, place: None, again: None },
-        );
+        let (waiter, target) = (Waiter::One(sender), self.target.clone());
+        self.replies.expect(id, Call { waiter, target, message: 0, for_any: true, place: None, again: None });
         self.waiting.push_back((id, receiver));
     }
 }

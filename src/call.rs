@@ -12,7 +12,7 @@ use futures::{Stream, StreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::client::{Client, Dispatched, Gathering, Target};
+use crate::client::{Absent, Client, Dispatched, Gathering, RUNTIME_ENDED, Target};
 use crate::codec::{Codec, CodecError};
 use crate::compression::Refusal;
 use crate::error::{Code, Error, Fault};
@@ -50,6 +50,7 @@ pub(crate) struct Request {
     pub(crate) priority: Option<u8>,
     pub(crate) metadata: Vec<(String, String)>,
     pub(crate) idempotent: bool,
+    pub(crate) absent: Option<Absent>,
 }
 
 /// Appends the arguments to a frame, once the codec is known.
@@ -127,6 +128,19 @@ impl<T, E: fmt::Debug> Call<T, E> {
 }
 
 impl<T: DeserializeOwned + Send + 'static, E: fmt::Debug + Send + 'static> Call<T, E> {
+    /// Whether the call waits for an instance to come back while there is none. For calls to any instance; those to one or
+    /// to all end at once. Default: the client's, [`Absent::Wait`] unless set.
+    ///
+    /// ```
+    /// # async fn example(client: hopline::Client) -> Result<(), hopline::Error> {
+    /// let sum: i64 = client.call("calculator.v1", "add", (2, 3)).absent(hopline::Absent::Fail).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn absent(mut self, absent: Absent) -> Self {
+        self.request.absent = Some(absent);
+        self
+    }
+
     /// Future style: the call is on its way when this returns; what it returned is collected later.
     ///
     /// # Errors
@@ -141,23 +155,54 @@ impl<T: DeserializeOwned + Send + 'static, E: fmt::Debug + Send + 'static> Call<
         Ok(pending)
     }
 
-    /// Callback style: the call is on its way, and `callback` gets its outcome, on a task of the client's runtime.
+    /// Callback style: the call is on its way, and `callback` gets its outcome, once, on a task of the runtime in which the
+    /// client connected. If that has ended, or ends before, the outcome is [`Error::Disconnected`], and `callback` gets it
+    /// on the thread that makes the call or ends the runtime.
     pub fn then(self, callback: impl FnOnce(Result<T, Error<E>>) + Send + 'static) {
         let runtime = self.client.runtime().clone();
+        let method = self.request.target.as_ref().ok().map(|target| target.text.clone());
         // Here, and not on the task, since a call inherits from the handler that makes it.
-        let dispatched = self.dispatch();
+        let (pending, outcome) = match self.dispatch() {
+            Ok(pending) => (Some(pending), None),
+            Err(error) => (None, Some(Err(error))),
+        };
+        let called = Called { callback: Some(callback), method, outcome };
         runtime.spawn(async move {
-            let outcome = match dispatched {
-                Ok(pending) => pending.await,
-                Err(error) => Err(error),
-            };
-            callback(outcome);
+            match pending {
+                Some(pending) => called.with(pending.await),
+                None => drop(called),
+            }
         });
     }
 
     /// Broadcast style: every instance of the service runs the method and answers.
     pub fn all(self) -> Broadcast<T, E> {
         Broadcast(self)
+    }
+}
+
+/// A callback, which is called when this is dropped: without an outcome, the runtime has ended that waited for it.
+struct Called<T, E: fmt::Debug, F: FnOnce(Result<T, Error<E>>)> {
+    callback: Option<F>,
+    method: Option<Arc<str>>,
+    outcome: Option<Result<T, Error<E>>>,
+}
+
+impl<T, E: fmt::Debug, F: FnOnce(Result<T, Error<E>>)> Called<T, E, F> {
+    fn with(mut self, outcome: Result<T, Error<E>>) {
+        self.outcome = Some(outcome);
+    }
+}
+
+impl<T, E: fmt::Debug, F: FnOnce(Result<T, Error<E>>)> Drop for Called<T, E, F> {
+    fn drop(&mut self) {
+        let method = self.method.as_deref().map(str::to_owned);
+        let ended =
+            || Err(Error::Disconnected { method, may_have_run: true, reason: RUNTIME_ENDED.to_owned() }.widen());
+        let outcome = self.outcome.take().unwrap_or_else(ended);
+        if let Some(callback) = self.callback.take() {
+            callback(outcome);
+        }
     }
 }
 
@@ -204,6 +249,7 @@ impl Request {
             priority: None,
             metadata: Vec::new(),
             idempotent: false,
+            absent: None,
         }
     }
 }

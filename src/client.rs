@@ -4,6 +4,7 @@ mod builder;
 mod events;
 mod line;
 mod pending;
+mod presence;
 pub(crate) mod replies;
 mod session;
 mod target;
@@ -18,14 +19,14 @@ use bytes::Bytes;
 use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep_until};
 use tracing::level_filters::LevelFilter;
-use tracing::{Instrument, debug, info_span};
+use tracing::{Instrument, info_span};
 use uuid::Uuid;
 
 pub(crate) use self::builder::BLOCKED_WAIT;
-pub use self::builder::{ClientBuilder, Coalesce, WhenFull};
-use self::line::{Address, Line, Token};
+pub use self::builder::{Absent, ClientBuilder, Coalesce, WhenFull};
+use self::line::{Address, Addressed, Line, Token};
 pub(crate) use self::pending::{Dispatched, Gathering};
 use self::pending::{OVERDUE, Ticket};
 use self::replies::{End, Waiter};
@@ -36,11 +37,11 @@ use crate::call::{Call, Oneway, Request};
 use crate::codec::{Codec, CodecError};
 use crate::compression::Readable;
 use crate::context::{Context, unix_millis};
-use crate::error::Error;
+use crate::error::{Error, Unanswered};
 use crate::frame::{self, Frame, Kind, MAX_USER_ENTRIES, Metadata, More, Trace};
 use crate::outbox::{Parcel, Share};
 use crate::state::State;
-use crate::topology::{MAX_PRIORITY, Namespace, check_name, instance_key};
+use crate::topology::{MAX_PRIORITY, Namespace, all_key, check_name, instance_key};
 use crate::transport::Lost;
 
 /// The largest message that is sent or accepted unless set otherwise: what RabbitMQ 4 takes by default.
@@ -72,6 +73,9 @@ struct Inner {
     runtime: Handle,
 }
 
+/// Why there is no connection any more to a client whose runtime has gone.
+pub(crate) const RUNTIME_ENDED: &str = "the runtime in which the client connected has ended";
+
 /// How much sooner than the call itself its request ends in a queue: the broker begins to count when it arrives there,
 /// and a call that has timed out is not to be run.
 const HEAD_START: Duration = Duration::from_millis(5);
@@ -85,6 +89,7 @@ struct Outgoing {
     frame: Bytes,
     priority: Option<u8>,
     idempotent: bool,
+    absent: Absent,
 }
 
 impl Client {
@@ -160,13 +165,14 @@ impl Client {
         let outgoing = self.prepare(request, Kind::Request)?;
         let (sender, replied) = oneshot::channel();
         let Ticket { target, instance, .. } = &outgoing.ticket;
-        let key = match instance {
-            Some(instance) => instance_key(&target.service, instance).into(),
-            None => target.service_text.clone(),
+        // Who calls one instance hears at once if that is not there.
+        let (key, absent) = match instance {
+            Some(instance) => (instance_key(&target.service, instance).into(), Absent::Wait),
+            None => (target.service_text.clone(), outgoing.absent),
         };
-        let address = Address { answered: true, ..self.address(self.0.rpc.clone(), key) };
+        let address = self.address(Kind::Request, self.0.rpc.clone(), key);
         let reply = Some((Waiter::One(sender), target.clone()));
-        let token = Token { reply, repeatable: outgoing.idempotent, ..self.token(&outgoing) };
+        let token = Token { reply, repeatable: outgoing.idempotent, absent, ..self.token(&outgoing) };
         let share = self.0.settings.coalesce.share_of(target);
         let ticket = self.post(outgoing, address, share, token);
         Ok(Dispatched::new(self.clone(), ticket, replied))
@@ -175,20 +181,20 @@ impl Client {
     /// Puts a request on its way to every instance of its service.
     pub(crate) async fn broadcast(&self, request: Request) -> Result<Gathering, Error> {
         let outgoing = self.prepare(request, Kind::Request)?;
-        let exchange = self.broadcast_exchange(&outgoing.ticket).await?;
-        self.gather(outgoing, exchange, true).await
+        let key = all_key(&outgoing.ticket.target.service);
+        self.gather(outgoing, self.address(Kind::Request, self.0.rpc.clone(), key.into()), true).await
     }
 
     /// Puts a request on its way to every instance of every service.
     pub(crate) async fn discover(&self, request: Request) -> Result<Gathering, Error> {
         let outgoing = self.prepare(request, Kind::Request)?;
-        self.gather(outgoing, self.namespace().discovery(), false).await
+        let address = self.address(Kind::Request, self.namespace().discovery().into(), "".into());
+        self.gather(outgoing, address, false).await
     }
 
-    async fn gather(&self, outgoing: Outgoing, exchange: String, cancels: bool) -> Result<Gathering, Error> {
+    async fn gather(&self, outgoing: Outgoing, address: Address, cancels: bool) -> Result<Gathering, Error> {
         let (sender, replies) = mpsc::unbounded_channel();
         let target = outgoing.ticket.target.clone();
-        let address = Address { answered: true, ..self.address(exchange.into(), "".into()) };
         let (confirm, said) = oneshot::channel();
         let reply = Some((Waiter::Many(sender), target.clone()));
         let token = Token { said: Some(confirm), reply, ..self.token(&outgoing) };
@@ -206,11 +212,11 @@ impl Client {
         let outgoing = self.prepare(request, Kind::Oneway)?;
         let Ticket { target, instance, .. } = &outgoing.ticket;
         let (exchange, key) = match instance {
-            _ if to_all => (self.broadcast_exchange(&outgoing.ticket).await?.into(), "".into()),
+            _ if to_all => (self.0.rpc.clone(), all_key(&target.service).into()),
             Some(instance) => (self.0.rpc.clone(), instance_key(&target.service, instance).into()),
             None => (self.0.oneway.clone(), target.text.clone()),
         };
-        let address = Address { persistent: true, ..self.address(exchange, key) };
+        let address = self.address(Kind::Oneway, exchange, key);
         let (confirm, said) = oneshot::channel();
         let token = Token { said: Some(confirm), repeatable: true, ..self.token(&outgoing) };
         let ticket = self.post(outgoing, address, self.0.settings.coalesce.share(), token);
@@ -220,53 +226,43 @@ impl Client {
         }
     }
 
-    /// Tells whoever may run a call that nobody waits for it any more.
-    fn cancel(&self, ticket: &Ticket) {
+    /// What tells whoever may run a call that nobody waits for it any more.
+    fn cancel(&self, ticket: &Ticket) -> Addressed {
         let Ticket { target, instance, id, deadline, .. } = ticket;
         let remaining = deadline.saturating_duration_since(Instant::now());
         let metadata = Metadata { remaining: Some(remaining), ..self.metadata(traced(Context::current().as_ref())) };
-        let frame = Frame::new(Kind::Cancel, *id, Codec::Raw, metadata, Bytes::new());
         let parcel = Parcel {
             id: *id,
-            frame: frame.to_body(),
+            frame: Frame::new(Kind::Cancel, *id, Codec::Raw, metadata, Bytes::new()).to_body(),
             share: self.0.settings.coalesce.share(),
             kind: Some(target.text.clone()),
             expiration: None,
-            token: Token::until(*deadline + CANCEL_LATE),
+            // Nobody waits to hear what becomes of it, and twice is as good as once.
+            token: Token { repeatable: true, ..Token::until(*deadline + CANCEL_LATE) },
         };
-        // Nobody waits to hear what becomes of a cancel: if it does not arrive, the deadline ends the call.
-        let post = move |client: &Self, exchange, key| {
-            client.0.line.post(Address { mandatory: false, ..client.address(exchange, key) }, parcel);
+        let key = match instance {
+            Some(instance) => instance_key(&target.service, instance),
+            None => all_key(&target.service),
         };
-        if let Some(instance) = instance {
-            return post(self, self.0.rpc.clone(), instance_key(&target.service, instance).into());
-        }
-        let (client, exchange, until) = (self.clone(), self.namespace().all(&target.service), *deadline + CANCEL_LATE);
-        let cancel = async move {
-            match client.0.line.declare(&exchange, until).await {
-                Ok(()) => post(&client, exchange.into(), "".into()),
-                Err(error) => debug!(exchange, %error, "a cancel that cannot be sent"),
-            }
-        };
-        self.runtime().spawn(cancel);
+        (self.address(Kind::Cancel, self.0.rpc.clone(), key.into()), parcel)
     }
 
     /// Nobody waits for a call any more; with its ticket, whoever runs it is told.
-    fn forget(&self, id: Uuid, cancel: Option<Ticket>) {
-        self.0.line.forget(id, cancel.map(|ticket| (self.clone(), ticket)));
+    fn forget(&self, id: Uuid, ticket: Option<&Ticket>) {
+        self.0.line.forget(id, ticket.map(|ticket| self.cancel(ticket)));
     }
 
     /// The error of a call whose reply cannot come any more.
-    fn disconnected(&self) -> Error {
-        Error::Disconnected { may_have_run: true, reason: self.0.line.reason().to_string() }
+    fn disconnected(&self, target: &Target, may_have_run: bool) -> Error {
+        Error::Disconnected { method: Some(target.to_string()), may_have_run, reason: self.0.line.reason().to_string() }
     }
 
     fn prepare(&self, request: Request, kind: Kind) -> Result<Outgoing, Error> {
         let settings = &self.0.settings;
-        if self.0.line.is_closed() {
-            return Err(Error::Disconnected { may_have_run: false, reason: self.0.line.reason().to_string() });
-        }
         let target = request.target.map_err(Error::Invalid)?;
+        if self.0.line.is_closed() {
+            return Err(self.disconnected(&target, false));
+        }
         if let Some(instance) = &request.instance {
             check_name("instance", instance).map_err(Error::Invalid)?;
         }
@@ -285,7 +281,7 @@ impl Client {
         let inherited = current.as_ref().and_then(Context::remaining);
         let timeout = inherited.map_or(own, |remaining| own.min(remaining));
         if timeout.is_zero() {
-            return Err(Error::Timeout { method: target.to_string(), after: timeout });
+            return Err(Error::Timeout { method: target.to_string(), after: timeout, why: Unanswered::Unsent });
         }
         let deadline = Instant::now() + timeout;
         let codec = request.codec.unwrap_or(settings.codec);
@@ -320,7 +316,8 @@ impl Client {
         let frame = self.sized("request", body)?;
         let priority = request.priority.map(|priority| priority.min(MAX_PRIORITY));
         let ticket = Ticket { target, instance: request.instance, id, size: frame.len(), deadline, timeout, span };
-        Ok(Outgoing { ticket, frame, priority, idempotent: request.idempotent })
+        let absent = request.absent.unwrap_or(settings.absent);
+        Ok(Outgoing { ticket, frame, priority, idempotent: request.idempotent, absent })
     }
 
     /// What becomes of a request that cannot leave, until shortly before its caller's own time is over.
@@ -337,15 +334,15 @@ impl Client {
             frame,
             share,
             kind: Some(ticket.target.text.clone()),
-            expiration: address.answered.then(|| ticket.timeout - head_start(ticket.timeout)),
+            expiration: address.is_answered().then(|| ticket.timeout - head_start(ticket.timeout)),
             token,
         };
         self.0.line.post(Address { priority, ..address }, parcel);
         ticket
     }
 
-    fn address(&self, exchange: Arc<str>, key: Arc<str>) -> Address {
-        Address { exchange, key, mandatory: true, persistent: false, answered: false, priority: None }
+    fn address(&self, kind: Kind, exchange: Arc<str>, key: Arc<str>) -> Address {
+        Address { exchange, key, kind, priority: None }
     }
 
     fn namespace(&self) -> &Namespace {
@@ -366,14 +363,6 @@ impl Client {
         if body.len() > limit { Err(Error::TooLarge { what, size: body.len(), limit }) } else { Ok(body) }
     }
 
-    /// The exchange that reaches every instance. Declared before it is used, since publishing to one that is not there
-    /// ends the channel.
-    async fn broadcast_exchange(&self, ticket: &Ticket) -> Result<String, Error> {
-        let exchange = self.namespace().all(&ticket.target.service);
-        self.0.line.declare(&exchange, ticket.deadline).await?;
-        Ok(exchange)
-    }
-
     /// Waits until the broker has a request, or its deadline.
     async fn confirmed(&self, ticket: &Ticket, said: oneshot::Receiver<End>) -> Result<(), Error> {
         ticket.outcome(self.end_of(ticket.id, ticket.deadline, said).instrument(ticket.span.clone()).await)
@@ -381,16 +370,31 @@ impl Client {
 
     /// What the broker said of `id`, or what else it came to by its deadline.
     async fn end_of(&self, id: Uuid, deadline: Instant, mut said: oneshot::Receiver<End>) -> End {
-        let said = match tokio::time::timeout_at(deadline, &mut said).await {
-            Ok(said) => said,
-            Err(_) => {
+        let in_time = tokio::select! {
+            biased;
+            said = &mut said => Some(said),
+            () = self.timer(deadline) => None,
+        };
+        let said = match in_time {
+            Some(said) => said,
+            None => {
                 self.overdue(id);
-                let told = tokio::time::timeout(OVERDUE, said).await;
-                told.unwrap_or(Ok(End::TimedOut))
+                tokio::select! {
+                    biased;
+                    said = said => said,
+                    () = self.timer(Instant::now() + OVERDUE) => Ok(End::TimedOut(Unanswered::Unknown)),
+                }
             }
         };
         let gone = || Lost { handed_over: true, connected: false, reason: self.0.line.reason() };
         said.unwrap_or_else(|_| End::Lost(gone()))
+    }
+
+    /// A timer that can be waited for anywhere: in the runtime that waits, or where that is none of tokio's, in the one in
+    /// which the client connected.
+    fn timer(&self, at: Instant) -> Sleep {
+        let _entered = Handle::try_current().is_err().then(|| self.0.runtime.enter());
+        sleep_until(at)
     }
 
     /// The time of a call is over: it is to be told whether it has left.

@@ -22,7 +22,9 @@ where
     /// The server, or the network's other end, refused or broke off the call.
     #[error("{0}")]
     Fault(Fault),
-    /// No queue takes calls for this service: no server runs, or the last one left longer ago than the grace period.
+    /// No queue takes calls for this service: no server runs, or the last one left longer ago than the
+    /// [grace period](crate::Service::grace), 60 s unless set, within which calls wait for one to come back. With
+    /// [`Absent::Fail`](crate::Absent::Fail): no instance is there, however short a time ago it left. It was not run.
     #[error("nobody serves `{service}`: is a server running, and on the same namespace?")]
     NoService {
         /// The service, as `name.vMAJOR`, and the instance after `@` when the call was addressed to one.
@@ -37,23 +39,27 @@ where
     },
     /// The broker takes nothing, being short of memory or disk, and did not within
     /// [`ClientBuilder::blocked_wait`](crate::ClientBuilder::blocked_wait); of dead letters that are replayed, within 5 s.
-    #[error("the broker has taken nothing for {after:?}, being blocked ({reason}){}", if *.may_have_run { ": the call may run once it does" } else { "" })]
+    #[error("{}the broker has taken nothing for {after:?}, being blocked ({reason})", ran(.method.as_deref(), *.may_have_run))]
     Blocked {
+        /// The method, as `name.vMAJOR.method`, or the key of an event; none for what is neither.
+        method: Option<String>,
         /// The broker's words, such as `low on memory`.
         reason: String,
         /// How long it was waited for.
         after: Duration,
-        /// Whether the call had been handed over before.
+        /// Whether the call had been handed over before: then it may run once the broker takes messages again.
         may_have_run: bool,
     },
     /// The deadline passed. A request that still waits is not run, unless its cancel is lost with a connection; one that runs
     /// is told to stop. A oneway call may run nevertheless.
-    #[error("`{method}` gave no reply within {after:?}{}", if .after.is_zero() { ": it was not sent, since no time was left" } else { ": it may have run; allow more time with `.timeout()`" })]
+    #[error("`{method}` gave no reply within {after:?}: {why}")]
     Timeout {
-        /// The method, as `name.vMAJOR.method`.
+        /// The method, as `name.vMAJOR.method`, or the key of an event.
         method: String,
         /// How long the call was allowed to take.
         after: Duration,
+        /// What is known of it.
+        why: Unanswered,
     },
     /// A request, an event or metadata over the size cap, which nobody has got; or a reply over it: then the method has run,
     /// and its result is lost.
@@ -68,12 +74,14 @@ where
         /// The cap it broke, in bytes.
         limit: usize,
     },
-    /// The connection to the broker was lost.
-    #[error("the connection to the broker was lost ({reason}){}", if *.may_have_run { ": the call may have run" } else { "" })]
+    /// The connection to the broker was lost, or there was none.
+    #[error("{}there is no connection to the broker ({reason})", ran(.method.as_deref(), *.may_have_run))]
     Disconnected {
+        /// The method, as `name.vMAJOR.method`, or the key of an event; none for what is neither.
+        method: Option<String>,
         /// Whether the call may have reached a server.
         may_have_run: bool,
-        /// What ended the connection.
+        /// What ended the connection, or why there is none.
         reason: String,
     },
     /// No connection could be made.
@@ -117,16 +125,61 @@ impl Error {
             Error::Fault(fault) => Error::Fault(fault),
             Error::NoService { service } => Error::NoService { service },
             Error::Overloaded { what } => Error::Overloaded { what },
-            Error::Blocked { reason, after, may_have_run } => Error::Blocked { reason, after, may_have_run },
-            Error::Timeout { method, after } => Error::Timeout { method, after },
+            Error::Blocked { method, reason, after, may_have_run } => {
+                Error::Blocked { method, reason, after, may_have_run }
+            }
+            Error::Timeout { method, after, why } => Error::Timeout { method, after, why },
             Error::TooLarge { what, size, limit } => Error::TooLarge { what, size, limit },
-            Error::Disconnected { may_have_run, reason } => Error::Disconnected { may_have_run, reason },
+            Error::Disconnected { method, may_have_run, reason } => {
+                Error::Disconnected { method, may_have_run, reason }
+            }
             Error::Connect { url, reason } => Error::Connect { url, reason },
             Error::Mismatch { name, differences } => Error::Mismatch { name, differences },
             Error::Broker { operation, reason } => Error::Broker { operation, reason },
             Error::Codec(error) => Error::Codec(error),
             Error::Invalid(why) => Error::Invalid(why),
         }
+    }
+}
+
+/// The beginning of an error about a call, if it is one.
+fn ran(method: Option<&str>, may_have_run: bool) -> String {
+    let ran = if may_have_run { "may have run" } else { "has not run" };
+    method.map(|method| format!("`{method}` {ran}: ")).unwrap_or_default()
+}
+
+/// What is known of a call that got no reply in its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Unanswered {
+    /// No time was left for it when it was made, so it was not sent.
+    Unsent,
+    /// No instance of its service was there whenever the broker was asked, as it is after a second without a sign of life.
+    /// It waited for one to come back, as calls do for the [grace period](crate::Service::grace) of 60 s unless set. It
+    /// has run only if an instance came and went between the questions.
+    Unserved,
+    /// It may have run, or run still, or wait behind others.
+    Unknown,
+}
+
+impl Unanswered {
+    /// Whether the call may have run: certain it is only of one that was not sent.
+    #[must_use]
+    pub fn may_have_run(self) -> bool {
+        self != Self::Unsent
+    }
+}
+
+impl fmt::Display for Unanswered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unsent => "it was not sent, since no time was left",
+            Self::Unserved => {
+                "nobody served it whenever the broker was asked: start an instance, for which calls wait as long as \
+                 `Service::grace` says (60 s unless set); it has run only if one came and went in between"
+            }
+            Self::Unknown => "it may have run; allow more time with `.timeout()`",
+        })
     }
 }
 
@@ -236,8 +289,25 @@ mod tests {
     fn errors_read_as_sentences_that_name_the_culprit() {
         let error: Error = Error::NoService { service: "demo.v1".into() };
         assert_eq!(error.to_string(), "nobody serves `demo.v1`: is a server running, and on the same namespace?");
-        let error: Error = Error::Disconnected { may_have_run: true, reason: "reset".into() };
-        assert_eq!(error.to_string(), "the connection to the broker was lost (reset): the call may have run");
+        let disconnected = |method: Option<&str>, may_have_run| {
+            let method = method.map(Into::into);
+            let error: Error = Error::Disconnected { method, may_have_run, reason: "reset".into() };
+            error.to_string()
+        };
+        assert_eq!(disconnected(None, false), "there is no connection to the broker (reset)");
+        let ran = "`demo.v1.add` may have run: there is no connection to the broker (reset)";
+        assert_eq!(disconnected(Some("demo.v1.add"), true), ran);
+        let not_run = "`demo.v1.add` has not run: there is no connection to the broker (reset)";
+        assert_eq!(disconnected(Some("demo.v1.add"), false), not_run);
+        let timeout = |why| {
+            let error: Error = Error::Timeout { method: "demo.v1.add".into(), after: Duration::from_secs(2), why };
+            error.to_string()
+        };
+        assert!(
+            timeout(Unanswered::Unknown).ends_with("within 2s: it may have run; allow more time with `.timeout()`")
+        );
+        assert!(timeout(Unanswered::Unserved).contains("nobody served it whenever the broker was asked"));
+        assert!(timeout(Unanswered::Unsent).ends_with("it was not sent, since no time was left"));
         let fault = Fault::new(Code::Unimplemented, "no method `x`");
         assert_eq!(Error::<()>::Fault(fault).to_string(), "UNIMPLEMENTED: no method `x`");
     }

@@ -24,7 +24,7 @@ const HEADER: usize = 32;
 /// What a small frame takes, in bytes.
 const TYPICAL: usize = 384;
 /// How many frames one message may hold.
-const MAX_FRAMES: usize = 1024;
+pub(crate) const MAX_FRAMES: usize = 1024;
 /// How many bytes a frame's metadata may take.
 const MAX_METADATA: usize = 64 * 1024;
 

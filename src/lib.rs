@@ -65,6 +65,7 @@ mod error;
 mod codec;
 mod compression;
 mod outbox;
+mod clock;
 mod pace;
 mod frame;
 #[doc(hidden)]
@@ -79,12 +80,12 @@ pub mod blocking;
 pub use hopline_macros::service;
 
 pub use call::{Broadcast, BroadcastReply, Call, Oneway, Pending};
-pub use client::{Client, ClientBuilder, Coalesce, Traffic, WhenFull};
+pub use client::{Absent, Client, ClientBuilder, Coalesce, Traffic, WhenFull};
 pub use codec::{Codec, CodecError};
 pub use compression::Compression;
 pub use context::Context;
 pub use dead::{DeadLetter, DeadLetters, EarlierDeath, Fate, Handled, LetterKind, WhichLetters};
-pub use error::{Code, Error, Fault};
+pub use error::{Code, Error, Fault, Unanswered};
 pub use registry::{Instance, InstanceStats, MethodInfo};
 pub use server::{Caller, Running, Server, ServerBuilder};
 pub use service::{Dispatch, Failure, Method, Service};

@@ -12,6 +12,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
+use crate::frame::MAX_FRAMES;
 use crate::transport::{Confirm, Lost, Receipt};
 
 /// How many calls share a message at most, unless a client says otherwise.
@@ -57,9 +58,9 @@ impl Share {
     /// As little as a frame can.
     pub(crate) const LEAST: Self = Self(Self::ALL.0 / MAX_SHARING as u32);
 
-    /// That of one frame in a message of `frames`.
+    /// That of one frame in a message of `frames`, or of as many as receivers take.
     pub(crate) fn one_of(frames: usize) -> Self {
-        Self(u32::try_from(frames).map_or(1, |frames| Self::ALL.0 / frames.max(1)).max(1))
+        Self(Self::ALL.0 / frames.clamp(1, MAX_FRAMES) as u32)
     }
 
     pub(crate) fn plus(self, other: Self) -> Self {
@@ -173,7 +174,7 @@ impl<A, T> Outbox<A, T> {
 /// Whether what expires after these times, or never, may share a message, which expires after the longest.
 fn expire_together(shortest: Option<Duration>, longest: Option<Duration>) -> bool {
     match (shortest, longest) {
-        (Some(shortest), Some(longest)) => longest <= shortest + shortest / 4,
+        (Some(shortest), Some(longest)) => longest <= shortest.saturating_add(shortest / 4),
         (shortest, longest) => shortest == longest,
     }
 }
@@ -285,6 +286,8 @@ mod tests {
         assert_eq!(sizes(Share::one_of(8), 10, 20), [8, 8, 4]);
         assert_eq!(sizes(Share::one_of(0), 10, 2), [1, 1]);
         assert_eq!(sizes(Share::one_of(1000), 10, 1001), [1000, 1]);
+        // Receivers take no more.
+        assert_eq!(sizes(Share::one_of(usize::MAX), 10, 2049), [MAX_FRAMES, MAX_FRAMES, 1]);
     }
 
     #[test]

@@ -26,7 +26,6 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -300,7 +299,7 @@ impl Server {
             health,
         });
         // From here on whatever has begun ends with it.
-        let running = Running { site: site.clone(), runtime: Handle::current() };
+        let running = Running::new(site.clone());
         let names: Vec<String> = served.keys().map(ToString::to_string).collect();
         let mut supervisor = Supervisor::new(site, dial);
         for (id, service) in served {

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use crate::clock::later;
 use crate::error::Error;
 use crate::transport::pause_before_next;
 
@@ -47,7 +48,7 @@ pub enum State {
         /// What ended the connection, or the last attempt.
         reason: Arc<str>,
     },
-    /// Closed by this program; nothing follows.
+    /// Closed by this program, or ended with the runtime in which it was begun; nothing follows.
     Closed,
 }
 
@@ -116,7 +117,7 @@ pub(crate) async fn blocked_for(mut state: watch::Receiver<State>, long: Duratio
             return std::future::pending().await;
         };
         let over = state.wait_for(|state| !matches!(state, State::Blocked { .. }));
-        if tokio::time::timeout_at(since + long, over).await.is_err() {
+        if tokio::time::timeout_at(later(since, long), over).await.is_err() {
             return;
         }
     }

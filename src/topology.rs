@@ -221,11 +221,6 @@ impl Namespace {
         format!("{}.discovery", self.0)
     }
 
-    /// The fanout exchange of a service's broadcasts.
-    pub(crate) fn all(&self, service: &ServiceId) -> String {
-        format!("{}.all.{service}", self.0)
-    }
-
     pub(crate) fn calls_queue(&self, service: impl fmt::Display) -> String {
         format!("{}.{service}.calls", self.0)
     }
@@ -297,10 +292,9 @@ impl Namespace {
     /// The `queue` of one instance of a service, and what leads there.
     pub(crate) fn instance(&self, service: &ServiceId, queue: &str, instance: &str) -> Vec<Declaration> {
         vec![
-            Declaration::Exchange(Exchange { name: self.all(service), kind: ExchangeKind::Fanout }),
             Declaration::Queue(Queue::new(queue, QueueKind::Exclusive)),
             binding(self.rpc(), instance_key(service, instance), queue),
-            binding(self.all(service), String::new(), queue),
+            binding(self.rpc(), all_key(service), queue),
             binding(self.discovery(), String::new(), queue),
         ]
     }
@@ -330,6 +324,11 @@ pub(crate) struct CallsQueue {
 /// The key that reaches one instance on the exchange of calls.
 pub(crate) fn instance_key(service: &ServiceId, instance: &str) -> String {
     format!("{service}@{instance}")
+}
+
+/// The key that reaches all instances on the exchange of calls: no name has a `*` in it.
+pub(crate) fn all_key(service: &ServiceId) -> String {
+    format!("{service}@*")
 }
 
 /// The key of an oneway call.
@@ -366,9 +365,8 @@ mod tests {
         assert_eq!(namespace.calls_queue(&demo), "hopline.demo.v2.calls");
         assert_eq!(namespace.work_queue(&demo), "hopline.demo.v2.work");
         assert_eq!(namespace.dead_queue(&demo), "hopline.demo.v2.dead");
-        assert_eq!(namespace.all(&demo), "hopline.all.demo.v2");
         assert_eq!(namespace.instance_queue(&demo, "i", "s"), "hopline.demo.v2@i.s");
-        assert_eq!(instance_key(&demo, "i"), "demo.v2@i");
+        assert_eq!((instance_key(&demo, "i"), all_key(&demo)), ("demo.v2@i".into(), "demo.v2@*".into()));
         assert_eq!(oneway_key(&demo, "note"), "demo.v2.note");
     }
 

@@ -160,7 +160,7 @@ impl Transport {
     #[must_use]
     pub fn blocked(&self) -> Option<Arc<str>> {
         match self {
-            Self::Memory(_) => None,
+            Self::Memory(connection) => connection.blocked(),
             Self::Rabbit(connection) => connection.blocked(),
         }
     }
@@ -256,7 +256,7 @@ impl From<Lost> for Error {
                 Self::Broker { operation: "take a message".to_owned(), reason: reason.to_string() }
             }
             Lost { handed_over, reason, .. } => {
-                Self::Disconnected { may_have_run: handed_over, reason: reason.to_string() }
+                Self::Disconnected { method: None, may_have_run: handed_over, reason: reason.to_string() }
             }
         }
     }

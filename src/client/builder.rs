@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-use super::line::{Line, Places, Rules};
+use super::line::{Line, Rules};
 use super::session::{Session, Sessions};
 use super::target::{Target, Targets};
 use super::{Client, Inner, MAX_MESSAGE_SIZE, short_id};
@@ -28,7 +28,8 @@ pub enum Coalesce {
     /// have not replied yet, go alone, so that prefetch keeps sharing work evenly.
     #[default]
     Auto,
-    /// Up to this many calls share a message, whatever their methods take; 0 counts as 1.
+    /// Up to this many calls share a message, whatever their methods take; 0 counts as 1, and more than 1024 as 1024, which
+    /// is what receivers take.
     Fixed(usize),
     /// Each call has a message of its own.
     Off,
@@ -67,6 +68,7 @@ pub struct ClientBuilder {
     pub(super) compression: Option<Compression>,
     pub(super) blocked_wait: Duration,
     pub(super) max_in_flight: Option<(usize, WhenFull)>,
+    pub(super) absent: Absent,
     pub(super) dial: DialSettings,
 }
 
@@ -79,6 +81,20 @@ pub enum WhenFull {
     Refuse,
 }
 
+/// What becomes of a call while no instance of its service is there, but was within its
+/// [grace period](crate::Service::grace), 60 s unless set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Absent {
+    /// It waits for one to come back, as after a restart, until its deadline; then it ends as [`Error::Timeout`], which says
+    /// whether the broker was seen to have nobody for it.
+    #[default]
+    Wait,
+    /// It ends at once, as [`Error::NoService`], and has not run. The broker is asked before a call leaves, which takes a
+    /// round trip, unless something was heard of the service within the last second: a call whose last instance leaves
+    /// just then waits after all.
+    Fail,
+}
+
 impl Default for ClientBuilder {
     fn default() -> Self {
         Self {
@@ -89,6 +105,7 @@ impl Default for ClientBuilder {
             coalesce: Coalesce::default(),
             blocked_wait: BLOCKED_WAIT,
             max_in_flight: None,
+            absent: Absent::default(),
             compression: None,
             dial: DialSettings::default(),
         }
@@ -147,6 +164,14 @@ impl ClientBuilder {
     #[must_use]
     pub fn max_in_flight(mut self, calls: usize, when_full: WhenFull) -> Self {
         self.max_in_flight = Some((calls.clamp(1, Semaphore::MAX_PERMITS), when_full));
+        self
+    }
+
+    /// Whether calls wait for an instance to come back while there is none. A call can say otherwise, by
+    /// [`Call::absent`](crate::Call::absent). Default [`Absent::Wait`].
+    #[must_use]
+    pub fn absent(mut self, absent: Absent) -> Self {
+        self.absent = absent;
         self
     }
 
@@ -215,12 +240,8 @@ impl ClientBuilder {
     fn client(self, sessions: Sessions, session: Option<Session>) -> Client {
         let namespace = &sessions.namespace;
         let (rpc, oneway) = (namespace.rpc().into(), namespace.oneway().into());
-        let places = self.max_in_flight.map(|(limit, when_full)| Places {
-            free: Arc::new(Semaphore::new(limit)),
-            limit,
-            waits: when_full == WhenFull::Wait,
-        });
-        let rules = Rules { max_message_size: self.max_message_size, blocked_wait: self.blocked_wait, places };
+        let Self { max_message_size, blocked_wait, max_in_flight, .. } = self;
+        let rules = Rules { max_message_size, blocked_wait, max_in_flight };
         Client(Arc::new(Inner {
             rpc,
             oneway,

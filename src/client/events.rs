@@ -6,8 +6,8 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::line::{Address, Token};
-use super::pending::queue_full;
+use super::line::Token;
+use super::pending::{lost_with, no_exchange, queue_full};
 use super::replies::End;
 use super::{Client, MAX_TIMEOUT, head_start, traced};
 use crate::codec::CodecError;
@@ -23,7 +23,9 @@ impl Client {
     /// # Errors
     /// `Invalid` for a key over 255 bytes, `Codec` for an event that cannot be written, `TooLarge`, `Timeout` when the
     /// broker does not confirm within the client's timeout, `Blocked`, `Overloaded` when a subscriber's queue is full,
-    /// `Disconnected`. While connections are lost it is sent again, and may arrive twice.
+    /// `Disconnected`, and `Broker` when it takes no events: somebody has deleted their exchange, which is declared again,
+    /// but reaches nobody until subscribers have bound their queues again, within seconds. While connections are lost it
+    /// is sent again, and may arrive twice.
     pub async fn publish<E: Serialize + ?Sized>(&self, key: &str, event: &E) -> Result<(), Error> {
         if key.len() > 255 {
             return Err(Error::Invalid(format!("the event key `{key}` is longer than 255 bytes")));
@@ -36,11 +38,7 @@ impl Client {
             .map_err(|error| CodecError(format!("the event {}", error.0)))?;
         let body = self.sized("event", body)?;
         let size = body.len();
-        let address = Address {
-            mandatory: false,
-            persistent: true,
-            ..self.address(self.namespace().events().into(), key.into())
-        };
+        let address = self.address(Kind::Event, self.namespace().events().into(), key.into());
         let after = self.0.settings.timeout;
         let deadline = Instant::now() + after.min(MAX_TIMEOUT);
         let (sender, said) = oneshot::channel();
@@ -56,12 +54,13 @@ impl Client {
         self.0.line.post(address, parcel);
         match self.end_of(frame.id, deadline, said).await {
             End::Said(Confirm::Accepted | Confirm::Returned) => Ok(()),
+            End::NoExchange { exchange, why } => Err(no_exchange(&exchange, why)),
             End::Said(Confirm::TooLarge(limit)) => Err(Error::TooLarge { what: "event", size, limit }),
-            End::Lost(lost) => Err(lost.into()),
+            End::Lost(lost) => Err(lost_with(key.to_owned(), lost)),
             End::Blocked { reason, after, may_have_run } => {
-                Err(Error::Blocked { reason: reason.to_string(), after, may_have_run })
+                Err(Error::Blocked { method: Some(key.to_owned()), reason: reason.to_string(), after, may_have_run })
             }
-            End::TimedOut => Err(Error::Timeout { method: key.to_owned(), after }),
+            End::TimedOut(why) => Err(Error::Timeout { method: key.to_owned(), after, why }),
             // Of the queues of several subscribers, one is full.
             End::Said(Confirm::Refused) | End::Full(_) | End::Silent { .. } => Err(queue_full(key)),
         }

@@ -1,39 +1,54 @@
 //! What a client's calls hold of the task that publishes what waits to leave and hands out what comes back.
 
+mod places;
 mod task;
+mod unconfirmed;
 
-use std::collections::HashSet;
 use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use self::task::Task;
-use super::pending::Ticket;
+use super::builder::WhenFull;
 use super::replies::{End, Place, Waiter};
 use super::session::{Session, Sessions};
 use super::target::Target;
-use super::{Client, Traffic};
-use crate::error::Error;
+use super::{Absent, Traffic};
+use crate::frame::Kind;
 use crate::outbox::Parcel;
-use crate::state::{State, blocked_for};
-use crate::topology::{Declaration, Exchange, ExchangeKind};
-use crate::transport::{Lost, Transport};
+use crate::state::State;
+use crate::transport::Lost;
 
 /// What the messages of parcels that may share one agree on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Address {
     pub(super) exchange: Arc<str>,
     pub(super) key: Arc<str>,
-    pub(super) mandatory: bool,
-    pub(super) persistent: bool,
-    /// Whether it says where replies go.
-    pub(super) answered: bool,
+    /// Whether they are requests, oneway calls, events or cancels.
+    pub(super) kind: Kind,
     pub(super) priority: Option<u8>,
+}
+
+impl Address {
+    /// Whether it says where replies go.
+    pub(super) fn is_answered(&self) -> bool {
+        self.kind == Kind::Request
+    }
+
+    /// Whether it is returned when no queue takes it. To an event, nobody has to listen.
+    pub(super) fn is_mandatory(&self) -> bool {
+        self.kind != Kind::Event
+    }
+
+    /// Whether it outlives a restart of the broker.
+    pub(super) fn is_persistent(&self) -> bool {
+        matches!(self.kind, Kind::Oneway | Kind::Event)
+    }
 }
 
 impl Hash for Address {
@@ -54,6 +69,8 @@ pub(super) struct Token {
     pub(super) deadline: Instant,
     /// Whether it may leave again though it may have arrived.
     pub(super) repeatable: bool,
+    /// Whether it leaves though no instance may be there.
+    pub(super) absent: Absent,
     /// How often it has left.
     pub(super) attempts: u32,
     /// Its place among the calls in flight, where they are limited.
@@ -63,21 +80,16 @@ pub(super) struct Token {
 impl Token {
     /// Of a parcel of which nobody is told.
     pub(super) fn until(deadline: Instant) -> Self {
-        Self { said: None, reply: None, deadline, repeatable: false, attempts: 0, place: None }
+        Self { said: None, reply: None, deadline, repeatable: false, absent: Absent::Wait, attempts: 0, place: None }
     }
 
-    /// Nobody wants a parcel that has not left when its sender is gone; if it ever had one.
+    /// A parcel whose waiter has gone is not sent; one that never had a waiter is.
     fn is_wanted(&self) -> bool {
         match (&self.said, &self.reply) {
             (Some(said), _) => !said.is_closed(),
             (None, Some((Waiter::One(reply), _))) => !reply.is_closed(),
             (None, Some((Waiter::Many(_), _)) | None) => true,
         }
-    }
-
-    /// Whether anybody is told what becomes of it.
-    fn is_told(&self) -> bool {
-        self.said.is_some() || self.reply.is_some()
     }
 
     /// Tells what it came to, if that is the end.
@@ -92,11 +104,13 @@ impl Token {
     }
 }
 
+/// What leaves, and where to.
+pub(super) type Addressed = (Address, Parcel<Token>);
+
 enum Order {
     Post(Address, Parcel<Token>),
-    /// Nobody waits for replies any more; where a ticket is given, those who run the call are told. The client is kept
-    /// until they are.
-    Forget(Uuid, Option<Box<(Client, Ticket)>>),
+    /// Nobody waits for replies any more; with what there is of a cancel, those who run the call are told.
+    Forget(Uuid, Option<Box<Addressed>>),
     /// The time of a call is over: it is told whether it has left.
     Overdue(Uuid),
     /// Ends all that waits, and closes the connection.
@@ -109,15 +123,8 @@ pub(super) struct Rules {
     pub(super) max_message_size: usize,
     /// How long a call waits for a broker that takes nothing.
     pub(super) blocked_wait: Duration,
-    /// How many calls may be in flight, and whether others wait or are refused.
-    pub(super) places: Option<Places>,
-}
-
-#[derive(Debug)]
-pub(super) struct Places {
-    pub(super) free: Arc<Semaphore>,
-    pub(super) limit: usize,
-    pub(super) waits: bool,
+    /// How many calls may be in flight, and what becomes of others.
+    pub(super) max_in_flight: Option<(usize, WhenFull)>,
 }
 
 /// What the callers hold of the task. It ends, and closes the connection, when this is dropped.
@@ -130,13 +137,8 @@ pub(super) struct Line {
 #[derive(Debug)]
 struct Shared {
     state: Arc<watch::Sender<State>>,
-    /// The connection, while there is one.
-    transport: watch::Sender<Option<Transport>>,
-    /// Exchanges that this client has declared on it, and who declares another.
-    declared: Mutex<HashSet<String>>,
-    declaring: tokio::sync::Mutex<()>,
-    /// How long a call waits for a broker that takes nothing.
-    blocked_wait: Duration,
+    /// Why there will be no connection any more, once that is so.
+    over: OnceLock<Arc<str>>,
     messages_sent: AtomicU64,
     calls_sent: AtomicU64,
     messages_received: AtomicU64,
@@ -146,16 +148,21 @@ struct Shared {
     in_flight: AtomicUsize,
 }
 
+impl Shared {
+    /// Why no reply comes: what the connection says of itself.
+    fn reason(&self) -> Arc<str> {
+        let over = self.over.get().cloned();
+        over.or_else(|| self.state.borrow().missing()).unwrap_or_else(|| "no more replies".into())
+    }
+}
+
 impl Line {
     /// With a session that is open, or none, which is then opened for as long as it takes.
     pub(super) fn start(sessions: Sessions, session: Option<Session>, rules: Rules) -> Self {
         let (orders, waiting) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
             state: Arc::new(watch::channel(State::Connecting { reason: None }).0),
-            transport: watch::channel(None).0,
-            declared: Mutex::default(),
-            declaring: tokio::sync::Mutex::default(),
-            blocked_wait: rules.blocked_wait,
+            over: OnceLock::new(),
             messages_sent: AtomicU64::new(0),
             calls_sent: AtomicU64::new(0),
             messages_received: AtomicU64::new(0),
@@ -171,14 +178,13 @@ impl Line {
     /// Puts a frame on its way.
     pub(super) fn post(&self, address: Address, parcel: Parcel<Token>) {
         if let Err(mpsc::error::SendError(Order::Post(_, parcel))) = self.orders.send(Order::Post(address, parcel)) {
-            // The task outlives the client unless the runtime has gone.
-            let reason = "the runtime of the connection has ended".into();
-            parcel.token.end(&End::Lost(Lost { handed_over: false, connected: false, reason }));
+            // The task outlives the client unless its runtime has ended.
+            parcel.token.end(&End::Lost(Lost { handed_over: false, connected: false, reason: self.reason() }));
         }
     }
 
-    /// Nobody waits for `id` any more. With a ticket, whoever runs the call is told, once some queue has taken it.
-    pub(super) fn forget(&self, id: Uuid, cancel: Option<(Client, Ticket)>) {
+    /// Nobody waits for `id` any more. With a cancel, whoever runs the call is told, once some queue has taken it.
+    pub(super) fn forget(&self, id: Uuid, cancel: Option<Addressed>) {
         // A task that has ended has nothing to forget.
         let _ = self.orders.send(Order::Forget(id, cancel.map(Box::new)));
     }
@@ -197,66 +203,9 @@ impl Line {
         *self.shared.state.borrow() == State::Closed
     }
 
-    /// Why no reply comes: what the connection says of itself.
+    /// Why no reply comes.
     pub(super) fn reason(&self) -> Arc<str> {
-        self.shared.state.borrow().missing().unwrap_or_else(|| "no more replies".into())
-    }
-
-    /// Declares a fanout exchange, once for each connection; waits for one if there is none.
-    ///
-    /// # Errors
-    /// `Disconnected` when there is none by the deadline, `Mismatch` or `Broker` for what it refuses.
-    pub(super) async fn declare(&self, exchange: &str, deadline: Instant) -> Result<(), Error> {
-        let declared = || self.shared.declared.lock().expect("no panic while holding the set");
-        let mut transports = self.shared.transport.subscribe();
-        let declaring = async {
-            loop {
-                let there = transports.wait_for(Option::is_some).await.ok().and_then(|there| there.clone());
-                let Some(transport) = there else { return Err(self.unconnected()) };
-                if declared().contains(exchange) {
-                    return Ok(());
-                }
-                // Of many who want the same, one asks.
-                let _turn = self.shared.declaring.lock().await;
-                if declared().contains(exchange) {
-                    return Ok(());
-                }
-                let fanout = Exchange { name: exchange.to_owned(), kind: ExchangeKind::Fanout };
-                match transport.declare(&[Declaration::Exchange(fanout)]).await {
-                    Err(Error::Disconnected { .. }) if !self.is_closed() => {
-                        // There will be another one.
-                        if transports.changed().await.is_err() {
-                            return Err(self.unconnected());
-                        }
-                    }
-                    Err(error) => return Err(error),
-                    Ok(()) => {
-                        declared().insert(exchange.to_owned());
-                        return Ok(());
-                    }
-                }
-            }
-        };
-        let mut state = self.state();
-        tokio::select! {
-            declared = declaring => declared,
-            _ = state.wait_for(|state| *state == State::Closed) => Err(self.unconnected()),
-            () = tokio::time::sleep_until(deadline) => Err(self.unconnected()),
-            () = blocked_for(self.state(), self.shared.blocked_wait) => Err(self.unconnected()),
-        }
-    }
-
-    /// Why the broker cannot be asked.
-    fn unconnected(&self) -> Error {
-        match &*self.shared.state.borrow() {
-            State::Blocked { reason, since } => {
-                Error::Blocked { reason: reason.to_string(), after: since.elapsed(), may_have_run: false }
-            }
-            state => {
-                let reason = state.missing().unwrap_or_else(|| "it gives no answer".into());
-                Error::Disconnected { may_have_run: false, reason: reason.to_string() }
-            }
-        }
+        self.shared.reason()
     }
 
     pub(super) async fn close(&self) {

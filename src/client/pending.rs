@@ -9,17 +9,17 @@ use std::time::Duration;
 
 use futures::Stream;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep};
 use tracing::Span;
 use uuid::Uuid;
 
 use super::Client;
 use super::replies::End;
 use super::target::Target;
-use crate::error::{Code, Error, Fault};
+use crate::error::{Code, Error, Fault, Unanswered};
 use crate::frame::Frame;
 use crate::topology::instance_key;
-use crate::transport::Confirm;
+use crate::transport::{Confirm, Lost};
 
 /// How long after its deadline a call waits to hear whether it has left, which takes no time unless the machine is busy.
 pub(super) const OVERDUE: Duration = Duration::from_millis(200);
@@ -37,8 +37,8 @@ pub(crate) struct Ticket {
 }
 
 impl Ticket {
-    pub(super) fn timed_out(&self) -> Error {
-        Error::Timeout { method: self.target.to_string(), after: self.timeout }
+    pub(super) fn timed_out(&self, why: Unanswered) -> Error {
+        Error::Timeout { method: self.target.to_string(), after: self.timeout, why }
     }
 
     fn no_service(&self) -> Error {
@@ -58,11 +58,13 @@ impl Ticket {
             End::Said(Confirm::Refused) if self.instance.is_some() => Err(self.no_service()),
             End::Said(Confirm::Refused) => Err(queue_full(&self.target.service)),
             End::Said(Confirm::TooLarge(limit)) => Err(Error::TooLarge { what: "request", size: self.size, limit }),
-            End::Lost(lost) => Err(lost.into()),
+            End::Lost(lost) => Err(lost_with(self.target.to_string(), lost)),
             End::Blocked { reason, after, may_have_run } => {
-                Err(Error::Blocked { reason: reason.to_string(), after, may_have_run })
+                let method = Some(self.target.to_string());
+                Err(Error::Blocked { method, reason: reason.to_string(), after, may_have_run })
             }
-            End::TimedOut => Err(self.timed_out()),
+            End::TimedOut(why) => Err(self.timed_out(why)),
+            End::NoExchange { exchange, why } => Err(no_exchange(&exchange, why)),
             End::Full(limit) => {
                 Err(Error::Overloaded { what: format!("this client has {limit} calls in flight, its limit") })
             }
@@ -77,6 +79,20 @@ impl Ticket {
     }
 }
 
+/// The error of a call, or an event, that ended with its connection or was not taken by it.
+pub(super) fn lost_with(method: String, lost: Lost) -> Error {
+    match lost.into() {
+        Error::Disconnected { may_have_run, reason, .. } => {
+            Error::Disconnected { method: Some(method), may_have_run, reason }
+        }
+        other => other,
+    }
+}
+
+pub(super) fn no_exchange(exchange: &str, reason: String) -> Error {
+    Error::Broker { operation: format!("publish to the exchange `{exchange}`"), reason }
+}
+
 pub(super) fn queue_full(name: impl fmt::Display) -> Error {
     Error::Overloaded { what: format!("the queue of `{name}` is full") }
 }
@@ -84,9 +100,9 @@ pub(super) fn queue_full(name: impl fmt::Display) -> Error {
 /// A request on its way. Dropping it before its end cancels the call.
 pub(crate) struct Dispatched {
     client: Client,
-    /// Taken when it is dropped.
-    ticket: Option<Ticket>,
-    deadline: Pin<Box<Sleep>>,
+    ticket: Ticket,
+    /// Made when it is first waited for, where that is done.
+    deadline: Option<Pin<Box<Sleep>>>,
     reply: oneshot::Receiver<Result<Frame, End>>,
     /// Whether the deadline has passed, and it has been asked for what the call came to.
     overdue: bool,
@@ -95,12 +111,7 @@ pub(crate) struct Dispatched {
 
 impl Dispatched {
     pub(super) fn new(client: Client, ticket: Ticket, reply: oneshot::Receiver<Result<Frame, End>>) -> Self {
-        let deadline = Box::pin(sleep_until(ticket.deadline));
-        Self { client, ticket: Some(ticket), deadline, reply, overdue: false, ended: false }
-    }
-
-    fn ticket(&self) -> &Ticket {
-        self.ticket.as_ref().expect("taken only when dropped")
+        Self { client, ticket, deadline: None, reply, overdue: false, ended: false }
     }
 
     /// The largest payload that is read, in bytes, if it comes compressed.
@@ -110,17 +121,17 @@ impl Dispatched {
 
     /// The error of a reply that says that the deadline passed; none if it did not, and the handler just says so.
     pub(crate) fn timed_out(&self) -> Option<Error> {
-        (self.ticket().deadline <= Instant::now()).then(|| self.ticket().timed_out())
+        (self.ticket.deadline <= Instant::now()).then(|| self.ticket.timed_out(Unanswered::Unknown))
     }
 
     /// What came in the place of a reply, or of anything.
     fn end(&self, end: Result<Result<Frame, End>, oneshot::error::RecvError>) -> Result<Frame, Error> {
         match end {
             Ok(Ok(reply)) => return Ok(reply),
-            Ok(Err(end)) => self.ticket().outcome(end)?,
+            Ok(Err(end)) => self.ticket.outcome(end)?,
             Err(_) => {}
         }
-        Err(self.client.disconnected())
+        Err(self.client.disconnected(&self.ticket.target, true))
     }
 }
 
@@ -128,33 +139,34 @@ impl Future for Dispatched {
     type Output = Result<Frame, Error>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let span = self.ticket().span.clone();
+        let span = self.ticket.span.clone();
         let _entered = span.enter();
         loop {
             if let Poll::Ready(end) = Pin::new(&mut self.reply).poll(context) {
                 // What is over, or stuck at a blocked broker, may run nevertheless: dropping `self` tells the server.
-                let may_run = matches!(end, Ok(Err(End::TimedOut | End::Blocked { may_have_run: true, .. })));
+                let may_run = matches!(end, Ok(Err(End::TimedOut(_) | End::Blocked { may_have_run: true, .. })));
                 self.ended = !may_run;
                 return Poll::Ready(self.end(end));
             }
-            ready!(self.deadline.as_mut().poll(context));
+            let Self { client, ticket, deadline, .. } = &mut *self;
+            let deadline = deadline.get_or_insert_with(|| Box::pin(client.timer(ticket.deadline)));
+            ready!(deadline.as_mut().poll(context));
+            deadline.as_mut().reset(Instant::now() + OVERDUE);
             if self.overdue {
-                return Poll::Ready(Err(self.ticket().timed_out()));
+                return Poll::Ready(Err(self.ticket.timed_out(Unanswered::Unknown)));
             }
             self.overdue = true;
-            self.client.overdue(self.ticket().id);
-            self.deadline.as_mut().reset(Instant::now() + OVERDUE);
+            self.client.overdue(self.ticket.id);
         }
     }
 }
 
 impl Drop for Dispatched {
     fn drop(&mut self) {
-        let Some(ticket) = self.ticket.take() else { return };
         if !self.ended {
             // What has not left yet is known by this.
             self.reply.close();
-            self.client.forget(ticket.id, Some(ticket));
+            self.client.forget(self.ticket.id, Some(&self.ticket));
         }
     }
 }
@@ -168,10 +180,9 @@ impl fmt::Debug for Dispatched {
 /// Replies to a broadcast as they arrive, until its deadline; a lost connection is the last item.
 pub(crate) struct Gathering {
     client: Client,
-    id: Uuid,
-    /// Taken when it is dropped.
-    ticket: Option<Ticket>,
-    deadline: Pin<Box<Sleep>>,
+    ticket: Ticket,
+    /// Made when it is first waited for, where that is done.
+    deadline: Option<Pin<Box<Sleep>>>,
     replies: mpsc::UnboundedReceiver<Frame>,
     /// Whether dropping it before its deadline cancels the call.
     cancels: bool,
@@ -180,12 +191,11 @@ pub(crate) struct Gathering {
 
 impl Gathering {
     pub(super) fn new(client: Client, ticket: Ticket, replies: mpsc::UnboundedReceiver<Frame>, cancels: bool) -> Self {
-        let deadline = Box::pin(sleep_until(ticket.deadline));
-        Self { client, id: ticket.id, ticket: Some(ticket), deadline, replies, cancels, ended: false }
+        Self { client, ticket, deadline: None, replies, cancels, ended: false }
     }
 
     pub(super) fn ticket(&self) -> &Ticket {
-        self.ticket.as_ref().expect("taken only when dropped")
+        &self.ticket
     }
 }
 
@@ -200,10 +210,12 @@ impl Stream for Gathering {
             Poll::Ready(Some(reply)) => Poll::Ready(Some(Ok(reply))),
             Poll::Ready(None) => {
                 self.ended = true;
-                Poll::Ready(Some(Err(self.client.disconnected())))
+                Poll::Ready(Some(Err(self.client.disconnected(&self.ticket.target, true))))
             }
             Poll::Pending => {
-                ready!(self.deadline.as_mut().poll(context));
+                let Self { client, ticket, deadline, .. } = &mut *self;
+                let deadline = deadline.get_or_insert_with(|| Box::pin(client.timer(ticket.deadline)));
+                ready!(deadline.as_mut().poll(context));
                 self.ended = true;
                 Poll::Ready(None)
             }
@@ -213,7 +225,7 @@ impl Stream for Gathering {
 
 impl Drop for Gathering {
     fn drop(&mut self) {
-        let cancel = (self.cancels && !self.ended).then(|| self.ticket.take()).flatten();
-        self.client.forget(self.id, cancel);
+        let cancel = (self.cancels && !self.ended).then_some(&self.ticket);
+        self.client.forget(self.ticket.id, cancel);
     }
 }

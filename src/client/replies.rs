@@ -10,6 +10,7 @@ use tracing::debug;
 use uuid::Uuid;
 
 use super::target::Target;
+use crate::error::Unanswered;
 use crate::frame::Frame;
 use crate::transport::{Confirm, Lost};
 
@@ -25,7 +26,9 @@ pub(crate) enum End {
     /// As many calls are in flight as may be.
     Full(usize),
     /// Its time is over.
-    TimedOut,
+    TimedOut(Unanswered),
+    /// Its exchange is gone, and what that means.
+    NoExchange { exchange: Arc<str>, why: String },
     /// The instance that runs the call has not reported in for so long.
     Silent { instance: Arc<str>, after: Duration },
 }
@@ -61,9 +64,18 @@ pub(crate) struct Call<A> {
     pub(crate) target: Arc<Target>,
     /// The number of the message that took it.
     pub(crate) message: u64,
+    /// Whether any instance may run it, and not one alone.
+    pub(crate) for_any: bool,
     pub(crate) place: Option<Place>,
     /// What is sent again if the connection or the instance is lost; none for a call that may not run twice.
     pub(crate) again: Option<Box<A>>,
+}
+
+impl<A> Call<A> {
+    /// Whether one reply is waited for, from whichever instance.
+    fn awaits_any(&self) -> bool {
+        self.for_any && matches!(self.waiter, Waiter::One(_))
+    }
 }
 
 /// The calls of one client that wait for a reply. What is sent again of them is its owner's business.
@@ -106,11 +118,12 @@ impl<A> Replies<A> {
 
     /// Hands a reply to whoever waits for it; tells whether anybody did. One that nobody waits for is late, or not for us:
     /// not an error.
-    pub(crate) fn deliver(&mut self, reply: Frame) -> bool {
+    pub(crate) fn deliver(&mut self, reply: Frame, now: Instant) -> bool {
         let Some(call) = self.calls.get(&reply.id) else {
             debug!(id = %reply.id, "a reply that nobody waits for");
             return false;
         };
+        call.target.presence().heard(now);
         call.target.said_to_read(reply.metadata.accepts);
         if let Some(time) = reply.metadata.handler_time {
             call.target.pace.report(time);
@@ -126,11 +139,12 @@ impl<A> Replies<A> {
     }
 
     /// An instance says that it runs the call `id`; tells whether anybody waits for that.
-    pub(crate) fn report(&mut self, id: Uuid, instance: Arc<str>) -> bool {
+    pub(crate) fn report(&mut self, id: Uuid, instance: Arc<str>, now: Instant) -> bool {
         let Some(call) = self.calls.get(&id) else { return false };
+        call.target.presence().heard(now);
         // A broadcast runs on many.
         if matches!(call.waiter, Waiter::One(_)) {
-            self.reports.insert(id, (instance, Instant::now()));
+            self.reports.insert(id, (instance, now));
         }
         true
     }
@@ -174,10 +188,21 @@ impl<A> Replies<A> {
         }
     }
 
-    /// Takes out who waits for a call, and leaves the call to be forgotten.
-    pub(crate) fn release_one(&mut self, id: Uuid) -> Option<Waiter> {
+    /// The methods of calls that left with a message up to this number, that any instance may run, and that none has
+    /// reported to run: those of which it is `wanted`.
+    pub(crate) fn unanswered(&self, message: u64, wanted: impl Fn(&Target) -> bool) -> Vec<Arc<Target>> {
+        let left = self.calls.iter().filter(|(_, call)| call.message <= message && call.awaits_any());
+        let unanswered = left.filter(|(id, call)| !self.reports.contains_key(id) && wanted(&call.target));
+        unanswered.map(|(_, call)| call.target.clone()).collect()
+    }
+
+    /// Takes out who waits for a call, and leaves the call to be forgotten. With it comes the method of which no instance
+    /// has reported to run the call, where any may.
+    pub(crate) fn release_one(&mut self, id: Uuid) -> Option<(Waiter, Option<Arc<Target>>)> {
         let call = self.calls.get_mut(&id).filter(|call| matches!(call.waiter, Waiter::One(_)))?;
-        Some(std::mem::replace(&mut call.waiter, Waiter::One(oneshot::channel().0)))
+        let unanswered = call.awaits_any() && !self.reports.contains_key(&id);
+        let waiter = std::mem::replace(&mut call.waiter, Waiter::One(oneshot::channel().0));
+        Some((waiter, unanswered.then(|| call.target.clone())))
     }
 
     /// Takes out who waits for the calls of messages that are under way, and leaves the calls to be forgotten.
@@ -206,7 +231,7 @@ mod tests {
 
     fn call(waiter: Waiter, message: u64) -> Call<()> {
         let target = Arc::new(Target::new(ServiceId::new("demo", 1).expect("a good name"), "add"));
-        Call { waiter, target, message, place: None, again: None }
+        Call { waiter, target, message, for_any: true, place: None, again: None }
     }
 
     #[test]
@@ -215,8 +240,8 @@ mod tests {
         let id = Uuid::new_v4();
         let (sender, mut receiver) = oneshot::channel();
         replies.expect(id, call(Waiter::One(sender), 1));
-        assert!(replies.deliver(reply(id)));
-        assert!(!replies.deliver(reply(id)));
+        assert!(replies.deliver(reply(id), Instant::now()));
+        assert!(!replies.deliver(reply(id), Instant::now()));
         assert_eq!(receiver.try_recv().expect("one").expect("a reply").id, id);
     }
 
@@ -228,7 +253,7 @@ mod tests {
         let waiting = call(Waiter::One(sender), 1);
         let target = waiting.target.clone();
         replies.expect(id, waiting);
-        replies.deliver(reply(id));
+        replies.deliver(reply(id), Instant::now());
         assert_eq!(target.pace.average(), Some(Duration::from_micros(7)));
     }
 
@@ -238,10 +263,10 @@ mod tests {
         let id = Uuid::new_v4();
         let (sender, mut receiver) = mpsc::unbounded_channel();
         replies.expect(id, call(Waiter::Many(sender), 1));
-        replies.deliver(reply(id));
-        replies.deliver(reply(id));
+        replies.deliver(reply(id), Instant::now());
+        replies.deliver(reply(id), Instant::now());
         replies.forget(id);
-        replies.deliver(reply(id));
+        replies.deliver(reply(id), Instant::now());
         assert_eq!(receiver.len(), 2);
         receiver.close();
     }
@@ -256,17 +281,34 @@ mod tests {
         receiver.try_recv().expect_err("nobody will send");
     }
 
+    #[test]
+    fn calls_that_nobody_runs_are_known_a_while_after_they_left() {
+        let mut replies = Replies::default();
+        let [reported, quiet, late, addressed] = [(); 4].map(|()| Uuid::new_v4());
+        for (id, message) in [(reported, 1), (quiet, 2), (late, 3), (addressed, 1)] {
+            replies.expect(id, Call { for_any: id != addressed, ..call(Waiter::One(oneshot::channel().0), message) });
+        }
+        replies.expect(Uuid::new_v4(), call(Waiter::Many(mpsc::unbounded_channel().0), 1));
+        replies.report(reported, "there".into(), Instant::now());
+        assert_eq!(replies.unanswered(2, |_| true).len(), 1);
+        assert_eq!(replies.unanswered(3, |_| true).len(), 2);
+        assert!(replies.unanswered(3, |_| false).is_empty());
+        let is_unanswered =
+            |replies: &mut Replies<()>, id| replies.release_one(id).is_some_and(|(_, who)| who.is_some());
+        assert_eq!([quiet, reported, addressed].map(|id| is_unanswered(&mut replies, id)), [true, false, false]);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn an_instance_that_stops_reporting_in_is_silent() {
         let mut replies = Replies::default();
         let (busy, dead) = (Uuid::new_v4(), Uuid::new_v4());
         for id in [busy, dead] {
             replies.expect(id, call(Waiter::One(oneshot::channel().0), 1));
-            assert!(replies.report(id, "there".into()));
+            assert!(replies.report(id, "there".into(), Instant::now()));
         }
-        assert!(!replies.report(Uuid::new_v4(), "there".into()));
+        assert!(!replies.report(Uuid::new_v4(), "there".into(), Instant::now()));
         tokio::time::advance(Duration::from_secs(9)).await;
-        replies.report(busy, "elsewhere".into());
+        replies.report(busy, "elsewhere".into(), Instant::now());
         tokio::time::advance(Duration::from_secs(1)).await;
         let silent: Vec<_> = replies.forget_silent(Duration::from_secs(10)).into_iter().map(|(id, ..)| id).collect();
         assert_eq!(silent, [dead]);

@@ -16,6 +16,9 @@ use crate::transport::{Consumer, Delivery, Dial, Event, Mode, Role, Transport};
 /// How much later than its consumer the end of a connection is heard of.
 const LATE: Duration = Duration::from_millis(50);
 
+/// How long what arrived before the end of a connection may take to be read.
+const REST: Duration = Duration::from_secs(1);
+
 /// What every session of a client has in common.
 #[derive(Debug)]
 pub(super) struct Sessions {
@@ -126,9 +129,23 @@ impl Session {
         self.replies.try_next()
     }
 
-    /// What is delivered before the end.
-    pub(super) async fn rest(&mut self) -> Option<Delivery> {
-        self.replies.next().await
+    /// Its connection, and what arrived on it before it was lost.
+    pub(super) fn end(self) -> (Transport, Rest) {
+        (self.transport, Rest { replies: self.replies, until: Instant::now() + REST })
+    }
+}
+
+/// What arrived before the end of a session.
+#[derive(Debug)]
+pub(super) struct Rest {
+    replies: Consumer,
+    until: Instant,
+}
+
+impl Rest {
+    /// The next delivery; none after the last, or when that does not come. Cancelled, it has taken nothing.
+    pub(super) async fn next(&mut self) -> Option<Delivery> {
+        tokio::time::timeout_at(self.until, self.replies.next()).await.ok().flatten()
     }
 }
 

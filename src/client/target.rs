@@ -5,11 +5,13 @@ use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use super::presence::Presence;
 use crate::compression::{Compression, Readable};
 use crate::pace::Pace;
 use crate::topology::{ServiceId, check_name, oneway_key};
 
-/// How many targets are kept at hand. A program names few; one that makes up names gets each made anew beyond this.
+/// How many targets are kept at hand: those that were used last. A program names few, but one that passes on names from
+/// outside may be told any number.
 const MAX_KEPT: usize = 10_000;
 
 /// A method of a service, with the texts that each call of it needs.
@@ -22,46 +24,56 @@ pub(crate) struct Target {
     /// `name.vMAJOR.method`, which is also the key of an oneway call.
     pub(crate) text: Arc<str>,
     pub(crate) pace: Pace,
-    /// What its service can read.
-    reads: Arc<Reads>,
+    known: Arc<Known>,
 }
 
-/// Which compressions all instances of a service can read that have replied so far, and a bit for that none has.
+/// What its client has learned of a service, whichever of its methods was called.
 #[derive(Debug)]
-struct Reads(AtomicU8);
-
-impl Reads {
-    const NOBODY_REPLIED: u8 = 0x80;
+struct Known {
+    /// Which compressions all instances can read that have replied so far, and a bit for that none has.
+    reads: AtomicU8,
+    presence: Presence,
 }
 
-impl Default for Reads {
+const NOBODY_REPLIED: u8 = 0x80;
+
+impl Default for Known {
     fn default() -> Self {
-        Self(AtomicU8::new(u8::MAX))
+        Self { reads: AtomicU8::new(u8::MAX), presence: Presence::default() }
     }
 }
 
 impl Target {
     pub(crate) fn new(service: ServiceId, method: &str) -> Self {
+        Self::of(service, method, Arc::default())
+    }
+
+    fn of(service: ServiceId, method: &str, known: Arc<Known>) -> Self {
         let service_text = service.to_string().into();
         let text = oneway_key(&service, method).into();
-        Self { service, service_text, method: method.into(), text, pace: Pace::default(), reads: Arc::default() }
+        Self { service, service_text, method: method.into(), text, pace: Pace::default(), known }
     }
 
     /// An instance says which compressions it can read. One that cannot read what another can, as one of another version,
     /// may have the next call: so what is gone stays gone.
     pub(crate) fn said_to_read(&self, readable: Readable) {
         let [.., readable] = readable.0.to_be_bytes();
-        let readable = readable & !Reads::NOBODY_REPLIED;
+        let readable = readable & !NOBODY_REPLIED;
         // Once they agree there is nothing to write, which other threads would have to hear of.
-        if self.reads.0.load(Ordering::Relaxed) & !readable != 0 {
-            self.reads.0.fetch_and(readable, Ordering::Relaxed);
+        if self.known.reads.load(Ordering::Relaxed) & !readable != 0 {
+            self.known.reads.fetch_and(readable, Ordering::Relaxed);
         }
     }
 
     /// Whether the service is known to read this.
     pub(crate) fn reads(&self, compression: Compression) -> bool {
-        let readable = self.reads.0.load(Ordering::Relaxed);
-        readable & Reads::NOBODY_REPLIED == 0 && Readable(readable.into()).includes(compression)
+        let readable = self.known.reads.load(Ordering::Relaxed);
+        readable & NOBODY_REPLIED == 0 && Readable(readable.into()).includes(compression)
+    }
+
+    /// Whether an instance of the service is there.
+    pub(crate) fn presence(&self) -> &Presence {
+        &self.known.presence
     }
 }
 
@@ -73,31 +85,67 @@ impl fmt::Display for Target {
 
 /// The targets of one client, by the names that calls give.
 #[derive(Debug, Default)]
-pub(crate) struct Targets(RwLock<HashMap<String, HashMap<String, Arc<Target>>>>);
+pub(crate) struct Targets(RwLock<Generations>);
+
+/// What was used since the other generation was full, and what was used before.
+#[derive(Debug, Default)]
+struct Generations {
+    young: Generation,
+    old: Generation,
+}
+
+#[derive(Debug, Default)]
+struct Generation {
+    targets: HashMap<String, HashMap<String, Arc<Target>>>,
+    /// However a service is written.
+    known: HashMap<ServiceId, Arc<Known>>,
+    len: usize,
+}
+
+impl Generation {
+    fn get(&self, service: &str, method: &str) -> Option<&Arc<Target>> {
+        self.targets.get(service)?.get(method)
+    }
+}
 
 impl Targets {
     /// # Errors
     /// A sentence that says what is wrong with one of the names.
     pub(crate) fn find(&self, service: &str, method: &str) -> Result<Arc<Target>, String> {
-        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(target) = known.get(service).and_then(|methods| methods.get(method)) {
+        let kept = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(target) = kept.young.get(service, method) {
             return Ok(target.clone());
         }
-        drop(known);
+        drop(kept);
         check_name("method", method)?;
-        let mut target = Target::new(ServiceId::parse(service)?, method);
-        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        // However the service is written, and whichever method replied.
-        let mut siblings = known.values().filter_map(|methods| methods.values().next());
-        if let Some(sibling) = siblings.find(|sibling| sibling.service == target.service) {
-            target.reads = sibling.reads.clone();
-        }
-        let target = Arc::new(target);
-        if known.values().map(HashMap::len).sum::<usize>() < MAX_KEPT {
-            let methods = known.entry(service.to_owned()).or_default();
-            return Ok(methods.entry(method.to_owned()).or_insert(target).clone());
-        }
+        let id = ServiceId::parse(service)?;
+        let mut kept = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let (target, outgoing) = kept.keep(id, service, method);
+        // Whoever waits for the lock does not wait for the end of thousands of these.
+        drop(kept);
+        drop(outgoing);
         Ok(target)
+    }
+}
+
+impl Generations {
+    /// The target of these names, from now on among the young ones; and the generation that this was one too many for.
+    fn keep(&mut self, id: ServiceId, service: &str, method: &str) -> (Arc<Target>, Option<Generation>) {
+        // Somebody else may have asked for it at the same moment.
+        if let Some(target) = self.young.get(service, method) {
+            return (target.clone(), None);
+        }
+        let known = self.young.known.get(&id).or_else(|| self.old.known.get(&id)).cloned().unwrap_or_default();
+        let target = match self.old.get(service, method) {
+            Some(target) => target.clone(),
+            None => Arc::new(Target::of(id.clone(), method, known.clone())),
+        };
+        let full = self.young.len >= MAX_KEPT / 2;
+        let outgoing = full.then(|| std::mem::replace(&mut self.old, std::mem::take(&mut self.young)));
+        self.young.known.insert(id, known);
+        self.young.targets.entry(service.to_owned()).or_default().insert(method.to_owned(), target.clone());
+        self.young.len += 1;
+        (target, outgoing)
     }
 }
 
@@ -132,11 +180,23 @@ mod tests {
     }
 
     #[test]
-    fn made_up_names_do_not_pile_up() {
+    fn made_up_names_do_not_pile_up_and_drive_out_nothing_that_is_used() {
         let targets = Targets::default();
-        for method in 0..MAX_KEPT + 10 {
-            targets.find("demo", &method.to_string()).expect("good names");
+        let find = |service: &str, method: &str| targets.find(service, method).expect("good names");
+        let used = find("demo", "used");
+        used.said_to_read(Readable(0b10));
+        let unused = find("demo", "unused");
+        for number in 0..3 * MAX_KEPT {
+            find(&format!("made-up-{number}"), "x");
+            find("demo", &format!("made-up-{number}"));
+            assert!(Arc::ptr_eq(&find("demo", "used"), &used));
         }
-        assert_eq!(targets.0.read().expect("no panic")["demo"].len(), MAX_KEPT);
+        assert!(find("demo.v1", "other").reads(Compression::Lz4), "what is known of the service is kept");
+        assert!(!Arc::ptr_eq(&find("demo", "unused"), &unused));
+        let kept = targets.0.read().expect("no panic");
+        for generation in [&kept.young, &kept.old] {
+            assert!(generation.len <= MAX_KEPT / 2 && generation.known.len() <= generation.len);
+            assert_eq!(generation.targets.values().map(HashMap::len).sum::<usize>(), generation.len);
+        }
     }
 }

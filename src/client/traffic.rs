@@ -17,15 +17,28 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// What has been sent and received since it was `before`.
+    /// What has been sent and received since it was `before`; nothing, where that is of another client or came later.
     #[must_use]
     pub fn since(self, before: Self) -> Self {
         Self {
-            messages_sent: self.messages_sent - before.messages_sent,
-            calls_sent: self.calls_sent - before.calls_sent,
-            messages_received: self.messages_received - before.messages_received,
-            replies_received: self.replies_received - before.replies_received,
-            replies_ignored: self.replies_ignored - before.replies_ignored,
+            messages_sent: self.messages_sent.saturating_sub(before.messages_sent),
+            calls_sent: self.calls_sent.saturating_sub(before.calls_sent),
+            messages_received: self.messages_received.saturating_sub(before.messages_received),
+            replies_received: self.replies_received.saturating_sub(before.replies_received),
+            replies_ignored: self.replies_ignored.saturating_sub(before.replies_ignored),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_was_sent_since_a_later_time() {
+        let (earlier, later) =
+            (Traffic { calls_sent: 2, ..Traffic::default() }, Traffic { calls_sent: 5, ..Traffic::default() });
+        assert_eq!(later.since(earlier).calls_sent, 3);
+        assert_eq!(earlier.since(later), Traffic::default());
     }
 }

@@ -36,6 +36,7 @@ async fn until_open(transport: &Transport, may_have_run: bool) -> Result<(), Err
         {}
     };
     tokio::time::timeout(BLOCKED_WAIT, opened).await.map_err(|_| Error::Blocked {
+        method: None,
         reason: reason.to_string(),
         after: BLOCKED_WAIT,
         may_have_run,

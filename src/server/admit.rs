@@ -32,6 +32,8 @@ impl Worker {
     /// What is to be done about a frame; a fault for what must not run.
     pub(super) fn admit(&self, frame: &Frame, message: &Arc<Message>) -> Result<Admitted, Fault> {
         match (frame.kind, message.source) {
+            // Who cancels no call asks whether there is an instance, and is answered by the broker.
+            (Kind::Cancel, _) if frame.id.is_nil() => return Ok(Admitted::Done),
             (Kind::Cancel, _) => {
                 self.calls().cancel(frame.id, frame.metadata.remaining.unwrap_or_default());
                 return Ok(Admitted::Done);

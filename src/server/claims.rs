@@ -19,7 +19,7 @@ use super::worker::{Job, Worker};
 use crate::codec::Codec;
 use crate::error::{Code, Fault};
 use crate::frame::{CONTENT_TYPE, Frame, Kind, Metadata};
-use crate::topology::instance_key;
+use crate::topology::{all_key, instance_key};
 use crate::transport::{Confirm, Properties, Publication};
 
 /// How long instances have to say that they run a call: of one whose caller waits for the answer, and of a oneway call.
@@ -232,15 +232,15 @@ impl Worker {
         let Some(message) = jobs.first().map(|job| job.message.clone()) else { return };
         let ids: Vec<Uuid> = jobs.iter().map(|job| job.frame.id).collect();
         let listening = jobs.into_iter().map(|job| (Listener::of(&self, job.frame.id), job)).collect::<Vec<_>>();
-        self.ask(&ids, self.site.namespace.all(&self.id), String::new(), &message).await;
+        self.ask(&ids, all_key(&self.id), &message).await;
         let asked_at = Instant::now();
         let deciding = listening.into_iter().map(|(heard, job)| self.clone().decide(job, heard, asked_at));
         futures::future::join_all(deciding).await;
     }
 
     /// Publishes the question who runs these calls. Tells whether it is certain that it reached nobody.
-    async fn ask(&self, ids: &[Uuid], exchange: String, key: String, message: &Message) -> bool {
-        let mut body = Vec::new();
+    async fn ask(&self, ids: &[Uuid], key: String, message: &Message) -> bool {
+        let (exchange, mut body) = (self.site.namespace.rpc(), Vec::new());
         for &id in ids {
             let metadata = Metadata { instance: Some(self.site.instance.clone()), ..Metadata::default() };
             Frame::new(Kind::Locate, id, Codec::Raw, metadata, Bytes::new()).encode(&mut body);
@@ -310,8 +310,7 @@ impl Worker {
                         last = Instant::now();
                         continue;
                     }
-                    let (rpc, key) = (self.site.namespace.rpc(), instance_key(&self.id, &instance));
-                    let gone = self.ask(&[job.frame.id], rpc, key, &job.message).await;
+                    let gone = self.ask(&[job.frame.id], instance_key(&self.id, &instance), &job.message).await;
                     if gone || last.elapsed() >= SILENCE {
                         return self.run_again(job).await;
                     }

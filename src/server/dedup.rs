@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::clock::later;
 use crate::codec::Codec;
 use crate::frame::Frame;
 use crate::service::Answer;
@@ -99,8 +100,8 @@ impl<W> Dedup<W> {
             Some(Call::Ended { .. }) | None => Vec::new(),
         };
         let now = Instant::now();
-        // A time past what the clock can count is not worth its memory.
-        if let (Some(answer), Some(until)) = (answer, now.checked_add(window)) {
+        if let Some(answer) = answer {
+            let until = later(now, window);
             self.bytes += size(&answer);
             self.next_number += 1;
             self.forgettable.insert((until, self.next_number), key.clone());

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::Site;
@@ -22,10 +23,37 @@ const BLOCKED_DRAIN: Duration = Duration::from_secs(10);
 #[must_use = "dropping a running server ends it"]
 pub struct Running {
     pub(super) site: Arc<Site>,
-    pub(super) runtime: Handle,
+    runtime: Handle,
+    /// Cancelled when the runtime has ended in which the server was started.
+    ended: CancellationToken,
+}
+
+/// Held by a task for as long as its runtime lives and the server is not closed.
+struct Life {
+    site: Arc<Site>,
+    ended: CancellationToken,
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        self.site.draining.cancel();
+        self.site.drained.cancel();
+        self.site.health.enter(State::Closed);
+        self.ended.cancel();
+    }
 }
 
 impl Running {
+    pub(super) fn new(site: Arc<Site>) -> Self {
+        let ended = CancellationToken::new();
+        let life = Life { site: site.clone(), ended: ended.clone() };
+        tokio::spawn(async move {
+            // The sender is in the site, which this holds.
+            let _ = life.site.health.state.subscribe().wait_for(|state| *state == State::Closed).await;
+        });
+        Self { site, runtime: Handle::current(), ended }
+    }
+
     /// The id of this server on the broker.
     #[must_use]
     pub fn instance(&self) -> &str {
@@ -46,8 +74,19 @@ impl Running {
     /// whose nodes are away, is waited for 30 s: calls that were given back to it are ABORTED then, since they may run. A
     /// connection that is lost meanwhile is not made again: handlers finish, but their results are lost. Another instance
     /// then runs idempotent and oneway calls again, and answers the others ABORTED.
+    ///
+    /// Once the runtime has ended in which the server was started, nothing is left to drain: what ran there has ended with it.
     pub async fn drain(self) {
         debug!(instance = self.instance(), "draining");
+        tokio::select! {
+            () = self.finish() => {}
+            () = self.ended.cancelled() => {
+                debug!(instance = self.instance(), "the server has ended with its runtime");
+            }
+        }
+    }
+
+    async fn finish(&self) {
         let site = &self.site;
         site.draining.cancel();
         site.shared.close();
@@ -65,8 +104,8 @@ impl Running {
         site.drained.cancel();
         site.own.close();
         self.unless_blocked(site.own.wait()).await;
-        site.health.enter(State::Closed);
         site.transport().close().await;
+        site.health.enter(State::Closed);
     }
 
     /// Waits for what a blocked broker would keep from ending, but not for long then.

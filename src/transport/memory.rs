@@ -17,12 +17,15 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use self::broker::State;
 use self::channel::Consumption;
-use super::{Confirm, Consumer, Delivery, Event, Life, Lost, Mode, Publication, Receipt, Settle};
+use super::{Consumer, Delivery, Event, Life, Lost, Mode, Publication, Receipt, Settle};
 use crate::error::Error;
 use crate::topology::{Binding, Declaration};
 
 /// The brokers of this process that somebody is connected to.
 static BROKERS: Mutex<BTreeMap<String, Weak<Broker>>> = Mutex::new(BTreeMap::new());
+
+/// How many events a slow subscriber may be behind.
+const EVENTS: usize = 64;
 
 /// How many settled deliveries of a channel are handled under one lock.
 const SETTLES_AT_ONCE: usize = 64;
@@ -91,9 +94,8 @@ impl Connection {
     pub fn open_as(user: Option<&str>, name: &str) -> Self {
         let runtime = Handle::current();
         let broker = Broker::named(name);
-        let id = broker.state().connect(runtime.clone());
-        // Nothing happens to a connection within a process: the channel stays empty.
-        let (events, _) = broadcast::channel(1);
+        let (events, _) = broadcast::channel(EVENTS);
+        let id = broker.state().connect(runtime.clone(), events.clone());
         Self(Arc::new(Link { id, user: user.map(str::to_owned), broker, runtime, events }))
     }
 
@@ -132,21 +134,30 @@ impl Connection {
         Ok(())
     }
 
-    /// Routes a message at once; the receipt is resolved when this returns.
-    pub fn publish(&self, publication: Publication) -> Receipt {
+    /// Routes a message at once, and the receipt is resolved when this returns; during an [alarm](Self::alarm) after that.
+    pub fn publish(&self, mut publication: Publication) -> Receipt {
+        publication.properties.user_id.clone_from(&self.0.user);
         let (said, receipt) = Receipt::new();
-        // Nobody has to read a receipt.
-        let _ = said.send(self.route(publication));
+        let mut state = self.0.broker.state();
+        if !state.is_connected(self.0.id) {
+            // Nobody has to read a receipt.
+            let _ = said.send(Err(closed()));
+        } else {
+            state.take(self.0.id, publication, said);
+        }
         receipt
     }
 
-    fn route(&self, mut publication: Publication) -> Result<Confirm, Lost> {
-        publication.properties.user_id.clone_from(&self.0.user);
-        let mut state = self.0.broker.state();
-        if !state.is_connected(self.0.id) {
-            return Err(closed());
-        }
-        Ok(state.publish(publication))
+    /// For tests: the broker is short of memory, for this reason, or no longer is. Until then what is published by any
+    /// connection waits.
+    pub fn alarm(&self, reason: Option<&str>) {
+        self.0.broker.state().alarm(reason.map(Into::into));
+    }
+
+    /// Why the broker takes no publications of this connection, once it has said so.
+    #[must_use]
+    pub fn blocked(&self) -> Option<Arc<str>> {
+        self.0.broker.state().blocked(self.0.id)
     }
 
     /// Starts to consume a queue.
@@ -180,7 +191,7 @@ impl Connection {
         self.state()?.count(self.0.id, queue)
     }
 
-    /// What happens to the connection from now on: nothing, it cannot be blocked or lost.
+    /// What happens to the connection from now on: it can be blocked, but not lost.
     #[must_use]
     pub fn events(&self) -> broadcast::Receiver<Event> {
         self.0.events.subscribe()
@@ -259,7 +270,7 @@ mod tests {
 
     use super::*;
     use crate::topology::{Queue, QueueKind};
-    use crate::transport::Properties;
+    use crate::transport::{Confirm, Properties};
 
     fn unique() -> String {
         uuid::Uuid::new_v4().to_string()
@@ -305,6 +316,21 @@ mod tests {
         assert_eq!(other.publish(message(None)).await, Ok(Confirm::Accepted));
         drop(clone);
         assert_eq!(other.publish(message(None)).await, Ok(Confirm::Returned));
+    }
+
+    #[tokio::test]
+    async fn what_is_published_during_an_alarm_waits_for_its_end_in_order() {
+        let connection = with_queue(Queue { max_length: Some(1), ..Queue::new("queue", QueueKind::Classic) });
+        let mut events = connection.events();
+        connection.alarm(Some("low on memory"));
+        assert_eq!(connection.blocked(), None);
+        let (mut first, second) = (connection.publish(message(None)), connection.publish(message(None)));
+        assert_eq!(events.recv().await, Ok(Event::Blocked("low on memory".into())));
+        assert_eq!(connection.blocked().as_deref(), Some("low on memory"));
+        assert!(futures::poll!(&mut first).is_pending());
+        connection.alarm(None);
+        assert_eq!((first.await, second.await), (Ok(Confirm::Accepted), Ok(Confirm::Refused)));
+        assert_eq!((events.recv().await, connection.blocked()), (Ok(Event::Unblocked), None));
     }
 
     #[tokio::test]

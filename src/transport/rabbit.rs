@@ -2,6 +2,7 @@
 
 mod connection;
 mod declare;
+mod exchanges;
 mod properties;
 mod publisher;
 mod pull;
@@ -35,6 +36,7 @@ use crate::transport::{
     Settler,
 };
 use connection::{CLOSE_TIMEOUT, Link, News, Refusal, Source};
+use exchanges::Known;
 use publisher::{Publisher, Told};
 use pull::Puller;
 #[cfg(feature = "tls")]
@@ -61,6 +63,8 @@ struct Inner {
     consuming: Arc<Link>,
     puller: Puller,
     user: Arc<User>,
+    /// The exchanges that are known to be there.
+    known: Known,
     news: Arc<News>,
     closing: CancellationToken,
     tasks: TaskTracker,
@@ -86,18 +90,19 @@ impl Connection {
             Role::Client => publishing.clone(),
             Role::Server => Link::open(&source, url, dial, news.clone()).await?,
         };
-        let (closing, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let (closing, tasks, known) = (CancellationToken::new(), TaskTracker::new(), Known::default());
         let user = Arc::new(User::of(&connection::complete(url, dial)));
         // A server judges by its own name what it receives. Under an alarm it hears it later.
         let introduced_within = (role == Role::Server).then_some(dial.connect_timeout);
-        let opened = Publisher::open(publishing.clone(), user.clone(), introduced_within, closing.clone()).await;
-        let (publisher, writing) = opened.map_err(|refusal| refusal.during("open a channel"))?;
+        let opened =
+            Publisher::open(publishing.clone(), user.clone(), introduced_within, known.clone(), closing.clone());
+        let (publisher, writing) = opened.await.map_err(|refusal| refusal.during("open a channel"))?;
         tasks.spawn(writing);
         if role == Role::Server {
             tasks.spawn(end_together(publishing.clone(), consuming.clone(), closing.clone()));
         }
         let puller = Puller::new(consuming.clone(), closing.clone(), tasks.clone());
-        Ok(Self(Arc::new(Inner { publisher, publishing, consuming, puller, user, news, closing, tasks })))
+        Ok(Self(Arc::new(Inner { publisher, publishing, consuming, puller, user, known, news, closing, tasks })))
     }
 
     /// The user in the broker's words, once it has said.
@@ -106,28 +111,37 @@ impl Connection {
     }
 
     pub(super) async fn declare(&self, parts: &[Declaration]) -> Result<(), Error> {
-        let (link, parts) = (self.0.consuming.clone(), parts.to_vec());
-        self.seen_through(async move { declare::declare(&link, &parts).await }).await
+        let (link, parts, known) = (self.0.consuming.clone(), parts.to_vec(), self.0.known.clone());
+        let declaring = async move {
+            declare::declare(&link, &parts).await?;
+            for part in parts {
+                if let Declaration::Exchange(exchange) = part {
+                    known.add(&exchange.name);
+                }
+            }
+            Ok(())
+        };
+        self.see_through(declaring).await
     }
 
     pub(super) async fn missing(&self, exchanges: &[String]) -> Result<Vec<String>, Error> {
         let (link, exchanges) = (self.0.consuming.clone(), exchanges.to_vec());
-        self.seen_through(async move { declare::missing(&link, &exchanges).await }).await
+        self.see_through(async move { declare::missing(&link, &exchanges).await }).await
     }
 
     pub(super) async fn unbind(&self, bindings: &[Binding]) -> Result<(), Error> {
         let (link, bindings) = (self.0.consuming.clone(), bindings.to_vec());
-        self.seen_through(async move { declare::unbind(&link, &bindings).await }).await
+        self.see_through(async move { declare::unbind(&link, &bindings).await }).await
     }
 
-    /// What is asked of the broker, on a task that waits for the answer though nobody else may: a channel that is given up
-    /// while the broker answers can take its whole connection down in lapin.
-    async fn seen_through<T: Send + 'static>(
+    /// Does something on a task, which sees it through when nobody waits for it any more: a channel that is dropped while
+    /// the broker closes it takes its whole connection down in lapin.
+    async fn see_through<T: Send + 'static>(
         &self,
-        asking: impl Future<Output = Result<T, Error>> + Send + 'static,
+        doing: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> Result<T, Error> {
-        let ended = || Refusal::Ended("its runtime has ended".into()).during("answer");
-        self.0.tasks.spawn(asking).await.unwrap_or_else(|_| Err(ended()))
+        let done = self.0.tasks.spawn(doing).await;
+        done.unwrap_or_else(|_| Err(Refusal::Ended("its runtime has ended".into()).during("see it through")))
     }
 
     pub(super) fn publish(&self, publication: Publication) -> Receipt {

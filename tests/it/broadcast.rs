@@ -75,6 +75,26 @@ async fn gathering_on_a_connection_that_is_lost_says_so() {
 }
 
 #[tokio::test]
+async fn broadcasts_to_any_number_of_services_that_nobody_serves_cost_no_connection() {
+    let scene = Scene::new();
+    let client = scene.client().await;
+    let mut state = client.state();
+    state.borrow_and_update();
+    for round in 0..30 {
+        let gather = |number| {
+            let service = format!("made-up-{round}-{number}");
+            client.call::<()>(&service, "call", [(); 0]).all().gather(Duration::from_secs(600))
+        };
+        for outcome in soon(futures::future::join_all((0..100).map(gather))).await {
+            assert!(matches!(outcome, Err(Error::NoService { .. })), "{outcome:?}");
+        }
+        let sent = soon(client.oneway(&format!("made-up-{round}"), "call", [(); 0]).send_to_all()).await;
+        assert!(matches!(sent, Err(Error::NoService { .. })), "{sent:?}");
+    }
+    assert!(!state.has_changed().expect("it is there"), "{:?}", *state.borrow());
+}
+
+#[tokio::test]
 async fn a_broadcast_to_nobody_is_known_at_once() {
     let scene = Scene::new();
     let client = scene.client().await;

@@ -61,6 +61,25 @@ async fn a_call_cancelled_while_it_waits_is_never_run() {
 }
 
 #[tokio::test]
+async fn a_cancel_that_nobody_hears_reaches_the_server_that_comes_back() {
+    let scene = Scene::new();
+    soon(scene.serve(Held::new().service).await.drain()).await;
+    let client = scene.client().await;
+    drop(hold(&client, 1).timeout(Duration::from_secs(3600)).start().await.expect("it waits in the queue"));
+    let Held { service, mut arrived } = Held::new();
+    let _server = scene.serve(service).await;
+    // It comes before the cancel, or not at all.
+    let pending = hold(&client, 2).start().await.expect("on its way");
+    let mut next = soon(arrived.recv()).await.expect("it runs");
+    if next.number == 1 {
+        soon(next.context.cancelled()).await;
+        next = soon(arrived.recv()).await.expect("it runs");
+    }
+    next.release();
+    assert_eq!(pending.await.expect("answered"), 2);
+}
+
+#[tokio::test]
 async fn dropping_a_broadcast_cancels_it_everywhere() {
     let scene = Scene::new();
     let (mut one, mut two) = (Held::new(), Held::new());

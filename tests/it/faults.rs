@@ -6,6 +6,7 @@
 mod broker;
 mod clients;
 mod cluster;
+mod exchanges;
 mod node;
 mod deleted;
 mod proxy;

@@ -7,7 +7,7 @@ use hopline::{Code, Codec};
 use uuid::Uuid;
 
 use crate::stranger::{Impostor, Stranger, reply};
-use crate::support::{Calculator, Held, MathClient, MathServer, Scene, code, frame, hold, soon};
+use crate::support::{Calculator, Held, MathClient, MathServer, Scene, frame, hold, soon};
 
 fn add(id: Uuid) -> Vec<u8> {
     frame(1, Codec::Json, id, "add", b"[2,3]")

@@ -201,7 +201,7 @@ async fn a_call_without_a_connection_says_why_at_its_deadline() {
     ];
     for outcome in calls {
         match outcome {
-            Err(Error::Disconnected { may_have_run: false, reason }) => {
+            Err(Error::Disconnected { may_have_run: false, reason, .. }) => {
                 assert!(reason.contains("cannot connect"), "{reason}");
             }
             other => panic!("expected no connection, not {other:?}"),

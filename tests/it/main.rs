@@ -7,6 +7,8 @@ mod proxy;
 mod stranger;
 mod support;
 
+mod absent;
+mod alarm;
 mod broadcast;
 mod calls;
 mod cancel;
@@ -25,5 +27,7 @@ mod oneway;
 mod outcomes;
 mod redelivery;
 mod registry;
+mod runtimes;
+mod settings;
 mod sharing;
 mod transport_contract;

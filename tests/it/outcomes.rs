@@ -65,9 +65,10 @@ async fn a_deadline_ends_a_call_that_runs_and_the_handler_with_it() {
     let _server = scene.serve(service).await;
     let client = scene.client().await;
     match hold(&client, 1).timeout(Duration::from_millis(100)).await {
-        Err(Error::Timeout { method, after }) => {
+        Err(Error::Timeout { method, after, why }) => {
             assert_eq!(method, "held.v1.hold");
             assert_eq!(after, Duration::from_millis(100));
+            assert_eq!(why, hopline::Unanswered::Unknown);
         }
         other => panic!("{other:?}"),
     }

@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
-use hopline::transport::{Consumer, Mode, Role, Transport};
+use hopline::transport::{Consumer, Mode, Role, Transport, memory};
 use hopline::{Call, Client, Codec, Context, Error, Fault, Method, Running, Server, Service};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -48,6 +48,12 @@ impl Scene {
     /// On the broker at this address, whichever is under test.
     pub(crate) fn at(url: impl Into<String>) -> Self {
         Self { url: url.into(), namespace: format!("it-{}", uuid::Uuid::new_v4().simple()) }
+    }
+
+    /// On a broker in memory of its own, which a test may do to as it likes; and the broker.
+    pub(crate) fn alone() -> (Self, memory::Connection) {
+        let name = uuid::Uuid::new_v4().to_string();
+        (Self::at(format!("memory://{name}")), memory::Connection::open(&name))
     }
 
     /// The same namespace, by another way to its broker.

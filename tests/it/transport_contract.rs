@@ -258,6 +258,26 @@ async fn a_consumer_that_is_given_up_while_it_begins_keeps_nothing() {
 }
 
 #[tokio::test]
+async fn a_declaration_that_is_given_up_is_seen_through_and_costs_no_connection() {
+    let broker = Broker::new();
+    let (transport, owner) = (broker.connect().await, broker.connect().await);
+    let mut events = transport.events();
+    let (queue, own) =
+        (declared(&owner, queue(QueueKind::Exclusive)).await, declared(&transport, queue(QueueKind::Exclusive)).await);
+    // The broker refuses it, and closes its channel.
+    let locked = [Declaration::Queue(Queue::new(&queue, QueueKind::Exclusive))];
+    for micros in (0..2000).step_by(2) {
+        // At another moment each time, one of which is when the refusal comes.
+        let given_up = tokio::time::timeout(Duration::from_micros(micros), transport.declare(&locked));
+        if let Ok(refused) = given_up.await {
+            assert!(matches!(refused, Err(Error::Broker { .. })), "{refused:?}");
+        }
+    }
+    accepted(&transport, to_queue(&own, "later")).await;
+    assert!(events.try_recv().is_err(), "the connection is as good as before");
+}
+
+#[tokio::test]
 async fn a_full_queue_refuses_and_accepts_again_once_there_is_room() {
     let transport = Broker::new().connect().await;
     let queue = declared(&transport, Queue { max_length: Some(2), ..queue(QueueKind::Classic) }).await;

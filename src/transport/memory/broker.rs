@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Weak};
 
 use tokio::runtime::Handle;
+use tokio::sync::{broadcast, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use super::Broker;
@@ -13,20 +14,34 @@ use super::channel::Channel;
 use super::queue::{Queue, Timer, difference, invalid_argument};
 use crate::error::Error;
 use crate::topology::{self, Binding, Declaration, ExchangeKind, QueueKind};
-use crate::transport::{ConsumerEnd, Death, Publication};
+use crate::transport::{Confirm, ConsumerEnd, Death, Event, Lost, Publication};
+
+/// Where it is told what became of a publication.
+type Said = oneshot::Sender<Result<Confirm, Lost>>;
 
 /// Everything that a broker knows.
 pub(super) struct State {
     /// Itself, for its timers and for what is pulled.
     pub(super) broker: Weak<Broker>,
     next_id: u64,
-    /// Who is connected, and where tasks can run for them.
-    connections: BTreeMap<u64, Handle>,
+    connections: BTreeMap<u64, Peer>,
+    /// Why no publications are taken now, and those that wait for the end of that.
+    alarm: Option<Arc<str>>,
+    held: Vec<(u64, Publication, Said)>,
     pub(super) exchanges: HashMap<String, Exchange>,
     pub(super) queues: HashMap<Arc<str>, Queue>,
     pub(super) channels: HashMap<u64, Channel>,
     /// Dead letters that no queue has taken.
     pub(super) unburied: Vec<(Publication, Death)>,
+}
+
+/// Who is connected.
+struct Peer {
+    /// Where tasks can run for it.
+    runtime: Handle,
+    events: broadcast::Sender<Event>,
+    /// Whether it has been told of an alarm.
+    blocked: bool,
 }
 
 /// An exchange: each key or pattern, and the queues bound with it.
@@ -41,6 +56,8 @@ impl State {
             broker,
             next_id: 0,
             connections: BTreeMap::new(),
+            alarm: None,
+            held: Vec::new(),
             exchanges: HashMap::new(),
             queues: HashMap::new(),
             channels: HashMap::new(),
@@ -53,10 +70,45 @@ impl State {
         self.next_id
     }
 
-    pub(super) fn connect(&mut self, runtime: Handle) -> u64 {
+    pub(super) fn connect(&mut self, runtime: Handle, events: broadcast::Sender<Event>) -> u64 {
         let id = self.new_id();
-        self.connections.insert(id, runtime);
+        self.connections.insert(id, Peer { runtime, events, blocked: false });
         id
+    }
+
+    /// Begins or ends to take no publications.
+    pub(super) fn alarm(&mut self, reason: Option<Arc<str>>) {
+        self.alarm = reason;
+        if self.alarm.is_some() {
+            return;
+        }
+        for peer in self.connections.values_mut().filter(|peer| peer.blocked) {
+            peer.blocked = false;
+            // Not everybody listens.
+            let _ = peer.events.send(Event::Unblocked);
+        }
+        for (connection, publication, said) in std::mem::take(&mut self.held) {
+            self.take(connection, publication, said);
+        }
+    }
+
+    /// Why a connection is blocked, if it has been told so.
+    pub(super) fn blocked(&self, connection: u64) -> Option<Arc<str>> {
+        self.alarm.clone().filter(|_| self.connections.get(&connection).is_some_and(|peer| peer.blocked))
+    }
+
+    /// Publishes at once, or at the end of the alarm, of which like RabbitMQ it tells whoever publishes.
+    pub(super) fn take(&mut self, connection: u64, publication: Publication, said: Said) {
+        let Some(reason) = self.alarm.clone() else {
+            // Nobody has to read a receipt.
+            let _ = said.send(Ok(self.publish(publication)));
+            return;
+        };
+        self.held.push((connection, publication, said));
+        if let Some(peer) = self.connections.get_mut(&connection).filter(|peer| !peer.blocked) {
+            peer.blocked = true;
+            let _ = peer.events.send(Event::Blocked(reason));
+        }
     }
 
     pub(super) fn is_connected(&self, connection: u64) -> bool {
@@ -68,6 +120,8 @@ impl State {
         if self.connections.remove(&connection).is_none() {
             return;
         }
+        // Those who wait for it hear that the connection has ended.
+        self.held.retain(|(publisher, ..)| *publisher != connection);
         let channels = self.channels.iter().filter(|(_, channel)| channel.connection == connection);
         let channels = channels.inspect(|(_, channel)| channel.lose(ConsumerEnd::Connection));
         let channels: Vec<_> = channels.map(|(id, _)| *id).collect();
@@ -178,7 +232,7 @@ impl State {
             return;
         }
         // Without a connection there is nobody left to notice.
-        let Some(runtime) = self.connections.values().next() else {
+        let Some(Peer { runtime, .. }) = self.connections.values().next() else {
             return;
         };
         let (broker, name) = (self.broker.clone(), name.to_owned());

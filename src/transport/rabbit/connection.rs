@@ -148,7 +148,7 @@ impl Refusal {
         let reason = match self {
             Self::Refused { text, .. } => text,
             Self::Ended(reason) => {
-                return Error::Disconnected { may_have_run: false, reason: reason.to_string() };
+                return Error::Disconnected { method: None, may_have_run: false, reason: reason.to_string() };
             }
             Self::Silent => format!("it gave no answer within {ANSWER_TIMEOUT:?}"),
         };

@@ -1,10 +1,12 @@
 //! Publishing: one task for each publishing channel, which owns what is in flight and says what became of it.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt as _;
+use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
@@ -15,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::connection::{CLOSE_TIMEOUT, Link, Refusal, words};
+use super::exchanges::{Admitted, Exchanges, Known};
 use super::returns::{Returns, all_ended, ended_so_far};
 use super::user::User;
 use super::{declare, properties};
@@ -45,7 +48,7 @@ pub(super) enum Told {
 /// Where publications are handed in.
 #[derive(Debug)]
 pub(super) struct Publisher {
-    waiting: mpsc::UnboundedSender<(Publication, Told, Outcome)>,
+    waiting: mpsc::UnboundedSender<Handed>,
     link: Arc<Link>,
 }
 
@@ -56,6 +59,7 @@ impl Publisher {
         link: Arc<Link>,
         user: Arc<User>,
         introduced_within: Option<Duration>,
+        known: Known,
         closing: CancellationToken,
     ) -> Result<(Self, impl Future<Output = ()> + Send), Refusal> {
         let (waiting, queue) = mpsc::unbounded_channel();
@@ -66,8 +70,8 @@ impl Publisher {
         {
             channel = confirming(&link).await?;
         }
-        let (unsent, exchanges) = (VecDeque::new(), HashSet::new());
-        let writer = Writer { link: link.clone(), user, closing, queue, unsent, exchanges };
+        let (unsent, exchanges, questions) = (VecDeque::new(), Exchanges::new(known), FuturesUnordered::new());
+        let writer = Writer { link: link.clone(), user, closing, queue, unsent, exchanges, questions };
         Ok((Self { waiting, link }, writer.run(channel)))
     }
 
@@ -151,16 +155,20 @@ fn returned_number(confirmation: Confirmation) -> Option<u64> {
     message.delivery.properties.message_id().as_ref()?.as_str().parse().ok()
 }
 
+/// A publication that was handed in.
+type Handed = (Publication, Told, Outcome);
+
 /// The task behind a [`Publisher`].
 struct Writer {
     link: Arc<Link>,
     user: Arc<User>,
     closing: CancellationToken,
-    queue: mpsc::UnboundedReceiver<(Publication, Told, Outcome)>,
-    /// What a channel that ended has not sent: it goes first on the next one.
-    unsent: VecDeque<(Publication, Told, Outcome)>,
-    /// Exchanges that were there.
-    exchanges: HashSet<String>,
+    queue: mpsc::UnboundedReceiver<Handed>,
+    /// What a channel that ended has not sent, and what has waited to hear of its exchange: it goes first.
+    unsent: VecDeque<Handed>,
+    exchanges: Exchanges<Handed>,
+    /// Whether exchanges are there, asked of the broker.
+    questions: FuturesUnordered<BoxFuture<'static, (String, bool)>>,
 }
 
 /// Why a channel is no longer published on.
@@ -191,6 +199,7 @@ impl Writer {
             self.link.give_up(reason.clone());
         }
         self.queue.close();
+        self.unsent.extend(self.exchanges.drain());
         while let Some((.., outcome)) = self.unsent.pop_front().or_else(|| self.queue.try_recv().ok()) {
             lose(outcome, false, &reason);
         }
@@ -221,11 +230,8 @@ impl Writer {
                 }
             }
             // Polled in the order they were pushed: that is the order in which they leave.
-            for (publication, told, outcome) in std::mem::take(&mut self.unsent).into_iter().chain(waiting.drain(..)) {
-                if !self.is_there(&publication.exchange).await {
-                    tell(outcome, Ok(Confirm::Returned));
-                    continue;
-                }
+            for handed in std::mem::take(&mut self.unsent).into_iter().chain(waiting.drain(..)) {
+                let Some((publication, told, outcome)) = self.admit(handed) else { continue };
                 number += 1;
                 match on_the_wire(&publication, self.user.name(), number) {
                     Ok((properties, names)) => {
@@ -248,7 +254,7 @@ impl Writer {
                 }
             }
             let no_more = self.queue.is_closed() && self.queue.is_empty();
-            if no_more && flights.is_empty() {
+            if no_more && flights.is_empty() && !self.exchanges.is_waited_for() {
                 return Over::Done;
             }
             tokio::select! {
@@ -264,6 +270,9 @@ impl Writer {
                     if taken == 0 {
                         self.queue.close();
                     }
+                }
+                Some((exchange, there)) = self.questions.next(), if !self.questions.is_empty() => {
+                    self.answered(&exchange, there);
                 }
                 reason = &mut end => {
                     debug!(%reason, in_flight = flights.len(), "publishing ends with its connection");
@@ -281,7 +290,7 @@ impl Writer {
     }
 
     /// Has the broker say who publishes here. Tells what has ended by that, if anything has.
-    async fn introduce(&self, channel: &Channel) -> Option<Over> {
+    async fn introduce(&mut self, channel: &Channel) -> Option<Over> {
         let too_late = async {
             self.closing.cancelled().await;
             tokio::time::sleep(CLOSE_TIMEOUT).await;
@@ -299,18 +308,30 @@ impl Writer {
         Some(Over::Connection(over))
     }
 
-    /// Whether an exchange is there, asked once. A publication to a missing one ends its channel, and takes what is in
-    /// flight along; in a burst even the connection, since lapin goes on sending on the closed channel what it had queued.
-    async fn is_there(&mut self, exchange: &str) -> bool {
-        if exchange.is_empty() || self.exchanges.contains(exchange) {
-            return true;
+    /// Gives a publication back whose exchange is there. Others wait until the broker has said so of theirs.
+    fn admit(&mut self, handed: Handed) -> Option<Handed> {
+        let exchange = handed.0.exchange.clone();
+        match self.exchanges.admit(&exchange, handed) {
+            Admitted::Goes(handed) => return Some(handed),
+            Admitted::Waits { ask: false } => {}
+            Admitted::Waits { ask: true } => {
+                let link = self.link.clone();
+                self.questions.push(Box::pin(async move {
+                    // Where the broker does not say, publishing will tell.
+                    let there = declare::exchange_exists(&link, &exchange).await.unwrap_or(true);
+                    (exchange, there)
+                }));
+            }
         }
-        // Where the broker does not say, publishing will tell.
-        let there = declare::exchange_exists(&self.link, exchange).await.unwrap_or(true);
+        None
+    }
+
+    fn answered(&mut self, exchange: &str, there: bool) {
+        let waited = self.exchanges.answered(exchange, there);
         if there {
-            self.exchanges.insert(exchange.to_owned());
+            return self.unsent.extend(waited);
         }
-        there
+        waited.into_iter().for_each(|(.., outcome)| tell(outcome, Ok(Confirm::Returned)));
     }
 
     /// Settles what was in flight on a channel that has ended.
@@ -342,7 +363,7 @@ impl Writer {
         let connected = matches!(over, Over::Channel);
         if connected {
             warn!(%reason, failed = failed.len(), "the broker closed a publishing channel");
-            self.exchanges.clear();
+            self.exchanges.channel_closed(&reason);
         }
         for Flight { number, told, outcome, fate } in failed {
             match fate {

@@ -203,7 +203,7 @@ async fn a_call_that_is_refused_when_it_is_sent_again_may_have_run_before() {
     node.queues_when(|queues| queues.iter().any(|queue| queue.name == calls && queue.messages == 2)).await;
     node.delete_queue(&reply_queue).await;
     match soon(first).await {
-        Err(Error::Disconnected { may_have_run: true, reason }) => {
+        Err(Error::Disconnected { may_have_run: true, reason, .. }) => {
             assert!(reason.contains("queue was full"), "{reason}")
         }
         other => panic!("it runs: {other:?}"),

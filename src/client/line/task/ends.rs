@@ -8,16 +8,18 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::{Again, Away, Task};
-use crate::client::line::{Address, Token};
+use super::{Leaving, Task};
+use crate::client::line::unconfirmed::Away;
+use crate::client::line::{Address, Addressed, Shared, Token};
 use crate::client::replies::{Call, End, Waiter};
+use crate::clock::later;
+use crate::error::Unanswered;
 use crate::frame::{self, Kind};
 use crate::outbox::{Bundle, Parcel, Share};
 use crate::state::State;
+use crate::topology::Declaration;
 use crate::transport::{Confirm, Lost, Properties, Publication};
 
-/// How long what arrived before the end of a connection may take to be read.
-const REST: Duration = Duration::from_secs(1);
 /// How long an instance that runs a long call may say nothing.
 const SILENCE: Duration = Duration::from_secs(15);
 /// How often a message leaves whose channel ends, while its connection lives.
@@ -26,17 +28,20 @@ const ATTEMPTS_ON_A_CONNECTION: u32 = 5;
 impl Task {
     /// The broker has said what became of a message.
     pub(super) fn concluded(&mut self, number: u64, said: Result<Confirm, Lost>) {
-        let Some(Away { bundle: Bundle { address, parcels, .. }, given_up }) = self.under_way.remove(&number) else {
+        let Some(Away { bundle: Bundle { address, parcels }, given_up }) = self.unconfirmed.remove(number) else {
             return;
         };
         // Refused by one queue, a broadcast may run on others; and nobody knows of what was lost on its way.
         let may_run = Ok(Confirm::Accepted) == said || Ok(Confirm::Refused) == said;
         if may_run || matches!(said, Err(Lost { handed_over: true, .. })) {
-            given_up.into_iter().for_each(|(client, ticket)| client.cancel(&ticket));
+            given_up.into_iter().for_each(|(address, cancel)| self.route(address, cancel));
+        }
+        if address.kind == Kind::Event && said == Ok(Confirm::Returned) {
+            return self.restore(address.exchange, parcels);
         }
         let too_large_together = matches!(said, Ok(Confirm::TooLarge(_))) && parcels.len() > 1;
-        // Its replies have nowhere to come to.
-        let answerless = address.answered && (number < self.first || self.session.is_none());
+        // The reply queue that it names was that of an earlier session.
+        let answerless = address.is_answered() && number < self.first;
         let came_back = matches!(said, Err(Lost { handed_over: false, .. }) | Ok(Confirm::TooLarge(_)));
         for mut parcel in parcels {
             if came_back {
@@ -54,6 +59,8 @@ impl Task {
                     renew(&mut parcel);
                     self.route(address.clone(), parcel);
                 }
+            } else if address.kind == Kind::Cancel && said == Ok(Confirm::Returned) {
+                self.keep_cancel(address.clone(), parcel);
             } else if answerless && said == Ok(Confirm::Accepted) {
                 if self.call_back(&address, &mut parcel) {
                     parcel.token.end(&End::Lost(Lost { handed_over: true, ..self.lost() }));
@@ -71,9 +78,32 @@ impl Task {
                     self.replies.forget(parcel.id);
                 }
                 let left_before = parcel.token.attempts > u32::from(!came_back);
-                parcel.token.end(&end_of(&said, left_before && address.mandatory));
+                parcel.token.end(&end_of(&said, left_before && address.is_mandatory()));
             }
         }
+    }
+
+    /// Declares an exchange again that somebody has deleted, and tells so whoever has sent something there: nobody got it.
+    fn restore(&self, exchange: Arc<str>, parcels: Vec<Parcel<Token>>) {
+        let Some(transport) = self.session.as_ref().map(|session| session.transport.clone()) else {
+            return parcels.into_iter().for_each(|parcel| parcel.token.end(&End::Lost(self.lost())));
+        };
+        let mut topology = self.sessions.namespace.exchanges();
+        topology.retain(|part| matches!(part, Declaration::Exchange(one) if *one.name == *exchange));
+        tokio::spawn(async move {
+            let why = match transport.declare(&topology).await {
+                Ok(()) => {
+                    "it had been deleted, and is declared again: events reach nobody until subscribers have bound \
+                           their queues again, within seconds"
+                        .to_owned()
+                }
+                Err(error) => format!("it has been deleted, and cannot be declared again: {error}"),
+            };
+            warn!(%exchange, why, "an event reaches nobody");
+            for parcel in parcels {
+                parcel.token.end(&End::NoExchange { exchange: exchange.clone(), why: why.clone() });
+            }
+        });
     }
 
     /// Whether a parcel is sent again: it has not left, or it may arrive twice.
@@ -93,7 +123,7 @@ impl Task {
 
     /// Takes back who waits for the reply to a parcel; none if the caller has given up.
     pub(super) fn call_back(&mut self, address: &Address, parcel: &mut Parcel<Token>) -> bool {
-        if !address.answered {
+        if !address.is_answered() {
             return true;
         }
         let Some(call) = self.replies.forget(parcel.id) else { return false };
@@ -102,33 +132,36 @@ impl Task {
     }
 
     /// The connection or its reply queue is gone.
-    pub(super) async fn lose(&mut self, reason: &Arc<str>) {
-        let Some(mut session) = self.session.take() else { return };
-        // What arrived before the end is read before the end is told.
-        let rest = async {
-            while let Some(delivery) = session.rest().await {
-                self.read(delivery);
-            }
-        };
-        let _ = tokio::time::timeout(REST, rest).await;
+    pub(super) fn lose(&mut self, reason: &Arc<str>) {
+        let Some(session) = self.session.take() else { return };
         (self.blocked, self.stuck_at) = (None, None);
+        self.first = self.number + 1;
         // What waited for a blocked broker now waits for a connection.
         self.retime();
-        self.shared.transport.send_replace(None);
-        self.open(Some(reason.clone()), Some(session.transport));
+        let (transport, rest) = session.end();
+        self.open(Some(reason.clone()), Some(transport));
+        // What arrived before the end is read before the end is told.
+        self.leaving = Some(Leaving { rest, concluded: Vec::new() });
+    }
+
+    /// All that arrived on the last connection has been read.
+    pub(super) fn left(&mut self) {
+        let Some(Leaving { concluded, .. }) = self.leaving.take() else { return };
+        concluded.into_iter().for_each(|(number, said)| self.concluded(number, said));
         self.end_answerless();
     }
 
-    /// Sees to the calls that wait for a reply though their message is no longer under way.
+    /// Sees to the calls that wait for a reply that has nowhere to come to, though their message is no longer under way.
     pub(super) fn end_answerless(&mut self) {
         let end = End::Lost(Lost { handed_over: true, ..self.lost() });
-        for (_, call) in self.replies.forget_all(|message| self.under_way.contains_key(&message)) {
+        let (first, unconfirmed) = (self.first, &self.unconfirmed);
+        for (_, call) in self.replies.forget_all(|message| message >= first || unconfirmed.contains(message)) {
             self.again_or(call, &end);
         }
     }
 
     /// Sends a call again, if that does no harm.
-    pub(super) fn again_or(&mut self, call: Call<Again>, end: &End) {
+    pub(super) fn again_or(&mut self, call: Call<Addressed>, end: &End) {
         let Call { waiter, target, place, again, .. } = call;
         match again {
             Some(again) if self.session.is_some() || self.opening.is_some() => {
@@ -142,30 +175,27 @@ impl Task {
     }
 
     pub(super) fn lost(&self) -> Lost {
-        let reason = self.shared.state.borrow().missing();
-        Lost {
-            handed_over: false,
-            connected: false,
-            reason: reason.unwrap_or_else(|| "the connection was lost".into()),
-        }
+        let reason = self.shared.state.borrow().missing().unwrap_or_else(|| "the connection was lost".into());
+        Lost { handed_over: false, connected: false, reason: self.shared.over.get().cloned().unwrap_or(reason) }
     }
 
     pub(super) fn block(&mut self, reason: Arc<str>) {
         info!(%reason, "calls wait: the broker takes no messages");
         let since = Instant::now();
-        self.stuck_at.get_or_insert(since + self.rules.blocked_wait);
+        self.stuck_at.get_or_insert(later(since, self.rules.blocked_wait));
         self.enter(State::Blocked { reason: reason.clone(), since });
         self.blocked.get_or_insert((since, reason));
         self.retime();
+        self.stop_asking();
     }
 
     /// What waits does so from now on for a connection, a broker that takes something, or a place.
     fn retime(&mut self) {
-        let mut waiting = [&mut self.unsent, &mut self.crowd].map(std::mem::take);
+        let mut waiting = [&mut self.unsent, &mut self.places.crowd].map(std::mem::take);
         for waiting in &mut waiting {
-            waiting.retime(|(_, parcel)| self.patience(parcel));
+            waiting.retime(|(address, parcel)| self.patience(address, parcel));
         }
-        [self.unsent, self.crowd] = waiting;
+        [self.unsent, self.places.crowd] = waiting;
     }
 
     pub(super) fn unblock(&mut self) {
@@ -178,27 +208,29 @@ impl Task {
 
     /// Tells whoever waits for a call, or for what the broker said, that its time is over.
     pub(super) fn overdue(&mut self, id: Uuid) {
+        let now = Instant::now();
         // What has not left has another reason, which is told with the others of its time.
-        self.end_waiting(Instant::now());
-        if let Some(waiter) = self.replies.release_one(id) {
+        self.end_waiting(now);
+        if let Some((waiter, unserved)) = self.replies.release_one(id) {
             if let Waiter::One(waiter) = waiter {
+                let why = if unserved.is_some_and(|target| self.is_unserved(&target, now)) {
+                    Unanswered::Unserved
+                } else {
+                    Unanswered::Unknown
+                };
                 // The caller gave up at this very moment.
-                let _ = waiter.send(Err(End::TimedOut));
+                let _ = waiter.send(Err(End::TimedOut(why)));
             }
-            return;
-        }
-        let parcels = self.under_way.values_mut().flat_map(|away| &mut away.bundle.parcels);
-        if let Some(said) = parcels.filter(|parcel| parcel.id == id).find_map(|parcel| parcel.token.said.take()) {
+        } else if let Some(said) = self.unconfirmed.release_one(id) {
             // Here as well.
-            let _ = said.send(End::TimedOut);
+            let _ = said.send(End::TimedOut(Unanswered::Unknown));
         }
     }
 
     /// Ends what could not leave in its time.
     pub(super) fn end_waiting(&mut self, now: Instant) {
-        while let Some((_, parcel)) = self.crowd.pop_ended(now) {
-            let limit = self.rules.places.as_ref().map_or(0, |places| places.limit);
-            let full = || End::Full(limit);
+        while let Some((_, parcel)) = self.places.crowd.pop_ended(now) {
+            let full = || End::Full(self.places.limit());
             let end = self.blocked.as_ref().map_or_else(full, |(_, reason)| self.blocked_by(reason, false));
             parcel.token.end(&end);
         }
@@ -221,15 +253,13 @@ impl Task {
     pub(super) fn end_stuck(&mut self) {
         let Some((_, reason)) = self.blocked.clone() else { return };
         let end = self.blocked_by(&reason, true);
-        for away in self.under_way.values_mut() {
-            for parcel in &mut away.bundle.parcels {
-                Token { said: parcel.token.said.take(), ..Token::until(Instant::now()) }.end(&end);
-                parcel.token.repeatable = false;
-            }
+        for said in self.unconfirmed.release() {
+            // The caller gave up at this very moment, here and below.
+            let _ = said.send(end.clone());
         }
-        for waiter in self.replies.release(|message| self.under_way.contains_key(&message)) {
+        let unconfirmed = &self.unconfirmed;
+        for waiter in self.replies.release(|message| unconfirmed.contains(message)) {
             if let Waiter::One(waiter) = waiter {
-                // The caller gave up at this very moment.
                 let _ = waiter.send(Err(end.clone()));
             }
         }
@@ -271,8 +301,8 @@ fn end_of(said: &Result<Confirm, Lost>, left_before: bool) -> End {
     End::Lost(Lost { handed_over: true, connected: false, reason: format!("{why} when it was sent again").into() })
 }
 
-pub(super) fn closed(handed_over: bool) -> Lost {
-    Lost { handed_over, connected: false, reason: "the client was closed".into() }
+pub(super) fn closed(shared: &Shared, handed_over: bool) -> Lost {
+    Lost { handed_over, connected: false, reason: shared.reason() }
 }
 
 /// What is kept of a parcel that may leave again.
@@ -284,6 +314,7 @@ pub(super) fn copy(parcel: &Parcel<Token>) -> Parcel<Token> {
         share: parcel.share,
         kind: parcel.kind.clone(),
         expiration: parcel.expiration,
+        // What has left may be anywhere: it leaves again, whoever is there.
         token: Token { repeatable, attempts, ..Token::until(deadline) },
     }
 }

@@ -1,0 +1,110 @@
+//! Asking the broker whether a service has an instance: about calls that nobody has answered, and for those that are not to
+//! wait for one.
+//!
+//! The question is a cancel of no call at all, to every instance. When it is returned, there is none. To look at the queue
+//! of calls instead would begin its grace period anew, and RabbitMQ 4 allows it to few.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::Task;
+use crate::client::Absent;
+use crate::client::line::{Address, Token};
+use crate::client::replies::End;
+use crate::client::target::Target;
+use crate::codec::Codec;
+use crate::context::unix_millis;
+use crate::frame::{CONTENT_TYPE, Frame, Kind, Metadata};
+use crate::outbox::{Parcel, UnderWay};
+use crate::topology::all_key;
+use crate::transport::{Confirm, Lost, Properties, Publication};
+
+impl Task {
+    /// Lets a parcel leave with the next messages; one that is not to wait for an instance when there is one.
+    pub(super) fn leave(&mut self, address: Address, parcel: Parcel<Token>) {
+        let (Absent::Fail, 0, Some((_, target))) = (parcel.token.absent, parcel.token.attempts, &parcel.token.reply)
+        else {
+            return self.outbox.push(address, parcel);
+        };
+        if target.presence().is_fresh(Instant::now()) {
+            return self.outbox.push(address, parcel);
+        }
+        let target = target.clone();
+        let asking = self.asking.entry(target.service_text.clone()).or_default();
+        asking.push((address, parcel));
+        if asking.len() == 1 {
+            self.ask(target);
+        }
+    }
+
+    /// Asks about the services of calls that left before the last look, and of which nothing has been heard.
+    pub(super) fn ask_about_unanswered(&mut self, now: Instant) {
+        let looked = std::mem::replace(&mut self.looked, self.number);
+        if self.session.is_none() || self.blocked.is_some() {
+            return;
+        }
+        for target in self.replies.unanswered(looked, |target| target.presence().asks(now)) {
+            self.ask(target);
+        }
+    }
+
+    /// Whether nobody serves a method whose call has not been answered; if that is not known, who calls next may hear it.
+    pub(super) fn is_unserved(&mut self, target: &Arc<Target>, now: Instant) -> bool {
+        if self.session.is_some() && self.blocked.is_none() && target.presence().asks(now) {
+            self.ask(target.clone());
+        }
+        target.presence().is_absent()
+    }
+
+    fn ask(&mut self, target: Arc<Target>) {
+        let Some(session) = &self.session else { return };
+        let instance = &self.sessions.instance;
+        let metadata =
+            Metadata { sent_at: Some(unix_millis()), instance: Some(instance.clone()), ..Metadata::default() };
+        let receipt = session.transport.publish(Publication {
+            exchange: self.sessions.namespace.rpc(),
+            key: all_key(&target.service),
+            mandatory: true,
+            properties: Properties {
+                content_type: Some(CONTENT_TYPE.to_owned()),
+                app_id: Some(instance.to_string()),
+                ..Properties::default()
+            },
+            body: Frame::new(Kind::Cancel, Uuid::nil(), Codec::Raw, metadata, Bytes::new()).to_body(),
+        });
+        self.questions.push(UnderWay::new(target, receipt));
+    }
+
+    /// The broker has said whether a service has an instance, or will not say it any more.
+    pub(super) fn answered(&mut self, target: &Arc<Target>, said: &Result<Confirm, Lost>) {
+        let now = Instant::now();
+        match said {
+            Ok(Confirm::Returned) => target.presence().is_gone(),
+            Ok(_) => target.presence().heard(now),
+            Err(_) => {}
+        }
+        for (address, mut parcel) in self.asking.remove(&target.service_text).unwrap_or_default() {
+            match said {
+                Ok(Confirm::Returned) => parcel.token.end(&End::Said(Confirm::Returned)),
+                Err(Lost { connected: false, .. }) => self.route(address, parcel),
+                // Where the broker does not say it, the call leaves as any other.
+                _ => {
+                    parcel.token.absent = Absent::Wait;
+                    self.route(address, parcel);
+                }
+            }
+        }
+    }
+
+    /// Lets what waits for an answer wait for the broker, which takes no question now.
+    pub(super) fn stop_asking(&mut self) {
+        for (_, asking) in std::mem::take(&mut self.asking) {
+            for (address, parcel) in asking {
+                self.route(address, parcel);
+            }
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! What leaves: with the next messages, or once it has a connection, a place, or a broker that takes something.
+
+use tokio::time::Instant;
+
+use super::ends::{closed, copy, renew};
+use super::{LOOK, Task, add};
+use crate::client::line::{Address, Token};
+use crate::client::replies::{Call, End};
+use crate::client::session::Session;
+use crate::clock::later;
+use crate::frame::{CONTENT_TYPE, Kind};
+use crate::outbox::{Bundle, Parcel, UnderWay};
+use crate::transport::{Properties, Publication, Receipt};
+
+impl Task {
+    /// Lets a parcel leave with the next messages, or wait until it can.
+    pub(super) fn route(&mut self, address: Address, parcel: Parcel<Token>) {
+        if self.session.is_some() && self.blocked.is_none() {
+            self.leave(address, parcel);
+        } else if self.session.is_some() || self.opening.is_some() {
+            self.unsent.push(parcel.id, self.patience(&address, &parcel), (address, parcel));
+        } else {
+            let handed_over = parcel.token.attempts > 0;
+            parcel.token.end(&End::Lost(closed(&self.shared, handed_over)));
+        }
+    }
+
+    /// How long what cannot leave now waits. Nobody waits for cancels, which are of use later too.
+    pub(super) fn patience(&self, address: &Address, parcel: &Parcel<Token>) -> Instant {
+        let deadline = parcel.token.deadline;
+        match self.blocked {
+            Some(_) if address.kind != Kind::Cancel => deadline.min(later(Instant::now(), self.rules.blocked_wait)),
+            _ => deadline,
+        }
+    }
+
+    /// Takes places back from calls that nobody has collected though their time is over.
+    pub(super) fn vacate(&mut self) {
+        let now = Instant::now();
+        if self.vacate_at <= now {
+            self.vacate_at = now + LOOK;
+            self.replies.vacate(now);
+        }
+    }
+
+    /// Gives free places to those that wait for one; tells whether there were any of both. A broker that takes nothing is
+    /// waited for here as well as anywhere.
+    pub(super) fn seat(&mut self) -> bool {
+        let mut seated = false;
+        while self.blocked.is_none()
+            && let Some((place, (address, mut parcel))) = self.places.seat(|(_, parcel)| parcel.token.deadline)
+        {
+            seated = true;
+            if parcel.token.is_wanted() {
+                parcel.token.place = Some(place);
+                renew(&mut parcel);
+                self.route(address, parcel);
+            }
+        }
+        seated
+    }
+
+    pub(super) fn send_unsent(&mut self) {
+        while let Some((address, mut parcel)) = self.unsent.pop() {
+            if parcel.token.is_wanted() {
+                renew(&mut parcel);
+                self.leave(address, parcel);
+            }
+        }
+    }
+
+    /// Publishes what may leave.
+    pub(super) fn publish(&mut self) {
+        let Some(session) = &self.session else { return };
+        while let Some(mut bundle) = self.outbox.next(Token::is_wanted) {
+            self.number += 1;
+            for parcel in &mut bundle.parcels {
+                parcel.token.attempts += 1;
+                if let Some((waiter, target)) = parcel.token.reply.take() {
+                    let again = parcel.token.repeatable.then(|| Box::new((bundle.address.clone(), copy(parcel))));
+                    let for_any = bundle.address.key == target.service_text;
+                    let place = parcel.token.place.take();
+                    let call = Call { waiter, target, message: self.number, for_any, place, again };
+                    self.replies.expect(parcel.id, call);
+                }
+            }
+            add(&self.shared.messages_sent, 1);
+            add(&self.shared.calls_sent, bundle.parcels.len());
+            let receipt = published(&bundle, session, &self.sessions.instance);
+            self.unconfirmed.insert(self.number, bundle);
+            self.receipts.push(UnderWay::new(self.number, receipt));
+        }
+    }
+}
+
+/// Hands a bundle over.
+fn published(bundle: &Bundle<Address, Token>, session: &Session, instance: &str) -> Receipt {
+    let address = &bundle.address;
+    let publication = Publication {
+        exchange: address.exchange.to_string(),
+        key: address.key.to_string(),
+        mandatory: address.is_mandatory(),
+        properties: Properties {
+            correlation_id: bundle.correlation_id(),
+            reply_to: address.is_answered().then(|| session.reply_queue.clone()),
+            expiration: bundle.expiration(),
+            kind: bundle.kind(),
+            content_type: Some(CONTENT_TYPE.to_owned()),
+            persistent: address.is_persistent(),
+            priority: address.priority,
+            app_id: Some(instance.to_owned()),
+            ..Properties::default()
+        },
+        body: bundle.body(),
+    };
+    if bundle.parcels.iter().any(|parcel| parcel.token.said.is_some()) {
+        session.transport.publish(publication)
+    } else {
+        // Whoever is answered hears of an acceptance by that, and of a return soon enough.
+        session.transport.publish_quietly(publication)
+    }
+}

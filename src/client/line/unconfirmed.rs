@@ -1,0 +1,151 @@
+//! The messages of which the broker has not said yet what became of them, and the calls in them.
+
+use std::collections::{BTreeMap, HashMap};
+
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use super::{Address, Addressed, Token};
+use crate::client::replies::End;
+use crate::outbox::Bundle;
+
+/// A message that is under way.
+pub(super) struct Away {
+    pub(super) bundle: Bundle<Address, Token>,
+    /// The cancels of its calls that were given up meanwhile.
+    pub(super) given_up: Vec<Addressed>,
+}
+
+/// The messages that are under way, by their numbers.
+#[derive(Default)]
+pub(super) struct Unconfirmed {
+    messages: BTreeMap<u64, Away>,
+    /// Where the parcels are whose senders wait for what the broker says: the message's number, and the place in it.
+    told: HashMap<Uuid, (u64, usize)>,
+    /// How many cancels wait for what is said of their calls.
+    given_up: usize,
+}
+
+impl Unconfirmed {
+    pub(super) fn insert(&mut self, number: u64, bundle: Bundle<Address, Token>) {
+        let told = bundle.parcels.iter().enumerate().filter(|(_, parcel)| parcel.token.said.is_some());
+        self.told.extend(told.map(|(place, parcel)| (parcel.id, (number, place))));
+        self.messages.insert(number, Away { bundle, given_up: Vec::new() });
+    }
+
+    pub(super) fn contains(&self, number: u64) -> bool {
+        self.messages.contains_key(&number)
+    }
+
+    /// Takes out a message of which the broker has spoken, or will not speak any more.
+    pub(super) fn remove(&mut self, number: u64) -> Option<Away> {
+        let away = self.messages.remove(&number)?;
+        self.given_up -= away.given_up.len();
+        for parcel in away.bundle.parcels.iter().filter(|parcel| parcel.token.said.is_some()) {
+            self.told.remove(&parcel.id);
+        }
+        Some(away)
+    }
+
+    /// Takes out who waits for what the broker says of `id`. None of the others is looked at.
+    pub(super) fn release_one(&mut self, id: Uuid) -> Option<oneshot::Sender<End>> {
+        let (number, place) = self.told.remove(&id)?;
+        self.messages.get_mut(&number)?.bundle.parcels.get_mut(place)?.token.said.take()
+    }
+
+    /// The same of all; none of them leaves again.
+    pub(super) fn release(&mut self) -> Vec<oneshot::Sender<End>> {
+        self.told.clear();
+        let parcels = self.messages.values_mut().flat_map(|away| &mut away.bundle.parcels);
+        let said = parcels.filter_map(|parcel| {
+            parcel.token.repeatable = false;
+            parcel.token.said.take()
+        });
+        said.collect()
+    }
+
+    /// Keeps the cancel of a call until it is known whether some queue has it; gives it back if that is known.
+    pub(super) fn give_up(&mut self, number: u64, cancel: Addressed) -> Option<Addressed> {
+        let Some(away) = self.messages.get_mut(&number) else { return Some(cancel) };
+        away.given_up.push(cancel);
+        self.given_up += 1;
+        None
+    }
+
+    /// Whether a cancel waits for what is said of its call.
+    pub(super) fn keeps_cancels(&self) -> bool {
+        self.given_up > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::frame::Kind;
+    use crate::outbox::{Parcel, Share};
+
+    fn address() -> Address {
+        Address { exchange: "x".into(), key: "k".into(), kind: Kind::Oneway, priority: None }
+    }
+
+    fn parcel(said: Option<oneshot::Sender<End>>) -> Parcel<Token> {
+        let token = Token { said, repeatable: true, ..Token::until(Instant::now()) };
+        Parcel { id: Uuid::new_v4(), frame: Bytes::new(), share: Share::LEAST, kind: None, expiration: None, token }
+    }
+
+    /// Messages of so many parcels, and who waits for each parcel.
+    fn under_way(messages: u64, parcels: usize) -> (Unconfirmed, Vec<(Uuid, oneshot::Receiver<End>)>) {
+        let (mut unconfirmed, mut waiting) = (Unconfirmed::default(), Vec::new());
+        for number in 0..messages {
+            let one = |_| {
+                let (said, told) = oneshot::channel();
+                let parcel = parcel(Some(said));
+                waiting.push((parcel.id, told));
+                parcel
+            };
+            let parcels = (0..parcels).map(one).collect();
+            unconfirmed.insert(number, Bundle { address: address(), parcels });
+        }
+        (unconfirmed, waiting)
+    }
+
+    #[test]
+    fn whoever_waits_for_one_of_many_is_found_where_it_is_and_nothing_is_kept_of_it() {
+        let (mut unconfirmed, waiting) = under_way(300, 64);
+        assert_eq!(unconfirmed.told.len(), 300 * 64);
+        for (id, mut told) in waiting.into_iter().rev() {
+            let (number, place) = unconfirmed.told[&id];
+            assert_eq!(unconfirmed.messages[&number].bundle.parcels[place].id, id);
+            unconfirmed.release_one(id).expect("it waits").send(End::Full(7)).expect("it listens");
+            assert!(matches!(told.try_recv(), Ok(End::Full(7))));
+            assert!(unconfirmed.release_one(id).is_none());
+        }
+        assert!(unconfirmed.told.is_empty() && unconfirmed.contains(299));
+    }
+
+    #[test]
+    fn what_is_confirmed_or_released_is_not_found_any_more() {
+        let (mut unconfirmed, waiting) = under_way(3, 2);
+        let away = unconfirmed.remove(1).expect("it is under way");
+        assert_eq!(
+            away.bundle.parcels.iter().map(|parcel| parcel.id).collect::<Vec<_>>(),
+            [waiting[2].0, waiting[3].0]
+        );
+        assert!(unconfirmed.release_one(waiting[2].0).is_none() && unconfirmed.remove(1).is_none());
+        assert_eq!(unconfirmed.release().len(), 4);
+        assert!(unconfirmed.told.is_empty() && unconfirmed.release_one(waiting[0].0).is_none());
+        assert!(unconfirmed.remove(0).expect("it is under way").bundle.parcels.iter().all(|one| !one.token.repeatable));
+    }
+
+    #[test]
+    fn a_cancel_is_kept_while_its_call_is_under_way() {
+        let (mut unconfirmed, _waiting) = under_way(1, 1);
+        assert!(unconfirmed.give_up(0, (address(), parcel(None))).is_none() && unconfirmed.keeps_cancels());
+        assert!(unconfirmed.give_up(1, (address(), parcel(None))).is_some());
+        assert_eq!(unconfirmed.remove(0).expect("it is under way").given_up.len(), 1);
+        assert!(!unconfirmed.keeps_cancels());
+    }
+}

@@ -1,0 +1,129 @@
+//! Which exchanges are there, as far as is known, and the publications that wait to hear it.
+//!
+//! A publication to a missing exchange ends its channel, and takes what is in flight along; in a burst even the connection,
+//! since lapin goes on sending on the closed channel what it had queued. So the broker is asked first, once.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+
+/// The exchanges of one connection that were there when they were last heard of.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Known(Arc<Mutex<HashSet<String>>>);
+
+impl Known {
+    /// An exchange has been declared, or found.
+    pub(super) fn add(&self, exchange: &str) {
+        self.0.lock().expect("no panic while holding the set").insert(exchange.to_owned());
+    }
+
+    /// An exchange is gone; without a name, any may be.
+    fn forget(&self, exchange: Option<&str>) {
+        let mut known = self.0.lock().expect("no panic while holding the set");
+        match exchange {
+            Some(exchange) => drop(known.remove(exchange)),
+            None => known.clear(),
+        }
+    }
+
+    fn has(&self, exchange: &str) -> bool {
+        exchange.is_empty() || self.0.lock().expect("no panic while holding the set").contains(exchange)
+    }
+}
+
+/// What is published, by exchange: those to exchanges that are known to be there wait for nobody.
+#[derive(Debug)]
+pub(super) struct Exchanges<T> {
+    known: Known,
+    /// What waits for an answer, in order.
+    waiting: HashMap<String, Vec<T>>,
+}
+
+/// What becomes of a publication.
+#[derive(Debug, PartialEq)]
+pub(super) enum Admitted<T> {
+    /// Its exchange is there.
+    Goes(T),
+    /// It waits for an answer, for which the broker is to be asked if this is the first.
+    Waits { ask: bool },
+}
+
+impl<T> Exchanges<T> {
+    pub(super) fn new(known: Known) -> Self {
+        Self { known, waiting: HashMap::new() }
+    }
+
+    pub(super) fn admit(&mut self, exchange: &str, publication: T) -> Admitted<T> {
+        if let Some(waiting) = self.waiting.get_mut(exchange) {
+            waiting.push(publication);
+            return Admitted::Waits { ask: false };
+        }
+        if self.known.has(exchange) {
+            return Admitted::Goes(publication);
+        }
+        self.waiting.insert(exchange.to_owned(), vec![publication]);
+        Admitted::Waits { ask: true }
+    }
+
+    /// The broker has said whether an exchange is there. Gives out what has waited for that.
+    pub(super) fn answered(&mut self, exchange: &str, there: bool) -> Vec<T> {
+        if there {
+            self.known.add(exchange);
+        }
+        self.waiting.remove(exchange).unwrap_or_default()
+    }
+
+    /// The broker has closed a channel, for this reason.
+    pub(super) fn channel_closed(&self, reason: &str) {
+        self.known.forget(missing_exchange(reason));
+    }
+
+    pub(super) fn is_waited_for(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Takes out all that waits.
+    pub(super) fn drain(&mut self) -> impl Iterator<Item = T> {
+        self.waiting.drain().flat_map(|(_, waiting)| waiting)
+    }
+}
+
+/// The exchange in the broker's "NOT_FOUND - no exchange 'a.b' in vhost '/'".
+fn missing_exchange(reason: &str) -> Option<&str> {
+    let (_, rest) = reason.split_once("no exchange '")?;
+    rest.split_once("' in vhost").map(|(exchange, _)| exchange)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn publications_wait_for_an_answer_in_order_and_hold_up_none_to_another_exchange() {
+        let known = Known::default();
+        known.add("there");
+        let mut exchanges = Exchanges::new(known);
+        assert_eq!(exchanges.admit("new", 1), Admitted::Waits { ask: true });
+        assert_eq!(exchanges.admit("there", 2), Admitted::Goes(2));
+        assert_eq!(exchanges.admit("", 3), Admitted::Goes(3));
+        assert_eq!(exchanges.admit("new", 4), Admitted::Waits { ask: false });
+        assert_eq!(exchanges.admit("newer", 5), Admitted::Waits { ask: true });
+        assert_eq!(exchanges.answered("new", true), [1, 4]);
+        assert_eq!(exchanges.admit("new", 6), Admitted::Goes(6));
+        assert_eq!(exchanges.answered("newer", false), [5]);
+        assert_eq!(exchanges.admit("newer", 7), Admitted::Waits { ask: true });
+        assert_eq!(exchanges.drain().collect::<Vec<_>>(), [7]);
+        assert!(!exchanges.is_waited_for());
+    }
+
+    #[test]
+    fn an_exchange_that_the_broker_misses_is_asked_for_again() {
+        let known = Known::default();
+        ["a.b", "c"].into_iter().for_each(|exchange| known.add(exchange));
+        let mut exchanges = Exchanges::new(known);
+        exchanges.channel_closed("NOT_FOUND - no exchange 'a.b' in vhost '/'");
+        assert_eq!(exchanges.admit("a.b", 1), Admitted::Waits { ask: true });
+        assert_eq!(exchanges.admit("c", 2), Admitted::Goes(2));
+        exchanges.channel_closed("the broker closed the channel");
+        assert_eq!(exchanges.admit("c", 3), Admitted::Waits { ask: true });
+    }
+}
