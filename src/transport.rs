@@ -109,6 +109,15 @@ impl Transport {
         }
     }
 
+    /// How many queues can be consumed at once; none where there is no limit.
+    #[must_use]
+    pub fn max_consumers(&self) -> Option<usize> {
+        match self {
+            Self::Memory(_) => None,
+            Self::Rabbit(connection) => Some(connection.max_consumers()),
+        }
+    }
+
     /// Starts to consume a queue.
     ///
     /// # Errors

@@ -68,10 +68,19 @@ impl Supervisor {
     /// any call is taken.
     pub(super) async fn start(&mut self) -> Result<(), Error> {
         let transport = self.site.transport();
+        let keepers = self.keepers();
+        if let Some(most) = transport.max_consumers().filter(|most| *most < keepers.len()) {
+            return Err(Error::Invalid(format!(
+                "{} services and subscriptions take {} channels, and the broker allows {most} for them on one connection \
+                 (its `channel_max`): serve some of them by another `Server`",
+                self.served.len(),
+                keepers.len(),
+            )));
+        }
         transport.declare(&self.site.namespace.exchanges()).await?;
         let dead: Vec<_> = self.services().map(|id| self.site.namespace.dead(id)).collect();
         transport.declare(&dead).await?;
-        let declared = stream::iter(self.keepers()).map(|keeper| async move {
+        let declared = stream::iter(keepers).map(|keeper| async move {
             let queue = keeper.declare().await?;
             Ok::<_, Error>((keeper, queue))
         });

@@ -49,6 +49,8 @@ const BATCH: usize = 256;
 /// so no more than a part of it waits.
 const ACK_WITHIN: Duration = Duration::from_millis(2);
 const ACKS_OF_PREFETCH: usize = 4;
+/// How many channels of a connection no consumer has.
+const SPARE_CHANNELS: usize = 32;
 /// How long a delivery may stay unsettled, in milliseconds: as long as the broker's timers can count, less a margin.
 const CONSUMER_TIMEOUT_MS: i64 = 40 * 24 * 3_600_000;
 
@@ -142,6 +144,11 @@ impl Connection {
     ) -> Result<T, Error> {
         let done = self.0.tasks.spawn(doing).await;
         done.unwrap_or_else(|_| Err(Refusal::Ended("its runtime has ended".into()).during("see it through")))
+    }
+
+    /// Each has a channel of its own; some are for what is asked of the broker meanwhile.
+    pub(super) fn max_consumers(&self) -> usize {
+        usize::from(self.0.consuming.channel_max()).saturating_sub(SPARE_CHANNELS)
     }
 
     pub(super) fn publish(&self, publication: Publication) -> Receipt {

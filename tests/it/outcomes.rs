@@ -450,3 +450,20 @@ async fn a_late_reply_harms_nobody() {
     }
     assert!(ran.load(Ordering::SeqCst) >= 50);
 }
+
+#[tokio::test]
+async fn more_services_than_a_connection_has_channels_for_are_refused_at_once_with_the_way_out() {
+    let scene = Scene::new();
+    if scene.url.starts_with("memory://") {
+        // It has no channels.
+        return;
+    }
+    let mut server = scene.server().await;
+    for number in 0..1100 {
+        server = server.serve(Service::new(&format!("many-{number}"), 1));
+    }
+    let refused = soon(server.start()).await.expect_err("too many");
+    let said = refused.to_string();
+    assert!(matches!(refused, Error::Invalid(_)), "{refused:?}");
+    assert!(said.contains("1100 services") && said.contains("another `Server`"), "{said}");
+}

@@ -298,6 +298,11 @@ impl Link {
         reason.unwrap_or_else(|| "the connection was closed".into())
     }
 
+    /// How many channels the broker allows.
+    pub(super) fn channel_max(&self) -> u16 {
+        self.connection.configuration().channel_max()
+    }
+
     /// Whether the broker reads nothing of this connection now. lapin does not write to it either.
     pub(super) fn is_blocked(&self) -> bool {
         self.connection.status().blocked()
