@@ -151,9 +151,45 @@ impl Rest {
 
 #[cfg(test)]
 mod tests {
-    use tokio::sync::mpsc;
+    use bytes::Bytes;
+    use tokio::sync::{mpsc, oneshot};
+    use uuid::Uuid;
 
     use super::*;
+    use crate::client::line::{Address, Line, Rules, Token};
+    use crate::client::replies::{End, Waiter};
+    use crate::client::target::Target;
+    use crate::codec::Codec;
+    use crate::frame::{Frame, Kind, Metadata};
+    use crate::outbox::{Parcel, Share};
+    use crate::state::State;
+    use crate::topology::ServiceId;
+    use crate::transport::{Confirm, Properties};
+
+    /// Puts something on its way to the queue `there`, and tells its id.
+    fn post(line: &Line, token: Token) -> Uuid {
+        let kind = if token.reply.is_some() { Kind::Request } else { Kind::Oneway };
+        let address = Address { exchange: "".into(), key: "there".into(), kind, priority: None };
+        let (id, frame) = (Uuid::new_v4(), Bytes::new());
+        line.post(address, Parcel { id, frame, share: Share::ALL, kind: None, expiration: None, token });
+        id
+    }
+
+    fn delivery(body: Bytes) -> Delivery {
+        let (exchange, key, properties) = (String::new(), String::new(), Properties::default());
+        let received = Instant::now();
+        Delivery {
+            body,
+            properties,
+            exchange,
+            key,
+            redelivered: false,
+            failures: 0,
+            death: None,
+            received,
+            settler: None,
+        }
+    }
 
     async fn session(name: &str) -> Session {
         let dial = Dial::parse(&format!("memory://{name}")).expect("a good address");
@@ -180,6 +216,42 @@ mod tests {
             }
         };
         assert_eq!(&*reason, "its reply queue is gone");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_the_rest_of_a_lost_connection_is_read_calls_go_on_over_the_next() {
+        let dial = Dial::parse("memory://cut").expect("a good address");
+        let sessions = Sessions { dial, namespace: Namespace::default(), instance: "caller".into() };
+        let mut session = sessions.open().await.expect("it is in this process");
+        let there = Declaration::Queue(Queue::new("there", QueueKind::Exclusive));
+        session.transport.declare(&[there]).await.expect("a new queue");
+        let (deliver, deliveries) = mpsc::unbounded_channel();
+        let (news, events) = broadcast::channel(1);
+        (session.replies, session.events) = (Consumer { deliveries, cancel: None, life: Arc::default() }, events);
+        let rules = Rules { max_message_size: 1024, blocked_wait: Duration::ZERO, max_in_flight: None };
+        let line = Line::start(sessions, Some(session), rules);
+        let mut state = line.state();
+        let target = Arc::new(Target::new(ServiceId::new("demo", 1).expect("a good name"), "add"));
+        let token = || Token::until(Instant::now() + 10 * REST);
+        let (reply, answered) = oneshot::channel();
+        let (said, confirmed) = oneshot::channel();
+        let id = post(&line, Token { reply: Some((Waiter::One(reply), target)), ..token() });
+        post(&line, Token { said: Some(said), ..token() });
+        assert!(matches!(confirmed.await, Ok(End::Said(Confirm::Accepted))), "both have left");
+
+        let since = Instant::now();
+        state.borrow_and_update();
+        news.send(Event::Lost("it was cut".into())).expect("it listens");
+        state.changed().await.expect("it is told");
+        state.wait_for(|state| *state == State::Ready).await.expect("it is told");
+        let (said, confirmed) = oneshot::channel();
+        post(&line, Token { said: Some(said), ..token() });
+        assert!(matches!(confirmed.await, Ok(End::Said(Confirm::Accepted))));
+        assert_eq!(since.elapsed(), Duration::ZERO, "the line was held");
+        // What had arrived before the end, and is read only now.
+        let reply = Frame::new(Kind::Reply, id, Codec::Raw, Metadata::default(), Bytes::new());
+        deliver.send(delivery(reply.to_body())).expect("it is read");
+        assert_eq!(answered.await.expect("it is told").expect("a reply").id, id);
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@ It does one thing at a time: a call that has begun waits in `replies` until some
 import json
 import secrets
 import time
+import uuid
 
 import cbor2
 import pika
@@ -124,10 +125,19 @@ class Client:
         self.replies.pop(id, None)
         metadata = {wire.INSTANCE: self.instance, wire.REMAINING_MS: int(seconds_left * 1000)}
         frame = Frame(wire.CANCEL, RAW, id=id, metadata=metadata)
-        if instance:
-            self.publish(f"{self.namespace}.rpc", f"{service}@{instance}", frame, mandatory=False)
-        else:
-            self.publish(f"{self.namespace}.all.{service}", "", frame, mandatory=False)
+        try:
+            self.publish(f"{self.namespace}.rpc", f"{service}@{instance or '*'}", frame)
+        except NoService:
+            pass  # Nobody is there who could run it.
+
+    def is_served(self, service):
+        """Whether an instance is there: whether anybody would hear a cancel of no call at all."""
+        frame = Frame(wire.CANCEL, RAW, id=uuid.UUID(int=0), metadata={wire.INSTANCE: self.instance})
+        try:
+            self.publish(f"{self.namespace}.rpc", f"{service}@*", frame)
+        except NoService:
+            return False
+        return True
 
     def oneway(self, service, method, *arguments):
         """Returns when the broker has the call safe."""
@@ -138,14 +148,12 @@ class Client:
 
     def broadcast(self, service, method, *arguments, instances=1, window=10):
         """Calls every instance; gives replies by instance once so many are there, or the window closes."""
-        exchange = f"{self.namespace}.all.{service}"
-        self.channel.exchange_declare(exchange, "fanout", durable=True)
         frame = self.frame(wire.REQUEST, method, arguments, CBOR)
-        return self.gather(frame, exchange, f"{service}.{method}", instances, window)
+        return self.gather(frame, f"{self.namespace}.rpc", f"{service}@*", f"{service}.{method}", instances, window)
 
-    def gather(self, frame, exchange, type, instances, window):
+    def gather(self, frame, exchange, key, type, instances, window):
         frame.metadata[wire.REMAINING_MS] = int(window * 1000)
-        self.request(frame, exchange, "", type, window)
+        self.request(frame, exchange, key, type, window)
         deadline = time.monotonic() + window
         while len(self.replies[frame.id]) < instances and time.monotonic() < deadline:
             self.connection.process_data_events(max(0, deadline - time.monotonic()))
@@ -154,7 +162,7 @@ class Client:
     def discover(self, question, instances=1, window=10):
         """What instances of all services answer, once so many have, or the window closes."""
         frame = self.frame(wire.REQUEST, question, [], CBOR)
-        return self.gather(frame, f"{self.namespace}.discovery", f"hopline.v1.{question}", instances, window)
+        return self.gather(frame, f"{self.namespace}.discovery", "", f"hopline.v1.{question}", instances, window)
 
     def event(self, key, value):
         frame = self.frame(wire.EVENT, key, None, CBOR)

@@ -85,15 +85,13 @@ class Server:
         rpc, oneway, _, discovery, dead = (f"{self.namespace}.{name}" for name in EXCHANGES)
         for name, kind in EXCHANGES.items():
             channel.exchange_declare(f"{self.namespace}.{name}", kind, durable=True)
-        everybody = f"{self.namespace}.all.{service}"
-        channel.exchange_declare(everybody, "fanout", durable=True)
         dead_queue, work, calls = (f"{self.namespace}.{service}.{name}" for name in ("dead", "work", "calls"))
 
         channel.queue_declare(dead_queue, durable=True)
         channel.queue_bind(dead_queue, dead, service)
         channel.queue_declare(own, exclusive=True)
         channel.queue_bind(own, rpc, f"{service}@{self.instance}")
-        channel.queue_bind(own, everybody, "")
+        channel.queue_bind(own, rpc, f"{service}@*")
         channel.queue_bind(own, discovery, "")
         arguments = {
             "x-queue-type": "quorum",
