@@ -388,7 +388,7 @@ mod tests {
         "version 0",
         "unknown serialization",
         "type 0",
-        "type 10",
+        "type 11",
         "unknown status",
         "compression 3",
         "undefined flag",
@@ -489,6 +489,7 @@ mod tests {
                     ("cancel", Kind::Cancel),
                     ("credit", Kind::Credit),
                     ("keep-alive", Kind::KeepAlive),
+                    ("locate", Kind::Locate),
                 ];
                 let kind = kind.into_iter().find(|(name, _)| *name == value).expect("a type of message").1;
                 let blank = Frame::new(kind, Uuid::nil(), Codec::Raw, Metadata::default(), Bytes::new());
@@ -765,7 +766,7 @@ mod tests {
             payload in vec(any::<u8>(), 0..200),
         ) -> Frame {
             Frame {
-                kind: Kind::from_number(kind).expect("1 to 9"),
+                kind: Kind::from_number(kind).expect("1 to 10"),
                 codec: Codec::from_number(codec).expect("0 to 3"),
                 status: Code::from_number(status).expect("0 to 16"),
                 idempotent,

@@ -15,7 +15,7 @@ from pika.exceptions import NackError, UnroutableError
 import wire
 from wire import CBOR, RAW, Frame
 
-EXCHANGES = {"rpc": "direct", "oneway": "topic", "events": "topic", "discovery": "fanout", "dead": "direct"}
+EXCHANGES = {"rpc": "direct", "oneway": "topic", "events": "topic", "discovery": "fanout"}
 
 
 class NoService(Exception):

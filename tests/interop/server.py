@@ -39,7 +39,7 @@ class Message:
 
     def finish(self):
         self.open -= 1
-        if self.open == 0 and self.source != INSTANCE:
+        if self.open == 0:
             self.channel.basic_ack(self.delivery.delivery_tag)
 
 
@@ -74,7 +74,9 @@ class Server:
         self.publisher = self.connection.channel()
         self.publisher.confirm_delivery()
         self.channel.basic_qos(prefetch_count=PREFETCH)
-        self.channel.basic_consume(own, functools.partial(self.deliver, INSTANCE), auto_ack=True)
+        self.own = self.connection.channel()
+        self.own.basic_qos(prefetch_count=1024)
+        self.own.basic_consume(own, functools.partial(self.deliver, INSTANCE))
         self.shared = [
             self.channel.basic_consume(f"{namespace}.{service}.work", functools.partial(self.deliver, WORK)),
             self.channel.basic_consume(f"{namespace}.{service}.calls", functools.partial(self.deliver, CALLS)),
@@ -82,13 +84,12 @@ class Server:
 
     def declare(self, own):
         channel, service = self.channel, self.service
-        rpc, oneway, _, discovery, dead = (f"{self.namespace}.{name}" for name in EXCHANGES)
+        rpc, oneway, _, discovery = (f"{self.namespace}.{name}" for name in EXCHANGES)
         for name, kind in EXCHANGES.items():
             channel.exchange_declare(f"{self.namespace}.{name}", kind, durable=True)
         dead_queue, work, calls = (f"{self.namespace}.{service}.{name}" for name in ("dead", "work", "calls"))
 
         channel.queue_declare(dead_queue, durable=True)
-        channel.queue_bind(dead_queue, dead, service)
         channel.queue_declare(own, exclusive=True)
         channel.queue_bind(own, rpc, f"{service}@{self.instance}")
         channel.queue_bind(own, rpc, f"{service}@*")
@@ -96,8 +97,10 @@ class Server:
         arguments = {
             "x-queue-type": "quorum",
             "x-delivery-limit": 19,
-            "x-dead-letter-exchange": dead,
-            "x-dead-letter-routing-key": service,
+            "x-dead-letter-exchange": "",
+            "x-dead-letter-routing-key": dead_queue,
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": "reject-publish",
         }
         channel.queue_declare(work, durable=True, arguments=arguments)
         channel.queue_bind(work, oneway, f"{service}.#")
@@ -160,6 +163,9 @@ class Server:
         if frame.type == wire.CANCEL:
             self.cancel(frame)
             return message.finish()
+        if frame.type == wire.LOCATE and message.source == INSTANCE:
+            self.locate(frame, message)
+            return message.finish()
         if frame.type not in BELONGS[message.source]:
             raise Fault("UNIMPLEMENTED", f"type {frame.type} does not belong on a queue of {message.source}")
         if frame.type == wire.REQUEST and not message.properties.reply_to:
@@ -178,6 +184,12 @@ class Server:
             return message.finish()
         self.running[frame.id] = call
         self.threads.submit(self.handle, handler, call)
+
+    def locate(self, frame, message):
+        """Tells who asks that a call runs here. It never asks itself."""
+        if frame.id in self.running and message.properties.reply_to:
+            alive = Frame(wire.KEEP_ALIVE, RAW, id=frame.id, metadata={wire.INSTANCE: self.instance})
+            self.publish("", message.properties.reply_to, alive.encode(), self.properties(message))
 
     def about_itself(self, question):
         if question == "hopline.ping":
@@ -286,7 +298,7 @@ class Server:
             "x-hopline-exchange": message.delivery.exchange,
             "x-hopline-key": message.delivery.routing_key,
         }
-        self.publish(f"{self.namespace}.dead", self.service, body, properties)
+        self.publish("", f"{self.namespace}.{self.service}.dead", body, properties)
         message.finish()
 
     def properties(self, message):

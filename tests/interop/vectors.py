@@ -17,7 +17,7 @@ from wire import CBOR, JSON, MESSAGE_PACK, RAW, Frame
 ID = uuid.UUID("00112233-4455-4677-8899-aabbccddeeff")
 OTHER = uuid.UUID("0f1e2d3c-4b5a-4978-8695-a4b3c2d1e0ff")
 INSTANCE = "a1b2c3d4e5f6"
-TYPES = ["request", "reply", "oneway", "event", "stream item", "stream end", "cancel", "credit", "keep-alive"]
+TYPES = ["request", "reply", "oneway", "event", "stream item", "stream end", "cancel", "credit", "keep-alive", "locate"]
 SERIALIZATIONS = ["raw bytes", "CBOR", "JSON", "MessagePack"]
 COMPRESSIONS = {wire.ZSTD: "zstd", wire.LZ4: "lz4"}
 FLAGS = {wire.IDEMPOTENT: "idempotent", wire.SERVICE_ERROR: "service error"}
@@ -268,7 +268,7 @@ def rejected():
     yield refused("version 0", "There is no such version.", with_bytes(good, 2, 0), "protocol version", 2, unknown)
     yield refused("unknown serialization", "4.", with_bytes(good, 3, 4), "serialization", 3, unknown)
     yield refused("type 0", "0.", with_bytes(good, 4, 0), "message type", 4, unknown)
-    yield refused("type 10", "10.", with_bytes(good, 4, 10), "message type", 4, unknown)
+    yield refused("type 11", "11.", with_bytes(good, 4, 11), "message type", 4, unknown)
     yield refused("unknown status", "17.", with_bytes(good, 5, 17), "status", 5, unknown)
     yield refused("compression 3", "There is no such compression.", with_bytes(good, 6, 3), "flags", 6, unknown)
     yield refused(

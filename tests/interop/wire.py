@@ -21,7 +21,7 @@ MAX_PAYLOAD, MIN_COMPRESSED = 16 * 1024 * 1024, 1024
 # Serializations.
 RAW, CBOR, JSON, MESSAGE_PACK = range(4)
 # Types of message.
-REQUEST, REPLY, ONEWAY, EVENT, STREAM_ITEM, STREAM_END, CANCEL, CREDIT, KEEP_ALIVE = range(1, 10)
+REQUEST, REPLY, ONEWAY, EVENT, STREAM_ITEM, STREAM_END, CANCEL, CREDIT, KEEP_ALIVE, LOCATE = range(1, 11)
 # Flags.
 ZSTD, LZ4 = 1, 2
 COMPRESSION = 0b0011
@@ -173,7 +173,7 @@ def decode_one(body, start, count):
     for what, at, known in [
         ("protocol version", 2, version == 1),
         ("serialization", 3, serialization <= 3),
-        ("message type", 4, 1 <= type <= 9),
+        ("message type", 4, 1 <= type <= 10),
         ("status", 5, status <= 16),
         ("flags", 6, flags & ~(COMPRESSION | IDEMPOTENT | SERVICE_ERROR) == 0 and flags & COMPRESSION != COMPRESSION),
         ("reserved", 7, reserved == 0),
