@@ -152,11 +152,12 @@ fn ran(method: Option<&str>, may_have_run: bool) -> String {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Unanswered {
-    /// No time was left for it when it was made, so it was not sent.
+    /// It was not sent: no time was left for it when it was made, or, with [`Absent::Fail`](crate::Absent::Fail), the broker
+    /// did not say in time whether an instance is there.
     Unsent,
     /// No instance of its service was there whenever the broker was asked, as it is after a second without a sign of life.
     /// It waited for one to come back, as calls do for the [grace period](crate::Service::grace) of 60 s unless set. It
-    /// has run only if an instance came and went between the questions.
+    /// has run only if an instance has come since the last question, or came and went between two of them.
     Unserved,
     /// It may have run, or run still, or wait behind others.
     Unknown,
@@ -176,7 +177,7 @@ impl fmt::Display for Unanswered {
             Self::Unsent => "it was not sent, since no time was left",
             Self::Unserved => {
                 "nobody served it whenever the broker was asked: start an instance, for which calls wait as long as \
-                 `Service::grace` says (60 s unless set); it has run only if one came and went in between"
+                 `Service::grace` says (60 s unless set); it has run only if one came in between"
             }
             Self::Unknown => "it may have run; allow more time with `.timeout()`",
         })

@@ -158,8 +158,10 @@ impl Service {
         self
     }
 
-    /// How long calls are still taken, and wait, after the last instance left. Default 60 s, at least 1 s; every instance
-    /// has to say the same.
+    /// How long calls are still taken, and wait for an instance to come back, after the last one left, be it by
+    /// [`Running::drain`](crate::Running::drain): so a restart costs no call. After that they are
+    /// [`Error::NoService`](crate::Error::NoService) at once, and before it with [`Absent::Fail`](crate::Absent::Fail).
+    /// Default 60 s, at least 1 s; every instance has to say the same.
     #[must_use]
     pub fn grace(mut self, grace: Duration) -> Self {
         // A shorter one could be over between declaring the queue and consuming it.

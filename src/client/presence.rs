@@ -1,12 +1,14 @@
 //! Whether a service has an instance, as far as its client has heard.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// For how long what was heard of a service is true.
+/// For how long it is true that a service has an instance, once that was heard, and how soon it may be asked again.
 const FRESH: Duration = Duration::from_secs(1);
+/// For how long it is true that it has none: while calls wait for one, it is asked every second.
+const GONE: Duration = Duration::from_secs(2);
 /// How long after a question that was answered with yes, or not at all, the next one is asked: each instance gets it.
 const PAUSE: Duration = Duration::from_secs(5);
 
@@ -14,50 +16,51 @@ const PAUSE: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(crate) struct Presence(Mutex<Seen>);
 
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default)]
 struct Seen {
-    /// When it was last known that there is an instance.
+    /// When there was an instance, if that is what was heard last.
     heard: Option<Instant>,
+    /// When there was none, if that is.
+    gone: Option<Instant>,
     asked: Option<Instant>,
-    /// Whether the last thing that was heard is that there is none.
-    absent: bool,
 }
 
 impl Presence {
     /// An instance has given a sign of life.
     pub(crate) fn heard(&self, now: Instant) {
-        self.update(|seen| (seen.heard, seen.absent) = (Some(now), false));
+        let mut seen = self.seen();
+        (seen.heard, seen.gone) = (Some(now), None);
     }
 
     /// The broker says that there is none.
-    pub(crate) fn is_gone(&self) {
-        self.update(|seen| seen.absent = true);
+    pub(crate) fn is_gone(&self, now: Instant) {
+        let mut seen = self.seen();
+        (seen.heard, seen.gone) = (None, Some(now));
     }
 
-    /// Whether there is none, as far as is known.
-    pub(crate) fn is_absent(&self) -> bool {
-        self.update(|seen| seen.absent)
+    /// Whether there was none a moment ago.
+    pub(crate) fn is_absent(&self, now: Instant) -> bool {
+        is_within(GONE, self.seen().gone, now)
     }
 
     /// Whether there was an instance a moment ago.
     pub(crate) fn is_fresh(&self, now: Instant) -> bool {
-        self.update(|seen| !seen.absent && is_within(FRESH, seen.heard, now))
+        is_within(FRESH, self.seen().heard, now)
     }
 
     /// Whether the broker is to be asked about calls that nobody has answered; if so, it has been now.
     pub(crate) fn asks(&self, now: Instant) -> bool {
-        self.update(|seen| {
-            let pause = if seen.absent { FRESH } else { PAUSE };
-            let asks = !is_within(FRESH, seen.heard, now) && !is_within(pause, seen.asked, now);
-            if asks {
-                seen.asked = Some(now);
-            }
-            asks
-        })
+        let mut seen = self.seen();
+        let pause = if seen.gone.is_some() { FRESH } else { PAUSE };
+        let asks = !is_within(FRESH, seen.heard, now) && !is_within(pause, seen.asked, now);
+        if asks {
+            seen.asked = Some(now);
+        }
+        asks
     }
 
-    fn update<T>(&self, change: impl FnOnce(&mut Seen) -> T) -> T {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -77,17 +80,20 @@ mod tests {
         presence.heard(at(4500));
         assert!(presence.is_fresh(at(5499)) && !presence.asks(at(5499)));
         assert!(!presence.is_fresh(at(5500)) && presence.asks(at(5500)));
-        presence.is_gone();
-        assert!(presence.is_absent() && !presence.asks(at(6499)) && presence.asks(at(6500)));
+        presence.is_gone(at(5600));
+        assert!(!presence.asks(at(6499)) && presence.asks(at(6500)));
         presence.heard(at(6600));
-        assert!(!presence.is_absent() && presence.is_fresh(at(6700)));
+        assert!(!presence.is_absent(at(6600)) && presence.is_fresh(at(6700)));
     }
 
     #[test]
-    fn what_was_just_heard_counts_no_more_once_nobody_is_there() {
-        let (presence, now) = (Presence::default(), Instant::now());
-        presence.heard(now);
-        presence.is_gone();
-        assert!(!presence.is_fresh(now) && presence.is_absent());
+    fn what_was_heard_last_is_true_for_a_while() {
+        let (presence, start) = (Presence::default(), Instant::now());
+        let at = |millis| start + Duration::from_millis(millis);
+        assert!(!presence.is_absent(start) && !presence.is_fresh(start), "nothing is known");
+        presence.heard(start);
+        presence.is_gone(start);
+        assert!(!presence.is_fresh(start) && presence.is_absent(at(1999)));
+        assert!(!presence.is_absent(at(2000)), "one may have come");
     }
 }

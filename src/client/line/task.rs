@@ -60,7 +60,7 @@ pub(super) struct Task {
     /// Places among the calls in flight, and what waits for one.
     places: Places<Addressed>,
     /// What is not to wait for an instance, by service, while the broker is asked whether there is one.
-    asking: HashMap<Arc<str>, Vec<Addressed>>,
+    asking: HashMap<Arc<str>, Waiting<Addressed>>,
     questions: FuturesUnordered<UnderWay<Arc<Target>>>,
     /// Cancels that nobody has heard, until they are sent again.
     unheard: Waiting<Addressed>,
@@ -168,7 +168,7 @@ impl Task {
             while self.seat() {
                 self.publish();
             }
-            let asking: usize = self.asking.values().map(Vec::len).sum();
+            let asking: usize = self.asking.values().map(Waiting::len).sum();
             let in_flight = self.replies.len() + self.unsent.len() + self.places.crowd.len() + asking;
             self.shared.in_flight.store(in_flight, Ordering::Relaxed);
         }
@@ -299,18 +299,18 @@ impl Task {
         // The first reason is the one that is told.
         let _ = self.shared.over.set(reason.into());
         self.enter(State::Closed);
-        (self.session, self.opening, self.leaving) = (None, None, None);
+        (self.session, self.opening) = (None, None);
         self.first = self.number + 1;
         let mut parcels: Vec<_> = self.outbox.clear().collect();
-        let waiting = [&mut self.places.crowd, &mut self.unsent, &mut self.unheard];
-        parcels
-            .extend(waiting.into_iter().flat_map(|waiting| std::iter::from_fn(|| waiting.pop())).map(|(_, one)| one));
-        parcels.extend(self.asking.drain().flat_map(|(_, asking)| asking).map(|(_, one)| one));
+        let waiting = [&mut self.places.crowd, &mut self.unsent, &mut self.unheard].into_iter();
+        for waiting in waiting.chain(self.asking.values_mut()) {
+            parcels.extend(std::iter::from_fn(|| waiting.pop()).map(|(_, parcel)| parcel));
+        }
         for parcel in parcels {
             let handed_over = parcel.token.attempts > 0;
             parcel.token.end(&End::Lost(closed(&self.shared, handed_over)));
         }
-        self.end_answerless();
+        self.left();
     }
 }
 

@@ -11,8 +11,9 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::Task;
+use super::ends::renew;
 use crate::client::Absent;
-use crate::client::line::{Address, Token};
+use crate::client::line::{Address, Addressed, Token};
 use crate::client::replies::End;
 use crate::client::target::Target;
 use crate::codec::Codec;
@@ -34,7 +35,7 @@ impl Task {
         }
         let target = target.clone();
         let asking = self.asking.entry(target.service_text.clone()).or_default();
-        asking.push((address, parcel));
+        asking.push(parcel.id, parcel.token.deadline, (address, parcel));
         if asking.len() == 1 {
             self.ask(target);
         }
@@ -56,7 +57,7 @@ impl Task {
         if self.session.is_some() && self.blocked.is_none() && target.presence().asks(now) {
             self.ask(target.clone());
         }
-        target.presence().is_absent()
+        target.presence().is_absent(now)
     }
 
     fn ask(&mut self, target: Arc<Target>) {
@@ -82,17 +83,19 @@ impl Task {
     pub(super) fn answered(&mut self, target: &Arc<Target>, said: &Result<Confirm, Lost>) {
         let now = Instant::now();
         match said {
-            Ok(Confirm::Returned) => target.presence().is_gone(),
+            Ok(Confirm::Returned) => target.presence().is_gone(now),
             Ok(_) => target.presence().heard(now),
             Err(_) => {}
         }
-        for (address, mut parcel) in self.asking.remove(&target.service_text).unwrap_or_default() {
+        let mut asking = self.asking.remove(&target.service_text).unwrap_or_default();
+        while let Some((address, mut parcel)) = asking.pop() {
             match said {
                 Ok(Confirm::Returned) => parcel.token.end(&End::Said(Confirm::Returned)),
                 Err(Lost { connected: false, .. }) => self.route(address, parcel),
                 // Where the broker does not say it, the call leaves as any other.
                 _ => {
                     parcel.token.absent = Absent::Wait;
+                    renew(&mut parcel);
                     self.route(address, parcel);
                 }
             }
@@ -101,10 +104,15 @@ impl Task {
 
     /// Lets what waits for an answer wait for the broker, which takes no question now.
     pub(super) fn stop_asking(&mut self) {
-        for (_, asking) in std::mem::take(&mut self.asking) {
-            for (address, parcel) in asking {
+        for (_, mut asking) in std::mem::take(&mut self.asking) {
+            while let Some((address, parcel)) = asking.pop() {
                 self.route(address, parcel);
             }
         }
+    }
+
+    /// Takes out a call that waits for an answer.
+    pub(super) fn unasked(&mut self, id: Uuid) -> Option<Addressed> {
+        self.asking.values_mut().find_map(|asking| asking.remove(id))
     }
 }

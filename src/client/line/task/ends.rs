@@ -141,12 +141,13 @@ impl Task {
         let (transport, rest) = session.end();
         self.open(Some(reason.clone()), Some(transport));
         // What arrived before the end is read before the end is told.
-        self.leaving = Some(Leaving { rest, concluded: Vec::new() });
+        let concluded = self.leaving.take().map(|leaving| leaving.concluded).unwrap_or_default();
+        self.leaving = Some(Leaving { rest, concluded });
     }
 
-    /// All that arrived on the last connection has been read.
+    /// All that arrived on the last connection has been read, or is not waited for.
     pub(super) fn left(&mut self) {
-        let Some(Leaving { concluded, .. }) = self.leaving.take() else { return };
+        let concluded = self.leaving.take().map(|leaving| leaving.concluded).unwrap_or_default();
         concluded.into_iter().for_each(|(number, said)| self.concluded(number, said));
         self.end_answerless();
     }
@@ -224,6 +225,8 @@ impl Task {
         } else if let Some(said) = self.unconfirmed.release_one(id) {
             // Here as well.
             let _ = said.send(End::TimedOut(Unanswered::Unknown));
+        } else if let Some((_, parcel)) = self.unasked(id) {
+            parcel.token.end(&End::TimedOut(Unanswered::Unsent));
         }
     }
 
