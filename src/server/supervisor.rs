@@ -140,7 +140,7 @@ impl Supervisor {
     async fn reconnect(&mut self, reason: Arc<str>) {
         let lost = self.site.transport();
         tokio::spawn(async move { lost.close().await });
-        let mut attempts = Attempts::new(self.site.state.clone(), Some(reason));
+        let mut attempts = Attempts::new(self.site.state.clone(), self.dial.label(Role::Server), Some(reason));
         while let Err(error) = self.connect().await {
             attempts.after(&error).await;
         }

@@ -2,10 +2,13 @@
 
 mod connection;
 mod declare;
+mod diagnosis;
+mod pool;
 mod properties;
 mod publisher;
 mod pull;
 mod returns;
+mod socket;
 #[cfg(feature = "tls")]
 mod tls;
 mod user;
@@ -24,15 +27,17 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, warn};
-use url::Url;
+use tracing::{debug, info, warn};
 
 use crate::error::Error;
 use crate::topology::{Binding, Declaration};
+use crate::transport::address::RabbitAddress;
 use crate::transport::{
     ANSWER_TIMEOUT, Consumer, Delivery, Dial, Event, Mode, Publication, Receipt, Role, Settle, Settler,
 };
-use connection::{CLOSE_TIMEOUT, Link, News, Refusal, Source};
+use connection::{CLOSE_TIMEOUT, Link, News, Refusal};
+use diagnosis::Stage;
+use pool::Source;
 use publisher::{Publisher, Told};
 use pull::Puller;
 #[cfg(feature = "tls")]
@@ -70,26 +75,29 @@ impl Drop for Inner {
 }
 
 impl Connection {
-    /// Connects to the broker at `url`.
+    /// Connects to the broker at `address`, within its time or the dial's.
     ///
     /// # Errors
-    /// `Connect` when the broker does not answer or refuses.
-    pub async fn open(url: &Url, dial: &Dial, role: Role) -> Result<Self, Error> {
-        let source = Source::of(url, dial, role)?;
-        let news = Arc::new(News::default());
-        let publishing = Link::open(&source, url, dial, news.clone()).await?;
-        let consuming = match role {
-            Role::Client => publishing.clone(),
-            Role::Server => Link::open(&source, url, dial, news.clone()).await?,
-        };
-        let (closing, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let user = Arc::new(User::of(&connection::complete(url, dial)));
+    /// Why it cannot, in a sentence.
+    pub(super) async fn open(address: &RabbitAddress, dial: &Dial, role: Role) -> Result<Self, String> {
+        let within = address.options.connect_timeout.unwrap_or(dial.connect_timeout);
+        let (name, closing) = (dial.label(role), CancellationToken::new());
+        let source = Source::of(address, dial, name.clone())?;
+        let news = Arc::new(News::of(name.clone()));
+        let mut stage = Stage::Resolving;
+        let opened = tokio::time::timeout(within, Links::open(&source, role, &news, &mut stage)).await;
+        let opened = opened.unwrap_or_else(|_| Err(diagnosis::silence(stage, address, within)));
+        let Links { publishing, consuming, channel } = opened?;
+        let user = Arc::new(User::of(source.uri()));
         // A server judges by its own name what it receives. Under an alarm it hears it later.
-        let introduced_within = (role == Role::Server).then_some(dial.connect_timeout);
-        let opened = Publisher::open(publishing.clone(), user.clone(), introduced_within, closing.clone()).await;
-        let (publisher, writing) = opened.map_err(|refusal| refusal.during("open a channel"))?;
+        let introduced_within = (role != Role::Client).then_some(within);
+        let writing =
+            Publisher::open(publishing.clone(), channel, user.clone(), introduced_within, closing.clone()).await;
+        let (publisher, writing) = writing.map_err(|refusal| diagnosis::unopened(refusal, address))?;
+        info!(name, broker = %address, "connected");
+        let tasks = TaskTracker::new();
         tasks.spawn(writing);
-        if role == Role::Server {
+        if role != Role::Client {
             tasks.spawn(end_together(publishing.clone(), consuming.clone(), closing.clone()));
         }
         let puller = Puller::new(consuming.clone(), closing.clone(), tasks.clone());
@@ -161,12 +169,34 @@ impl Connection {
         self.0.closing.cancel();
         self.0.tasks.close();
         if tokio::time::timeout(CLOSE_TIMEOUT, self.0.tasks.wait()).await.is_err() {
-            warn!("the broker did not take within {CLOSE_TIMEOUT:?} what was left to send");
+            let name = self.0.news.name();
+            warn!(name, "the broker did not take within {CLOSE_TIMEOUT:?} what was left to send");
         }
         self.0.publishing.close().await;
         if !Arc::ptr_eq(&self.0.publishing, &self.0.consuming) {
             self.0.consuming.close().await;
         }
+    }
+}
+
+/// The connections of a role, and a channel to publish on.
+struct Links {
+    publishing: Arc<Link>,
+    consuming: Arc<Link>,
+    channel: lapin::Channel,
+}
+
+impl Links {
+    async fn open(source: &Source<'_>, role: Role, news: &Arc<News>, stage: &mut Stage) -> Result<Self, String> {
+        let publishing = Link::new(source.connect(stage).await?, news.clone());
+        let consuming = match role {
+            Role::Client => publishing.clone(),
+            Role::Server | Role::Operator => Link::new(source.connect(stage).await?, news.clone()),
+        };
+        *stage = Stage::Opening;
+        let channel = publisher::confirming(&publishing).await;
+        let channel = channel.map_err(|refusal| diagnosis::unopened(refusal, source.address()))?;
+        Ok(Self { publishing, consuming, channel })
     }
 }
 

@@ -25,7 +25,7 @@ use crate::context::at;
 use crate::frame::{self, CONTENT_TYPE, Kind};
 use crate::outbox::{BATCH, Bundle, Outbox, Parcel, UnderWay, take_all};
 use crate::state::{Attempts, State, enter};
-use crate::transport::{Delivery, Properties, Publication, Transport};
+use crate::transport::{Delivery, Properties, Publication, Role, Transport};
 
 /// How often the instances that run long calls are looked after.
 const LOOK: Duration = Duration::from_secs(1);
@@ -155,7 +155,7 @@ impl Task {
 
     /// Starts to open a session, on `transport` if that is still good.
     fn open(&mut self, reason: Option<Arc<str>>, transport: Option<Transport>) {
-        let attempts = Attempts::new(self.shared.state.clone(), reason);
+        let attempts = Attempts::new(self.shared.state.clone(), self.sessions.dial.label(Role::Client), reason);
         self.opening = Some(self.sessions.clone().open_again(attempts, transport).boxed());
     }
 
