@@ -8,6 +8,7 @@ mod clients;
 mod cluster;
 mod node;
 mod proxy;
+mod refused;
 mod workers;
 
 use std::future::IntoFuture as _;

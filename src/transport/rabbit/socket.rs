@@ -131,17 +131,21 @@ async fn connect(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
 
 async fn connect_to(address: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(address).await?;
-    let (own, peer) = (stream.local_addr()?, stream.peer_addr()?);
-    // The system may connect a socket to itself where nobody listens, if it has given it that very port.
+    is_right(address, stream.local_addr()?, stream.peer_addr()?)?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Whether the other side is who was asked for: nobody else is told a password.
+fn is_right(asked: SocketAddr, own: SocketAddr, peer: SocketAddr) -> io::Result<()> {
+    // Where nobody listens, the system may have given a socket that very port, and connects it to itself.
     if own == peer {
         return Err(io::ErrorKind::ConnectionRefused.into());
     }
-    // A password is told to nobody else than who was asked for.
-    if (peer.ip(), peer.port()) != (address.ip(), address.port()) {
-        return Err(io::Error::other(format!("connected to {peer} in the place of {address}")));
+    if (peer.ip(), peer.port()) != (asked.ip(), asked.port()) {
+        return Err(io::Error::other(format!("connected to {peer} in the place of {asked}")));
     }
-    stream.set_nodelay(true)?;
-    Ok(stream)
+    Ok(())
 }
 
 /// The same stream, and what can cut it off from elsewhere.
@@ -184,5 +188,80 @@ impl AsyncWrite for Socket {
 
     fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_close(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::{TcpListener, TcpSocket};
+
+    use super::*;
+
+    /// Where nobody listens; the port was free a moment ago.
+    async fn closed() -> SocketAddr {
+        open().await.1
+    }
+
+    async fn open() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
+        let address = listener.local_addr().expect("it is bound");
+        (listener, address)
+    }
+
+    #[tokio::test]
+    async fn the_next_address_of_a_host_is_tried_when_one_refuses() {
+        let (_listener, address) = open().await;
+        let connected = connect(&[closed().await, closed().await, address]).await.expect("the last one is there");
+        assert_eq!(connected.peer_addr().expect("it is connected"), address);
+        let error = connect(&[closed().await, closed().await]).await.expect_err("nobody is there");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[tokio::test]
+    async fn an_address_that_does_not_answer_keeps_nobody_from_the_next() {
+        let hole = TcpSocket::new_v4().expect("there are sockets");
+        hole.bind("127.0.0.1:0".parse().expect("an address")).expect("there is a free port");
+        let hole = hole.listen(1).expect("it can listen");
+        let deaf = hole.local_addr().expect("it is bound");
+        // Nobody accepts them: with two its queue is full, and the system answers no more.
+        let _queued = [(); 2].map(|()| std::net::TcpStream::connect(deaf).expect("there is room in the queue"));
+        let (_listener, address) = open().await;
+        let connected = connect(&[deaf, address]).await.expect("the other one answers");
+        assert_eq!(connected.peer_addr().expect("it is connected"), address);
+    }
+
+    #[tokio::test]
+    async fn a_name_is_resolved_and_an_ip_address_is_as_it_is() {
+        let localhost = resolve(&Host::Name("localhost".to_owned()), 1).await.expect("every machine has one");
+        assert!(localhost.iter().all(|address| address.ip().is_loopback() && address.port() == 1), "{localhost:?}");
+        let ip = "2001:db8::1".parse().expect("an address");
+        assert_eq!(resolve(&Host::Ip(ip), 5672).await.expect("nobody is asked"), [SocketAddr::new(ip, 5672)]);
+        resolve(&Host::Name("no.such.host.invalid".to_owned()), 1).await.expect_err("that name is nobody's");
+    }
+
+    #[test]
+    fn only_who_was_asked_for_is_right() {
+        let [asked, own, other] = ["[2001:db8::1]:5672", "[2001:db8::2]:40000", "127.0.0.1:5672"];
+        let address = |text: &str| text.parse().expect("an address");
+        let is_right = |peer| is_right(address(asked), address(own), address(peer)).map_err(|error| error.kind());
+        assert_eq!(is_right(asked), Ok(()));
+        assert_eq!(is_right(own), Err(io::ErrorKind::ConnectionRefused));
+        assert_eq!(is_right(other), Err(io::ErrorKind::Other));
+        assert_eq!(is_right("[2001:db8::1]:5671"), Err(io::ErrorKind::Other));
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_is_given_up_is_shut_down_and_one_that_is_spared_is_not() {
+        let (listener, address) = open().await;
+        let (mut read, cutter) = cuttable(connect(&[address]).await.expect("it is there")).expect("as any socket");
+        let _peer = listener.accept().await.expect("somebody connected");
+        drop(cutter);
+        assert_eq!(read.read(&mut [0]).await.expect("it has ended"), 0);
+        let (mut read, cutter) = cuttable(connect(&[address]).await.expect("it is there")).expect("as any socket");
+        cutter.spare();
+        let (mut peer, _) = listener.accept().await.expect("somebody connected");
+        tokio::io::AsyncWriteExt::write_all(&mut peer, b"a").await.expect("it is open");
+        assert_eq!(read.read(&mut [0]).await.expect("it is open"), 1);
     }
 }
