@@ -10,7 +10,7 @@ use hopline::{Client, ClientBuilder, DeadLetters, DeadLettersBuilder, Error, Ser
 use tokio::process::Command;
 
 /// How long an address may take until its connection can be used, if nothing shorter is asked for.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Args)]
 pub(crate) struct Address {

@@ -48,7 +48,7 @@ impl DeadLettersBuilder {
     }
 
     /// How long each address of the broker may take until its connection can be used, from the first question to the name
-    /// server on; an address may say otherwise (`?connection_timeout=`, in milliseconds). Default 5 s.
+    /// server on; an address may say otherwise (`?connection_timeout=`, in milliseconds). Default 10 s.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.dial.timeout = timeout;

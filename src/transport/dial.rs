@@ -16,8 +16,9 @@ use super::address::{self, Address};
 use super::{Role, Transport, memory, rabbit};
 use crate::error::Error;
 
-/// How long a broker may take until it can be used: one that accepts and stays silent would be waited for without end.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a broker may take until it can be used: one that accepts and stays silent would be waited for without end. One
+/// that some hundreds connect to at once may well take 5 s.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The pause between two rounds over the addresses grows with the time without a connection, between these.
 const MIN_PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(10);
@@ -71,7 +72,7 @@ impl DialSettings {
 #[derive(Clone)]
 pub struct Dial {
     addresses: Vec<Address>,
-    /// How long each address may take. Default 5 s.
+    /// How long each address may take.
     pub(super) connect_timeout: Duration,
     /// What people call whoever connects. Default: the name of the program.
     pub(crate) name: Arc<str>,

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures::future::join_all;
 use hopline::{Client, DeadLetters, Error, Server, State};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
+use crate::node::when;
 use crate::support::{Scene, soon};
 
 /// Somebody who is no RabbitMQ.
@@ -137,6 +139,36 @@ async fn who_says_nothing_is_waited_for_no_longer_than_was_allowed() {
     }
     let reason = reason(&format!("{}?connection_timeout=50", peer.url())).await;
     assert!(reason.starts_with("no answer within the `connection_timeout` of 50ms: "), "{reason}");
+}
+
+/// How many sockets of this process that are connected to `port` are still somebody's.
+fn sockets_to(port: u16) -> usize {
+    let sockets = std::fs::read_to_string("/proc/net/tcp").expect("it runs on Linux");
+    let columns = sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let peer = format!("0100007F:{port:04X}");
+    columns.filter(|columns| columns[2] == peer && columns.get(9).is_some_and(|inode| *inode != "0")).count()
+}
+
+#[tokio::test]
+async fn who_says_nothing_keeps_neither_socket_nor_thread_of_those_who_gave_it_up() {
+    let peer = Peer::new(Does::Waits).await;
+    let url = peer.url();
+    // lapin has a thread for each, which has its socket until it ends.
+    let attempts = (0..20).map(|_| Client::builder().connect_timeout(Duration::from_millis(100)).connect(&url));
+    for outcome in soon(join_all(attempts)).await {
+        assert!(matches!(outcome, Err(Error::Connect { .. })), "{outcome:?}");
+    }
+    assert!(peer.came() > 0);
+    when(async || sockets_to(peer.address.port()), |left| *left == 0).await;
+    // Dropped in the middle, it leaves nothing either.
+    let mut connecting = Box::pin(Client::connect(&url));
+    let came = peer.came();
+    tokio::select! {
+        outcome = &mut connecting => panic!("{outcome:?}"),
+        () = async { while peer.came() == came { tokio::task::yield_now().await } } => {}
+    }
+    drop(connecting);
+    when(async || sockets_to(peer.address.port()), |left| *left == 0).await;
 }
 
 #[tokio::test]
