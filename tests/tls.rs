@@ -241,6 +241,14 @@ async fn who_has_a_certificate_needs_no_password() {
 }
 
 #[tokio::test]
+async fn of_several_addresses_each_is_connected_to_as_it_says() {
+    let Some(scene) = Scene::get().await else { return };
+    // The first one is not trusted, and the other has no TLS.
+    let url = format!("amqps://localhost:{},{}", scene.port, scene.node.url());
+    Client::connect(&url).await.expect("the second one is there").close().await;
+}
+
+#[tokio::test]
 async fn settings_for_tls_are_for_amqps_alone() {
     for url in ["amqp://localhost", "memory://", "amqps://localhost,amqp://localhost"] {
         match connected(Tls::new(), url).await {

@@ -619,7 +619,7 @@ mod tests {
                 });
                 for slip in slips.chain([before.to_owned(), after.to_owned()]) {
                     let shown = all_shown(&slip);
-                    let hidden = if parts.contains(&true) { &secret[..] } else { &secret[3..] };
+                    let hidden = if parts.contains(&true) { secret } else { &secret[3..] };
                     assert!(!shown.contains(hidden), "`{slip}` shows {shown}");
                 }
             }

@@ -57,6 +57,8 @@ impl DialSettings {
         Ok(Dial {
             #[cfg(feature = "tls")]
             tls: connector(&addresses, self.tls.as_ref())?,
+            #[cfg(not(feature = "tls"))]
+            tls: None,
             addresses,
             connect_timeout: self.timeout,
             name: match &self.name {
@@ -79,7 +81,6 @@ pub struct Dial {
     /// The id of the client or server that connects, if it has one.
     instance: Option<Arc<str>>,
     /// Whom to trust and who to be, if an address is `amqps://`.
-    #[cfg(feature = "tls")]
     pub(super) tls: Option<rabbit::Connector>,
 }
 
@@ -104,14 +105,6 @@ impl Dial {
     pub(crate) fn label(&self, role: Role) -> String {
         let label = format!("{} {role} {}", self.name, std::process::id());
         self.instance.as_ref().map_or_else(|| label.clone(), |instance| format!("{label} {instance}"))
-    }
-
-    /// Whether there is a certificate to log in with.
-    pub(super) fn has_identity(&self) -> bool {
-        #[cfg(feature = "tls")]
-        return self.tls.as_ref().is_some_and(rabbit::Connector::has_identity);
-        #[cfg(not(feature = "tls"))]
-        false
     }
 
     /// Connects to the first address that can be had, in the order in which they were given.

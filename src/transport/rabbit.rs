@@ -11,6 +11,9 @@ mod returns;
 mod socket;
 #[cfg(feature = "tls")]
 mod tls;
+#[cfg(not(feature = "tls"))]
+#[path = "rabbit/without_tls.rs"]
+mod tls;
 mod user;
 
 use std::collections::BTreeSet;
@@ -40,7 +43,6 @@ use diagnosis::Stage;
 use pool::Source;
 use publisher::{Publisher, Told};
 use pull::Puller;
-#[cfg(feature = "tls")]
 pub(in crate::transport) use tls::Connector;
 use user::User;
 

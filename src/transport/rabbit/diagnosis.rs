@@ -1,11 +1,14 @@
 //! Why there is no connection: a sentence with the culprit and the way out.
 
+use std::fmt;
 use std::io;
 use std::time::Duration;
 
+use lapin::ErrorKind;
 use lapin::uri::{AMQPUri, SASLMechanism};
 
 use super::connection::{Refusal, code, ended_by, words};
+use super::tls;
 use crate::transport::address::{Host, RabbitAddress, Scheme};
 
 /// How far an attempt has come.
@@ -63,13 +66,11 @@ pub(super) fn unreachable(error: &io::Error) -> String {
 }
 
 /// TLS did not come about.
-#[cfg(feature = "tls")]
 pub(super) fn unencrypted(error: &io::Error) -> String {
-    super::tls::refusal(error).unwrap_or_else(|| broken_off(error))
+    tls::refusal(error).unwrap_or_else(|| broken_off(error))
 }
 
-#[cfg(feature = "tls")]
-fn broken_off(error: impl std::fmt::Display) -> String {
+fn broken_off(error: impl fmt::Display) -> String {
     format!(
         "the broker broke TLS off: it may ask for a client certificate, given with `Tls::identity`, or not accept the one \
          that it got; or that is no port for TLS, which usually is 5671 ({error})"
@@ -79,9 +80,8 @@ fn broken_off(error: impl std::fmt::Display) -> String {
 /// The other side accepted the connection, and it did not come to a login, or that was refused. `first_words` is what it
 /// said first.
 pub(super) fn refused(error: &lapin::Error, uri: &AMQPUri, address: &RabbitAddress, first_words: &[u8]) -> String {
-    #[cfg(feature = "tls")]
-    if let lapin::ErrorKind::IOError(error) = error.kind()
-        && let Some(why) = super::tls::refusal(error)
+    if let ErrorKind::IOError(error) = error.kind()
+        && let Some(why) = tls::refusal(error)
     {
         return why;
     }
@@ -92,7 +92,6 @@ pub(super) fn refused(error: &lapin::Error, uri: &AMQPUri, address: &RabbitAddre
     match first_words {
         // AMQP's first frame is one of a method, on channel 0.
         [1, 0, 0, ..] => {}
-        #[cfg(feature = "tls")]
         [] if address.scheme == Scheme::Amqps && is_reset => return broken_off(words),
         [] if is_closed || is_reset => {
             return format!(

@@ -17,8 +17,9 @@ use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserIn
 
 use super::diagnosis::{self, Stage};
 use super::socket::Socket;
+use super::tls::Connector;
 use crate::transport::Dial;
-use crate::transport::address::{Mechanism, RabbitAddress};
+use crate::transport::address::{Mechanism, RabbitAddress, Scheme};
 
 /// How often each side says that it is there, unless the address says otherwise, in seconds. After two of silence the
 /// other side has gone: with RabbitMQ's own minute, a partition would go unnoticed for two.
@@ -33,8 +34,7 @@ const GUEST: &str = "guest";
 pub(super) struct Source<'a> {
     address: &'a RabbitAddress,
     uri: AMQPUri,
-    #[cfg(feature = "tls")]
-    tls: Option<&'a super::tls::Connector>,
+    tls: Option<&'a Connector>,
     kit: Kit,
     pool: Pool,
 }
@@ -45,19 +45,16 @@ impl<'a> Source<'a> {
     /// # Errors
     /// Why there can be none, in a sentence.
     pub(super) fn of(address: &'a RabbitAddress, dial: &'a Dial, label: String) -> Result<Self, String> {
-        let (kit, uri) = (Kit::new(), uri(address, dial.has_identity()));
+        let (kit, uri) = (Kit::new(), uri(address, dial.tls.as_ref().is_some_and(Connector::has_identity)));
         let properties = move || ConnectionProperties::default().with_connection_name(label.as_str().into());
         let manager = Manager::new(uri.to_string(), properties, Runtime::new(kit.clone()));
         // Each is taken once, and for good.
         let pool = Pool::builder(manager).max_size(1).build().map_err(|error| error.to_string())?;
-        Ok(Self {
-            address,
-            uri,
-            #[cfg(feature = "tls")]
-            tls: dial.tls.as_ref(),
-            kit,
-            pool,
-        })
+        let tls = match address.scheme {
+            Scheme::Amqp => None,
+            Scheme::Amqps => Some(dial.tls.as_ref().ok_or("there are no settings for TLS")?),
+        };
+        Ok(Self { address, uri, tls, kit, pool })
     }
 
     /// Opens a connection. If the future is dropped, nothing is left of it. `stage` tells how far it has come.
@@ -65,13 +62,7 @@ impl<'a> Source<'a> {
     /// # Errors
     /// Why not, in a sentence.
     pub(super) async fn connect(&self, stage: &mut Stage) -> Result<lapin::Connection, String> {
-        let (socket, cutter) = Socket::open(
-            self.address,
-            #[cfg(feature = "tls")]
-            self.tls,
-            stage,
-        )
-        .await?;
+        let (socket, cutter) = Socket::open(self.address, self.tls, stage).await?;
         *stage = Stage::LoggingIn;
         let first_words = socket.first_words();
         self.kit.offer(socket);

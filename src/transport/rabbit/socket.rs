@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use tokio_util::compat::{Compat, TokioAsyncReadCompatExt as _};
 
 use super::diagnosis::{self, Stage};
+use super::tls::Connector;
 use crate::transport::address::{Host, RabbitAddress};
 
 /// How long one of a host's addresses is alone in being tried: the next one is tried beside it then (RFC 8305).
@@ -61,7 +62,7 @@ impl Socket {
     /// Why not, in a sentence.
     pub(super) async fn open(
         address: &RabbitAddress,
-        #[cfg(feature = "tls")] tls: Option<&super::tls::Connector>,
+        tls: Option<&Connector>,
         stage: &mut Stage,
     ) -> Result<(Self, Cutter), String> {
         *stage = Stage::Resolving;
@@ -71,7 +72,6 @@ impl Socket {
         let connected = connect(&resolved).await.map_err(|error| diagnosis::unreachable(&error))?;
         let (stream, cutter) = cuttable(connected).map_err(|error| error.to_string())?;
         let stream = AsyncTcpStream::Plain(stream.compat());
-        #[cfg(feature = "tls")]
         let stream = match tls {
             Some(tls) => {
                 *stage = Stage::Encrypting;
