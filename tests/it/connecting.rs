@@ -226,6 +226,9 @@ async fn a_mistyped_address_shows_nothing_that_could_be_a_secret() {
         "amqp://host?heartbeat=s3cret",
         "amqp://host/v#s3cret",
         "s3cret://host",
+        "nats://guest:s3cret@host",
+        #[cfg(not(feature = "tls"))]
+        "amqps://guest:s3cret@host",
         "memory://guest:s3cret@it",
     ] {
         let outcomes = [
