@@ -1,5 +1,6 @@
 //! Where the broker of a command is, whom to trust there, and who to be.
 
+use std::fmt::Display;
 use std::fs;
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,9 @@ use tokio::process::Command;
 
 /// How long an address may take until its connection can be used, if nothing shorter is asked for.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How much longer connecting as a whole may take than an address: where that takes all the time, it says why.
+const GRACE: Duration = Duration::from_millis(100);
 
 #[derive(Args)]
 pub(crate) struct Address {
@@ -106,7 +110,7 @@ pub(crate) async fn within<T, F: From<Error>>(
     connecting: impl Future<Output = Result<T, Error>>,
     late: impl FnOnce(String) -> F,
 ) -> Result<T, F> {
-    match tokio::time::timeout(timeout, connecting).await {
+    match tokio::time::timeout(timeout.saturating_add(GRACE), connecting).await {
         Ok(connected) => Ok(connected?),
         Err(_) => {
             Err(late(format!("no connection to the broker within {timeout:?}: allow more time with `--timeout`")))
@@ -114,14 +118,19 @@ pub(crate) async fn within<T, F: From<Error>>(
     }
 }
 
-/// An error in one line, in the words of the command line.
+/// An error in one line, in the words of the command line, with the way to another broker.
 pub(crate) fn said(error: &Error) -> String {
-    let said = error.to_string().replace('\n', " ").replace("`Tls::ca`", "`--ca`");
-    let said = said.replace("`Tls::identity`", "`--cert` and `--key`");
     match error {
-        Error::Connect { .. } => format!("{said} (`--url` or HOPLINE_URL names another broker)"),
-        _ => said,
+        Error::Connect { .. } => format!("{} (`--url` or HOPLINE_URL names another broker)", one_line(error)),
+        error => one_line(error),
     }
+}
+
+/// An error in one line, in the words of the command line.
+pub(crate) fn one_line(error: &impl Display) -> String {
+    let said =
+        error.to_string().replace('\n', " ").replace("`Tls::ca`", "`--ca`").replace("`.timeout()`", "`--timeout`");
+    said.replace("`Tls::identity`", "`--cert` and `--key`")
 }
 
 /// How long, as it is written after `--timeout`.

@@ -9,7 +9,7 @@ use hopline::topology::{ServiceId, check_name};
 use hopline::{Codec, Error};
 use serde_json::Value;
 
-use crate::address::{Address, connect_timeout, duration, said, within};
+use crate::address::{Address, connect_timeout, duration, one_line, said, within};
 
 /// How long the connection may take to close, with a call that is cancelled to be told of.
 const CLOSING: Duration = Duration::from_secs(1);
@@ -95,9 +95,11 @@ impl Call {
         let _ = tokio::time::timeout(CLOSING, client.close()).await;
         reply.map_err(|error| match error {
             Error::Service(error) => Failed(format!("the service returned its own error: {error}"), 1),
-            Error::Timeout { method, .. } => Error::Timeout { method, after: timeout }.into(),
+            // Of one for which connecting has left no time it says that it was not sent.
+            Error::Timeout { method, after } if !after.is_zero() => Error::Timeout { method, after: timeout }.into(),
+            Error::Timeout { method, after } => Error::Timeout { method, after }.into(),
             Error::Invalid(why) => Error::Invalid(why).into(),
-            other => Failed(other.to_string().replace('\n', " "), 1),
+            other => Failed(one_line(&other), 1),
         })
     }
 }
