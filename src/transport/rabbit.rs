@@ -83,19 +83,22 @@ impl Connection {
     /// Why it cannot, in a sentence.
     pub(super) async fn open(address: &RabbitAddress, dial: &Dial, role: Role) -> Result<Self, String> {
         let within = address.options.connect_timeout.unwrap_or(dial.connect_timeout);
-        let (name, closing) = (dial.label(role), CancellationToken::new());
+        let (name, closing, began) = (dial.label(role), CancellationToken::new(), Instant::now());
         let source = Source::of(address, dial, name.clone())?;
-        let news = Arc::new(News::of(name.clone()));
+        let (news, user) = (Arc::new(News::of(name.clone())), Arc::new(User::of(source.uri())));
         let mut stage = Stage::Resolving;
-        let opened = tokio::time::timeout(within, Links::open(&source, role, &news, &mut stage)).await;
+        let opening = async {
+            let Links { publishing, consuming, channel } = Links::open(&source, role, &news, &mut stage).await?;
+            // A server judges by its own name what it receives. Under an alarm it hears it later.
+            let introduced_within = (role != Role::Client).then(|| within.saturating_sub(began.elapsed()) / 2);
+            let (link, user, closing) = (publishing.clone(), user.clone(), closing.clone());
+            let writing = Publisher::open(link, channel, user, introduced_within, closing).await;
+            let (publisher, writing) = writing.map_err(|refusal| diagnosis::unopened(refusal, address))?;
+            Ok((publishing, consuming, publisher, writing))
+        };
+        let opened = tokio::time::timeout(within, opening).await;
         let opened = opened.unwrap_or_else(|_| Err(diagnosis::silence(stage, address, within)));
-        let Links { publishing, consuming, channel } = opened?;
-        let user = Arc::new(User::of(source.uri()));
-        // A server judges by its own name what it receives. Under an alarm it hears it later.
-        let introduced_within = (role != Role::Client).then_some(within);
-        let writing =
-            Publisher::open(publishing.clone(), channel, user.clone(), introduced_within, closing.clone()).await;
-        let (publisher, writing) = writing.map_err(|refusal| diagnosis::unopened(refusal, address))?;
+        let (publishing, consuming, publisher, writing) = opened?;
         info!(name, broker = %address, "connected");
         let tasks = TaskTracker::new();
         tasks.spawn(writing);

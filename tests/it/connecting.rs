@@ -1,14 +1,16 @@
 //! Connecting: to whom and to nobody else, for how long, and what is said when there is no connection.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use futures::future::join_all;
 use hopline::{Client, DeadLetters, Error, Server, State};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 use crate::node::when;
@@ -31,6 +33,25 @@ enum Does {
     Ends,
     /// Nothing.
     Waits,
+    /// Logs in whoever comes, and does nothing from then on.
+    LogsIn,
+}
+
+/// A frame of AMQP with this method of the class `connection`.
+fn method(id: u8, arguments: &[u8]) -> Vec<u8> {
+    let size = u32::try_from(4 + arguments.len()).expect("a short one").to_be_bytes();
+    [&[1, 0, 0][..], &size, &[0, 10, 0, id], arguments, &[0xce]].concat()
+}
+
+/// Reads until the other side has called this method of the class `connection`.
+async fn called(stream: &mut TcpStream, id: u8) -> io::Result<()> {
+    let mut heard = Vec::new();
+    while !heard.windows(4).any(|bytes| bytes == [0, 10, 0, id]) {
+        if stream.read_buf(&mut heard).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(())
 }
 
 impl Peer {
@@ -56,6 +77,17 @@ impl Peer {
                         }
                         Does::Ends => return Ok(()),
                         Does::Waits => {}
+                        Does::LogsIn => {
+                            stream.read_exact(&mut heard).await?;
+                            // start: version 0-9, no properties, one mechanism, one language.
+                            let start = b"\0\x09\0\0\0\0\0\0\0\x05PLAIN\0\0\0\x05en_US";
+                            stream.write_all(&method(10, start)).await?;
+                            called(&mut stream, 11).await?;
+                            // tune: 2047 channels, 128 KiB, no heartbeat.
+                            stream.write_all(&method(30, &[7, 255, 0, 2, 0, 0, 0, 0])).await?;
+                            called(&mut stream, 40).await?;
+                            stream.write_all(&method(41, &[0])).await?;
+                        }
                     }
                     while stream.read(&mut heard).await? > 0 {}
                     Ok(())
@@ -169,6 +201,25 @@ async fn who_says_nothing_keeps_neither_socket_nor_thread_of_those_who_gave_it_u
     }
     drop(connecting);
     when(async || sockets_to(peer.address.port()), |left| *left == 0).await;
+}
+
+#[tokio::test]
+async fn who_falls_silent_after_the_login_is_waited_for_no_longer_than_was_allowed() {
+    let peer = Peer::new(Does::LogsIn).await;
+    let (url, short) = (peer.url(), Duration::from_secs(2));
+    let outcomes = tokio::join!(
+        Client::builder().connect_timeout(short).connect(&url).map(|outcome| outcome.map(drop)),
+        Server::builder().connect_timeout(short).connect(&url).map(|outcome| outcome.map(drop)),
+        DeadLetters::builder().connect_timeout(short).connect(&url, "mail").map(|outcome| outcome.map(drop)),
+    );
+    for outcome in [outcomes.0, outcomes.1, outcomes.2] {
+        let Err(Error::Connect { reason, .. }) = outcome else { panic!("{outcome:?}") };
+        assert!(
+            reason.starts_with("no answer within 2s: the broker accepts the login and opens no channel"),
+            "{reason}"
+        );
+    }
+    assert_eq!(peer.came(), 5, "servers and operators have two connections");
 }
 
 #[tokio::test]
