@@ -1,15 +1,19 @@
 //! Dead letters: what a service could not run, to be looked into, replayed or dropped by an operator.
 
+mod builder;
 mod letter;
 mod publish;
 
 use std::collections::HashSet;
 use std::fmt;
+use std::future::Future;
+use std::time::Duration;
 
 use crate::error::Error;
 use crate::topology::{Namespace, ServiceId};
-use crate::transport::{Confirm, Delivery, Publication, Role, Settle, Transport};
+use crate::transport::{Confirm, Delivery, Publication, Settle, Transport};
 
+pub use builder::DeadLettersBuilder;
 pub use letter::{DeadLetter, EarlierDeath, LetterKind};
 
 /// The dead letters of one service: oneway calls that failed in every attempt, and messages that no attempt could help.
@@ -24,7 +28,7 @@ pub use letter::{DeadLetter, EarlierDeath, LetterKind};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), hopline::Error> {
 /// let server = Server::connect("memory://").await?.serve(Service::new("mail", 1)).start().await?;
-/// let dead = DeadLetters::open("memory://", "hopline", "mail").await?;
+/// let dead = DeadLetters::connect("memory://", "mail").await?;
 /// for letter in dead.list(100).await? {
 ///     println!("{} {:?}: {}", letter.id, letter.method, letter.reason);
 /// }
@@ -37,6 +41,8 @@ pub struct DeadLetters {
     transport: Transport,
     namespace: Namespace,
     service: ServiceId,
+    /// How long the broker may take over each answer.
+    timeout: Duration,
 }
 
 /// Which dead letters are meant.
@@ -80,16 +86,19 @@ enum Act {
 }
 
 impl DeadLetters {
-    /// Connects to the broker that `url` names, for the dead letters of `service`, which is `name` or `name.vMAJOR`, in a
-    /// namespace, usually `hopline`.
+    /// Connects with default settings to the broker that `url` names, for the dead letters of `service`, which is `name` or
+    /// `name.vMAJOR`.
     ///
     /// # Errors
-    /// `Invalid` for an address or a name that cannot be used, `Connect` when the broker does not answer or refuses.
-    pub async fn open(url: &str, namespace: &str, service: &str) -> Result<Self, Error> {
-        let namespace = Namespace::new(namespace).map_err(Error::Invalid)?;
-        let service = ServiceId::parse(service).map_err(Error::Invalid)?;
-        // As a server, which knows from the beginning who it is to the broker.
-        Ok(Self { transport: Transport::connect(url, Role::Server).await?, namespace, service })
+    /// As [`DeadLettersBuilder::connect`].
+    pub async fn connect(url: &str, service: &str) -> Result<Self, Error> {
+        Self::builder().connect(url, service).await
+    }
+
+    /// Settings to change before connecting.
+    #[must_use]
+    pub fn builder() -> DeadLettersBuilder {
+        DeadLettersBuilder::default()
     }
 
     /// Those of another service, by the same connection.
@@ -103,9 +112,11 @@ impl DeadLetters {
     /// How many there are.
     ///
     /// # Errors
-    /// `NoService` when no instance of the service was ever there, `Broker`, `Disconnected`.
+    /// `NoService` when no instance of the service was ever there, `Broker` for a refusal or when it does not answer within
+    /// [`DeadLettersBuilder::timeout`], `Disconnected`.
     pub async fn count(&self) -> Result<u64, Error> {
-        let count = self.transport.count(&self.namespace.dead_queue(&self.service)).await?;
+        let queue = self.namespace.dead_queue(&self.service);
+        let count = self.answered("count dead letters", self.transport.count(&queue)).await?;
         count.ok_or_else(|| Error::NoService { service: self.service.to_string() })
     }
 
@@ -154,7 +165,7 @@ impl DeadLetters {
     /// As [`DeadLetters::count`], and `Blocked` when the broker has taken nothing for 5 s, being short of memory or disk.
     /// What `each` was told has happened. Of the one letter after that, `may_have_run` tells: with `false` it is only where
     /// it was, with `true` it may be run as well, once the broker takes messages again. So may a letter whose queue has not
-    /// confirmed it for 30 s, as when most of its nodes are away: that is `Broker`.
+    /// confirmed it within [`DeadLettersBuilder::timeout`], as when most of its nodes are away: that is `Broker`.
     pub async fn replay(&self, which: &WhichLetters, each: impl FnMut(&Handled)) -> Result<Vec<Handled>, Error> {
         self.act(Act::Replay, which, each).await
     }
@@ -228,7 +239,7 @@ impl DeadLetters {
     }
 
     async fn publish(&self, publication: Publication) -> Result<Fate, Error> {
-        Ok(match publish::publish(&self.transport, publication).await? {
+        Ok(match publish::publish(&self.transport, publication, self.timeout).await? {
             Confirm::Accepted => Fate::Replayed,
             Confirm::Returned => {
                 Fate::Kept("the queue or the instance that it was for is not there any more".to_owned())
@@ -239,7 +250,16 @@ impl DeadLetters {
     }
 
     async fn next(&self) -> Result<Option<Delivery>, Error> {
-        self.transport.get(&self.namespace.dead_queue(&self.service)).await
+        let queue = self.namespace.dead_queue(&self.service);
+        self.answered("take a dead letter out of its queue", self.transport.get(&queue)).await
+    }
+
+    /// The broker's answer to an `operation`, if it comes in time.
+    async fn answered<T>(&self, operation: &str, answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        tokio::time::timeout(self.timeout, answer).await.unwrap_or_else(|_| {
+            let reason = format!("it gave no answer within {:?}", self.timeout);
+            Err(Error::Broker { operation: operation.to_owned(), reason })
+        })
     }
 }
 

@@ -87,7 +87,7 @@ where
     /// No connection could be made.
     #[error("cannot connect to {url}: {reason}")]
     Connect {
-        /// The address, its password masked.
+        /// The address, without user, password and options.
         url: String,
         /// Why not.
         reason: String,

@@ -84,7 +84,7 @@ pub use client::{Absent, Client, ClientBuilder, Coalesce, Traffic, WhenFull};
 pub use codec::{Codec, CodecError};
 pub use compression::Compression;
 pub use context::Context;
-pub use dead::{DeadLetter, DeadLetters, EarlierDeath, Fate, Handled, LetterKind, WhichLetters};
+pub use dead::{DeadLetter, DeadLetters, DeadLettersBuilder, EarlierDeath, Fate, Handled, LetterKind, WhichLetters};
 pub use error::{Code, Error, Fault, Unanswered};
 pub use registry::{Instance, InstanceStats, MethodInfo};
 pub use server::{Caller, Running, Server, ServerBuilder};

@@ -111,7 +111,16 @@ impl ServerBuilder {
         self
     }
 
-    /// How long each address of the broker may take to accept a connection. Default 5 s.
+    /// What people are to call this server, so that they find its connection: it is shown by the broker as
+    /// `NAME server PROCESS INSTANCE`, and in the log. 1 to 64 bytes, no control characters. Default: the program's name.
+    #[must_use]
+    pub fn name(mut self, name: &str) -> Self {
+        self.dial.name = Some(name.to_owned());
+        self
+    }
+
+    /// How long each address of the broker may take until its connection can be used, from the first question to the name
+    /// server on; an address may say otherwise (`?connection_timeout=`, in milliseconds). Default 10 s.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.dial.timeout = timeout;
@@ -143,9 +152,9 @@ impl ServerBuilder {
     pub async fn connect(self, url: &str) -> Result<Server, Error> {
         self.namespace.clone().map_err(Error::Invalid)?;
         Compression::check(self.compression).map_err(Error::Invalid)?;
-        let dial = self.dial.dial(url)?;
+        let instance: Arc<str> = short_id().into();
+        let dial = self.dial.dial(url)?.of(instance.clone());
         let transport = dial.connect(Role::Server).await?;
-        let instance = short_id().into();
         Ok(Server {
             dial,
             transport,

@@ -68,6 +68,8 @@ impl State {
 #[derive(Debug)]
 pub(crate) struct Attempts {
     state: Arc<watch::Sender<State>>,
+    /// What the connection is called.
+    name: String,
     since: Instant,
     /// Whether there has been a connection.
     lost: bool,
@@ -77,9 +79,9 @@ pub(crate) struct Attempts {
 }
 
 impl Attempts {
-    /// `reason` is what ended the connection; none if there has not been one.
-    pub(crate) fn new(state: Arc<watch::Sender<State>>, reason: Option<Arc<str>>) -> Self {
-        let mut attempts = Self { state, since: Instant::now(), lost: reason.is_some(), reason, number: 1 };
+    /// For the connection called `name`. `reason` is what ended it; none if there has not been one.
+    pub(crate) fn new(state: Arc<watch::Sender<State>>, name: String, reason: Option<Arc<str>>) -> Self {
+        let mut attempts = Self { state, name, since: Instant::now(), lost: reason.is_some(), reason, number: 1 };
         attempts.tell();
         attempts
     }
@@ -87,7 +89,7 @@ impl Attempts {
     /// Waits before the next attempt, for a time that grows.
     pub(crate) async fn after(&mut self, error: &Error) {
         let pause = pause_before_next(self.since);
-        warn!(attempt = self.number, %error, ?pause, "no connection to the broker");
+        warn!(name = self.name, attempt = self.number, %error, ?pause, "no connection to the broker");
         self.reason = Some(error.to_string().into());
         self.tell();
         tokio::time::sleep(pause).await;
@@ -96,7 +98,7 @@ impl Attempts {
     }
 
     pub(crate) fn succeeded(&self) {
-        info!(attempts = self.number, after = ?self.since.elapsed(), "connected");
+        info!(name = self.name, attempts = self.number, after = ?self.since.elapsed(), "connected");
     }
 
     fn tell(&mut self) {

@@ -2,6 +2,7 @@
 //!
 //! Not part of the library's stable API: it is public so that one suite can hold every broker to the same contract.
 
+mod address;
 mod consuming;
 mod dial;
 pub mod memory;
@@ -18,7 +19,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{broadcast, oneshot};
-use url::Url;
 
 pub use self::consuming::{Consumer, ConsumerEnd, Death, Delivery, Mode, Settle};
 pub(crate) use self::consuming::{Life, Settler};
@@ -49,6 +49,18 @@ pub enum Role {
     Client,
     /// One connection for each direction.
     Server,
+    /// As a server, but for people who look after one.
+    Operator,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Client => "client",
+            Self::Server => "server",
+            Self::Operator => "operator",
+        })
+    }
 }
 
 impl Transport {
@@ -303,35 +315,4 @@ pub enum Event {
     Unblocked,
     /// The connection is gone, and why.
     Lost(Arc<str>),
-}
-
-/// An address as it may be shown: the password replaced by `***`.
-#[must_use]
-pub fn masked(url: &str) -> impl fmt::Display {
-    match Url::parse(url) {
-        Ok(mut parsed) if parsed.password().is_some() => {
-            // Only an address without a host refuses a password, and such a one has none.
-            let _ = parsed.set_password(Some("***"));
-            parsed.to_string()
-        }
-        Ok(parsed) => parsed.to_string(),
-        // What does not parse may hold a password anywhere: show no more than its scheme.
-        Err(_) => match url.split_once("://") {
-            Some((scheme, _)) => format!("{scheme}://..."),
-            None => "...".to_owned(),
-        },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_password_is_never_shown() {
-        assert_eq!(masked("amqp://bob:s3cret@host:1/v").to_string(), "amqp://bob:***@host:1/v");
-        assert_eq!(masked("amqp://bob:s3cret@ho st").to_string(), "amqp://...");
-        assert_eq!(masked("s3cret").to_string(), "...");
-        assert_eq!(masked("memory://").to_string(), "memory://");
-    }
 }

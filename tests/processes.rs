@@ -269,8 +269,11 @@ async fn a_process_without_a_broker_says_which_and_hides_the_password() {
     let output = soon(output).await.expect("it can be run");
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.starts_with(&format!("server: cannot connect to amqp://somebody:***@127.0.0.1:{port}: ")), "{said}");
-    assert!(!said.contains("s3cret"), "{said}");
+    assert!(
+        said.starts_with(&format!("server: cannot connect to amqp://127.0.0.1:{port}: nobody listens there")),
+        "{said}"
+    );
+    assert!(!said.contains("s3cret") && !said.contains("somebody"), "{said}");
     assert_eq!(said.lines().count(), 1, "{said}");
     assert!(output.stdout.is_empty(), "it is not ready");
 }

@@ -4,15 +4,20 @@
 //! This needs a RabbitMQ of its own, of the version that `HOPLINE_TEST_NODE` names: `scripts/test` runs it with both, and
 //! without one the tests say so and end.
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::{Output, Stdio};
+use std::sync::LazyLock;
 
-use hopline::{Client, Context, Error, Fault, Server, Tls};
+use hopline::{Client, Context, DeadLetters, Error, Fault, Running, Server, Tls};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
 
 mod node;
+mod proxy;
 
 use node::Node;
-use tokio::sync::OnceCell;
+use proxy::Proxy;
+use tokio::sync::{OnceCell, RwLock};
 
 /// A node that speaks TLS, and who is who.
 struct Scene {
@@ -29,7 +34,12 @@ struct Scene {
     strict_port: u16,
     /// Has a certificate that has expired.
     expired_port: u16,
+    /// Has a certificate for the IP addresses of this machine alone.
+    ip_port: u16,
 }
+
+/// Held by who logs in by certificate, and alone by who forbids that for a moment.
+static BY_CERTIFICATE: RwLock<()> = RwLock::const_new(());
 
 type Ca = CertifiedIssuer<'static, KeyPair>;
 
@@ -49,9 +59,9 @@ fn issued(ca: &Ca, name: &str, hosts: &[&str], change: impl FnOnce(&mut Certific
     (parameters.signed_by(&key, ca).expect("it can be signed").pem(), key.serialize_pem())
 }
 
-/// Three ports that nobody has.
-fn free_ports() -> [u16; 3] {
-    let taken = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").expect("there is a free port"));
+/// Ports that nobody has.
+fn free_ports<const N: usize>() -> [u16; N] {
+    let taken = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").expect("there is a free port"));
     taken.map(|listener| listener.local_addr().expect("it is bound").port())
 }
 
@@ -62,7 +72,8 @@ impl Scene {
         let expired = issued(&ca, "broker", &["localhost"], |parameters| {
             (parameters.not_before, parameters.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
         });
-        let [port, strict_port, expired_port] = free_ports();
+        let by_ip = issued(&ca, "broker", &["127.0.0.1", "::1"], |_| {});
+        let [port, strict_port, expired_port, ip_port] = free_ports();
         let conf = format!(
             "listeners.ssl.1 = 127.0.0.1:{port}\n\
              ssl_options.cacertfile = @conf@/ca.pem\n\
@@ -81,9 +92,13 @@ impl Scene {
             ("server.key", &server.1),
             ("expired.pem", &expired.0),
             ("expired.key", &expired.1),
+            ("ip.pem", &by_ip.0),
+            ("ip.key", &by_ip.1),
         ];
         let node = Node::with(version, &conf, &files, &["rabbitmq_auth_mechanism_ssl"]).await;
-        for (port, certificate, strict) in [(strict_port, "server", true), (expired_port, "expired", false)] {
+        for (port, certificate, strict) in
+            [(strict_port, "server", true), (expired_port, "expired", false), (ip_port, "ip", false)]
+        {
             let folder = node.folder().await;
             let [ca, pem, key] = ["ca.pem", &format!("{certificate}.pem"), &format!("{certificate}.key")]
                 .map(|file| format!("{folder}/{file}"));
@@ -102,7 +117,7 @@ impl Scene {
         let nobody = issued(&ca, "nobody", &[], |_| {});
         let stranger = issued(&other_ca, "billing", &[], |_| {});
         let (ca, other_ca) = (ca_pem, other_ca_pem);
-        Self { node, ca, other_ca, billing, nobody, stranger, port, strict_port, expired_port }
+        Self { node, ca, other_ca, billing, nobody, stranger, port, strict_port, expired_port, ip_port }
     }
 
     /// The one scene of all tests, if there is a version to test. It goes with the process.
@@ -121,6 +136,13 @@ impl Scene {
     }
 }
 
+/// A calculator that can be called.
+async fn calculator(tls: Tls, url: &str) -> Running {
+    let server = Server::builder().tls(tls).connect(url).await.expect("it is trusted");
+    let add = |_: Context, (a, b): (i64, i64)| async move { Ok::<_, Fault>(a + b) };
+    server.method("calculator", "add", add).start().await.expect("served")
+}
+
 async fn connected(tls: Tls, url: &str) -> Result<Client, Error> {
     Client::builder().tls(tls).connect(url).await
 }
@@ -137,9 +159,7 @@ async fn refusal(tls: Tls, url: &str) -> String {
 async fn a_ca_of_ones_own_is_trusted_and_no_other() {
     let Some(scene) = Scene::get().await else { return };
     let url = format!("amqps://guest:guest@localhost:{}", scene.port);
-    let server = Server::builder().tls(scene.trusting()).connect(&url).await.expect("it is trusted");
-    let add = |_: Context, (a, b): (i64, i64)| async move { Ok::<_, Fault>(a + b) };
-    let _server = server.method("calculator", "add", add).start().await.expect("served");
+    let _server = calculator(scene.trusting(), &url).await;
     let client = connected(scene.trusting(), &url).await.expect("it is trusted");
     assert_eq!(client.call::<i64>("calculator", "add", (2, 3)).await.expect("answered"), 5);
 
@@ -164,6 +184,30 @@ async fn a_certificate_has_to_be_valid_and_for_the_host() {
 }
 
 #[tokio::test]
+async fn an_ip_address_has_to_be_in_the_certificate() {
+    let Some(scene) = Scene::get().await else { return };
+    let on_ipv6 = |port| Proxy::at("[::1]:0", SocketAddr::from(([127, 0, 0, 1], port)));
+    let (right, wrong) = (on_ipv6(scene.ip_port).await, on_ipv6(scene.port).await);
+    for address in [format!("127.0.0.1:{}", scene.ip_port), right.address().to_string()] {
+        let url = format!("amqps://guest:guest@{address}");
+        connected(scene.trusting(), &url).await.unwrap_or_else(|error| panic!("{url}: {error}")).close().await;
+    }
+    let reason = refusal(scene.trusting(), &format!("amqps://guest:guest@{}", wrong.address())).await;
+    assert!(reason.contains("another host name") && reason.contains("localhost"), "{reason}");
+    let reason = refusal(scene.trusting(), &format!("amqps://guest:guest@localhost:{}", scene.ip_port)).await;
+    assert!(reason.contains("another host name"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_port_for_tls_alone_is_named_as_such() {
+    let Some(scene) = Scene::get().await else { return };
+    match Client::connect(&format!("amqp://guest:guest@localhost:{}", scene.port)).await {
+        Err(Error::Connect { reason, .. }) => assert!(reason.contains("use amqps://"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
 async fn a_broker_that_asks_for_a_certificate_says_so() {
     let Some(scene) = Scene::get().await else { return };
     let url = format!("amqps://guest:guest@localhost:{}", scene.strict_port);
@@ -178,6 +222,7 @@ async fn a_broker_that_asks_for_a_certificate_says_so() {
 #[tokio::test]
 async fn who_has_a_certificate_needs_no_password() {
     let Some(scene) = Scene::get().await else { return };
+    let _alone = BY_CERTIFICATE.write().await;
     let url = format!("amqps://localhost:{}", scene.strict_port);
     let server = Server::builder().tls(scene.known_by(&scene.billing)).connect(&url).await.expect("it may log in");
     let who = |context: Context, (_,): (u8,)| async move { Ok::<_, Fault>(context.user().map(str::to_owned)) };
@@ -196,6 +241,14 @@ async fn who_has_a_certificate_needs_no_password() {
 }
 
 #[tokio::test]
+async fn of_several_addresses_each_is_connected_to_as_it_says() {
+    let Some(scene) = Scene::get().await else { return };
+    // The first one is not trusted, and the other has no TLS.
+    let url = format!("amqps://localhost:{},{}", scene.port, scene.node.url());
+    Client::connect(&url).await.expect("the second one is there").close().await;
+}
+
+#[tokio::test]
 async fn settings_for_tls_are_for_amqps_alone() {
     for url in ["amqp://localhost", "memory://", "amqps://localhost,amqp://localhost"] {
         match connected(Tls::new(), url).await {
@@ -211,4 +264,82 @@ async fn a_broker_without_tls_is_named_as_such() {
     let url = scene.node.url().replace("amqp://", "amqps://").replace("127.0.0.1", "localhost");
     let reason = refusal(scene.trusting(), &url).await;
     assert!(reason.contains("does not speak TLS"), "{reason}");
+}
+
+#[tokio::test]
+async fn dead_letters_are_looked_at_by_tls() {
+    let Some(scene) = Scene::get().await else { return };
+    let _may = BY_CERTIFICATE.read().await;
+    let url = format!("amqps://localhost:{}", scene.strict_port);
+    let _server = calculator(scene.known_by(&scene.billing), &url).await;
+    let builder = DeadLetters::builder().tls(scene.known_by(&scene.billing));
+    let dead = builder.connect(&url, "calculator").await.expect("it may log in");
+    assert_eq!(dead.count().await.expect("its server has made its queue"), 0);
+    dead.close().await;
+    match DeadLetters::builder().tls(Tls::new()).connect(&url, "calculator").await {
+        Err(Error::Connect { reason, .. }) => assert!(reason.contains("unknown CA"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The command `hopline`, once cargo has built it.
+static HOPLINE: LazyLock<PathBuf> = LazyLock::new(|| {
+    let mut build = std::process::Command::new(env!("CARGO"));
+    build.current_dir(env!("CARGO_MANIFEST_DIR"));
+    build.args(["build", "--quiet", "--package", "hopline-cli", "--message-format=json"]);
+    let built = build.stderr(Stdio::inherit()).output().expect("cargo can be run");
+    assert!(built.status.success(), "the command is built");
+    let told = built.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let mut programs = told.filter_map(|line| {
+        let told: serde_json::Value = serde_json::from_slice(line).expect("cargo tells it in JSON");
+        told["executable"].as_str().map(PathBuf::from)
+    });
+    programs.next().expect("it is a program")
+});
+
+async fn hopline(arguments: &[&str]) -> Output {
+    let mut command = tokio::process::Command::new(&*HOPLINE);
+    for variable in ["HOPLINE_URL", "HOPLINE_CA", "HOPLINE_CERT", "HOPLINE_KEY", "RUST_LOG"] {
+        command.env_remove(variable);
+    }
+    command.args(arguments).stdin(Stdio::null()).kill_on_drop(true).output().await.expect("it can be run")
+}
+
+#[tokio::test]
+async fn the_command_has_options_for_tls() {
+    let Some(scene) = Scene::get().await else { return };
+    let _may = BY_CERTIFICATE.read().await;
+    let url = format!("amqps://localhost:{}", scene.strict_port);
+    let _server = calculator(scene.known_by(&scene.billing), &url).await;
+    let folder = std::env::temp_dir().join(format!("hopline-tls-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("there is room for it");
+    let file = |name: &str, text: &str| {
+        std::fs::write(folder.join(name), text).expect("there is room for it");
+        folder.join(name).to_str().expect("it is text").to_owned()
+    };
+    let (ca, cert, key) =
+        (file("ca.pem", &scene.ca), file("billing.pem", &scene.billing.0), file("billing.key", &scene.billing.1));
+    let by_tls = ["--url", &url, "--ca", &ca, "--cert", &cert, "--key", &key];
+    let run = async |command: &[&str], options: &[&str]| {
+        let output = hopline(&[command, options].concat()).await;
+        let [printed, said] = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        (output.status.code(), printed, said)
+    };
+    let called = run(&["call", "calculator.add", "[2, 3]"], &by_tls).await;
+    assert_eq!(called, (Some(0), "5\n".to_owned(), String::new()));
+    let listed = run(&["dead", "ls", "calculator", "--json"], &by_tls).await;
+    assert_eq!(listed, (Some(0), "[]\n".to_owned(), String::new()));
+    // It has got so far that it knows that nobody serves a bench.
+    let (code, _, said) = run(&["bench", "call", "--seconds", "0.1"], &by_tls).await;
+    assert!(code == Some(1) && said.contains("nobody serves `bench.v1`"), "{said}");
+
+    let (code, _, said) = run(&["call", "calculator.add"], &["--url", &url]).await;
+    assert!(code == Some(1) && said.contains("unknown CA: give its CA with `--ca`"), "{said}");
+    let (code, _, said) = run(&["call", "calculator.add"], &["--url", &url, "--ca", &ca]).await;
+    assert!(code == Some(1) && said.contains("`--cert` and `--key`"), "{said}");
+    let (code, _, said) = run(&["call", "calculator.add"], &["--url", &url, "--ca", "/no/such/file"]).await;
+    assert!(code == Some(2) && said.contains("`--ca /no/such/file` cannot be read"), "{said}");
+    let (code, _, said) = run(&["call", "calculator.add"], &["--url", "amqp://localhost", "--ca", &ca]).await;
+    assert!(code == Some(2) && said.contains("use amqps://"), "{said}");
+    std::fs::remove_dir_all(folder).expect("it is ours");
 }

@@ -5,7 +5,7 @@
 use std::io::Write;
 use std::sync::{LazyLock, Mutex};
 
-use hopline::{Client, Context, Fault, Server};
+use hopline::{Client, Context, Fault, Server, State};
 use tracing_subscriber::fmt::format::FmtSpan;
 
 /// Everything that this process logs.
@@ -71,10 +71,36 @@ async fn a_password_is_never_logged() {
         assert!(!error.to_string().contains("s3cret"), "{error}");
         assert!(!format!("{error:?}").contains("s3cret"), "{error:?}");
     }
+    for url in ["amqp://bob:12#s3cret@127.0.0.1:1", "amqp:bob:s3cret@127.0.0.1", "amqp://127.0.0.1:1/s3cret@v"] {
+        let error = Client::connect(url).await.expect_err("no address");
+        assert!(!format!("{error} {error:?}").contains("s3cret"), "{error:?}");
+    }
     let client = Client::connect(&broker).await.expect("the broker is there");
     assert!(!format!("{client:?}").contains("guest:guest"));
     let log = logged();
     assert!(!log.contains("s3cret") && !log.contains("guest:guest"), "{log}");
+}
+
+#[tokio::test]
+async fn what_is_logged_of_a_connection_says_whose_it_is() {
+    LazyLock::force(&LISTENING);
+    let process = std::process::id();
+    // Nobody listens there, as it will find out again and again.
+    let client =
+        Client::builder().name("billing-web").connect_lazy("amqp://bob:s3cret@127.0.0.1:1/v").expect("an address");
+    let failed = |state: &State| matches!(state, State::Connecting { reason: Some(_) });
+    client.state().wait_for(failed).await.expect("the client is there");
+    let log = logged();
+    let line = log.lines().find(|line| line.contains("no connection to the broker") && line.contains("billing-web"));
+    let line = line.unwrap_or_else(|| panic!("nothing of it in {log}"));
+    assert!(line.contains(&format!("name=\"billing-web client {process} ")), "{line}");
+    assert!(line.contains("cannot connect to amqp://127.0.0.1:1/v: "), "{line}");
+    if !broker().starts_with("memory:") {
+        let _client = Client::builder().name("billing-cron").connect(&broker()).await.expect("the broker is there");
+        let log = logged();
+        let line = log.lines().find(|line| line.contains("connected") && line.contains("billing-cron"));
+        assert!(line.is_some_and(|line| line.contains("broker=amqp://127.0.0.1:")), "{line:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,8 +14,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use hopline::{Coalesce, Error};
+use hopline::{Client, Coalesce, Error, Server};
 use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::address::{Address, said};
 
 /// The largest payload, in bytes: what a message may take by default.
 const MAX_SIZE: usize = 16 * 1024 * 1024;
@@ -35,18 +37,26 @@ pub(crate) enum Bench {
 /// Where the broker is, and a place on it that real services do not use.
 #[derive(Args)]
 struct Broker {
-    /// The broker's address
-    #[arg(long, env = "HOPLINE_URL", default_value = "amqp://localhost", hide_env_values = true)]
-    url: String,
+    #[command(flatten)]
+    address: Address,
     /// The prefix of every name on the broker
     #[arg(long, default_value = "hopline-bench")]
     namespace: String,
 }
 
 impl Broker {
+    async fn client(&self, coalesce: Coalesce) -> Result<Client, Error> {
+        let builder = self.address.client()?.namespace(&self.namespace).coalesce(coalesce);
+        builder.connect(&self.address.url).await
+    }
+
+    async fn server(&self) -> Result<Server, Error> {
+        self.address.server()?.namespace(&self.namespace).connect(&self.address.url).await
+    }
+
     /// Whether it ends with this process, so that whoever calls has to serve as well.
     fn in_memory(&self) -> bool {
-        self.url.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("memory:"))
+        self.address.url.trim_start().get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("memory:"))
     }
 }
 
@@ -67,12 +77,11 @@ impl Failed {
 
 impl From<Error> for Failed {
     fn from(error: Error) -> Self {
-        let said = error.to_string().replace('\n', " ");
+        let said = said(&error);
         match error {
             // A name or an address that cannot be used is a matter of usage.
             Error::Invalid(_) => Self::Usage(said),
             Error::NoService { .. } => Self::Run(format!("{said} (start one with `hopline bench serve`)")),
-            Error::Connect { .. } => Self::Run(format!("{said} (`--url` or HOPLINE_URL names another broker)")),
             _ => Self::Run(said),
         }
     }

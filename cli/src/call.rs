@@ -2,12 +2,17 @@
 
 use std::io::Write;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use hopline::topology::{ServiceId, check_name};
-use hopline::{Client, Codec, Error};
+use hopline::{Codec, Error};
 use serde_json::Value;
+
+use crate::address::{Address, connect_timeout, duration, one_line, said, within};
+
+/// How long the connection may take to close, with a call that is cancelled to be told of.
+const CLOSING: Duration = Duration::from_secs(1);
 
 /// Call a method and print its reply as JSON.
 ///
@@ -24,10 +29,9 @@ pub(crate) struct Call {
     /// The arguments: a JSON array with one element for each
     #[arg(value_name = "ARGUMENTS", default_value = "[]", value_parser = arguments)]
     arguments: Arguments,
-    /// The broker's address
-    #[arg(long, env = "HOPLINE_URL", default_value = "amqp://localhost", hide_env_values = true)]
-    url: String,
-    /// How long the call may take, such as 500ms, 5s or 2m
+    #[command(flatten)]
+    address: Address,
+    /// How long it may take in all, connecting included, such as 500ms, 5s or 2m
     #[arg(long, default_value = "30s", value_parser = duration)]
     timeout: Duration,
     /// The prefix of every name on the broker
@@ -48,6 +52,17 @@ struct Target {
 #[derive(Clone)]
 struct Arguments(Vec<Value>);
 
+/// Why there is no reply, and what the command exits with: 1 when the call failed, 2 on bad usage.
+struct Failed(String, u8);
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        // A name or an address that cannot be used is a matter of usage.
+        let code = if matches!(error, Error::Invalid(_)) { 2 } else { 1 };
+        Self(said(&error), code)
+    }
+}
+
 impl Call {
     pub(crate) fn run(self) -> ExitCode {
         match hopline::blocking::wait(self.reply()) {
@@ -56,34 +71,38 @@ impl Call {
                 // Whoever reads this program's output has gone.
                 Err(_) => ExitCode::FAILURE,
             },
-            // A name or an address that cannot be used is a matter of usage.
-            Err(error @ Error::Invalid(_)) => failed(&error, 2),
-            Err(error) => failed(&error, 1),
+            Err(Failed(said, code)) => {
+                eprintln!("hopline: {said}");
+                ExitCode::from(code)
+            }
         }
     }
 
-    async fn reply(self) -> Result<Value, Error<Value>> {
-        let Self { target, arguments, url, timeout, namespace, to } = self;
-        let builder = Client::builder().namespace(&namespace).codec(Codec::Json);
-        let client = builder.connect(&url).await.map_err(Error::widen)?;
+    async fn reply(self) -> Result<Value, Failed> {
+        let Self { target, arguments, address, timeout, namespace, to } = self;
+        let began = Instant::now();
+        let builder =
+            address.client()?.namespace(&namespace).codec(Codec::Json).connect_timeout(connect_timeout(timeout));
+        let client = within(timeout, builder.connect(&address.url), |late| Failed(late, 1)).await?;
+        let left = timeout.saturating_sub(began.elapsed());
         let mut call =
-            client.call::<Value>(&target.service, &target.method, arguments.0).fails_with::<Value>().timeout(timeout);
+            client.call::<Value>(&target.service, &target.method, arguments.0).fails_with::<Value>().timeout(left);
         if let Some(instance) = to {
             call = call.to(instance);
         }
         let reply = call.await;
-        client.close().await;
-        reply
+        // A broker that does not answer any more is not waited for.
+        let _ = tokio::time::timeout(CLOSING, client.close()).await;
+        reply.map_err(|error| match error {
+            Error::Service(error) => Failed(format!("the service returned its own error: {error}"), 1),
+            // Of one for which connecting has left no time it says that it was not sent.
+            Error::Timeout { method, after, why } => {
+                Error::Timeout { method, after: if after.is_zero() { after } else { timeout }, why }.into()
+            }
+            Error::Invalid(why) => Error::Invalid(why).into(),
+            other => Failed(one_line(&other), 1),
+        })
     }
-}
-
-fn failed(error: &Error<Value>, code: u8) -> ExitCode {
-    match error {
-        Error::Service(error) => eprintln!("hopline: the service returned its own error: {error}"),
-        Error::Connect { .. } => eprintln!("hopline: {error} (`--url` or HOPLINE_URL names another broker)"),
-        error => eprintln!("hopline: {}", error.to_string().replace('\n', " ")),
-    }
-    ExitCode::from(code)
 }
 
 fn target(text: &str) -> Result<Target, String> {
@@ -100,20 +119,5 @@ fn arguments(text: &str) -> Result<Arguments, String> {
         Ok(Value::Array(arguments)) => Ok(Arguments(arguments)),
         Ok(_) => Err("write a JSON array with one element for each argument, such as '[2, 3]'".to_owned()),
         Err(error) => Err(format!("not JSON: {error}")),
-    }
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    let unit = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(unit);
-    let millis = match unit {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60_000,
-        _ => 0,
-    };
-    match number.parse::<u64>().ok().and_then(|number| number.checked_mul(millis)) {
-        Some(millis) if millis > 0 => Ok(Duration::from_millis(millis)),
-        _ => Err("write a number above 0 and a unit: 500ms, 5s or 2m".to_owned()),
     }
 }

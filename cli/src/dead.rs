@@ -10,6 +10,8 @@ use hopline::{Client, DeadLetter, DeadLetters, Error, Fate, Handled, LetterKind,
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
+use crate::address::{Address, connect_timeout, duration, said, within};
+
 /// How long instances have to tell what they serve.
 const WINDOW: Duration = Duration::from_secs(1);
 /// How much of a reason a table shows, in letters.
@@ -34,14 +36,32 @@ pub(crate) enum Dead {
     Drop(Drop),
 }
 
+/// Where the dead letters are, and how long to wait for them.
 #[derive(Args)]
 struct Broker {
-    /// The broker's address
-    #[arg(long, env = "HOPLINE_URL", default_value = "amqp://localhost", hide_env_values = true)]
-    url: String,
+    #[command(flatten)]
+    address: Address,
     /// The prefix of every name on the broker
     #[arg(long, default_value = "hopline")]
     namespace: String,
+    /// How long connecting may take, and then each answer of the broker, such as 500ms or 5s; 30s at most
+    #[arg(long, default_value = "30s", value_parser = duration)]
+    timeout: Duration,
+}
+
+impl Broker {
+    async fn dead_letters(&self, service: &str) -> Result<DeadLetters, Failed> {
+        let Self { address, namespace, timeout } = self;
+        let builder = address.dead_letters()?.namespace(namespace).timeout(*timeout);
+        let builder = builder.connect_timeout(connect_timeout(*timeout));
+        within(*timeout, builder.connect(&address.url, service), Failed::Run).await
+    }
+
+    async fn client(&self) -> Result<Client, Failed> {
+        let Self { address, namespace, timeout } = self;
+        let builder = address.client()?.namespace(namespace).connect_timeout(connect_timeout(*timeout));
+        within(*timeout, builder.connect(&address.url), Failed::Run).await
+    }
 }
 
 #[derive(Args)]
@@ -116,14 +136,13 @@ enum Failed {
 
 impl From<Error> for Failed {
     fn from(error: Error) -> Self {
-        let said = error.to_string().replace('\n', " ");
+        let said = said(&error);
         match error {
             // A name or an address that cannot be used is a matter of usage.
             Error::Invalid(_) => Self::Usage(said),
             Error::NoService { service } => {
                 Self::Run(format!("`{service}` has no dead letters here: it was never served in this namespace"))
             }
-            Error::Connect { .. } => Self::Run(format!("{said} (`--url` or HOPLINE_URL names another broker)")),
             _ => Self::Run(said),
         }
     }
@@ -152,7 +171,7 @@ impl Dead {
 impl Ls {
     async fn run(self) -> Result<(), Failed> {
         let Some(service) = &self.service else { return self.counts().await };
-        let dead = DeadLetters::open(&self.broker.url, &self.broker.namespace, service).await?;
+        let dead = self.broker.dead_letters(service).await?;
         let count = dead.count().await?;
         let letters = dead.list(self.limit).await?;
         dead.close().await;
@@ -169,14 +188,14 @@ impl Ls {
     }
 
     async fn counts(&self) -> Result<(), Failed> {
-        let client = Client::builder().namespace(&self.broker.namespace).connect(&self.broker.url).await?;
+        let client = self.broker.client().await?;
         let instances = client.instances(WINDOW).await?;
         client.close().await;
         let mut services: Vec<_> = instances.into_iter().map(|instance| instance.service).collect();
         services.dedup();
         let mut counts = Vec::new();
         if let Some(first) = services.first() {
-            let dead = DeadLetters::open(&self.broker.url, &self.broker.namespace, first).await?;
+            let dead = self.broker.dead_letters(first).await?;
             for service in &services {
                 counts.push((service, dead.of(service)?.count().await?));
             }
@@ -193,7 +212,7 @@ impl Ls {
 
 impl Show {
     async fn run(self) -> Result<(), Failed> {
-        let dead = DeadLetters::open(&self.broker.url, &self.broker.namespace, &self.service).await?;
+        let dead = self.broker.dead_letters(&self.service).await?;
         let letter = dead.find(&self.id).await?;
         dead.close().await;
         let Some(letter) = letter else {
@@ -223,7 +242,7 @@ impl Meant {
         if asked && !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
             return Err(Failed::Usage(format!("there is no terminal to ask whether to {what} them: say `--yes`")));
         }
-        let dead = DeadLetters::open(&self.broker.url, &self.broker.namespace, &self.service).await?;
+        let dead = self.broker.dead_letters(&self.service).await?;
         let (which, count) = match self.all {
             true => (WhichLetters::All, dead.count().await?),
             false => (WhichLetters::Ids(self.ids.clone()), self.ids.len() as u64),

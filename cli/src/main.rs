@@ -1,5 +1,6 @@
 //! The `hopline` command.
 
+mod address;
 mod call;
 mod dead;
 mod bench;
@@ -29,7 +30,10 @@ enum What {
 
 fn main() -> ExitCode {
     // Bad usage ends here, with exit code 2.
-    let command = Command::parse();
+    let command = match Command::try_parse() {
+        Ok(command) => command,
+        Err(error) => return told(&error),
+    };
     // lapin logs returned messages, refusals and ends of connections: what became of the call is told once, below.
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,lapin=off"));
     let ansi = std::io::stderr().is_terminal();
@@ -39,4 +43,25 @@ fn main() -> ExitCode {
         What::Dead(dead) => dead.run(),
         What::Bench(bench) => bench.run(),
     }
+}
+
+/// Prints the help, or what is wrong with the usage, which may quote an address that stands where none should.
+fn told(error: &clap::Error) -> ExitCode {
+    let quoted = error.to_string();
+    let is_quoted = std::env::args().any(|argument| {
+        let value = argument.strip_prefix("--").and_then(|option| option.split_once('=')).map(|(_, value)| value);
+        let value = value.unwrap_or(&argument);
+        // The arguments of a call are JSON, and may have anything in them.
+        let is_json = value.starts_with(['[', '{', '"']);
+        !is_json && (value.contains('@') || value.contains("://")) && quoted.contains(value)
+    });
+    if is_quoted {
+        eprintln!(
+            "error: an address stands where none is expected: it is given by `--url` or HOPLINE_URL (see `--help`)"
+        );
+        return ExitCode::from(2);
+    }
+    // Whoever does not read this has gone.
+    let _ = error.print();
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }

@@ -12,8 +12,11 @@ use hopline::{Running, Server};
 #[path = "../../examples/demo/mod.rs"]
 #[allow(dead_code, reason = "the command calls it, not a client of its own")]
 mod demo;
+#[path = "../../tests/proxy/mod.rs"]
+mod proxy;
 
 use demo::{DemoServer, Service};
+use proxy::Proxy;
 
 /// How long a test waits for the command, before it fails.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -23,7 +26,10 @@ const AT_ONCE: Duration = Duration::from_secs(15);
 /// The command, without what the tester's own environment says.
 fn hopline(arguments: &[&str]) -> Command {
     let mut command = assert_cmd::cargo::cargo_bin_cmd!("hopline");
-    command.env_remove("HOPLINE_URL").env_remove("RUST_LOG").timeout(PATIENCE).args(arguments);
+    for variable in ["HOPLINE_URL", "HOPLINE_CA", "HOPLINE_CERT", "HOPLINE_KEY", "RUST_LOG"] {
+        command.env_remove(variable);
+    }
+    command.timeout(PATIENCE).args(arguments);
     command
 }
 
@@ -102,7 +108,8 @@ fn the_version_and_the_help_are_printed() {
     assert_eq!(printed(run(&["--version"])), concat!("hopline ", env!("CARGO_PKG_VERSION")));
     assert!(printed(run(&["--help"])).contains("\n  call "));
     let help = printed(run(&["call", "--help"]));
-    for told in ["<TARGET>", "[ARGUMENTS]", "--url", "HOPLINE_URL", "--timeout", "--namespace", "--to"] {
+    let options = ["--url", "HOPLINE_URL", "--ca", "--cert", "--key", "--timeout", "--namespace", "--to"];
+    for told in ["<TARGET>", "[ARGUMENTS]"].iter().chain(&options) {
         assert!(help.contains(told), "no {told} in {help}");
     }
     let secret = hopline(&["call", "--help"]).env("HOPLINE_URL", "amqp://me:s3cret@host").output();
@@ -137,9 +144,25 @@ fn bad_usage_exits_with_2_and_says_what_to_write() {
 #[test]
 fn a_name_or_an_address_that_cannot_be_used_is_bad_usage() {
     let cases: &[(&[&str], &str)] = &[
-        (&["demo.add", "--url", "http://me:s3cret@host"], "unknown scheme `http://`: use memory://, amqp://"),
-        (&["demo.add", "--url", "s3cret"], "`...` is not an address: "),
-        (&["demo.add", "--url", "amqp://me:s3cret@a b"], "`amqp://...` is not an address: "),
+        (
+            &["demo.add", "--url", "http://me:s3cret@host"],
+            "the broker's address has an unknown scheme: use memory://, amqp://",
+        ),
+        (&["demo.add", "--url", "s3cret"], "the broker's address does not begin with a scheme and `://`: "),
+        (
+            &["demo.add", "--url", "amqp:me:s3cret@host"],
+            "the broker's address does not begin with a scheme and `://`: ",
+        ),
+        (&["demo.add", "--url", "amqp://me:s3cret@a b"], "the broker's address `amqp://...` has a space "),
+        (&["demo.add", "--url", "amqp://me:12#s3cret@a"], "the broker's address `amqp://...` has a `#` in it: "),
+        (
+            &["demo.add", "--url", "amqp://me:s3cret/a"],
+            "the broker's address `amqp://...` has no number from 1 to 65535 ",
+        ),
+        (
+            &["demo.add", "--url", "amqp://a?heartbeat=s3cret"],
+            "the broker's address `amqp://...` has a `heartbeat` that ",
+        ),
         (&["demo.add", "--namespace", "a.b", "--url", "memory://"], "the namespace `a.b` has a '.' in it"),
     ];
     for (arguments, said) in cases {
@@ -147,6 +170,29 @@ fn a_name_or_an_address_that_cannot_be_used_is_bad_usage() {
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
         let line = only_line(output);
         assert!(line.starts_with(said) && !line.contains("s3cret"), "{arguments:?}: {line}");
+    }
+}
+
+#[test]
+fn an_address_in_the_wrong_place_is_not_repeated() {
+    let (address, no_address) = ("amqp://me:s3cret@host", "me:s3cret@host");
+    let json = "--json=amqp://me:s3cret@host";
+    let cases: &[&[&str]] = &[
+        &["call", address, "demo.add"],
+        &["call", no_address],
+        &["call", "demo.add", "[2, 3]", address],
+        &["call", "demo.add", "[2, 3]", "--timeout", address],
+        &["call", "demo.add", address],
+        &["dead", "ls", address],
+        &["dead", "ls", json],
+        &["bench", "call", "--seconds", address],
+        &[address],
+    ];
+    for arguments in cases {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("it is given by `--url` or HOPLINE_URL") && !said.contains("s3cret"), "{said}");
     }
 }
 
@@ -174,8 +220,8 @@ fn without_a_broker_the_address_is_told_and_the_password_is_not() {
     let by_environment = hopline(&["call", "demo.add", "[2, 3]"]).env("HOPLINE_URL", &url).output();
     for output in [by_option, by_environment.expect("it can be run")] {
         let line = failure(output);
-        assert!(line.starts_with(&format!("cannot connect to amqp://me:***@{nowhere}: ")), "{line}");
-        assert!(!line.contains("s3cret"), "{line}");
+        assert!(line.starts_with(&format!("cannot connect to amqp://{nowhere}: nobody listens there")), "{line}");
+        assert!(!line.contains("s3cret") && !line.contains("me:"), "{line}");
     }
 }
 
@@ -184,7 +230,7 @@ fn a_wrong_password_is_told_in_a_line_without_it() {
     let Some(url) = rabbit() else { return };
     let (_, host) = url.rsplit_once('@').expect("it has a user");
     let line = failure(run(&["call", "demo.add", "--url", &format!("amqp://guest:s3cret@{host}")]));
-    assert!(line.starts_with(&format!("cannot connect to amqp://guest:***@{host}: ")), "{line}");
+    assert!(line.starts_with(&format!("cannot connect to amqp://{host}: ")), "{line}");
     assert!(line.contains("check user and password") && !line.contains("s3cret"), "{line}");
 }
 
@@ -275,5 +321,47 @@ async fn a_timeout_ends_the_call() {
     let began = Instant::now();
     let line = failure(scene.call(&["demo.sleep", "[60000]", "--timeout", "200ms"]).await);
     assert!(line.starts_with("`demo.v1.sleep` gave no reply within 200ms: "), "{line}");
+    assert!(began.elapsed() < AT_ONCE, "it took {:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_timeout_ends_connecting_too() {
+    // It accepts, by the system's own hand, and never says a word.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("there is a free port");
+    let address = silent.local_addr().expect("it is bound");
+    let one = format!("amqp://me:s3cret@{address}");
+    // Each of ten may take as long as one.
+    let ten = format!("amqp://me:s3cret@{}", vec![address.to_string(); 10].join(","));
+    let cases: &[&[&str]] = &[&["call", "demo.add", "[2, 3]"], &["dead", "ls", "mail"], &["dead", "ls"]];
+    for arguments in cases {
+        for url in [&one, &ten] {
+            let mut command = hopline(arguments);
+            command.args(["--url", url, "--timeout", "300ms"]);
+            let began = Instant::now();
+            let line = failure(ended(command).await);
+            assert!(line.contains("within 300ms"), "{line}");
+            // Where there is but one, it is told what it does.
+            assert!(url != &one || line.contains("something accepts connections there"), "{line}");
+            assert!(began.elapsed() < AT_ONCE, "it took {:?}", began.elapsed());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_timeout_ends_a_call_of_a_broker_that_has_gone_silent() {
+    let Some(scene) = Scene::new("silent").await else { return };
+    let (_, broker) = scene.url.rsplit_once('@').expect("it has a user");
+    let proxy = Proxy::to(broker.parse().expect("it is an address")).await;
+    let began = Instant::now();
+    let mut command = hopline(&["call", "demo.sleep", "[600000]", "--url", &proxy.url(), "--timeout", "2s"]);
+    command.args(["--namespace", &scene.namespace]);
+    let called = tokio::spawn(ended(command));
+    while proxy.open() == 0 {
+        tokio::task::yield_now().await;
+    }
+    // Wherever it is now, nothing comes back from there.
+    proxy.stall();
+    let line = failure(called.await.expect("no panic"));
+    assert!(line.contains("within 2s"), "{line}");
     assert!(began.elapsed() < AT_ONCE, "it took {:?}", began.elapsed());
 }

@@ -76,7 +76,8 @@ impl Scene {
         let service = Service::new("mail", 1).method(Method::new("send"), send);
         let server = server.serve(service).start().await.expect("it can be served");
         let client = Client::builder().namespace(&namespace).connect(&url).await.expect("the broker is there");
-        let dead = DeadLetters::open(&url, &namespace, "mail").await.expect("the broker is there");
+        let dead =
+            DeadLetters::builder().namespace(&namespace).connect(&url, "mail").await.expect("the broker is there");
         Some(Self { url, namespace, client, dead, open, taken, _server: server })
     }
 

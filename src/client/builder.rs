@@ -175,7 +175,16 @@ impl ClientBuilder {
         self
     }
 
-    /// How long each address of the broker may take to accept a connection. Default 5 s.
+    /// What people are to call this client, so that they find its connection: it is shown by the broker as
+    /// `NAME client PROCESS INSTANCE`, and in the log. 1 to 64 bytes, no control characters. Default: the program's name.
+    #[must_use]
+    pub fn name(mut self, name: &str) -> Self {
+        self.dial.name = Some(name.to_owned());
+        self
+    }
+
+    /// How long each address of the broker may take until its connection can be used, from the first question to the name
+    /// server on; an address may say otherwise (`?connection_timeout=`, in milliseconds). Default 10 s.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.dial.timeout = timeout;
@@ -209,6 +218,11 @@ impl ClientBuilder {
     /// several, `amqp://user:password@a,b:5673,c/vhost` or whole addresses with a comma between them. A connection that is
     /// lost is made again, for as long as it takes: see [`Client::state`].
     ///
+    /// A host is a name, of whose addresses the first that answers is taken, or an IPv4 address, or an IPv6 address in
+    /// brackets. What is not a letter or a digit in a user, a password or a virtual host is percent-encoded. After a `?`
+    /// come options with `&` between them: `heartbeat` (seconds, 10 unless set), `frame_max` (bytes, 131072), `channel_max`,
+    /// `auth_mechanism` (`plain`, `amqplain`, `external`, `anonymous`), `connection_timeout` (milliseconds).
+    ///
     /// # Errors
     /// `Invalid` for an address or a setting that cannot be used, `Connect` when no broker answers or it refuses,
     /// `Mismatch` or `Broker` when it refuses what a client needs.
@@ -233,8 +247,9 @@ impl ClientBuilder {
     fn sessions(&self, url: &str) -> Result<Sessions, Error> {
         let namespace = self.namespace.clone().map_err(Error::Invalid)?;
         Compression::check(self.compression).map_err(Error::Invalid)?;
-        let dial = self.dial.dial(url)?;
-        Ok(Sessions { dial, namespace, instance: short_id().into() })
+        let instance: Arc<str> = short_id().into();
+        let dial = self.dial.dial(url)?.of(instance.clone());
+        Ok(Sessions { dial, namespace, instance })
     }
 
     fn client(self, sessions: Sessions, session: Option<Session>) -> Client {

@@ -1,27 +1,33 @@
 //! Publishing that waits neither for the end of a broker's alarm nor for a queue that does not answer.
 
+use std::time::Duration;
+
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::client::BLOCKED_WAIT;
 use crate::error::Error;
-use crate::transport::{ANSWER_TIMEOUT, Confirm, Event, Publication, Transport};
+use crate::transport::{Confirm, Event, Publication, Transport};
 
 /// Publishes once the broker takes messages, and waits for its word.
 ///
 /// # Errors
 /// `Blocked` when it has taken nothing for [`BLOCKED_WAIT`]: the message has left, or will when it can, if `may_have_run`
-/// says so. `Broker` when it has not said a word for [`ANSWER_TIMEOUT`], as a quorum queue without its majority: the
+/// says so. `Broker` when it has not said a word for `timeout`, as a quorum queue without its majority: the
 /// message may be in it. `Disconnected`.
-pub(super) async fn publish(transport: &Transport, publication: Publication) -> Result<Confirm, Error> {
+pub(super) async fn publish(
+    transport: &Transport,
+    publication: Publication,
+    timeout: Duration,
+) -> Result<Confirm, Error> {
     until_open(transport, false).await?;
     let receipt = transport.publish(publication);
     tokio::select! {
         biased;
         confirm = receipt => Ok(confirm?),
         error = blocked_for_long(transport) => Err(error),
-        () = tokio::time::sleep(ANSWER_TIMEOUT) => Err(Error::Broker {
+        () = tokio::time::sleep(timeout) => Err(Error::Broker {
             operation: "confirm a dead letter that is sent again".to_owned(),
-            reason: format!("it gave no answer within {ANSWER_TIMEOUT:?}; the letter is kept, and may run as well"),
+            reason: format!("it gave no answer within {timeout:?}; the letter is kept, and may run as well"),
         }),
     }
 }

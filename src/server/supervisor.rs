@@ -133,7 +133,8 @@ impl Supervisor {
         self.site.health.disconnected();
         let lost = self.site.transport();
         tokio::spawn(async move { lost.close().await });
-        let mut attempts = Attempts::new(self.site.health.state.clone(), Some(reason));
+        let name = self.dial.label(Role::Server);
+        let mut attempts = Attempts::new(self.site.health.state.clone(), name, Some(reason));
         while let Err(error) = self.connect().await {
             attempts.after(&error).await;
         }

@@ -1,32 +1,37 @@
-//! Which brokers to connect to, in which order, and how long to keep trying.
+//! Which brokers to connect to, in which order, under which name, and how long to keep trying.
 
-use std::collections::HashSet;
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
-use url::Url;
 use uuid::Uuid;
 
 #[cfg(feature = "tls")]
 use super::Tls;
-use super::{Role, Transport, masked, memory, rabbit};
+#[cfg(feature = "tls")]
+use super::address::Scheme;
+use super::address::{self, Address};
+use super::{Role, Transport, memory, rabbit};
 use crate::error::Error;
 
-/// How long a broker may take to greet: one that accepts and stays silent would be waited for without end.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a broker may take until it can be used: one that accepts and stays silent would be waited for without end. One
+/// that some hundreds connect to at once may well take 5 s.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The pause between two rounds over the addresses grows with the time without a connection, between these.
 const MIN_PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(10);
+/// The longest name of a connection, in bytes.
+const MAX_NAME: usize = 64;
 
 /// How a client or a server wants to connect.
 #[derive(Debug, Clone)]
 pub(crate) struct DialSettings {
     /// How long each address may take.
     pub(crate) timeout: Duration,
+    /// What its connections are called.
+    pub(crate) name: Option<String>,
     #[cfg(feature = "tls")]
     pub(crate) tls: Option<Tls>,
 }
@@ -35,6 +40,7 @@ impl Default for DialSettings {
     fn default() -> Self {
         Self {
             timeout: CONNECT_TIMEOUT,
+            name: None,
             #[cfg(feature = "tls")]
             tls: None,
         }
@@ -43,27 +49,38 @@ impl Default for DialSettings {
 
 impl DialSettings {
     /// Reads an address, as [`Dial::parse`] does.
+    ///
+    /// # Errors
+    /// `Invalid` for an address, a name or settings for TLS that cannot be used.
     pub(crate) fn dial(&self, url: &str) -> Result<Dial, Error> {
-        let mut dial = Dial::parse(url)?;
-        dial.connect_timeout = self.timeout;
-        #[cfg(feature = "tls")]
-        if let Some(tls) = &self.tls {
-            dial.set_tls(tls)?;
-        }
-        Ok(dial)
+        let addresses = address::read(url)?;
+        Ok(Dial {
+            #[cfg(feature = "tls")]
+            tls: connector(&addresses, self.tls.as_ref())?,
+            #[cfg(not(feature = "tls"))]
+            tls: None,
+            addresses,
+            connect_timeout: self.timeout,
+            name: match &self.name {
+                Some(name) => checked(name)?.into(),
+                None => program().into(),
+            },
+            instance: None,
+        })
     }
 }
 
 /// The addresses of one broker, or of the nodes of a cluster, and how they are connected to.
 #[derive(Clone)]
 pub struct Dial {
-    addresses: Vec<Url>,
-    /// How long each address may take. Default 5 s.
+    addresses: Vec<Address>,
+    /// How long each address may take.
     pub(super) connect_timeout: Duration,
-    /// Those that could not be connected to the last time.
-    failed: Arc<Mutex<HashSet<Url>>>,
-    /// Whom to trust and who to be on `amqps://`, where that is not up to the system.
-    #[cfg(feature = "tls")]
+    /// What people call whoever connects. Default: the name of the program.
+    pub(crate) name: Arc<str>,
+    /// The id of the client or server that connects, if it has one.
+    instance: Option<Arc<str>>,
+    /// Whom to trust and who to be, if an address is `amqps://`.
     pub(super) tls: Option<rabbit::Connector>,
 }
 
@@ -73,43 +90,21 @@ impl Dial {
     /// between them.
     ///
     /// # Errors
-    /// `Invalid`, which names what cannot be used, its password masked.
+    /// `Invalid`, which says what cannot be used, and shows no more of it than its scheme.
     pub fn parse(text: &str) -> Result<Self, Error> {
-        let mut addresses = Vec::new();
-        for address in whole_addresses(text) {
-            for single in hosts_apart(address) {
-                addresses.push(checked(&single)?);
-            }
-        }
-        if addresses.len() > 1 && addresses.iter().any(|address| address.scheme() == "memory") {
-            return Err(Error::Invalid("memory:// is one broker, in this process: it stands alone".to_owned()));
-        }
-        Ok(Self {
-            addresses,
-            connect_timeout: CONNECT_TIMEOUT,
-            failed: Arc::default(),
-            #[cfg(feature = "tls")]
-            tls: None,
-        })
+        DialSettings::default().dial(text)
     }
 
-    /// Sets what is otherwise up to the system on `amqps://`, which all addresses have to be.
-    #[cfg(feature = "tls")]
-    fn set_tls(&mut self, tls: &Tls) -> Result<(), Error> {
-        if let Some(address) = self.addresses.iter().find(|address| address.scheme() != "amqps") {
-            let address = masked(address.as_str());
-            return Err(Error::Invalid(format!("`{address}` has no TLS, for which there are settings: use amqps://")));
-        }
-        self.tls = Some(rabbit::Connector::new(tls)?);
-        Ok(())
+    /// The same on behalf of this instance.
+    pub(crate) fn of(self, instance: Arc<str>) -> Self {
+        Self { instance: Some(instance), ..self }
     }
 
-    /// Whether there is a certificate to log in with.
-    pub(super) fn has_identity(&self) -> bool {
-        #[cfg(feature = "tls")]
-        return self.tls.as_ref().is_some_and(rabbit::Connector::has_identity);
-        #[cfg(not(feature = "tls"))]
-        false
+    /// What its connections are called on the broker and in the log, such as `billing-web client 4711 a1b2c3d4e5f6`: the
+    /// name, the role, the process, and the instance if there is one.
+    pub(crate) fn label(&self, role: Role) -> String {
+        let label = format!("{} {role} {}", self.name, std::process::id());
+        self.instance.as_ref().map_or_else(|| label.clone(), |instance| format!("{label} {instance}"))
     }
 
     /// Connects to the first address that can be had, in the order in which they were given.
@@ -117,74 +112,72 @@ impl Dial {
     /// # Errors
     /// `Connect` with what each address said.
     pub async fn connect(&self, role: Role) -> Result<Transport, Error> {
-        let failed = || self.failed.lock().expect("no panic while holding the addresses");
         let mut refusals = Vec::new();
         for address in &self.addresses {
-            let again = failed().contains(address);
-            match self.connect_to(address, role, again).await {
-                Ok(transport) => {
-                    failed().remove(address);
-                    return Ok(transport);
+            let connected = match address {
+                Address::Memory { name, user } => {
+                    Ok(Transport::Memory(memory::Connection::open_as(user.as_deref(), name)))
                 }
-                Err(Error::Invalid(why)) => return Err(Error::Invalid(why)),
-                Err(error) => {
-                    failed().insert(address.clone());
-                    refusals.push(match error {
-                        Error::Connect { url, reason } => (url, reason),
-                        other => (masked(address.as_str()).to_string(), other.to_string()),
-                    });
-                }
+                Address::Rabbit(address) => rabbit::Connection::open(address, self, role).await.map(Transport::Rabbit),
+            };
+            match connected {
+                Ok(transport) => return Ok(transport),
+                Err(reason) => refusals.push((address.to_string(), reason)),
             }
         }
-        let (urls, reasons): (Vec<_>, Vec<_>) = refusals.into_iter().unzip();
-        let reason = match &*reasons {
-            [only] => only.clone(),
-            _ => {
-                urls.iter().zip(&reasons).map(|(url, reason)| format!("{url}: {reason}")).collect::<Vec<_>>().join("; ")
-            }
+        let urls: Vec<_> = refusals.iter().map(|(url, _)| url.as_str()).collect();
+        let reason = match &*refusals {
+            [(_, only)] => only.clone(),
+            several => several.iter().map(|(url, reason)| format!("{url}: {reason}")).collect::<Vec<_>>().join("; "),
         };
         Err(Error::Connect { url: urls.join(","), reason })
     }
+}
 
-    async fn connect_to(&self, address: &Url, role: Role, again: bool) -> Result<Transport, Error> {
-        if address.scheme() == "memory" {
-            let user = Some(address.username()).filter(|user| !user.is_empty());
-            let name = address.host_str().unwrap_or_default();
-            return Ok(Transport::Memory(memory::Connection::open_as(user, name)));
+/// What TLS needs, if an address asks for it; with settings for it, all have to.
+#[cfg(feature = "tls")]
+fn connector(addresses: &[Address], tls: Option<&Tls>) -> Result<Option<rabbit::Connector>, Error> {
+    let is_encrypted = |address: &Address| matches!(address, Address::Rabbit(it) if it.scheme == Scheme::Amqps);
+    match (tls, addresses.iter().find(|address| !is_encrypted(address))) {
+        (Some(_), Some(plain)) => {
+            Err(Error::Invalid(format!("`{plain}` has no TLS, for which there are settings: use amqps://")))
         }
-        // An attempt that is given up in the middle leaves a thread behind: no other one before somebody is there.
-        if again {
-            let greeted = tokio::time::timeout(self.connect_timeout, greeting(address)).await;
-            let greeted = greeted.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
-            let refused = |error: std::io::Error| Error::Connect {
-                url: masked(address.as_str()).to_string(),
-                reason: error.to_string(),
-            };
-            greeted.map_err(refused)?;
-        }
-        rabbit::Connection::open(address, self, role).await.map(Transport::Rabbit)
+        (Some(tls), None) => rabbit::Connector::new(tls).map(Some),
+        (None, _) if addresses.iter().any(is_encrypted) => rabbit::Connector::new(&Tls::new()).map(Some),
+        (None, _) => Ok(None),
     }
 }
 
-/// Waits until the broker at `address` says something, where it does so by itself.
-async fn greeting(address: &Url) -> std::io::Result<()> {
-    let encrypted = address.scheme() == "amqps";
-    let host = address.host_str().unwrap_or("localhost").trim_matches(['[', ']']);
-    let port = address.port().unwrap_or(if encrypted { 5671 } else { 5672 });
-    let mut stream = TcpStream::connect((host, port)).await?;
-    if !encrypted {
-        stream.write_all(b"AMQP\x00\x00\x09\x01").await?;
-        stream.read_u8().await?;
+/// A name for connections, if it can be one.
+fn checked(name: &str) -> Result<&str, Error> {
+    if name.is_empty() || name.len() > MAX_NAME || name.contains(char::is_control) {
+        return Err(Error::Invalid(format!(
+            "the name of a connection has 1 to {MAX_NAME} bytes and no control characters, unlike {name:?}"
+        )));
     }
-    Ok(())
+    Ok(name)
+}
+
+/// The name of this program, as far as it can be one of connections.
+fn program() -> String {
+    let path = std::env::args_os().next().unwrap_or_default();
+    let file = Path::new(&path).file_name().unwrap_or_default().to_string_lossy();
+    let mut name = String::new();
+    for c in file.chars().filter(|c| !c.is_control()) {
+        if name.len() + c.len_utf8() > MAX_NAME {
+            break;
+        }
+        name.push(c);
+    }
+    if name.is_empty() { "hopline".to_owned() } else { name }
 }
 
 impl fmt::Debug for Dial {
-    /// Without passwords and keys.
+    /// Without users, passwords and keys.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let addresses: Vec<_> = self.addresses.iter().map(|address| masked(address.as_str()).to_string()).collect();
         f.debug_struct("Dial")
-            .field("addresses", &addresses)
+            .field("addresses", &self.addresses)
+            .field("name", &self.name)
             .field("connect_timeout", &self.connect_timeout)
             .finish_non_exhaustive()
     }
@@ -198,73 +191,37 @@ pub(crate) fn pause_before_next(since: Instant) -> Duration {
     pause.mul_f64(0.5 + f64::from(random) / 512.0)
 }
 
-fn whole_addresses(text: &str) -> impl Iterator<Item = &str> {
-    let mut rest = Some(text);
-    std::iter::from_fn(move || {
-        let text = rest?;
-        // A comma that begins another address, and not one in a password.
-        let next = text.match_indices(',').map(|(at, _)| at).find(|at| {
-            let scheme = text[at + 1..].trim_start().split_once("://").map_or("", |(scheme, _)| scheme);
-            !scheme.is_empty() && scheme.chars().all(|c| c.is_ascii_alphanumeric())
-        });
-        rest = next.map(|at| &text[at + 1..]);
-        Some(text[..next.unwrap_or(text.len())].trim())
-    })
-}
-
-/// An address for each of the hosts that `address` names.
-fn hosts_apart(address: &str) -> Vec<String> {
-    let Some((scheme, rest)) = address.split_once("://") else { return vec![address.to_owned()] };
-    let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-    let (user, hosts) = authority.split_at(authority.rfind('@').map_or(0, |at| at + 1));
-    hosts.split(',').map(|host| format!("{scheme}://{user}{host}{path}")).collect()
-}
-
-fn checked(address: &str) -> Result<Url, Error> {
-    let invalid = |why: String| Error::Invalid(format!("`{}` {why}", masked(address)));
-    let parsed = Url::parse(address).map_err(|error| invalid(format!("is not an address: {error}")))?;
-    match parsed.scheme() {
-        "amqps" if cfg!(not(feature = "tls")) => {
-            Err(invalid("asks for TLS, which this build does not have: enable hopline's feature `tls`".to_owned()))
-        }
-        "memory" | "amqp" | "amqps" => Ok(parsed),
-        other => Err(Error::Invalid(format!("unknown scheme `{other}://`: use memory://, amqp:// or amqps://"))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn read(text: &str) -> Vec<String> {
-        Dial::parse(text).expect("good addresses").addresses.iter().map(ToString::to_string).collect()
+    #[test]
+    fn the_memory_of_this_process_stands_alone() {
+        let refused = Dial::parse("memory://a,amqp://b").expect_err("two brokers").to_string();
+        assert!(refused.contains("stands alone"), "{refused}");
     }
 
     #[test]
-    fn several_brokers_are_hosts_of_one_address_or_whole_addresses() {
-        assert_eq!(read("amqp://a"), ["amqp://a"]);
-        assert_eq!(
-            read("amqp://u:p@a,b:5673,[::1]/v?heartbeat=5"),
-            ["amqp://u:p@a/v?heartbeat=5", "amqp://u:p@b:5673/v?heartbeat=5", "amqp://u:p@[::1]/v?heartbeat=5"]
-        );
-        assert_eq!(read("amqp://a/v, amqp://b:1/w"), ["amqp://a/v", "amqp://b:1/w"]);
-        assert_eq!(read("amqp://u:p,q@a,b"), ["amqp://u:p,q@a", "amqp://u:p,q@b"]);
+    fn a_connection_is_called_by_name_role_process_and_instance() {
+        let settings = DialSettings { name: Some("billing-web".to_owned()), ..DialSettings::default() };
+        let dial = settings.dial("memory://").expect("a good address");
+        let process = std::process::id();
+        assert_eq!(dial.label(Role::Operator), format!("billing-web operator {process}"));
+        assert_eq!(dial.of("a1b2".into()).label(Role::Client), format!("billing-web client {process} a1b2"));
+        let program = Dial::parse("memory://").expect("a good address").name;
+        assert!(program.starts_with("hopline-"), "the program of these tests, and not {program}");
     }
 
     #[test]
-    fn what_cannot_be_used_is_named_without_its_password() {
-        let refused = |text| Dial::parse(text).expect_err("cannot be used").to_string();
-        assert!(refused("http://a").contains("unknown scheme `http://`"));
-        assert!(refused("amqp://u:s3cret@a b").contains("is not an address"));
-        assert!(!refused("amqp://u:s3cret@a b").contains("s3cret"));
-        assert!(refused("memory://a,amqp://b").contains("stands alone"));
-        assert!(refused("localhost").contains("is not an address"));
-    }
-
-    #[test]
-    fn addresses_are_shown_without_their_passwords() {
-        let shown = format!("{:?}", Dial::parse("amqp://u:s3cret@a,b").expect("good addresses"));
-        assert!(shown.contains("u:***@b") && !shown.contains("s3cret"), "{shown}");
+    fn a_name_that_cannot_be_shown_is_refused() {
+        let named =
+            |name: &str| DialSettings { name: Some(name.to_owned()), ..DialSettings::default() }.dial("memory://");
+        let (longest, longer) = ("é".repeat(32), "é".repeat(32) + "!");
+        assert!(named(&longest).is_ok() && named("billing web (blue)").is_ok());
+        for name in ["", &longer, "a\nb", "a\u{1b}[2J"] {
+            let refused = named(name).expect_err("not a name").to_string();
+            assert!(refused.contains("1 to 64 bytes") && !refused.contains(char::is_control), "{refused}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

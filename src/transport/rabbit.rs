@@ -2,12 +2,18 @@
 
 mod connection;
 mod declare;
+mod diagnosis;
 mod exchanges;
+mod pool;
 mod properties;
 mod publisher;
 mod pull;
 mod returns;
+mod socket;
 #[cfg(feature = "tls")]
+mod tls;
+#[cfg(not(feature = "tls"))]
+#[path = "rabbit/without_tls.rs"]
 mod tls;
 mod user;
 
@@ -26,20 +32,21 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, warn};
-use url::Url;
+use tracing::{debug, info, warn};
 
 use crate::error::Error;
 use crate::topology::{Binding, Declaration};
+use crate::transport::address::RabbitAddress;
 use crate::transport::{
     ANSWER_TIMEOUT, Consumer, ConsumerEnd, Delivery, Dial, Event, Life, Mode, Publication, Receipt, Role, Settle,
     Settler,
 };
-use connection::{CLOSE_TIMEOUT, Link, News, Refusal, Source};
+use connection::{CLOSE_TIMEOUT, Link, News, Refusal};
+use diagnosis::Stage;
 use exchanges::Known;
+use pool::Source;
 use publisher::{Publisher, Told};
 use pull::Puller;
-#[cfg(feature = "tls")]
 pub(in crate::transport) use tls::Connector;
 use user::User;
 
@@ -80,27 +87,33 @@ impl Drop for Inner {
 }
 
 impl Connection {
-    /// Connects to the broker at `url`.
+    /// Connects to the broker at `address`, within its time or the dial's.
     ///
     /// # Errors
-    /// `Connect` when the broker does not answer or refuses.
-    pub async fn open(url: &Url, dial: &Dial, role: Role) -> Result<Self, Error> {
-        let source = Source::of(url, dial, role)?;
-        let news = Arc::new(News::default());
-        let publishing = Link::open(&source, url, dial, news.clone()).await?;
-        let consuming = match role {
-            Role::Client => publishing.clone(),
-            Role::Server => Link::open(&source, url, dial, news.clone()).await?,
+    /// Why it cannot, in a sentence.
+    pub(super) async fn open(address: &RabbitAddress, dial: &Dial, role: Role) -> Result<Self, String> {
+        let within = address.options.connect_timeout.unwrap_or(dial.connect_timeout);
+        let (name, closing, began) = (dial.label(role), CancellationToken::new(), Instant::now());
+        let known = Known::default();
+        let source = Source::of(address, dial, name.clone())?;
+        let (news, user) = (Arc::new(News::of(name.clone())), Arc::new(User::of(source.uri())));
+        let mut stage = Stage::Resolving;
+        let opening = async {
+            let Links { publishing, consuming, channel } = Links::open(&source, role, &news, &mut stage).await?;
+            // A server judges by its own name what it receives. Under an alarm it hears it later.
+            let introduced_within = (role != Role::Client).then(|| within.saturating_sub(began.elapsed()) / 2);
+            let (link, user, known, closing) = (publishing.clone(), user.clone(), known.clone(), closing.clone());
+            let writing = Publisher::open(link, channel, user, introduced_within, known, closing).await;
+            let (publisher, writing) = writing.map_err(|refusal| diagnosis::unopened(refusal, address))?;
+            Ok((publishing, consuming, publisher, writing))
         };
-        let (closing, tasks, known) = (CancellationToken::new(), TaskTracker::new(), Known::default());
-        let user = Arc::new(User::of(&connection::complete(url, dial)));
-        // A server judges by its own name what it receives. Under an alarm it hears it later.
-        let introduced_within = (role == Role::Server).then_some(dial.connect_timeout);
-        let opened =
-            Publisher::open(publishing.clone(), user.clone(), introduced_within, known.clone(), closing.clone());
-        let (publisher, writing) = opened.await.map_err(|refusal| refusal.during("open a channel"))?;
+        let opened = tokio::time::timeout(within, opening).await;
+        let opened = opened.unwrap_or_else(|_| Err(diagnosis::silence(stage, address, within)));
+        let (publishing, consuming, publisher, writing) = opened?;
+        info!(name, broker = %address, "connected");
+        let tasks = TaskTracker::new();
         tasks.spawn(writing);
-        if role == Role::Server {
+        if role != Role::Client {
             tasks.spawn(end_together(publishing.clone(), consuming.clone(), closing.clone()));
         }
         let puller = Puller::new(consuming.clone(), closing.clone(), tasks.clone());
@@ -203,12 +216,34 @@ impl Connection {
         self.0.closing.cancel();
         self.0.tasks.close();
         if tokio::time::timeout(CLOSE_TIMEOUT, self.0.tasks.wait()).await.is_err() {
-            warn!("the broker did not take within {CLOSE_TIMEOUT:?} what was left to send");
+            let name = self.0.news.name();
+            warn!(name, "the broker did not take within {CLOSE_TIMEOUT:?} what was left to send");
         }
         self.0.publishing.close().await;
         if !Arc::ptr_eq(&self.0.publishing, &self.0.consuming) {
             self.0.consuming.close().await;
         }
+    }
+}
+
+/// The connections of a role, and a channel to publish on.
+struct Links {
+    publishing: Arc<Link>,
+    consuming: Arc<Link>,
+    channel: lapin::Channel,
+}
+
+impl Links {
+    async fn open(source: &Source<'_>, role: Role, news: &Arc<News>, stage: &mut Stage) -> Result<Self, String> {
+        let publishing = Link::new(source.connect(stage).await?, news.clone());
+        let consuming = match role {
+            Role::Client => publishing.clone(),
+            Role::Server | Role::Operator => Link::new(source.connect(stage).await?, news.clone()),
+        };
+        *stage = Stage::Opening;
+        let channel = publisher::confirming(&publishing).await;
+        let channel = channel.map_err(|refusal| diagnosis::unopened(refusal, source.address()))?;
+        Ok(Self { publishing, consuming, channel })
     }
 }
 

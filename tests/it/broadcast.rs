@@ -139,6 +139,10 @@ async fn a_burst_of_oneway_broadcasts_runs_on_every_instance_whatever_it_can_run
     for server in servers {
         soon(server.drain()).await;
     }
-    let letters = DeadLetters::open(&scene.url, &scene.namespace, "burst").await.expect("the broker is there");
+    let letters = DeadLetters::builder()
+        .namespace(&scene.namespace)
+        .connect(&scene.url, "burst")
+        .await
+        .expect("the broker is there");
     assert!(matches!(letters.count().await, Ok(0) | Err(Error::NoService { .. })), "none is lost among dead letters");
 }

@@ -40,7 +40,7 @@ fn mail() -> Mail {
 }
 
 async fn dead(scene: &Scene) -> DeadLetters {
-    DeadLetters::open(&scene.url, &scene.namespace, "mail").await.expect("the broker is there")
+    DeadLetters::builder().namespace(&scene.namespace).connect(&scene.url, "mail").await.expect("the broker is there")
 }
 
 /// Publishes to the service's queue.

@@ -10,6 +10,7 @@ mod exchanges;
 mod node;
 mod deleted;
 mod proxy;
+mod refused;
 mod taken_back;
 mod workers;
 

@@ -14,6 +14,7 @@ mod calls;
 mod cancel;
 mod coalescing;
 mod compression;
+mod connecting;
 mod dead;
 mod dispatch;
 mod drain;

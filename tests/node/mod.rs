@@ -173,6 +173,18 @@ impl Node {
         self.list("list_connections", &["name", "state"]).await
     }
 
+    /// What its connections are called by those who made them.
+    pub(crate) async fn connection_names(&self) -> Vec<String> {
+        #[derive(Deserialize)]
+        struct Named {
+            client_properties: Vec<(String, String, serde_json::Value)>,
+        }
+        let connections: Vec<Named> = self.list("list_connections", &["client_properties"]).await;
+        let names = connections.into_iter().flat_map(|connection| connection.client_properties);
+        let names = names.filter(|(property, ..)| property == "connection_name");
+        names.filter_map(|(.., name)| name.as_str().map(str::to_owned)).collect()
+    }
+
     pub(crate) async fn channels(&self) -> Vec<Channel> {
         self.list("list_channels", &["name", "messages_unacknowledged"]).await
     }

@@ -64,7 +64,12 @@ struct Connection {
 impl Proxy {
     /// A proxy that passes everything on to a broker.
     pub(crate) async fn to(broker: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
+        Self::at("127.0.0.1:0", broker).await
+    }
+
+    /// The same at an address of the caller's choice.
+    pub(crate) async fn at(address: &str, broker: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).await.expect("there is a free port");
         let address = listener.local_addr().expect("it is bound");
         let [to_broker, to_client] = [(); 2].map(|()| watch::channel(Flow::Pass).0);
         let accepts = watch::channel(true).0;

@@ -57,8 +57,7 @@ impl Load {
     /// # Errors
     /// When nobody can be called. Calls that fail later are counted, and no error of this.
     pub(super) async fn run(&self, broker: &Broker, progress: &ProgressBar) -> Result<Measured, Failed> {
-        let builder = Client::builder().namespace(&broker.namespace).coalesce(self.coalesce);
-        let client = builder.connect(&broker.url).await?;
+        let client = broker.client(self.coalesce).await?;
         let run = Arc::new(Run::new(*self, client));
         run.probe().await?;
         let mut callers = JoinSet::new();

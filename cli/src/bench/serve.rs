@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use hopline::{Context, Error, Fault, Method, Running, Server, Service};
+use hopline::{Context, Error, Fault, Method, Running, Service};
 use serde_bytes::ByteBuf;
 use tokio::task::JoinSet;
 
@@ -94,7 +94,7 @@ impl Serving {
     pub(super) async fn start(broker: &Broker, offer: &Offer) -> Result<Self, Error> {
         let mut servers = Vec::with_capacity(offer.instances);
         for _ in 0..offer.instances {
-            let server = Server::builder().namespace(&broker.namespace).connect(&broker.url).await?;
+            let server = broker.server().await?;
             servers.push(server.serve(service(offer)).start().await?);
         }
         Ok(Self(servers))

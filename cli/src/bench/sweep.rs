@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use clap::Args;
-use hopline::{Client, Coalesce};
+use hopline::Coalesce;
 use indicatif::ProgressBar;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
@@ -156,8 +156,7 @@ impl Other {
         let program = std::env::current_exe().map_err(failed)?;
         let mut serve = Command::new(program);
         serve.args(["bench", "serve", "--until-input-ends", "--namespace", &broker.namespace]);
-        // Not as an argument: those of a process are for all to see, and there may be a password in it.
-        serve.env("HOPLINE_URL", &broker.url);
+        broker.address.give_to(&mut serve);
         serve.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
         let mut process = serve.spawn().map_err(failed)?;
         let printed = process.stdout.take().expect("it is piped");
@@ -187,7 +186,7 @@ impl Other {
 
 /// A server of somebody else's would take a part of the calls.
 async fn nobody_serves_yet(broker: &Broker) -> Result<(), Failed> {
-    let client = Client::builder().namespace(&broker.namespace).connect(&broker.url).await?;
+    let client = broker.client(Coalesce::default()).await?;
     let instances = client.instances(ROLL_CALL).await?;
     client.close().await;
     match instances.iter().any(|instance| instance.service == SERVICE) {

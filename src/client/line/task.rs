@@ -29,7 +29,7 @@ use crate::client::waiting::Waiting;
 use crate::frame::{self, Kind};
 use crate::outbox::{BATCH, Outbox, UnderWay, take_all};
 use crate::state::{Attempts, State, enter};
-use crate::transport::{Confirm, Delivery, Lost, Transport};
+use crate::transport::{Confirm, Delivery, Lost, Role, Transport};
 
 /// How often calls that take long are looked after.
 const LOOK: Duration = Duration::from_secs(1);
@@ -186,7 +186,7 @@ impl Task {
 
     /// Starts to open a session, on `transport` if that is still good.
     fn open(&mut self, reason: Option<Arc<str>>, transport: Option<Transport>) {
-        let attempts = Attempts::new(self.shared.state.clone(), reason);
+        let attempts = Attempts::new(self.shared.state.clone(), self.sessions.dial.label(Role::Client), reason);
         self.opening = Some(self.sessions.clone().open_again(attempts, transport).boxed());
     }
 

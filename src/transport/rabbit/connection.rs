@@ -1,26 +1,20 @@
-//! Connections to RabbitMQ: opened through a pool, watched until they end, never restored.
+//! Connections to RabbitMQ: watched until they end, never restored.
 
-use std::fmt;
 use std::future::Future;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use deadpool_lapin::{Config, Hook, HookError, Object, Pool, PoolError, Runtime};
 use futures::{FutureExt as _, Stream, StreamExt as _};
-use lapin::{ConnectionProperties, ConnectionStatus, ErrorKind};
+use lapin::{ConnectionStatus, ErrorKind};
 use tokio::runtime::Handle;
 use tokio::sync::{broadcast, watch};
 use tracing::{debug, info, warn};
-use url::Url;
 
 use crate::error::Error;
-use crate::transport::{ANSWER_TIMEOUT, Dial, Event, Role, masked};
+use crate::transport::{ANSWER_TIMEOUT, Event};
 
-/// How often each side says that it is there, unless the address says otherwise, in seconds. After two of silence the
-/// other side has gone: with RabbitMQ's own minute, a partition would go unnoticed for two.
-const HEARTBEAT: &str = "10";
 /// How many events a slow subscriber may be behind.
 const EVENTS: usize = 64;
 /// How often a connection is looked at besides the events it sends: not every end of one is an event.
@@ -84,19 +78,24 @@ impl End {
 /// What happens to the connections of one transport.
 #[derive(Debug)]
 pub(super) struct News {
+    /// What the connections are called.
+    name: String,
     events: broadcast::Sender<Event>,
     lost: AtomicBool,
     /// Why the broker takes no publications now.
     blocked: Mutex<Option<Arc<str>>>,
 }
 
-impl Default for News {
-    fn default() -> Self {
-        Self { events: broadcast::channel(EVENTS).0, lost: AtomicBool::new(false), blocked: Mutex::default() }
-    }
-}
-
 impl News {
+    /// Of connections of this `name`.
+    pub(super) fn of(name: String) -> Self {
+        Self { name, events: broadcast::channel(EVENTS).0, lost: AtomicBool::new(false), blocked: Mutex::default() }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     pub(super) fn subscribe(&self) -> broadcast::Receiver<Event> {
         self.events.subscribe()
     }
@@ -120,7 +119,7 @@ impl News {
     /// A transport is lost once, with the first of its connections.
     fn lost(&self, reason: Arc<str>) {
         if !self.lost.swap(true, Ordering::SeqCst) {
-            warn!(%reason, "connection lost");
+            warn!(name = self.name, %reason, "connection lost");
             self.tell(Event::Lost(reason));
         }
     }
@@ -156,94 +155,13 @@ impl Refusal {
     }
 }
 
-/// The address `url` with what it leaves open, as lapin reads it.
-pub(super) fn complete(url: &Url, dial: &Dial) -> String {
-    let mut address = url.clone();
-    let says = |name: &str| url.query_pairs().any(|(key, _)| key == name);
-    if !says("heartbeat") {
-        address.query_pairs_mut().append_pair("heartbeat", HEARTBEAT);
-    }
-    // Without a user, who has a certificate logs in with that.
-    if dial.has_identity() && url.username().is_empty() && !says("auth_mechanism") {
-        address.query_pairs_mut().append_pair("auth_mechanism", "external");
-    }
-    address.into()
-}
-
-fn properties(role: Role) -> ConnectionProperties {
-    let program = match role {
-        Role::Client => "client",
-        Role::Server => "server",
-    };
-    ConnectionProperties::default().with_connection_name(format!("hopline {program} {}", std::process::id()).into())
-}
-
-/// Where the connections of one transport come from.
-pub(super) enum Source {
-    Pool(Pool),
-    /// The pool cannot be told of settings for TLS.
-    #[cfg(feature = "tls")]
-    Tls {
-        connector: super::tls::Connector,
-        address: String,
-        role: Role,
-    },
-}
-
-impl Source {
-    /// Connections to the address `url`.
-    pub(super) fn of(url: &Url, dial: &Dial, role: Role) -> Result<Self, Error> {
-        let address = complete(url, dial);
-        #[cfg(feature = "tls")]
-        if let Some(connector) = dial.tls.clone() {
-            return Ok(Self::Tls { connector, address, role });
-        }
-        let size = match role {
-            Role::Client => 1,
-            Role::Server => 2,
-        };
-        Config { url: Some(address), pool: None }
-            .builder(move || properties(role), Runtime::Tokio1)
-            .map_err(|error| failed(url, error))?
-            .max_size(size)
-            .create_timeout(Some(dial.connect_timeout))
-            .pre_recycle(Hook::sync_fn(|connection, _| match connection.status() {
-                status if !status.connected() => Err(HookError::message("the connection has ended")),
-                status if status.blocked() => Err(HookError::message("the broker takes no publications")),
-                _ => Ok(()),
-            }))
-            .build()
-            .map(Self::Pool)
-            .map_err(|error| failed(url, error))
-    }
-
-    async fn connect(&self, url: &Url, dial: &Dial) -> Result<lapin::Connection, Error> {
-        let silent = || failed(url, format_args!("no answer within {:?}", dial.connect_timeout));
-        match self {
-            // Each is taken once, and for good.
-            Self::Pool(pool) => pool.get().await.map(Object::take).map_err(|error| match error {
-                PoolError::Timeout(_) => silent(),
-                PoolError::Backend(error) => failed(url, refusal(&error, &complete(url, dial))),
-                other => failed(url, other),
-            }),
-            #[cfg(feature = "tls")]
-            Self::Tls { connector, address, role } => {
-                let connecting = connector.connect(address, properties(*role));
-                let connected = tokio::time::timeout(dial.connect_timeout, connecting).await;
-                connected.map_err(|_| silent())?.map_err(|error| failed(url, refusal(&error, &complete(url, dial))))
-            }
-        }
-    }
-}
-
 impl Link {
-    /// Opens a connection; what happens to it is `news`.
-    pub(super) async fn open(source: &Source, url: &Url, dial: &Dial, news: Arc<News>) -> Result<Arc<Self>, Error> {
-        let connection = Arc::new(source.connect(url, dial).await?);
+    /// Watches over a connection that was opened; what happens to it is `news`.
+    pub(super) fn new(connection: lapin::Connection, news: Arc<News>) -> Arc<Self> {
+        let connection = Arc::new(connection);
         let end = Arc::new(End { reason: watch::channel(None).0, wanted: AtomicBool::new(false), news });
         tokio::spawn(watch_until_end(connection.events_listener(), connection.status().clone(), end.clone()));
-        info!(broker = %masked(url.as_str()), "connected");
-        Ok(Arc::new(Self { connection, end, runtime: Handle::current() }))
+        Arc::new(Self { connection, end, runtime: Handle::current() })
     }
 
     /// Opens a channel.
@@ -328,7 +246,8 @@ impl Link {
                 }
             };
             if tokio::time::timeout(CLOSE_TIMEOUT, closed).await.is_err() {
-                warn!("the broker did not confirm within {CLOSE_TIMEOUT:?} that the connection is closed");
+                let name = &self.end.news.name;
+                warn!(name, "the broker did not confirm within {CLOSE_TIMEOUT:?} that the connection is closed");
             }
         }
         self.end.set("this program closed the connection".into());
@@ -347,17 +266,17 @@ async fn watch_until_end(listener: impl Stream<Item = lapin::Event>, status: Con
         };
         match event {
             Some(lapin::Event::ConnectionBlocked(reason)) => {
-                warn!(reason, "the broker takes no publications for now");
+                warn!(name = end.news.name(), reason, "the broker takes no publications for now");
                 end.news.tell(Event::Blocked(reason.into()));
             }
             Some(lapin::Event::ConnectionUnblocked) => {
-                info!("the broker takes publications again");
+                info!(name = end.news.name(), "the broker takes publications again");
                 end.news.tell(Event::Unblocked);
             }
             Some(lapin::Event::Error(error)) if !error.is_amqp_soft_error() => {
                 break words(&error).into();
             }
-            Some(other) => debug!(event = ?other, "told by the broker's connection"),
+            Some(other) => debug!(name = end.news.name(), event = ?other, "told by the broker's connection"),
             None if status.connected() || status.closing() => {}
             None => break "the broker closed the connection".into(),
         }
@@ -374,7 +293,7 @@ pub(super) fn words(error: &lapin::Error) -> String {
     }
 }
 
-fn code(error: &lapin::Error) -> u16 {
+pub(super) fn code(error: &lapin::Error) -> u16 {
     match error.kind() {
         ErrorKind::ProtocolError(error) => error.get_id(),
         _ => 0,
@@ -382,42 +301,6 @@ fn code(error: &lapin::Error) -> u16 {
 }
 
 /// Whether the socket ended in one of these ways.
-fn ended_by(error: &lapin::Error, ways: &[io::ErrorKind]) -> bool {
+pub(super) fn ended_by(error: &lapin::Error, ways: &[io::ErrorKind]) -> bool {
     matches!(error.kind(), ErrorKind::IOError(error) if ways.contains(&error.kind()))
-}
-
-/// Why there is no connection, in a sentence that says what to look at.
-fn refusal(error: &lapin::Error, address: &str) -> String {
-    #[cfg(feature = "tls")]
-    if let Some(why) = super::tls::refusal(error) {
-        return why;
-    }
-    let words = words(error);
-    let is_closed = ended_by(error, &[io::ErrorKind::ConnectionAborted, io::ErrorKind::UnexpectedEof]);
-    let is_reset = ended_by(error, &[io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe]);
-    let external = address.to_lowercase().contains("auth_mechanism=external");
-    match code(error) {
-        // It says nothing then.
-        0 if external && is_closed => format!(
-            "the broker ended the connection at the login, which means that it does not offer EXTERNAL: enable its plugin \
-             rabbitmq_auth_mechanism_ssl, and EXTERNAL in its auth_mechanisms ({words})"
-        ),
-        // What it says of a certificate is lost when it ends the connection before it has read the login.
-        0 if address.starts_with("amqps:") && is_reset => format!(
-            "the broker broke TLS off: it may ask for a client certificate, given with `Tls::identity`, or not accept \
-             the one that it got ({words})"
-        ),
-        403 if external => {
-            format!("access refused: the name in the client certificate has to be a user's ({words})")
-        }
-        403 => format!("access refused: check user and password ({words})"),
-        530 => format!(
-            "the virtual host does not exist or is closed to this user; the usual one is written `/%2f` ({words})"
-        ),
-        _ => words,
-    }
-}
-
-fn failed(url: &Url, reason: impl fmt::Display) -> Error {
-    Error::Connect { url: masked(url.as_str()).to_string(), reason: reason.to_string() }
 }

@@ -53,17 +53,17 @@ pub(super) struct Publisher {
 }
 
 impl Publisher {
-    /// Opens a channel on `link`, and gives the task that publishes on it until the connection ends or `closing`. The
-    /// `user` is asked for `introduced_within` that time, or when there is something to publish.
+    /// Gives the task that publishes on `channel`, which confirms, until its connection ends or `closing`. The `user` is
+    /// asked for `introduced_within` that time, or when there is something to publish.
     pub(super) async fn open(
         link: Arc<Link>,
+        mut channel: Channel,
         user: Arc<User>,
         introduced_within: Option<Duration>,
         known: Known,
         closing: CancellationToken,
     ) -> Result<(Self, impl Future<Output = ()> + Send), Refusal> {
         let (waiting, queue) = mpsc::unbounded_channel();
-        let mut channel = confirming(&link).await?;
         if let Some(within) = introduced_within
             && let Ok(asked) = tokio::time::timeout(within, user.ask(&link, &channel)).await
             && !asked?
@@ -87,7 +87,7 @@ impl Publisher {
 }
 
 /// A channel that confirms what is published on it.
-async fn confirming(link: &Link) -> Result<Channel, Refusal> {
+pub(super) async fn confirming(link: &Link) -> Result<Channel, Refusal> {
     let channel = link.channel().await?;
     link.ask(channel.confirm_select(ConfirmSelectOptions::default())).await?;
     Ok(channel)

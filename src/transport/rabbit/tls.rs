@@ -2,15 +2,15 @@
 
 use std::io;
 
-use lapin::tcp::{AMQPUriTcpExt as _, RustlsConnector, RustlsConnectorConfig};
-use lapin::uri::{AMQPScheme, AMQPUri};
-use lapin::{Connection, ConnectionProperties, ErrorKind};
+use futures::io::{AsyncRead, AsyncWrite};
+use lapin::tcp::{AsyncTcpStream, RustlsConnector, RustlsConnectorConfig};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{AlertDescription, CertificateError};
 
 use crate::error::Error;
 use crate::transport::Tls;
+use crate::transport::address::Host;
 
 /// Settings for TLS as they are used, made once for all connections.
 #[derive(Debug, Clone)]
@@ -58,17 +58,16 @@ impl Connector {
         self.identified
     }
 
-    /// Opens a connection.
-    pub(super) async fn connect(&self, address: &str, properties: ConnectionProperties) -> lapin::Result<Connection> {
-        let address: AMQPUri = address.parse().map_err(io::Error::other)?;
-        let connector = self.connector.clone();
-        let open = async move |address: AMQPUri, runtime| {
-            let host = address.authority.host.clone();
-            // lapin's own way to TLS would trust the system's roots besides one's own CA.
-            let plain = AMQPUri { scheme: AMQPScheme::AMQP, ..address };
-            Ok(plain.connect_async(&runtime).await?.into_rustls(&connector, &host).await?)
+    /// Puts TLS on a socket; the other side has to prove that it is `host`.
+    pub(super) async fn encrypt<S>(&self, socket: AsyncTcpStream<S>, host: &Host) -> io::Result<AsyncTcpStream<S>>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let host = match host {
+            Host::Name(name) => name.clone(),
+            Host::Ip(ip) => ip.to_string(),
         };
-        Connection::connector(address, lapin::runtime::default_runtime()?, open, properties).await
+        socket.into_rustls(&self.connector, &host).await
     }
 }
 
@@ -90,8 +89,7 @@ fn said(error: &io::Error) -> Option<&rustls::Error> {
 }
 
 /// Why there is no connection, in a sentence that says what to look at, if TLS is the reason.
-pub(super) fn refusal(error: &lapin::Error) -> Option<String> {
-    let ErrorKind::IOError(error) = error.kind() else { return None };
+pub(super) fn refusal(error: &io::Error) -> Option<String> {
     let error = said(error)?;
     let what = match error {
         rustls::Error::InvalidCertificate(wrong) => match wrong {

@@ -20,15 +20,14 @@ pub(super) struct User {
 }
 
 impl User {
-    /// The user who logs in at `address`.
-    pub(super) fn of(address: &str) -> Self {
-        let address = address.parse::<AMQPUri>().unwrap_or_default();
-        let guess = match address.query.auth_mechanism {
+    /// The user who logs in by this.
+    pub(super) fn of(uri: &AMQPUri) -> Self {
+        let guess = match uri.query.auth_mechanism {
             None | Some(SASLMechanism::Plain | SASLMechanism::AMQPlain | SASLMechanism::RabbitCrDemo) => {
-                address.authority.userinfo.username
+                uri.authority.userinfo.username.as_str()
             }
             // The broker makes the name of a certificate, or of its settings. This one is nobody's.
-            Some(SASLMechanism::External | SASLMechanism::Anonymous) => String::new(),
+            Some(SASLMechanism::External | SASLMechanism::Anonymous) => "",
         };
         Self { guess: ShortString::try_new(guess).unwrap_or_default(), name: OnceLock::new() }
     }
@@ -95,7 +94,7 @@ mod tests {
 
     #[test]
     fn the_addresss_user_is_guessed_only_where_it_logs_in() {
-        let guess = |address| User::of(address).guess.to_string();
+        let guess = |uri: &str| User::of(&uri.parse().expect("a good one")).guess.to_string();
         assert_eq!(guess("amqp://host"), "guest");
         assert_eq!(guess("amqp://b%40b:secret@host/v"), "b@b");
         assert_eq!(guess("amqps://bob@host?auth_mechanism=external"), "");

@@ -267,7 +267,9 @@ async fn a_replay_is_blocked_while_the_broker_is_short_of_memory_and_keeps_every
         client.oneway("mail", "send", (number,)).send().await.expect("the broker has it");
     }
     let [dead, other] = {
-        let open = async || DeadLetters::open(&scene.url, &scene.namespace, "mail").await.expect("it is there");
+        let open = async || {
+            DeadLetters::builder().namespace(&scene.namespace).connect(&scene.url, "mail").await.expect("it is there")
+        };
         [open().await, open().await]
     };
     let number_is = async |number| while other.count().await.expect("it is there") != number {};
@@ -320,7 +322,8 @@ async fn a_replay_into_a_queue_that_does_not_answer_ends_and_keeps_the_letter() 
     let running = scene.serve(service).await;
     let client = scene.client().await;
     client.oneway("mail", "send", ()).send().await.expect("the broker has it");
-    let dead = DeadLetters::open(&scene.url, &scene.namespace, "mail").await.expect("it is there");
+    let dead =
+        DeadLetters::builder().namespace(&scene.namespace).connect(&scene.url, "mail").await.expect("it is there");
     let is_kept = async || while dead.count().await.expect("it is there") != 1 {};
     soon(is_kept()).await;
     soon(running.drain()).await;

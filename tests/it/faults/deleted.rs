@@ -138,7 +138,11 @@ fn hopeless() -> Service {
 }
 
 async fn dead_letters(scene: &Scene) -> DeadLetters {
-    DeadLetters::open(&scene.url, &scene.namespace, "hopeless").await.expect("the broker is there")
+    DeadLetters::builder()
+        .namespace(&scene.namespace)
+        .connect(&scene.url, "hopeless")
+        .await
+        .expect("the broker is there")
 }
 
 async fn counted(dead: &DeadLetters) -> u64 {

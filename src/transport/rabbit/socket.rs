@@ -1,0 +1,267 @@
+//! Sockets to a broker: its name is resolved and connected to here, and TLS put on, before lapin has anything to do.
+
+use std::io::{self, IoSlice};
+use std::net::{Shutdown, SocketAddr, ToSocketAddrs};
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::io::{AsyncRead, AsyncWrite};
+use futures::stream::FuturesUnordered;
+use lapin::tcp::AsyncTcpStream;
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio_util::compat::{Compat, TokioAsyncReadCompatExt as _};
+
+use super::diagnosis::{self, Stage};
+use super::tls::Connector;
+use crate::transport::address::{Host, RabbitAddress};
+
+/// How long one of a host's addresses is alone in being tried: the next one is tried beside it then (RFC 8305).
+const HEAD_START: Duration = Duration::from_millis(250);
+/// How much of what the other side says first is kept.
+const FIRST_WORDS: usize = 16;
+
+/// A connection to a broker, by TLS or not, for lapin.
+#[derive(Debug)]
+pub(super) struct Socket {
+    stream: AsyncTcpStream<Compat<TcpStream>>,
+    /// Until something has been heard.
+    first_words: Option<FirstWords>,
+}
+
+/// What the other side said first, which shows what it speaks.
+pub(super) type FirstWords = Arc<OnceLock<Vec<u8>>>;
+
+/// Shuts a socket down that lapin has, unless [`Cutter::spare`] does not let it: nothing else would make lapin give up one
+/// on which nothing is said.
+#[derive(Debug)]
+pub(super) struct Cutter(Option<std::net::TcpStream>);
+
+impl Cutter {
+    pub(super) fn spare(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Cutter {
+    fn drop(&mut self) {
+        if let Some(socket) = &self.0 {
+            // One that has ended needs no end.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl Socket {
+    /// Connects to the first that answers of the addresses that the host has. `stage` tells how far it has come.
+    ///
+    /// # Errors
+    /// Why not, in a sentence.
+    pub(super) async fn open(
+        address: &RabbitAddress,
+        tls: Option<&Connector>,
+        stage: &mut Stage,
+    ) -> Result<(Self, Cutter), String> {
+        *stage = Stage::Resolving;
+        let resolved =
+            resolve(&address.host, address.port).await.map_err(|error| diagnosis::unresolved(address, &error))?;
+        *stage = Stage::Connecting;
+        let connected = connect(&resolved).await.map_err(|error| diagnosis::unreachable(&error))?;
+        let (stream, cutter) = cuttable(connected).map_err(|error| error.to_string())?;
+        let stream = AsyncTcpStream::Plain(stream.compat());
+        let stream = match tls {
+            Some(tls) => {
+                *stage = Stage::Encrypting;
+                let encrypted = tls.encrypt(stream, &address.host).await;
+                encrypted.map_err(|error| diagnosis::unencrypted(&error))?
+            }
+            None => stream,
+        };
+        Ok((Self { stream, first_words: Some(FirstWords::default()) }, cutter))
+    }
+
+    /// Where what the other side says first will be.
+    pub(super) fn first_words(&self) -> FirstWords {
+        self.first_words.clone().unwrap_or_default()
+    }
+}
+
+/// The addresses of a host, in the order in which the system prefers them.
+async fn resolve(host: &Host, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let name = match host {
+        Host::Ip(ip) => return Ok(vec![SocketAddr::new(*ip, port)]),
+        Host::Name(name) => name.clone(),
+    };
+    let (tell, told) = oneshot::channel();
+    // A thread of its own, and not one of tokio's: a runtime that ends would wait for a name server that does not answer.
+    std::thread::Builder::new().name("hopline-resolve".to_owned()).spawn(move || {
+        let resolved = (name.as_str(), port).to_socket_addrs().map(Iterator::collect);
+        // Whoever asked may have given up.
+        let _ = tell.send(resolved);
+    })?;
+    let resolved: Vec<_> = told.await.map_err(io::Error::other)??;
+    if resolved.is_empty() { Err(io::Error::other("it has no address")) } else { Ok(resolved) }
+}
+
+/// Connects to one of these, in their order: the next one has its turn when one has failed or does not answer soon.
+///
+/// # Errors
+/// What the first of them said, when all have failed.
+async fn connect(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+    let mut waiting = addresses.iter();
+    let mut trying = FuturesUnordered::new();
+    let mut first_error = None;
+    loop {
+        trying.extend(waiting.next().map(|address| connect_to(*address)));
+        let has_more = waiting.len() > 0;
+        tokio::select! {
+            Some(tried) = trying.next() => match tried {
+                Ok(stream) => return Ok(stream),
+                Err(error) => _ = first_error.get_or_insert(error),
+            },
+            () = tokio::time::sleep(HEAD_START), if has_more => {}
+            else => break,
+        }
+    }
+    Err(first_error.unwrap_or_else(|| io::ErrorKind::AddrNotAvailable.into()))
+}
+
+async fn connect_to(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    is_right(address, stream.local_addr()?, stream.peer_addr()?)?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Whether the other side is who was asked for: nobody else is told a password.
+fn is_right(asked: SocketAddr, own: SocketAddr, peer: SocketAddr) -> io::Result<()> {
+    // Where nobody listens, the system may have given a socket that very port, and connects it to itself.
+    if own == peer {
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
+    if (peer.ip(), peer.port()) != (asked.ip(), asked.port()) {
+        return Err(io::Error::other(format!("connected to {peer} in the place of {asked}")));
+    }
+    Ok(())
+}
+
+/// The same stream, and what can cut it off from elsewhere.
+fn cuttable(stream: TcpStream) -> io::Result<(TcpStream, Cutter)> {
+    let stream = stream.into_std()?;
+    let cutter = Cutter(Some(stream.try_clone()?));
+    Ok((TcpStream::from_std(stream)?, cutter))
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if let Poll::Ready(Ok(bytes)) = read
+            && bytes > 0
+            && let Some(first_words) = self.first_words.take()
+        {
+            // It is set here only, and once.
+            let _ = first_words.set(buffer[..bytes.min(FIRST_WORDS)].to_vec());
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, buffer)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffers: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, buffers)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_close(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::{TcpListener, TcpSocket};
+
+    use super::*;
+
+    /// Where nobody listens; the port was free a moment ago.
+    async fn closed() -> SocketAddr {
+        open().await.1
+    }
+
+    async fn open() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
+        let address = listener.local_addr().expect("it is bound");
+        (listener, address)
+    }
+
+    #[tokio::test]
+    async fn the_next_address_of_a_host_is_tried_when_one_refuses() {
+        let (_listener, address) = open().await;
+        let connected = connect(&[closed().await, closed().await, address]).await.expect("the last one is there");
+        assert_eq!(connected.peer_addr().expect("it is connected"), address);
+        let error = connect(&[closed().await, closed().await]).await.expect_err("nobody is there");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[tokio::test]
+    async fn an_address_that_does_not_answer_keeps_nobody_from_the_next() {
+        let hole = TcpSocket::new_v4().expect("there are sockets");
+        hole.bind("127.0.0.1:0".parse().expect("an address")).expect("there is a free port");
+        let hole = hole.listen(1).expect("it can listen");
+        let deaf = hole.local_addr().expect("it is bound");
+        // Nobody accepts them: with two its queue is full, and the system answers no more.
+        let _queued = [(); 2].map(|()| std::net::TcpStream::connect(deaf).expect("there is room in the queue"));
+        let (_listener, address) = open().await;
+        let connected = connect(&[deaf, address]).await.expect("the other one answers");
+        assert_eq!(connected.peer_addr().expect("it is connected"), address);
+    }
+
+    #[tokio::test]
+    async fn a_name_is_resolved_and_an_ip_address_is_as_it_is() {
+        let localhost = resolve(&Host::Name("localhost".to_owned()), 1).await.expect("every machine has one");
+        assert!(localhost.iter().all(|address| address.ip().is_loopback() && address.port() == 1), "{localhost:?}");
+        let ip = "2001:db8::1".parse().expect("an address");
+        assert_eq!(resolve(&Host::Ip(ip), 5672).await.expect("nobody is asked"), [SocketAddr::new(ip, 5672)]);
+        resolve(&Host::Name("no.such.host.invalid".to_owned()), 1).await.expect_err("that name is nobody's");
+    }
+
+    #[test]
+    fn only_who_was_asked_for_is_right() {
+        let [asked, own, other] = ["[2001:db8::1]:5672", "[2001:db8::2]:40000", "127.0.0.1:5672"];
+        let address = |text: &str| text.parse().expect("an address");
+        let is_right = |peer| is_right(address(asked), address(own), address(peer)).map_err(|error| error.kind());
+        assert_eq!(is_right(asked), Ok(()));
+        assert_eq!(is_right(own), Err(io::ErrorKind::ConnectionRefused));
+        assert_eq!(is_right(other), Err(io::ErrorKind::Other));
+        assert_eq!(is_right("[2001:db8::1]:5671"), Err(io::ErrorKind::Other));
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_is_given_up_is_shut_down_and_one_that_is_spared_is_not() {
+        let (listener, address) = open().await;
+        let (mut read, cutter) = cuttable(connect(&[address]).await.expect("it is there")).expect("as any socket");
+        let _peer = listener.accept().await.expect("somebody connected");
+        drop(cutter);
+        assert_eq!(read.read(&mut [0]).await.expect("it has ended"), 0);
+        let (mut read, cutter) = cuttable(connect(&[address]).await.expect("it is there")).expect("as any socket");
+        cutter.spare();
+        let (mut peer, _) = listener.accept().await.expect("somebody connected");
+        tokio::io::AsyncWriteExt::write_all(&mut peer, b"a").await.expect("it is open");
+        assert_eq!(read.read(&mut [0]).await.expect("it is open"), 1);
+    }
+}

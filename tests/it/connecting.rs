@@ -1,0 +1,367 @@
+//! Connecting: to whom and to nobody else, for how long, and what is said when there is no connection.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use futures::future::join_all;
+use hopline::{Client, DeadLetters, Error, Server, State};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+use crate::node::when;
+use crate::support::{Scene, soon};
+
+/// Somebody who is no RabbitMQ.
+struct Peer {
+    address: SocketAddr,
+    came: Arc<AtomicUsize>,
+    accepting: JoinHandle<()>,
+}
+
+/// What such a peer does with a connection.
+#[derive(Debug, Clone, Copy)]
+enum Does {
+    /// Says this at once, and waits for the other side to end.
+    Greets(&'static [u8]),
+    /// Says this when something was said to it, and ends.
+    Answers(&'static [u8]),
+    Ends,
+    /// Nothing.
+    Waits,
+    /// Logs in whoever comes, and does nothing from then on.
+    LogsIn,
+}
+
+/// A frame of AMQP with this method of the class `connection`.
+fn method(id: u8, arguments: &[u8]) -> Vec<u8> {
+    let size = u32::try_from(4 + arguments.len()).expect("a short one").to_be_bytes();
+    [&[1, 0, 0][..], &size, &[0, 10, 0, id], arguments, &[0xce]].concat()
+}
+
+/// Reads until the other side has called this method of the class `connection`.
+async fn called(stream: &mut TcpStream, id: u8) -> io::Result<()> {
+    let mut heard = Vec::new();
+    while !heard.windows(4).any(|bytes| bytes == [0, 10, 0, id]) {
+        if stream.read_buf(&mut heard).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(())
+}
+
+impl Peer {
+    async fn new(does: Does) -> Self {
+        Self::on(TcpListener::bind("127.0.0.1:0").await.expect("there is a free port"), does)
+    }
+
+    fn on(listener: TcpListener, does: Does) -> Self {
+        let address = listener.local_addr().expect("it is bound");
+        let came = Arc::new(AtomicUsize::new(0));
+        let counted = came.clone();
+        let accepting = tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.expect("the process may open as many");
+                counted.fetch_add(1, Ordering::SeqCst);
+                tokio::spawn(async move {
+                    let mut heard = [0; 8];
+                    match does {
+                        Does::Greets(words) => stream.write_all(words).await?,
+                        Does::Answers(words) => {
+                            stream.read_exact(&mut heard).await?;
+                            return stream.write_all(words).await;
+                        }
+                        Does::Ends => return Ok(()),
+                        Does::Waits => {}
+                        Does::LogsIn => {
+                            stream.read_exact(&mut heard).await?;
+                            // start: version 0-9, no properties, one mechanism, one language.
+                            let start = b"\0\x09\0\0\0\0\0\0\0\x05PLAIN\0\0\0\x05en_US";
+                            stream.write_all(&method(10, start)).await?;
+                            called(&mut stream, 11).await?;
+                            // tune: 2047 channels, 128 KiB, no heartbeat.
+                            stream.write_all(&method(30, &[7, 255, 0, 2, 0, 0, 0, 0])).await?;
+                            called(&mut stream, 40).await?;
+                            stream.write_all(&method(41, &[0])).await?;
+                        }
+                    }
+                    while stream.read(&mut heard).await? > 0 {}
+                    Ok(())
+                });
+            }
+        });
+        Self { address, came, accepting }
+    }
+
+    fn url(&self) -> String {
+        format!("amqp://guest:s3cret@{}", self.address)
+    }
+
+    fn came(&self) -> usize {
+        self.came.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+/// Why there is no connection.
+async fn reason(url: &str) -> String {
+    match soon(Client::connect(url)).await {
+        Err(Error::Connect { url, reason }) => {
+            assert!(!url.contains('@') && !reason.contains("s3cret"), "{url}: {reason}");
+            reason
+        }
+        other => panic!("expected no connection, not {other:?}"),
+    }
+}
+
+/// The RabbitMQ under test, if it is one, as its host and port.
+fn rabbit() -> Option<String> {
+    let url = Scene::new().url;
+    url.strip_prefix("amqp://guest:guest@").map(str::to_owned)
+}
+
+/// A port that nobody listens at; it was free a moment ago.
+async fn nowhere() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.and_then(|listener| listener.local_addr()).expect("there is a free port")
+}
+
+#[tokio::test]
+async fn who_is_no_rabbitmq_is_told_by_what_it_says() {
+    let nats = b"INFO {\"server_id\":\"NB2\",\"version\":\"2.10.22\",\"proto\":1,\"max_payload\":1048576} \r\n";
+    let http = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    for (does, said) in [
+        (Does::Greets(nats), "it speaks NATS at this port"),
+        (Does::Answers(http), "it speaks HTTP at this port"),
+        // An alert, as a TLS listener sends it to who does not begin with TLS.
+        (
+            Does::Answers(b"\x15\x03\x03\x00\x02\x02\x46"),
+            "it speaks TLS at this port, which the address does not: use amqps://",
+        ),
+        (Does::Answers(b"AMQP\x03\x01\x00\x00"), "it speaks AMQP of another version than RabbitMQ's 0-9-1"),
+        (Does::Greets(b"SSH-2.0-OpenSSH_9.2\r\n"), "it does not speak AMQP at this port"),
+        (Does::Ends, "the other side ended the connection without a word"),
+    ] {
+        let peer = Peer::new(does).await;
+        let reason = reason(&peer.url()).await;
+        assert!(reason.starts_with(said), "{does:?}: {reason}");
+        assert_eq!(peer.came(), 1, "{does:?}");
+    }
+    let reason = reason(&format!("amqp://guest:s3cret@{}", nowhere().await)).await;
+    assert!(reason.starts_with("nobody listens there: check that RabbitMQ runs, and the port"), "{reason}");
+}
+
+#[tokio::test]
+async fn who_says_nothing_is_waited_for_no_longer_than_was_allowed() {
+    let peer = Peer::new(Does::Waits).await;
+    let short = Duration::from_millis(100);
+    match soon(Server::builder().connect_timeout(short).connect(&peer.url())).await {
+        Err(Error::Connect { reason, .. }) => {
+            assert!(reason.starts_with("no answer within 100ms: something accepts connections there"), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
+    let reason = reason(&format!("{}?connection_timeout=50", peer.url())).await;
+    assert!(reason.starts_with("no answer within the `connection_timeout` of 50ms: "), "{reason}");
+}
+
+/// How many sockets of this process that are connected to `port` are still somebody's.
+fn sockets_to(port: u16) -> usize {
+    let sockets = std::fs::read_to_string("/proc/net/tcp").expect("it runs on Linux");
+    let columns = sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let peer = format!("0100007F:{port:04X}");
+    columns.filter(|columns| columns[2] == peer && columns.get(9).is_some_and(|inode| *inode != "0")).count()
+}
+
+#[tokio::test]
+async fn who_says_nothing_keeps_neither_socket_nor_thread_of_those_who_gave_it_up() {
+    let peer = Peer::new(Does::Waits).await;
+    let url = peer.url();
+    // lapin has a thread for each, which has its socket until it ends.
+    let attempts = (0..20).map(|_| Client::builder().connect_timeout(Duration::from_millis(100)).connect(&url));
+    for outcome in soon(join_all(attempts)).await {
+        assert!(matches!(outcome, Err(Error::Connect { .. })), "{outcome:?}");
+    }
+    assert!(peer.came() > 0);
+    when(async || sockets_to(peer.address.port()), |left| *left == 0).await;
+    // Dropped in the middle, it leaves nothing either.
+    let mut connecting = Box::pin(Client::connect(&url));
+    let came = peer.came();
+    tokio::select! {
+        outcome = &mut connecting => panic!("{outcome:?}"),
+        () = async { while peer.came() == came { tokio::task::yield_now().await } } => {}
+    }
+    drop(connecting);
+    when(async || sockets_to(peer.address.port()), |left| *left == 0).await;
+}
+
+#[tokio::test]
+async fn who_falls_silent_after_the_login_is_waited_for_no_longer_than_was_allowed() {
+    let peer = Peer::new(Does::LogsIn).await;
+    let (url, short) = (peer.url(), Duration::from_secs(2));
+    let outcomes = tokio::join!(
+        Client::builder().connect_timeout(short).connect(&url).map(|outcome| outcome.map(drop)),
+        Server::builder().connect_timeout(short).connect(&url).map(|outcome| outcome.map(drop)),
+        DeadLetters::builder().connect_timeout(short).connect(&url, "mail").map(|outcome| outcome.map(drop)),
+    );
+    for outcome in [outcomes.0, outcomes.1, outcomes.2] {
+        let Err(Error::Connect { reason, .. }) = outcome else { panic!("{outcome:?}") };
+        assert!(
+            reason.starts_with("no answer within 2s: the broker accepts the login and opens no channel"),
+            "{reason}"
+        );
+    }
+    assert_eq!(peer.came(), 5, "servers and operators have two connections");
+}
+
+#[tokio::test]
+async fn the_longest_timeout_is_one_like_any_other() {
+    let nowhere = format!("amqp://{}", nowhere().await);
+    let refused = Client::builder().connect_timeout(Duration::MAX).connect(&nowhere);
+    assert!(matches!(soon(refused).await, Err(Error::Connect { .. })));
+    let scene = Scene::new();
+    let client = Client::builder().namespace(&scene.namespace).connect_timeout(Duration::MAX).connect(&scene.url);
+    soon(soon(client).await.expect("the broker is there").close()).await;
+    let server = Server::builder().namespace(&scene.namespace).connect_timeout(Duration::MAX).connect(&scene.url);
+    soon(soon(server).await.expect("the broker is there").run_until(std::future::ready(()))).await.expect("it serves");
+}
+
+#[tokio::test]
+async fn an_ip_address_leads_there_and_to_nobody_else() {
+    // A port that is free at both addresses.
+    let (here, trap) = loop {
+        let here = TcpListener::bind("[::1]:0").await.expect("there is a free port");
+        let port = here.local_addr().expect("it is bound").port();
+        if let Ok(trap) = TcpListener::bind(("127.0.0.1", port)).await {
+            break (Peer::on(here, Does::Ends), Peer::on(trap, Does::Ends));
+        }
+    };
+    let port = here.address.port();
+    reason(&format!("amqp://guest:s3cret@[::1]:{port}")).await;
+    assert_eq!((here.came(), trap.came()), (1, 0));
+    // Of the network for documentation: nobody is there.
+    let nobody = format!("amqp://guest:s3cret@[2001:db8::1]:{port}?connection_timeout=200");
+    reason(&nobody).await;
+    assert_eq!((here.came(), trap.came()), (1, 0));
+    reason(&format!("amqp://guest:s3cret@127.0.0.1:{port}")).await;
+    assert_eq!((here.came(), trap.came()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_name_that_nobody_has_is_named() {
+    let reason = reason("amqp://guest:s3cret@no-such-host.invalid/v").await;
+    assert!(reason.starts_with("the host `no-such-host.invalid` is not known: check its name"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_mistyped_address_shows_nothing_that_could_be_a_secret() {
+    for url in [
+        "amqp://guest:12#s3cret@host",
+        "amqp:guest:s3cret@host",
+        "guest:s3cret@host",
+        "amqp://guest:12/s3cret@host",
+        "amqp://guest:s3cret/host",
+        "amqp://guest:12?s3cret@host",
+        "amqp://guest@s3cret@host",
+        "amqp://guest:s3cret@ho st",
+        "amqp://guest:s3cret,host",
+        "amqp://host?password=s3cret",
+        "amqp://host?heartbeat=s3cret",
+        "amqp://host/v#s3cret",
+        "s3cret://host",
+        "nats://guest:s3cret@host",
+        #[cfg(not(feature = "tls"))]
+        "amqps://guest:s3cret@host",
+        "memory://guest:s3cret@it",
+    ] {
+        let outcomes = [
+            Client::connect(url).await.map(drop),
+            Client::builder().connect_lazy(url).map(drop),
+            Server::connect(url).await.map(drop),
+            DeadLetters::connect(url, "mail").await.map(drop),
+        ];
+        for outcome in outcomes {
+            let Err(error @ Error::Invalid(_)) = outcome else { panic!("{url}: {outcome:?}") };
+            assert!(!format!("{error} {error:?}").contains("s3cret"), "{url}: {error}");
+            assert!(error.to_string().starts_with("the broker's address"), "{url}: {error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_state_and_what_is_printed_of_a_client_show_where_it_connects_to_and_not_as_whom() {
+    let nowhere = nowhere().await;
+    let url = format!("amqp://some%40body:s3cret@{nowhere}/v?heartbeat=9");
+    let client = Client::builder().connect_lazy(&url).expect("a good address");
+    let mut state = client.state();
+    let tried = |state: &State| matches!(state, State::Connecting { reason: Some(_) });
+    let state = soon(state.wait_for(tried)).await.expect("the client is there").clone();
+    let shown = format!("{state:?} {client:?}");
+    assert!(shown.contains(&format!("cannot connect to amqp://{nowhere}/v: ")), "{shown}");
+    for hidden in ["s3cret", "some", "heartbeat"] {
+        assert!(!shown.contains(hidden), "{hidden} in {shown}");
+    }
+    client.close().await;
+}
+
+#[tokio::test]
+async fn a_broker_that_refuses_says_what_to_look_at() {
+    let Some(host) = rabbit() else { return };
+    let wrong = reason(&format!("amqp://guest:s3cret@{host}")).await;
+    assert!(wrong.starts_with("access refused: check user and password ("), "{wrong}");
+    let nobody = reason(&format!("amqp://s3cret:guest@{host}")).await;
+    assert!(nobody.starts_with("access refused: check user and password ("), "{nobody}");
+    let absent = reason(&format!("amqp://guest:guest@{host}/no%2Fsuch")).await;
+    assert!(absent.starts_with("there is no virtual host `no/such`: check its name"), "{absent}");
+    let empty = reason(&format!("amqp://guest:guest@{host}/")).await;
+    assert!(empty.contains("leave out the `/` at the end of the address"), "{empty}");
+}
+
+#[tokio::test]
+async fn percent_encoded_names_are_the_brokers_own() {
+    let Some(host) = rabbit() else { return };
+    let client = soon(Client::connect(&format!("amqp://gu%65st:%67uest@{host}/%2F"))).await.expect("it is `guest`");
+    client.close().await;
+}
+
+#[tokio::test]
+async fn the_next_broker_is_taken_when_one_is_none() {
+    let scene = Scene::new();
+    let Some(host) = rabbit() else { return };
+    let peer = Peer::new(Does::Answers(b"HTTP/1.1 400 Bad Request\r\n\r\n")).await;
+    let url = format!("amqp://guest:guest@{},{},{host}", nowhere().await, peer.address);
+    let client =
+        soon(Client::builder().namespace(&scene.namespace).connect(&url)).await.expect("the third one is there");
+    client.close().await;
+    // When none is there, each is named with its reason.
+    let url = format!("amqp://guest:s3cret@{},{}", nowhere().await, peer.address);
+    match soon(Client::connect(&url)).await {
+        Err(Error::Connect { reason, .. }) => {
+            assert!(reason.contains("nobody listens there") && reason.contains("it speaks HTTP"), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_cannot_be_shown_is_refused() {
+    for name in ["", "a\nb", &"x".repeat(65)] {
+        let outcomes = [
+            Client::builder().name(name).connect("memory://").await.map(drop),
+            Server::builder().name(name).connect("memory://").await.map(drop),
+            DeadLetters::builder().name(name).connect("memory://", "mail").await.map(drop),
+        ];
+        for outcome in outcomes {
+            let Err(Error::Invalid(why)) = outcome else { panic!("{name:?}: {outcome:?}") };
+            assert!(why.starts_with("the name of a connection has 1 to 64 bytes"), "{why}");
+        }
+    }
+}
