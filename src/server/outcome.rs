@@ -1,5 +1,6 @@
 //! What becomes of a frame: answered, given back, counted as failed or kept for an operator; then settled.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use crate::compression::{Compression, Readable};
 use crate::error::{Code, Fault};
 use crate::frame::{self, CONTENT_TYPE, Frame, FrameError, Kind, Metadata};
 use crate::service::Answer;
-use crate::topology::{ONEWAY_ATTEMPTS, header};
+use crate::topology::{ONEWAY_DELIVERIES, header};
 use crate::transport::{ANSWER_TIMEOUT, Confirm, Lost, Properties, Publication, Settle};
 
 /// How much of a reason is told, in bytes.
@@ -27,14 +28,15 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(20);
 /// How often what cannot be settled otherwise is published on a channel that ends each time.
 const MAX_TRIES: u32 = 10;
-/// How long an oneway call waits after its first failed attempt; twice as long after each other, up to a limit.
-const FIRST_RETRY: Duration = Duration::from_millis(100);
-const MAX_RETRY: Duration = Duration::from_secs(10);
+/// How many failed attempts the broker counts of a oneway call before it is published anew, for the broker to count from
+/// there: its own limit is for calls that kill their instances, and is not to end one that may still be tried.
+const MAX_FAILURES: u32 = ONEWAY_DELIVERIES / 2;
 
 impl Worker {
     /// Answers, and settles once the broker has the answer.
     pub(super) fn conclude(self: &Arc<Self>, job: Job, ending: Ending, tasks: &TaskTracker) {
         let Job { frame, message, dedup, .. } = job;
+        let heard = !matches!(ending, Ending::Unheard(_));
         let (answer, time) = match ending {
             Ending::Runs => return,
             Ending::Recalled(answer) => return self.tell(frame, answer, None, message, tasks),
@@ -46,6 +48,7 @@ impl Worker {
                 return;
             }
             Ending::Forgotten => (None, None),
+            Ending::Unheard(answer) => (Some(answer), None),
             Ending::Answered(answer, time) => (Some(answer), Some(time)),
             Ending::TimedOut => {
                 (Some(Answer::Fault(Fault::new(Code::DeadlineExceeded, "the deadline passed while it ran"))), None)
@@ -64,8 +67,8 @@ impl Worker {
             }
         }
         match answer {
-            Some(answer) => self.tell(frame, answer, time, message, tasks),
-            None => message.finish(),
+            Some(answer) if heard => self.tell(frame, answer, time, message, tasks),
+            Some(_) | None => message.finish(),
         }
     }
 
@@ -150,23 +153,29 @@ impl Worker {
     /// would do the same, but without the reason.
     async fn failed(self: Arc<Self>, mut frame: Frame, failure: Answer, message: Arc<Message>) {
         let attempt = message.attempt(&frame);
-        let why = match &failure {
-            Answer::Fault(fault) => shortened(&fault.message),
-            // What the method says of its own may be private.
-            Answer::Result(_) | Answer::ServiceError(_) => "the method returned its own error",
+        let own = "the method returned its own error";
+        let (why, reason) = match &failure {
+            Answer::Fault(fault) => (shortened(fault.reason()), fault.reason().into()),
+            // It may be private: for those who see the call's arguments too, and not for the log.
+            Answer::ServiceError(payload) => match frame.codec.decode::<serde_json::Value>(payload) {
+                Ok(error) => (own, Cow::from(format!("{own}: {error}"))),
+                Err(_) => (own, own.into()),
+            },
+            Answer::Result(_) => (own, own.into()),
         };
-        warn!(service = %self.name, method = frame.metadata.method.as_deref(), id = %frame.id, attempt, why, "an oneway call or event failed");
+        warn!(service = %self.name, method = frame.metadata.method.as_deref(), id = %frame.id, attempt, why, "a oneway call or event failed");
         if message.source != Source::Work {
             return message.finish();
         }
-        if attempt >= ONEWAY_ATTEMPTS.into() {
-            return self.dead_letter(letter(&frame, why, &message), &message).await;
-        }
+        let retry = self.method(&frame).map(|method| method.retry).unwrap_or_default();
+        let Some(pause) = retry.pause_after(attempt) else {
+            return self.dead_letter(letter(&frame, &reason, &message), &message).await;
+        };
         tokio::select! {
             () = self.site.draining.cancelled() => {}
-            () = tokio::time::sleep(retry_after(attempt)) => {}
+            () = tokio::time::sleep(pause) => {}
         }
-        if message.frames == 1 {
+        if message.frames == 1 && message.failures < MAX_FAILURES {
             return message.settle(Settle::Failed);
         }
         // Its neighbours are not to run again with it.
@@ -181,7 +190,7 @@ impl Worker {
             (Some(_), kind) if kind != Kind::Oneway => {
                 self.reply(frame.id, frame.codec, Answer::Fault(fault), None, &message);
             }
-            _ => self.dead_letter(letter(&frame, &fault.message, &message), &message).await,
+            _ => self.dead_letter(letter(&frame, fault.reason(), &message), &message).await,
         }
     }
 
@@ -383,12 +392,6 @@ fn letter<'a>(frame: &'a Frame, reason: &'a str, message: &Message) -> Letter<'a
     Letter { body: frame.to_body(), reason, id: frame.id, method, attempts: message.attempt(frame) }
 }
 
-/// The pause after a failed attempt.
-fn retry_after(attempt: u64) -> Duration {
-    let doublings = u32::try_from(attempt.saturating_sub(1)).unwrap_or(u32::MAX);
-    FIRST_RETRY.saturating_mul(2_u32.saturating_pow(doublings)).min(MAX_RETRY)
-}
-
 /// A reason's first part: it may quote what the peer sent, and has to fit into metadata and into an AMQP header.
 pub(super) fn shortened(reason: &str) -> &str {
     cut(reason, MAX_REASON)
@@ -441,11 +444,5 @@ mod tests {
         running.site.draining.cancel();
         tokio::time::timeout(2 * PATIENCE, publishing).await.expect("it gives up").expect("no panic");
         assert!(work.next().await.expect("the message again").redelivered);
-    }
-
-    #[test]
-    fn each_pause_is_twice_the_one_before_up_to_a_limit() {
-        let pauses = [1, 2, 3, 4, 7, 8, 9, u64::MAX].map(|attempt| retry_after(attempt).as_millis());
-        assert_eq!(pauses, [100, 200, 400, 800, 6400, 10_000, 10_000, 10_000]);
     }
 }
