@@ -2,7 +2,8 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::future::{Future, IntoFuture};
+use std::future::Future;
+use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
@@ -10,18 +11,20 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use crate::client::{Absent, Client, Dispatched, Gathering, RUNTIME_ENDED, Target};
 use crate::codec::{Codec, CodecError};
 use crate::compression::Refusal;
+use crate::context::Context;
 use crate::error::{Code, Error, Fault};
 use crate::frame::Frame;
+use crate::service::Failure;
 
 /// One invocation of a method. It does nothing until it is awaited, [started](Call::start), given a
 /// [callback](Call::then), [sent](Call::send) or [gathered](Call::all).
 ///
-/// `T` is the result, `E` the method's own error. Options are set on the call, not on the client:
+/// `T` is the result, `E` the method's own error. Options are set on the call, not on the client, and before it is
+/// awaited:
 ///
 /// ```
 /// # use std::time::Duration;
@@ -29,15 +32,27 @@ use crate::frame::Frame;
 /// let sum: i64 = client.call("calculator.v1", "add", (2, 3)).timeout(Duration::from_secs(1)).priority(5).await?;
 /// # Ok(()) }
 /// ```
+///
+/// A call is a future: several are made at once by `join!` or `join_all`, and `tokio::spawn` takes one. Dropping it once it
+/// is on its way cancels it, on the server too. One that is made in a handler inherits that call's deadline and trace,
+/// wherever it is awaited.
 #[must_use = "a call does nothing until it is awaited, started or sent"]
 pub struct Call<T, E = Infallible>
 where
     E: fmt::Debug,
 {
     client: Client,
-    request: Request,
+    stage: Stage,
+    read: ReadResult<T>,
     read_error: ReadError<E>,
-    result: std::marker::PhantomData<fn() -> T>,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// To be sent when it is polled.
+    Ready(Box<Request>),
+    Sent(Dispatched),
+    Over,
 }
 
 /// What is to be sent, once somebody asks for it.
@@ -51,6 +66,8 @@ pub(crate) struct Request {
     pub(crate) metadata: Vec<(String, String)>,
     pub(crate) idempotent: bool,
     pub(crate) absent: Option<Absent>,
+    /// Of the handler that makes the call.
+    pub(crate) context: Option<Context>,
 }
 
 /// Appends the arguments to a frame, once the codec is known.
@@ -60,74 +77,114 @@ type ReadError<E> = fn(Codec, &[u8]) -> Error<E>;
 type ReadResult<T> = fn(Codec, &[u8]) -> Result<T, CodecError>;
 
 /// In the place of a result: a call that has none, not even an empty one. It is [sent](Call::send), not awaited.
-#[derive(Debug, Clone, Copy)]
-pub enum Oneway {}
+#[derive(Debug)]
+pub struct Oneway {
+    _never: Infallible,
+    /// What tells it from all results, which are `Send`.
+    _not_send: PhantomData<*const ()>,
+}
+
+/// A result that a call can wait for: any, but for a [`Oneway`] call's, which has none.
+#[diagnostic::on_unimplemented(
+    message = "a oneway call has no answer to wait for",
+    label = "not to be awaited, started or gathered",
+    note = "write `.send().await` instead: it returns when the broker has the call"
+)]
+pub trait Answered {}
+
+#[diagnostic::do_not_recommend]
+impl<T: Send> Answered for T {}
 
 impl<T> Call<T> {
     pub(crate) fn new(
         client: Client,
         target: Result<Arc<Target>, String>,
         arguments: impl Serialize + Send + 'static,
+        read: ReadResult<T>,
     ) -> Self {
         let request = Request::new(target, Box::new(move |codec, payload| codec.write(&arguments, payload)));
-        Self { client, request, read_error: unexpected_error, result: std::marker::PhantomData }
+        let request = Request { context: Context::current(), ..request };
+        Self { client, stage: Stage::Ready(Box::new(request)), read, read_error: Fault::read }
     }
 
-    /// The type of the error that the method itself returns.
-    pub fn fails_with<E: DeserializeOwned + fmt::Debug>(self) -> Call<T, E> {
-        Call { client: self.client, request: self.request, read_error: typed_error::<E>, result: self.result }
+    /// The type of the error that the method itself returns. With [`Fault`], which has a place of its own among the errors
+    /// of every call, it changes nothing.
+    pub fn fails_with<E: Failure>(self) -> Call<T, E::Own> {
+        Call { client: self.client, stage: self.stage, read: self.read, read_error: E::read }
     }
 }
 
 impl<T, E: fmt::Debug> Call<T, E> {
-    /// How long the call may take, from now to its result, or an oneway call until the broker has it. Default: the
+    /// How long the call may take, from now to its result, or a oneway call until the broker has it. Default: the
     /// client's, 30 s unless set. Inside a handler, no longer than what is left of the call being handled.
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.request.timeout = Some(timeout);
-        self
+    pub fn timeout(self, timeout: Duration) -> Self {
+        self.with(|request| request.timeout = Some(timeout))
     }
 
     /// To one instance, by the id that [`Context::instance`](crate::Context::instance) or a
     /// [reply](BroadcastReply::instance) told, instead of any.
-    pub fn to(mut self, instance: impl Into<String>) -> Self {
-        self.request.instance = Some(instance.into());
-        self
+    pub fn to(self, instance: impl Into<String>) -> Self {
+        self.with(|request| request.instance = Some(instance.into()))
     }
 
     /// 0 to 9; calls of a higher priority overtake waiting ones of a lower, in a service with
     /// [`Service::priorities`](crate::Service::priorities) or [`Service::quorum`](crate::Service::quorum): in others it
     /// changes nothing. Default 0; more than 9 counts as 9.
-    pub fn priority(mut self, priority: u8) -> Self {
-        self.request.priority = Some(priority);
-        self
+    pub fn priority(self, priority: u8) -> Self {
+        self.with(|request| request.priority = Some(priority))
     }
 
     /// Text for the handler, which reads it with [`Context::metadata`](crate::Context::metadata); setting a name again
     /// replaces its value. All metadata of a call may have 128 entries, and take 60 KiB
     /// with 10 bytes for each of them.
-    pub fn metadata(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        let name = name.into();
-        self.request.metadata.retain(|(other, _)| *other != name);
-        self.request.metadata.push((name, value.into()));
-        self
+    pub fn metadata(self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        let (name, value) = (name.into(), value.into());
+        self.with(|request| {
+            request.metadata.retain(|(other, _)| *other != name);
+            request.metadata.push((name, value));
+        })
     }
 
     /// How arguments and result are written. Default: the client's, CBOR unless set.
-    pub fn codec(mut self, codec: Codec) -> Self {
-        self.request.codec = Some(codec);
-        self
+    pub fn codec(self, codec: Codec) -> Self {
+        self.with(|request| request.codec = Some(codec))
     }
 
     /// Says that the method may run twice without harm: the client sends the call again when its connection, or the instance
     /// that runs it, is lost. Whether another instance runs what a dead one held is up to
     /// [`Method::idempotent`](crate::Method::idempotent) on the server. `#[rpc(idempotent)]` says both.
-    pub fn idempotent(mut self) -> Self {
-        self.request.idempotent = true;
+    pub fn idempotent(self) -> Self {
+        self.with(|request| request.idempotent = true)
+    }
+
+    /// Sets an option. Of a call that is on its way, none can be set any more.
+    fn with(mut self, set: impl FnOnce(&mut Request)) -> Self {
+        if let Stage::Ready(request) = &mut self.stage {
+            set(request);
+        }
         self
+    }
+
+    fn unsent(stage: Stage) -> Result<Request, Error> {
+        match stage {
+            Stage::Ready(request) => Ok(*request),
+            Stage::Sent(_) | Stage::Over => {
+                Err(Error::Invalid("the call is on its way already: make another one for all instances".to_owned()))
+            }
+        }
+    }
+
+    /// Puts the call on its way, if it is not.
+    fn dispatch(&mut self) -> Result<(), Error<E>> {
+        self.stage = match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::Ready(request) => Stage::Sent(self.client.dispatch(*request).map_err(Error::widen)?),
+            stage => stage,
+        };
+        Ok(())
     }
 }
 
-impl<T: DeserializeOwned + Send + 'static, E: fmt::Debug + Send + 'static> Call<T, E> {
+impl<T, E: fmt::Debug> Call<T, E> {
     /// Whether the call waits for an instance to come back while there is none. For calls to any instance; those to one or
     /// to all end at once. Default: the client's, [`Absent::Wait`] unless set.
     ///
@@ -136,73 +193,86 @@ impl<T: DeserializeOwned + Send + 'static, E: fmt::Debug + Send + 'static> Call<
     /// let sum: i64 = client.call("calculator.v1", "add", (2, 3)).absent(hopline::Absent::Fail).await?;
     /// # Ok(()) }
     /// ```
-    pub fn absent(mut self, absent: Absent) -> Self {
-        self.request.absent = Some(absent);
-        self
+    pub fn absent(self, absent: Absent) -> Self
+    where
+        T: Answered,
+    {
+        self.with(|request| request.absent = Some(absent))
     }
 
     /// Future style: the call is on its way when this returns; what it returned is collected later.
     ///
     /// # Errors
     /// What can be said at once: a bad name, arguments that cannot be written or are too large, a client that was closed.
-    pub async fn start(self) -> Result<Pending<T, E>, Error<E>> {
-        self.dispatch()
-    }
-
-    fn dispatch(self) -> Result<Pending<T, E>, Error<E>> {
-        let mut pending = self.into_future();
-        pending.dispatch()?;
-        Ok(pending)
+    pub async fn start(mut self) -> Result<Pending<T, E>, Error<E>>
+    where
+        T: Answered,
+    {
+        self.dispatch()?;
+        Ok(Pending(self))
     }
 
     /// Callback style: the call is on its way, and `callback` gets its outcome, once, on a task of the runtime in which the
     /// client connected. If that has ended, or ends before, the outcome is [`Error::Disconnected`], and `callback` gets it
     /// on the thread that makes the call or ends the runtime.
-    pub fn then(self, callback: impl FnOnce(Result<T, Error<E>>) + Send + 'static) {
+    pub fn then(mut self, callback: impl FnOnce(Result<T, Error<E>>) + Send + 'static)
+    where
+        T: Answered + 'static,
+        E: Send + 'static,
+    {
         let runtime = self.client.runtime().clone();
-        let method = self.request.target.as_ref().ok().map(|target| target.text.clone());
-        // Here, and not on the task, since a call inherits from the handler that makes it.
-        let (pending, outcome) = match self.dispatch() {
-            Ok(pending) => (Some(pending), None),
-            Err(error) => (None, Some(Err(error))),
+        let method = match &self.stage {
+            Stage::Ready(request) => request.target.as_ref().ok().map(|target| target.text.clone()),
+            Stage::Sent(_) | Stage::Over => None,
         };
-        let called = Called { callback: Some(callback), method, outcome };
+        // The caller's thread may have no runtime.
+        let entered = runtime.enter();
+        let refused = self.dispatch().err();
+        drop(entered);
+        let called = Called { callback: Some(callback), method, refused, result: PhantomData };
         runtime.spawn(async move {
-            match pending {
-                Some(pending) => called.with(pending.await),
-                None => drop(called),
+            if called.refused.is_none() {
+                called.with(self.await);
             }
         });
     }
 
     /// Broadcast style: every instance of the service runs the method and answers.
-    pub fn all(self) -> Broadcast<T, E> {
+    pub fn all(self) -> Broadcast<T, E>
+    where
+        T: Answered,
+    {
         Broadcast(self)
     }
 }
 
 /// A callback, which is called when this is dropped: without an outcome, the runtime has ended that waited for it.
-struct Called<T, E: fmt::Debug, F: FnOnce(Result<T, Error<E>>)> {
+struct Called<T, E, F>
+where
+    E: fmt::Debug,
+    F: FnOnce(Result<T, Error<E>>),
+{
     callback: Option<F>,
     method: Option<Arc<str>>,
-    outcome: Option<Result<T, Error<E>>>,
+    /// Why the call could not be put on its way, if it could not.
+    refused: Option<Error<E>>,
+    result: PhantomData<fn(T)>,
 }
 
 impl<T, E: fmt::Debug, F: FnOnce(Result<T, Error<E>>)> Called<T, E, F> {
     fn with(mut self, outcome: Result<T, Error<E>>) {
-        self.outcome = Some(outcome);
+        if let Some(callback) = self.callback.take() {
+            callback(outcome);
+        }
     }
 }
 
 impl<T, E: fmt::Debug, F: FnOnce(Result<T, Error<E>>)> Drop for Called<T, E, F> {
     fn drop(&mut self) {
+        let Some(callback) = self.callback.take() else { return };
         let method = self.method.as_deref().map(str::to_owned);
-        let ended =
-            || Err(Error::Disconnected { method, may_have_run: true, reason: RUNTIME_ENDED.to_owned() }.widen());
-        let outcome = self.outcome.take().unwrap_or_else(ended);
-        if let Some(callback) = self.callback.take() {
-            callback(outcome);
-        }
+        let ended = || Error::Disconnected { method, may_have_run: true, reason: RUNTIME_ENDED.to_owned() }.widen();
+        callback(Err(self.refused.take().unwrap_or_else(ended)));
     }
 }
 
@@ -216,7 +286,7 @@ impl Call<Oneway> {
     /// then or the client was closed. While connections are lost the call is sent again, with the same id: after `Timeout`,
     /// or with `may_have_run: true`, it may run nevertheless.
     pub async fn send(self) -> Result<(), Error> {
-        self.client.send(self.request, false).await
+        self.client.send(Self::unsent(self.stage)?, false).await
     }
 
     /// Oneway broadcast: every instance that is up runs the method once, as soon as it can.
@@ -224,83 +294,11 @@ impl Call<Oneway> {
     /// # Errors
     /// As [`Call::send`].
     pub async fn send_to_all(self) -> Result<(), Error> {
-        self.client.send(self.request, true).await
+        self.client.send(Self::unsent(self.stage)?, true).await
     }
 }
 
-impl<T: DeserializeOwned + Send + 'static, E: fmt::Debug + Send + 'static> IntoFuture for Call<T, E> {
-    type Output = Result<T, Error<E>>;
-    type IntoFuture = Pending<T, E>;
-
-    fn into_future(self) -> Self::IntoFuture {
-        let Self { client, request, read_error, .. } = self;
-        Pending { stage: Stage::Ready(Box::new((client, request))), read: read_result, read_error }
-    }
-}
-
-impl Request {
-    pub(crate) fn new(target: Result<Arc<Target>, String>, arguments: Arguments) -> Self {
-        Self {
-            target,
-            arguments,
-            codec: None,
-            timeout: None,
-            instance: None,
-            priority: None,
-            metadata: Vec::new(),
-            idempotent: false,
-            absent: None,
-        }
-    }
-}
-
-impl fmt::Debug for Request {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Request").field("target", &self.target).finish_non_exhaustive()
-    }
-}
-
-impl<T, E: fmt::Debug> fmt::Debug for Call<T, E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Call").field("target", &self.request.target).finish_non_exhaustive()
-    }
-}
-
-/// A call on its way, or one that will be once it is awaited for the first time. Awaiting it gives the outcome; dropping
-/// it cancels the call, on the server too.
-#[must_use = "dropping a pending call cancels it"]
-pub struct Pending<T, E = Infallible>
-where
-    E: fmt::Debug,
-{
-    stage: Stage,
-    read: ReadResult<T>,
-    read_error: ReadError<E>,
-}
-
-#[derive(Debug)]
-enum Stage {
-    /// To be sent when it is polled.
-    Ready(Box<(Client, Request)>),
-    Sent(Dispatched),
-    Over,
-}
-
-impl<T, E: fmt::Debug> Pending<T, E> {
-    /// Puts the call on its way, if it is not.
-    fn dispatch(&mut self) -> Result<(), Error<E>> {
-        self.stage = match std::mem::replace(&mut self.stage, Stage::Over) {
-            Stage::Ready(unsent) => {
-                let (client, request) = *unsent;
-                Stage::Sent(client.dispatch(request).map_err(Error::widen)?)
-            }
-            stage => stage,
-        };
-        Ok(())
-    }
-}
-
-impl<T, E: fmt::Debug> Future for Pending<T, E> {
+impl<T: Answered, E: fmt::Debug> Future for Call<T, E> {
     type Output = Result<T, Error<E>>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Self::Output> {
@@ -321,9 +319,52 @@ impl<T, E: fmt::Debug> Future for Pending<T, E> {
     }
 }
 
+impl Request {
+    pub(crate) fn new(target: Result<Arc<Target>, String>, arguments: Arguments) -> Self {
+        Self {
+            target,
+            arguments,
+            codec: None,
+            timeout: None,
+            instance: None,
+            priority: None,
+            metadata: Vec::new(),
+            idempotent: false,
+            absent: None,
+            context: None,
+        }
+    }
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request").field("target", &self.target).finish_non_exhaustive()
+    }
+}
+
+impl<T, E: fmt::Debug> fmt::Debug for Call<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Call").field(&self.stage).finish()
+    }
+}
+
+/// A call on its way. Awaiting it gives the outcome; dropping it cancels the call, on the server too.
+#[must_use = "dropping a pending call cancels it"]
+pub struct Pending<T, E = Infallible>(Call<T, E>)
+where
+    E: fmt::Debug;
+
+impl<T: Answered, E: fmt::Debug> Future for Pending<T, E> {
+    type Output = Result<T, Error<E>>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(context)
+    }
+}
+
 impl<T, E: fmt::Debug> fmt::Debug for Pending<T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pending").field("call", &self.stage).finish()
+        f.debug_tuple("Pending").field(&self.0.stage).finish()
     }
 }
 
@@ -345,20 +386,17 @@ where
     pub outcome: Result<T, Error<E>>,
 }
 
-impl<T: DeserializeOwned + Send + 'static, E: fmt::Debug + Send + 'static> Broadcast<T, E> {
+impl<T: Answered, E: fmt::Debug> Broadcast<T, E> {
     /// The replies that arrive within `window`, in the order they arrive.
     ///
     /// # Errors
     /// `NoService` when no instance is there, `Disconnected` when the connection is lost meanwhile, and what can be said
     /// at once, as for [`Call::start`].
-    pub async fn gather(mut self, window: Duration) -> Result<Vec<BroadcastReply<T, E>>, Error<E>> {
-        self.0.request.timeout = Some(window);
-        let Call { client, request, read_error, .. } = self.0;
-        let max_payload = client.max_payload();
-        let mut gathering = client.broadcast(request).await.map_err(Error::widen)?;
+    pub async fn gather(self, window: Duration) -> Result<Vec<BroadcastReply<T, E>>, Error<E>> {
+        let mut stream = Self(self.0.timeout(window)).replies().await.map_err(Error::widen)?;
         let mut replies = Vec::new();
-        while let Some(reply) = gathering.next().await {
-            replies.push(broadcast_reply(&reply.map_err(Error::widen)?, max_payload, read_error));
+        while let Some(reply) = stream.next().await {
+            replies.push(reply.map_err(Error::widen)?);
         }
         Ok(replies)
     }
@@ -369,24 +407,22 @@ impl<T: DeserializeOwned + Send + 'static, E: fmt::Debug + Send + 'static> Broad
     /// # Errors
     /// As [`Broadcast::gather`].
     pub async fn stream(self) -> Result<impl Stream<Item = BroadcastReply<T, E>> + Send + Unpin, Error<E>> {
-        let Call { client, request, read_error, .. } = self.0;
-        let max_payload = client.max_payload();
-        let gathering: Gathering = client.broadcast(request).await.map_err(Error::widen)?;
-        Ok(gathering.map(move |reply| match reply {
-            Ok(reply) => broadcast_reply(&reply, max_payload, read_error),
-            Err(lost) => BroadcastReply { instance: String::new(), outcome: Err(lost.widen()) },
+        let replies = self.replies().await.map_err(Error::widen)?;
+        Ok(replies.map(|reply| {
+            reply.unwrap_or_else(|lost| BroadcastReply { instance: String::new(), outcome: Err(lost.widen()) })
         }))
     }
-}
 
-fn broadcast_reply<T, E>(reply: &Frame, max_payload: usize, read_error: ReadError<E>) -> BroadcastReply<T, E>
-where
-    T: DeserializeOwned,
-    E: fmt::Debug,
-{
-    BroadcastReply {
-        instance: reply.metadata.instance.as_deref().unwrap_or_default().to_owned(),
-        outcome: outcome(reply, max_payload, read_result, read_error),
+    /// The replies; a lost connection is the last item.
+    async fn replies(self) -> Result<impl Stream<Item = Result<BroadcastReply<T, E>, Error>> + Send + Unpin, Error> {
+        let Call { client, stage, read, read_error } = self.0;
+        let max_payload = client.max_payload();
+        let gathering: Gathering = client.broadcast(Call::<T, E>::unsent(stage)?).await?;
+        Ok(gathering.map(move |reply| {
+            let reply = reply?;
+            let instance = reply.metadata.instance.as_deref().unwrap_or_default().to_owned();
+            Ok(BroadcastReply { instance, outcome: outcome(&reply, max_payload, read, read_error) })
+        }))
     }
 }
 
@@ -417,7 +453,7 @@ fn outcome<T, E: fmt::Debug>(
         return Err(Error::TooLarge { what: "reply", size: bytes(size), limit: bytes(limit) });
     }
     match reply.status {
-        Code::Ok => {
+        Code::Ok if reply.metadata.more().error.is_none() => {
             read(reply.codec, &payload()?).map_err(|error| Error::Codec(CodecError(format!("the reply {}", error.0))))
         }
         _ => Err(Error::Fault(fault(reply))),
@@ -425,27 +461,11 @@ fn outcome<T, E: fmt::Debug>(
 }
 
 fn fault(reply: &Frame) -> Fault {
+    let reason = reply.metadata.more().error.clone().filter(|reason| !reason.is_empty());
     Fault {
-        code: reply.status,
-        message: reply.metadata.more().error.clone().unwrap_or_else(|| "the server gave no reason".to_owned()),
+        // What tells of an error is none, whatever its status says.
+        code: if reply.status == Code::Ok { Code::Unknown } else { reply.status },
+        message: reason.unwrap_or_else(|| "the server gave no reason".to_owned()),
         retry_after: reply.metadata.more().retry_after,
     }
-}
-
-fn read_result<T: DeserializeOwned>(codec: Codec, payload: &[u8]) -> Result<T, CodecError> {
-    codec.decode(payload)
-}
-
-fn typed_error<E: DeserializeOwned + fmt::Debug>(codec: Codec, payload: &[u8]) -> Error<E> {
-    match codec.decode(payload) {
-        Ok(error) => Error::Service(error),
-        Err(error) => Error::Codec(CodecError(format!("the service's error {}", error.0))),
-    }
-}
-
-fn unexpected_error(_: Codec, _: &[u8]) -> Error {
-    Error::Fault(Fault::new(
-        Code::Unknown,
-        "the method returned an error of its own: name its type with `.fails_with()` to read it",
-    ))
 }

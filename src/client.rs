@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -109,13 +109,18 @@ impl Client {
 
     /// A call without a service trait: `service` is `name` or `name.vMAJOR`, `args` whatever serializes as an array: a
     /// tuple, an array, a `Vec`.
-    pub fn call<R>(&self, service: &str, method: &str, args: impl Serialize + Send + 'static) -> Call<R> {
-        Call::new(self.clone(), self.0.targets.find(service, method), args)
+    pub fn call<R>(&self, service: &str, method: &str, args: impl Serialize + Send + 'static) -> Call<R>
+    where
+        // `DeserializeOwned` spelled out: of this, rustc tells what to derive.
+        R: for<'de> Deserialize<'de> + Send + 'static,
+    {
+        Call::new(self.clone(), self.0.targets.find(service, method), args, Codec::decode)
     }
 
     /// An oneway call without a service trait, to be [sent](Call::send).
     pub fn oneway(&self, service: &str, method: &str, args: impl Serialize + Send + 'static) -> Call<Oneway> {
-        Call::new(self.clone(), self.0.targets.find(service, method), args)
+        let no_result = |_: Codec, _: &[u8]| Err(CodecError("a oneway call has no result".to_owned()));
+        Call::new(self.clone(), self.0.targets.find(service, method), args, no_result)
     }
 
     /// Whether there is a connection to the broker, now and from now on.
@@ -276,9 +281,9 @@ impl Client {
                 "{entries} entries of metadata, where a call has {MAX_USER_ENTRIES} at most"
             )));
         }
-        let current = Context::current();
+        let current = request.context.or_else(Context::current);
         let own = request.timeout.unwrap_or(settings.timeout).min(MAX_TIMEOUT);
-        let inherited = current.as_ref().and_then(Context::remaining);
+        let inherited = current.as_ref().and_then(Context::inherited);
         let timeout = inherited.map_or(own, |remaining| own.min(remaining));
         if timeout.is_zero() {
             return Err(Error::Timeout { method: target.to_string(), after: timeout, why: Unanswered::Unsent });

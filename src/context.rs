@@ -29,6 +29,7 @@ pub(crate) struct Inner {
     pub(crate) caller: Option<Arc<str>>,
     pub(crate) user: Option<Arc<str>>,
     pub(crate) deadline: Option<Instant>,
+    pub(crate) finishes: bool,
     pub(crate) redelivered: bool,
     pub(crate) attempt: u64,
     pub(crate) metadata: Vec<(String, String)>,
@@ -43,15 +44,48 @@ impl Context {
         Self(Arc::new(inner))
     }
 
-    /// The context of the handler that runs this task, if one does. A task that the handler spawned has none.
+    /// The context of the handler that runs this task, if one does. A task that the handler spawned has none, unless
+    /// [`Context::spawn`] or [`Context::scope`] gave it one.
     #[must_use]
     pub fn current() -> Option<Self> {
         CURRENT.try_with(Self::clone).ok()
     }
 
-    /// Runs `future` as a part of the handling of this call.
-    pub(crate) fn scope<F: Future>(self, future: F) -> impl Future<Output = F::Output> {
-        CURRENT.scope(self, future)
+    /// `future` as a part of the handling of this call, wherever it runs: calls made in it inherit the deadline and the
+    /// trace, and [`Context::current`] is this. For what runs on tasks and threads of its own:
+    ///
+    /// ```
+    /// use hopline::{Client, Context};
+    /// use tokio::task::JoinSet;
+    ///
+    /// async fn all_of(ctx: &Context, client: &Client, ids: Vec<u64>) -> Vec<Result<String, hopline::Error>> {
+    ///     // Dropped with the handler, it ends its tasks.
+    ///     let mut tasks = JoinSet::new();
+    ///     for id in ids {
+    ///         let client = client.clone();
+    ///         tasks.spawn(ctx.scope(async move { client.call("users", "name", (id,)).await }));
+    ///     }
+    ///     tasks.join_all().await
+    /// }
+    /// ```
+    ///
+    /// On a thread that blocks, it is [`blocking::wait(context.scope(...))`](crate::blocking::wait).
+    pub fn scope<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<F> {
+        CURRENT.scope(self.clone(), future)
+    }
+
+    /// Runs `future` on a task of its own, as [`tokio::spawn`] does, within this call's [scope](Context::scope).
+    ///
+    /// The task goes on when the handler has ended, be it dropped, and a drain does not wait for it. Calls made in it have what
+    /// is left of the caller's time, also after the reply. What is of no use then ends itself by
+    /// [`Context::cancelled`]; what is to end with the handler is a [`JoinSet`](tokio::task::JoinSet) with
+    /// [`Context::scope`].
+    pub fn spawn<F>(&self, future: F) -> tokio::task::JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        tokio::spawn(self.scope(future))
     }
 
     /// The same for what does not wait.
@@ -106,6 +140,16 @@ impl Context {
         self.0.deadline
     }
 
+    /// The time that calls have which are made in the handler; none if they have their own.
+    pub(crate) fn inherited(&self) -> Option<Duration> {
+        self.remaining().filter(|_| !self.finishes())
+    }
+
+    /// Whether the handler runs to its end though nobody waits any more.
+    pub(crate) fn finishes(&self) -> bool {
+        self.0.finishes
+    }
+
     /// Whether the broker delivered the call before: it may have run, in whole or in part. An oneway call that shared its
     /// message with others is published anew when it has to be tried again, and then does not say so;
     /// [`Context::attempt`] does.
@@ -114,9 +158,9 @@ impl Context {
         self.0.redelivered
     }
 
-    /// Which attempt to run the call this is: 1 for the first. An oneway call that fails has five; the pause before the
-    /// next is 100 ms after the first, and twice as long after each other. An attempt whose instance died counts too, and
-    /// on RabbitMQ before 4.0 so does each time that a draining instance gave the call back.
+    /// Which attempt to run the call this is: 1 for the first. A oneway call that fails has
+    /// [`Method::attempts`](crate::Method::attempts). One whose instance died counts too, and on RabbitMQ before 4.0 so does
+    /// each time that a draining instance gave the call back.
     #[must_use]
     pub fn attempt(&self) -> u64 {
         self.0.attempt
@@ -145,7 +189,9 @@ impl Context {
     }
 
     /// Resolves when the caller gave up, the deadline passed, or the handler has ended, with a result too: for work handed
-    /// to other tasks or threads that is of no use after it. The handler's own future is dropped by itself.
+    /// to other tasks or threads that is of no use after it. The handler's own future is dropped by itself, unless its
+    /// method [`finishes`](crate::Method::finishes): then it hears of it here and goes on. Handlers of oneway calls and events
+    /// are never cancelled.
     pub async fn cancelled(&self) {
         self.0.cancelled.cancelled().await;
     }

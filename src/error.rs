@@ -9,7 +9,8 @@ use crate::codec::CodecError;
 /// Why a call, or the connection under it, failed.
 ///
 /// `E` is the method's own error type: a method declared `-> Result<T, E>` fails with `Error<E>`, and what it
-/// returned is in [`Error::Service`]. Everything else has no error of its own: `Error` alone.
+/// returned is in [`Error::Service`]. Everything else has no error of its own: `Error` alone. It reads as a sentence if `E`
+/// does, that is if `E` has `Display`; without it `Error<E>` is no [`std::error::Error`] either.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error<E = Infallible>
@@ -17,7 +18,7 @@ where
     E: fmt::Debug,
 {
     /// The method ran and returned its own error.
-    #[error("the service returned its own error: {0:?}")]
+    #[error("the service returned its own error: {0}")]
     Service(E),
     /// The server, or the network's other end, refused or broke off the call.
     #[error("{0}")]
@@ -63,9 +64,7 @@ where
     },
     /// A request, an event or metadata over the size cap, which nobody has got; or a reply over it: then the method has run,
     /// and its result is lost.
-    #[error(
-        "the {what} takes {size} bytes, over the cap of {limit}: send less, or raise `max_message_size` on both sides"
-    )]
+    #[error("the {what} takes {size} bytes, over the cap of {limit}: {}", if *.what == "metadata" { "shorten it, since this cap is fixed" } else { "send less, or raise `max_message_size` on both sides" })]
     TooLarge {
         /// `request`, `reply`, `event` or `metadata` (60 KiB, whatever `max_message_size` is).
         what: &'static str,
@@ -185,6 +184,9 @@ impl fmt::Display for Unanswered {
 }
 
 /// A refusal or breakdown reported by the server: a [`Code`] to branch on and a sentence for people.
+///
+/// A handler may return one in the place of an error type of its own. Its code is any but [`Code::Ok`], which reaches the
+/// caller as `INTERNAL`: what fails is never a success.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
     /// The kind of fault, with gRPC's numbers and names.
@@ -200,11 +202,19 @@ impl Fault {
     pub fn new(code: Code, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), retry_after: None }
     }
+
+    /// What it says, or at least its code.
+    pub(crate) fn reason(&self) -> &str {
+        if self.message.is_empty() { self.code.name() } else { &self.message }
+    }
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.code, self.message)
+        match &*self.message {
+            "" => self.code.fmt(f),
+            message => write!(f, "{}: {message}", self.code),
+        }
     }
 }
 
@@ -310,6 +320,19 @@ mod tests {
         assert!(timeout(Unanswered::Unserved).contains("nobody served it whenever the broker was asked"));
         assert!(timeout(Unanswered::Unsent).ends_with("it was not sent, since no time was left"));
         let fault = Fault::new(Code::Unimplemented, "no method `x`");
-        assert_eq!(Error::<()>::Fault(fault).to_string(), "UNIMPLEMENTED: no method `x`");
+        assert_eq!(Error::<String>::Fault(fault).to_string(), "UNIMPLEMENTED: no method `x`");
+        assert_eq!(Fault::new(Code::NotFound, "").to_string(), "NOT_FOUND");
+        let error = Error::Service(std::net::IpAddr::from([127, 0, 0, 1]));
+        assert_eq!(error.to_string(), "the service returned its own error: 127.0.0.1", "not as it is debugged");
+        let too_large = |what| Error::<Infallible>::TooLarge { what, size: 2, limit: 1 }.to_string();
+        assert!(
+            too_large("request").ends_with("or raise `max_message_size` on both sides"),
+            "{}",
+            too_large("request")
+        );
+        assert_eq!(
+            too_large("metadata"),
+            "the metadata takes 2 bytes, over the cap of 1: shorten it, since this cap is fixed"
+        );
     }
 }

@@ -33,7 +33,7 @@ const FLAG_IDEMPOTENT: u8 = 0b0100;
 const FLAG_SERVICE_ERROR: u8 = 0b1000;
 
 /// What a frame is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub(crate) enum Kind {
     Request = 1,

@@ -79,16 +79,16 @@ pub mod blocking;
 
 pub use hopline_macros::service;
 
-pub use call::{Broadcast, BroadcastReply, Call, Oneway, Pending};
+pub use call::{Answered, Broadcast, BroadcastReply, Call, Oneway, Pending};
 pub use client::{Absent, Client, ClientBuilder, Coalesce, Traffic, WhenFull};
-pub use codec::{Codec, CodecError};
+pub use codec::{Arguments, Codec, CodecError};
 pub use compression::Compression;
 pub use context::Context;
 pub use dead::{DeadLetter, DeadLetters, DeadLettersBuilder, EarlierDeath, Fate, Handled, LetterKind, WhichLetters};
 pub use error::{Code, Error, Fault, Unanswered};
 pub use registry::{Instance, InstanceStats, MethodInfo};
 pub use server::{Caller, Running, Server, ServerBuilder};
-pub use service::{Dispatch, Failure, Method, Service};
+pub use service::{Dispatch, Failure, IntoService, Method, Service};
 pub use state::State;
 #[cfg(feature = "tls")]
 pub use transport::Tls;

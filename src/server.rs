@@ -42,11 +42,12 @@ pub use self::running::Running;
 use self::supervisor::Supervisor;
 use self::worker::EVENT;
 use crate::client::{MAX_MESSAGE_SIZE, short_id};
+use crate::codec::Arguments;
 use crate::compression::Compression;
 use crate::context::Context;
 use crate::error::Error;
-use crate::service::{Dispatch, Failure, Method, Service};
-use crate::topology::{Declaration, Namespace, ServiceId};
+use crate::service::{Dispatch, Failure, IntoService, Method, Service};
+use crate::topology::{Declaration, Namespace, ServiceId, check_event_pattern};
 #[cfg(feature = "tls")]
 use crate::transport::Tls;
 use crate::transport::{Dial, DialSettings, Role, Transport};
@@ -188,10 +189,11 @@ impl Server {
         &self.instance
     }
 
-    /// Serves a service; several, and several versions of one, stand side by side.
+    /// Serves a service, such as `CalculatorServer::new(implementation)`; several, and several versions of one, stand side
+    /// by side.
     #[must_use]
-    pub fn serve(mut self, service: Service) -> Self {
-        self.services.push(service);
+    pub fn serve(mut self, service: impl IntoService) -> Self {
+        self.services.push(service.into_service());
         self
     }
 
@@ -202,7 +204,7 @@ impl Server {
     where
         F: Fn(Context, A) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<R, E>> + Send + 'static,
-        A: DeserializeOwned + Send + 'static,
+        A: Arguments + Send + 'static,
         R: Serialize + Send + 'static,
         E: Failure + Send + 'static,
     {
@@ -216,8 +218,8 @@ impl Server {
         self
     }
 
-    /// Handles the events whose key matches `pattern`, where `*` is one word between dots and `#` any number of them.
-    /// [`Context::method`] is the event's key. Events reach every subscribing server that is up when they are published;
+    /// Handles the events whose key matches `pattern`, words with single dots between them, where `*` is any one word and `#`
+    /// any number of them. [`Context::method`] is the event's key. Events reach every subscribing server that is up when they are published;
     /// each subscription handles them one after the other, in the order of one publisher.
     #[must_use]
     pub fn subscribe<T, F, Fut>(mut self, pattern: &str, handler: F) -> Self
@@ -226,14 +228,7 @@ impl Server {
         Fut: Future<Output = ()> + Send + 'static,
         T: DeserializeOwned + Send + 'static,
     {
-        let handled = move |context: Context, event: T| {
-            let handling = handler(context, event);
-            async move {
-                handling.await;
-                Ok::<(), ()>(())
-            }
-        };
-        let service = Service::new("events", 1).method(Method::new(EVENT), handled);
+        let service = Service::new("events", 1).event(EVENT, handler);
         let service = service.prefetch(EVENTS_PREFETCH).dispatch(Dispatch::Inline);
         self.subscriptions.push((pattern.to_owned(), service));
         self
@@ -269,11 +264,14 @@ impl Server {
     /// Starts to serve: when this returns, the services can be called.
     ///
     /// # Errors
-    /// `Invalid` for bad names and for services or methods that are there twice, `Mismatch` where a queue exists with
+    /// `Invalid` for bad names, patterns and settings, and for services or methods that are there twice, `Mismatch` where a queue exists with
     /// other arguments, `Broker` for what the broker refuses, `Disconnected`.
     pub async fn start(self) -> Result<Running, Error> {
         let Self { dial, transport, settings, instance, services, subscriptions, allow } = self;
         let namespace = settings.namespace.map_err(Error::Invalid)?;
+        for (pattern, _) in &subscriptions {
+            check_event_pattern(pattern).map_err(Error::Invalid)?;
+        }
         let mut served = BTreeMap::new();
         for service in services {
             let id = checked(&service)?;

@@ -1,6 +1,9 @@
 //! A service as the server sees it: named methods and how to run them. The macro's output plugs in here.
 
+mod method;
+
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
@@ -9,13 +12,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
-use crate::codec::{Codec, CodecError};
+use self::method::MAX_PAUSE;
+pub use self::method::Method;
+use crate::codec::{Arguments, Codec, CodecError, Misfit};
 use crate::context::Context;
-use crate::error::{Code, Fault};
-use crate::registry::MethodInfo;
+use crate::error::{Code, Error, Fault};
 use crate::topology::{CallsQueue, QueueKind, ServiceId, check_name};
 
 /// A service to be served: its methods, and how an instance runs them.
@@ -95,28 +99,77 @@ impl Service {
         }
     }
 
-    /// Adds a method. Its arguments are one tuple; `[(); 0]` when there are none.
+    /// Adds a method. Its [arguments](Arguments) are one tuple; `[(); 0]` when there are none.
     ///
     /// The error that the handler returns is the method's own, any serde type, or a [`Fault`] with a code to choose.
+    ///
+    /// When its caller gives up or the deadline passes, the handler's future is dropped wherever it waits, and what comes
+    /// after that is not run: right for what only looks, wrong for work that must not stay half done. For that there is
+    /// [`Method::finishes`]. Handlers of oneway calls and events always run to their end.
     #[must_use]
-    pub fn method<A, R, E, F, Fut>(mut self, method: Method, handler: F) -> Self
+    pub fn method<A, R, E, F, Fut>(self, method: Method, handler: F) -> Self
     where
         F: Fn(Context, A) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<R, E>> + Send + 'static,
-        A: DeserializeOwned + Send + 'static,
+        A: Arguments + Send + 'static,
+        R: Serialize + Send + 'static,
+        E: Failure + Send + 'static,
+    {
+        let signature = method.signature.clone();
+        let read = move |codec: Codec, payload: &[u8]| {
+            codec.arguments(payload).map_err(|misfit| match misfit {
+                Misfit::Count { takes, got } => {
+                    let s = if takes == 1 { "" } else { "s" };
+                    format!("`{signature}` takes {takes} argument{s}, got {got}")
+                }
+                Misfit::Other(why) => format!("the arguments of `{signature}` {why}"),
+            })
+        };
+        self.add(method, read, handler)
+    }
+
+    /// Adds what handles events, each a value by itself.
+    pub(crate) fn event<T, F, Fut>(self, name: &str, handler: F) -> Self
+    where
+        F: Fn(Context, T) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+        T: DeserializeOwned + Send + 'static,
+    {
+        let read = |codec: Codec, payload: &[u8]| codec.decode(payload).map_err(|error| format!("the event {error}"));
+        self.add(Method::new(name), read, move |context, event| {
+            let handling = handler(context, event);
+            async move {
+                handling.await;
+                Ok::<(), ()>(())
+            }
+        })
+    }
+
+    fn add<A, R, E, F, Fut>(
+        mut self,
+        method: Method,
+        read: impl Fn(Codec, &[u8]) -> Result<A, String> + Send + Sync + 'static,
+        handler: F,
+    ) -> Self
+    where
+        F: Fn(Context, A) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<R, E>> + Send + 'static,
+        A: Send + 'static,
         R: Serialize + Send + 'static,
         E: Failure + Send + 'static,
     {
         if let Err(problem) = check_name("method", &method.name) {
             self.problems.push(problem);
         }
-        let signature = method.signature.clone();
-        let handler: Handler = Arc::new(move |context, codec, payload| match codec.decode::<A>(&payload) {
+        if method.retry.pause > MAX_PAUSE {
+            self.problems.push(format!(
+                "`{}` pauses for {:?}, and the broker counts no more than {MAX_PAUSE:?}",
+                method.name, method.retry.pause
+            ));
+        }
+        let handler: Handler = Arc::new(move |context, codec, payload| match read(codec, &payload) {
             Ok(arguments) => answer(codec, handler(context, arguments)).boxed(),
-            Err(error) => {
-                let fault = Fault::new(Code::InvalidArgument, format!("the arguments of `{signature}` {error}"));
-                std::future::ready(Answer::Fault(fault)).boxed()
-            }
+            Err(why) => std::future::ready(Answer::Fault(Fault::new(Code::InvalidArgument, why))).boxed(),
         });
         let name = method.name.clone();
         if self.methods.insert(name.clone(), (method, handler)).is_some() {
@@ -170,9 +223,12 @@ impl Service {
     }
 
     /// How many messages may wait in the queue before calls are refused as `Overloaded`. A message is one call, or up to 64
-    /// of quick methods ([`Coalesce`](crate::Coalesce)). Default: no limit; every instance has to say the same.
+    /// of quick methods ([`Coalesce`](crate::Coalesce)). Default: no limit; at least 1; every instance has to say the same.
     #[must_use]
     pub fn max_queue(mut self, messages: u32) -> Self {
+        if messages == 0 {
+            self.problems.push("`max_queue(0)` refuses every call: allow 1, or leave it out for no limit".to_owned());
+        }
         self.calls.max_length = Some(messages);
         self
     }
@@ -208,74 +264,39 @@ impl fmt::Debug for Service {
     }
 }
 
-/// A method's name and nature.
-#[derive(Debug, Clone)]
-pub struct Method {
-    pub(crate) name: String,
-    pub(crate) signature: String,
-    pub(crate) idempotent: bool,
-    pub(crate) dedup: Option<Duration>,
+/// What [`Server::serve`](crate::Server::serve) takes: a [`Service`].
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a service",
+    label = "an implementation is served by the server of its trait",
+    note = "`#[hopline::service]` makes `XServer` of `trait X`: write `.serve(XServer::new(implementation))`"
+)]
+pub trait IntoService {
+    #[doc(hidden)]
+    fn into_service(self) -> Service;
 }
 
-impl Method {
-    /// A method that is called as `name`, `[A-Za-z0-9_-]+`.
-    #[must_use]
-    pub fn new(name: impl Into<String>) -> Self {
-        let name = name.into();
-        Self { signature: name.clone(), name, idempotent: false, dedup: None }
-    }
-
-    /// How it is written, for messages about arguments that do not fit. Default: the name.
-    #[must_use]
-    pub fn signature(mut self, signature: impl Into<String>) -> Self {
-        self.signature = signature.into();
+impl IntoService for Service {
+    fn into_service(self) -> Service {
         self
-    }
-
-    /// Running it twice does no more than running it once: after a worker's death another instance runs it again.
-    #[must_use]
-    pub fn idempotent(mut self) -> Self {
-        self.idempotent = true;
-        self
-    }
-
-    /// Runs a call once though it is delivered again, as far as one instance can tell: for so long after a call has ended,
-    /// another delivery with its request id gets the first reply without running, and while it still runs, waits for that.
-    /// So does a redelivered call that would be refused as `ABORTED`. Default: nothing is remembered.
-    ///
-    /// Of an oneway call, another delivery is acked without running if the first ended well; one that failed is tried
-    /// again as ever. Faults, such as of a panic, are replies too; a call whose caller gave up has none.
-    ///
-    /// Each instance remembers what it ran itself, in memory: at most 65 536 answers and 64 MiB of a service, and beyond
-    /// those forgets first what it would forget first anyway. Another instance, and this one after a restart, knows
-    /// nothing of it. What must not happen twice needs a record where it happens, such as a unique key in a database:
-    /// [`Context::request_id`] is the same in every delivery.
-    ///
-    /// ```
-    /// use std::time::Duration;
-    ///
-    /// use hopline::{Context, Fault, Method, Service};
-    ///
-    /// let charge = |_: Context, (cents,): (u64,)| async move { Ok::<_, Fault>(format!("charged {cents}")) };
-    /// let service = Service::new("billing", 1).method(Method::new("charge").dedup(Duration::from_secs(600)), charge);
-    /// # let _ = service;
-    /// ```
-    #[must_use]
-    pub fn dedup(mut self, time: Duration) -> Self {
-        self.dedup = Some(time);
-        self
-    }
-
-    pub(crate) fn info(&self) -> MethodInfo {
-        MethodInfo { name: self.name.clone(), signature: self.signature.clone(), idempotent: self.idempotent }
     }
 }
 
-/// What a handler may fail with: any serde type, which reaches the caller as [`Error::Service`](crate::Error::Service),
-/// or a [`Fault`].
+/// What a handler may fail with: any serde type that is `Debug`, which reaches the caller as
+/// [`Error::Service`](crate::Error::Service), or a [`Fault`], which does as [`Error::Fault`].
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not an error that a method can return",
+    label = "not a `Fault`, and not `Serialize`, `Deserialize` and `Debug`",
+    note = "derive `Debug`, `serde::Serialize` and `serde::Deserialize` for an error type of your own, or return `hopline::Fault`"
+)]
 pub trait Failure {
+    /// What callers have in `Error::Service`: the type itself; of a fault, nothing.
+    type Own: fmt::Debug;
+
     #[doc(hidden)]
     fn into_failure(self, codec: Codec) -> Result<Vec<u8>, Failed>;
+
+    #[doc(hidden)]
+    fn read(codec: Codec, payload: &[u8]) -> Error<Self::Own>;
 }
 
 /// Why a failure does not travel as the method's own error.
@@ -288,15 +309,38 @@ pub enum Failed {
     Codec(CodecError),
 }
 
-impl<E: Serialize> Failure for E {
+#[diagnostic::do_not_recommend]
+impl<E: Serialize + for<'de> Deserialize<'de> + fmt::Debug> Failure for E {
+    type Own = E;
+
     fn into_failure(self, codec: Codec) -> Result<Vec<u8>, Failed> {
         codec.encode(&self).map_err(Failed::Codec)
+    }
+
+    fn read(codec: Codec, payload: &[u8]) -> Error<E> {
+        match codec.decode(payload) {
+            Ok(error) => Error::Service(error),
+            Err(error) => Error::Codec(CodecError(format!("the service's error {}", error.0))),
+        }
     }
 }
 
 impl Failure for Fault {
-    fn into_failure(self, _: Codec) -> Result<Vec<u8>, Failed> {
+    type Own = Infallible;
+
+    fn into_failure(mut self, _: Codec) -> Result<Vec<u8>, Failed> {
+        if self.code == Code::Ok {
+            self.code = Code::Internal;
+            self.message = format!("the method failed with a fault of code OK, which says nothing: {}", self.message);
+        }
         Err(Failed::Fault(self))
+    }
+
+    fn read(_: Codec, _: &[u8]) -> Error {
+        Error::Fault(Self::new(
+            Code::Unknown,
+            "the method returned an error of its own: name its type with `.fails_with()` to read it",
+        ))
     }
 }
 

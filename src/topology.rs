@@ -23,6 +23,44 @@ pub fn check_name(what: &str, name: &str) -> Result<(), String> {
     }
 }
 
+/// The longest key that a message on the broker has, in bytes.
+const MAX_KEY: usize = 255;
+
+/// Whether `key` can be that of an event: words with single dots between them, 1 to 255 bytes, without `*` and `#`.
+pub(crate) fn check_event_key(key: &str) -> Result<(), String> {
+    check_words("event key", key)?;
+    match key.find(['*', '#']) {
+        Some(_) => {
+            Err(format!("the event key `{key}` has a wildcard in it: those are for the patterns of subscribers"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Whether `pattern` can be that of a subscription: as a key, and a word may be `*`, for any one, or `#`, for any number.
+pub(crate) fn check_event_pattern(pattern: &str) -> Result<(), String> {
+    check_words("event pattern", pattern)?;
+    match pattern.split('.').find(|word| word.len() > 1 && word.contains(['*', '#'])) {
+        Some(word) => {
+            Err(format!("the event pattern `{pattern}` has `{word}` in it: `*` and `#` stand for whole words"))
+        }
+        None => Ok(()),
+    }
+}
+
+fn check_words(what: &str, text: &str) -> Result<(), String> {
+    if text.is_empty() {
+        return Err(format!("an {what} has at least one word, such as `order` in `order.created`"));
+    }
+    if text.len() > MAX_KEY {
+        return Err(format!("the {what} `{text}` is longer than {MAX_KEY} bytes"));
+    }
+    match text.split('.').any(str::is_empty) {
+        true => Err(format!("the {what} `{text}` has an empty word: write words with single dots between them")),
+        false => Ok(()),
+    }
+}
+
 /// A service's name and major version, written `name.vMAJOR`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceId {
@@ -150,8 +188,6 @@ pub enum Declaration {
     Binding(Binding),
 }
 
-/// At which attempt an oneway call that fails is dead-lettered.
-pub(crate) const ONEWAY_ATTEMPTS: u32 = 5;
 /// How often the broker delivers an oneway call before it dead-letters it by itself, for one that kills whoever runs it.
 /// Connections that end count too, and a broker that closes many closes them one after the other: one that is restarted
 /// hands the same call from instance to instance, and is not to use up its attempts.
@@ -229,6 +265,10 @@ impl Namespace {
         format!("{}.{service}.work", self.0)
     }
 
+    pub(crate) fn retry_queue(&self, service: impl fmt::Display) -> String {
+        format!("{}.{service}.retry", self.0)
+    }
+
     pub(crate) fn dead_queue(&self, service: &ServiceId) -> String {
         format!("{}.{service}.dead", self.0)
     }
@@ -282,6 +322,14 @@ impl Namespace {
         };
         let bound = binding(self.oneway(), format!("{service}.#"), &queue.name);
         vec![Declaration::Queue(queue), bound]
+    }
+
+    /// Where oneway calls wait that have failed, until their time is over and they go back to their queue.
+    pub(crate) fn retry(&self, service: &ServiceId) -> Declaration {
+        Declaration::Queue(Queue {
+            dead_letter: Some((String::new(), self.work_queue(service))),
+            ..Queue::new(self.retry_queue(service), QueueKind::Quorum)
+        })
     }
 
     /// The queue of a service's dead letters.
@@ -364,6 +412,7 @@ mod tests {
         let demo = ServiceId::new("demo", 2).expect("a good name");
         assert_eq!(namespace.calls_queue(&demo), "hopline.demo.v2.calls");
         assert_eq!(namespace.work_queue(&demo), "hopline.demo.v2.work");
+        assert_eq!(namespace.retry_queue(&demo), "hopline.demo.v2.retry");
         assert_eq!(namespace.dead_queue(&demo), "hopline.demo.v2.dead");
         assert_eq!(namespace.instance_queue(&demo, "i", "s"), "hopline.demo.v2@i.s");
         assert_eq!((instance_key(&demo, "i"), all_key(&demo)), ("demo.v2@i".into(), "demo.v2@*".into()));
@@ -388,6 +437,36 @@ mod tests {
     fn a_bare_name_is_version_one() {
         assert_eq!(ServiceId::parse("demo"), ServiceId::new("demo", 1));
         assert_eq!(ServiceId::parse("demo.v7"), ServiceId::new("demo", 7));
+    }
+
+    #[test]
+    fn keys_of_events_are_words_with_dots_between_them_and_patterns_have_wildcards_too() {
+        let longest = "x".repeat(255);
+        for key in ["order", "order.created", "Größe.a b", &longest] {
+            assert_eq!(check_event_key(key), Ok(()));
+            assert_eq!(check_event_pattern(key), Ok(()));
+        }
+        for pattern in ["#", "*", "order.*", "#.eu", "a.#.*"] {
+            assert_eq!(check_event_pattern(pattern), Ok(()));
+            let why = check_event_key(pattern).expect_err("a wildcard");
+            assert!(why.contains(pattern) && why.contains("wildcard"), "{why}");
+        }
+        for (wrong, said) in [
+            ("", "at least one word"),
+            (".", "empty word"),
+            (".order", "empty word"),
+            ("order.", "empty word"),
+            ("order..#.*", "empty word"),
+            (&*"x".repeat(256), "255 bytes"),
+        ] {
+            for checked in [check_event_key(wrong), check_event_pattern(wrong)] {
+                let why = checked.expect_err(wrong);
+                assert!(why.contains(wrong) && why.contains(said), "{why}");
+            }
+        }
+        for pattern in ["order*", "order.#x", "**", "a.*#"] {
+            assert!(check_event_pattern(pattern).expect_err(pattern).contains("whole words"));
+        }
     }
 
     #[test]

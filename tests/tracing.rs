@@ -4,8 +4,10 @@
 
 use std::io::Write;
 use std::sync::{LazyLock, Mutex};
+use std::time::Duration;
 
-use hopline::{Client, Context, Fault, Server, State};
+use hopline::transport::{Confirm, Properties, Publication, Role, Transport};
+use hopline::{Client, Context, Fault, Method, Server, Service, State};
 use tracing_subscriber::fmt::format::FmtSpan;
 
 /// Everything that this process logs.
@@ -119,4 +121,70 @@ async fn who_closes_does_not_break_connections_off() {
     // What lapin says before it ends a connection without the broker's consent.
     let broken: Vec<&str> = log.lines().filter(|line| line.contains("Connection error error=invalid")).collect();
     assert!(broken.is_empty(), "{broken:#?}");
+}
+
+/// The line that says of this call that its handler was dropped.
+async fn told_of(id: uuid::Uuid) -> String {
+    let told = async {
+        loop {
+            let log = logged();
+            let mut lines = log.lines().filter(|line| line.contains("half-way") && line.contains(&id.to_string()));
+            if let Some(line) = lines.next() {
+                assert_eq!(lines.next(), None, "a fact is told once");
+                return line.to_owned();
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), told).await.expect("it is logged")
+}
+
+/// A request of the method, by hand, that has 100 ms and is never cancelled.
+fn request(id: uuid::Uuid, method: &str) -> Vec<u8> {
+    // A CBOR map: 1 => the method, a text of under 24 bytes; 2 => the time.
+    let text = 0x60 | u8::try_from(method.len()).expect("a short one");
+    let metadata = [&[0xa2, 1, text], method.as_bytes(), &[2, 0x18, 100]].concat();
+    let length = u32::try_from(metadata.len()).expect("a short one").to_be_bytes();
+    let header = [b'H', b'L', 1, 2, 1, 0, 0, 0];
+    [&header, id.as_bytes().as_slice(), &length, &[0, 0, 0, 2], &metadata, b"[]"].concat()
+}
+
+#[tokio::test]
+async fn a_handler_that_is_dropped_half_way_is_told_of_once_to_who_must_see_to_it() {
+    LazyLock::force(&LISTENING);
+    let namespace = format!("tracing-{}", uuid::Uuid::new_v4().simple());
+    let server = Server::builder().namespace(&namespace).connect(&broker()).await.expect("the broker is there");
+    let (begun, mut begins) = tokio::sync::mpsc::unbounded_channel();
+    let half = move |context: Context, _: [(); 0]| {
+        begun.send(context.request_id()).expect("the test listens");
+        std::future::pending::<Result<(), Fault>>()
+    };
+    let service = Service::new("halves", 1)
+        .method(Method::new("reserve"), half.clone())
+        .method(Method::new("look").idempotent(), half);
+    let _running = server.serve(service).start().await.expect("it can be served");
+    let client = Client::builder().namespace(&namespace).connect(&broker()).await.expect("the broker is there");
+    for (method, level) in [("reserve", " WARN "), ("look", "DEBUG ")] {
+        let pending = client.call::<()>("halves", method, [(); 0]).start().await.expect("on its way");
+        let id = begins.recv().await.expect("it runs");
+        drop(pending);
+        let line = told_of(id).await;
+        let fields = ["service=halves.v1", &format!("method=\"{method}\""), "caller=", "ran=", "its caller gave up"];
+        for said in [level].iter().chain(&fields) {
+            assert!(line.contains(said), "no {said} in {line}");
+        }
+        assert_eq!(line.contains("mark its method `finishes`"), level == " WARN ", "{line}");
+    }
+    let transport = Transport::connect(&broker(), Role::Client).await.expect("the broker is there");
+    let id = uuid::Uuid::new_v4();
+    let publication = Publication {
+        exchange: format!("{namespace}.rpc"),
+        key: "halves.v1".to_owned(),
+        mandatory: true,
+        properties: Properties { reply_to: Some("nobody".to_owned()), ..Properties::default() },
+        body: request(id, "reserve").into(),
+    };
+    assert_eq!(transport.publish(publication).await, Ok(Confirm::Accepted));
+    let line = told_of(id).await;
+    assert!(line.contains("its deadline passed") && line.contains(" WARN "), "{line}");
 }

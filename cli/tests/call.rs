@@ -302,8 +302,11 @@ async fn a_refused_call_is_told_with_its_code() {
     );
     let line = failure(scene.call(&["demo.add", r#"["two", 3]"#]).await);
     assert!(line.starts_with("INVALID_ARGUMENT: the arguments of `add(a: i64, b: i64)"), "{line}");
-    let line = failure(scene.call(&["demo.add", "[2]"]).await);
-    assert!(line.starts_with("INVALID_ARGUMENT: the arguments of `add(a: i64, b: i64)"), "{line}");
+    for (arguments, got) in [("[2]", 1), ("[2, 3, 4]", 3)] {
+        let line = failure(scene.call(&["demo.add", arguments]).await);
+        let said = format!("INVALID_ARGUMENT: `add(a: i64, b: i64) -> i64` takes 2 arguments, got {got}");
+        assert_eq!(line, said);
+    }
     let line = failure(scene.call(&["demo.panic"]).await);
     assert!(line.starts_with("INTERNAL: `demo.v1.panic` panicked"), "{line}");
 }

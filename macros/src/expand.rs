@@ -3,11 +3,11 @@
 use proc_macro2::{Span, TokenStream};
 use quote::{ToTokens, format_ident, quote, quote_spanned};
 use syn::ext::IdentExt;
+use syn::spanned::Spanned;
 use syn::{Attribute, Ident, ItemTrait, TraitItem, TraitItemFn, Type, Visibility, parse_quote, parse_quote_spanned};
 
 use crate::parse::{Method, Outcome, Service};
 use crate::text::type_text;
-use crate::types::is_fault;
 use crate::types::is_unit;
 
 /// All generated code. Every path is absolute, since the user's module may have names of its own.
@@ -54,7 +54,7 @@ fn with_send_future(function: &mut TraitItemFn, method: &Method) {
         Outcome::Plain(unit) if is_unit(unit) => {
             parse_quote_spanned!(at=> { async move { #(#statements)* } })
         }
-        Outcome::Plain(_) | Outcome::Fallible(..) => {
+        Outcome::Plain(_) | Outcome::Fallible(..) | Outcome::FallibleOneway(_) => {
             // The `return` that never runs tells the type to the body's own `return` and `?`.
             parse_quote_spanned! {at=> {
                 async move {
@@ -115,19 +115,29 @@ fn served(method: &Method, calculator: &Ident) -> TokenStream {
     let context = Ident::new(if method.context { "context" } else { "_context" }, at);
     let lent_context = method.context.then(|| quote_spanned!(at=> &#context,));
     let answer = quote_spanned!(at=> #calculator::#ident(&*implementation, #lent_context #(#idents),*).await);
-    let result = match method.outcome {
-        Outcome::Fallible(..) => answer,
+    let never_fails = quote_spanned!(at=> ::core::result::Result::<_, ()>::Ok(#answer));
+    // Named where they were written, so that an error about one of them points there.
+    let (result, returned) = match &method.outcome {
+        Outcome::Fallible(result, error) => (answer, quote_spanned!(at=> #result, #error)),
+        Outcome::FallibleOneway(error) => (answer, quote_spanned!(at=> (), #error)),
         // `()` stands for an error that is never made: serde cannot write `Infallible`.
-        Outcome::Plain(_) | Outcome::Oneway => {
-            quote_spanned!(at=> ::core::result::Result::<_, ()>::Ok(#answer))
-        }
+        Outcome::Plain(result) => (never_fails, quote_spanned!(at=> #result, ())),
+        Outcome::Oneway => (never_fails, quote_spanned!(at=> (), ())),
     };
-    let idempotent = method.idempotent.then(|| quote_spanned!(at=> .idempotent()));
-    let dedup = method.dedup_ms.map(|ms| quote_spanned!(at=> .dedup(::core::time::Duration::from_millis(#ms))));
+    let options = &method.options;
+    let millis = |ms| quote_spanned!(at=> ::core::time::Duration::from_millis(#ms));
+    let natures = [
+        options.idempotent.then(|| quote_spanned!(at=> .idempotent())),
+        options.finishes.then(|| quote_spanned!(at=> .finishes())),
+        options.dedup_ms.map(millis).map(|time| quote_spanned!(at=> .dedup(#time))),
+        options.attempts.map(|attempts| quote_spanned!(at=> .attempts(#attempts))),
+        options.pause_ms.map(millis).map(|time| quote_spanned!(at=> .pause(#time))),
+    ];
+    let natures = natures.into_iter().flatten();
     quote_spanned! {at=>
         #(#cfg)*
-        let service = service.method(
-            ::hopline::Method::new(#wire_name).signature(#signature) #idempotent #dedup,
+        let service = service.method::<_, #returned, _, _>(
+            ::hopline::Method::new(#wire_name).signature(#signature) #(#natures)*,
             {
                 let implementation = ::std::sync::Arc::clone(&implementation);
                 move |#context: ::hopline::Context, #pattern: #arguments| {
@@ -185,21 +195,21 @@ fn called(method: &Method, vis: &Visibility, target: &str) -> TokenStream {
         Outcome::Plain(result) => {
             (quote_spanned!(at=> ::hopline::Call<#result>), quote_spanned!(at=> .call::<#result>))
         }
-        // A fault has its own place among the client's errors.
-        Outcome::Fallible(result, error) if is_fault(error) => {
-            (quote_spanned!(at=> ::hopline::Call<#result>), quote_spanned!(at=> .call::<#result>))
-        }
         Outcome::Fallible(result, error) => {
-            (quote_spanned!(at=> ::hopline::Call<#result, #error>), quote_spanned!(at=> .call::<#result>))
+            let own = quote_spanned!(at.located_at(error.span())=> <#error as ::hopline::Failure>::Own);
+            (quote_spanned!(at=> ::hopline::Call<#result, #own>), quote_spanned!(at=> .call::<#result>))
         }
-        Outcome::Oneway => (quote_spanned!(at=> ::hopline::Call<::hopline::Oneway>), quote_spanned!(at=> .oneway)),
+        Outcome::Oneway | Outcome::FallibleOneway(_) => {
+            (quote_spanned!(at=> ::hopline::Call<::hopline::Oneway>), quote_spanned!(at=> .oneway))
+        }
     };
     let fails_with = match &method.outcome {
-        Outcome::Fallible(_, error) if !is_fault(error) => Some(quote_spanned!(at=> .fails_with::<#error>())),
+        Outcome::Fallible(_, error) => Some(quote_spanned!(at=> .fails_with::<#error>())),
         _ => None,
     };
-    let idempotent = method.idempotent.then(|| quote_spanned!(at=> .idempotent()));
-    let timeout = method.timeout_ms.map(|ms| quote_spanned!(at=> .timeout(::core::time::Duration::from_millis(#ms))));
+    let idempotent = method.options.idempotent.then(|| quote_spanned!(at=> .idempotent()));
+    let timeout = method.options.timeout_ms;
+    let timeout = timeout.map(|ms| quote_spanned!(at=> .timeout(::core::time::Duration::from_millis(#ms))));
     quote_spanned! {at=>
         #doc
         #(#attrs)*
@@ -239,7 +249,7 @@ fn signature(method: &Method) -> String {
     let arguments: Vec<_> =
         arguments.map(|argument| format!("{}: {}", argument.ident.unraw(), text(&argument.ty))).collect();
     let result = match &method.outcome {
-        Outcome::Oneway => String::new(),
+        Outcome::Oneway | Outcome::FallibleOneway(_) => String::new(),
         Outcome::Plain(result) if is_unit(result) => String::new(),
         Outcome::Plain(result) => format!(" -> {}", text(result)),
         Outcome::Fallible(result, error) => {

@@ -52,7 +52,10 @@ pub(crate) struct MethodOptions {
     pub(crate) name: Option<LitStr>,
     pub(crate) timeout_ms: Option<u64>,
     pub(crate) dedup_ms: Option<u64>,
+    pub(crate) pause_ms: Option<u64>,
+    pub(crate) attempts: Option<u32>,
     pub(crate) idempotent: bool,
+    pub(crate) finishes: bool,
     pub(crate) oneway: bool,
     /// Refused already: what else looks wrong with the method follows from it.
     pub(crate) stream: bool,
@@ -65,7 +68,10 @@ impl MethodOptions {
         for option in &options {
             match key(option).as_str() {
                 "idempotent" => this.idempotent = flag(option, refusals),
+                "finishes" => this.finishes = flag(option, refusals),
                 "oneway" => this.oneway = flag(option, refusals),
+                "attempts" => this.attempts = attempts(option, refusals),
+                "pause" => this.pause_ms = duration("pause", "1s", option, refusals),
                 "timeout" => this.timeout_ms = duration("timeout", "2s", option, refusals),
                 "dedup" => this.dedup_ms = duration("dedup", "10m", option, refusals),
                 "name" => this.name = name("method", option, refusals),
@@ -76,18 +82,25 @@ impl MethodOptions {
                 other => refusals.add(
                     option.path(),
                     format!(
-                        "unknown option `{other}`: a method takes `idempotent`, `oneway`, `timeout = \"2s\"`, \
-                         `dedup = \"10m\"` and `name = \"...\"`"
+                        "unknown option `{other}`: a method takes `idempotent`, `finishes`, `timeout = \"2s\"`, \
+                         `dedup = \"10m\"`, `name = \"...\"`, `oneway`, `attempts = 8` and `pause = \"1s\"`"
                     ),
                 ),
             }
         }
-        for option in options.iter().filter(|_| this.oneway) {
-            match key(option).as_str() {
-                "timeout" => refusals.add(option, "a oneway call waits for no answer: remove `timeout`"),
-                "idempotent" => {
+        for option in &options {
+            match (key(option).as_str(), this.oneway) {
+                ("timeout", true) => refusals.add(option, "a oneway call waits for no answer: remove `timeout`"),
+                ("idempotent", true) => {
                     refusals.add(option, "a oneway call is delivered at least once in any case: remove `idempotent`")
                 }
+                ("finishes", true) => {
+                    refusals.add(option, "a oneway call runs to its end in any case: remove `finishes`")
+                }
+                (key @ ("attempts" | "pause"), false) => refusals.add(
+                    option,
+                    format!("only a oneway call is tried again when it fails: remove `{key}`, or write `oneway`"),
+                ),
                 _ => {}
             }
         }
@@ -174,6 +187,16 @@ fn major_version(option: &Meta, refusals: &mut Refusals) -> u32 {
     1
 }
 
+fn attempts(option: &Meta, refusals: &mut Refusals) -> Option<u32> {
+    if let Some(Lit::Int(attempts)) = literal(option)
+        && let Ok(attempts @ 1..) = attempts.base10_parse()
+    {
+        return Some(attempts);
+    }
+    refusals.add(option, "the attempts are a whole number from 1, the first included: write `attempts = 8`");
+    None
+}
+
 /// A time in milliseconds; `key` is the option's name, `such_as` an example of it.
 fn duration(key: &str, such_as: &str, option: &Meta, refusals: &mut Refusals) -> Option<u64> {
     let Some(Lit::Str(text)) = literal(option) else {
@@ -183,7 +206,11 @@ fn duration(key: &str, such_as: &str, option: &Meta, refusals: &mut Refusals) ->
     };
     match milliseconds(&text.value()) {
         Some(0) => {
-            let why = if key == "timeout" { "fails every call" } else { "remembers nothing" };
+            let why = match key {
+                "timeout" => "fails every call",
+                "pause" => "tries again before anything can have changed",
+                _ => "remembers nothing",
+            };
             refusals.add(text, format!("a {key} of zero {why}: write a number and a unit: `500ms`, `2s`, `1m`"))
         }
         Some(milliseconds) => return Some(milliseconds),

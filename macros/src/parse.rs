@@ -9,7 +9,7 @@ use syn::{
 
 use crate::options::{MethodOptions, ServiceOptions, check_name};
 use crate::refusals::Refusals;
-use crate::types::{ContextType, as_context, is_unit, refuse_borrows, result_arguments};
+use crate::types::{ContextType, as_context, is_unit, refuse_borrows, refuse_lost_options, result_arguments};
 
 /// The longest tuple that serde reads and writes.
 const MAX_ARGUMENTS: usize = 16;
@@ -36,9 +36,7 @@ pub(crate) struct Method {
     /// The type after `->`, as written.
     pub(crate) returned: Type,
     pub(crate) outcome: Outcome,
-    pub(crate) idempotent: bool,
-    pub(crate) timeout_ms: Option<u64>,
-    pub(crate) dedup_ms: Option<u64>,
+    pub(crate) options: MethodOptions,
 }
 
 impl Method {
@@ -62,6 +60,8 @@ pub(crate) enum Outcome {
     Plain(Box<Type>),
     Fallible(Box<Type>, Box<Type>),
     Oneway,
+    /// Nothing; but the server hears whether to try again.
+    FallibleOneway(Box<Type>),
 }
 
 /// The service that `item` declares, or all that is wrong with it.
@@ -171,9 +171,7 @@ fn function_method(function: &TraitItemFn, refusals: &mut Refusals) -> Option<Me
         arguments,
         outcome: outcome(&returned, &options, refusals),
         returned,
-        idempotent: options.idempotent,
-        timeout_ms: options.timeout_ms,
-        dedup_ms: options.dedup_ms,
+        options,
     })
 }
 
@@ -249,6 +247,7 @@ fn arguments(sig: &Signature, refusals: &mut Refusals) -> (bool, Vec<Argument>) 
             (None, _) => {}
         }
         refuse_borrows("an argument", &input.ty, refusals);
+        refuse_lost_options(&input.ty, refusals);
         match &*input.pat {
             Pat::Ident(plain) if plain.by_ref.is_none() && plain.mutability.is_none() && plain.subpat.is_none() => {
                 arguments.push(Argument { ident: plain.ident.clone(), ty: Type::clone(&input.ty) });
@@ -265,17 +264,23 @@ fn arguments(sig: &Signature, refusals: &mut Refusals) -> (bool, Vec<Argument>) 
 
 fn outcome(returned: &Type, options: &MethodOptions, refusals: &mut Refusals) -> Outcome {
     refuse_borrows("a result", returned, refusals);
-    if options.oneway {
-        if !is_unit(returned) {
-            refusals.add(returned, "a oneway call has no answer: remove the result, or `oneway`");
-        }
+    refuse_lost_options(returned, refusals);
+    if options.oneway && is_unit(returned) {
         return Outcome::Oneway;
     }
-    let Some(arguments) = result_arguments(returned) else {
-        return Outcome::Plain(Box::new(returned.clone()));
-    };
-    match arguments.as_slice() {
-        [result, error] => Outcome::Fallible(Box::new(Type::clone(result)), Box::new(Type::clone(error))),
+    let arguments = result_arguments(returned);
+    match arguments.as_deref() {
+        Some([unit, error]) if options.oneway && is_unit(unit) => Outcome::FallibleOneway(Box::new(Type::clone(error))),
+        _ if options.oneway => {
+            refusals.add(
+                returned,
+                "a oneway call has no answer: remove the result, or `oneway`; \
+                 or write `Result<(), E>`, where an error asks for another attempt",
+            );
+            Outcome::Oneway
+        }
+        None => Outcome::Plain(Box::new(returned.clone())),
+        Some([result, error]) => Outcome::Fallible(Box::new(Type::clone(result)), Box::new(Type::clone(error))),
         _ => {
             refusals.add(returned, "write `Result<T, E>` in full: the macro sees names, not types");
             Outcome::Plain(Box::new(returned.clone()))

@@ -9,20 +9,18 @@ use crate::text::type_text;
 
 /// The type arguments, if the type is called `Result`.
 pub(crate) fn result_arguments(ty: &Type) -> Option<Vec<&Type>> {
-    let segment = last_segment(ty).filter(|segment| segment.ident == "Result")?;
+    last_segment(ty).filter(|segment| segment.ident == "Result").map(type_arguments)
+}
+
+fn type_arguments(segment: &PathSegment) -> Vec<&Type> {
     let PathArguments::AngleBracketed(arguments) = &segment.arguments else {
-        return Some(Vec::new());
+        return Vec::new();
     };
     let types = arguments.args.iter().filter_map(|argument| match argument {
         GenericArgument::Type(ty) => Some(ty),
         _ => None,
     });
-    Some(types.collect())
-}
-
-/// A type called `Fault`: the error that is not a service's own.
-pub(crate) fn is_fault(ty: &Type) -> bool {
-    last_segment(ty).is_some_and(|segment| segment.ident == "Fault" && segment.arguments.is_none())
+    types.collect()
 }
 
 /// A type called `Context`.
@@ -99,6 +97,39 @@ impl<'ast> Visit<'ast> for Borrows<'_> {
             self.refusals.add(path, sentence);
         }
         visit::visit_path(self, path);
+    }
+}
+
+/// Refuses an `Option` of what is null too: `Some` of it would come back as `None`.
+pub(crate) fn refuse_lost_options(ty: &Type, refusals: &mut Refusals) {
+    LostOptions(refusals).visit_type(ty);
+}
+
+struct LostOptions<'a>(&'a mut Refusals);
+
+impl<'ast> Visit<'ast> for LostOptions<'_> {
+    fn visit_type(&mut self, ty: &'ast Type) {
+        if let Some([inner]) = option_arguments(ty).as_deref()
+            && may_be_null(inner)
+        {
+            let instead = if is_unit(inner) { "write `bool`" } else { "write an enum that names the cases" };
+            let ty_text = type_text(ty.to_token_stream());
+            return self.0.add(ty, format!("in `{ty_text}`, `Some` of nothing would arrive as `None`: {instead}"));
+        }
+        visit::visit_type(self, ty);
+    }
+}
+
+fn option_arguments(ty: &Type) -> Option<Vec<&Type>> {
+    last_segment(ty).filter(|segment| segment.ident == "Option").map(type_arguments)
+}
+
+/// Whether a value of the type may be written as null, as far as its name tells.
+fn may_be_null(ty: &Type) -> bool {
+    let boxed = |segment: &&PathSegment| ["Box", "Rc", "Arc"].iter().any(|name| segment.ident == name);
+    match last_segment(ty).filter(boxed).map(type_arguments).as_deref() {
+        Some([inner]) => may_be_null(inner),
+        _ => is_unit(ty) || option_arguments(ty).is_some_and(|arguments| arguments.len() == 1),
     }
 }
 

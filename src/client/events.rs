@@ -15,21 +15,21 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::frame::{Frame, Kind, Metadata};
 use crate::outbox::Parcel;
+use crate::topology::check_event_key;
 use crate::transport::Confirm;
 
 impl Client {
-    /// Publishes an event to whoever subscribes to its key; nobody is fine too. Returns when the broker has it.
+    /// Publishes an event to whoever subscribes to its key, such as `order.created`; nobody is fine too. Returns when the
+    /// broker has it.
     ///
     /// # Errors
-    /// `Invalid` for a key over 255 bytes, `Codec` for an event that cannot be written, `TooLarge`, `Timeout` when the
-    /// broker does not confirm within the client's timeout, `Blocked`, `Overloaded` when a subscriber's queue is full,
-    /// `Disconnected`, and `Broker` when it takes no events: somebody has deleted their exchange, which is declared again,
-    /// but reaches nobody until subscribers have bound their queues again, within seconds. While connections are lost it
-    /// is sent again, and may arrive twice.
+    /// `Invalid` for a key that is not of 1 to 255 bytes, words with single dots between them, without `*` and `#`; `Codec`
+    /// for an event that cannot be written, `TooLarge`, `Timeout` when the broker does not confirm within the client's
+    /// timeout, `Blocked`, `Overloaded` when a subscriber's queue is full, `Disconnected`, and `Broker` when it takes no
+    /// events: somebody has deleted their exchange, which is declared again, but reaches nobody until subscribers have bound
+    /// their queues again, within seconds. While connections are lost it is sent again, and may arrive twice.
     pub async fn publish<E: Serialize + ?Sized>(&self, key: &str, event: &E) -> Result<(), Error> {
-        if key.len() > 255 {
-            return Err(Error::Invalid(format!("the event key `{key}` is longer than 255 bytes")));
-        }
+        check_event_key(key).map_err(Error::Invalid)?;
         let codec = self.0.settings.codec;
         let metadata = Metadata { method: Some(key.into()), ..self.metadata(traced(Context::current().as_ref())) };
         let frame = Frame::new(Kind::Event, Uuid::new_v4(), codec, metadata, Bytes::new());

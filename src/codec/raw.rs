@@ -1,7 +1,7 @@
 //! Raw bytes as a serde format: a value that is bytes is its payload, anything else is refused.
 
 use serde::de::value::SeqDeserializer;
-use serde::de::{self, DeserializeOwned, Deserializer, IntoDeserializer, Visitor};
+use serde::de::{self, Deserializer, IntoDeserializer, Visitor};
 use serde::ser::{self, Impossible, Serialize, Serializer};
 
 /// Serde's ready-made error: a sentence.
@@ -9,10 +9,6 @@ type Error = de::value::Error;
 
 pub(super) fn to_vec<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, Error> {
     value.serialize(Writer)
-}
-
-pub(super) fn from_slice<T: DeserializeOwned>(payload: &[u8]) -> Result<T, Error> {
-    T::deserialize(Reader(payload))
 }
 
 fn refused<T>() -> Result<T, Error> {
@@ -38,10 +34,10 @@ impl ser::SerializeSeq for Bytes {
     }
 }
 
-/// The arguments: none, or one of bytes.
-struct Arguments(Option<Vec<u8>>);
+/// The elements of a tuple: none, or one of bytes.
+struct Elements(Option<Vec<u8>>);
 
-impl ser::SerializeTuple for Arguments {
+impl ser::SerializeTuple for Elements {
     type Ok = Vec<u8>;
     type Error = Error;
 
@@ -134,7 +130,7 @@ impl Serializer for Writer {
     type Ok = Vec<u8>;
     type Error = Error;
     type SerializeSeq = Bytes;
-    type SerializeTuple = Arguments;
+    type SerializeTuple = Elements;
 
     refuse_scalars!(
         serialize_bool bool, serialize_i8 i8, serialize_i16 i16, serialize_i32 i32, serialize_i64 i64, serialize_u8 u8,
@@ -158,8 +154,8 @@ impl Serializer for Writer {
         Ok(Bytes(Vec::with_capacity(length.unwrap_or(0))))
     }
 
-    fn serialize_tuple(self, _: usize) -> Result<Arguments, Error> {
-        Ok(Arguments(None))
+    fn serialize_tuple(self, _: usize) -> Result<Elements, Error> {
+        Ok(Elements(None))
     }
 }
 
@@ -196,7 +192,8 @@ impl Serializer for Byte {
     }
 }
 
-struct Reader<'a>(&'a [u8]);
+/// Reads a value.
+pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 
 impl<'de> Deserializer<'de> for Reader<'de> {
     type Error = Error;
@@ -214,6 +211,11 @@ impl<'de> Deserializer<'de> for Reader<'de> {
 
     fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         self.deserialize_str(visitor)
+    }
+
+    /// Where an argument is optional, no bytes are none.
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        if self.0.is_empty() { visitor.visit_none() } else { visitor.visit_some(self) }
     }
 
     fn deserialize_unit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -237,7 +239,7 @@ impl<'de> Deserializer<'de> for Reader<'de> {
     }
 
     serde::forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char bytes byte_buf option unit_struct tuple_struct map
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char bytes byte_buf unit_struct tuple_struct map
         struct enum identifier ignored_any
     }
 }
@@ -247,5 +249,24 @@ impl<'de> IntoDeserializer<'de, Error> for Reader<'de> {
 
     fn into_deserializer(self) -> Self {
         self
+    }
+}
+
+/// Reads the arguments of a method that takes so many: one, of all bytes.
+pub(super) struct Arguments<'a>(pub(super) &'a [u8], pub(super) Option<usize>);
+
+impl<'de> Deserializer<'de> for Arguments<'de> {
+    type Error = Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        let argument = Some(Reader(self.0)).filter(|_| self.1 != Some(0) || !self.0.is_empty());
+        let mut array = SeqDeserializer::new(argument.into_iter());
+        let arguments = visitor.visit_seq(&mut array)?;
+        array.end().map(|()| arguments)
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct
+        newtype_struct seq tuple tuple_struct map struct enum identifier ignored_any
     }
 }

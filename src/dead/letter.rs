@@ -28,7 +28,7 @@ pub struct DeadLetter {
     pub kind: LetterKind,
     /// The method, if it can be told.
     pub method: Option<String>,
-    /// Why it is here. What the method says in an error type of its own is not told.
+    /// Why it is here: a fault's message, a panic's text, the method's own error as JSON, or what was wrong with the message.
     pub reason: String,
     /// How often it was tried, the last time included; one that was refused unrun counts that as an attempt.
     pub attempts: Option<u64>,

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::message::Message;
+use crate::frame::{Frame, Kind};
 use crate::registry::InstanceStats;
 
 /// How many cancels of calls that have not come yet are remembered; the oldest are forgotten first.
@@ -24,7 +25,8 @@ const REPORT_EVERY: Duration = Duration::from_secs(5);
 
 /// A call that runs.
 struct Running {
-    cancelled: CancellationToken,
+    /// For a request; what nobody waits for is not given up.
+    cancelled: Option<CancellationToken>,
     message: Arc<Message>,
     report_at: Instant,
 }
@@ -49,14 +51,19 @@ pub(super) struct Calls {
 
 impl Calls {
     /// Notes that a call runs, and gives the number it does under; none if it was cancelled before it came.
-    pub(super) fn enter(&mut self, id: Uuid, cancelled: &CancellationToken, message: &Arc<Message>) -> Option<u64> {
-        if self.cancelled.remove(&id) {
+    pub(super) fn enter(
+        &mut self,
+        frame: &Frame,
+        cancelled: &CancellationToken,
+        message: &Arc<Message>,
+    ) -> Option<u64> {
+        let cancelled = (frame.kind == Kind::Request).then(|| cancelled.clone());
+        if cancelled.is_some() && self.cancelled.remove(&frame.id) {
             return None;
         }
         let report_at = Instant::now() + REPORT_AFTER;
         self.next += 1;
-        let running = Running { cancelled: cancelled.clone(), message: message.clone(), report_at };
-        self.running.insert((id, self.next), running);
+        self.running.insert((frame.id, self.next), Running { cancelled, message: message.clone(), report_at });
         Some(self.next)
     }
 
@@ -67,7 +74,10 @@ impl Calls {
 
     /// The calls whose callers are to hear now that they still run.
     pub(super) fn due(&mut self, now: Instant) -> Vec<(Uuid, Arc<Message>)> {
-        let due = self.running.iter_mut().filter(|(_, call)| call.report_at <= now && call.message.reply_to.is_some());
+        let waited_for = |cancelled: &CancellationToken| !cancelled.is_cancelled();
+        let due = self.running.iter_mut().filter(|(_, call)| {
+            call.report_at <= now && call.cancelled.as_ref().is_some_and(waited_for) && call.message.reply_to.is_some()
+        });
         due.map(|((id, _), call)| {
             call.report_at = now + REPORT_EVERY;
             (*id, call.message.clone())
@@ -90,9 +100,10 @@ impl Calls {
 
     /// Ends a call that runs, or remembers while it has time `remaining` that it is not to run.
     pub(super) fn cancel(&mut self, id: Uuid, remaining: Duration) {
-        let mut running = self.running.range((id, 0)..=(id, u64::MAX)).map(|(_, running)| running).peekable();
+        let running = self.running.range((id, 0)..=(id, u64::MAX));
+        let mut running = running.filter_map(|(_, running)| running.cancelled.as_ref()).peekable();
         if running.peek().is_some() {
-            return running.for_each(|running| running.cancelled.cancel());
+            return running.for_each(CancellationToken::cancel);
         }
         self.cancels_ignored += 1;
         let now = Instant::now();

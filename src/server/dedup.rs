@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::clock::later;
 use crate::codec::Codec;
-use crate::frame::Frame;
+use crate::frame::{Frame, Kind};
 use crate::service::Answer;
 
 /// How many answers an instance remembers of one service, and how many bytes of them; those that would be forgotten
@@ -21,17 +21,19 @@ const OVERHEAD: usize = 256;
 /// How many deliveries of one call wait for its answer.
 const MAX_WAITING: usize = 1024;
 
-/// A call is the same if all of this is: who knows an id does not get the answer of another method by it.
+/// A call is the same if all of this is: who knows an id does not get the answer of another method by it, and a request
+/// not what a oneway call tells its operators.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key {
     id: Uuid,
+    kind: Kind,
     method: Option<Arc<str>>,
     codec: Codec,
 }
 
 impl Key {
     fn of(frame: &Frame) -> Self {
-        Self { id: frame.id, method: frame.metadata.method.clone(), codec: frame.codec }
+        Self { id: frame.id, kind: frame.kind, method: frame.metadata.method.clone(), codec: frame.codec }
     }
 }
 
@@ -145,7 +147,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::frame::{Kind, Metadata};
+    use crate::frame::Metadata;
 
     const WINDOW: Duration = Duration::from_secs(60);
 
@@ -191,12 +193,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn another_method_or_serialization_is_another_call() {
+    async fn another_method_serialization_or_kind_is_another_call() {
         let mut dedup = Dedup::default();
         let frame = ended(&mut dedup, 1);
         let other = Frame { id: frame.id, ..call("remove") };
         assert!(!remembers(&mut dedup, &other));
         assert!(!remembers(&mut dedup, &Frame { codec: Codec::Cbor, ..frame.clone() }));
+        assert!(!remembers(&mut dedup, &Frame { kind: Kind::Oneway, ..frame.clone() }));
         assert!(remembers(&mut dedup, &frame));
     }
 

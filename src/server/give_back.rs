@@ -20,6 +20,17 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// How often a message is published on a channel that ends each time.
 const MAX_TRIES: u32 = 10;
 
+/// Where a frame is published again.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum To {
+    /// To its service's calls.
+    Calls,
+    /// To its service's oneway calls.
+    Work,
+    /// The same, after so long.
+    Retry(Duration),
+}
+
 impl Worker {
     /// Sees to a job that has not started when the server drains.
     pub(super) async fn give_back(self: Arc<Self>, job: Job) {
@@ -31,12 +42,12 @@ impl Worker {
         match message.source {
             Source::Calls => {
                 frame.metadata.remaining = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-                if !self.publish_again(&frame, self.site.namespace.calls_queue(&self.name), &message).await {
+                if !self.publish_again(&frame, To::Calls, &message).await {
                     self.unavailable(&frame, &message);
                 }
             }
             Source::Work if message.frames == 1 => message.settle(Settle::GiveBack),
-            Source::Work => _ = self.publish_again(&frame, self.site.namespace.work_queue(&self.name), &message).await,
+            Source::Work => _ = self.publish_again(&frame, To::Work, &message).await,
             Source::Instance if frame.kind == Kind::Request => self.unavailable(&frame, &message),
             Source::Instance | Source::Events => message.finish(),
         }
@@ -48,11 +59,15 @@ impl Worker {
         self.reply(frame.id, frame.codec, answer, None, message);
     }
 
-    /// Publishes a frame again to the queue that it came from, and is done with it once the broker has it: there it is
-    /// new, while a requeue would mark it as perhaps run. Tells whether the frame is seen to: not if the queue stays
-    /// full and the frame is a call.
-    pub(super) async fn publish_again(&self, frame: &Frame, queue: String, message: &Arc<Message>) -> bool {
-        let remaining = frame.metadata.remaining.or(message.properties.expiration);
+    /// Publishes a frame again, and is done with it once the broker has it: there it is new, while a requeue would mark it as
+    /// perhaps run. Tells whether the frame is seen to: not if the queue stays full and the frame is a call.
+    pub(super) async fn publish_again(&self, frame: &Frame, to: To, message: &Arc<Message>) -> bool {
+        let namespace = &self.site.namespace;
+        let (queue, expiration) = match to {
+            To::Calls => (namespace.calls_queue(&self.id), frame.metadata.remaining.or(message.properties.expiration)),
+            To::Work => (namespace.work_queue(&self.id), None),
+            To::Retry(pause) => (namespace.retry_queue(&self.id), Some(pause)),
+        };
         let body = frame.to_body();
         // From here on the message carries this server's name.
         let mut headers = message.properties.headers.clone();
@@ -61,7 +76,12 @@ impl Worker {
             name.starts_with("x-hopline-") && name != header::USER && value.len() <= MAX_REASON
         });
         headers.push((header::USER.to_owned(), message.user.as_deref().unwrap_or_default().to_owned()));
-        let patience = Instant::now() + remaining.unwrap_or(PATIENCE).min(PATIENCE);
+        for (name, value) in [(header::EXCHANGE, &message.exchange), (header::KEY, &message.key)] {
+            if header::value(&headers, name).is_none() {
+                headers.push((name.to_owned(), value.clone()));
+            }
+        }
+        let patience = Instant::now() + frame.metadata.remaining.unwrap_or(PATIENCE).min(PATIENCE);
         // Given back as a whole, a message would run its other oneway calls again. A server that is to end does so still.
         let shared = frame.kind == Kind::Oneway && message.frames > 1;
         let waits = || Instant::now() < patience || (shared && !self.site.draining.is_cancelled());
@@ -73,11 +93,7 @@ impl Worker {
                 exchange: String::new(),
                 key: queue.clone(),
                 mandatory: true,
-                properties: Properties {
-                    expiration: remaining,
-                    headers: headers.clone(),
-                    ..message.properties.clone()
-                },
+                properties: Properties { expiration, headers: headers.clone(), ..message.properties.clone() },
                 body: body.clone(),
             };
             let confirm = tokio::select! {
@@ -90,6 +106,11 @@ impl Worker {
                     self.done(frame.id, End::Moved, message);
                     return true;
                 }
+                // It is declared when it is needed.
+                Ok(Confirm::Returned)
+                    if matches!(to, To::Retry(_))
+                        && tries < MAX_TRIES
+                        && message.transport.declare(&[namespace.retry(&self.id)]).await.is_ok() => {}
                 // The others are at it: there will be room.
                 Ok(Confirm::Refused) if waits() => tokio::time::sleep(PAUSE).await,
                 Err(lost) if lost.connected && (!lost.handed_over || may_repeat) && waits() && tries < MAX_TRIES => {
@@ -147,7 +168,8 @@ mod tests {
         let worker = Arc::new(Worker::new(&id, service, running.site.clone()).expect("no threads of its own"));
 
         let transport = Transport::connect(&url, Role::Client).await.expect("in memory");
-        let full = Queue { max_length: Some(0), ..Queue::new("full", QueueKind::Classic) };
+        let name = running.site.namespace.work_queue(&id);
+        let full = Queue { max_length: Some(0), ..Queue::new(&name, QueueKind::Classic) };
         let parts = [full, Queue::new("work", QueueKind::Classic)].map(Declaration::Queue);
         transport.declare(&parts).await.expect("new queues");
         let publication = Publication {
@@ -164,7 +186,7 @@ mod tests {
         let message = Message::new(delivery, transport.clone(), Source::Work, 2, TaskTracker::new().token());
         let frame = Frame::new(Kind::Oneway, Uuid::new_v4(), Codec::Cbor, Metadata::default(), Bytes::new());
         let publishing = tokio::spawn(async move {
-            worker.publish_again(&frame, "full".to_owned(), &Arc::new(message)).await;
+            worker.publish_again(&frame, To::Work, &Arc::new(message)).await;
         });
         tokio::time::sleep(100 * PATIENCE).await;
         assert!(!publishing.is_finished(), "its neighbours are not to run again without need");

@@ -1,8 +1,9 @@
-//! Running a handler: within its call's context, until it ends, its deadline passes or its caller gives up.
+//! Running a handler: within its call's context, until it ends, or nobody waits for it and its method need not finish.
 
 use std::any::Any;
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{self, Poll};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use futures::future::BoxFuture;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument, Span, debug, error, info_span};
+use tracing::{Instrument, Span, debug, error, info_span, warn};
 
 use super::worker::{Ending, Job, Started, Worker};
 use crate::context::{self, Context, at};
@@ -113,7 +114,7 @@ impl Worker {
             }
         };
         let cancelled = CancellationToken::new();
-        let Some(number) = self.calls().enter(frame.id, &cancelled, &job.message) else {
+        let Some(number) = self.calls().enter(frame, &cancelled, &job.message) else {
             return forgotten();
         };
         let context = self.context(job, cancelled.clone());
@@ -137,33 +138,70 @@ impl Worker {
         }));
         match first {
             Ok((call, Poll::Pending)) => Begun::Waits(Running { call, context, cancelled, span, started }),
-            Ok((_, Poll::Ready(answer))) => {
-                Begun::Ended(Ending::Answered(answer, self.leave(frame, &context, &cancelled, started)))
-            }
+            Ok((_, Poll::Ready(answer))) => Begun::Ended(self.ended(job, answer, &context, &cancelled, started)),
             Err(panic) => {
-                let answer = self.panicked(&context, &*panic);
-                Begun::Ended(Ending::Answered(answer, self.leave(frame, &context, &cancelled, started)))
+                let answer = self.panicked(frame, &*panic);
+                Begun::Ended(self.ended(job, answer, &context, &cancelled, started))
             }
         }
     }
 
-    /// Waits until a handler ends, its deadline passes or its caller gives up.
+    /// Waits until a handler ends; or until its deadline passes or its caller gives up, if its method need not finish.
     async fn wait_for(&self, job: &Job, running: Running) -> Ending {
         let Running { call, context, cancelled, span, started } = running;
         let waiting = async {
-            let call = context.clone().scope(call);
-            tokio::select! {
+            let mut call = pin!(context.scope(call));
+            let (ending, why) = tokio::select! {
                 biased;
-                () = cancelled.cancelled() => Ok(Ending::Forgotten),
-                answer = call => Err(answer),
-                () = at(job.deadline) => Ok(Ending::TimedOut),
+                () = cancelled.cancelled() => (Ending::Forgotten, "its caller gave up"),
+                answer = &mut call => return Ok(answer),
+                () = at(job.deadline) => (Ending::TimedOut, "its deadline passed"),
+            };
+            if context.finishes() {
+                cancelled.cancel();
+                return Ok(call.await);
             }
+            Err((ending, why))
         };
         // It may panic, and so may whatever is dropped with it when it is cancelled.
         let ended = AssertUnwindSafe(waiting.instrument(span)).catch_unwind().await;
-        let ended = ended.unwrap_or_else(|panic| Err(self.panicked(&context, &*panic)));
-        let time = self.leave(&job.frame, &context, &cancelled, started);
-        ended.unwrap_or_else(|answer| Ending::Answered(answer, time))
+        match ended.unwrap_or_else(|panic| Ok(self.panicked(&job.frame, &*panic))) {
+            Ok(answer) => self.ended(job, answer, &context, &cancelled, started),
+            Err((ending, why)) => {
+                let time = self.leave(&job.frame, &context, &cancelled, started);
+                self.log_dropped(job, &context, time, why);
+                ending
+            }
+        }
+    }
+
+    /// Whoever wrote the service is to see that work may have been left half done. To a method that may run twice that
+    /// does nothing, so it is no news.
+    fn log_dropped(&self, job: &Job, context: &Context, ran: Duration, why: &str) {
+        let (service, method, id, caller) = (&self.name, context.method(), job.frame.id, context.caller());
+        if self.method(&job.frame).is_some_and(|method| method.idempotent) {
+            debug!(%service, method, %id, caller, ?ran, why, "a handler was dropped half-way");
+        } else {
+            warn!(%service, method, %id, caller, ?ran, why, "a handler was dropped half-way: mark its method `finishes` if it must not be, or `idempotent` if it may be");
+        }
+    }
+
+    /// A handler came to its end.
+    fn ended(
+        &self,
+        job: &Job,
+        answer: Answer,
+        context: &Context,
+        cancelled: &CancellationToken,
+        started: Start,
+    ) -> Ending {
+        let late = cancelled.is_cancelled() || job.deadline.is_some_and(|deadline| deadline <= Instant::now());
+        let ran = self.leave(&job.frame, context, cancelled, started);
+        if !late {
+            return Ending::Answered(answer, ran);
+        }
+        debug!(service = %self.name, method = context.method(), id = %job.frame.id, ?ran, "a handler has ended, for nobody");
+        Ending::Unheard(answer)
     }
 
     /// A handler does not run any more; tells how long it did.
@@ -207,6 +245,7 @@ impl Worker {
             caller: frame.metadata.instance.clone(),
             user: message.user.clone(),
             deadline: job.deadline,
+            finishes: self.method(frame).is_some_and(|method| method.finishes),
             redelivered: message.redelivered,
             attempt: message.attempt(frame),
             metadata: frame.metadata.more().user.clone(),
@@ -216,15 +255,17 @@ impl Worker {
         })
     }
 
-    fn panicked(&self, context: &Context, panic: &(dyn Any + Send)) -> Answer {
+    fn panicked(&self, frame: &Frame, panic: &(dyn Any + Send)) -> Answer {
+        let method = frame.metadata.method.as_deref().unwrap_or_default();
         let said = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-        error!(service = %self.name, method = context.method(), panic = said, "a handler panicked");
-        let why = format!(
-            "`{}.{}` panicked: the log of instance {} says why",
-            self.name,
-            context.method(),
-            self.site.instance
-        );
+        error!(service = %self.name, method, panic = said, "a handler panicked");
+        let why = match (frame.kind, said) {
+            // A dead letter is read by whoever runs the service; a reply by anybody who may call it.
+            (Kind::Oneway, Some(said)) => format!("`{}.{method}` panicked: {said}", self.name),
+            _ => {
+                format!("`{}.{method}` panicked: the log of instance {} says why", self.name, self.site.instance)
+            }
+        };
         Answer::Fault(Fault::new(Code::Internal, why))
     }
 }

@@ -38,11 +38,13 @@ pub(super) struct Letter<'a> {
 impl Letter<'_> {
     /// The headers of this letter, which is what became of a part of `message`.
     pub(super) fn headers(&self, instance: &str, message: &Message) -> Vec<(String, String)> {
+        // Of one that was published again, where it was published first.
+        let first = |name, now: &str| header::value(&message.properties.headers, name).unwrap_or(now).to_owned();
         let mut headers = vec![
             (header::REASON, shortened(self.reason).to_owned()),
             (header::INSTANCE, instance.to_owned()),
-            (header::EXCHANGE, message.exchange.clone()),
-            (header::KEY, message.key.clone()),
+            (header::EXCHANGE, first(header::EXCHANGE, &message.exchange)),
+            (header::KEY, first(header::KEY, &message.key)),
             (header::ATTEMPTS, self.attempts.to_string()),
             (header::FAILED_AT, unix_millis().to_string()),
             (header::ID, self.id.to_string()),

@@ -1,5 +1,6 @@
 //! What becomes of a frame: answered, given back, counted as failed or kept for an operator; then settled.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::claims::Heard;
+use super::give_back::To;
 use super::letter::Letter;
 use super::message::{End, Message, Source};
 use super::worker::{Ending, Job, Worker};
@@ -17,19 +19,15 @@ use crate::compression::{Compression, Readable};
 use crate::error::{Code, Fault};
 use crate::frame::{self, Frame, FrameError, Kind, Metadata};
 use crate::service::Answer;
-use crate::topology::ONEWAY_ATTEMPTS;
-use crate::transport::Settle;
 
 /// How much of a reason is told, in bytes.
 pub(super) const MAX_REASON: usize = 4096;
-/// How long an oneway call waits after its first failed attempt; twice as long after each other, up to a limit.
-const FIRST_RETRY: Duration = Duration::from_millis(100);
-const MAX_RETRY: Duration = Duration::from_secs(10);
 
 impl Worker {
     /// Answers, and settles once the broker has the answer.
     pub(super) fn conclude(self: &Arc<Self>, job: Job, ending: Ending, tasks: &TaskTracker) {
         let Job { frame, message, dedup, .. } = job;
+        let heard = !matches!(ending, Ending::Unheard(_));
         let (answer, time) = match ending {
             Ending::Runs => return,
             Ending::Recalled(answer) => return self.tell(frame, answer, None, message, tasks),
@@ -41,6 +39,7 @@ impl Worker {
                 return;
             }
             Ending::Forgotten => (None, None),
+            Ending::Unheard(answer) => (Some(answer), None),
             Ending::Answered(answer, time) => (Some(answer), Some(time)),
             Ending::TimedOut => {
                 (Some(Answer::Fault(Fault::new(Code::DeadlineExceeded, "the deadline passed while it ran"))), None)
@@ -59,8 +58,8 @@ impl Worker {
             }
         }
         match answer {
-            Some(answer) => self.tell(frame, answer, time, message, tasks),
-            None => message.finish(),
+            Some(answer) if heard => self.tell(frame, answer, time, message, tasks),
+            Some(_) | None => message.finish(),
         }
     }
 
@@ -140,37 +139,38 @@ impl Worker {
         }
     }
 
-    /// A failed attempt of an oneway call: it is tried again after a pause, which holds no place among the calls that
-    /// run, but one of the prefetch. After the last attempt it is kept for an operator: the broker, at its own limit,
+    /// A failed attempt of a oneway call: it is tried again after a pause, in which it waits at the broker and takes up nothing
+    /// here. After the last attempt it is kept for an operator: the broker, at its own limit,
     /// would do the same, but without the reason.
     async fn failed(self: Arc<Self>, mut frame: Frame, failure: Answer, message: Arc<Message>) {
         let attempt = message.attempt(&frame);
-        let why = match &failure {
-            Answer::Fault(fault) => shortened(&fault.message),
-            // What the method says of its own may be private.
-            Answer::Result(_) | Answer::ServiceError(_) => "the method returned its own error",
+        let own = "the method returned its own error";
+        let (why, reason) = match &failure {
+            Answer::Fault(fault) => (shortened(fault.reason()), fault.reason().into()),
+            // It may be private: for those who see the call's arguments too, and not for the log.
+            Answer::ServiceError(payload) => match frame.codec.decode::<serde_json::Value>(payload) {
+                Ok(error) => (own, Cow::from(format!("{own}: {error}"))),
+                Err(_) => (own, own.into()),
+            },
+            Answer::Result(_) => (own, own.into()),
         };
-        warn!(service = %self.name, method = frame.metadata.method.as_deref(), id = %frame.id, attempt, why, "an oneway call or event failed");
+        warn!(service = %self.name, method = frame.metadata.method.as_deref(), id = %frame.id, attempt, why, "a oneway call or event failed");
         if message.source != Source::Work {
             return message.finish();
         }
-        if attempt >= ONEWAY_ATTEMPTS.into() {
-            return self.dead_letter(letter(&frame, why, &message), &message).await;
-        }
+        let retry = self.method(&frame).map(|method| method.retry).unwrap_or_default();
+        let Some(pause) = retry.pause_after(attempt) else {
+            return self.dead_letter(letter(&frame, &reason, &message), &message).await;
+        };
         // Who has another delivery of it tries it again.
         if self.tell_holders(frame.id, &Heard::Failed, &message) {
             return message.finish();
         }
-        tokio::select! {
-            () = self.site.draining.cancelled() => {}
-            () = tokio::time::sleep(retry_after(attempt)) => {}
-        }
-        if message.frames == 1 {
-            return message.settle(Settle::Failed);
-        }
-        // Its neighbours are not to run again with it.
+        // As a new message: its neighbours are not to run again with it, and the broker's own limit, which is for calls that
+        // kill their instances, is not to end it.
         frame.metadata.more_mut().attempt = Some(attempt + 1);
-        self.publish_again(&frame, self.site.namespace.work_queue(&self.name), &message).await;
+        let to = if pause.is_zero() { To::Work } else { To::Retry(pause) };
+        self.publish_again(&frame, to, &message).await;
     }
 
     /// Sees to a frame that must not run: the caller is told, or the frame is kept for an operator.
@@ -180,7 +180,7 @@ impl Worker {
             (Some(_), kind) if kind != Kind::Oneway => {
                 self.reply(frame.id, frame.codec, Answer::Fault(fault), None, &message);
             }
-            _ => self.dead_letter(letter(&frame, &fault.message, &message), &message).await,
+            _ => self.dead_letter(letter(&frame, fault.reason(), &message), &message).await,
         }
     }
 
@@ -223,13 +223,12 @@ fn reply_frame(id: Uuid, codec: Codec, instance: &Arc<str>) -> Frame {
 
 fn letter<'a>(frame: &'a Frame, reason: &'a str, message: &Message) -> Letter<'a> {
     let method = frame.metadata.method.as_deref();
-    Letter { body: frame.to_body(), reason, id: frame.id, method, attempts: message.attempt(frame) }
-}
-
-/// The pause after a failed attempt.
-fn retry_after(attempt: u64) -> Duration {
-    let doublings = u32::try_from(attempt.saturating_sub(1)).unwrap_or(u32::MAX);
-    FIRST_RETRY.saturating_mul(2_u32.saturating_pow(doublings)).min(MAX_RETRY)
+    let mut kept = frame.clone();
+    if kept.metadata.more().attempt.is_some() {
+        // Of the letter's headers one tells.
+        kept.metadata.more_mut().attempt = None;
+    }
+    Letter { body: kept.to_body(), reason, id: frame.id, method, attempts: message.attempt(frame) }
 }
 
 /// A reason's first part: it may quote what the peer sent, and has to fit into metadata and into an AMQP header.
@@ -241,15 +240,4 @@ pub(super) fn shortened(reason: &str) -> &str {
 pub(super) fn cut(text: &str, bytes: usize) -> &str {
     let end = (0..=text.len().min(bytes)).rev().find(|end| text.is_char_boundary(*end));
     &text[..end.unwrap_or_default()]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_pause_is_twice_the_one_before_up_to_a_limit() {
-        let pauses = [1, 2, 3, 4, 7, 8, 9, u64::MAX].map(|attempt| retry_after(attempt).as_millis());
-        assert_eq!(pauses, [100, 200, 400, 800, 6400, 10_000, 10_000, 10_000]);
-    }
 }

@@ -68,12 +68,13 @@ impl Running {
 
     /// Takes no more calls, lets running ones finish and reply, gives back what has not started, and closes.
     ///
-    /// A request has at most the time of its caller; an oneway call or an event whose handler does not end is waited for
-    /// without limit, and a process that must end puts a timeout around this. A broker that takes no answers, being short of
-    /// memory or disk, is waited for 10 s: what is left then goes back to the queue. A queue that does not answer, as one
-    /// whose nodes are away, is waited for 30 s: calls that were given back to it are ABORTED then, since they may run. A
-    /// connection that is lost meanwhile is not made again: handlers finish, but their results are lost. Another instance
-    /// then runs idempotent and oneway calls again, and answers the others ABORTED.
+    /// A request has at most the time of its caller; one of a method that [`finishes`](crate::Method::finishes), a oneway call
+    /// or an event whose handler does not end is waited for without limit, and a process that must end puts a timeout
+    /// around this. A broker that takes no answers, being short of memory or disk, is waited for 10 s: what is left then
+    /// goes back to the queue. A queue that does not answer, as one whose nodes are away, is waited for 30 s: calls that were
+    /// given back to it are ABORTED then, since they may run. A connection that is lost meanwhile is not made again: handlers
+    /// finish, but their results are lost. Another instance then runs idempotent and oneway calls again, and answers the
+    /// others ABORTED.
     ///
     /// Once the runtime has ended in which the server was started, nothing is left to drain: what ran there has ended with it.
     pub async fn drain(self) {

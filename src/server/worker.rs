@@ -24,7 +24,7 @@ use crate::error::{Error, Fault};
 use crate::frame::{self, Frame, Kind};
 use crate::outbox::{MAX_BYTES, Share};
 use crate::pace::Pace;
-use crate::service::{Answer, Dispatch, Handler, Service};
+use crate::service::{Answer, Dispatch, Handler, Method, Service};
 use crate::topology::ServiceId;
 use crate::transport::{Consumer, Delivery, Transport};
 
@@ -77,6 +77,8 @@ pub(super) enum Ending {
     TimedOut,
     /// It did not run: its arguments cannot be decompressed.
     Refused(Fault),
+    /// The handler came to an end, when nobody waited for it any more.
+    Unheard(Answer),
     /// Nobody waits for it any more.
     Forgotten,
     /// It had run before, and ended like this.
@@ -303,6 +305,12 @@ impl Worker {
             Some(pool) => drop(tasks.spawn_on(performing, pool.handle())),
             None => drop(tasks.spawn(performing)),
         }
+    }
+
+    /// The method that a frame is for, if there is one.
+    pub(super) fn method(&self, frame: &Frame) -> Option<&Method> {
+        let name = if frame.kind == Kind::Event { EVENT } else { frame.metadata.method.as_deref()? };
+        self.service.methods.get(name).map(|(method, _)| method)
     }
 
     /// Notes that such a call begins to run; or how it ends, if it has run or runs already.

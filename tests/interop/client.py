@@ -67,8 +67,9 @@ def outcome(reply):
         raise TooLarge(*reply.metadata[wire.TOO_LARGE])
     if reply.status == "DEADLINE_EXCEEDED":
         raise Timeout
-    if reply.status != "OK":
-        raise Fault(reply.status, reply.metadata.get(wire.ERROR), reply.metadata.get(wire.RETRY_AFTER_MS))
+    if reply.status != "OK" or wire.ERROR in reply.metadata:
+        status = "UNKNOWN" if reply.status == "OK" else reply.status
+        raise Fault(status, reply.metadata.get(wire.ERROR), reply.metadata.get(wire.RETRY_AFTER_MS))
     return decode(reply.serialization, reply.plain())
 
 

@@ -180,7 +180,7 @@ class Server:
             raise Fault("ABORTED", f"the instance that took `{method}` went away: it may have run")
         call = Call(frame, message)
         gone = call.deadline is not None and call.deadline <= time.monotonic()
-        if gone or self.cancelled.pop(frame.id, None):
+        if gone or (frame.type == wire.REQUEST and self.cancelled.pop(frame.id, None)):
             return message.finish()
         self.running[frame.id] = call
         self.threads.submit(self.handle, handler, call)
@@ -235,8 +235,9 @@ class Server:
             message.finish()
 
     def cancel(self, frame):
-        call = self.running.pop(frame.id, None)
-        if call:
+        call = self.running.get(frame.id)
+        if call and call.frame.type == wire.REQUEST:
+            del self.running[frame.id]
             print("cancelled", call.frame.metadata[wire.METHOD], flush=True)
             call.cancelled.set()
             return call.message.finish()

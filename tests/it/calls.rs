@@ -1,6 +1,5 @@
 //! A call that goes well, in every style and with every option.
 
-use std::future::IntoFuture;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -27,7 +26,8 @@ async fn every_style_of_call_gives_the_same_answer() {
 
     let untyped: i64 = client.call("math", "add", (2, 3)).await.expect("without the trait");
     assert_eq!(untyped, 5);
-    let many = join_all((0..500).map(|n| math.add(n, n).into_future())).await;
+    assert_eq!(tokio::spawn(math.add(2, 3)).await.expect("no panic").expect("as a task"), 5);
+    let many = join_all((0..500).map(|n| math.add(n, n))).await;
     for (n, sum) in (0..).zip(many) {
         assert_eq!(sum.expect("one of many at once"), 2 * n);
     }
@@ -139,6 +139,56 @@ async fn a_waiting_call_of_higher_priority_is_served_first() {
     }
     for (pending, expected) in [(first, 0), (low, 1), (high, 9)] {
         assert_eq!(pending.await.expect("answered"), expected);
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_was_polled_goes_on_when_it_is_started_and_cannot_be_made_to_all() {
+    let scene = Scene::new();
+    let Held { service, mut arrived } = Held::new();
+    let _server = scene.serve(service).await;
+    let client = scene.client().await;
+    let mut call = hold(&client, 1);
+    let arrival = tokio::select! {
+        _ = &mut call => panic!("it is held"),
+        arrival = soon(arrived.recv()) => arrival.expect("it runs"),
+    };
+    let pending = call.timeout(Duration::ZERO).start().await.expect("it is on its way");
+    arrival.release();
+    assert_eq!(pending.await.expect("the same call"), 1);
+    arrived.try_recv().expect_err("it ran once");
+    let mut call = hold(&client, 2);
+    tokio::select! {
+        _ = &mut call => panic!("it is held"),
+        _ = soon(arrived.recv()) => {}
+    }
+    let all = call.all().gather(Duration::from_secs(1)).await;
+    assert!(matches!(&all, Err(Error::Invalid(why)) if why.contains("on its way already")), "{all:?}");
+}
+
+#[tokio::test]
+async fn a_method_gets_optional_arguments_more_and_its_old_callers_go_on() {
+    let scene = Scene::new();
+    let _server = scene.serve(MathServer::new(Calculator)).await;
+    let client = scene.client().await;
+    let words = || vec!["a".to_owned(), "b".to_owned()];
+    for codec in [Codec::Cbor, Codec::Json, Codec::MessagePack] {
+        let old = client.call::<String>("math", "join", (words(),)).codec(codec);
+        assert_eq!(old.await.expect("the separator is absent"), "a, b", "{codec:?}");
+        let new = MathClient::new(&client).join(words(), Some("-".to_owned())).codec(codec);
+        assert_eq!(new.await.expect("it is there"), "a-b", "{codec:?}");
+        for (sent, got) in [(serde_json::json!([]), 0), (serde_json::json!([["a"], "-", 1]), 3)] {
+            match client.call::<String>("math", "join", sent).codec(codec).await {
+                Err(Error::Fault(fault)) => assert_eq!(
+                    fault.message,
+                    format!(
+                        "`join(words: Vec<String>, separator: Option<String>) -> String` takes 2 arguments, got {got}"
+                    )
+                ),
+                other => panic!("{codec:?}: {other:?}"),
+            }
+        }
+        client.call::<()>("math", "nothing", ()).codec(codec).await.expect("nothing is no arguments");
     }
 }
 
@@ -257,6 +307,9 @@ fn a_program_that_is_not_async_can_call_and_serve() {
     let client = wait(scene.client());
     let math = MathClient::new(&client);
     assert_eq!(wait(math.add(2, 3)).expect("answers"), 5);
+    let (hear, heard) = std::sync::mpsc::channel();
+    math.add(2, 4).then(move |outcome| hear.send(outcome).expect("the test listens"));
+    assert_eq!(heard.recv_timeout(Duration::from_secs(60)).expect("called back").expect("answers"), 6);
     let pending = wait(math.add(3, 4).start()).expect("on its way");
     assert_eq!(wait(pending).expect("answers"), 7);
     wait(server.drain());

@@ -45,7 +45,8 @@ async fn a_call_cancelled_while_it_waits_is_never_run() {
     let told = async {
         loop {
             let replies = client.call::<()>("held", "absent", [(); 0]).all().gather(Duration::from_millis(100)).await;
-            if replies.expect("the instance is there").iter().any(|reply| reply.instance == server.instance()) {
+            // On a busy machine even the broker takes longer.
+            if replies.is_ok_and(|replies| replies.iter().any(|reply| reply.instance == server.instance())) {
                 break;
             }
         }

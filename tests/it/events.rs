@@ -1,6 +1,6 @@
 //! Events reach whoever subscribes to their key.
 
-use hopline::{Context, Server};
+use hopline::{Context, Error, Server};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
@@ -63,4 +63,23 @@ async fn an_event_that_does_not_fit_or_a_handler_that_panics_stops_no_other() {
     client.publish("n", &13_u64).await.expect("the broker has it");
     client.publish("n", &14_u64).await.expect("the broker has it");
     assert_eq!(soon(heard.recv()).await, Some(14));
+}
+
+#[tokio::test]
+async fn keys_and_patterns_that_nothing_could_match_are_refused() {
+    let scene = Scene::new();
+    let client = scene.client().await;
+    for key in ["", "order.", "order..created", "order.*", "#", &"x".repeat(256)] {
+        match client.publish(key, &1).await {
+            Err(Error::Invalid(why)) => assert!(why.contains("event key") && why.contains(key), "{why}"),
+            other => panic!("{key}: {other:?}"),
+        }
+    }
+    for pattern in ["", "order..#.*.", "order*", &"x".repeat(256)] {
+        let (server, _) = subscribe(scene.server().await, pattern);
+        match server.start().await {
+            Err(Error::Invalid(why)) => assert!(why.contains("event pattern") && why.contains(pattern), "{why}"),
+            other => panic!("{pattern}: {other:?}"),
+        }
+    }
 }

@@ -20,6 +20,7 @@ mod dispatch;
 mod drain;
 mod events;
 mod faults;
+mod finishing;
 mod hostile;
 mod identity;
 mod in_flight;

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use hopline::{Client, Code, Context, Error, Fault, Method, Service};
+use hopline::{Client, Code, Context, DeadLetters, Error, Fault, Method, Service};
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::support::{Scene, soon};
@@ -11,10 +13,11 @@ use crate::support::{Scene, soon};
 /// A service that keeps what it is told, and fails when told so.
 fn notes() -> (Service, mpsc::UnboundedReceiver<String>) {
     let (keep, kept) = mpsc::unbounded_channel();
-    let service = Service::new("notes", 1).method(Method::new("note"), move |_: Context, (line,): (String,)| {
+    let method = Method::new("note").attempts(3).pause(Duration::from_millis(1));
+    let service = Service::new("notes", 1).method(method, move |_: Context, (line,): (String,)| {
         keep.send(line.clone()).expect("the test listens");
         async move {
-            assert!(!line.starts_with("panic"), "as the test asks");
+            assert!(!line.starts_with("panic"), "as the test asks: {line}");
             if line.starts_with("fail") { Err(Fault::new(Code::Unavailable, "not now")) } else { Ok(()) }
         }
     });
@@ -68,19 +71,90 @@ async fn a_oneway_call_that_keeps_failing_is_kept_for_an_operator() {
     let _server = scene.serve(service).await;
     let client = scene.client().await;
     let transport = scene.transport().await;
-    for line in ["fail always", "panic always"] {
+    for (line, reason) in
+        [("fail always", "not now"), ("panic always", "`notes.v1.note` panicked: as the test asks: panic always")]
+    {
         note(&client, line).await.expect("the broker has it");
         let letter = soon(scene.dead_letters(&transport, "notes.v1").await.next()).await.expect("it is dead-lettered");
         assert_eq!(letter.properties.kind.as_deref(), Some("notes.v1.note"));
+        let told = letter.properties.headers.iter().find(|(name, _)| name == "x-hopline-reason");
+        assert_eq!(told.map(|(_, reason)| reason.as_str()), Some(reason));
         letter.settle(hopline::transport::Settle::Ack);
         let mut attempts = 0;
         while kept.try_recv().is_ok() {
             attempts += 1;
         }
-        assert!((2..=10).contains(&attempts), "{line}: {attempts} attempts");
+        assert_eq!(attempts, 3, "{line}");
     }
     note(&client, "good").await.expect("the broker has it");
     assert_eq!(soon(kept.recv()).await.expect("the queue is not held up"), "good");
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum MailError {
+    Busy { host: String },
+}
+
+#[hopline::service(name = "mail")]
+trait Mail {
+    #[rpc(oneway, attempts = 3, pause = "1ms")]
+    async fn send(&self, ctx: &Context, line: String) -> Result<(), MailError>;
+    #[rpc(oneway, attempts = 2, pause = "1ms")]
+    async fn forward(&self, ctx: &Context, code: u8) -> Result<(), Fault>;
+}
+
+struct Post(mpsc::UnboundedSender<u64>);
+
+impl Mail for Post {
+    async fn send(&self, ctx: &Context, line: String) -> Result<(), MailError> {
+        self.0.send(ctx.attempt()).expect("the test listens");
+        if ctx.attempt() < 3 || line == "lost" { Err(MailError::Busy { host: "mx".to_owned() }) } else { Ok(()) }
+    }
+
+    async fn forward(&self, ctx: &Context, code: u8) -> Result<(), Fault> {
+        self.0.send(ctx.attempt()).expect("the test listens");
+        let code = Code::ALL.iter().find(|known| **known as u8 == code).expect("a code");
+        Err(Fault::new(*code, ""))
+    }
+}
+
+#[tokio::test]
+async fn a_oneway_method_of_a_trait_asks_by_its_error_for_another_attempt() {
+    let scene = Scene::new();
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let _server = scene.serve(MailServer::new(Post(tell))).await;
+    let client = scene.client().await;
+    let mail = MailClient::new(&client);
+    let dead = DeadLetters::builder()
+        .namespace(&scene.namespace)
+        .connect(&scene.url, "mail")
+        .await
+        .expect("the broker is there");
+    let letter = async || loop {
+        let letters = dead.list(10).await.expect("they are there");
+        if let [letter] = &*letters {
+            dead.discard(&hopline::WhichLetters::All, |_| {}).await.expect("it goes");
+            return letter.clone();
+        }
+        tokio::task::yield_now().await;
+    };
+    mail.send("through".into()).send().await.expect("the broker has it");
+    for attempt in 1..=3 {
+        assert_eq!(soon(told.recv()).await, Some(attempt));
+    }
+    assert_eq!(dead.count().await.expect("it is there"), 0);
+    mail.send("lost".into()).send().await.expect("the broker has it");
+    let lost = soon(letter()).await;
+    assert_eq!(lost.reason, r#"the method returned its own error: {"Busy":{"host":"mx"}}"#);
+    assert_eq!(lost.attempts, Some(3));
+    // A fault says by its code whether another attempt can help, and without words at least that.
+    for (code, attempts) in [(Code::Unavailable, 2), (Code::InvalidArgument, 1), (Code::Ok, 2)] {
+        mail.forward(code as u8).send().await.expect("the broker has it");
+        let lost = soon(letter()).await;
+        assert_eq!(lost.attempts, Some(attempts), "{code}");
+        let said = if code == Code::Ok { "code OK" } else { code.name() };
+        assert!(lost.reason.contains(said), "{}", lost.reason);
+    }
 }
 
 #[tokio::test]
@@ -101,8 +175,7 @@ async fn a_oneway_call_that_cannot_be_run_is_kept_with_the_reason() {
         letter.settle(hopline::transport::Settle::Ack);
     }
     reasons.sort_unstable();
-    assert!(reasons[0].contains("`notes.v1` has no method `absent`"), "{reasons:?}");
-    assert!(reasons[1].contains("arguments of `note`"), "{reasons:?}");
+    assert_eq!(reasons, ["`note` takes 1 argument, got 3", "`notes.v1` has no method `absent`: it has note"]);
     kept.try_recv().expect_err("neither ran");
 }
 

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use hopline::{Client, Code, Context, Dispatch, Error, Fault, Method, Server, Service};
+use hopline::{Client, Code, Codec, Context, Dispatch, Error, Fault, Method, Server, Service};
 
+use crate::stranger::{Impostor, failing_reply};
 use crate::support::{Calculator, Held, MathClient, MathError, MathServer, Scene, code, hold, soon};
 
 const MINUTES: Duration = Duration::from_secs(600);
@@ -142,8 +143,10 @@ async fn a_methods_own_error_arrives_typed() {
     let scene = Scene::new();
     let _server = scene.serve(MathServer::new(Calculator)).await;
     let client = scene.client().await;
-    match MathClient::new(&client).div(5, 0).await {
-        Err(Error::Service(error)) => assert_eq!(error, MathError::DivisionByZero { dividend: 5 }),
+    let error = MathClient::new(&client).div(5, 0).await.expect_err("no such number");
+    assert_eq!(error.to_string(), "the service returned its own error: 5 cannot be divided by zero");
+    match error {
+        Error::Service(error) => assert_eq!(error, MathError::DivisionByZero { dividend: 5 }),
         other => panic!("{other:?}"),
     }
     assert_eq!(MathClient::new(&client).div(6, 3).await.expect("a number"), 2);
@@ -170,6 +173,90 @@ async fn a_handler_may_refuse_with_a_fault_of_its_choice() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+#[tokio::test]
+async fn a_fault_is_never_a_success() {
+    let scene = Scene::new();
+    let fail = |_: Context, _: [(); 0]| async move {
+        Err::<(), _>(Fault { retry_after: Some(Duration::from_secs(1)), ..Fault::new(Code::Ok, "all is well") })
+    };
+    let _server = scene.serve(Service::new("shop", 1).method(Method::new("find"), fail)).await;
+    let client = scene.client().await;
+    for codec in [Codec::Raw, Codec::Cbor, Codec::Json, Codec::MessagePack] {
+        match client.call::<serde_bytes::ByteBuf>("shop", "find", [(); 0]).codec(codec).await {
+            Err(Error::Fault(fault)) => {
+                assert_eq!(fault.code, Code::Internal);
+                assert!(fault.message.contains("code OK") && fault.message.ends_with("all is well"), "{fault}");
+            }
+            other => panic!("{codec:?}: {other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_reply_of_another_make_that_tells_of_an_error_is_none_whatever_its_status() {
+    let scene = Scene::new();
+    scene.serve(Service::new("shop", 1)).await.drain().await;
+    let client = scene.client().await;
+    let mut impostor = Impostor::new(&scene, "shop.v1").await;
+    for (status, text, code, said) in [
+        (0, "so what", Code::Unknown, "so what"),
+        (0, "", Code::Unknown, "the server gave no reason"),
+        (5, "", Code::NotFound, "the server gave no reason"),
+    ] {
+        let find = client.call::<serde_bytes::ByteBuf>("shop", "find", [(); 0]).codec(Codec::Raw);
+        let pending = find.start().await.expect("on its way");
+        let (call, reply_to) = impostor.taken().await;
+        impostor.send(&reply_to, failing_reply(&call, status, text)).await;
+        match soon(pending).await {
+            Err(Error::Fault(fault)) => assert_eq!((fault.code, fault.message.as_str()), (code, said)),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+mod shop {
+    /// An error of the service's own that has hopline's name.
+    #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+    pub(crate) enum Fault {
+        SoldOut { item: u64 },
+    }
+}
+
+/// Hopline's under another name.
+type Refusal = hopline::Fault;
+
+#[hopline::service]
+trait Shop {
+    async fn own(&self, item: u64) -> Result<u64, shop::Fault>;
+    async fn refusal(&self, item: u64) -> Result<u64, Refusal>;
+}
+
+struct Corner;
+
+impl Shop for Corner {
+    async fn own(&self, item: u64) -> Result<u64, shop::Fault> {
+        Err(shop::Fault::SoldOut { item })
+    }
+
+    async fn refusal(&self, item: u64) -> Result<u64, Refusal> {
+        Err(Refusal::new(Code::NotFound, format!("no item {item}")))
+    }
+}
+
+#[tokio::test]
+async fn an_error_is_a_fault_by_its_type_and_not_by_its_name() {
+    let scene = Scene::new();
+    let _server = scene.serve(ShopServer::new(Corner)).await;
+    let client = scene.client().await;
+    match ShopClient::new(&client).own(7).await {
+        Err(Error::Service(error)) => assert_eq!(error, shop::Fault::SoldOut { item: 7 }),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(code(ShopClient::new(&client).refusal(7).await), Code::NotFound);
+    // By hand it is the same.
+    assert_eq!(code(client.call::<u64>("shop", "refusal", (7,)).fails_with::<Refusal>().await), Code::NotFound);
 }
 
 #[tokio::test]
@@ -278,7 +365,9 @@ async fn a_request_over_the_cap_never_leaves() {
         other => panic!("{other:?}"),
     }
     let call = client.call::<()>("nobody", "home", [(); 0]).metadata("large", "x".repeat(100_000));
-    assert!(matches!(call.await, Err(Error::TooLarge { what: "metadata", .. })));
+    let error = call.await.expect_err("too large");
+    assert!(matches!(error, Error::TooLarge { what: "metadata", .. }));
+    assert!(error.to_string().ends_with("shorten it, since this cap is fixed"), "{error}");
 }
 
 #[tokio::test]
@@ -346,6 +435,12 @@ async fn names_that_cannot_be_on_the_broker_are_refused() {
     assert!(refused(server.start().await).contains("`m n`"));
     let server = scene.server().await.serve(MathServer::new(Calculator)).serve(MathServer::new(Calculator));
     assert!(refused(server.start().await).contains("`math.v1` is served twice"));
+    let server = scene.server().await.serve(MathServer::new(Calculator).max_queue(0));
+    let why = refused(server.start().await);
+    assert!(why.contains("`math.v1`") && why.contains("`max_queue(0)`"), "{why}");
+    let handler = |_: Context, _: [(); 0]| async { Ok::<_, Fault>(()) };
+    let slow = Service::new("a", 1).method(Method::new("m").pause(Duration::from_secs(601)), handler);
+    assert!(refused(scene.server().await.serve(slow).start().await).contains("`m` pauses for 601s"));
     let outcome = Client::builder().namespace("a.b").connect(&scene.url).await;
     assert!(matches!(outcome, Err(Error::Invalid(_))), "{outcome:?}");
 }

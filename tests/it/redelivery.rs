@@ -17,8 +17,12 @@ const REQUEST: u8 = 1;
 
 /// A service whose `note` tells each attempt, and fails those of lines that begin with `fail`.
 fn notes() -> (Service, mpsc::UnboundedReceiver<(String, u64)>) {
+    notes_of(Method::new("note").attempts(5).pause(Duration::from_millis(100)))
+}
+
+fn notes_of(method: Method) -> (Service, mpsc::UnboundedReceiver<(String, u64)>) {
     let (tell, told) = mpsc::unbounded_channel();
-    let service = Service::new("notes", 1).method(Method::new("note"), move |context: Context, (line,): (String,)| {
+    let service = Service::new("notes", 1).method(method, move |context: Context, (line,): (String,)| {
         tell.send((line.clone(), context.attempt())).expect("the test listens");
         async move { if line.starts_with("fail") { Err(Fault::new(Code::Unavailable, "not now")) } else { Ok(()) } }
     });
@@ -113,6 +117,48 @@ async fn a_failing_oneway_call_has_five_attempts_and_then_tells_why() {
     assert!(header(&letter, "x-hopline-failed-at").parse::<u64>().is_ok_and(|at| at > 1_700_000_000_000));
     letter.settle(Settle::Ack);
     told.try_recv().expect_err("it is not tried again");
+}
+
+#[tokio::test]
+async fn a_call_has_more_attempts_than_the_broker_delivers_it_if_its_method_says_so() {
+    let scene = Scene::new();
+    let (service, mut told) = notes_of(Method::new("note").attempts(45).pause(Duration::ZERO));
+    let _server = scene.serve(service).await;
+    let stranger = Stranger::new(&scene).await;
+    let (id, body) = note("fail");
+    stranger.send("notes.v1.note", &body).await;
+    for attempt in 1..=45 {
+        assert_eq!(soon(told.recv()).await.expect("it is tried"), ("fail".to_owned(), attempt));
+    }
+    let letter = soon(scene.dead_letters(&stranger.transport, "notes.v1").await.next()).await.expect("it is kept");
+    assert_eq!(letter.death, None, "the server brought it there, and not the broker");
+    let expected = [("x-hopline-reason", "not now"), ("x-hopline-attempts", "45"), ("x-hopline-id", &id.to_string())];
+    for (name, value) in expected {
+        assert_eq!(header(&letter, name), value, "{name}");
+    }
+    letter.settle(Settle::Ack);
+    told.try_recv().expect_err("it is not tried again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failing_call_has_a_minute_unless_its_method_says_otherwise() {
+    let scene = Scene { url: "memory://pauses".to_owned(), ..Scene::new() };
+    let (service, mut told) = notes_of(Method::new("note"));
+    let _server = scene.serve(service).await;
+    let client = scene.client().await;
+    client.oneway("notes", "note", ("fail",)).send().await.expect("the broker has it");
+    let start = tokio::time::Instant::now();
+    let mut pauses = Vec::new();
+    for attempt in 1..=8 {
+        let at = start.elapsed();
+        // Later than `soon` would wait.
+        assert_eq!(told.recv().await.expect("it is tried"), ("fail".to_owned(), attempt));
+        pauses.push((start.elapsed() - at).as_millis());
+    }
+    for (pause, least) in pauses.into_iter().skip(1).zip([500, 1000, 2000, 4000, 8000, 16_000, 30_000]) {
+        assert!((least..least + 50).contains(&pause), "{pause} ms instead of {least}");
+    }
+    assert!(start.elapsed() > Duration::from_secs(60), "an outage of a minute loses nothing");
 }
 
 #[tokio::test]

@@ -107,3 +107,13 @@ pub(crate) fn reply(call: &[u8], compression: u8, payload: &[u8], accepts: Optio
     let header = [b'H', b'L', 1, call[3], 2, 0, compression, 0];
     [&header, &call[8..24], &length(&metadata), &length(payload), &metadata, payload].concat()
 }
+
+/// A reply of the wire with this status, an error's text, and no payload.
+pub(crate) fn failing_reply(call: &[u8], status: u8, text: &str) -> Vec<u8> {
+    let length = |length: usize| u32::try_from(length).expect("a short one").to_be_bytes();
+    assert!(text.len() < 24, "longer ones are written otherwise");
+    // A CBOR map: 11 => the text.
+    let metadata = [&[0xa1, 11, 0x60 | u8::try_from(text.len()).expect("a short one")], text.as_bytes()].concat();
+    let header = [b'H', b'L', 1, call[3], 2, status, 0, 0];
+    [&header, &call[8..24], &length(metadata.len()), &length(0), &metadata].concat()
+}

@@ -95,6 +95,13 @@ pub(crate) enum MathError {
     DivisionByZero { dividend: i64 },
 }
 
+impl fmt::Display for MathError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self::DivisionByZero { dividend } = self;
+        write!(f, "{dividend} cannot be divided by zero")
+    }
+}
+
 #[hopline::service(name = "math", version = 1)]
 pub(crate) trait Math {
     async fn add(&self, a: i64, b: i64) -> i64;

@@ -1,0 +1,14 @@
+#[derive(Debug, serde::Serialize)]
+pub struct Item(u64);
+
+#[hopline::service]
+trait Store {
+    async fn get(&self, id: u64) -> Item;
+    async fn find(&self, id: u64) -> Result<Vec<Item>, String>;
+}
+
+async fn calls(store: StoreClient) -> Result<Item, hopline::Error> {
+    store.get(1).await
+}
+
+fn main() {}
