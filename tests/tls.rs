@@ -136,9 +136,9 @@ impl Scene {
     }
 }
 
-/// A calculator that can be called.
-async fn calculator(tls: Tls, url: &str) -> Running {
-    let server = Server::builder().tls(tls).connect(url).await.expect("it is trusted");
+/// A calculator that can be called, in a namespace of its own.
+async fn calculator(namespace: &str, tls: Tls, url: &str) -> Running {
+    let server = Server::builder().namespace(namespace).tls(tls).connect(url).await.expect("it is trusted");
     let add = |_: Context, (a, b): (i64, i64)| async move { Ok::<_, Fault>(a + b) };
     server.method("calculator", "add", add).start().await.expect("served")
 }
@@ -159,8 +159,9 @@ async fn refusal(tls: Tls, url: &str) -> String {
 async fn a_ca_of_ones_own_is_trusted_and_no_other() {
     let Some(scene) = Scene::get().await else { return };
     let url = format!("amqps://guest:guest@localhost:{}", scene.port);
-    let _server = calculator(scene.trusting(), &url).await;
-    let client = connected(scene.trusting(), &url).await.expect("it is trusted");
+    let _server = calculator("trusted", scene.trusting(), &url).await;
+    let client = Client::builder().namespace("trusted").tls(scene.trusting()).connect(&url).await;
+    let client = client.expect("it is trusted");
     assert_eq!(client.call::<i64>("calculator", "add", (2, 3)).await.expect("answered"), 5);
 
     for tls in [Tls::new().ca(scene.other_ca.as_str()), Tls::new()] {
@@ -271,8 +272,8 @@ async fn dead_letters_are_looked_at_by_tls() {
     let Some(scene) = Scene::get().await else { return };
     let _may = BY_CERTIFICATE.read().await;
     let url = format!("amqps://localhost:{}", scene.strict_port);
-    let _server = calculator(scene.known_by(&scene.billing), &url).await;
-    let builder = DeadLetters::builder().tls(scene.known_by(&scene.billing));
+    let _server = calculator("dead", scene.known_by(&scene.billing), &url).await;
+    let builder = DeadLetters::builder().namespace("dead").tls(scene.known_by(&scene.billing));
     let dead = builder.connect(&url, "calculator").await.expect("it may log in");
     assert_eq!(dead.count().await.expect("its server has made its queue"), 0);
     dead.close().await;
@@ -308,9 +309,11 @@ async fn hopline(arguments: &[&str]) -> Output {
 #[tokio::test]
 async fn the_command_has_options_for_tls() {
     let Some(scene) = Scene::get().await else { return };
+    // Before somebody serves on this thread, who would miss the heartbeats of a minute.
+    tokio::task::spawn_blocking(|| LazyLock::force(&HOPLINE)).await.expect("it is built");
     let _may = BY_CERTIFICATE.read().await;
     let url = format!("amqps://localhost:{}", scene.strict_port);
-    let _server = calculator(scene.known_by(&scene.billing), &url).await;
+    let _server = calculator("command", scene.known_by(&scene.billing), &url).await;
     let folder = std::env::temp_dir().join(format!("hopline-tls-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("there is room for it");
     let file = |name: &str, text: &str| {
@@ -319,7 +322,7 @@ async fn the_command_has_options_for_tls() {
     };
     let (ca, cert, key) =
         (file("ca.pem", &scene.ca), file("billing.pem", &scene.billing.0), file("billing.key", &scene.billing.1));
-    let by_tls = ["--url", &url, "--ca", &ca, "--cert", &cert, "--key", &key];
+    let by_tls = ["--url", &url, "--ca", &ca, "--cert", &cert, "--key", &key, "--namespace", "command"];
     let run = async |command: &[&str], options: &[&str]| {
         let output = hopline(&[command, options].concat()).await;
         let [printed, said] = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());

@@ -439,8 +439,8 @@ async fn names_that_cannot_be_on_the_broker_are_refused() {
     let why = refused(server.start().await);
     assert!(why.contains("`math.v1`") && why.contains("`max_queue(0)`"), "{why}");
     let handler = |_: Context, _: [(); 0]| async { Ok::<_, Fault>(()) };
-    let slow = Service::new("a", 1).method(Method::new("m").pause(Duration::from_secs(601)), handler);
-    assert!(refused(scene.server().await.serve(slow).start().await).contains("`m` pauses for 601s"));
+    let slow = Service::new("a", 1).method(Method::new("m").pause(Duration::from_secs(41 * 86_400)), handler);
+    assert!(refused(scene.server().await.serve(slow).start().await).contains("`m` pauses for 3542400s"));
     let outcome = Client::builder().namespace("a.b").connect(&scene.url).await;
     assert!(matches!(outcome, Err(Error::Invalid(_))), "{outcome:?}");
 }
