@@ -1,5 +1,7 @@
 //! One invocation as a value: its options, and the styles in which it can be made.
 
+mod callback;
+
 use std::convert::Infallible;
 use std::fmt;
 use std::future::{Future, IntoFuture};
@@ -12,7 +14,8 @@ use futures::{Stream, StreamExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::client::{Absent, Client, Dispatched, Gathering, RUNTIME_ENDED, Target};
+use self::callback::Called;
+use crate::client::{Absent, Client, Dispatched, Gathering, Target};
 use crate::codec::{Codec, CodecError};
 use crate::compression::Refusal;
 use crate::error::{Code, Error, Fault};
@@ -166,7 +169,7 @@ impl<T: DeserializeOwned + Send + 'static, E: fmt::Debug + Send + 'static> Call<
             Ok(pending) => (Some(pending), None),
             Err(error) => (None, Some(Err(error))),
         };
-        let called = Called { callback: Some(callback), method, outcome };
+        let called = Called::new(callback, method, outcome);
         runtime.spawn(async move {
             match pending {
                 Some(pending) => called.with(pending.await),
@@ -178,31 +181,6 @@ impl<T: DeserializeOwned + Send + 'static, E: fmt::Debug + Send + 'static> Call<
     /// Broadcast style: every instance of the service runs the method and answers.
     pub fn all(self) -> Broadcast<T, E> {
         Broadcast(self)
-    }
-}
-
-/// A callback, which is called when this is dropped: without an outcome, the runtime has ended that waited for it.
-struct Called<T, E: fmt::Debug, F: FnOnce(Result<T, Error<E>>)> {
-    callback: Option<F>,
-    method: Option<Arc<str>>,
-    outcome: Option<Result<T, Error<E>>>,
-}
-
-impl<T, E: fmt::Debug, F: FnOnce(Result<T, Error<E>>)> Called<T, E, F> {
-    fn with(mut self, outcome: Result<T, Error<E>>) {
-        self.outcome = Some(outcome);
-    }
-}
-
-impl<T, E: fmt::Debug, F: FnOnce(Result<T, Error<E>>)> Drop for Called<T, E, F> {
-    fn drop(&mut self) {
-        let method = self.method.as_deref().map(str::to_owned);
-        let ended =
-            || Err(Error::Disconnected { method, may_have_run: true, reason: RUNTIME_ENDED.to_owned() }.widen());
-        let outcome = self.outcome.take().unwrap_or_else(ended);
-        if let Some(callback) = self.callback.take() {
-            callback(outcome);
-        }
     }
 }
 

@@ -179,7 +179,17 @@ mod tests {
     fn delivery(body: Bytes) -> Delivery {
         let (exchange, key, properties) = (String::new(), String::new(), Properties::default());
         let received = Instant::now();
-        Delivery { body, properties, exchange, key, redelivered: false, failures: 0, death: None, received, settler: None }
+        Delivery {
+            body,
+            properties,
+            exchange,
+            key,
+            redelivered: false,
+            failures: 0,
+            death: None,
+            received,
+            settler: None,
+        }
     }
 
     async fn session(name: &str) -> Session {
