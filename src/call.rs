@@ -1,5 +1,7 @@
 //! One invocation as a value: its options, and the styles in which it can be made.
 
+mod callback;
+
 use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
@@ -12,7 +14,8 @@ use std::time::Duration;
 use futures::{Stream, StreamExt};
 use serde::Serialize;
 
-use crate::client::{Absent, Client, Dispatched, Gathering, RUNTIME_ENDED, Target};
+use self::callback::Called;
+use crate::client::{Absent, Client, Dispatched, Gathering, Target};
 use crate::codec::{Codec, CodecError};
 use crate::compression::Refusal;
 use crate::context::Context;
@@ -229,9 +232,9 @@ impl<T, E: fmt::Debug> Call<T, E> {
         let entered = runtime.enter();
         let refused = self.dispatch().err();
         drop(entered);
-        let called = Called { callback: Some(callback), method, refused, result: PhantomData };
+        let called = Called::new(callback, method, refused);
         runtime.spawn(async move {
-            if called.refused.is_none() {
+            if !called.is_refused() {
                 called.with(self.await);
             }
         });
@@ -243,36 +246,6 @@ impl<T, E: fmt::Debug> Call<T, E> {
         T: Answered,
     {
         Broadcast(self)
-    }
-}
-
-/// A callback, which is called when this is dropped: without an outcome, the runtime has ended that waited for it.
-struct Called<T, E, F>
-where
-    E: fmt::Debug,
-    F: FnOnce(Result<T, Error<E>>),
-{
-    callback: Option<F>,
-    method: Option<Arc<str>>,
-    /// Why the call could not be put on its way, if it could not.
-    refused: Option<Error<E>>,
-    result: PhantomData<fn(T)>,
-}
-
-impl<T, E: fmt::Debug, F: FnOnce(Result<T, Error<E>>)> Called<T, E, F> {
-    fn with(mut self, outcome: Result<T, Error<E>>) {
-        if let Some(callback) = self.callback.take() {
-            callback(outcome);
-        }
-    }
-}
-
-impl<T, E: fmt::Debug, F: FnOnce(Result<T, Error<E>>)> Drop for Called<T, E, F> {
-    fn drop(&mut self) {
-        let Some(callback) = self.callback.take() else { return };
-        let method = self.method.as_deref().map(str::to_owned);
-        let ended = || Error::Disconnected { method, may_have_run: true, reason: RUNTIME_ENDED.to_owned() }.widen();
-        callback(Err(self.refused.take().unwrap_or_else(ended)));
     }
 }
 

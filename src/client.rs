@@ -6,6 +6,7 @@ mod line;
 mod pending;
 mod presence;
 pub(crate) mod replies;
+mod sending;
 mod session;
 mod target;
 mod traffic;
@@ -18,18 +19,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::info_span;
 use tracing::level_filters::LevelFilter;
-use tracing::{Instrument, info_span};
 use uuid::Uuid;
 
 pub(crate) use self::builder::BLOCKED_WAIT;
 pub use self::builder::{Absent, ClientBuilder, Coalesce, WhenFull};
-use self::line::{Address, Addressed, Line, Token};
+use self::line::{Address, Line, Token};
+use self::pending::Ticket;
 pub(crate) use self::pending::{Dispatched, Gathering};
-use self::pending::{OVERDUE, Ticket};
-use self::replies::{End, Waiter};
 pub(crate) use self::target::Target;
 use self::target::Targets;
 pub use self::traffic::Traffic;
@@ -41,8 +41,7 @@ use crate::error::{Error, Unanswered};
 use crate::frame::{self, Frame, Kind, MAX_USER_ENTRIES, Metadata, More, Trace};
 use crate::outbox::{Parcel, Share};
 use crate::state::State;
-use crate::topology::{MAX_PRIORITY, Namespace, all_key, check_name, instance_key};
-use crate::transport::Lost;
+use crate::topology::{MAX_PRIORITY, Namespace, check_name};
 
 /// The largest message that is sent or accepted unless set otherwise: what RabbitMQ 4 takes by default.
 pub(crate) const MAX_MESSAGE_SIZE: usize = 16 * 1024 * 1024;
@@ -165,103 +164,6 @@ impl Client {
         &self.0.runtime
     }
 
-    /// Puts a request on its way.
-    pub(crate) fn dispatch(&self, request: Request) -> Result<Dispatched, Error> {
-        let outgoing = self.prepare(request, Kind::Request)?;
-        let (sender, replied) = oneshot::channel();
-        let Ticket { target, instance, .. } = &outgoing.ticket;
-        // Who calls one instance hears at once if that is not there.
-        let (key, absent) = match instance {
-            Some(instance) => (instance_key(&target.service, instance).into(), Absent::Wait),
-            None => (target.service_text.clone(), outgoing.absent),
-        };
-        let address = self.address(Kind::Request, self.0.rpc.clone(), key);
-        let reply = Some((Waiter::One(sender), target.clone()));
-        let token = Token { reply, repeatable: outgoing.idempotent, absent, ..self.token(&outgoing) };
-        let share = self.0.settings.coalesce.share_of(target);
-        let ticket = self.post(outgoing, address, share, token);
-        Ok(Dispatched::new(self.clone(), ticket, replied))
-    }
-
-    /// Puts a request on its way to every instance of its service.
-    pub(crate) async fn broadcast(&self, request: Request) -> Result<Gathering, Error> {
-        let outgoing = self.prepare(request, Kind::Request)?;
-        let key = all_key(&outgoing.ticket.target.service);
-        self.gather(outgoing, self.address(Kind::Request, self.0.rpc.clone(), key.into()), true).await
-    }
-
-    /// Puts a request on its way to every instance of every service.
-    pub(crate) async fn discover(&self, request: Request) -> Result<Gathering, Error> {
-        let outgoing = self.prepare(request, Kind::Request)?;
-        let address = self.address(Kind::Request, self.namespace().discovery().into(), "".into());
-        self.gather(outgoing, address, false).await
-    }
-
-    async fn gather(&self, outgoing: Outgoing, address: Address, cancels: bool) -> Result<Gathering, Error> {
-        let (sender, replies) = mpsc::unbounded_channel();
-        let target = outgoing.ticket.target.clone();
-        let (confirm, said) = oneshot::channel();
-        let reply = Some((Waiter::Many(sender), target.clone()));
-        let token = Token { said: Some(confirm), reply, ..self.token(&outgoing) };
-        let ticket = self.post(outgoing, address, self.0.settings.coalesce.share_of(&target), token);
-        let gathering = Gathering::new(self.clone(), ticket, replies, cancels);
-        match self.confirmed(gathering.ticket(), said).await {
-            // One instance is going at this moment; the others have it.
-            Ok(()) | Err(Error::Overloaded { .. }) => Ok(gathering),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Hands an oneway call to the broker, for some instance or for all.
-    pub(crate) async fn send(&self, request: Request, to_all: bool) -> Result<(), Error> {
-        let outgoing = self.prepare(request, Kind::Oneway)?;
-        let Ticket { target, instance, .. } = &outgoing.ticket;
-        let (exchange, key) = match instance {
-            _ if to_all => (self.0.rpc.clone(), all_key(&target.service).into()),
-            Some(instance) => (self.0.rpc.clone(), instance_key(&target.service, instance).into()),
-            None => (self.0.oneway.clone(), target.text.clone()),
-        };
-        let address = self.address(Kind::Oneway, exchange, key);
-        let (confirm, said) = oneshot::channel();
-        let token = Token { said: Some(confirm), repeatable: true, ..self.token(&outgoing) };
-        let ticket = self.post(outgoing, address, self.0.settings.coalesce.share(), token);
-        match self.confirmed(&ticket, said).await {
-            Err(Error::Overloaded { .. }) if to_all => Ok(()),
-            confirmed => confirmed,
-        }
-    }
-
-    /// What tells whoever may run a call that nobody waits for it any more.
-    fn cancel(&self, ticket: &Ticket) -> Addressed {
-        let Ticket { target, instance, id, deadline, .. } = ticket;
-        let remaining = deadline.saturating_duration_since(Instant::now());
-        let metadata = Metadata { remaining: Some(remaining), ..self.metadata(traced(Context::current().as_ref())) };
-        let parcel = Parcel {
-            id: *id,
-            frame: Frame::new(Kind::Cancel, *id, Codec::Raw, metadata, Bytes::new()).to_body(),
-            share: self.0.settings.coalesce.share(),
-            kind: Some(target.text.clone()),
-            expiration: None,
-            // Nobody waits to hear what becomes of it, and twice is as good as once.
-            token: Token { repeatable: true, ..Token::until(*deadline + CANCEL_LATE) },
-        };
-        let key = match instance {
-            Some(instance) => instance_key(&target.service, instance),
-            None => all_key(&target.service),
-        };
-        (self.address(Kind::Cancel, self.0.rpc.clone(), key.into()), parcel)
-    }
-
-    /// Nobody waits for a call any more; with its ticket, whoever runs it is told.
-    fn forget(&self, id: Uuid, ticket: Option<&Ticket>) {
-        self.0.line.forget(id, ticket.map(|ticket| self.cancel(ticket)));
-    }
-
-    /// The error of a call whose reply cannot come any more.
-    fn disconnected(&self, target: &Target, may_have_run: bool) -> Error {
-        Error::Disconnected { method: Some(target.to_string()), may_have_run, reason: self.0.line.reason().to_string() }
-    }
-
     fn prepare(&self, request: Request, kind: Kind) -> Result<Outgoing, Error> {
         let settings = &self.0.settings;
         let target = request.target.map_err(Error::Invalid)?;
@@ -366,45 +268,6 @@ impl Client {
     fn sized(&self, what: &'static str, body: Bytes) -> Result<Bytes, Error> {
         let limit = self.0.settings.max_message_size;
         if body.len() > limit { Err(Error::TooLarge { what, size: body.len(), limit }) } else { Ok(body) }
-    }
-
-    /// Waits until the broker has a request, or its deadline.
-    async fn confirmed(&self, ticket: &Ticket, said: oneshot::Receiver<End>) -> Result<(), Error> {
-        ticket.outcome(self.end_of(ticket.id, ticket.deadline, said).instrument(ticket.span.clone()).await)
-    }
-
-    /// What the broker said of `id`, or what else it came to by its deadline.
-    async fn end_of(&self, id: Uuid, deadline: Instant, mut said: oneshot::Receiver<End>) -> End {
-        let in_time = tokio::select! {
-            biased;
-            said = &mut said => Some(said),
-            () = self.timer(deadline) => None,
-        };
-        let said = match in_time {
-            Some(said) => said,
-            None => {
-                self.overdue(id);
-                tokio::select! {
-                    biased;
-                    said = said => said,
-                    () = self.timer(Instant::now() + OVERDUE) => Ok(End::TimedOut(Unanswered::Unknown)),
-                }
-            }
-        };
-        let gone = || Lost { handed_over: true, connected: false, reason: self.0.line.reason() };
-        said.unwrap_or_else(|_| End::Lost(gone()))
-    }
-
-    /// A timer that can be waited for anywhere: in the runtime that waits, or where that is none of tokio's, in the one in
-    /// which the client connected.
-    fn timer(&self, at: Instant) -> Sleep {
-        let _entered = Handle::try_current().is_err().then(|| self.0.runtime.enter());
-        sleep_until(at)
-    }
-
-    /// The time of a call is over: it is to be told whether it has left.
-    fn overdue(&self, id: Uuid) {
-        self.0.line.overdue(id);
     }
 }
 

@@ -177,8 +177,9 @@ impl<A> Replies<A> {
 
     /// Forgets the calls whose message is no longer under way, and gives them back.
     pub(crate) fn forget_all(&mut self, under_way: impl Fn(u64) -> bool) -> Vec<(Uuid, Call<A>)> {
-        self.reports.clear();
-        self.calls.extract_if(|_, call| !under_way(call.message)).collect()
+        let forgotten: Vec<_> = self.calls.extract_if(|_, call| !under_way(call.message)).collect();
+        self.reports.retain(|id, _| self.calls.contains_key(id));
+        forgotten
     }
 
     /// Gives back the places of calls whose time is over, though nobody has collected what they came to.
@@ -274,10 +275,12 @@ mod tests {
     #[test]
     fn calls_of_messages_that_are_still_under_way_are_kept() {
         let mut replies = Replies::default();
-        let (sender, mut receiver) = oneshot::channel();
-        replies.expect(Uuid::new_v4(), call(Waiter::One(sender), 1));
-        assert!(replies.forget_all(|message| message == 1).is_empty());
+        let (id, (sender, mut receiver)) = (Uuid::new_v4(), oneshot::channel());
+        replies.expect(id, call(Waiter::One(sender), 1));
+        replies.report(id, "there".into(), Instant::now());
+        assert!(replies.forget_all(|message| message == 1).is_empty() && replies.has_reports());
         assert_eq!(replies.forget_all(|message| message == 2).len(), 1);
+        assert!(!replies.has_reports());
         receiver.try_recv().expect_err("nobody will send");
     }
 

@@ -54,9 +54,10 @@ async fn a_call_that_somebody_runs_at_its_deadline_is_not_said_to_be_nobodys() {
     let _server = scene.serve(service).await;
     let client = scene.client().await;
     for number in 0..2 {
-        let late = hold(&client, number).timeout(Duration::from_secs(2)).await;
+        let pending = hold(&client, number).timeout(Duration::from_secs(3)).start().await.expect("on its way");
+        let _runs = soon(arrived.recv()).await.expect("it runs");
+        let late = soon(pending).await;
         assert!(matches!(late, Err(Error::Timeout { why: Unanswered::Unknown, .. })), "{late:?}");
-        soon(arrived.recv()).await.expect("it ran");
     }
 }
 

@@ -95,3 +95,17 @@ fn a_server_whose_runtime_has_ended_drains_at_once() {
         drained.await.expect("there is nothing to wait for");
     }));
 }
+
+#[test]
+fn clients_and_servers_can_be_dropped_where_there_is_no_runtime() {
+    let (scene, runtime) = (Scene::new(), runtime());
+    let connected =
+        async { (scene.server().await, scene.serve(MathServer::new(Calculator)).await, scene.client().await) };
+    let (idle, running, client) = runtime.block_on(connected);
+    let pending = runtime.block_on(hold(&client, 1).to(running.instance()).start()).expect("on its way");
+    let states = [client.state(), running.state()];
+    drop((pending, idle, running, client));
+    for mut state in states {
+        runtime.block_on(soon(state.wait_for(|state| *state == State::Closed))).expect("it is told");
+    }
+}

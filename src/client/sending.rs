@@ -1,0 +1,160 @@
+//! Sending: requests, broadcasts and oneway calls to where they belong, cancels after them, and what the broker says of them.
+
+use bytes::Bytes;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, Sleep, sleep_until};
+use tracing::Instrument as _;
+use uuid::Uuid;
+
+use super::line::{Address, Addressed, Token};
+use super::pending::{Dispatched, Gathering, OVERDUE, Ticket};
+use super::replies::{End, Waiter};
+use super::target::Target;
+use super::{Absent, CANCEL_LATE, Client, Outgoing, traced};
+use crate::call::Request;
+use crate::codec::Codec;
+use crate::context::Context;
+use crate::error::{Error, Unanswered};
+use crate::frame::{Frame, Kind, Metadata};
+use crate::outbox::Parcel;
+use crate::topology::{all_key, instance_key};
+use crate::transport::Lost;
+
+impl Client {
+    /// Puts a request on its way.
+    pub(crate) fn dispatch(&self, request: Request) -> Result<Dispatched, Error> {
+        let outgoing = self.prepare(request, Kind::Request)?;
+        let (sender, replied) = oneshot::channel();
+        let Ticket { target, instance, .. } = &outgoing.ticket;
+        // Who calls one instance hears at once if that is not there.
+        let (key, absent) = match instance {
+            Some(instance) => (instance_key(&target.service, instance).into(), Absent::Wait),
+            None => (target.service_text.clone(), outgoing.absent),
+        };
+        let address = self.address(Kind::Request, self.0.rpc.clone(), key);
+        let reply = Some((Waiter::One(sender), target.clone()));
+        let token = Token { reply, repeatable: outgoing.idempotent, absent, ..self.token(&outgoing) };
+        let share = self.0.settings.coalesce.share_of(target);
+        let ticket = self.post(outgoing, address, share, token);
+        Ok(Dispatched::new(self.clone(), ticket, replied))
+    }
+
+    /// Puts a request on its way to every instance of its service.
+    pub(crate) async fn broadcast(&self, request: Request) -> Result<Gathering, Error> {
+        let outgoing = self.prepare(request, Kind::Request)?;
+        let key = all_key(&outgoing.ticket.target.service);
+        self.gather(outgoing, self.address(Kind::Request, self.0.rpc.clone(), key.into()), true).await
+    }
+
+    /// Puts a request on its way to every instance of every service.
+    pub(crate) async fn discover(&self, request: Request) -> Result<Gathering, Error> {
+        let outgoing = self.prepare(request, Kind::Request)?;
+        let address = self.address(Kind::Request, self.namespace().discovery().into(), "".into());
+        self.gather(outgoing, address, false).await
+    }
+
+    async fn gather(&self, outgoing: Outgoing, address: Address, cancels: bool) -> Result<Gathering, Error> {
+        let (sender, replies) = mpsc::unbounded_channel();
+        let target = outgoing.ticket.target.clone();
+        let (confirm, said) = oneshot::channel();
+        let reply = Some((Waiter::Many(sender), target.clone()));
+        let token = Token { said: Some(confirm), reply, ..self.token(&outgoing) };
+        let ticket = self.post(outgoing, address, self.0.settings.coalesce.share_of(&target), token);
+        let gathering = Gathering::new(self.clone(), ticket, replies, cancels);
+        match self.confirmed(gathering.ticket(), said).await {
+            // One instance is going at this moment; the others have it.
+            Ok(()) | Err(Error::Overloaded { .. }) => Ok(gathering),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Hands an oneway call to the broker, for some instance or for all.
+    pub(crate) async fn send(&self, request: Request, to_all: bool) -> Result<(), Error> {
+        let outgoing = self.prepare(request, Kind::Oneway)?;
+        let Ticket { target, instance, .. } = &outgoing.ticket;
+        let (exchange, key) = match instance {
+            _ if to_all => (self.0.rpc.clone(), all_key(&target.service).into()),
+            Some(instance) => (self.0.rpc.clone(), instance_key(&target.service, instance).into()),
+            None => (self.0.oneway.clone(), target.text.clone()),
+        };
+        let address = self.address(Kind::Oneway, exchange, key);
+        let (confirm, said) = oneshot::channel();
+        let token = Token { said: Some(confirm), repeatable: true, ..self.token(&outgoing) };
+        let ticket = self.post(outgoing, address, self.0.settings.coalesce.share(), token);
+        match self.confirmed(&ticket, said).await {
+            Err(Error::Overloaded { .. }) if to_all => Ok(()),
+            confirmed => confirmed,
+        }
+    }
+
+    /// What tells whoever may run a call that nobody waits for it any more.
+    fn cancel(&self, ticket: &Ticket) -> Addressed {
+        let Ticket { target, instance, id, deadline, .. } = ticket;
+        let remaining = deadline.saturating_duration_since(Instant::now());
+        let metadata = Metadata { remaining: Some(remaining), ..self.metadata(traced(Context::current().as_ref())) };
+        let parcel = Parcel {
+            id: *id,
+            frame: Frame::new(Kind::Cancel, *id, Codec::Raw, metadata, Bytes::new()).to_body(),
+            share: self.0.settings.coalesce.share(),
+            kind: Some(target.text.clone()),
+            expiration: None,
+            // Nobody waits to hear what becomes of it, and twice is as good as once.
+            token: Token { repeatable: true, ..Token::until(*deadline + CANCEL_LATE) },
+        };
+        let key = match instance {
+            Some(instance) => instance_key(&target.service, instance),
+            None => all_key(&target.service),
+        };
+        (self.address(Kind::Cancel, self.0.rpc.clone(), key.into()), parcel)
+    }
+
+    /// Nobody waits for a call any more; with its ticket, whoever runs it is told.
+    pub(super) fn forget(&self, id: Uuid, ticket: Option<&Ticket>) {
+        self.0.line.forget(id, ticket.map(|ticket| self.cancel(ticket)));
+    }
+
+    /// The error of a call whose reply cannot come any more.
+    pub(super) fn disconnected(&self, target: &Target, may_have_run: bool) -> Error {
+        Error::Disconnected { method: Some(target.to_string()), may_have_run, reason: self.0.line.reason().to_string() }
+    }
+
+    /// Waits until the broker has a request, or its deadline.
+    async fn confirmed(&self, ticket: &Ticket, said: oneshot::Receiver<End>) -> Result<(), Error> {
+        ticket.outcome(self.end_of(ticket.id, ticket.deadline, said).instrument(ticket.span.clone()).await)
+    }
+
+    /// What the broker said of `id`, or what else it came to by its deadline.
+    pub(super) async fn end_of(&self, id: Uuid, deadline: Instant, mut said: oneshot::Receiver<End>) -> End {
+        let in_time = tokio::select! {
+            biased;
+            said = &mut said => Some(said),
+            () = self.timer(deadline) => None,
+        };
+        let said = match in_time {
+            Some(said) => said,
+            None => {
+                self.overdue(id);
+                tokio::select! {
+                    biased;
+                    said = said => said,
+                    () = self.timer(Instant::now() + OVERDUE) => Ok(End::TimedOut(Unanswered::Unknown)),
+                }
+            }
+        };
+        let gone = || Lost { handed_over: true, connected: false, reason: self.0.line.reason() };
+        said.unwrap_or_else(|_| End::Lost(gone()))
+    }
+
+    /// A timer that can be waited for anywhere: in the runtime that waits, or where that is none of tokio's, in the one in
+    /// which the client connected.
+    pub(super) fn timer(&self, at: Instant) -> Sleep {
+        let _entered = Handle::try_current().is_err().then(|| self.0.runtime.enter());
+        sleep_until(at)
+    }
+
+    /// The time of a call is over: it is to be told whether it has left.
+    pub(super) fn overdue(&self, id: Uuid) {
+        self.0.line.overdue(id);
+    }
+}
