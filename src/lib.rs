@@ -44,6 +44,11 @@
 //! in the process, which means the same, needs nothing, and ends with its last connection. `amqps://` asks for the cargo
 //! feature `tls`, which also has `Tls`: a CA and a certificate of one's own.
 //!
+//! # Testing
+//!
+//! Tests of services and their callers need no RabbitMQ. Give each a broker of its own, [`testing::broker`]: on `memory://`,
+//! which is one broker for the whole process, tests that run side by side answer each other's calls.
+//!
 //! Everything here runs on tokio; a program that is not async has [`blocking::wait`].
 //!
 //! Spans and events go to [`tracing`](https://docs.rs/tracing). lapin, which speaks AMQP here, logs every returned
@@ -75,6 +80,7 @@ pub mod transport;
 #[doc(hidden)]
 pub mod bench;
 pub mod blocking;
+pub mod testing;
 
 pub use hopline_macros::service;
 
