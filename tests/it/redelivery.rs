@@ -10,7 +10,7 @@ use hopline::{Code, Codec, Context, Fault, Method, Running, Service};
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
-use crate::support::{Held, Scene, frame, soon};
+use crate::support::{Held, Scene, frame, soon, told};
 
 const ONEWAY: u8 = 3;
 const REQUEST: u8 = 1;
@@ -139,7 +139,7 @@ async fn a_call_that_fails_among_others_goes_on_counting_alone() {
 #[tokio::test(start_paused = true)]
 async fn each_pause_is_longer_than_the_one_before_and_holds_nobody_up() {
     // Time that stands still until everybody waits is there in memory only.
-    let scene = Scene { url: "memory://pauses".to_owned(), ..Scene::new() };
+    let scene = Scene::in_memory();
     let (service, mut told) = notes();
     let _server = scene.serve(service.concurrency(1)).await;
     let client = scene.client().await;
@@ -162,7 +162,7 @@ async fn each_pause_is_longer_than_the_one_before_and_holds_nobody_up() {
 
 #[tokio::test(start_paused = true)]
 async fn a_drain_does_not_wait_for_a_pause_and_the_next_attempt_is_anothers() {
-    let scene = Scene { url: "memory://pauses".to_owned(), ..Scene::new() };
+    let scene = Scene::in_memory();
     let (service, mut told) = notes();
     let leaving = scene.serve(service).await;
     let client = scene.client().await;
@@ -235,7 +235,8 @@ async fn a_call_that_comes_again_gets_the_first_reply_without_running() {
         assert_eq!(stranger.reply().await, (id, 0, b"7".to_vec()));
     }
     assert_eq!(once.runs(), 1);
-    let told = scene.client().await.stats(Duration::from_secs(1)).await.expect("it answers");
+    let client = scene.client().await;
+    let told = told(1, async |window| client.stats(window).await).await;
     assert_eq!((told[0].finished, told[0].repeated), (1, 3));
     // Another id is another call.
     let (other, body) = charge(REQUEST);
