@@ -1,8 +1,8 @@
 //! `amqps://`: with a CA of one's own, with a certificate instead of a password, and what is wrong when there is no
 //! connection.
 //!
-//! This needs a RabbitMQ of its own, of the version that `HOPLINE_TEST_NODE` names: `scripts/test` runs it with both, and
-//! without one the tests say so and end.
+//! This needs a RabbitMQ of its own, of the version that `HOPLINE_TEST_NODE` names: `scripts/test users-3.10 users-4.3` runs
+//! it with both, and otherwise the tests that need one are ignored.
 
 use std::net::TcpListener;
 
@@ -49,9 +49,11 @@ fn issued(ca: &Ca, name: &str, hosts: &[&str], change: impl FnOnce(&mut Certific
     (parameters.signed_by(&key, ca).expect("it can be signed").pem(), key.serialize_pem())
 }
 
-/// Three ports that nobody has.
+/// Three ports that nobody has, and that the system gives to nobody by itself.
 fn free_ports() -> [u16; 3] {
-    let taken = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").expect("there is a free port"));
+    let any = || 10_000 + (uuid::Uuid::new_v4().as_u128() % 10_000) as u16;
+    let free = || std::iter::repeat_with(any).find_map(|port| TcpListener::bind(("127.0.0.1", port)).ok());
+    let taken = [(); 3].map(|()| free().expect("there is a free port"));
     taken.map(|listener| listener.local_addr().expect("it is bound").port())
 }
 
@@ -105,11 +107,10 @@ impl Scene {
         Self { node, ca, other_ca, billing, nobody, stranger, port, strict_port, expired_port }
     }
 
-    /// The one scene of all tests, if there is a version to test. It goes with the process.
-    async fn get() -> Option<&'static Self> {
+    /// The one scene of all tests. It goes with the process.
+    async fn get() -> &'static Self {
         static SCENE: OnceCell<Scene> = OnceCell::const_new();
-        let version = node::version()?;
-        Some(SCENE.get_or_init(async || Self::start(&version).await).await)
+        SCENE.get_or_init(async || Self::start(&node::version()).await).await
     }
 
     fn trusting(&self) -> Tls {
@@ -134,8 +135,9 @@ async fn refusal(tls: Tls, url: &str) -> String {
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_ca_of_ones_own_is_trusted_and_no_other() {
-    let Some(scene) = Scene::get().await else { return };
+    let scene = Scene::get().await;
     let url = format!("amqps://guest:guest@localhost:{}", scene.port);
     let server = Server::builder().tls(scene.trusting()).connect(&url).await.expect("it is trusted");
     let add = |_: Context, (a, b): (i64, i64)| async move { Ok::<_, Fault>(a + b) };
@@ -155,8 +157,9 @@ async fn a_ca_of_ones_own_is_trusted_and_no_other() {
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_certificate_has_to_be_valid_and_for_the_host() {
-    let Some(scene) = Scene::get().await else { return };
+    let scene = Scene::get().await;
     let reason = refusal(scene.trusting(), &format!("amqps://127.0.0.1:{}", scene.port)).await;
     assert!(reason.contains("another host name") && reason.contains("localhost"), "{reason}");
     let reason = refusal(scene.trusting(), &format!("amqps://localhost:{}", scene.expired_port)).await;
@@ -164,8 +167,9 @@ async fn a_certificate_has_to_be_valid_and_for_the_host() {
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_broker_that_asks_for_a_certificate_says_so() {
-    let Some(scene) = Scene::get().await else { return };
+    let scene = Scene::get().await;
     let url = format!("amqps://guest:guest@localhost:{}", scene.strict_port);
     let reason = refusal(scene.trusting(), &url).await;
     assert!(reason.contains("client certificate") && reason.contains("Tls::identity"), "{reason}");
@@ -176,8 +180,9 @@ async fn a_broker_that_asks_for_a_certificate_says_so() {
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn who_has_a_certificate_needs_no_password() {
-    let Some(scene) = Scene::get().await else { return };
+    let scene = Scene::get().await;
     let url = format!("amqps://localhost:{}", scene.strict_port);
     let server = Server::builder().tls(scene.known_by(&scene.billing)).connect(&url).await.expect("it may log in");
     let who = |context: Context, (_,): (u8,)| async move { Ok::<_, Fault>(context.user().map(str::to_owned)) };
@@ -206,8 +211,9 @@ async fn settings_for_tls_are_for_amqps_alone() {
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_broker_without_tls_is_named_as_such() {
-    let Some(scene) = Scene::get().await else { return };
+    let scene = Scene::get().await;
     let url = scene.node.url().replace("amqp://", "amqps://").replace("127.0.0.1", "localhost");
     let reason = refusal(scene.trusting(), &url).await;
     assert!(reason.contains("does not speak TLS"), "{reason}");

@@ -7,11 +7,10 @@ use hopline::{Client, Code, Codec, Method};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::stranger::overheard;
+use crate::stranger::{KEEP_ALIVE, overheard};
 use crate::support::{Held, Scene, code, frame, hold, soon};
 
 const CANCEL: u8 = 7;
-const KEEP_ALIVE: u8 = 9;
 /// How long an instance may say nothing.
 const SILENCE: Duration = Duration::from_secs(15);
 

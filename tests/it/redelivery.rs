@@ -10,6 +10,7 @@ use hopline::{Code, Codec, Context, Fault, Method, Running, Service};
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
+use crate::stranger::KEEP_ALIVE;
 use crate::support::{Held, Scene, frame, soon, told};
 
 const ONEWAY: u8 = 3;
@@ -70,7 +71,13 @@ impl Stranger {
 
     /// The next reply, a frame that came alone: its id, its status, and its payload.
     async fn reply(&mut self) -> (Uuid, u8, Vec<u8>) {
-        let body = soon(self.replies.next()).await.expect("a reply").body;
+        let body = loop {
+            let body = soon(self.replies.next()).await.expect("a reply").body;
+            // What takes a second reports in meanwhile.
+            if body[4] != KEEP_ALIVE {
+                break body;
+            }
+        };
         let number = |at: usize| u32::from_be_bytes(body[at..at + 4].try_into().expect("4 bytes")) as usize;
         let payload = &body[32 + number(24)..];
         assert_eq!(payload.len(), number(28), "it came alone");
