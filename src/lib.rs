@@ -44,16 +44,16 @@
 //! in the process, which means the same, needs nothing, and ends with its last connection. `amqps://` asks for the cargo
 //! feature `tls`, which also has `Tls`: a CA and a certificate of one's own.
 //!
-//! # Testing
-//!
-//! Tests of services and their callers need no RabbitMQ. Give each a broker of its own, [`testing::broker`]: on `memory://`,
-//! which is one broker for the whole process, tests that run side by side answer each other's calls.
-//!
 //! Everything here runs on tokio; a program that is not async has [`blocking::wait`].
 //!
 //! Spans and events go to [`tracing`](https://docs.rs/tracing). lapin, which speaks AMQP here, logs every returned
 //! message in full at `WARN`, such as each call that nobody serves, and some ends of connections at `ERROR`, wanted ones
 //! among them. All that matters of it comes back as an error or is logged here: filter with `lapin=off`.
+//!
+//! # Testing
+//!
+//! Tests of services and their callers need no RabbitMQ. Give each a broker of its own, [`testing::broker`]: on `memory://`,
+//! which is one broker for the whole process, tests that run side by side answer each other's calls.
 
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 

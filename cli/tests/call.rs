@@ -18,6 +18,7 @@ use demo::{DemoServer, Service};
 
 /// How long a test waits for the command, before it fails.
 const PATIENCE: Duration = Duration::from_secs(60);
+
 /// The command, without what the tester's own environment says.
 fn hopline(arguments: &[&str]) -> Command {
     let mut command = assert_cmd::cargo::cargo_bin_cmd!("hopline");

@@ -13,7 +13,7 @@ use crate::support::{Scene, soon};
 /// Of the calls, any of which may meet a node's loss.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// How often one is made anew.
-const TRIES: usize = 100;
+const TRIES: usize = 20;
 
 #[tokio::test]
 #[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
