@@ -49,6 +49,11 @@
 //! Spans and events go to [`tracing`](https://docs.rs/tracing). lapin, which speaks AMQP here, logs every returned
 //! message in full at `WARN`, such as each call that nobody serves, and some ends of connections at `ERROR`, wanted ones
 //! among them. All that matters of it comes back as an error or is logged here: filter with `lapin=off`.
+//!
+//! # Testing
+//!
+//! Tests of services and their callers need no RabbitMQ. Give each a broker of its own, [`testing::broker`]: on `memory://`,
+//! which is one broker for the whole process, tests that run side by side answer each other's calls.
 
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
@@ -76,6 +81,7 @@ pub mod transport;
 #[doc(hidden)]
 pub mod bench;
 pub mod blocking;
+pub mod testing;
 
 pub use hopline_macros::service;
 

@@ -1,8 +1,8 @@
 //! `amqps://`: with a CA of one's own, with a certificate instead of a password, and what is wrong when there is no
 //! connection.
 //!
-//! This needs a RabbitMQ of its own, of the version that `HOPLINE_TEST_NODE` names: `scripts/test` runs it with both, and
-//! without one the tests say so and end.
+//! This needs a RabbitMQ of its own, of the version that `HOPLINE_TEST_NODE` names: `scripts/test users-3.10 users-4.3` runs
+//! it with both, and otherwise the tests that need one are ignored.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -59,9 +59,11 @@ fn issued(ca: &Ca, name: &str, hosts: &[&str], change: impl FnOnce(&mut Certific
     (parameters.signed_by(&key, ca).expect("it can be signed").pem(), key.serialize_pem())
 }
 
-/// Ports that nobody has.
+/// Ports that nobody has, and that the system gives to nobody by itself.
 fn free_ports<const N: usize>() -> [u16; N] {
-    let taken = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").expect("there is a free port"));
+    let any = || 10_000 + (uuid::Uuid::new_v4().as_u128() % 10_000) as u16;
+    let free = || std::iter::repeat_with(any).find_map(|port| TcpListener::bind(("127.0.0.1", port)).ok());
+    let taken = [(); N].map(|()| free().expect("there is a free port"));
     taken.map(|listener| listener.local_addr().expect("it is bound").port())
 }
 
@@ -120,11 +122,10 @@ impl Scene {
         Self { node, ca, other_ca, billing, nobody, stranger, port, strict_port, expired_port, ip_port }
     }
 
-    /// The one scene of all tests, if there is a version to test. It goes with the process.
-    async fn get() -> Option<&'static Self> {
+    /// The one scene of all tests. It goes with the process.
+    async fn get() -> &'static Self {
         static SCENE: OnceCell<Scene> = OnceCell::const_new();
-        let version = node::version()?;
-        Some(SCENE.get_or_init(async || Self::start(&version).await).await)
+        SCENE.get_or_init(async || Self::start(&node::version()).await).await
     }
 
     fn trusting(&self) -> Tls {
@@ -156,8 +157,9 @@ async fn refusal(tls: Tls, url: &str) -> String {
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_ca_of_ones_own_is_trusted_and_no_other() {
-    let Some(scene) = Scene::get().await else { return };
+    let scene = Scene::get().await;
     let url = format!("amqps://guest:guest@localhost:{}", scene.port);
     let _server = calculator("trusted", scene.trusting(), &url).await;
     let client = Client::builder().namespace("trusted").tls(scene.trusting()).connect(&url).await;
@@ -176,8 +178,9 @@ async fn a_ca_of_ones_own_is_trusted_and_no_other() {
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_certificate_has_to_be_valid_and_for_the_host() {
-    let Some(scene) = Scene::get().await else { return };
+    let scene = Scene::get().await;
     let reason = refusal(scene.trusting(), &format!("amqps://127.0.0.1:{}", scene.port)).await;
     assert!(reason.contains("another host name") && reason.contains("localhost"), "{reason}");
     let reason = refusal(scene.trusting(), &format!("amqps://localhost:{}", scene.expired_port)).await;
@@ -185,8 +188,9 @@ async fn a_certificate_has_to_be_valid_and_for_the_host() {
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn an_ip_address_has_to_be_in_the_certificate() {
-    let Some(scene) = Scene::get().await else { return };
+    let scene = Scene::get().await;
     let on_ipv6 = |port| Proxy::at("[::1]:0", SocketAddr::from(([127, 0, 0, 1], port)));
     let (right, wrong) = (on_ipv6(scene.ip_port).await, on_ipv6(scene.port).await);
     for address in [format!("127.0.0.1:{}", scene.ip_port), right.address().to_string()] {
@@ -200,8 +204,9 @@ async fn an_ip_address_has_to_be_in_the_certificate() {
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_port_for_tls_alone_is_named_as_such() {
-    let Some(scene) = Scene::get().await else { return };
+    let scene = Scene::get().await;
     match Client::connect(&format!("amqp://guest:guest@localhost:{}", scene.port)).await {
         Err(Error::Connect { reason, .. }) => assert!(reason.contains("use amqps://"), "{reason}"),
         other => panic!("{other:?}"),
@@ -209,8 +214,9 @@ async fn a_port_for_tls_alone_is_named_as_such() {
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_broker_that_asks_for_a_certificate_says_so() {
-    let Some(scene) = Scene::get().await else { return };
+    let scene = Scene::get().await;
     let url = format!("amqps://guest:guest@localhost:{}", scene.strict_port);
     let reason = refusal(scene.trusting(), &url).await;
     assert!(reason.contains("client certificate") && reason.contains("Tls::identity"), "{reason}");
@@ -221,8 +227,9 @@ async fn a_broker_that_asks_for_a_certificate_says_so() {
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn who_has_a_certificate_needs_no_password() {
-    let Some(scene) = Scene::get().await else { return };
+    let scene = Scene::get().await;
     let _alone = BY_CERTIFICATE.write().await;
     let url = format!("amqps://localhost:{}", scene.strict_port);
     let server = Server::builder().tls(scene.known_by(&scene.billing)).connect(&url).await.expect("it may log in");
@@ -242,8 +249,9 @@ async fn who_has_a_certificate_needs_no_password() {
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn of_several_addresses_each_is_connected_to_as_it_says() {
-    let Some(scene) = Scene::get().await else { return };
+    let scene = Scene::get().await;
     // The first one is not trusted, and the other has no TLS.
     let url = format!("amqps://localhost:{},{}", scene.port, scene.node.url());
     Client::connect(&url).await.expect("the second one is there").close().await;
@@ -260,16 +268,18 @@ async fn settings_for_tls_are_for_amqps_alone() {
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_broker_without_tls_is_named_as_such() {
-    let Some(scene) = Scene::get().await else { return };
+    let scene = Scene::get().await;
     let url = scene.node.url().replace("amqp://", "amqps://").replace("127.0.0.1", "localhost");
     let reason = refusal(scene.trusting(), &url).await;
     assert!(reason.contains("does not speak TLS"), "{reason}");
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn dead_letters_are_looked_at_by_tls() {
-    let Some(scene) = Scene::get().await else { return };
+    let scene = Scene::get().await;
     let _may = BY_CERTIFICATE.read().await;
     let url = format!("amqps://localhost:{}", scene.strict_port);
     let _server = calculator("dead", scene.known_by(&scene.billing), &url).await;
@@ -307,8 +317,9 @@ async fn hopline(arguments: &[&str]) -> Output {
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn the_command_has_options_for_tls() {
-    let Some(scene) = Scene::get().await else { return };
+    let scene = Scene::get().await;
     // Before somebody serves on this thread, who would miss the heartbeats of a minute.
     tokio::task::spawn_blocking(|| LazyLock::force(&HOPLINE)).await.expect("it is built");
     let _may = BY_CERTIFICATE.read().await;

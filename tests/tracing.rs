@@ -111,10 +111,10 @@ async fn who_closes_does_not_break_connections_off() {
     for _ in 0..40 {
         let namespace = format!("tracing-{}", uuid::Uuid::new_v4().simple());
         let server = Server::builder().namespace(&namespace).connect(&broker()).await.expect("the broker is there");
-        let server = server.method("traced", "one", |_: Context, (): ()| async move { Ok::<_, Fault>(1) });
+        let server = server.method("closed", "one", |_: Context, (): ()| async move { Ok::<_, Fault>(1) });
         let running = server.start().await.expect("it can be served");
         let client = Client::builder().namespace(&namespace).connect(&broker()).await.expect("the broker is there");
-        assert_eq!(client.call::<i64>("traced", "one", ()).await.expect("answered"), 1);
+        assert_eq!(client.call::<i64>("closed", "one", ()).await.expect("answered"), 1);
         tokio::join!(client.close(), running.drain());
     }
     let log = logged();

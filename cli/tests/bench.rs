@@ -1,7 +1,7 @@
 //! `hopline bench` as a shell sees it: what it prints, what it writes, and what it exits with.
 //!
 //! Client and server side of a bench meet in one process on the broker in memory; in two they need the RabbitMQ that
-//! `HOPLINE_TEST_URL` names, and without one those tests say so and end.
+//! `HOPLINE_TEST_URL` names, and those tests are ignored unless they are asked for.
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -73,19 +73,16 @@ fn assert_well(object: &Value) {
     assert!(latencies.is_sorted() && latencies[2] > 0, "{object}");
 }
 
-/// A place of its own on the RabbitMQ under test, if there is one.
+/// A place of its own on the RabbitMQ under test.
 struct Scene {
     url: String,
     namespace: String,
 }
 
 impl Scene {
-    fn new(name: &str) -> Option<Self> {
-        let url = std::env::var("HOPLINE_TEST_URL").ok().filter(|url| !url.starts_with("memory:"));
-        if url.is_none() {
-            eprintln!("not tested: two processes need a RabbitMQ, which HOPLINE_TEST_URL names");
-        }
-        Some(Self { url: url?, namespace: format!("bench-{}-{name}", std::process::id()) })
+    fn new(name: &str) -> Self {
+        let url = std::env::var("HOPLINE_TEST_URL").expect("HOPLINE_TEST_URL names a RabbitMQ");
+        Self { url, namespace: format!("bench-{}-{name}", std::process::id()) }
     }
 
     fn here(&self) -> [&str; 4] {
@@ -266,8 +263,9 @@ async fn a_sweep_that_cannot_write_says_so_before_it_measures() {
 }
 
 #[tokio::test]
+#[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
 async fn client_and_server_meet_on_a_broker() {
-    let Some(scene) = Scene::new("meet") else { return };
+    let scene = Scene::new("meet");
     let server = scene.serve(&["--instances", "2", "--methods", "2"]).await;
     let ways: &[&[&str]] = &[
         &["--coalesce", "auto"],
@@ -283,6 +281,8 @@ async fn client_and_server_meet_on_a_broker() {
         match way {
             // A payload over 64 KiB goes alone.
             ["--coalesce", "off"] | ["--size", _] => assert!((1.0..1.001).contains(&calls), "{object}"),
+            // How many share depends on how quick this machine is just now.
+            ["--coalesce", "auto"] => assert!(calls >= 1.0, "{object}"),
             _ => assert!(calls > 1.0, "{object}"),
         }
     }
@@ -300,8 +300,9 @@ async fn client_and_server_meet_on_a_broker() {
 }
 
 #[tokio::test]
+#[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
 async fn handlers_that_take_time_are_waited_for() {
-    let Some(scene) = Scene::new("work") else { return };
+    let scene = Scene::new("work");
     for work in [500, 20_000] {
         let server = scene.serve(&["--work-us", &work.to_string()]).await;
         let object = object(&printed(scene.call(&["--json"]).await));
@@ -312,10 +313,11 @@ async fn handlers_that_take_time_are_waited_for() {
 }
 
 #[tokio::test]
+#[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
 async fn the_server_side_of_a_sweep_ends_with_it_however_it_ends() {
-    let Some(scene) = Scene::new("orphan") else { return };
+    let scene = Scene::new("orphan");
     let mut server = scene.serve(&["--until-input-ends"]).await;
-    assert!(scene.served().await);
+    soon(async { while !scene.served().await {} }).await;
     // As the system does for a process that is killed.
     drop(server.stdin.take());
     assert_eq!(soon(server.wait()).await.expect("it can be waited for").code(), Some(0));
@@ -323,8 +325,9 @@ async fn the_server_side_of_a_sweep_ends_with_it_however_it_ends() {
 }
 
 #[tokio::test]
+#[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
 async fn that_nobody_serves_is_told_at_once_with_the_way_out() {
-    let Some(scene) = Scene::new("nobody") else { return };
+    let scene = Scene::new("nobody");
     for style in ["call", "oneway"] {
         let output = scene.call(&["--style", style]).await;
         let line = failure(&output);
@@ -335,8 +338,9 @@ async fn that_nobody_serves_is_told_at_once_with_the_way_out() {
 }
 
 #[tokio::test]
+#[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
 async fn a_wrong_reply_is_an_error() {
-    let Some(scene) = Scene::new("wrong") else { return };
+    let scene = Scene::new("wrong");
     let server = Server::builder().namespace(&scene.namespace).connect(&scene.url).await.expect("the broker is there");
     let server = server.method("bench.v1", "echo", |_: Context, (mut payload,): (ByteBuf,)| async move {
         payload.push(1);
@@ -354,8 +358,9 @@ async fn a_wrong_reply_is_an_error() {
 }
 
 #[tokio::test]
+#[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
 async fn a_failed_call_is_an_error() {
-    let Some(scene) = Scene::new("failed") else { return };
+    let scene = Scene::new("failed");
     let server = Server::builder().namespace(&scene.namespace).connect(&scene.url).await.expect("the broker is there");
     let first = std::sync::atomic::AtomicBool::new(true);
     let server = server.method("bench.v1", "echo", move |_: Context, (payload,): (ByteBuf,)| {
@@ -370,8 +375,9 @@ async fn a_failed_call_is_an_error() {
 }
 
 #[tokio::test]
+#[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
 async fn a_sweep_on_a_broker_starts_its_server_and_ends_it() {
-    let Some(scene) = Scene::new("sweep") else { return };
+    let scene = Scene::new("sweep");
     let folder = Folder::new("broker");
     let short = ["--seconds", "0.05", "--out", folder.path()];
     assert_swept(run(&[&["sweep"], &scene.here(), &short]).await, &folder);

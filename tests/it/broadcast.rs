@@ -7,7 +7,7 @@ use futures::StreamExt;
 use futures::future::join_all;
 use hopline::{Code, Context, DeadLetters, Error, Fault, Method, Service};
 
-use crate::support::{Calculator, Held, MathClient, MathError, MathServer, Scene, code, hold, soon};
+use crate::support::{Calculator, Held, MathClient, MathError, MathServer, Scene, code, hold, later, soon};
 
 #[tokio::test]
 async fn every_instance_answers_a_broadcast_with_its_id() {
@@ -37,9 +37,16 @@ async fn gathering_ends_with_its_window_and_says_what_each_answered() {
     let slow = Held::new();
     let _slow = scene.serve(slow.service).await;
     let client = scene.client().await;
-    let gathering = tokio::spawn(hold(&client, 5).all().gather(Duration::from_secs(2)));
+    let window = Duration::from_secs(5);
+    let gathering = tokio::spawn(hold(&client, 5).all().gather(window));
     soon(arrived.recv()).await.expect("it runs").release();
-    let replies = soon(gathering).await.expect("no panic").expect("somebody is there");
+    soon(async {
+        while client.traffic().replies_received == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let replies = later(window, gathering).await.expect("no panic").expect("somebody is there");
     let answered: Vec<_> =
         replies.into_iter().filter_map(|reply| reply.outcome.ok().map(|n| (reply.instance, n))).collect();
     assert_eq!(answered, [(quick.instance().to_owned(), 5)]);

@@ -5,7 +5,8 @@ use std::time::Duration;
 use futures::StreamExt;
 use hopline::Error;
 
-use crate::support::{Held, Scene, hold, soon};
+use crate::stranger::overheard;
+use crate::support::{Held, Scene, has_read, hold, later, soon};
 
 #[tokio::test]
 async fn dropping_a_call_cancels_its_handler() {
@@ -37,21 +38,15 @@ async fn a_call_cancelled_while_it_waits_is_never_run() {
     let scene = Scene::new();
     let Held { service, mut arrived } = Held::new();
     let server = scene.serve(service.prefetch(1).concurrency(1)).await;
-    let client = scene.client().await;
+    let (client, transport) = (scene.client().await, scene.transport().await);
+    let mut cancels = overheard(&transport, &format!("{}.all.held.v1", scene.namespace), "").await;
     let first = hold(&client, 1).start().await.expect("on its way");
     let busy = soon(arrived.recv()).await.expect("it runs");
-    drop(hold(&client, 2).start().await.expect("on its way"));
-    // The cancel goes out once the broker has the request, and reaches the instance's queue before this broadcast.
-    let told = async {
-        loop {
-            let replies = client.call::<()>("held", "absent", [(); 0]).all().gather(Duration::from_millis(100)).await;
-            // On a busy machine even the broker takes longer.
-            if replies.is_ok_and(|replies| replies.iter().any(|reply| reply.instance == server.instance())) {
-                break;
-            }
-        }
-    };
-    soon(told).await;
+    let unwanted = hold(&client, 2).start().await.expect("on its way");
+    scene.waiting(&transport, "held.v1.calls", 1).await;
+    drop(unwanted);
+    soon(cancels.next()).await.expect("a cancel");
+    has_read(&client, "held", server.instance()).await;
     busy.release();
     first.await.expect("answered");
     let last = hold(&client, 3).start().await.expect("on its way");
@@ -101,11 +96,15 @@ async fn a_broadcast_ends_with_its_deadline() {
     let Held { service, mut arrived } = Held::new();
     let _server = scene.serve(service).await;
     let client = scene.client().await;
-    let mut replies = hold(&client, 1).timeout(Duration::from_millis(200)).all().stream().await.expect("on its way");
+    let time = Duration::from_secs(5);
+    let mut replies = hold(&client, 1).timeout(time).all().stream().await.expect("on its way");
     let running = soon(arrived.recv()).await.expect("it runs");
     // The instance may report that its time was up, just in time; then the stream ends.
-    while let Some(reply) = soon(replies.next()).await {
-        assert!(matches!(reply.outcome, Err(Error::Fault(_))), "{reply:?}");
-    }
+    let ends = async {
+        while let Some(reply) = replies.next().await {
+            assert!(matches!(reply.outcome, Err(Error::Fault(_))), "{reply:?}");
+        }
+    };
+    later(time, ends).await;
     soon(running.context.cancelled()).await;
 }

@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 use std::future::IntoFuture;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
-use hopline::{Client, Coalesce, Code, Context, Error, Fault, Method, Service, Traffic};
+use hopline::{Client, Coalesce, Code, Context, Error, Fault, Method, Service};
 use tokio::sync::mpsc;
 
-use crate::support::{Arrival, Calculator, Held, MathClient, MathServer, Scene, code, hold, soon};
+use crate::stranger::{Impostor, frames, overheard, reply_after};
+use crate::support::{Arrival, Calculator, Held, MathClient, MathServer, Scene, code, has_read, hold, later, soon};
 
 async fn sharing(scene: &Scene, coalesce: Coalesce) -> Client {
     let builder = Client::builder().namespace(&scene.namespace).timeout(Duration::from_secs(60));
@@ -34,25 +35,46 @@ async fn held(arrived: &mut mpsc::UnboundedReceiver<Arrival>, calls: usize) -> H
 }
 
 #[tokio::test]
-async fn calls_of_a_quick_method_share_messages_once_it_is_known_to_be_quick() {
+async fn calls_of_a_method_share_messages_while_it_is_known_to_be_quick() {
+    const CALLS: usize = 64;
+    let (quick, slow) = (Duration::from_micros(1), Duration::from_millis(20));
     let scene = Scene::new();
-    let _server = scene.serve(MathServer::new(Calculator)).await;
+    let server = scene.serve(MathServer::new(Calculator)).await;
     let client = scene.client().await;
-    add_all(&client, 64).await;
-    let first = client.traffic();
-    assert_eq!((first.messages_sent, first.calls_sent), (64, 64), "nobody knew how long the method takes");
-    // A machine that was busy just then may have made it look slow.
-    let mut second = Traffic::default();
-    for _ in 0..100 {
+    let math = MathClient::new(&client);
+    // A peer in the server's place says how long each call took.
+    server.drain().await;
+    let mut impostor = Impostor::new(&scene, "math.v1").await;
+    for (messages, took) in [(CALLS, quick), (1, slow), (CALLS, quick)] {
         let before = client.traffic();
-        add_all(&client, 64).await;
-        second = client.traffic().since(before);
-        if second.messages_sent == 1 {
-            break;
+        let mut pending = Vec::new();
+        for n in 0..CALLS as i64 {
+            pending.push(math.add(n, 1).start().await.expect("on its way"));
+        }
+        let mut calls = Vec::new();
+        while calls.len() < CALLS {
+            let (message, reply_to) = impostor.taken().await;
+            calls.extend(frames(message).into_iter().map(|call| (call, reply_to.clone())));
+        }
+        let since = client.traffic().since(before);
+        assert_eq!((since.messages_sent, since.calls_sent), (messages as u64, CALLS as u64));
+        for (call, reply_to) in calls {
+            impostor.send(&reply_to, reply_after(&call, took, &[5])).await;
+        }
+        for pending in pending {
+            assert_eq!(soon(pending).await.expect("answered"), 5);
         }
     }
-    assert_eq!((second.messages_sent, second.calls_sent, second.replies_received), (1, 64, 64));
-    assert!(second.messages_received < 64, "replies that are ready together share: {second:?}");
+}
+
+#[tokio::test]
+async fn replies_that_are_ready_together_share_a_message() {
+    let scene = Scene::new();
+    let _server = scene.serve(MathServer::new(Calculator)).await;
+    let client = sharing(&scene, Coalesce::Fixed(64)).await;
+    add_all(&client, 64).await;
+    let traffic = client.traffic();
+    assert_eq!((traffic.messages_sent, traffic.messages_received, traffic.replies_received), (1, 1, 64));
 }
 
 #[tokio::test]
@@ -69,35 +91,31 @@ async fn a_client_may_say_how_many_calls_share_or_that_none_does() {
 }
 
 #[tokio::test]
-async fn slow_calls_go_alone_and_are_shared_evenly() {
+async fn calls_that_go_alone_are_shared_evenly() {
+    const SERVERS: usize = 4;
+    const EACH: usize = 4;
     let scene = Scene::new();
-    let shares = Arc::new(Mutex::new(HashMap::<String, usize>::new()));
     let mut servers = Vec::new();
-    for _ in 0..4 {
-        let shares = shares.clone();
-        let service = Service::new("slow", 1).method(Method::new("work"), move |ctx: Context, (n,): (u64,)| {
-            *shares.lock().expect("no panic").entry(ctx.instance().to_owned()).or_default() += 1;
-            async move {
-                // The time is the work itself.
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                Ok::<_, Fault>(n)
-            }
-        });
-        servers.push(scene.serve(service.prefetch(4)).await);
+    for _ in 0..SERVERS {
+        let Held { service, arrived } = Held::new();
+        // It would run more at once, were it given more.
+        servers.push((scene.serve(service.prefetch(EACH as u16)).await, arrived));
     }
     let client = scene.client().await;
-    for (n, outcome) in
-        (0..).zip(soon(join_all((0..1000_u64).map(|n| client.call::<u64>("slow", "work", (n,)).into_future()))).await)
-    {
-        assert_eq!(outcome.expect("answered"), n);
+    let mut pending = Vec::new();
+    for n in 0..(SERVERS * EACH) as u64 {
+        pending.push(hold(&client, n).start().await.expect("on its way"));
     }
-    // Known to be slow by now, they go alone still.
-    let before = client.traffic();
-    soon(join_all((0..100_u64).map(|n| client.call::<u64>("slow", "work", (n,)).into_future()))).await;
-    assert_eq!(client.traffic().since(before).messages_sent, 100);
-    let shares = shares.lock().expect("no panic");
-    assert_eq!(shares.values().sum::<usize>(), 1100, "each ran once");
-    assert!(shares.len() == 4 && shares.values().all(|share| (220..=330).contains(share)), "{shares:?}");
+    // Who has its part gets no more while that runs, and the others get the rest.
+    let mut running = Vec::new();
+    for (_, arrived) in &mut servers {
+        running.extend(held(arrived, EACH).await.into_values());
+    }
+    assert_eq!(client.traffic().messages_sent, pending.len() as u64, "nobody knew how long they take");
+    running.into_iter().for_each(Arrival::release);
+    for (n, pending) in (0..).zip(pending) {
+        assert_eq!(soon(pending).await.expect("answered"), n);
+    }
 }
 
 #[tokio::test]
@@ -194,26 +212,31 @@ async fn of_a_message_that_comes_again_what_was_answered_stays_and_the_rest_is_a
 
 #[tokio::test]
 async fn the_shorter_of_two_deadlines_of_calls_sent_together_holds_for_its_own_call() {
+    // Calls share a message only if their times differ by a quarter at most.
+    const SHORTER: Duration = Duration::from_secs(400);
+    const LONGER: Duration = Duration::from_secs(480);
     let scene = Scene::new();
     let Held { service, mut arrived } = Held::new();
-    let _server = scene.serve(service.prefetch(1).concurrency(1)).await;
+    let server = scene.serve(service.prefetch(1).concurrency(1)).await;
+    let transport = scene.transport().await;
+    let mut cancels = overheard(&transport, &format!("{}.all.held.v1", scene.namespace), "").await;
     let client = sharing(&scene, Coalesce::Fixed(64)).await;
-    let first = hold(&client, 1).start().await.expect("on its way");
+    let _first = hold(&client, 1).timeout(LONGER).start().await.expect("on its way");
     let busy = soon(arrived.recv()).await.expect("it runs");
-    let brief = hold(&client, 2).timeout(Duration::from_millis(50)).start().await.expect("on its way");
-    let long = hold(&client, 3).start().await.expect("on its way");
-    let expired = soon(brief).await;
+    let shorter = hold(&client, 2).timeout(SHORTER).start().await.expect("on its way");
+    let longer = hold(&client, 3).timeout(LONGER).start().await.expect("on its way");
+    scene.waiting(&transport, "held.v1.calls", 1).await;
+    assert_eq!(client.traffic().messages_sent, 2, "the two share one");
+    let expired = later(SHORTER, shorter).await;
     assert!(matches!(expired, Err(Error::Timeout { .. })), "{expired:?}");
-    // Whoever may run it is told. What is asked after that, and answered, was read after it.
-    for _ in 0..2 {
-        client.stats(Duration::from_millis(200)).await.expect("connected");
-    }
+    // Whoever may run it is told.
+    soon(cancels.next()).await.expect("a cancel");
+    has_read(&client, "held", server.instance()).await;
     busy.release();
-    soon(first).await.expect("answered");
     let next = soon(arrived.recv()).await.expect("it runs");
     assert_eq!(next.number, 3, "the one that nobody waits for was run");
     next.release();
-    assert_eq!(soon(long).await.expect("answered"), 3);
+    assert_eq!(soon(longer).await.expect("answered"), 3);
 }
 
 #[tokio::test]

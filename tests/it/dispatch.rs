@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use hopline::{Context, Dispatch, Error, Fault, Method, Service};
 
-use crate::support::{Held, Scene, hold, soon};
+use crate::support::{Held, Scene, hold, later, soon};
 
 fn thread() -> Service {
     Service::new("thread", 1).method(Method::new("name"), |_: Context, _: [(); 0]| async {
@@ -32,8 +32,12 @@ async fn every_way_to_run_handlers_answers_and_cancels() {
         let running = soon(arrived.recv()).await.expect("it runs");
         drop(pending);
         soon(running.context.cancelled()).await;
-        let late = hold(&client, 2).timeout(Duration::from_millis(100)).await;
+        let time = Duration::from_secs(5);
+        let late = hold(&client, 2).timeout(time).start().await.expect("on its way");
+        let running = soon(arrived.recv()).await.expect("it runs");
+        let late = later(time, late).await;
         assert!(matches!(late, Err(Error::Timeout { .. })), "{dispatch:?}: {late:?}");
+        soon(running.context.cancelled()).await;
     }
 }
 

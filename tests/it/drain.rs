@@ -194,7 +194,7 @@ async fn a_call_to_an_instance_can_be_cancelled_and_is_answered_while_that_drain
 
 #[tokio::test(start_paused = true)]
 async fn a_call_to_an_instance_reports_in_while_that_drains() {
-    let scene = Scene { url: "memory://".to_owned(), ..Scene::new() };
+    let scene = Scene::in_memory();
     let Held { service, mut arrived } = Held::new();
     let leaving = scene.serve(service).await;
     let client = scene.client().await;

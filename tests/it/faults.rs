@@ -1,7 +1,8 @@
 //! What breaks, and that each call then ends in what is true of it, on RabbitMQ nodes of the tests' own.
 //!
-//! `HOPLINE_TEST_NODE` names their version, 3.10 or 4.3, and without it the tests that need one say so and end. They
-//! run one at a time, since a fault is not to hit the neighbour's calls; give `--test-threads=1`, so that none waits.
+//! `HOPLINE_TEST_NODE` names their version, 3.10 or 4.3; the tests that need one are ignored unless they are asked for. They
+//! run one at a time, since a fault is not to hit the neighbour's calls: `scripts/test faults-4.3` runs them all, and
+//! `HOPLINE_TEST_NODE=4.3 cargo test --test it faults::broker -- --include-ignored --test-threads=1` some.
 
 mod broker;
 mod clients;

@@ -1,20 +1,15 @@
 //! Messages that nobody should send: each is answered or kept, and the next good call is served.
 
-use std::time::Duration;
-
 use hopline::transport::{Confirm, Properties, Publication, Settle};
 use hopline::{Code, Codec};
 use uuid::Uuid;
 
 use crate::stranger::{Impostor, Stranger, reply};
-use crate::support::{Calculator, Held, MathClient, MathServer, Scene, frame, hold, soon};
+use crate::support::{Calculator, Held, MathClient, MathServer, Scene, frame, hold, soon, told};
 
 fn add(id: Uuid) -> Vec<u8> {
     frame(1, Codec::Json, id, "add", b"[2,3]")
 }
-
-/// How long discovery waits for answers.
-const WINDOW: Duration = Duration::from_secs(1);
 
 /// The frame with some bytes replaced.
 fn with(mut frame: Vec<u8>, at: usize, bytes: &[u8]) -> Vec<u8> {
@@ -262,7 +257,7 @@ async fn a_server_counts_what_it_does_not_run_and_a_forged_cancel_ends_nobodys_c
     for _ in 0..4 {
         assert_ne!(stranger.answer().await.1, 0);
     }
-    let stats = client.stats(WINDOW).await.expect("it answers");
+    let stats = told(1, async |window| client.stats(window).await).await;
     let [stats] = &*stats else { panic!("one instance, not {stats:?}") };
     assert_eq!((stats.malformed, stats.refused, stats.cancels_ignored, stats.running), (2, 2, 3, 1));
     arrival.release();

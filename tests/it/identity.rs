@@ -1,13 +1,12 @@
 //! Who calls is who the broker says, and a server's rule decides what that user may do.
 
-use std::time::Duration;
-
+use futures::StreamExt as _;
 use hopline::transport::{Confirm, Mode, Properties, Publication, Role, Transport};
 use hopline::{Client, Code, Codec, Context, Error, Fault, Method, Server, Service};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use crate::support::{Held, Scene, code, frame, hold, soon};
+use crate::support::{Held, Scene, code, frame, hold, soon, told};
 
 /// The address for a user. RabbitMQ knows only the one in the address under test.
 fn address(scene: &Scene, user: &str) -> String {
@@ -65,9 +64,8 @@ async fn a_handler_knows_its_caller_as_the_broker_verified() {
     let alice = Some(known_as(&scene, "alice"));
 
     assert_eq!(client.call::<Option<String>>("reception", "who", (1,)).await.expect("answered"), alice);
-    let window = Duration::from_secs(1);
-    let all = client.call::<Option<String>>("reception", "who", (1,)).all().gather(window).await.expect("answered");
-    assert_eq!(all[0].outcome.as_ref().expect("a result"), &alice);
+    let mut all = client.call::<Option<String>>("reception", "who", (1,)).all().stream().await.expect("on its way");
+    assert_eq!(soon(all.next()).await.expect("one answers").outcome.expect("a result"), alice);
     client.oneway("reception", "ring", (1,)).send().await.expect("the broker has it");
     assert_eq!(soon(rung.recv()).await.expect("it runs"), alice);
     client.publish("bell", &()).await.expect("the broker has it");
@@ -93,10 +91,7 @@ async fn who_may_not_call_is_refused_before_the_arguments_are_read() {
 
 #[tokio::test]
 async fn a_rule_goes_by_user_and_method() {
-    let scene = Scene::new();
-    if !scene.url.starts_with("memory:") {
-        return;
-    }
+    let scene = Scene::in_memory();
     let (service, _rung) = reception();
     let server = server(&scene, "server").await.serve(service);
     let _server = server.allow(|caller, _| caller.user == Some("alice")).start().await.expect("served");
@@ -146,7 +141,8 @@ async fn discovery_tells_those_who_may_know() {
     let open = server(&scene, "server").await.serve(open).start().await.expect("served");
     let hidden = server(&scene, "server").await.serve(hidden).allow(|_, method| !method.contains(".hopline."));
     let _hidden = hidden.start().await.expect("served");
-    let told = client(&scene, "alice").await.instances(Duration::from_secs(1)).await.expect("one answers");
+    let client = client(&scene, "alice").await;
+    let told = told(1, async |window| client.instances(window).await).await;
     assert_eq!(told.iter().map(|told| told.instance.as_str()).collect::<Vec<_>>(), [open.instance()]);
 }
 
@@ -181,10 +177,7 @@ async fn a_call_that_a_leaving_server_gives_back_is_still_its_callers() {
 
 #[tokio::test]
 async fn nobody_can_say_that_a_message_was_anothers() {
-    let scene = Scene::new();
-    if !scene.url.starts_with("memory:") {
-        return;
-    }
+    let scene = Scene::in_memory();
     let (service, mut rung) = reception();
     let _server = server(&scene, "server").await.serve(service).start().await.expect("served");
     for (user, expected) in [("mallory", "mallory"), ("server", "alice")] {

@@ -1,14 +1,18 @@
 //! What a client's own limits do to its calls, and a client that connects later.
 
+use std::future::IntoFuture as _;
 use std::time::Duration;
 
+use futures::future::join3;
 use futures::stream::FuturesUnordered;
-use futures::{FutureExt, StreamExt};
+use futures::{FutureExt as _, StreamExt as _};
 use hopline::{Client, Error, State, WhenFull};
 
-use crate::support::{Held, Scene, hold, soon};
+use crate::support::{Held, Nobody, Scene, hold, later, soon, told};
 
 const LONG: Duration = Duration::from_secs(60);
+/// A time that a test puts forward.
+const BRIEF: Duration = Duration::from_secs(5);
 
 async fn limited(scene: &Scene, calls: usize, when_full: WhenFull) -> Client {
     let builder = Client::builder().namespace(&scene.namespace).timeout(LONG).max_in_flight(calls, when_full);
@@ -71,7 +75,8 @@ async fn a_call_that_gets_no_place_by_its_deadline_is_told_so_and_never_sent() {
     let client = limited(&scene, 1, WhenFull::Wait).await;
     let first = hold(&client, 1).start().await.expect("on its way");
     let one = soon(arrived.recv()).await.expect("runs");
-    let second = soon(hold(&client, 2).timeout(Duration::from_millis(200)).into_future()).await;
+    let second = hold(&client, 2).timeout(BRIEF).start().await.expect("it waits");
+    let second = later(BRIEF, second).await;
     assert!(matches!(second, Err(Error::Overloaded { .. })), "{second:?}");
     one.release();
     first.await.expect("answered");
@@ -89,11 +94,14 @@ async fn a_call_that_nobody_collects_keeps_its_place_until_its_deadline_only() {
     soon(scene.serve(Held::new().service).await.drain()).await;
     for when_full in [WhenFull::Refuse, WhenFull::Wait] {
         let client = limited(&scene, 1, when_full).await;
-        let kept = hold(&client, 1).timeout(Duration::from_millis(100)).start().await.expect("on its way");
-        let next = async {
-            while let Err(Error::Overloaded { .. }) = hold(&client, 2).timeout(Duration::from_secs(3)).await {}
-        };
-        soon(next).await;
+        let kept = hold(&client, 1).timeout(BRIEF).start().await.expect("on its way");
+        let early = hold(&client, 2).timeout(BRIEF / 2).start().await.expect("it waits at most");
+        let early = later(BRIEF / 2, early).await;
+        assert!(matches!(early, Err(Error::Overloaded { .. })), "{early:?}");
+        later(BRIEF / 2, async {}).await;
+        let next = hold(&client, 3).timeout(BRIEF).start().await.expect("it waits at most");
+        let next = later(BRIEF, next).await;
+        assert!(!matches!(next, Ok(_) | Err(Error::Overloaded { .. })), "it has the place: {next:?}");
         assert!(matches!(kept.await, Err(Error::Timeout { .. })));
     }
 }
@@ -106,11 +114,7 @@ async fn a_broadcast_takes_no_place() {
     let client = limited(&scene, 1, WhenFull::Refuse).await;
     let held = hold(&client, 1).start().await.expect("on its way");
     let one = soon(arrived.recv()).await.expect("runs");
-    let told = async {
-        // The instance may take longer than the window on a busy machine.
-        while client.instances(Duration::from_millis(100)).await.expect("it asks").is_empty() {}
-    };
-    soon(told).await;
+    told(1, async |window| client.instances(window).await).await;
     one.release();
     held.await.expect("answered");
 }
@@ -141,11 +145,12 @@ async fn a_call_that_is_given_up_before_it_leaves_gives_its_place_to_the_next() 
 
 #[tokio::test]
 async fn what_is_given_up_while_there_is_no_connection_leaves_nothing_behind() {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("bound").port();
+    let nobody = Nobody::new();
     let builder = Client::builder().timeout(LONG).max_in_flight(1, WhenFull::Refuse);
-    let client = builder.connect_lazy(&format!("amqp://127.0.0.1:{port}")).expect("a good address");
+    let client = builder.connect_lazy(&nobody.url()).expect("a good address");
     drop(hold(&client, 1).start().await.expect("it waits"));
-    let next = soon(hold(&client, 2).timeout(Duration::from_millis(200)).into_future()).await;
+    let next = hold(&client, 2).timeout(BRIEF).start().await.expect("it waits");
+    let next = later(BRIEF, next).await;
     assert!(matches!(next, Err(Error::Disconnected { may_have_run: false, .. })), "{next:?}");
     let nothing_left = async {
         while client.in_flight() > 0 {
@@ -157,8 +162,8 @@ async fn what_is_given_up_while_there_is_no_connection_leaves_nothing_behind() {
 
 #[tokio::test]
 async fn a_broadcast_that_waits_for_a_connection_ends_with_its_client() {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("bound").port();
-    let client = Client::builder().connect_lazy(&format!("amqp://127.0.0.1:{port}")).expect("a good address");
+    let nobody = Nobody::new();
+    let client = Client::builder().connect_lazy(&nobody.url()).expect("a good address");
     let gathering = client.call::<u64>("held", "hold", (1,)).all().gather(Duration::from_secs(3600));
     let (gathered, ()) = soon(futures::future::join(gathering, client.close())).await;
     assert!(matches!(gathered, Err(Error::Disconnected { may_have_run: false, .. })), "{gathered:?}");
@@ -191,14 +196,20 @@ async fn a_client_that_connects_later_makes_its_calls_once_it_has() {
 
 #[tokio::test]
 async fn a_call_without_a_connection_says_why_at_its_deadline() {
-    // Nobody listens there: a port that was free a moment ago.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("bound").port();
-    let client = Client::builder().connect_lazy(&format!("amqp://127.0.0.1:{port}")).expect("a good address");
-    let calls = [
-        client.call::<u64>("held", "hold", (1,)).timeout(Duration::from_millis(300)).into_future().await.map(|_| ()),
-        client.oneway("held", "hold", (1,)).timeout(Duration::from_millis(300)).send().await,
-        client.call::<u64>("held", "hold", (1,)).all().gather(Duration::from_millis(300)).await.map(|_| ()),
-    ];
+    let nobody = Nobody::new();
+    let client = Client::builder().connect_lazy(&nobody.url()).expect("a good address");
+    let mut state = client.state();
+    let refused = state.wait_for(|state| matches!(state, State::Connecting { reason: Some(_) }));
+    soon(refused).await.expect("it is told");
+    let call = || client.call::<u64>("held", "hold", (1,));
+    let answered = call().timeout(BRIEF).into_future();
+    let sent = client.oneway("held", "hold", (1,)).timeout(BRIEF).send();
+    let gathered = call().all().gather(BRIEF);
+    // All three wait before their time is put forward.
+    let mut calls = Box::pin(join3(answered, sent, gathered));
+    assert!(calls.as_mut().now_or_never().is_none(), "there is no connection");
+    let (answered, sent, gathered) = later(BRIEF, calls).await;
+    let calls = [answered.map(|_| ()), sent, gathered.map(|_| ())];
     for outcome in calls {
         match outcome {
             Err(Error::Disconnected { may_have_run: false, reason, .. }) => {
@@ -207,5 +218,4 @@ async fn a_call_without_a_connection_says_why_at_its_deadline() {
             other => panic!("expected no connection, not {other:?}"),
         }
     }
-    assert!(matches!(*client.state().borrow(), State::Connecting { reason: Some(_) }));
 }

@@ -2,27 +2,17 @@
 
 use std::time::Duration;
 
-use hopline::topology::{Binding, Declaration, Queue, QueueKind};
 use hopline::transport::{Consumer, Mode, Properties, Publication, Transport};
 use hopline::{Client, Code, Codec, Method};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::stranger::{KEEP_ALIVE, overheard};
 use crate::support::{Held, Scene, code, frame, hold, soon};
 
 const CANCEL: u8 = 7;
-const KEEP_ALIVE: u8 = 9;
 /// How long an instance may say nothing.
 const SILENCE: Duration = Duration::from_secs(15);
-
-/// What is published to `exchange` with `key`, beside those who are bound already.
-async fn overheard(transport: &Transport, exchange: &str, key: &str) -> Consumer {
-    let queue = format!("overheard-{}", Uuid::new_v4().simple());
-    let binding = Binding { exchange: exchange.to_owned(), key: key.to_owned(), queue: queue.clone() };
-    let parts = [Declaration::Queue(Queue::new(&queue, QueueKind::Exclusive)), Declaration::Binding(binding)];
-    transport.declare(&parts).await.expect("declared");
-    transport.consume(&queue, Mode::NoAck).await.expect("it is ours")
-}
 
 /// Resolves when the client has received something since `before`.
 async fn heard(client: &Client, before: u64) {
@@ -77,7 +67,7 @@ async fn takes_and_reports(scene: &Scene, transport: &Transport, calls: &mut Con
 
 #[tokio::test(start_paused = true)]
 async fn an_instance_that_stops_reporting_in_ends_a_call_long_before_its_deadline() {
-    let scene = Scene { url: "memory://".to_owned(), ..Scene::new() };
+    let scene = Scene::in_memory();
     let served = scene.serve(Held::new().service.prefetch(1)).await;
     let (transport, client) = (scene.transport().await, scene.client().await);
     let queue = format!("{}.held.v1.calls", scene.namespace);
@@ -92,7 +82,7 @@ async fn an_instance_that_stops_reporting_in_ends_a_call_long_before_its_deadlin
 
 #[tokio::test(start_paused = true)]
 async fn a_call_that_may_run_twice_is_sent_again_when_its_instance_stops_reporting_in() {
-    let scene = Scene { url: "memory://".to_owned(), ..Scene::new() };
+    let scene = Scene::in_memory();
     let Held { service, mut arrived } = Held::of(Method::new("hold").idempotent());
     let served = scene.serve(Held::of(Method::new("hold").idempotent()).service).await;
     let (transport, client) = (scene.transport().await, scene.client().await);
@@ -112,7 +102,7 @@ async fn a_call_that_may_run_twice_is_sent_again_when_its_instance_stops_reporti
 
 #[tokio::test(start_paused = true)]
 async fn an_instance_that_reports_in_is_waited_for() {
-    let scene = Scene { url: "memory://".to_owned(), ..Scene::new() };
+    let scene = Scene::in_memory();
     let Held { service, mut arrived } = Held::new();
     let _served = scene.serve(service).await;
     let client = scene.client().await;

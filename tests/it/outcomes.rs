@@ -6,11 +6,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hopline::{Client, Code, Codec, Context, Dispatch, Error, Fault, Method, Server, Service};
+use tokio::sync::mpsc;
 
 use crate::stranger::{Impostor, failing_reply};
-use crate::support::{Calculator, Held, MathClient, MathError, MathServer, Scene, code, hold, soon};
+use crate::support::{Calculator, Held, MathClient, MathError, MathServer, Scene, code, hold, later, soon};
 
 const MINUTES: Duration = Duration::from_secs(600);
+/// A time that a test puts forward.
+const BRIEF: Duration = Duration::from_secs(5);
 
 #[tokio::test]
 async fn a_service_that_nobody_serves_is_known_at_once() {
@@ -65,15 +68,16 @@ async fn a_deadline_ends_a_call_that_runs_and_the_handler_with_it() {
     let Held { service, mut arrived } = Held::new();
     let _server = scene.serve(service).await;
     let client = scene.client().await;
-    match hold(&client, 1).timeout(Duration::from_millis(100)).await {
+    let pending = hold(&client, 1).timeout(BRIEF).start().await.expect("on its way");
+    let call = soon(arrived.recv()).await.expect("it runs");
+    match later(BRIEF, pending).await {
         Err(Error::Timeout { method, after, why }) => {
             assert_eq!(method, "held.v1.hold");
-            assert_eq!(after, Duration::from_millis(100));
+            assert_eq!(after, BRIEF);
             assert_eq!(why, hopline::Unanswered::Unknown);
         }
         other => panic!("{other:?}"),
     }
-    let call = soon(arrived.recv()).await.expect("it ran");
     soon(call.context.cancelled()).await;
 }
 
@@ -82,11 +86,13 @@ async fn a_call_whose_deadline_passes_in_the_queue_is_never_run() {
     let scene = Scene::new();
     let Held { service, mut arrived } = Held::new();
     let _server = scene.serve(service.prefetch(1).concurrency(1)).await;
-    let client = scene.client().await;
+    let (client, transport) = (scene.client().await, scene.transport().await);
     let first = hold(&client, 1).start().await.expect("on its way");
     let busy = soon(arrived.recv()).await.expect("it came");
-    let expired = hold(&client, 2).timeout(Duration::from_millis(50)).await;
+    let expired = hold(&client, 2).timeout(Duration::from_millis(200)).await;
     assert!(matches!(expired, Err(Error::Timeout { .. })), "{expired:?}");
+    // The broker's own clock decides when it is gone.
+    scene.waiting(&transport, "held.v1.calls", 0).await;
     busy.release();
     first.await.expect("answered");
     let last = hold(&client, 3).start().await.expect("on its way");
@@ -316,19 +322,33 @@ async fn a_panic_while_a_cancelled_handler_is_dropped_ends_nothing_else() {
     }
     for dispatch in [Dispatch::Inline, Dispatch::Spawn, Dispatch::Blocking, Dispatch::Pool(1)] {
         let scene = Scene::new();
+        let (tick, mut ticks) = mpsc::unbounded_channel();
         let service = Service::new("bomb", 1).prefetch(1).concurrency(1).dispatch(dispatch);
         let service = service
-            .method(Method::new("tick"), |_: Context, _: [(); 0]| async move {
-                let _bomb = Bomb;
-                std::future::pending::<Result<(), Fault>>().await
+            .method(Method::new("tick"), move |_: Context, _: [(); 0]| {
+                tick.send(()).expect("the test listens");
+                async move {
+                    let _bomb = Bomb;
+                    std::future::pending::<Result<(), Fault>>().await
+                }
             })
             .method(Method::new("ok"), |_: Context, _: [(); 0]| async move { Ok::<_, Fault>(()) });
         let _server = scene.serve(service).await;
         let client = scene.client().await;
         for _ in 0..2 {
-            let ticking = client.call::<()>("bomb", "tick", [(); 0]).timeout(Duration::from_millis(50)).await;
+            let ticking = client.call::<()>("bomb", "tick", [(); 0]).start().await.expect("on its way");
+            soon(ticks.recv()).await.expect("it runs");
+            drop(ticking);
+            soon(client.call::<()>("bomb", "ok", [(); 0]).into_future()).await.expect("the service goes on");
+        }
+        // What its deadline ends is dropped like that as well.
+        for millis in (1..).map(|n| 50 * n) {
+            let ticking = client.call::<()>("bomb", "tick", [(); 0]).timeout(Duration::from_millis(millis)).await;
             assert!(matches!(ticking, Err(Error::Timeout { .. } | Error::Fault(_))), "{dispatch:?}: {ticking:?}");
             soon(client.call::<()>("bomb", "ok", [(); 0]).into_future()).await.expect("the service goes on");
+            if ticks.try_recv().is_ok() {
+                break;
+            }
         }
     }
 }

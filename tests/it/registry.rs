@@ -4,19 +4,17 @@ use std::time::Duration;
 
 use hopline::{MethodInfo, Service};
 
-use crate::support::{Calculator, Held, MathServer, Scene, hold, soon};
-
-const WINDOW: Duration = Duration::from_secs(1);
+use crate::support::{Calculator, Held, MathServer, Scene, hold, soon, told};
 
 #[tokio::test]
 async fn every_instance_tells_what_it_serves() {
     let scene = Scene::new();
     let client = scene.client().await;
-    assert_eq!(client.instances(WINDOW).await.expect("nobody is fine"), []);
+    assert_eq!(client.instances(Duration::from_millis(200)).await.expect("nobody is fine"), []);
     let one = scene.serve(MathServer::new(Calculator)).await;
     let two = scene.server().await.serve(MathServer::new(Calculator)).serve(Service::new("other", 2)).start().await;
     let two = two.expect("both can be served");
-    let told = client.instances(WINDOW).await.expect("they answer");
+    let told = told(3, async |window| client.instances(window).await).await;
     let mut expected = [("math.v1", one.instance()), ("math.v1", two.instance()), ("other.v2", two.instance())];
     expected.sort_unstable();
     let served: Vec<_> = told.iter().map(|told| (told.service.as_str(), told.instance.as_str())).collect();
@@ -38,7 +36,7 @@ async fn an_instance_tells_how_busy_it_is_even_when_every_place_is_taken() {
     }
     let _pending = hold(&client, 1).start().await.expect("on its way");
     let _running = soon(arrived.recv()).await.expect("it runs");
-    let told = client.stats(WINDOW).await.expect("it answers");
+    let told = told(1, async |window| client.stats(window).await).await;
     let told: Vec<_> = told.iter().map(|told| (told.instance.as_str(), told.running, told.finished)).collect();
     assert_eq!(told, [(server.instance(), 1, 2)]);
 }

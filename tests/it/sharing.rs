@@ -1,52 +1,72 @@
 //! Prefetch is the load balancing: whoever is free takes the next call.
 
-use std::future::IntoFuture;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use futures::FutureExt as _;
+use hopline::{Client, Running};
+use tokio::sync::mpsc;
 
-use futures::future::join_all;
-use hopline::{Context, Fault, Method, Service};
+use crate::support::{Arrival, Held, Scene, hold, soon};
 
-use crate::support::{Scene, soon};
+/// A server that is given a call at a time, and the call that it has.
+struct Single {
+    _running: Running,
+    arrived: mpsc::UnboundedReceiver<Arrival>,
+    holds: Option<Arrival>,
+}
 
-/// A service whose method takes 50 ms, and how often it ran.
-fn slow() -> (Service, Arc<AtomicUsize>) {
-    let runs = Arc::new(AtomicUsize::new(0));
-    let counter = runs.clone();
-    let service = Service::new("slow", 1).method(Method::new("work"), move |_: Context, (n,): (u64,)| {
-        counter.fetch_add(1, Ordering::SeqCst);
-        async move {
-            // The time is the work itself, not a wait for something.
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            Ok::<_, Fault>(n)
-        }
-    });
-    (service.prefetch(1).concurrency(1), runs)
+impl Single {
+    async fn serve(scene: &Scene) -> Self {
+        let Held { service, arrived } = Held::new();
+        // It would run a second call at once, were it given one.
+        Self { _running: scene.serve(service.prefetch(1)).await, arrived, holds: None }
+    }
+
+    /// Waits for the call that it takes, since it is free.
+    async fn takes(&mut self) {
+        assert!(self.holds.is_none(), "it is not free");
+        self.holds = Some(soon(self.arrived.recv()).await.expect("it takes the next"));
+    }
+
+    fn lets_go(&mut self) {
+        self.holds.take().expect("it has one").release();
+    }
+
+    fn has_no_other(&mut self) -> bool {
+        self.arrived.recv().now_or_never().is_none()
+    }
+}
+
+/// Calls that nobody waits for.
+async fn call(client: &Client, calls: u64) {
+    for number in 0..calls {
+        let pending = hold(client, number).start().await.expect("on its way");
+        tokio::spawn(async { pending.await.expect("answered") });
+    }
 }
 
 #[tokio::test]
-async fn two_servers_share_slow_calls_evenly_and_a_third_takes_its_part() {
+async fn whoever_is_free_takes_the_next_call_and_nobody_else_does() {
     let scene = Scene::new();
-    let (service, one) = slow();
-    let _one = scene.serve(service).await;
-    let (service, two) = slow();
-    let _two = scene.serve(service).await;
+    let (mut one, mut two) = (Single::serve(&scene).await, Single::serve(&scene).await);
     let client = scene.client().await;
-
-    let calls = || join_all((0..200_u64).map(|n| client.call::<u64>("slow", "work", (n,)).into_future()));
-    for (n, outcome) in (0..).zip(soon(calls()).await) {
-        assert_eq!(outcome.expect("answered"), n);
+    call(&client, 40).await;
+    one.takes().await;
+    two.takes().await;
+    // However long the other one takes over its call.
+    for _ in 0..10 {
+        two.lets_go();
+        two.takes().await;
+        assert!(one.has_no_other(), "it got a second call beside the one that it runs");
     }
-    let shares = (one.load(Ordering::SeqCst), two.load(Ordering::SeqCst));
-    assert_eq!(shares.0 + shares.1, 200, "each call ran once");
-    assert!((80..=120).contains(&shares.0), "shared {shares:?}");
-
-    let (service, three) = slow();
-    let _three = scene.serve(service).await;
-    for (n, outcome) in (0..).zip(soon(calls()).await) {
-        assert_eq!(outcome.expect("answered"), n);
+    for _ in 0..10 {
+        one.lets_go();
+        one.takes().await;
+        assert!(two.has_no_other(), "it got a second call beside the one that it runs");
     }
-    let share = three.load(Ordering::SeqCst);
-    assert!((40..=100).contains(&share), "the third took {share} of 200");
+    // Who comes later takes its part of those that wait.
+    let mut three = Single::serve(&scene).await;
+    for _ in 0..10 {
+        three.takes().await;
+        three.lets_go();
+    }
+    assert!(one.has_no_other() && two.has_no_other(), "it got a second call beside the one that it runs");
 }

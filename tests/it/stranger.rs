@@ -1,13 +1,17 @@
 //! Peers that speak the wire by hand: one that calls, and one that serves.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use bytes::Bytes;
-use hopline::topology::{Declaration, Queue, QueueKind};
+use hopline::topology::{Binding, Declaration, Queue, QueueKind};
 use hopline::transport::{Confirm, Consumer, Delivery, Mode, Properties, Publication, Settle, Transport};
 use uuid::Uuid;
 
 use crate::support::{Scene, soon};
+
+/// The type of a frame that says that a call still runs.
+pub(crate) const KEEP_ALIVE: u8 = 9;
 
 /// A peer that speaks to a service's queue directly, and the queue for its answers.
 pub(crate) struct Stranger {
@@ -49,13 +53,10 @@ impl Stranger {
 
     /// The id, the status and the frame of the next answer.
     pub(crate) async fn answer(&mut self) -> (Uuid, u8, Bytes) {
-        if self.more.is_empty() {
-            let mut message = soon(self.replies.next()).await.expect("answered").body;
-            while !message.is_empty() {
-                let number = |at: usize| u32::from_be_bytes(message[at..at + 4].try_into().expect("4 bytes")) as usize;
-                let length = 32 + number(24) + number(28);
-                self.more.push_back(message.split_to(length));
-            }
+        while self.more.is_empty() {
+            let message = soon(self.replies.next()).await.expect("answered").body;
+            // What takes a second reports in meanwhile.
+            self.more.extend(frames(message).into_iter().filter(|frame| frame[4] != KEEP_ALIVE));
         }
         let body = self.more.pop_front().expect("a message has a frame");
         assert_eq!(&body[..3], b"HL\x01");
@@ -99,13 +100,44 @@ impl Impostor {
     }
 }
 
+/// The frames of a message.
+pub(crate) fn frames(mut message: Bytes) -> Vec<Bytes> {
+    let mut frames = Vec::new();
+    while !message.is_empty() {
+        let number = |at: usize| u32::from_be_bytes(message[at..at + 4].try_into().expect("4 bytes")) as usize;
+        let length = 32 + number(24) + number(28);
+        frames.push(message.split_to(length));
+    }
+    frames
+}
+
+/// What is published to `exchange` with `key`, beside those who are bound already.
+pub(crate) async fn overheard(transport: &Transport, exchange: &str, key: &str) -> Consumer {
+    let queue = format!("overheard-{}", Uuid::new_v4().simple());
+    let binding = Binding { exchange: exchange.to_owned(), key: key.to_owned(), queue: queue.clone() };
+    let parts = [Declaration::Queue(Queue::new(&queue, QueueKind::Exclusive)), Declaration::Binding(binding)];
+    transport.declare(&parts).await.expect("declared");
+    transport.consume(&queue, Mode::NoAck).await.expect("it is ours")
+}
+
 /// A reply of the wire, its payload compressed as the number says.
 pub(crate) fn reply(call: &[u8], compression: u8, payload: &[u8], accepts: Option<u8>) -> Vec<u8> {
-    let length = |bytes: &[u8]| u32::try_from(bytes.len()).expect("a short one").to_be_bytes();
     // A CBOR map: 13 => the compressions that are read, a number below 24.
     let metadata = accepts.map_or(vec![0xa0], |accepts| vec![0xa1, 13, accepts]);
+    reply_with(call, compression, &metadata, payload)
+}
+
+/// A reply that says how long its handler took.
+pub(crate) fn reply_after(call: &[u8], took: Duration, payload: &[u8]) -> Vec<u8> {
+    // A CBOR map: 7 => microseconds, a number of 4 bytes.
+    let micros = u32::try_from(took.as_micros()).expect("a short time").to_be_bytes();
+    reply_with(call, 0, &[&[0xa1, 7, 0x1a][..], &micros].concat(), payload)
+}
+
+fn reply_with(call: &[u8], compression: u8, metadata: &[u8], payload: &[u8]) -> Vec<u8> {
+    let length = |bytes: &[u8]| u32::try_from(bytes.len()).expect("a short one").to_be_bytes();
     let header = [b'H', b'L', 1, call[3], 2, 0, compression, 0];
-    [&header, &call[8..24], &length(&metadata), &length(payload), &metadata, payload].concat()
+    [&header, &call[8..24], &length(metadata), &length(payload), metadata, payload].concat()
 }
 
 /// A reply of the wire with this status, an error's text, and no payload.

@@ -1,22 +1,36 @@
 //! The scene of every test: a broker, a namespace of its own on it, servers and clients.
 
 use std::fmt;
-use std::future::{Future, poll_fn};
+use std::future::{Future, IntoFuture as _, poll_fn};
 use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
 use hopline::transport::{Consumer, Mode, Role, Transport, memory};
-use hopline::{Call, Client, Codec, Context, Error, Fault, Method, Running, Server, Service};
+use hopline::{Call, Client, Code, Codec, Context, Error, Fault, Method, Running, Server, Service, testing};
 use serde::{Deserialize, Serialize};
+use tokio::net::TcpSocket;
 use tokio::sync::mpsc;
 
 /// How long a test waits for what has to come, before it fails.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The outcome of an event that has to come.
 pub(crate) async fn soon<F: Future>(event: F) -> F::Output {
     tokio::time::timeout(PATIENCE, event).await.expect("what has to happen happens within a minute")
+}
+
+/// Lets so much time pass at once, which takes none, and waits for what has to come of that.
+///
+/// What comes must come of the time alone: the clock stands still until it has, so nothing that takes time can be waited
+/// for. A call whose time is put forward ends by its deadline however slow the machine is, and not a moment before.
+pub(crate) async fn later<F: Future>(time: Duration, event: F) -> F::Output {
+    tokio::time::pause();
+    // A timer rings at the end of its millisecond.
+    tokio::time::advance(time + Duration::from_millis(1)).await;
+    let outcome = event.await;
+    tokio::time::resume();
+    outcome
 }
 
 /// Gives a future up when it would be polled once more than so many times.
@@ -40,9 +54,14 @@ pub(crate) struct Scene {
 
 impl Scene {
     pub(crate) fn new() -> Self {
-        // In memory with a name, so that it can have a user as well.
-        let named = std::env::var("HOPLINE_TEST_URL").ok().filter(|url| url != "memory://");
-        Self::at(named.unwrap_or_else(|| "memory://it".to_owned()))
+        let rabbit = std::env::var("HOPLINE_TEST_URL").ok().filter(|url| !url.starts_with("memory:"));
+        rabbit.map_or_else(Self::in_memory, Self::at)
+    }
+
+    /// On a broker in this process that no other test has, whichever is under test: its time is that of the test, and it
+    /// takes everybody for whom they say they are.
+    pub(crate) fn in_memory() -> Self {
+        Self::at(testing::broker())
     }
 
     /// On the broker at this address, whichever is under test.
@@ -81,6 +100,17 @@ impl Scene {
     /// The broker itself, for what no client or server does.
     pub(crate) async fn transport(&self) -> Transport {
         Transport::connect(&self.url, Role::Client).await.expect("the broker is there")
+    }
+
+    /// Waits until so many messages wait in a queue that nobody has taken.
+    pub(crate) async fn waiting(&self, transport: &Transport, queue: &str, messages: u64) {
+        let queue = format!("{}.{queue}", self.namespace);
+        soon(async {
+            while transport.count(&queue).await.expect("an answer") != Some(messages) {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
     }
 
     /// What lands in a service's queue of dead letters.
@@ -180,6 +210,41 @@ impl Held {
     }
 }
 
+/// What instances tell when they are asked, once so many have: on a busy machine, one may take longer than a window.
+pub(crate) async fn told<T>(instances: usize, ask: impl AsyncFn(Duration) -> Result<Vec<T>, Error>) -> Vec<T> {
+    soon(async {
+        loop {
+            let told = ask(Duration::from_millis(200)).await.expect("they can be asked");
+            if told.len() >= instances {
+                return told;
+            }
+        }
+    })
+    .await
+}
+
+/// Waits until an instance of a service has read what a client has sent to it.
+pub(crate) async fn has_read(client: &Client, service: &str, instance: &str) {
+    // What is sent after that is read after that, and this is answered at once.
+    let probe = client.call::<()>(service, "absent", [(); 0]).to(instance);
+    assert_eq!(code(soon(probe.into_future()).await), Code::Unimplemented);
+}
+
+/// An address at which nobody listens, and nobody can as long as this is there.
+pub(crate) struct Nobody(TcpSocket);
+
+impl Nobody {
+    pub(crate) fn new() -> Self {
+        let socket = TcpSocket::new_v4().expect("there is room for one");
+        socket.bind(([127, 0, 0, 1], 0).into()).expect("there is a free port");
+        Self(socket)
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("amqp://{}", self.0.local_addr().expect("it is bound"))
+    }
+}
+
 /// A call of a [`Held`] service.
 pub(crate) fn hold(client: &Client, number: u64) -> Call<u64> {
     client.call("held", "hold", (number,))
@@ -197,7 +262,7 @@ pub(crate) fn frame(kind: u8, codec: Codec, id: uuid::Uuid, method: &str, payloa
 }
 
 /// The code of a fault.
-pub(crate) fn code<T: fmt::Debug, E: fmt::Debug>(outcome: Result<T, Error<E>>) -> hopline::Code {
+pub(crate) fn code<T: fmt::Debug, E: fmt::Debug>(outcome: Result<T, Error<E>>) -> Code {
     match outcome {
         Err(Error::Fault(fault)) => fault.code,
         other => panic!("expected a fault, not {other:?}"),

@@ -12,7 +12,7 @@ use hopline::transport::{
 };
 use uuid::Uuid;
 
-use crate::support::after_polls;
+use crate::support::{PATIENCE, Scene, after_polls};
 
 const DIRECT: &str = "contract.direct";
 const TOPIC: &str = "contract.topic";
@@ -25,8 +25,7 @@ struct Broker {
 
 impl Broker {
     fn new() -> Self {
-        let url = std::env::var("HOPLINE_TEST_URL").unwrap_or_else(|_| format!("memory://{}", unique("broker")));
-        Self { url }
+        Self { url: Scene::new().url }
     }
 
     /// A connection, with the exchanges of this suite declared.
@@ -45,7 +44,7 @@ impl Broker {
 fn soon<F: Future>(event: F) -> impl Future<Output = F::Output> {
     let caller = std::panic::Location::caller();
     async move {
-        let outcome = tokio::time::timeout(Duration::from_secs(20), event).await;
+        let outcome = tokio::time::timeout(PATIENCE, event).await;
         outcome.unwrap_or_else(|_| panic!("what {caller} waits for never happened"))
     }
 }
@@ -843,10 +842,17 @@ async fn an_exclusive_queue_is_closed_to_others_and_dies_with_its_owner() {
 #[tokio::test]
 async fn a_queue_without_consumers_expires_and_one_with_a_consumer_stays() {
     let transport = Broker::new().connect().await;
-    let brief = || Queue { expires: Some(Duration::from_millis(300)), ..queue(QueueKind::Classic) };
-    let used = declared(&transport, brief()).await;
-    let mut consumer = consume_up_to(&transport, &used, 10).await;
-    let unused = declared(&transport, brief()).await;
+    let brief = |time| Queue { expires: Some(time), ..queue(QueueKind::Classic) };
+    // One whose consumer comes too late is gone: another one has more time.
+    let (mut time, mut consumed) = (Duration::from_millis(150), None);
+    while consumed.is_none() {
+        time *= 2;
+        let used = declared(&transport, brief(time)).await;
+        let consumer = soon(transport.consume(&used, Mode::Settle { prefetch: 10 })).await;
+        consumed = consumer.ok().map(|consumer| (used, consumer));
+    }
+    let (used, mut consumer) = consumed.expect("it is consumed");
+    let unused = declared(&transport, brief(time)).await;
     soon(async {
         while outcome(transport.publish(to_queue(&unused, "anyone?"))).await == Ok(Confirm::Accepted) {
             tokio::task::yield_now().await;

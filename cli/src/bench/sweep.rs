@@ -7,14 +7,15 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use clap::Args;
-use hopline::Coalesce;
+use hopline::{Coalesce, Error};
 use indicatif::ProgressBar;
+use serde_bytes::ByteBuf;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
 use super::load::{Load, Style};
 use super::report::{Measured, some};
-use super::serve::{Offer, READY, SERVICE, Serving};
+use super::serve::{Offer, READY, SERVICE, Serving, echo};
 use super::{Broker, Failed, bytes, chart, coalescing, print, progress, seconds};
 
 /// How many calls are in flight.
@@ -23,8 +24,6 @@ pub(super) const CONCURRENCY: [usize; 5] = [1, 8, 64, 256, 1024];
 pub(super) const SIZES: [usize; 3] = [64, 1024, 16 * 1024];
 /// Which may share a message.
 pub(super) const COALESCE: [Coalesce; 2] = [Coalesce::Auto, Coalesce::Off];
-/// How long a server that is up may take to say so.
-const ROLL_CALL: Duration = Duration::from_millis(300);
 
 /// Measure 30 loads, and write a table and a chart of them.
 ///
@@ -187,11 +186,13 @@ impl Other {
 /// A server of somebody else's would take a part of the calls.
 async fn nobody_serves_yet(broker: &Broker) -> Result<(), Failed> {
     let client = broker.client(Coalesce::default()).await?;
-    let instances = client.instances(ROLL_CALL).await?;
+    // The broker knows at once whether there is anybody to ask.
+    let asked = client.call::<ByteBuf>(SERVICE, &echo(0), (ByteBuf::new(),)).all().stream().await.map(drop);
     client.close().await;
-    match instances.iter().any(|instance| instance.service == SERVICE) {
-        false => Ok(()),
-        true => Err(Failed::Run(format!(
+    match asked {
+        Err(Error::NoService { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+        Ok(()) => Err(Failed::Run(format!(
             "somebody already serves `{SERVICE}` in the namespace `{}`: end that, or name another by `--namespace`",
             broker.namespace
         ))),

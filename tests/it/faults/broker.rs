@@ -64,8 +64,9 @@ async fn everybody_comes_back(node: &Node, fault: impl AsyncFnOnce(&Node)) {
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn client_and_server_come_back_when_their_broker_was_killed() {
-    let Some(node) = shared().await else { return };
+    let node = shared().await;
     everybody_comes_back(&node, async |node| {
         node.kill().await;
         node.start_again().await;
@@ -74,8 +75,9 @@ async fn client_and_server_come_back_when_their_broker_was_killed() {
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn client_and_server_come_back_when_their_broker_was_stopped() {
-    let Some(node) = shared().await else { return };
+    let node = shared().await;
     everybody_comes_back(&node, async |node| {
         node.ctl(&["stop_app"]).await;
         node.ctl(&["start_app"]).await;
@@ -84,8 +86,9 @@ async fn client_and_server_come_back_when_their_broker_was_stopped() {
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn client_and_server_come_back_when_their_broker_closed_all_connections() {
-    let Some(node) = shared().await else { return };
+    let node = shared().await;
     everybody_comes_back(&node, async |node| {
         node.ctl(&["close_all_connections", "as the test asks"]).await;
     })
@@ -94,21 +97,21 @@ async fn client_and_server_come_back_when_their_broker_closed_all_connections() 
 
 /// Takes a queue away that belongs to a client or server, which then has it again.
 async fn the_queue_comes_back(is_it: impl Fn(&Queue) -> bool, fault: impl AsyncFnOnce(&Node, &str)) {
-    let Some(node) = shared().await else { return };
+    let node = shared().await;
     let scene = node.scene();
     let (running, mut arrivals) = worker(&scene, 10).await;
     let client = scene.client().await;
-    let mut pending = Vec::new();
-    for number in 0..20 {
+    let mut pending = on_their_way(&client, 0..1).await;
+    let arrival = soon(arrivals.recv()).await.expect("it runs");
+    for number in 1..20 {
         pending.push(hold(&client, number).timeout(Duration::from_secs(5)).start().await.expect("on its way"));
     }
-    let arrival = soon(arrivals.recv()).await.expect("it runs");
     let is_it = |queue: &Queue| queue.name.starts_with(&scene.namespace) && is_it(queue);
     let queues = node.queues_when(|queues| queues.iter().any(|queue| is_it(queue) && queue.consumers == 1)).await;
     let queue = queues.into_iter().find(is_it).expect("it is there").name;
     fault(&node, &queue).await;
     arrival.release();
-    // Their time is over at the latest.
+    // What ran is answered or given up at once, and the time of the others is over at the latest.
     ends(pending).await;
     // Meanwhile there is nobody who serves, and callers are told so.
     node.queues_when(|queues| queues.iter().any(|queue| is_it(queue) && queue.consumers == 1)).await;
@@ -124,58 +127,58 @@ fn is_reply_queue(queue: &Queue) -> bool {
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_client_whose_reply_queue_is_deleted_has_a_new_one() {
     the_queue_comes_back(is_reply_queue, async |node, name| node.delete_queue(name).await).await;
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_client_whose_reply_queue_crashes_has_a_new_one() {
     the_queue_comes_back(is_reply_queue, async |node, name| node.crash_queue(name).await).await;
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_service_whose_queue_of_calls_is_deleted_has_a_new_one() {
     let is_it = |queue: &Queue| queue.name.ends_with(".held.v1.calls");
     the_queue_comes_back(is_it, async |node, name| node.delete_queue(name).await).await;
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_service_whose_consumers_of_calls_are_cancelled_consumes_again() {
     let is_it = |queue: &Queue| queue.name.ends_with(".held.v1.calls");
     the_queue_comes_back(is_it, async |node, name| node.crash_queue(name).await).await;
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn an_instance_whose_own_queue_is_deleted_has_a_new_one() {
     let is_it = |queue: &Queue| queue.name.contains(".held.v1@");
     the_queue_comes_back(is_it, async |node, name| node.delete_queue(name).await).await;
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_service_whose_queue_of_oneway_calls_is_deleted_has_a_new_one() {
     let is_it = |queue: &Queue| queue.name.ends_with(".held.v1.work");
     the_queue_comes_back(is_it, async |node, name| node.delete_queue(name).await).await;
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_queue_that_is_made_again_with_other_arguments_is_told_until_it_is_gone() {
-    let Some(node) = shared().await else { return };
+    let node = shared().await;
     let scene = node.scene();
     let (running, mut arrivals) = worker(&scene, 10).await;
     let client = scene.client().await;
     let calls = format!("{}.held.v1.calls", scene.namespace);
     let mut state = running.state();
     // The server makes it again as well, and may be the first.
-    let told = async {
-        loop {
-            node.replace_queue(&calls).await;
-            let told = state.wait_for(|state| matches!(state, State::Reconnecting { .. }));
-            if let Ok(told) = tokio::time::timeout(Duration::from_secs(2), told).await {
-                break told.expect("it serves").clone();
-            }
-        }
-    };
-    let told = soon(told).await;
+    while !node.replace_queue(&calls).await {}
+    let told = soon(state.wait_for(|state| matches!(state, State::Reconnecting { .. }))).await;
+    let told = told.expect("it serves").clone();
     assert!(matches!(&told, State::Reconnecting { reason, .. } if reason.contains(&calls)), "{told:?}");
     is_answered(hold(&client, NEXT).to(running.instance()), &mut arrivals).await;
     node.delete_queue(&calls).await;
@@ -187,8 +190,9 @@ async fn a_queue_that_is_made_again_with_other_arguments_is_told_until_it_is_gon
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_call_that_is_refused_when_it_is_sent_again_may_have_run_before() {
-    let Some(node) = shared().await else { return };
+    let node = shared().await;
     let scene = node.scene();
     let Held { service, mut arrived } = Held::of(Method::new("hold").idempotent());
     let running = scene.serve(service.concurrency(1).prefetch(1).max_queue(1)).await;
@@ -219,8 +223,9 @@ async fn a_call_that_is_refused_when_it_is_sent_again_may_have_run_before() {
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn calls_are_blocked_while_the_broker_is_short_of_memory_and_work_again_after() {
-    let Some(node) = shared().await else { return };
+    let node = shared().await;
     let scene = node.scene();
     let (running, mut arrivals) = worker(&scene, 10).await;
     let builder = hopline::Client::builder().namespace(&scene.namespace).blocked_wait(Duration::from_secs(1));
@@ -255,8 +260,9 @@ async fn calls_are_blocked_while_the_broker_is_short_of_memory_and_work_again_af
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_replay_is_blocked_while_the_broker_is_short_of_memory_and_keeps_every_letter() {
-    let Some(node) = shared().await else { return };
+    let node = shared().await;
     let scene = node.scene();
     let service = Service::new("mail", 1).method(Method::new("send"), |_: Context, (_,): (u64,)| async {
         Err::<(), _>(Fault::new(Code::InvalidArgument, "no address"))
@@ -300,8 +306,7 @@ async fn a_replay_is_blocked_while_the_broker_is_short_of_memory_and_keeps_every
         dead.close().await;
     }
     drop(client);
-    let work = format!("{}.mail.v1.work", scene.namespace);
-    node.delete_queue(&work).await;
+    node.delete_queues().await;
     node.nothing_left().await;
 }
 
@@ -313,8 +318,9 @@ async fn the_broker_has_had_its_time() {
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_replay_into_a_queue_that_does_not_answer_ends_and_keeps_the_letter() {
-    let Some(node) = shared().await else { return };
+    let node = shared().await;
     let scene = node.scene();
     let service = Service::new("mail", 1).method(Method::new("send"), |_: Context, (): ()| async {
         Err::<(), _>(Fault::new(Code::InvalidArgument, "no address"))
@@ -346,13 +352,14 @@ async fn a_replay_into_a_queue_that_does_not_answer_ends_and_keeps_the_letter() 
     soon(is_kept()).await;
     dead.close().await;
     drop(client);
-    node.delete_queue(&work).await;
+    node.delete_queues().await;
     node.nothing_left().await;
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_drain_that_gives_calls_back_to_a_queue_that_does_not_answer_ends() {
-    let Some(node) = shared().await else { return };
+    let node = shared().await;
     let scene = node.scene();
     let (running, mut arrivals) = worker(&scene, 1).await;
     let builder = hopline::Client::builder().namespace(&scene.namespace).coalesce(Coalesce::Off);
@@ -375,6 +382,6 @@ async fn a_drain_that_gives_calls_back_to_a_queue_that_does_not_answer_ends() {
     soon(draining).await.expect("no panic");
     node.answers(&calls, true).await;
     drop(client);
-    node.delete_queue(&calls).await;
+    node.delete_queues().await;
     node.nothing_left().await;
 }

@@ -8,11 +8,12 @@ use super::node::shared;
 use super::{LONG, ends, on_their_way, the_next_call_works, worker};
 use crate::node::{Queue, when};
 use crate::proxy::{Direction, Flow, Proxy};
-use crate::support::{Calculator, MathClient, MathServer, after_polls, soon};
+use crate::support::{Calculator, MathClient, MathServer, after_polls, later, soon};
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_client_lost_with_a_thousand_calls_leaves_nothing_and_its_server_goes_on() {
-    let Some(node) = shared().await else { return };
+    let node = shared().await;
     let scene = node.scene();
     let (running, mut arrivals) = worker(&scene, 10).await;
     let proxy = Proxy::to(node.address()).await;
@@ -37,8 +38,9 @@ async fn a_client_lost_with_a_thousand_calls_leaves_nothing_and_its_server_goes_
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_client_cut_off_for_longer_than_its_heartbeat_ends_its_calls() {
-    let Some(node) = shared().await else { return };
+    let node = shared().await;
     let scene = node.scene();
     let (running, mut arrivals) = worker(&scene, 10).await;
     let proxy = Proxy::to(node.address()).await;
@@ -68,22 +70,29 @@ async fn a_client_cut_off_for_longer_than_its_heartbeat_ends_its_calls() {
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_connection_that_nobody_waits_for_any_more_is_closed() {
-    let Some(node) = shared().await else { return };
+    let node = shared().await;
     let proxy = Proxy::to(node.address()).await;
     proxy.stall();
-    let builder = Client::builder().connect_timeout(Duration::from_millis(100));
-    let error = builder.connect(&proxy.url()).await.expect_err("nothing passes");
-    assert!(error.to_string().contains("no answer within 100ms"), "{error}");
-    when(async || proxy.open(), |open| *open == 1).await;
+    let builder = Client::builder().connect_timeout(Duration::from_secs(5));
+    let url = proxy.url();
+    let mut connecting = Box::pin(builder.connect(&url));
+    tokio::select! {
+        outcome = &mut connecting => panic!("nothing passes: {outcome:?}"),
+        _ = when(async || proxy.open(), |open| *open == 1) => {}
+    }
+    let error = later(Duration::from_secs(5), connecting).await.expect_err("nothing passes");
+    assert!(error.to_string().contains("no answer within 5s"), "{error}");
     proxy.resume();
     when(async || proxy.open(), |open| *open == 0).await;
     node.nothing_left().await;
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn whoever_is_given_up_while_it_connects_leaves_nothing() {
-    let Some(node) = shared().await else { return };
+    let node = shared().await;
     let scene = node.scene();
     for times in 0.. {
         let server = scene.serve(MathServer::new(Calculator));
@@ -102,8 +111,9 @@ async fn whoever_is_given_up_while_it_connects_leaves_nothing() {
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_client_that_is_not_told_of_its_connections_end_learns_it_by_the_heartbeat() {
-    let Some(node) = shared().await else { return };
+    let node = shared().await;
     let scene = node.scene();
     let (running, mut arrivals) = worker(&scene, 1).await;
     let proxy = Proxy::to(node.address()).await;
@@ -124,8 +134,9 @@ async fn a_client_that_is_not_told_of_its_connections_end_learns_it_by_the_heart
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_client_that_takes_no_replies_holds_up_nobody() {
-    let Some(node) = shared().await else { return };
+    let node = shared().await;
     let scene = node.scene();
     let running = scene.serve(MathServer::new(Calculator)).await;
     let proxy = Proxy::to(node.address()).await;

@@ -1,6 +1,7 @@
 //! A cluster whose nodes go one after the other, or one for good.
 
-use std::time::{Duration, Instant};
+use std::future::IntoFuture as _;
+use std::time::Duration;
 
 use hopline::{Context, Error, Fault, Method, Service, State};
 
@@ -11,10 +12,13 @@ use crate::support::{Scene, soon};
 
 /// Of the calls, any of which may meet a node's loss.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// How often one is made anew.
+const TRIES: usize = 20;
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_cluster_that_loses_any_of_its_nodes_goes_on() {
-    let Some(version) = version() else { return };
+    let version = version();
     // RabbitMQ 3.10 refuses calls over channels that knew the lost leader of their queue, until its node is back.
     let goes_on = version != "3.10";
     let cluster = Cluster::start(&version).await;
@@ -33,19 +37,15 @@ async fn a_cluster_that_loses_any_of_its_nodes_goes_on() {
     // What a dead node's consumer held is kept for it for a minute by RabbitMQ 4.3, and 3.10 refuses what comes while there
     // is no leader: a call may end by that, at its deadline at the latest, and a next one is answered.
     let answered = async |number: u64| {
-        soon(async {
-            loop {
-                let begun = Instant::now();
-                match client.call::<u64>("work", "do", (number,)).idempotent().timeout(DEADLINE).await {
-                    Ok(answer) => break assert_eq!(answer, number),
-                    Err(Error::Timeout { .. } | Error::Overloaded { .. }) => {
-                        assert!(begun.elapsed() < 2 * DEADLINE, "{number} hangs");
-                    }
-                    Err(error) => panic!("{number}: {error}"),
-                }
+        for _ in 0..TRIES {
+            let call = client.call::<u64>("work", "do", (number,)).idempotent().timeout(DEADLINE);
+            match soon(call.into_future()).await {
+                Ok(answer) => return assert_eq!(answer, number),
+                Err(Error::Timeout { .. } | Error::Overloaded { .. }) => tokio::task::yield_now().await,
+                Err(error) => panic!("{number}: {error}"),
             }
-        })
-        .await;
+        }
+        panic!("{number} is not answered in {TRIES} tries");
     };
     let ready = async || {
         for mut state in servers.iter().map(hopline::Running::state).chain([client.state()]) {
@@ -59,8 +59,8 @@ async fn a_cluster_that_loses_any_of_its_nodes_goes_on() {
             answered(round * 10 + 1).await;
         } else {
             // However it ends, it does.
-            let ended = client.call::<u64>("work", "do", (round,)).idempotent().timeout(DEADLINE).into_future();
-            assert!(tokio::time::timeout(2 * DEADLINE, ended).await.is_ok(), "a call hangs");
+            let call = client.call::<u64>("work", "do", (round,)).idempotent().timeout(DEADLINE);
+            let _ = soon(call.into_future()).await;
         }
         node.start_again().await;
         answered(round * 10 + 2).await;

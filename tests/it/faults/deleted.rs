@@ -89,8 +89,9 @@ async fn own_queue(node: &Shared, scene: &Scene, part: &str) -> String {
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn exchanges_that_are_deleted_are_there_again_with_all_that_was_bound() {
-    let Some(node) = shared().await else { return };
+    let node = shared().await;
     let scene = node.scene();
     let mut site = site(&scene).await;
     let client = scene.client().await;
@@ -107,8 +108,9 @@ async fn exchanges_that_are_deleted_are_there_again_with_all_that_was_bound() {
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn bindings_that_are_deleted_are_there_again() {
-    let Some(node) = shared().await else { return };
+    let node = shared().await;
     let scene = node.scene();
     let mut site = site(&scene).await;
     let client = scene.client().await;
@@ -153,8 +155,9 @@ async fn counted(dead: &DeadLetters) -> u64 {
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_dead_letter_is_kept_though_its_queue_was_deleted() {
-    let Some(node) = shared().await else { return };
+    let node = shared().await;
     let scene = node.scene();
     let running = scene.serve(hopeless()).await;
     node.delete_queue(&format!("{}.hopeless.v1.dead", scene.namespace)).await;
@@ -169,8 +172,9 @@ async fn a_dead_letter_is_kept_though_its_queue_was_deleted() {
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_dead_letter_that_its_queue_refuses_waits_until_it_is_taken_and_the_state_says_so() {
-    let Some(node) = shared().await else { return };
+    let node = shared().await;
     let scene = node.scene();
     let running = scene.serve(hopeless()).await;
     let name = format!("{}.hopeless.v1.dead", scene.namespace);
@@ -192,8 +196,9 @@ async fn a_dead_letter_that_its_queue_refuses_waits_until_it_is_taken_and_the_st
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn what_the_broker_gives_up_itself_waits_for_the_queue_of_dead_letters_to_come_back() {
-    let Some(node) = shared().await else { return };
+    let node = shared().await;
     // The broker tries again every three minutes, unless it is told otherwise.
     node.eval("application:set_env(rabbit, dead_letter_worker_publisher_confirm_timeout, 1000).").await;
     let scene = node.scene();

@@ -21,8 +21,9 @@ async fn reason(node: &Node, user: &str, vhost: &str) -> String {
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_limit_that_is_reached_is_named_with_what_raises_it() {
-    let Some(node) = shared().await else { return };
+    let node = shared().await;
     node.ctl(&["add_vhost", "narrow"]).await;
     node.ctl(&["set_permissions", "-p", "narrow", "guest", ".*", ".*", ".*"]).await;
     for (most, said) in [("0", "connection limit (0)"), ("1", "connection limit (1)")] {
@@ -48,8 +49,9 @@ async fn a_limit_that_is_reached_is_named_with_what_raises_it() {
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_virtual_host_that_is_closed_is_told_from_one_that_is_not_there() {
-    let Some(node) = shared().await else { return };
+    let node = shared().await;
     node.ctl(&["add_vhost", "closed"]).await;
     let closed = reason(&node, "guest", "closed").await;
     assert!(closed.starts_with("the virtual host `closed` is closed to this user: give it permissions"), "{closed}");
@@ -59,8 +61,9 @@ async fn a_virtual_host_that_is_closed_is_told_from_one_that_is_not_there() {
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_login_that_the_broker_does_not_offer_is_named() {
-    let Some(node) = shared().await else { return };
+    let node = shared().await;
     let mechanisms = |names: &str| format!("application:set_env(rabbit, auth_mechanisms, {names}).");
     node.eval(&mechanisms("['AMQPLAIN']")).await;
     // Three seconds pass before it says no, by ending the connection.
@@ -77,8 +80,9 @@ async fn a_login_that_the_broker_does_not_offer_is_named() {
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn the_broker_shows_who_is_connected() {
-    let Some(node) = shared().await else { return };
+    let node = shared().await;
     let scene = node.scene();
     let process = std::process::id();
     let server = Server::builder().namespace(&scene.namespace).name("billing").connect(&scene.url).await;
@@ -104,8 +108,9 @@ async fn the_broker_shows_who_is_connected() {
 }
 
 #[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_broker_at_an_ipv6_address_is_one_like_any_other() {
-    let Some(node) = shared().await else { return };
+    let node = shared().await;
     let scene = node.scene();
     let proxy = Proxy::at("[::1]:0", node.address()).await;
     let scene = scene.by_way_of(proxy.url());
