@@ -39,7 +39,7 @@ async fn a_call_cancelled_while_it_waits_is_never_run() {
     let Held { service, mut arrived } = Held::new();
     let server = scene.serve(service.prefetch(1).concurrency(1)).await;
     let (client, transport) = (scene.client().await, scene.transport().await);
-    let mut cancels = overheard(&transport, &format!("{}.all.held.v1", scene.namespace), "").await;
+    let mut cancels = overheard(&transport, &format!("{}.rpc", scene.namespace), "held.v1@*").await;
     let first = hold(&client, 1).start().await.expect("on its way");
     let busy = soon(arrived.recv()).await.expect("it runs");
     let unwanted = hold(&client, 2).start().await.expect("on its way");

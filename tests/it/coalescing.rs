@@ -219,7 +219,7 @@ async fn the_shorter_of_two_deadlines_of_calls_sent_together_holds_for_its_own_c
     let Held { service, mut arrived } = Held::new();
     let server = scene.serve(service.prefetch(1).concurrency(1)).await;
     let transport = scene.transport().await;
-    let mut cancels = overheard(&transport, &format!("{}.all.held.v1", scene.namespace), "").await;
+    let mut cancels = overheard(&transport, &format!("{}.rpc", scene.namespace), "held.v1@*").await;
     let client = sharing(&scene, Coalesce::Fixed(64)).await;
     let _first = hold(&client, 1).timeout(LONGER).start().await.expect("on its way");
     let busy = soon(arrived.recv()).await.expect("it runs");

@@ -91,6 +91,12 @@ impl Node {
         self.url.rsplit('@').next().expect("a part at least")
     }
 
+    /// Waits until what has been declared is on the disk, which a broker writes a moment after it has confirmed it.
+    pub(crate) async fn remembers(&self) {
+        // 4.3 writes first.
+        self.eval("catch mnesia:sync_log().").await;
+    }
+
     /// Kills it as `kill -9` does.
     pub(crate) async fn kill(&self) {
         self.script("kill", &[]).await;

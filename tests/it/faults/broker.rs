@@ -29,6 +29,7 @@ async fn everybody_comes_back(node: &Node, fault: impl AsyncFnOnce(&Node)) {
         }
     });
     let running = scene.serve(service.concurrency(10)).await;
+    node.remembers().await;
     let client = scene.client().await;
     let mut pending = Vec::new();
     for number in 0..CALLS {
