@@ -51,7 +51,7 @@ async fn both_sides(room: Arc<Semaphore>) -> (Running, Client) {
     };
     let service = Service::new("demo", 1)
         .method(Method::new("add"), |_: Context, (a, b): (i64, i64)| async move { Ok::<_, Fault>(a + b) })
-        .method(Method::new("note"), note);
+        .method(Method::new("note").oneway(), note);
     let server = Server::connect(URL).await.expect("a broker").serve(service).start().await.expect("serves");
     let client = Client::connect(URL).await.expect("a broker");
     // From the first reply on, the client knows that these calls are quick, and may share a message.

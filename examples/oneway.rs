@@ -1,6 +1,6 @@
 //! Oneway calls wait in a durable queue: they are sent while no server is up, and none is lost.
 
-use hopline::{Client, Context, Error, Fault, Server};
+use hopline::{Client, Context, Error, Fault, Method, Server};
 use tokio::sync::mpsc;
 
 #[tokio::main]
@@ -31,5 +31,5 @@ async fn serve(url: &str, lines: &mpsc::UnboundedSender<String>) -> Result<hopli
         let printed = lines.send(line);
         async move { printed.map_err(|error| Fault::new(hopline::Code::Unavailable, error.to_string())) }
     };
-    Server::connect(url).await?.method("oneway", "print", print).start().await
+    Server::connect(url).await?.method("oneway", Method::new("print").oneway(), print).start().await
 }

@@ -23,11 +23,13 @@ pub use letter::{DeadLetter, EarlierDeath, LetterKind};
 /// puts them back.
 ///
 /// ```
-/// use hopline::{DeadLetters, Server, Service, WhichLetters};
+/// use hopline::{Context, DeadLetters, Fault, Method, Server, WhichLetters};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), hopline::Error> {
-/// let server = Server::connect("memory://").await?.serve(Service::new("mail", 1)).start().await?;
+/// let send = |_: Context, (to,): (String,)| async move { Ok::<_, Fault>(println!("{to}")) };
+/// let server = Server::connect("memory://").await?;
+/// let server = server.method("mail", Method::new("send").oneway(), send).start().await?;
 /// let dead = DeadLetters::connect("memory://", "mail").await?;
 /// for letter in dead.list(100).await? {
 ///     println!("{} {:?}: {}", letter.id, letter.method, letter.reason);
@@ -117,7 +119,7 @@ impl DeadLetters {
     pub async fn count(&self) -> Result<u64, Error> {
         let queue = self.namespace.dead_queue(&self.service);
         let count = self.answered("count dead letters", self.transport.count(&queue)).await?;
-        count.ok_or_else(|| Error::NoService { service: self.service.to_string() })
+        count.ok_or_else(|| Error::NoService { service: self.service.to_string(), method: None })
     }
 
     /// The oldest `most` of them, the oldest first. They stay where they are, in their order.

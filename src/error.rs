@@ -26,10 +26,13 @@ where
     /// No queue takes calls for this service: no server runs, or the last one left longer ago than the
     /// [grace period](crate::Service::grace), 60 s unless set, within which calls wait for one to come back. With
     /// [`Absent::Fail`](crate::Absent::Fail): no instance is there, however short a time ago it left. It was not run.
-    #[error("nobody serves `{service}`: is a server running, and on the same namespace?")]
+    #[error("{}", nobody(service, method.as_deref()))]
     NoService {
         /// The service, as `name.vMAJOR`, and the instance after `@` when the call was addressed to one.
         service: String,
+        /// The method of a oneway call for any instance: of a service that is there it may be no
+        /// [oneway method](crate::Method::oneway), and then has no queue.
+        method: Option<String>,
     },
     /// The service's queue is full and refused the call, or too many calls of this client are in flight
     /// ([`ClientBuilder::max_in_flight`](crate::ClientBuilder::max_in_flight)); it was not run.
@@ -122,7 +125,7 @@ impl Error {
         match self {
             Error::Service(never) => match never {},
             Error::Fault(fault) => Error::Fault(fault),
-            Error::NoService { service } => Error::NoService { service },
+            Error::NoService { service, method } => Error::NoService { service, method },
             Error::Overloaded { what } => Error::Overloaded { what },
             Error::Blocked { method, reason, after, may_have_run } => {
                 Error::Blocked { method, reason, after, may_have_run }
@@ -138,6 +141,16 @@ impl Error {
             Error::Codec(error) => Error::Codec(error),
             Error::Invalid(why) => Error::Invalid(why),
         }
+    }
+}
+
+fn nobody(service: &str, oneway: Option<&str>) -> String {
+    match oneway {
+        None => format!("nobody serves `{service}`: is a server running, and on the same namespace?"),
+        Some(method) => format!(
+            "`{service}` takes no oneway calls of `{method}`: has a server run, on the same namespace, in which this is a \
+             oneway method?"
+        ),
     }
 }
 
@@ -298,7 +311,7 @@ mod tests {
 
     #[test]
     fn errors_read_as_sentences_that_name_the_culprit() {
-        let error: Error = Error::NoService { service: "demo.v1".into() };
+        let error: Error = Error::NoService { service: "demo.v1".into(), method: None };
         assert_eq!(error.to_string(), "nobody serves `demo.v1`: is a server running, and on the same namespace?");
         let disconnected = |method: Option<&str>, may_have_run| {
             let method = method.map(Into::into);

@@ -39,6 +39,9 @@ pub struct MethodInfo {
     pub name: String,
     /// How it is written in the service's language; the bare name if that is not known.
     pub signature: String,
+    /// Whether it takes oneway calls.
+    #[serde(default)]
+    pub oneway: bool,
     /// Whether it may run twice without harm.
     pub idempotent: bool,
 }

@@ -197,10 +197,11 @@ impl Server {
         self
     }
 
-    /// Serves one method without a service trait: `service` is `name` or `name.vMAJOR`. Methods of the same service are
-    /// served together, with default settings; [`Service`] has others.
+    /// Serves one method without a service trait: `service` is `name` or `name.vMAJOR`, and `method` a name, or a [`Method`]
+    /// that says more, such as that it is [oneway](Method::oneway). Methods of the same service are served together, with
+    /// default settings; [`Service`] has others.
     #[must_use]
-    pub fn method<A, R, E, F, Fut>(mut self, service: &str, name: &str, handler: F) -> Self
+    pub fn method<A, R, E, F, Fut>(mut self, service: &str, method: impl Into<Method>, handler: F) -> Self
     where
         F: Fn(Context, A) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<R, E>> + Send + 'static,
@@ -214,7 +215,7 @@ impl Server {
             Some(at) => self.services.remove(at),
             None => Service::with_id(id),
         };
-        self.services.push(service.method(Method::new(name), handler));
+        self.services.push(service.method(method, handler));
         self
     }
 

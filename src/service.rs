@@ -27,10 +27,10 @@ use crate::topology::{CallsQueue, QueueKind, ServiceId, check_name};
 /// [`#[hopline::service]`](crate::service) makes one from a trait; without a trait, methods are added one by one:
 ///
 /// ```
-/// use hopline::{Context, Fault, Method, Service};
+/// use hopline::{Context, Fault, Service};
 ///
 /// let service = Service::new("calculator", 1)
-///     .method(Method::new("add"), |_: Context, (a, b): (i64, i64)| async move { Ok::<_, Fault>(a + b) })
+///     .method("add", |_: Context, (a, b): (i64, i64)| async move { Ok::<_, Fault>(a + b) })
 ///     .prefetch(16);
 /// # let _ = service;
 /// ```
@@ -99,7 +99,8 @@ impl Service {
         }
     }
 
-    /// Adds a method. Its [arguments](Arguments) are one tuple; `[(); 0]` when there are none.
+    /// Adds a method, by its name or as a [`Method`] that says more. Its [arguments](Arguments) are one tuple; `[(); 0]` when
+    /// there are none.
     ///
     /// The error that the handler returns is the method's own, any serde type, or a [`Fault`] with a code to choose.
     ///
@@ -107,7 +108,7 @@ impl Service {
     /// after that is not run: right for what only looks, wrong for work that must not stay half done. For that there is
     /// [`Method::finishes`]. Handlers of oneway calls and events always run to their end.
     #[must_use]
-    pub fn method<A, R, E, F, Fut>(self, method: Method, handler: F) -> Self
+    pub fn method<A, R, E, F, Fut>(self, method: impl Into<Method>, handler: F) -> Self
     where
         F: Fn(Context, A) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<R, E>> + Send + 'static,
@@ -115,6 +116,7 @@ impl Service {
         R: Serialize + Send + 'static,
         E: Failure + Send + 'static,
     {
+        let method = method.into();
         let signature = method.signature.clone();
         let read = move |codec: Codec, payload: &[u8]| {
             codec.arguments(payload).map_err(|misfit| match misfit {

@@ -311,8 +311,8 @@ impl Namespace {
         vec![Declaration::Queue(queue), bound]
     }
 
-    /// The queue of a service's oneway calls, and what leads there.
-    pub(crate) fn work(&self, service: &ServiceId) -> Vec<Declaration> {
+    /// The queue of a service's oneway calls, and what leads there: its `methods` that take such calls, and no others.
+    pub(crate) fn work(&self, service: &ServiceId, methods: &[String]) -> Vec<Declaration> {
         let queue = Queue {
             // The broker counts what follows the first delivery.
             delivery_limit: Some(ONEWAY_DELIVERIES - 1),
@@ -320,8 +320,9 @@ impl Namespace {
             dead_letter: Some((String::new(), self.dead_queue(service))),
             ..Queue::new(self.work_queue(service), QueueKind::Quorum)
         };
-        let bound = binding(self.oneway(), format!("{service}.#"), &queue.name);
-        vec![Declaration::Queue(queue), bound]
+        let bound = methods.iter().map(|method| binding(self.oneway(), oneway_key(service, method), &queue.name));
+        let bound: Vec<_> = bound.collect();
+        [vec![Declaration::Queue(queue)], bound].concat()
     }
 
     /// Where oneway calls wait that have failed, until their time is over and they go back to their queue.

@@ -78,7 +78,7 @@ async fn serve(node: &Node, change: impl FnOnce(Server) -> Server) -> Served {
     let service = Service::new("calculator", 1)
         .method(Method::new("add"), |_: Context, (a, b): (i64, i64)| async move { Ok::<_, Fault>(a + b) })
         .method(Method::new("who"), move |context: Context, (_,): (u8,)| async move { Ok::<_, Fault>(user(&context)) })
-        .method(Method::new("note"), move |context: Context, (line,): (String,)| {
+        .method(Method::new("note").oneway(), move |context: Context, (line,): (String,)| {
             note.send(format!("{}: {line}", user(&context))).expect("the test listens");
             async move { if line == "bad" { Err(Fault::new(hopline::Code::InvalidArgument, "bad")) } else { Ok(()) } }
         });

@@ -189,7 +189,7 @@ async fn a_process_that_is_terminated_under_load_loses_no_call() {
     }
     assert_eq!(instances, staying.iter().map(|server| server.instance.clone()).collect());
     match demo.whoami().to(&gone).await {
-        Err(Error::NoService { service }) => assert_eq!(service, format!("demo.v1@{gone}")),
+        Err(Error::NoService { service, .. }) => assert_eq!(service, format!("demo.v1@{gone}")),
         other => panic!("{other:?}"),
     }
 }

@@ -140,9 +140,9 @@ impl From<Error> for Failed {
         match error {
             // A name or an address that cannot be used is a matter of usage.
             Error::Invalid(_) => Self::Usage(said),
-            Error::NoService { service } => {
-                Self::Run(format!("`{service}` has no dead letters here: it was never served in this namespace"))
-            }
+            Error::NoService { service, .. } => Self::Run(format!(
+                "`{service}` has no dead letters here: it was never served in this namespace, or has no oneway methods"
+            )),
             _ => Self::Run(said),
         }
     }

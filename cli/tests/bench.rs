@@ -221,7 +221,7 @@ async fn bad_usage_exits_with_2_and_says_what_to_write() {
         (&["call", "--coalesce", "0"], "write auto, off, or how many calls may share a message"),
         (&["call", "--style", "event"], "[possible values: call, oneway]"),
         (&["call", "--style", "oneway", "--methods", "2"], "there is one oneway method"),
-        (&["call", "--url", "http://localhost"], "unknown scheme `http://`"),
+        (&["call", "--url", "http://localhost"], "unknown scheme: use memory://"),
         (&["call", "--url", "memory://", "--namespace", "a.b"], "the namespace `a.b` has a '.' in it"),
         (&["serve", "--instances", "0"], "write a number from 1 to 100"),
         (&["serve", "--methods", "0"], "write a number from 1 to 1000"),

@@ -70,7 +70,7 @@ impl Scene {
             async move { outcome }
         };
         let server = Server::builder().namespace(&namespace).connect(&url).await.expect("the broker is there");
-        let service = Service::new("mail", 1).method(Method::new("send"), send);
+        let service = Service::new("mail", 1).method(Method::new("send").oneway(), send);
         let server = server.serve(service).start().await.expect("it can be served");
         let client = Client::builder().namespace(&namespace).connect(&url).await.expect("the broker is there");
         let dead =

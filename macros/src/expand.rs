@@ -127,6 +127,7 @@ fn served(method: &Method, calculator: &Ident) -> TokenStream {
     let options = &method.options;
     let millis = |ms| quote_spanned!(at=> ::core::time::Duration::from_millis(#ms));
     let natures = [
+        options.oneway.then(|| quote_spanned!(at=> .oneway())),
         options.idempotent.then(|| quote_spanned!(at=> .idempotent())),
         options.finishes.then(|| quote_spanned!(at=> .finishes())),
         options.dedup_ms.map(millis).map(|time| quote_spanned!(at=> .dedup(#time))),

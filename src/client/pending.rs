@@ -46,7 +46,7 @@ impl Ticket {
             Some(instance) => instance_key(&self.target.service, instance),
             None => self.target.service_text.to_string(),
         };
-        Error::NoService { service }
+        Error::NoService { service, method: None }
     }
 
     /// What a request came to, where that ends the call.

@@ -84,6 +84,9 @@ impl Client {
         let ticket = self.post(outgoing, address, self.0.settings.coalesce.share(), token);
         match self.confirmed(&ticket, said).await {
             Err(Error::Overloaded { .. }) if to_all => Ok(()),
+            Err(Error::NoService { service, .. }) if !to_all && ticket.instance.is_none() => {
+                Err(Error::NoService { service, method: Some(ticket.target.method.to_string()) })
+            }
             confirmed => confirmed,
         }
     }

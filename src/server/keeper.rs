@@ -29,7 +29,12 @@ const OWN_PREFETCH: u16 = 1024;
 
 /// What is served: a service, or the events that match a pattern.
 pub(super) enum Origin {
-    Service(ServiceId, CallsQueue),
+    Service {
+        id: ServiceId,
+        calls: CallsQueue,
+        /// The methods that take oneway calls: without any, there is no queue of them.
+        oneway: Vec<String>,
+    },
     Subscription(String),
 }
 
@@ -69,7 +74,7 @@ impl Keeper {
         let prefetch = self.worker.prefetch();
         let mode = match (self.source, &*self.origin) {
             (Source::Work, _) => Mode::SettleAnyTime { prefetch },
-            (Source::Calls, Origin::Service(_, calls)) if calls.kind == QueueKind::Quorum => {
+            (Source::Calls, Origin::Service { calls, .. }) if calls.kind == QueueKind::Quorum => {
                 Mode::SettleAnyTime { prefetch }
             }
             (Source::Calls | Source::Events, _) => Mode::Settle { prefetch },
@@ -183,9 +188,13 @@ impl Keeper {
     fn topology(&self) -> (String, Vec<Declaration>) {
         let Site { namespace, instance, .. } = &*self.site;
         match (&*self.origin, self.source) {
-            (Origin::Service(id, calls), Source::Calls) => (namespace.calls_queue(id), namespace.calls(id, *calls)),
-            (Origin::Service(id, _), Source::Work) => (namespace.work_queue(id), namespace.work(id)),
-            (Origin::Service(id, _), Source::Instance | Source::Events) => {
+            (Origin::Service { id, calls, .. }, Source::Calls) => {
+                (namespace.calls_queue(id), namespace.calls(id, *calls))
+            }
+            (Origin::Service { id, oneway, .. }, Source::Work) => {
+                (namespace.work_queue(id), namespace.work(id, oneway))
+            }
+            (Origin::Service { id, .. }, Source::Instance | Source::Events) => {
                 let queue = namespace.instance_queue(id, instance, &short_id());
                 let parts = namespace.instance(id, &queue, instance);
                 (queue, parts)
@@ -202,9 +211,9 @@ impl Keeper {
     fn title(&self) -> String {
         let namespace = &self.site.namespace;
         match (&*self.origin, self.source) {
-            (Origin::Service(id, _), Source::Calls) => format!("the queue `{}`", namespace.calls_queue(id)),
-            (Origin::Service(id, _), Source::Work) => format!("the queue `{}`", namespace.work_queue(id)),
-            (Origin::Service(id, _), Source::Instance | Source::Events) => {
+            (Origin::Service { id, .. }, Source::Calls) => format!("the queue `{}`", namespace.calls_queue(id)),
+            (Origin::Service { id, .. }, Source::Work) => format!("the queue `{}`", namespace.work_queue(id)),
+            (Origin::Service { id, .. }, Source::Instance | Source::Events) => {
                 format!("the queue of this instance of `{id}`")
             }
             (Origin::Subscription(pattern), _) => format!("the queue of the subscription to `{pattern}`"),

@@ -44,7 +44,10 @@ impl Supervisor {
     }
 
     pub(super) fn serve(&mut self, id: ServiceId, service: Service) -> Result<(), Error> {
-        self.add(Origin::Service(id.clone(), service.calls), &id, service)
+        let oneway =
+            service.methods.values().filter(|(method, _)| method.oneway).map(|(method, _)| method.name.clone());
+        let oneway = oneway.collect();
+        self.add(Origin::Service { id: id.clone(), calls: service.calls, oneway }, &id, service)
     }
 
     pub(super) fn subscribe(&mut self, pattern: String, id: ServiceId, service: Service) -> Result<(), Error> {
@@ -54,7 +57,7 @@ impl Supervisor {
     fn add(&mut self, origin: Origin, id: &ServiceId, service: Service) -> Result<(), Error> {
         let worker = Arc::new(Worker::new(id, service, self.site.clone())?);
         // Nobody waits for what becomes of an event.
-        if matches!(origin, Origin::Service(..)) {
+        if matches!(origin, Origin::Service { .. }) {
             tokio::spawn(worker.clone().report_in());
         }
         self.served.push(Served { worker, origin: Arc::new(origin) });
@@ -78,7 +81,7 @@ impl Supervisor {
             )));
         }
         transport.declare(&self.site.namespace.exchanges()).await?;
-        let dead: Vec<_> = self.services().map(|id| self.site.namespace.dead(id)).collect();
+        let dead: Vec<_> = self.with_oneway_methods().map(|id| self.site.namespace.dead(id)).collect();
         transport.declare(&dead).await?;
         let declared = stream::iter(keepers).map(|keeper| async move {
             let queue = keeper.declare().await?;
@@ -178,8 +181,9 @@ impl Supervisor {
             at,
             source,
         };
-        let sources = |served: &Served| match *served.origin {
-            Origin::Service(..) => &[Source::Instance, Source::Calls, Source::Work][..],
+        let sources = |served: &Served| match &*served.origin {
+            Origin::Service { oneway, .. } if oneway.is_empty() => &[Source::Instance, Source::Calls][..],
+            Origin::Service { .. } => &[Source::Instance, Source::Calls, Source::Work],
             Origin::Subscription(_) => &[Source::Events],
         };
         let mut keepers: Vec<_> = self
@@ -197,15 +201,16 @@ impl Supervisor {
     fn look_after(&self) {
         let transport = self.site.transport();
         tokio::spawn(keep_repaired(self.site.clone(), transport.clone()));
-        for id in self.services() {
+        for id in self.with_oneway_methods() {
             tokio::spawn(keep_dead_letters(self.site.clone(), transport.clone(), id.clone()));
         }
     }
 
-    fn services(&self) -> impl Iterator<Item = &ServiceId> {
+    /// The services that have a queue of oneway calls, and one of dead letters.
+    fn with_oneway_methods(&self) -> impl Iterator<Item = &ServiceId> {
         self.served.iter().filter_map(|served| match &*served.origin {
-            Origin::Service(id, _) => Some(id),
-            Origin::Subscription(_) => None,
+            Origin::Service { id, oneway, .. } if !oneway.is_empty() => Some(id),
+            Origin::Service { .. } | Origin::Subscription(_) => None,
         })
     }
 }

@@ -9,6 +9,7 @@ use crate::registry::MethodInfo;
 pub struct Method {
     pub(crate) name: String,
     pub(crate) signature: String,
+    pub(crate) oneway: bool,
     pub(crate) idempotent: bool,
     pub(crate) finishes: bool,
     pub(crate) dedup: Option<Duration>,
@@ -47,13 +48,39 @@ impl Method {
     #[must_use]
     pub fn new(name: impl Into<String>) -> Self {
         let name = name.into();
-        Self { signature: name.clone(), name, idempotent: false, finishes: false, dedup: None, retry: Retry::default() }
+        Self {
+            signature: name.clone(),
+            name,
+            oneway: false,
+            idempotent: false,
+            finishes: false,
+            dedup: None,
+            retry: Retry::default(),
+        }
     }
 
     /// How it is written, for messages about arguments that do not fit. Default: the name.
     #[must_use]
     pub fn signature(mut self, signature: impl Into<String>) -> Self {
         self.signature = signature.into();
+        self
+    }
+
+    /// It takes oneway calls, which the broker keeps until they have run: the service gets a queue for them, and one for those
+    /// that fail for good. Both stay with what is in them when the last server leaves. Without it, a oneway call for any
+    /// instance is refused with [`NoService`](crate::Error::NoService); one to a given instance, or to all, needs no queue
+    /// and arrives. It can be called for an answer as well.
+    ///
+    /// ```
+    /// use hopline::{Context, Fault, Method, Service};
+    ///
+    /// let note = |_: Context, (text,): (String,)| async move { Ok::<_, Fault>(println!("{text}")) };
+    /// let service = Service::new("notes", 1).method(Method::new("note").oneway(), note);
+    /// # let _ = service;
+    /// ```
+    #[must_use]
+    pub fn oneway(mut self) -> Self {
+        self.oneway = true;
         self
     }
 
@@ -109,7 +136,7 @@ impl Method {
     ///
     /// let send = |_: Context, (to,): (String,)| async move { Err::<(), _>(Fault::new(Code::Unavailable, to)) };
     /// // After 1 s, 2 s, 4 s, 8 s and 16 s.
-    /// let method = Method::new("send").attempts(6).pause(Duration::from_secs(1));
+    /// let method = Method::new("send").oneway().attempts(6).pause(Duration::from_secs(1));
     /// let service = Service::new("mail", 1).method(method, send);
     /// # let _ = service;
     /// ```
@@ -158,7 +185,19 @@ impl Method {
     }
 
     pub(crate) fn info(&self) -> MethodInfo {
-        MethodInfo { name: self.name.clone(), signature: self.signature.clone(), idempotent: self.idempotent }
+        MethodInfo {
+            name: self.name.clone(),
+            signature: self.signature.clone(),
+            oneway: self.oneway,
+            idempotent: self.idempotent,
+        }
+    }
+}
+
+/// A method of this name, and nothing else said of it.
+impl From<&str> for Method {
+    fn from(name: &str) -> Self {
+        Self::new(name)
     }
 }
 

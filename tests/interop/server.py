@@ -103,7 +103,8 @@ class Server:
             "x-overflow": "reject-publish",
         }
         channel.queue_declare(work, durable=True, arguments=arguments)
-        channel.queue_bind(work, oneway, f"{service}.#")
+        for method in self.methods:
+            channel.queue_bind(work, oneway, f"{service}.{method}")
         channel.queue_declare(calls, durable=True, arguments={"x-queue-type": "classic", "x-expires": 60000})
         channel.queue_bind(calls, rpc, service)
 

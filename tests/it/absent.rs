@@ -71,7 +71,7 @@ async fn a_call_that_is_not_to_wait_for_an_instance_ends_at_once_and_never_runs(
     for client in [&hasty, &patient] {
         for outcome in soon(join_all((0..10).map(|n| hold(client, n).absent(Absent::Fail).into_future()))).await {
             match outcome {
-                Err(Error::NoService { service }) => assert_eq!(service, "held.v1"),
+                Err(Error::NoService { service, .. }) => assert_eq!(service, "held.v1"),
                 other => panic!("{other:?}"),
             }
         }
@@ -98,7 +98,7 @@ async fn a_service_that_was_never_served_is_known_whether_its_calls_would_wait_o
     let client = scene.client().await;
     for absent in [Absent::Wait, Absent::Fail] {
         match soon(hold(&client, 1).timeout(LONG).absent(absent).into_future()).await {
-            Err(Error::NoService { service }) => assert_eq!(service, "held.v1"),
+            Err(Error::NoService { service, .. }) => assert_eq!(service, "held.v1"),
             other => panic!("{other:?}"),
         }
     }

@@ -138,7 +138,7 @@ async fn oneway_calls_that_leave_together_after_an_alarm_all_run_however_many_ma
     const CALLS: usize = 3000;
     let (scene, broker) = Scene::alone();
     let (note, mut noted) = mpsc::unbounded_channel();
-    let service = Service::new("n", 1).method(Method::new("n"), move |_: Context, (number,): (u16,)| {
+    let service = Service::new("n", 1).method(Method::new("n").oneway(), move |_: Context, (number,): (u16,)| {
         note.send(number).expect("the test listens");
         async { Ok::<_, ()>(()) }
     });

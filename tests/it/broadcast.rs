@@ -108,7 +108,7 @@ async fn a_broadcast_to_nobody_is_known_at_once() {
     let math = MathClient::new(&client);
     let window = Duration::from_secs(600);
     let nobody = |outcome: Result<_, Error>| match outcome {
-        Err(Error::NoService { service }) => assert_eq!(service, "math.v1"),
+        Err(Error::NoService { service, .. }) => assert_eq!(service, "math.v1"),
         other => panic!("{other:?}"),
     };
     nobody(soon(math.nothing().all().gather(window)).await.map(|replies| replies.len()));

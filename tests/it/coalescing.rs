@@ -123,7 +123,7 @@ async fn a_returned_message_of_many_is_no_service_to_each() {
     let scene = Scene::new();
     let client = sharing(&scene, Coalesce::Fixed(64)).await;
     for outcome in soon(join_all((0..20).map(|n| hold(&client, n).into_future()))).await {
-        assert!(matches!(&outcome, Err(Error::NoService { service }) if service == "held.v1"), "{outcome:?}");
+        assert!(matches!(&outcome, Err(Error::NoService { service, .. }) if service == "held.v1"), "{outcome:?}");
     }
     assert_eq!(client.traffic().messages_sent, 1);
 }
@@ -292,7 +292,7 @@ fn slow_notes() -> (Service, mpsc::UnboundedReceiver<u64>, Arc<tokio::sync::Sema
     let (keep, kept) = mpsc::unbounded_channel();
     let go = Arc::new(tokio::sync::Semaphore::new(0));
     let until = go.clone();
-    let service = Service::new("notes", 1).method(Method::new("note"), move |_: Context, (n,): (u64,)| {
+    let service = Service::new("notes", 1).method(Method::new("note").oneway(), move |_: Context, (n,): (u64,)| {
         keep.send(n).expect("the test listens");
         let until = until.clone();
         async move {

@@ -148,8 +148,8 @@ async fn bombs_and_what_cannot_be_decompressed_are_refused_and_the_frames_beside
     }
     // What nobody is told of is kept as it came.
     let mut letters = scene.dead_letters(&stranger.transport, "math.v1").await;
-    let (_, body) = compressed(3, LZ4, "echo", &good[..20]);
-    stranger.send("oneway", "math.v1.echo", body.clone(), None, None).await;
+    let (_, body) = compressed(3, LZ4, "heard", &good[..20]);
+    stranger.send("oneway", "math.v1.heard", body.clone(), None, None).await;
     let letter = soon(letters.next()).await.expect("it is kept");
     assert_eq!(letter.body, body);
     letter.settle(Settle::Ack);

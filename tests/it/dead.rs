@@ -27,15 +27,16 @@ fn mail() -> Mail {
     let (tell, taken) = mpsc::unbounded_channel();
     let open = Arc::new(AtomicBool::new(false));
     let is_open = open.clone();
-    let service = Service::new("mail", 1).method(Method::new("send"), move |context: Context, (line,): (String,)| {
-        let outcome = if is_open.load(Ordering::SeqCst) {
-            tell.send((line, context.request_id(), context.attempt())).expect("the test listens");
-            Ok(())
-        } else {
-            Err(Fault::new(Code::InvalidArgument, format!("no address for {line}")))
-        };
-        async move { outcome }
-    });
+    let service =
+        Service::new("mail", 1).method(Method::new("send").oneway(), move |context: Context, (line,): (String,)| {
+            let outcome = if is_open.load(Ordering::SeqCst) {
+                tell.send((line, context.request_id(), context.attempt())).expect("the test listens");
+                Ok(())
+            } else {
+                Err(Fault::new(Code::InvalidArgument, format!("no address for {line}")))
+            };
+            async move { outcome }
+        });
     Mail { service, open, taken }
 }
 
@@ -280,6 +281,6 @@ async fn a_replay_that_is_dropped_leaves_its_letter_where_others_see_it() {
 async fn a_service_that_was_never_there_has_no_dead_letters() {
     let scene = Scene::new();
     let dead = dead(&scene).await;
-    assert!(matches!(dead.count().await, Err(Error::NoService { service }) if service == "mail.v1"));
+    assert!(matches!(dead.count().await, Err(Error::NoService { service, .. }) if service == "mail.v1"));
     assert!(matches!(dead.list(1).await, Err(Error::NoService { .. })));
 }

@@ -122,7 +122,7 @@ async fn a_call_addressed_to_a_leaving_instance_is_told_so() {
     running.await.expect("it was let finish");
     soon(drained).await.expect("no panic");
     match soon(hold(&client, 3).to(&instance).into_future()).await {
-        Err(Error::NoService { service }) => assert_eq!(service, format!("held.v1@{instance}")),
+        Err(Error::NoService { service, .. }) => assert_eq!(service, format!("held.v1@{instance}")),
         other => panic!("{other:?}"),
     }
 }

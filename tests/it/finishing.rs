@@ -145,7 +145,7 @@ async fn a_call_that_finished_for_nobody_answers_its_next_delivery() {
 #[tokio::test]
 async fn a_oneway_call_is_never_cancelled() {
     let scene = Scene::new();
-    let (service, mut begun) = halves(Method::new("work"));
+    let (service, mut begun) = halves(Method::new("work").oneway());
     let _server = scene.serve(service).await;
     let stranger = Stranger::new(&scene).await;
     let client = scene.client().await;

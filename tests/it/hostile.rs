@@ -161,21 +161,21 @@ async fn what_cannot_be_answered_is_kept_for_an_operator() {
     let garbage = b"HLgarbage".to_vec();
     let cases = [
         ("rpc", "math.v1", garbage.clone(), garbage.clone(), "header"),
-        ("oneway", "math.v1.add", garbage.clone(), garbage.clone(), "header"),
+        ("oneway", "math.v1.heard", garbage.clone(), garbage.clone(), "header"),
         ("rpc", "math.v1", unanswerable.clone(), unanswerable.clone(), "nobody can be answered"),
         // What the broker let pass by its key is not another method.
         (
             "oneway",
-            "math.v1.add",
+            "math.v1.heard",
             frame(3, Codec::Json, id, "nothing", b"[]"),
             frame(3, Codec::Json, id, "nothing", b"[]"),
-            "its key is `math.v1.add`, and it names `nothing`",
+            "its key is `math.v1.heard`, and it names `nothing`",
         ),
         // What could be read before the garbage is not kept with it.
         (
             "oneway",
-            "math.v1.nothing",
-            [frame(3, Codec::Json, id, "nothing", b"[]"), garbage.clone()].concat(),
+            "math.v1.heard",
+            [frame(3, Codec::Json, id, "heard", b"[]"), garbage.clone()].concat(),
             garbage,
             "header",
         ),

@@ -43,7 +43,7 @@ fn reception() -> (Service, Seen) {
         .method(Method::new("who"), |context: Context, (_,): (u8,)| async move {
             Ok::<_, Fault>(context.user().map(str::to_owned))
         })
-        .method(Method::new("ring"), move |context: Context, (_,): (u8,)| {
+        .method(Method::new("ring").oneway(), move |context: Context, (_,): (u8,)| {
             tell.send(context.user().map(str::to_owned)).expect("the test listens");
             async { Ok::<_, Fault>(()) }
         });

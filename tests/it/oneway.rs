@@ -4,16 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use hopline::{Client, Code, Context, DeadLetters, Error, Fault, Method, Service};
+use hopline::transport::{Confirm, Properties, Publication};
+use hopline::{Client, Code, Codec, Context, DeadLetters, Error, Fault, Method, Service};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use crate::support::{Scene, soon};
+use crate::support::{Scene, frame, soon};
 
 /// A service that keeps what it is told, and fails when told so.
 fn notes() -> (Service, mpsc::UnboundedReceiver<String>) {
     let (keep, kept) = mpsc::unbounded_channel();
-    let method = Method::new("note").attempts(3).pause(Duration::from_millis(1));
+    let method = Method::new("note").oneway().attempts(3).pause(Duration::from_millis(1));
     let service = Service::new("notes", 1).method(method, move |_: Context, (line,): (String,)| {
         keep.send(line.clone()).expect("the test listens");
         async move {
@@ -53,7 +54,7 @@ async fn a_oneway_call_waits_for_a_server_to_come() {
     let scene = Scene::new();
     let client = scene.client().await;
     match note(&client, "early").await {
-        Err(Error::NoService { service }) => assert_eq!(service, "notes.v1"),
+        Err(Error::NoService { service, .. }) => assert_eq!(service, "notes.v1"),
         other => panic!("{other:?}"),
     }
     let (service, _kept) = notes();
@@ -165,7 +166,16 @@ async fn a_oneway_call_that_cannot_be_run_is_kept_with_the_reason() {
     let client = scene.client().await;
     let transport = scene.transport().await;
     let mut letters = scene.dead_letters(&transport, "notes.v1").await;
-    client.oneway("notes", "absent", ("x",)).send().await.expect("the broker has it");
+    // Such as one that a server of another version has taken.
+    let absent = Properties { kind: Some("notes.v1.absent".to_owned()), ..Properties::default() };
+    let absent = Publication {
+        exchange: String::new(),
+        key: format!("{}.notes.v1.work", scene.namespace),
+        mandatory: true,
+        properties: absent,
+        body: frame(3, Codec::Cbor, uuid::Uuid::new_v4(), "absent", &[0x81, 1]).into(),
+    };
+    assert_eq!(transport.publish(absent).await.expect("it is there"), Confirm::Accepted);
     client.oneway("notes", "note", (1, 2, 3)).send().await.expect("the broker has it");
     let mut reasons = Vec::new();
     for _ in 0..2 {
@@ -177,6 +187,45 @@ async fn a_oneway_call_that_cannot_be_run_is_kept_with_the_reason() {
     reasons.sort_unstable();
     assert_eq!(reasons, ["`note` takes 1 argument, got 3", "`notes.v1` has no method `absent`: it has note"]);
     kept.try_recv().expect_err("neither ran");
+}
+
+#[tokio::test]
+async fn only_oneway_methods_take_oneway_calls() {
+    let scene = Scene::new();
+    let (service, _kept) = notes();
+    let _server = scene.serve(service.method("ask", |_: Context, _: [(); 0]| async { Ok::<_, Fault>(()) })).await;
+    let client = scene.client().await;
+    client.call::<()>("notes", "ask", [(); 0]).await.expect("answered");
+    let refused = client.oneway("notes", "ask", [(); 0]).send().await.expect_err("it is none");
+    assert!(refused.to_string().contains("`notes.v1` takes no oneway calls of `ask`"), "{refused}");
+    match refused {
+        Error::NoService { service, method } => assert_eq!((&*service, method.as_deref()), ("notes.v1", Some("ask"))),
+        other => panic!("{other:?}"),
+    }
+    client.call::<()>("notes", "note", ("answered, too",)).await.expect("answered");
+}
+
+#[tokio::test]
+async fn a_service_without_oneway_methods_leaves_no_queue_for_them() {
+    let scene = Scene::new();
+    let answers = |_: Context, _: [(); 0]| async { Ok::<_, Fault>(()) };
+    let server = scene.serve(Service::new("asked", 1).method("ask", answers)).await;
+    let (client, transport) = (scene.client().await, scene.transport().await);
+    let queue = |name| format!("{}.asked.v1.{name}", scene.namespace);
+    for name in ["work", "retry", "dead"] {
+        assert_eq!(transport.count(&queue(name)).await.expect("it can be counted"), None, "{name}");
+    }
+    // What is given up is kept nevertheless.
+    client.oneway("asked", "unheard_of", [(); 0]).send_to_all().await.expect("the broker has it");
+    let dead = DeadLetters::builder().namespace(&scene.namespace).connect(&scene.url, "asked").await;
+    let dead = dead.expect("the broker is there");
+    let is_kept = async {
+        while !matches!(dead.count().await, Ok(1)) {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(is_kept).await;
+    soon(server.drain()).await;
 }
 
 #[tokio::test]
@@ -201,12 +250,13 @@ async fn a_drain_gives_back_the_oneway_calls_that_wait() {
     let runs = Arc::new(AtomicUsize::new(0));
     let (running, mut started) = mpsc::unbounded_channel();
     let counter = runs.clone();
-    let service = Service::new("notes", 1).method(Method::new("note"), move |_: Context, (_line,): (String,)| {
-        counter.fetch_add(1, Ordering::SeqCst);
-        let (go, gone) = tokio::sync::oneshot::channel::<()>();
-        running.send(go).expect("the test listens");
-        async move { gone.await.map_err(|_| "let go".to_owned()) }
-    });
+    let service =
+        Service::new("notes", 1).method(Method::new("note").oneway(), move |_: Context, (_line,): (String,)| {
+            counter.fetch_add(1, Ordering::SeqCst);
+            let (go, gone) = tokio::sync::oneshot::channel::<()>();
+            running.send(go).expect("the test listens");
+            async move { gone.await.map_err(|_| "let go".to_owned()) }
+        });
     let leaving = scene.serve(service.concurrency(1).prefetch(10)).await;
     let client = scene.client().await;
     for line in ["one", "two", "three"] {

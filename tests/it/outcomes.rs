@@ -21,17 +21,17 @@ async fn a_service_that_nobody_serves_is_known_at_once() {
     let client = scene.client().await;
     let call = client.call::<()>("nobody", "home", [(); 0]).timeout(MINUTES);
     match soon(call.into_future()).await {
-        Err(Error::NoService { service }) => assert_eq!(service, "nobody.v1"),
+        Err(Error::NoService { service, .. }) => assert_eq!(service, "nobody.v1"),
         other => panic!("{other:?}"),
     }
     let _server = scene.serve(MathServer::new(Calculator)).await;
     let math = MathClient::new(&client);
     match soon(math.add(1, 2).to("elsewhere").timeout(MINUTES).into_future()).await {
-        Err(Error::NoService { service }) => assert_eq!(service, "math.v1@elsewhere"),
+        Err(Error::NoService { service, .. }) => assert_eq!(service, "math.v1@elsewhere"),
         other => panic!("{other:?}"),
     }
     match soon(client.call::<()>("math.v2", "add", (1, 2)).timeout(MINUTES).into_future()).await {
-        Err(Error::NoService { service }) => assert_eq!(service, "math.v2"),
+        Err(Error::NoService { service, .. }) => assert_eq!(service, "math.v2"),
         other => panic!("{other:?}"),
     }
     assert_eq!(math.add(1, 2).await.expect("the connection is as good as before"), 3);
@@ -111,7 +111,7 @@ async fn an_unknown_method_is_refused_with_those_there_are() {
         Err(Error::Fault(Fault { code: Code::Unimplemented, message, .. })) => {
             assert_eq!(
                 message,
-                "`math.v1` has no method `substract`: it has add, div, echo, join, nothing, panic, whoami"
+                "`math.v1` has no method `substract`: it has add, div, echo, heard, join, nothing, panic, whoami"
             );
         }
         other => panic!("{other:?}"),

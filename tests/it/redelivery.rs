@@ -18,7 +18,7 @@ const REQUEST: u8 = 1;
 
 /// A service whose `note` tells each attempt, and fails those of lines that begin with `fail`.
 fn notes() -> (Service, mpsc::UnboundedReceiver<(String, u64)>) {
-    notes_of(Method::new("note").attempts(5).pause(Duration::from_millis(100)))
+    notes_of(Method::new("note").oneway().attempts(5).pause(Duration::from_millis(100)))
 }
 
 fn notes_of(method: Method) -> (Service, mpsc::UnboundedReceiver<(String, u64)>) {
@@ -129,7 +129,7 @@ async fn a_failing_oneway_call_has_five_attempts_and_then_tells_why() {
 #[tokio::test]
 async fn a_call_has_more_attempts_than_the_broker_delivers_it_if_its_method_says_so() {
     let scene = Scene::new();
-    let (service, mut told) = notes_of(Method::new("note").attempts(45).pause(Duration::ZERO));
+    let (service, mut told) = notes_of(Method::new("note").oneway().attempts(45).pause(Duration::ZERO));
     let _server = scene.serve(service).await;
     let stranger = Stranger::new(&scene).await;
     let (id, body) = note("fail");
@@ -150,7 +150,7 @@ async fn a_call_has_more_attempts_than_the_broker_delivers_it_if_its_method_says
 #[tokio::test(start_paused = true)]
 async fn a_failing_call_has_a_minute_unless_its_method_says_otherwise() {
     let scene = Scene { url: "memory://pauses".to_owned(), ..Scene::new() };
-    let (service, mut told) = notes_of(Method::new("note"));
+    let (service, mut told) = notes_of(Method::new("note").oneway());
     let _server = scene.serve(service).await;
     let client = scene.client().await;
     client.oneway("notes", "note", ("fail",)).send().await.expect("the broker has it");
@@ -255,7 +255,7 @@ impl Once {
             starts.send(answer).expect("the test listens");
             async move { told.await.unwrap_or_else(|_| Err(Fault::new(Code::Internal, "the test let go of it"))) }
         };
-        let method = Method::new("charge").dedup(Duration::from_secs(600));
+        let method = Method::new("charge").oneway().dedup(Duration::from_secs(600));
         let server = scene.serve(Service::new("billing", 1).method(method, charge).prefetch(prefetch)).await;
         Self { _server: server, runs, started }
     }

@@ -19,8 +19,10 @@ async fn every_instance_tells_what_it_serves() {
     expected.sort_unstable();
     let served: Vec<_> = told.iter().map(|told| (told.service.as_str(), told.instance.as_str())).collect();
     assert_eq!(served, expected);
-    let add = MethodInfo { name: "add".into(), signature: "add(a: i64, b: i64) -> i64".into(), idempotent: false };
-    assert_eq!(told[0].methods[0], add);
+    let signature = "add(a: i64, b: i64) -> i64".into();
+    assert_eq!(told[0].methods[0], MethodInfo { name: "add".into(), signature, oneway: false, idempotent: false });
+    let oneway: Vec<_> = told[0].methods.iter().filter(|method| method.oneway).map(|method| &*method.name).collect();
+    assert_eq!(oneway, ["heard"]);
 }
 
 #[tokio::test]

@@ -27,7 +27,7 @@ fn calls_in_every_style_can_be_made_where_there_is_no_runtime() {
     math.add(2, 3).then(move |outcome| told.send(outcome).expect("the test listens"));
     assert_eq!(heard.recv_timeout(Duration::from_secs(60)).expect("it is called").expect("answered"), 5);
     assert_eq!(block_on(math.add(3, 4).into_future()).expect("answered"), 7);
-    block_on(client.oneway("math", "nothing", [(); 0]).send()).expect("the broker has it");
+    block_on(math.heard().send()).expect("the broker has it");
     block_on(client.publish("something.happened", &1)).expect("the broker has it");
     let replies = block_on(math.whoami().all().gather(WINDOW)).expect("it is there");
     assert!(replies.len() <= 1, "it may take longer than the window: {replies:?}");

@@ -26,10 +26,10 @@ async fn calls_can_have_all_the_time_there_is_and_none() {
     is_unsent(MathClient::new(&hasty).add(1, 2).await);
     is_unsent(MathClient::new(&patient).add(1, 2).timeout(Duration::ZERO).await);
 
-    let nothing = |client: &Client| client.oneway("math", "nothing", [(); 0]);
-    nothing(&patient).send().await.expect("the broker has it");
-    nothing(&patient).send_to_all().await.expect("the broker has it");
-    is_unsent(nothing(&hasty).send().await);
+    let heard = |client: &Client| MathClient::new(client).heard();
+    heard(&patient).send().await.expect("the broker has it");
+    heard(&patient).send_to_all().await.expect("the broker has it");
+    is_unsent(heard(&hasty).send().await);
     patient.publish("something.happened", &()).await.expect("the broker has it");
     // Whether the broker was fast enough for no time at all, it may have it.
     let published = soon(hasty.publish("something.happened", &())).await;

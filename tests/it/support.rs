@@ -138,6 +138,8 @@ pub(crate) trait Math {
     async fn div(&self, a: i64, b: i64) -> Result<i64, MathError>;
     async fn join(&self, words: Vec<String>, separator: Option<String>) -> String;
     async fn nothing(&self);
+    #[rpc(oneway)]
+    async fn heard(&self);
     async fn echo(&self, bytes: serde_bytes::ByteBuf) -> serde_bytes::ByteBuf;
     async fn panic(&self);
     async fn whoami(&self, ctx: &Context) -> String;
@@ -159,6 +161,8 @@ impl Math for Calculator {
     }
 
     async fn nothing(&self) {}
+
+    async fn heard(&self) {}
 
     async fn echo(&self, bytes: serde_bytes::ByteBuf) -> serde_bytes::ByteBuf {
         bytes
@@ -196,7 +200,7 @@ impl Arrival {
 
 impl Held {
     pub(crate) fn new() -> Self {
-        Self::of(Method::new("hold"))
+        Self::of(Method::new("hold").oneway())
     }
 
     pub(crate) fn of(method: Method) -> Self {

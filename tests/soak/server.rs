@@ -45,9 +45,10 @@ fn service(records: &Arc<Records>) -> Service {
     for method in Method::ALL {
         let described = hopline::Method::new(method.name());
         let described = match method {
-            Method::Count | Method::Note => described,
+            Method::Count => described,
+            Method::Note => described.oneway(),
             Method::CountIdempotent => described.idempotent(),
-            Method::NoteOnce => described.dedup(MEMORY),
+            Method::NoteOnce => described.oneway().dedup(MEMORY),
         };
         let records = records.clone();
         service = service.method(described, move |context: Context, (client, sequence, millis): (u32, u32, u64)| {

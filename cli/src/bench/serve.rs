@@ -122,7 +122,7 @@ fn service(offer: &Offer) -> Service {
             Ok::<_, Fault>(payload)
         });
     }
-    let note = Method::new(NOTE).signature("note(payload: bytes)");
+    let note = Method::new(NOTE).oneway().signature("note(payload: bytes)");
     service.method(note, |_: Context, (_,): (ByteBuf,)| async { Ok::<(), Fault>(()) })
 }
 

@@ -265,7 +265,7 @@ async fn calls_are_blocked_while_the_broker_is_short_of_memory_and_work_again_af
 async fn a_replay_is_blocked_while_the_broker_is_short_of_memory_and_keeps_every_letter() {
     let node = shared().await;
     let scene = node.scene();
-    let service = Service::new("mail", 1).method(Method::new("send"), |_: Context, (_,): (u64,)| async {
+    let service = Service::new("mail", 1).method(Method::new("send").oneway(), |_: Context, (_,): (u64,)| async {
         Err::<(), _>(Fault::new(Code::InvalidArgument, "no address"))
     });
     let running = scene.serve(service).await;
@@ -323,7 +323,7 @@ async fn the_broker_has_had_its_time() {
 async fn a_replay_into_a_queue_that_does_not_answer_ends_and_keeps_the_letter() {
     let node = shared().await;
     let scene = node.scene();
-    let service = Service::new("mail", 1).method(Method::new("send"), |_: Context, (): ()| async {
+    let service = Service::new("mail", 1).method(Method::new("send").oneway(), |_: Context, (): ()| async {
         Err::<(), _>(Fault::new(Code::InvalidArgument, "no address"))
     });
     let running = scene.serve(service).await;

@@ -24,8 +24,11 @@ async fn a_cluster_that_loses_any_of_its_nodes_goes_on() {
     let cluster = Cluster::start(&version).await;
     let scene = Scene::at(cluster.url(0));
     let service = || {
-        let service = Service::new("work", 1)
-            .method(Method::new("do").idempotent(), |_: Context, (n,): (u64,)| async move { Ok::<_, Fault>(n) });
+        let service =
+            Service::new("work", 1)
+                .method(Method::new("do").idempotent().oneway(), |_: Context, (n,): (u64,)| async move {
+                    Ok::<_, Fault>(n)
+                });
         service.quorum()
     };
     // One at each node.

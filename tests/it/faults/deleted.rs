@@ -136,7 +136,7 @@ async fn bindings_that_are_deleted_are_there_again() {
 /// A service whose oneway calls no attempt can help.
 fn hopeless() -> Service {
     let refuse = |_: Context, _: (u64,)| async { Err::<(), _>(Fault::new(Code::InvalidArgument, "never")) };
-    Service::new("hopeless", 1).method(Method::new("job"), refuse)
+    Service::new("hopeless", 1).method(Method::new("job").oneway(), refuse)
 }
 
 async fn dead_letters(scene: &Scene) -> DeadLetters {

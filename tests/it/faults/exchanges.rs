@@ -58,7 +58,7 @@ async fn a_broadcast_whose_exchange_is_gone_reaches_nobody_and_the_next_call_is_
     let told = async {
         loop {
             match math.whoami().all().gather(LONG).await {
-                Err(Error::NoService { service }) => break assert_eq!(service, "math.v1"),
+                Err(Error::NoService { service, .. }) => break assert_eq!(service, "math.v1"),
                 Err(Error::Disconnected { .. }) => {}
                 other => panic!("{other:?}"),
             }

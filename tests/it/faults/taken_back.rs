@@ -53,7 +53,7 @@ async fn worker(scene: &Scene, runs: &Runs) -> Running {
             Ok::<_, Fault>(number)
         }
     };
-    scene.serve(Service::new("jobs", 1).method(Method::new("work"), job).concurrency(2).prefetch(4)).await
+    scene.serve(Service::new("jobs", 1).method(Method::new("work").oneway(), job).concurrency(2).prefetch(4)).await
 }
 
 /// That the broker took something back, if it is one that reads no limit of a consumer's own.
