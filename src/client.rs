@@ -64,7 +64,8 @@ pub struct Client(Arc<Inner>);
 struct Inner {
     settings: ClientBuilder,
     line: Line,
-    instance: Arc<str>,
+    /// How it says who it is: the name that people chose for it, if they did, and its id.
+    caller: Arc<str>,
     /// The exchanges of calls and of oneway calls.
     rpc: Arc<str>,
     oneway: Arc<str>,
@@ -260,7 +261,7 @@ impl Client {
         Metadata {
             sent_at: Some(unix_millis()),
             traceparent: trace.map(|trace| trace.text()),
-            instance: Some(self.0.instance.clone()),
+            instance: Some(self.0.caller.clone()),
             ..Metadata::default()
         }
     }
@@ -293,7 +294,7 @@ pub(crate) fn short_id() -> String {
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client")
-            .field("instance", &self.0.instance)
+            .field("caller", &self.0.caller)
             .field("settings", &self.0.settings)
             .finish_non_exhaustive()
     }

@@ -117,7 +117,8 @@ impl Context {
         self.0.id
     }
 
-    /// The id that the calling client gave itself, if it did. It is what the client says, not proof of who it is.
+    /// The calling client, if it says who it is: the [name](crate::ClientBuilder::name) that people chose for it, if they did,
+    /// a space, and the id that it gave itself, such as `billing-web a1b2c3d4e5f6`. It is what the client says, not proof.
     #[must_use]
     pub fn caller(&self) -> Option<&str> {
         self.0.caller.as_deref()

@@ -1,20 +1,29 @@
 //! Dead letters: what a service could not run, to be looked into, replayed or dropped by an operator.
 
 mod builder;
+mod catalogue;
 mod letter;
 mod publish;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
-use std::future::Future;
 use std::time::Duration;
 
+use uuid::Uuid;
+
+use crate::client::MAX_MESSAGE_SIZE;
 use crate::error::Error;
 use crate::topology::{Namespace, ServiceId};
 use crate::transport::{Confirm, Delivery, Publication, Settle, Transport};
 
+use catalogue::answered;
+
 pub use builder::DeadLettersBuilder;
+pub(crate) use catalogue::enter;
 pub use letter::{DeadLetter, EarlierDeath, LetterKind};
+
+/// How long arguments may be that are listed, in bytes.
+const SHORT_ARGUMENTS: usize = 4096;
 
 /// The dead letters of one service: oneway calls that failed in every attempt, and messages that no attempt could help.
 ///
@@ -52,7 +61,7 @@ pub struct DeadLetters {
 pub enum WhichLetters {
     /// All that are there, and that come meanwhile.
     All,
-    /// Those with these ids; of several with one id, the first.
+    /// Those with these ids, or the beginnings of ids that no other has; of several with one id, the first.
     Ids(Vec<String>),
 }
 
@@ -118,11 +127,12 @@ impl DeadLetters {
     /// [`DeadLettersBuilder::timeout`], `Disconnected`.
     pub async fn count(&self) -> Result<u64, Error> {
         let queue = self.namespace.dead_queue(&self.service);
-        let count = self.answered("count dead letters", self.transport.count(&queue)).await?;
+        let count = answered(self.timeout, "count dead letters", self.transport.count(&queue)).await?;
         count.ok_or_else(|| Error::NoService { service: self.service.to_string(), method: None })
     }
 
-    /// The oldest `most` of them, the oldest first. They stay where they are, in their order.
+    /// The oldest `most` of them, the oldest first, without [arguments](DeadLetter::arguments) over 4 KiB. They stay where they
+    /// are, in their order.
     ///
     /// # Errors
     /// As [`DeadLetters::count`].
@@ -132,27 +142,56 @@ impl DeadLetters {
         while letters.len() < most
             && let Some(delivery) = self.next().await?
         {
-            letters.push(DeadLetter::read(&self.service, &delivery));
+            letters.push(DeadLetter::read(&self.service, &delivery, SHORT_ARGUMENTS));
             held.keep(delivery);
         }
         Ok(letters)
     }
 
-    /// The one with this id, the oldest if there are several; none if there is none. All stay where they are.
+    /// The one with this id, the oldest if there are several, or the one whose id begins so; none if there is none. All stay
+    /// where they are.
     ///
     /// # Errors
-    /// As [`DeadLetters::count`].
+    /// As [`DeadLetters::count`], and `Invalid` when several ids begin so.
     pub async fn find(&self, id: &str) -> Result<Option<DeadLetter>, Error> {
         self.count().await?;
+        let id = &self.whole(&[id.to_owned()]).await?[0];
         let mut held = Held::default();
         while let Some(delivery) = self.next().await? {
-            let letter = DeadLetter::read(&self.service, &delivery);
+            let letter = DeadLetter::read(&self.service, &delivery, MAX_MESSAGE_SIZE);
             held.keep(delivery);
-            if letter.id == id {
+            if letter.id == *id {
                 return Ok(Some(letter));
             }
         }
         Ok(None)
+    }
+
+    /// The ids that are meant where they may be beginnings of ids; one that is neither is left as it is.
+    async fn whole(&self, meant: &[String]) -> Result<Vec<String>, Error> {
+        if meant.iter().all(|id| Uuid::parse_str(id).is_ok()) {
+            return Ok(meant.to_vec());
+        }
+        let (mut there, mut held) = (BTreeSet::new(), Held::default());
+        while let Some(delivery) = self.next().await? {
+            there.insert(DeadLetter::read(&self.service, &delivery, 0).id);
+            held.keep(delivery);
+        }
+        let whole = |meant: &String| {
+            let begun = there.range(meant.clone()..).take_while(|id| id.starts_with(meant.as_str()));
+            let begun: Vec<_> = begun.collect();
+            match begun[..] {
+                [] => Ok(meant.clone()),
+                [only] => Ok(only.clone()),
+                [first, ..] if first == meant => Ok(first.clone()),
+                _ => Err(Error::Invalid(format!(
+                    "the ids of {} dead letters of `{}` begin with `{meant}`: write more of it",
+                    begun.len(),
+                    self.service
+                ))),
+            }
+        };
+        meant.iter().map(whole).collect()
     }
 
     /// Has oneway calls run again, with the ids they had and all their attempts: by any instance, or by the one that they
@@ -164,7 +203,7 @@ impl DeadLetters {
     /// Requests are kept, since whoever made them has stopped waiting for the reply; so is what cannot be read.
     ///
     /// # Errors
-    /// As [`DeadLetters::count`], and `Blocked` when the broker has taken nothing for 5 s, being short of memory or disk.
+    /// As [`DeadLetters::count`]; `Invalid` when several ids begin as one that is meant, and nothing is done then; `Blocked` when the broker has taken nothing for 5 s, being short of memory or disk.
     /// What `each` was told has happened. Of the one letter after that, `may_have_run` tells: with `false` it is only where
     /// it was, with `true` it may be run as well, once the broker takes messages again. So may a letter whose queue has not
     /// confirmed it within [`DeadLettersBuilder::timeout`], as when most of its nodes are away: that is `Broker`.
@@ -202,16 +241,16 @@ impl DeadLetters {
             handled.push(one);
         };
         let (mut handled, mut held, mut done) = (Vec::new(), Held::default(), HashSet::new());
-        let mut wanted: HashSet<&str> = match which {
+        let mut wanted: HashSet<String> = match which {
             WhichLetters::All => HashSet::new(),
-            WhichLetters::Ids(ids) => ids.iter().map(String::as_str).collect(),
+            WhichLetters::Ids(ids) => self.whole(ids).await?.into_iter().collect(),
         };
         while *which == WhichLetters::All || !wanted.is_empty() {
             let Some(delivery) = self.next().await? else { break };
-            let letter = DeadLetter::read(&self.service, &delivery);
+            let letter = DeadLetter::read(&self.service, &delivery, 0);
             // One that was replayed and has failed again would go round without end.
             let again = act != Act::Drop && !done.insert(letter.id.clone());
-            if again || (*which != WhichLetters::All && !wanted.remove(letter.id.as_str())) {
+            if again || (*which != WhichLetters::All && !wanted.remove(&letter.id)) {
                 held.keep(delivery);
                 continue;
             }
@@ -230,7 +269,7 @@ impl DeadLetters {
         }
         let mut absent: Vec<_> = wanted.into_iter().collect();
         absent.sort_unstable();
-        absent.into_iter().for_each(|id| tell(id.to_owned(), Fate::Absent, &mut handled));
+        absent.into_iter().for_each(|id| tell(id, Fate::Absent, &mut handled));
         Ok(handled)
     }
 
@@ -253,15 +292,7 @@ impl DeadLetters {
 
     async fn next(&self) -> Result<Option<Delivery>, Error> {
         let queue = self.namespace.dead_queue(&self.service);
-        self.answered("take a dead letter out of its queue", self.transport.get(&queue)).await
-    }
-
-    /// The broker's answer to an `operation`, if it comes in time.
-    async fn answered<T>(&self, operation: &str, answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        tokio::time::timeout(self.timeout, answer).await.unwrap_or_else(|_| {
-            let reason = format!("it gave no answer within {:?}", self.timeout);
-            Err(Error::Broker { operation: operation.to_owned(), reason })
-        })
+        answered(self.timeout, "take a dead letter out of its queue", self.transport.get(&queue)).await
     }
 }
 

@@ -273,6 +273,11 @@ impl Namespace {
         format!("{}.{service}.dead", self.0)
     }
 
+    /// Where the services stand that have dead letters.
+    pub(crate) fn catalogue_queue(&self) -> String {
+        format!("{}.services", self.0)
+    }
+
     /// An instance's own queue; `suffix` is new at each connection, since the broker may still hold the old queue.
     pub(crate) fn instance_queue(&self, service: &ServiceId, instance: &str, suffix: &str) -> String {
         format!("{}.{service}@{instance}.{suffix}", self.0)
@@ -336,6 +341,11 @@ impl Namespace {
     /// The queue of a service's dead letters.
     pub(crate) fn dead(&self, service: &ServiceId) -> Declaration {
         Declaration::Queue(Queue::new(self.dead_queue(service), QueueKind::Classic))
+    }
+
+    /// The queue with an entry for each service that has dead letters.
+    pub(crate) fn catalogue(&self) -> Declaration {
+        Declaration::Queue(Queue::new(self.catalogue_queue(), QueueKind::Classic))
     }
 
     /// The `queue` of one instance of a service, and what leads there.

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::{Output, Stdio};
 use std::sync::LazyLock;
 
-use hopline::{Client, Context, DeadLetters, Error, Fault, Running, Server, Tls};
+use hopline::{Client, Context, DeadLetters, Error, Fault, Method, Running, Server, Tls};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
 
 mod node;
@@ -141,7 +141,7 @@ impl Scene {
 async fn calculator(namespace: &str, tls: Tls, url: &str) -> Running {
     let server = Server::builder().namespace(namespace).tls(tls).connect(url).await.expect("it is trusted");
     let add = |_: Context, (a, b): (i64, i64)| async move { Ok::<_, Fault>(a + b) };
-    server.method("calculator", "add", add).start().await.expect("served")
+    server.method("calculator", Method::new("add").oneway(), add).start().await.expect("served")
 }
 
 async fn connected(tls: Tls, url: &str) -> Result<Client, Error> {

@@ -6,14 +6,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
 use hopline::topology::ServiceId;
-use hopline::{Client, DeadLetter, DeadLetters, Error, Fate, Handled, LetterKind, WhichLetters};
+use hopline::{DeadLetter, DeadLetters, DeadLettersBuilder, Error, Fate, Handled, LetterKind, WhichLetters};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use crate::address::{Address, connect_timeout, duration, said, within};
 
-/// How long instances have to tell what they serve.
-const WINDOW: Duration = Duration::from_secs(1);
 /// How much of a reason a table shows, in letters.
 const SHORT: usize = 100;
 
@@ -23,7 +21,7 @@ const SHORT: usize = 100;
 /// Exits with 0 when all is done, with 1 and an error on stderr when not, and with 2 on bad usage.
 #[derive(Subcommand)]
 pub(crate) enum Dead {
-    /// List the dead letters of a service, the oldest first; without one, how many each running service has
+    /// List the dead letters of a service, the oldest first; without one, how many each service has, whether it runs or not
     Ls(Ls),
     /// Show all that is known of one
     Show(Show),
@@ -50,17 +48,14 @@ struct Broker {
 }
 
 impl Broker {
-    async fn dead_letters(&self, service: &str) -> Result<DeadLetters, Failed> {
+    fn builder(&self) -> Result<DeadLettersBuilder, Failed> {
         let Self { address, namespace, timeout } = self;
         let builder = address.dead_letters()?.namespace(namespace).timeout(*timeout);
-        let builder = builder.connect_timeout(connect_timeout(*timeout));
-        within(*timeout, builder.connect(&address.url, service), Failed::Run).await
+        Ok(builder.connect_timeout(connect_timeout(*timeout)))
     }
 
-    async fn client(&self) -> Result<Client, Failed> {
-        let Self { address, namespace, timeout } = self;
-        let builder = address.client()?.namespace(namespace).connect_timeout(connect_timeout(*timeout));
-        within(*timeout, builder.connect(&address.url), Failed::Run).await
+    async fn dead_letters(&self, service: &str) -> Result<DeadLetters, Failed> {
+        within(self.timeout, self.builder()?.connect(&self.address.url, service), Failed::Run).await
     }
 }
 
@@ -84,7 +79,7 @@ pub(crate) struct Show {
     /// SERVICE, or SERVICE.vMAJOR for a version other than 1
     #[arg(value_parser = service)]
     service: String,
-    /// Which, as `hopline dead ls` names it
+    /// Which, as `hopline dead ls` names it, or the beginning of that
     id: String,
     #[command(flatten)]
     broker: Broker,
@@ -113,7 +108,7 @@ struct Meant {
     /// SERVICE, or SERVICE.vMAJOR for a version other than 1
     #[arg(value_parser = service)]
     service: String,
-    /// Which, as `hopline dead ls` names them
+    /// Which, as `hopline dead ls` names them, or the beginnings of that
     #[arg(value_name = "ID", required_unless_present = "all", conflicts_with = "all")]
     ids: Vec<String>,
     /// All of them
@@ -188,25 +183,23 @@ impl Ls {
     }
 
     async fn counts(&self) -> Result<(), Failed> {
-        let client = self.broker.client().await?;
-        let instances = client.instances(WINDOW).await?;
-        client.close().await;
-        let mut services: Vec<_> = instances.into_iter().map(|instance| instance.service).collect();
-        services.dedup();
-        let mut counts = Vec::new();
-        if let Some(first) = services.first() {
-            let dead = self.broker.dead_letters(first).await?;
-            for service in &services {
-                counts.push((service, dead.of(service)?.count().await?));
-            }
-            dead.close().await;
-        }
+        let counts = self.broker.builder()?.counts(&self.broker.address.url).await?;
         if self.json {
-            let counts = counts.iter().map(|(service, count)| json!({ "service": service, "count": count }));
-            return print(&json!(counts.collect::<Vec<_>>()).to_string());
+            let count = |(service, count): &(String, Result<u64, Error>)| match count {
+                Ok(count) => json!({ "service": service, "count": count }),
+                Err(error) => json!({ "service": service, "error": said(error) }),
+            };
+            print(&json!(counts.iter().map(count).collect::<Vec<_>>()).to_string())?;
+        } else {
+            let number =
+                |count: &Result<u64, Error>| count.as_ref().map_or_else(|_| "?".to_owned(), ToString::to_string);
+            let rows = counts.iter().map(|(service, count)| [service.clone(), number(count)]);
+            print(&table(std::iter::once(["SERVICE", "DEAD"].map(str::to_owned)).chain(rows).collect()))?;
         }
-        let rows = counts.iter().map(|(service, count)| [(*service).clone(), count.to_string()]);
-        print(&table(std::iter::once(["SERVICE", "DEAD"].map(str::to_owned)).chain(rows).collect()))
+        match counts.into_iter().find_map(|(service, count)| Some((service, count.err()?))) {
+            Some((service, error)) => Err(Failed::Run(format!("`{service}` cannot be counted: {}", said(&error)))),
+            None => Ok(()),
+        }
     }
 }
 
@@ -355,9 +348,12 @@ fn shown(letter: &DeadLetter) -> String {
         ("attempts", number(letter.attempts)),
         ("age", letter.failed_at.map(age)),
         ("instance", letter.instance.as_deref().map(one_line)),
+        ("caller", letter.caller.as_deref().map(one_line)),
+        ("user", letter.user.as_deref().map(one_line)),
         ("size", Some(format!("{} bytes", letter.size))),
         ("calls", (letter.calls > 1).then(|| letter.calls.to_string())),
         ("codec", letter.codec.clone()),
+        ("metadata", (!letter.metadata.is_empty()).then(|| json!(letter.metadata).to_string())),
         ("arguments", letter.arguments.as_ref().map(ToString::to_string)),
     ];
     let past = letter.history.iter().rev().map(|death| {

@@ -50,7 +50,7 @@ struct Scene {
     dead: DeadLetters,
     open: Arc<AtomicBool>,
     taken: mpsc::UnboundedReceiver<String>,
-    _server: Running,
+    server: Option<Running>,
 }
 
 impl Scene {
@@ -75,7 +75,12 @@ impl Scene {
         let client = Client::builder().namespace(&namespace).connect(&url).await.expect("the broker is there");
         let dead =
             DeadLetters::builder().namespace(&namespace).connect(&url, "mail").await.expect("the broker is there");
-        Self { url, namespace, client, dead, open, taken, _server: server }
+        let entered = async {
+            let builder = || DeadLetters::builder().namespace(&namespace);
+            while builder().counts(&url).await.expect("the broker is there").is_empty() {}
+        };
+        tokio::time::timeout(PATIENCE, entered).await.expect("it stands in the catalogue within a minute");
+        Self { url, namespace, client, dead, open, taken, server: Some(server) }
     }
 
     /// Runs `hopline dead` with these arguments where the service is, on another thread: the service runs on this one.
@@ -136,7 +141,7 @@ fn what_is_not_confirmed_on_a_terminal_needs_a_yes() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
 async fn dead_letters_are_listed_and_shown() {
-    let scene = Scene::new("ls").await;
+    let mut scene = Scene::new("ls").await;
     assert_eq!(printed(scene.dead(&["ls"]).await), "SERVICE  DEAD\nmail.v1  0\n");
     let ids = scene.bury(&["one", "two\u{1b}[2J"]).await;
     assert_eq!(printed(scene.dead(&["ls"]).await), "SERVICE  DEAD\nmail.v1  2\n");
@@ -163,6 +168,12 @@ async fn dead_letters_are_listed_and_shown() {
     assert_eq!(shown["reason"], "no address for one");
     let output = scene.dead(&["ls", "mail", "--limit", "1"]).await;
     assert!(text(&output.stderr).contains("1 of 2"), "{output:?}");
+    // The beginning of an id will do where it is that of one alone.
+    let same = ids[0].chars().zip(ids[1].chars()).take_while(|(one, other)| one == other).count();
+    assert!(printed(scene.dead(&["show", "mail", &ids[0][..=same]]).await).contains(&ids[0]));
+    // Services that do not run need it most.
+    scene.server.take().expect("it runs").drain().await;
+    assert_eq!(printed(scene.dead(&["ls"]).await), "SERVICE  DEAD\nmail.v1  2\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -176,7 +176,7 @@ impl ClientBuilder {
     }
 
     /// What people are to call this client, so that they find its connection: it is shown by the broker as
-    /// `NAME client PROCESS INSTANCE`, and in the log. 1 to 64 bytes, no control characters. Default: the program's name.
+    /// `NAME client PROCESS INSTANCE`, in the log, and as [`Context::caller`](crate::Context::caller). 1 to 64 bytes, no control characters. Default: the program's name.
     #[must_use]
     pub fn name(mut self, name: &str) -> Self {
         self.dial.name = Some(name.to_owned());
@@ -260,7 +260,10 @@ impl ClientBuilder {
         Client(Arc::new(Inner {
             rpc,
             oneway,
-            instance: sessions.instance.clone(),
+            caller: match &self.dial.name {
+                Some(name) => format!("{name} {}", sessions.instance).into(),
+                None => sessions.instance.clone(),
+            },
             line: Line::start(sessions, session, rules),
             settings: self,
             targets: Targets::default(),

@@ -70,6 +70,30 @@ impl DeadLettersBuilder {
         self
     }
 
+    /// How many dead letters each service has that takes oneway calls or has dead letters, in the order of their names,
+    /// whether it runs or not: those that the catalogue names, the queue `NAMESPACE.services`, where every server enters its
+    /// own. A service whose queue of dead letters was deleted leaves it. One whose queue does not answer has the error in the
+    /// place of its count.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), hopline::Error> {
+    /// for (service, count) in hopline::DeadLetters::builder().counts("memory://").await? {
+    ///     println!("{service}: {}", count?);
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`DeadLettersBuilder::connect`], and `Broker` when the catalogue cannot be read.
+    pub async fn counts(self, url: &str) -> Result<Vec<(String, Result<u64, Error>)>, Error> {
+        let namespace = self.namespace.map_err(Error::Invalid)?;
+        let transport = self.dial.dial(url)?.connect(Role::Operator).await?;
+        let counts = super::catalogue::counts(&transport, &namespace, self.timeout).await;
+        transport.close().await;
+        counts
+    }
+
     /// Connects to the broker that `url` names, as [`ClientBuilder::connect`](crate::ClientBuilder::connect) reads it, for
     /// the dead letters of `service`, which is `name` or `name.vMAJOR`. A connection that is lost is not made again.
     ///

@@ -1,9 +1,10 @@
 //! One dead letter: what it says of itself, and how it is sent again.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::client::MAX_MESSAGE_SIZE;
 use crate::frame::{self, CONTENT_TYPE, Frame, Kind};
 use crate::server::{history, user_of};
 use crate::topology::{Namespace, ONEWAY_DELIVERIES, ServiceId, header, instance_key};
@@ -36,13 +37,19 @@ pub struct DeadLetter {
     pub failed_at: Option<u64>,
     /// The instance that gave it up; none if the broker did.
     pub instance: Option<String>,
+    /// Who called, as it says of itself: as [`Context::caller`](crate::Context::caller).
+    pub caller: Option<String>,
+    /// The user that the caller was to the broker, as the instance says that gave it up.
+    pub user: Option<String>,
+    /// What the caller set with [`Call::metadata`](crate::Call::metadata).
+    pub metadata: BTreeMap<String, String>,
     /// The message's size, in bytes.
     pub size: usize,
     /// How many calls are in it: 1, but for those that the broker brought here unread.
     pub calls: usize,
     /// The name of the arguments' serialization.
     pub codec: Option<String>,
-    /// The arguments, if they can be read as JSON, CBOR or MessagePack and be shown as JSON.
+    /// The arguments, if they can be read as JSON, CBOR or MessagePack and be shown as JSON, and are not too long for a list.
     pub arguments: Option<Value>,
     /// Earlier deaths of a letter that was replayed before: the latest ten, the latest last.
     pub history: Vec<EarlierDeath>,
@@ -91,8 +98,8 @@ impl EarlierDeath {
 }
 
 impl DeadLetter {
-    /// Reads what a message from the dead letters of a service says of itself.
-    pub(super) fn read(service: &ServiceId, delivery: &Delivery) -> Self {
+    /// Reads what a message from the dead letters of a service says of itself, with arguments of so many bytes at most.
+    pub(super) fn read(service: &ServiceId, delivery: &Delivery, arguments: usize) -> Self {
         let headers = &delivery.properties.headers;
         // If the broker brought it here, the headers are of an earlier life.
         let said = |name| header::value(headers, name).filter(|_| delivery.death.is_none());
@@ -134,10 +141,19 @@ impl DeadLetter {
                 None => said(header::FAILED_AT).and_then(|text| text.parse().ok()),
             },
             instance: said(header::INSTANCE).map(str::to_owned),
+            caller: first.and_then(|frame| frame.metadata.instance.as_deref()).map(str::to_owned),
+            user: match said(header::USER) {
+                Some(user) => Some(user.to_owned()).filter(|user| !user.is_empty()),
+                None => user_of(&delivery.properties, None).as_deref().map(str::to_owned),
+            },
+            metadata: first.map(|frame| frame.metadata.more().user.iter().cloned().collect()).unwrap_or_default(),
             size: delivery.body.len(),
             calls: frames.len().max(1),
             codec: first.map(|frame| frame.codec.name().to_owned()),
-            arguments: first.and_then(|frame| frame.codec.decode(&frame.plain_payload(MAX_MESSAGE_SIZE).ok()?).ok()),
+            arguments: first.and_then(|frame| {
+                let payload = frame.plain_payload(arguments).ok().filter(|payload| payload.len() <= arguments)?;
+                frame.codec.decode(&payload).ok()
+            }),
             history: past.unwrap_or_default().lines().map(EarlierDeath::read).collect(),
         }
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
@@ -12,9 +13,10 @@ use super::health::Trouble;
 use super::message::Source;
 use super::worker::Worker;
 use crate::client::short_id;
+use crate::dead;
 use crate::error::Error;
 use crate::topology::{Binding, CallsQueue, Declaration, QueueKind, ServiceId};
-use crate::transport::{Consumer, ConsumerEnd, Mode, Transport};
+use crate::transport::{Consumer, ConsumerEnd, Event, Mode, Transport};
 
 /// How long the broker may take over a queue before the server's state says so. It is waited for nevertheless: what is
 /// given up half-way would stay at the broker.
@@ -245,6 +247,35 @@ pub(super) async fn keep_dead_letters(site: Arc<Site>, transport: Transport, id:
         tokio::select! {
             () = site.draining.cancelled() => return,
             () = tokio::time::sleep(AGAIN) => {}
+        }
+    }
+}
+
+/// Keeps the services with dead letters in the catalogue, until the server drains or the connection ends.
+pub(super) async fn keep_entered(site: Arc<Site>, transport: Transport, services: Vec<ServiceId>) {
+    const AGAIN: Duration = Duration::from_secs(600);
+    let mut events = transport.events();
+    let ended = async { while !matches!(events.recv().await, Ok(Event::Lost(_)) | Err(RecvError::Closed)) {} };
+    let entering = async {
+        loop {
+            enter(&site, &transport, &services).await;
+            tokio::time::sleep(AGAIN).await;
+        }
+    };
+    tokio::select! {
+        () = site.draining.cancelled() => {}
+        () = ended => {}
+        () = entering => {}
+    }
+}
+
+/// Enters services into the catalogue of those with dead letters: their calls do not depend on it.
+pub(super) async fn enter(site: &Site, transport: &Transport, services: &[ServiceId]) {
+    match dead::enter(transport, &site.namespace, services).await {
+        Ok(()) | Err(Error::Disconnected { .. }) => {}
+        Err(error) => {
+            let services: Vec<_> = services.iter().map(ToString::to_string).collect();
+            warn!(?services, %error, "a list of all dead letters will lack those of these services");
         }
     }
 }

@@ -7,6 +7,7 @@ use tracing::{debug, error, warn};
 use uuid::Uuid;
 
 use super::health::Trouble;
+use super::keeper::enter;
 use super::message::{End, Message, Source};
 use super::outcome::{cut, shortened};
 use super::worker::Worker;
@@ -99,7 +100,10 @@ impl Worker {
                     };
                 }
                 Ok(Confirm::Returned) => match message.transport.declare(&[self.site.namespace.dead(&self.id)]).await {
-                    Ok(()) => continue,
+                    Ok(()) => {
+                        enter(&self.site, &message.transport, std::slice::from_ref(&self.id)).await;
+                        continue;
+                    }
                     Err(error) => error.to_string(),
                 },
                 Ok(Confirm::Refused) => "it is full".to_owned(),

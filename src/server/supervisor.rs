@@ -8,7 +8,7 @@ use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use tokio::sync::{broadcast, oneshot};
 
 use super::Site;
-use super::keeper::{Keeper, Origin, keep_dead_letters};
+use super::keeper::{Keeper, Origin, keep_dead_letters, keep_entered};
 use super::message::Source;
 use super::repair::keep_repaired;
 use super::worker::Worker;
@@ -204,6 +204,8 @@ impl Supervisor {
         for id in self.with_oneway_methods() {
             tokio::spawn(keep_dead_letters(self.site.clone(), transport.clone(), id.clone()));
         }
+        let services = self.with_oneway_methods().cloned().collect();
+        tokio::spawn(keep_entered(self.site.clone(), transport, services));
     }
 
     /// The services that have a queue of oneway calls, and one of dead letters.

@@ -7,7 +7,9 @@ use std::task::Poll;
 
 use futures::FutureExt as _;
 use hopline::transport::{Confirm, Mode, Properties, Publication, Transport};
-use hopline::{Code, Codec, Context, DeadLetters, Error, Fate, Fault, LetterKind, Method, Service, WhichLetters};
+use hopline::{
+    Client, Code, Codec, Context, DeadLetters, Error, Fate, Fault, LetterKind, Method, Service, WhichLetters,
+};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
@@ -283,4 +285,113 @@ async fn a_service_that_was_never_there_has_no_dead_letters() {
     let dead = dead(&scene).await;
     assert!(matches!(dead.count().await, Err(Error::NoService { service, .. }) if service == "mail.v1"));
     assert!(matches!(dead.list(1).await, Err(Error::NoService { .. })));
+}
+
+#[tokio::test]
+async fn the_beginning_of_an_id_will_do_where_no_other_begins_so() {
+    let scene = Scene::new();
+    let _server = scene.serve(mail().service).await;
+    let (dead, transport) = (dead(&scene).await, scene.transport().await);
+    for (count, id) in
+        ["aaaa0000-0000-4000-8000-000000000001", "aaaa0000-0000-4000-8000-000000000002"].iter().enumerate()
+    {
+        let body = frame(3, Codec::Json, id.parse().expect("an id"), "send", b"[\"x\"]");
+        publish(&scene, &transport, "oneway", "mail.v1.send", body).await;
+        until(&dead, count as u64 + 1).await;
+    }
+    let other = send(&scene, &transport, "other").await;
+    until(&dead, 3).await;
+    let found = dead.find(&other[..9]).await.expect("an answer").expect("it is there");
+    assert_eq!(found.id, other);
+    let said = dead.find("aaaa").await.expect_err("two begin so").to_string();
+    assert!(said.contains("the ids of 2 dead letters of `mail.v1` begin with `aaaa`"), "{said}");
+    // Nothing is done when it is not known what is meant.
+    let which = WhichLetters::Ids(vec![other.clone(), "aaaa0000".to_owned()]);
+    assert!(matches!(dead.discard(&which, |_| {}).await, Err(Error::Invalid(_))));
+    until(&dead, 3).await;
+    let whole = "aaaa0000-0000-4000-8000-000000000002";
+    let which = WhichLetters::Ids(vec![other[..13].to_owned(), whole.to_owned()]);
+    let mut gone: Vec<_> = dead.discard(&which, |_| {}).await.expect("they go").into_iter().map(|one| one.id).collect();
+    gone.sort_unstable();
+    let mut meant = [other.as_str(), whole];
+    meant.sort_unstable();
+    assert_eq!(gone, meant);
+    until(&dead, 1).await;
+}
+
+#[tokio::test]
+async fn a_letter_tells_who_called_and_with_what() {
+    let scene = Scene::new();
+    let _server = scene.serve(mail().service).await;
+    let client = Client::builder().namespace(&scene.namespace).name("billing-web").connect(&scene.url).await;
+    let (client, dead) = (client.expect("the broker is there"), dead(&scene).await);
+    let long = "x".repeat(10_000);
+    client.oneway("mail", "send", (long.clone(),)).metadata("tenant", "acme").send().await.expect("the broker has it");
+    until(&dead, 1).await;
+    let listed = dead.list(1).await.expect("it is there").remove(0);
+    assert!(listed.caller.as_ref().is_some_and(|caller| caller.starts_with("billing-web ")), "{listed:?}");
+    assert_eq!(listed.user, client_user(&scene));
+    assert_eq!(listed.metadata["tenant"], "acme");
+    assert_eq!(listed.arguments, None, "a list of many would be too much to hold");
+    let found = dead.find(&listed.id).await.expect("an answer").expect("it is there");
+    assert_eq!(found.arguments, Some(serde_json::json!([long])));
+}
+
+/// In memory, nobody is a user.
+fn client_user(scene: &Scene) -> Option<String> {
+    (!scene.url.starts_with("memory")).then(|| "guest".to_owned())
+}
+
+/// How many dead letters each service has that the catalogue names.
+async fn counts(scene: &Scene) -> Vec<(String, u64)> {
+    let counts = DeadLetters::builder().namespace(&scene.namespace).counts(&scene.url).await;
+    let counts = counts.expect("the broker is there").into_iter();
+    counts.map(|(service, count)| (service, count.expect("its queue answers"))).collect()
+}
+
+/// Waits until the catalogue has these.
+async fn until_counts(scene: &Scene, wanted: &[(&str, u64)]) {
+    let counted = async {
+        loop {
+            let counts = counts(scene).await;
+            if counts.iter().map(|(service, count)| (service.as_str(), *count)).eq(wanted.iter().copied()) {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(counted).await;
+}
+
+#[tokio::test]
+async fn services_that_do_not_run_are_counted_too() {
+    let scene = Scene::new();
+    until_counts(&scene, &[]).await;
+    let mut servers = Vec::new();
+    for _ in 0..3 {
+        servers.push(scene.serve(mail().service).await);
+    }
+    let asked = Service::new("asked", 2).method("ask", |_: Context, _: [(); 0]| async { Ok::<_, Fault>(()) });
+    servers.push(scene.serve(asked).await);
+    let (dead, transport) = (dead(&scene).await, scene.transport().await);
+    until_counts(&scene, &[("mail.v1", 0)]).await;
+    // A service without oneway methods enters with its first dead letter.
+    scene.client().await.oneway("asked.v2", "unheard_of", [(); 0]).send_to_all().await.expect("the broker has it");
+    send(&scene, &transport, "one").await;
+    until(&dead, 1).await;
+    for server in servers {
+        server.drain().await;
+    }
+    until_counts(&scene, &[("asked.v2", 1), ("mail.v1", 1)]).await;
+    assert_eq!(transport.count(&format!("{}.services", scene.namespace)).await.expect("it is there"), Some(2));
+    // A program that knows nothing of it cannot spoil it.
+    let noise = Publication {
+        exchange: String::new(),
+        key: format!("{}.services", scene.namespace),
+        mandatory: true,
+        properties: Properties::default(),
+        body: b"not a.service".to_vec().into(),
+    };
+    assert_eq!(soon(transport.publish(noise)).await, Ok(Confirm::Accepted));
+    until_counts(&scene, &[("asked.v2", 1), ("mail.v1", 1)]).await;
 }

@@ -199,6 +199,21 @@ async fn nobody_can_say_that_a_message_was_anothers() {
 }
 
 #[tokio::test]
+async fn a_caller_that_people_gave_a_name_says_it() {
+    let scene = Scene::new();
+    let who = |context: Context, _: [(); 0]| async move { Ok::<_, Fault>(context.caller().map(str::to_owned)) };
+    let _server = scene.serve(hopline::Service::new("asked", 1).method("who", who)).await;
+    let client = Client::builder().namespace(&scene.namespace).name("billing-web").connect(&scene.url).await;
+    let client = client.expect("the broker is there");
+    let caller = soon(client.call::<Option<String>>("asked", "who", [(); 0])).await.expect("an answer");
+    let said = caller.expect("it says who it is");
+    let (name, id) = said.split_once(' ').expect("a name and an id");
+    assert_eq!((name, id.len()), ("billing-web", 12), "{said}");
+    let nameless = soon(scene.client().await.call::<Option<String>>("asked", "who", [(); 0])).await;
+    assert_eq!(nameless.expect("an answer").map(|id| id.len()), Some(12));
+}
+
+#[tokio::test]
 async fn replies_carry_their_servers_name() {
     let scene = Scene::new();
     let (service, _rung) = reception();
