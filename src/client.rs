@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::info_span;
 use tracing::level_filters::LevelFilter;
 use uuid::Uuid;
@@ -90,6 +91,8 @@ struct Outgoing {
     priority: Option<u8>,
     idempotent: bool,
     absent: Absent,
+    /// Cancelled when the server drains that serves the call itself, and one of whose handlers makes it.
+    leaving: Option<CancellationToken>,
 }
 
 impl Client {
@@ -225,7 +228,8 @@ impl Client {
         let priority = request.priority.map(|priority| priority.min(MAX_PRIORITY));
         let ticket = Ticket { target, instance: request.instance, id, size: frame.len(), deadline, timeout, span };
         let absent = request.absent.unwrap_or(settings.absent);
-        Ok(Outgoing { ticket, frame, priority, idempotent: request.idempotent, absent })
+        let leaving = current.and_then(|context| context.leaving(&ticket.target.service_text));
+        Ok(Outgoing { ticket, frame, priority, idempotent: request.idempotent, absent, leaving })
     }
 
     /// What becomes of a request that cannot leave, until shortly before its caller's own time is over.

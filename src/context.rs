@@ -37,6 +37,9 @@ pub(crate) struct Inner {
     pub(crate) parent: Option<Traceparent>,
     pub(crate) trace: OnceLock<Trace>,
     pub(crate) cancelled: CancellationToken,
+    pub(crate) draining: CancellationToken,
+    /// What the server serves, each as `name.vMAJOR`.
+    pub(crate) services: Arc<[Arc<str>]>,
 }
 
 impl Context {
@@ -144,6 +147,12 @@ impl Context {
     /// The time that calls have which are made in the handler; none if they have their own.
     pub(crate) fn inherited(&self) -> Option<Duration> {
         self.remaining().filter(|_| !self.finishes())
+    }
+
+    /// What is cancelled when the server drains that runs this handler, if it serves `service`.
+    pub(crate) fn leaving(&self, service: &str) -> Option<CancellationToken> {
+        let Inner { draining, services, .. } = &*self.0;
+        services.iter().any(|own| **own == *service).then(|| draining.clone())
     }
 
     /// Whether the handler runs to its end though nobody waits any more.

@@ -295,6 +295,7 @@ impl Server {
             transports,
             namespace,
             instance,
+            services: served.keys().map(|id| id.to_string().into()).collect(),
             max_size: settings.max_message_size,
             allow,
             compression: settings.compression,
@@ -308,7 +309,6 @@ impl Server {
         });
         // From here on whatever has begun ends with it.
         let running = Running::new(site.clone());
-        let names: Vec<String> = served.keys().map(ToString::to_string).collect();
         let mut supervisor = Supervisor::new(site, dial);
         for (id, service) in served {
             supervisor.serve(id, service)?;
@@ -318,7 +318,7 @@ impl Server {
         }
         supervisor.start().await?;
         tokio::spawn(supervisor.run());
-        info!(instance = running.instance(), services = ?names, "serving");
+        info!(instance = running.instance(), services = ?running.site.services, "serving");
         Ok(running)
     }
 
@@ -359,6 +359,8 @@ struct Site {
     replies: Replies,
     namespace: Namespace,
     instance: Arc<str>,
+    /// What is served, each as `name.vMAJOR`.
+    services: Arc<[Arc<str>]>,
     max_size: usize,
     /// How results are compressed.
     compression: Option<Compression>,

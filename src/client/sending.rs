@@ -34,7 +34,8 @@ impl Client {
         };
         let address = self.address(Kind::Request, self.0.rpc.clone(), key);
         let reply = Some((Waiter::One(sender), target.clone()));
-        let token = Token { reply, repeatable: outgoing.idempotent, absent, ..self.token(&outgoing) };
+        let leaving = outgoing.leaving.clone();
+        let token = Token { reply, repeatable: outgoing.idempotent, absent, leaving, ..self.token(&outgoing) };
         let share = self.0.settings.coalesce.share_of(target);
         let ticket = self.post(outgoing, address, share, token);
         Ok(Dispatched::new(self.clone(), ticket, replied))

@@ -252,6 +252,8 @@ impl Worker {
             parent: frame.metadata.traceparent,
             trace: OnceLock::new(),
             cancelled,
+            draining: self.site.draining.clone(),
+            services: self.site.services.clone(),
         })
     }
 

@@ -163,11 +163,12 @@ impl Task {
 
     /// Sends a call again, if that does no harm.
     pub(super) fn again_or(&mut self, call: Call<Addressed>, end: &End) {
-        let Call { waiter, target, place, again, .. } = call;
+        let Call { waiter, target, leaving, place, again, .. } = call;
         match again {
             Some(again) if self.session.is_some() || self.opening.is_some() => {
                 let (address, mut parcel) = *again;
                 (parcel.token.reply, parcel.token.place) = (Some((waiter, target)), place);
+                parcel.token.leaving = leaving;
                 renew(&mut parcel);
                 self.route(address, parcel);
             }
