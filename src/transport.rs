@@ -177,6 +177,16 @@ impl Transport {
         }
     }
 
+    /// Why this transport's user cannot publish to queues, as replies do, if the broker has said so: a server's is asked
+    /// when it connects.
+    #[must_use]
+    pub fn replies_refused(&self) -> Option<&str> {
+        match self {
+            Self::Memory(_) => None,
+            Self::Rabbit(connection) => connection.replies_refused(),
+        }
+    }
+
     /// Why the broker takes no publications at this moment, if it does not: to be asked after [`Transport::events`].
     #[must_use]
     pub fn blocked(&self) -> Option<Arc<str>> {

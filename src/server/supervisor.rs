@@ -80,6 +80,11 @@ impl Supervisor {
                 keepers.len(),
             )));
         }
+        if let Some(reason) = transport.replies_refused().filter(|_| !self.site.services.is_empty()) {
+            let reason =
+                format!("its user needs the permission to write to `amq.default`, where replies leave: {reason}");
+            return Err(Error::Broker { operation: "take replies from this server".to_owned(), reason });
+        }
         transport.declare(&self.site.namespace.exchanges()).await?;
         let dead: Vec<_> = self.with_oneway_methods().map(|id| self.site.namespace.dead(id)).collect();
         transport.declare(&dead).await?;
