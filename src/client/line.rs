@@ -192,7 +192,7 @@ impl Line {
     pub(super) fn post(&self, address: Address, parcel: Parcel<Token>) {
         if let Err(mpsc::error::SendError(Order::Post(_, parcel))) = self.orders.send(Order::Post(address, parcel)) {
             // The task outlives the client unless its runtime has ended.
-            parcel.token.end(&End::Lost(Lost { handed_over: false, connected: false, reason: self.reason() }));
+            parcel.token.end(&End::Lost(Lost::connection(false, self.reason())));
         }
     }
 

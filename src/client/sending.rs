@@ -146,7 +146,7 @@ impl Client {
                 }
             }
         };
-        let gone = || Lost { handed_over: true, connected: false, reason: self.0.line.reason() };
+        let gone = || Lost::connection(true, self.0.line.reason());
         said.unwrap_or_else(|_| End::Lost(gone()))
     }
 

@@ -19,7 +19,7 @@ use crate::codec::Codec;
 use crate::context::at;
 use crate::frame::CONTENT_TYPE;
 use crate::outbox::{BATCH, Bundle, Outbox, Parcel, Share, UnderWay, take_all};
-use crate::transport::{Confirm, Lost, Properties, Publication, Transport};
+use crate::transport::{Confirm, Loss, Lost, Properties, Publication, Transport};
 
 /// How often a reply is published that is lost with its channel, over somebody else's message.
 const ATTEMPTS: usize = 100;
@@ -189,8 +189,8 @@ impl Task {
         match &said {
             Ok(_) if self.refused.take().is_some() => self.health.cured(&Trouble::Replies),
             Ok(Confirm::Returned) => debug!(caller = &*caller, "the caller has gone"),
-            Err(Lost { handed_over: false, connected: true, reason }) => self.refuse(reason),
-            Err(Lost { connected: false, reason, .. }) => {
+            Err(Lost { loss: Loss::Refused, reason }) => self.refuse(reason),
+            Err(Lost { loss: Loss::Unsent | Loss::Connection, reason }) => {
                 // The caller may still be there; it ignores a second reply. The requests go back to their queue.
                 debug!(caller = &*caller, %reason, replies = parcels.len(), "replies wait for the next connection");
                 self.lost |= connection == self.connection;
@@ -209,7 +209,7 @@ impl Task {
                     self.again(&caller, parcel);
                 }
                 // The broker refuses it to this user, and may take it later.
-                Err(Lost { handed_over: false, .. }) => self.later(&caller, parcel),
+                Err(Lost { loss: Loss::Refused, .. }) => self.later(&caller, parcel),
                 // The caller ignores a second reply, should both arrive.
                 Err(_) => self.again(&caller, parcel),
                 Ok(Confirm::Accepted | Confirm::Refused | Confirm::Returned) => parcel.token.finish(),

@@ -98,7 +98,7 @@ impl Task {
         while let Some((address, mut parcel)) = asking.pop() {
             match said {
                 Ok(Confirm::Returned) => parcel.token.end(&End::Said(Confirm::Returned)),
-                Err(Lost { connected: false, .. }) => self.route(address, parcel),
+                Err(lost) if !lost.is_connected() => self.route(address, parcel),
                 // Where the broker does not say it, the call leaves as any other.
                 _ => {
                     parcel.token.absent = Absent::Wait;
