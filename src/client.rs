@@ -120,7 +120,7 @@ impl Client {
         Call::new(self.clone(), self.0.targets.find(service, method), args, Codec::decode)
     }
 
-    /// An oneway call without a service trait, to be [sent](Call::send).
+    /// A oneway call without a service trait, to be [sent](Call::send).
     pub fn oneway(&self, service: &str, method: &str, args: impl Serialize + Send + 'static) -> Call<Oneway> {
         let no_result = |_: Codec, _: &[u8]| Err(CodecError("a oneway call has no result".to_owned()));
         Call::new(self.clone(), self.0.targets.find(service, method), args, no_result)

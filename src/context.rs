@@ -160,7 +160,7 @@ impl Context {
         self.0.finishes
     }
 
-    /// Whether the broker delivered the call before: it may have run, in whole or in part. An oneway call that shared its
+    /// Whether the broker delivered the call before: it may have run, in whole or in part. A oneway call that shared its
     /// message with others is published anew when it has to be tried again, and then does not say so;
     /// [`Context::attempt`] does.
     #[must_use]

@@ -188,7 +188,7 @@ pub enum Declaration {
     Binding(Binding),
 }
 
-/// How often the broker delivers an oneway call before it dead-letters it by itself, for one that kills whoever runs it.
+/// How often the broker delivers a oneway call before it dead-letters it by itself, for one that kills whoever runs it.
 /// Connections that end count too, and a broker that closes many closes them one after the other: one that is restarted
 /// hands the same call from instance to instance, and is not to use up its attempts.
 pub(crate) const ONEWAY_DELIVERIES: u32 = 20;

@@ -293,7 +293,7 @@ async fn operator_of(node: &Node, service: &str) -> (Transport, hopline::transpo
     (operator, letters)
 }
 
-/// An oneway call of `note`, by hand.
+/// A oneway call of `note`, by hand.
 fn note_frame(line: &str) -> Vec<u8> {
     let metadata = [&[0xa1, 0x01, 0x64], b"note".as_slice()].concat();
     let payload = format!("[\"{line}\"]").into_bytes();

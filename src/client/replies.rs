@@ -15,7 +15,7 @@ use crate::error::Unanswered;
 use crate::frame::Frame;
 use crate::transport::{Confirm, Lost};
 
-/// What a call comes to in the place of a reply; an oneway call, to what the broker said of it.
+/// What a call comes to in the place of a reply; a oneway call, to what the broker said of it.
 #[derive(Debug, Clone)]
 pub(crate) enum End {
     /// The broker has seen to the message.

@@ -70,7 +70,7 @@ impl Client {
         }
     }
 
-    /// Hands an oneway call to the broker, for some instance or for all.
+    /// Hands a oneway call to the broker, for some instance or for all.
     pub(crate) async fn send(&self, request: Request, to_all: bool) -> Result<(), Error> {
         let outgoing = self.prepare(request, Kind::Oneway)?;
         let Ticket { target, instance, .. } = &outgoing.ticket;

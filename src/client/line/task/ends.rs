@@ -336,7 +336,7 @@ pub(super) fn renew(parcel: &mut Parcel<Token>) {
         parcel.expiration = Some(left);
         frame.metadata.remaining = Some(left);
     }
-    // The attempts of an oneway call are those of its handler, which the server counts.
+    // The attempts of a oneway call are those of its handler, which the server counts.
     if parcel.token.attempts > 0 && frame.kind == Kind::Request {
         frame.metadata.more_mut().attempt = Some(u64::from(parcel.token.attempts) + 1);
     }
