@@ -169,7 +169,8 @@ mod tests {
         let running = Server::connect(&url).await.expect("in memory").start().await.expect("it serves nothing");
         let service = Service::new("work", 1);
         let id = ServiceId::parse("work").expect("a name");
-        let worker = Arc::new(Worker::new(&id, service, running.site.clone()).expect("no threads of its own"));
+        let worker =
+            Arc::new(Worker::new(&id, "jobs".into(), service, running.site.clone()).expect("no threads of its own"));
 
         let transport = Transport::connect(&url, Role::Client).await.expect("in memory");
         let name = running.site.namespace.work_queue(&id);

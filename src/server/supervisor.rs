@@ -55,7 +55,11 @@ impl Supervisor {
     }
 
     fn add(&mut self, origin: Origin, id: &ServiceId, service: Service) -> Result<(), Error> {
-        let worker = Arc::new(Worker::new(id, service, self.site.clone())?);
+        let name = match &origin {
+            Origin::Service { .. } => id.to_string().into(),
+            Origin::Subscription(_) => "events".into(),
+        };
+        let worker = Arc::new(Worker::new(id, name, service, self.site.clone())?);
         // Nobody waits for what becomes of an event.
         if matches!(origin, Origin::Service { .. }) {
             tokio::spawn(worker.clone().report_in());
