@@ -170,7 +170,7 @@ mod tests {
         let service = Service::new("work", 1);
         let id = ServiceId::parse("work").expect("a name");
         let worker =
-            Arc::new(Worker::new(&id, "jobs".into(), service, running.site.clone()).expect("no threads of its own"));
+            Arc::new(Worker::new(&id, "work.v1".into(), service, running.site.clone()).expect("no threads of its own"));
 
         let transport = Transport::connect(&url, Role::Client).await.expect("in memory");
         let name = running.site.namespace.work_queue(&id);
