@@ -1,6 +1,6 @@
 //! Keeps one queue of a server: declares it, with what leads to it, has it read, and does both again when it is lost alone.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::broadcast::error::RecvError;
@@ -49,9 +49,24 @@ pub(super) struct Keeper {
     /// The place of what it serves among all that the server does.
     pub(super) at: usize,
     pub(super) source: Source,
+    /// What the name of a queue ends in that belongs to this connection: another one when an attempt has failed, since the
+    /// broker may have come to grief over the last.
+    suffix: Mutex<String>,
 }
 
 impl Keeper {
+    pub(super) fn new(
+        site: &Arc<Site>,
+        transport: &Transport,
+        worker: &Arc<Worker>,
+        origin: &Arc<Origin>,
+        place: (usize, Source),
+    ) -> Self {
+        let (at, source) = place;
+        let (site, transport, worker, origin) = (site.clone(), transport.clone(), worker.clone(), origin.clone());
+        Self { site, transport, worker, origin, at, source, suffix: Mutex::new(short_id()) }
+    }
+
     /// Declares the queue and what leads to it.
     pub(super) async fn declare(&self) -> Result<String, Error> {
         let (queue, parts) = self.topology();
@@ -60,8 +75,9 @@ impl Keeper {
         }
         let earlier = self.site.topology().insert((self.at, self.source), parts.clone());
         if matches!(self.source, Source::Instance | Source::Events) {
-            // To a queue that is gone, or of an attempt that failed half-way: nobody reads it.
-            let earlier = bindings(earlier.iter().flatten());
+            // To a queue of an attempt that failed half-way: nobody reads it.
+            let mut earlier = bindings(earlier.iter().flatten());
+            earlier.retain(|binding| binding.queue != queue);
             if !earlier.is_empty() {
                 let transport = self.transport.clone();
                 tokio::spawn(async move { transport.unbind(&earlier).await });
@@ -109,6 +125,7 @@ impl Keeper {
                 Err(Error::Disconnected { .. }) => return,
                 Err(error) => {
                     self.site.health.suffers(self.trouble(), error.to_string());
+                    *self.suffix() = short_id();
                     tokio::select! {
                         () = self.site.draining.cancelled() => {}
                         () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
@@ -159,8 +176,8 @@ impl Keeper {
                 self.worker.holds_no_more_than_it_runs();
                 let why = format!(
                     "the broker took back what {} had not settled within {limit:?}, its consumer_timeout: raise \
-                     `consumer_timeout` in rabbitmq.conf above the longest handler, or use RabbitMQ 3.12 or later, where no \
-                     limit holds here",
+                     `consumer_timeout` in rabbitmq.conf above the longest handler, or use RabbitMQ 4.3 or later, where it \
+                     does not hold for Hopline",
                     self.title()
                 );
                 self.site.health.suffered(Trouble::TakenBack(self.title().into()), why, TAKEN_BACK_TOLD);
@@ -182,6 +199,10 @@ impl Keeper {
         }
     }
 
+    fn suffix(&self) -> MutexGuard<'_, String> {
+        self.suffix.lock().expect("no panic while holding the suffix")
+    }
+
     fn trouble(&self) -> Trouble {
         Trouble::Queue(self.at, self.source)
     }
@@ -197,12 +218,12 @@ impl Keeper {
                 (namespace.work_queue(id), namespace.work(id, oneway))
             }
             (Origin::Service { id, .. }, Source::Instance | Source::Events) => {
-                let queue = namespace.instance_queue(id, instance, &short_id());
+                let queue = namespace.instance_queue(id, instance, &self.suffix());
                 let parts = namespace.instance(id, &queue, instance);
                 (queue, parts)
             }
             (Origin::Subscription(pattern), _) => {
-                let queue = namespace.events_queue(instance, &short_id());
+                let queue = namespace.events_queue(instance, &self.suffix());
                 let parts = namespace.subscription(&queue, pattern);
                 (queue, parts)
             }

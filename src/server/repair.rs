@@ -15,9 +15,9 @@ use crate::transport::Transport;
 
 /// How often the server looks.
 const EVERY: Duration = Duration::from_secs(5);
-/// How many bindings are declared again each time, one after the other: the broker tells of none whether it is there, and
-/// declaring one costs it more than anything else here.
-const BINDINGS_AT_ONCE: usize = 2;
+/// In how many looks all bindings are declared again, a part of them each time: the broker tells of none whether it is there,
+/// and declaring one costs it more than anything else here.
+const LOOKS: usize = 3;
 
 /// Looks until the server drains or the connection ends.
 pub(super) async fn keep_repaired(site: Arc<Site>, transport: Transport) {
@@ -51,7 +51,7 @@ async fn look(site: &Site, transport: &Transport, turn: &mut usize) -> Result<()
     }
     let bindings: Vec<Declaration> = parts.into_iter().filter(|part| matches!(part, Declaration::Binding(_))).collect();
     let some: Vec<Declaration> =
-        bindings.iter().cycle().skip(*turn).take(BINDINGS_AT_ONCE.min(bindings.len())).cloned().collect();
+        bindings.iter().cycle().skip(*turn).take(bindings.len().div_ceil(LOOKS)).cloned().collect();
     *turn = (*turn + some.len()) % bindings.len().max(1);
     match transport.declare(&some).await {
         // Its queue was replaced or deleted meanwhile: whoever keeps the queue sees to it.

@@ -182,13 +182,8 @@ impl Supervisor {
     /// A keeper for each queue, over the connection that there is. The instances' own queues come first.
     fn keepers(&self) -> Vec<Keeper> {
         let transport = self.site.transport();
-        let keeper = |at: usize, served: &Served, source: Source| Keeper {
-            site: self.site.clone(),
-            transport: transport.clone(),
-            worker: served.worker.clone(),
-            origin: served.origin.clone(),
-            at,
-            source,
+        let keeper = |at: usize, served: &Served, source: Source| {
+            Keeper::new(&self.site, &transport, &served.worker, &served.origin, (at, source))
         };
         let sources = |served: &Served| match &*served.origin {
             Origin::Service { oneway, .. } if oneway.is_empty() => &[Source::Instance, Source::Calls][..],

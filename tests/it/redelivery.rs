@@ -94,7 +94,7 @@ fn header<'a>(letter: &'a hopline::transport::Delivery, wanted: &str) -> &'a str
 }
 
 #[tokio::test]
-async fn a_failing_oneway_call_has_five_attempts_and_then_tells_why() {
+async fn a_failing_oneway_call_has_its_attempts_and_then_tells_why() {
     let scene = Scene::new();
     let (service, mut told) = notes();
     let server = scene.serve(service).await;

@@ -120,9 +120,10 @@ async fn bindings_that_are_deleted_are_there_again() {
     for (exchange, key, queue) in [
         ("rpc", "held.v1", name("held.v1.calls")),
         ("rpc", &instance, own.clone()),
-        ("oneway", "held.v1.#", name("held.v1.work")),
+        ("oneway", "held.v1.hold", name("held.v1.work")),
         ("events", "order.#", events),
         ("rpc", "held.v1@*", own.clone()),
+        ("rpc", "held.v1@?", own.clone()),
         ("discovery", "", own),
     ] {
         node.unbind(&name(exchange), key, &queue).await;

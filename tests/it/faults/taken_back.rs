@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::join_all;
-use hopline::{Context, Fault, Method, Running, Service, State};
+use hopline::{Code, Context, Error, Fault, Method, Running, Service, State};
 use tokio::sync::watch;
 
 use super::LONG;
@@ -106,4 +106,30 @@ async fn calls_that_take_longer_than_the_limit_are_answered_by_the_instance_that
     assert_eq!(runs.begun(), once(4));
     soon(one.drain()).await;
     soon(two.drain()).await;
+}
+
+#[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
+async fn calls_to_one_instance_that_wait_for_longer_than_the_limit_are_not_lost() {
+    let version = version();
+    let node = impatient(&version).await;
+    let (scene, runs) = (Scene::at(node.url()), Runs::new());
+    let worker = worker(&scene, &runs).await;
+    let client = scene.client().await;
+    let call = |job| client.call::<u64>("jobs", "work", (job,)).to(worker.instance()).timeout(LONG).into_future();
+    let (mut answered, mut aborted) = (0, 0);
+    for (job, outcome) in (0..).zip(soon(join_all((0..4).map(call))).await) {
+        match outcome {
+            Ok(number) => {
+                assert_eq!(number, job);
+                answered += 1;
+            }
+            // It was taken back before it ran, and nobody can tell that.
+            Err(Error::Fault(Fault { code: Code::Aborted, .. })) => aborted += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(answered >= 2 && answered + aborted == 4, "{answered} answered, {aborted} aborted");
+    assert!(runs.begun().values().all(|times| *times == 1), "{:?}", runs.begun());
+    soon(worker.drain()).await;
 }
