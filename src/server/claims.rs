@@ -262,13 +262,21 @@ impl Worker {
     async fn decide(self: Arc<Self>, job: Job, mut heard: Listener, asked_at: Instant) {
         let is_request = job.frame.kind == Kind::Request;
         let patience = if is_request { CALLER_WAITS } else { NOBODY_WAITS };
-        match tokio::time::timeout_at(asked_at + patience, heard.next()).await {
-            Ok(Some(Heard::Over)) => job.message.finish(),
-            Ok(Some(Heard::Moved)) if job.message.frames > 1 => job.message.finish(),
+        let told = tokio::time::timeout_at(asked_at + patience, async {
+            loop {
+                match heard.next().await {
+                    // This is what was published then, and another instance may run it.
+                    Some(Heard::Moved) if job.message.frames == 1 => {}
+                    told => return told,
+                }
+            }
+        });
+        match told.await {
+            Ok(Some(Heard::Over | Heard::Moved)) => job.message.finish(),
             // Who runs it answers its caller.
             Ok(Some(Heard::Runs(_))) if is_request => job.message.finish(),
             Ok(Some(Heard::Runs(instance))) => self.hold(job, heard, instance).await,
-            Ok(Some(Heard::Moved | Heard::Failed) | None) | Err(_) => self.run_again(job).await,
+            Ok(Some(Heard::Failed) | None) | Err(_) => self.run_again(job).await,
         }
     }
 
