@@ -21,6 +21,7 @@ mod worker;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -34,6 +35,7 @@ use tracing::info;
 use self::allow::Allow;
 pub use self::allow::Caller;
 pub(crate) use self::allow::user_of;
+use self::calls::Calls;
 use self::health::Health;
 pub(crate) use self::letter::history;
 use self::message::Source;
@@ -156,6 +158,7 @@ impl ServerBuilder {
         let instance: Arc<str> = short_id().into();
         let dial = self.dial.dial(url)?.of(instance.clone());
         let transport = dial.connect(Role::Server).await?;
+        info!(name = dial.label(Role::Server), broker = transport.broker(), "connected");
         Ok(Server {
             dial,
             transport,
@@ -283,7 +286,8 @@ impl Server {
 
         let transports = Arc::new(watch::channel(transport).0);
         let draining = CancellationToken::new();
-        let health = Arc::new(Health::new());
+        let name: Arc<str> = dial.label(Role::Server).into();
+        let health = Arc::new(Health::new(name.clone()));
         let site = Arc::new(Site {
             replies: Replies::start(
                 &transports,
@@ -295,6 +299,7 @@ impl Server {
             transports,
             namespace,
             instance,
+            name,
             max_size: settings.max_message_size,
             allow,
             compression: settings.compression,
@@ -303,12 +308,15 @@ impl Server {
             addressed: TaskTracker::new(),
             drained: CancellationToken::new(),
             own: TaskTracker::new(),
+            calls: Mutex::default(),
+            given_back: AtomicU64::new(0),
             topology: Mutex::default(),
             health,
         });
         // From here on whatever has begun ends with it.
         let running = Running::new(site.clone());
         let names: Vec<String> = served.keys().map(ToString::to_string).collect();
+        let patterns: Vec<String> = subscriptions.iter().map(|(pattern, _)| pattern.clone()).collect();
         let mut supervisor = Supervisor::new(site, dial);
         for (id, service) in served {
             supervisor.serve(id, service)?;
@@ -318,7 +326,7 @@ impl Server {
         }
         supervisor.start().await?;
         tokio::spawn(supervisor.run());
-        info!(instance = running.instance(), services = ?names, "serving");
+        info!(name = &*running.site.name, services = ?names, subscriptions = ?patterns, "serving");
         Ok(running)
     }
 
@@ -359,6 +367,8 @@ struct Site {
     replies: Replies,
     namespace: Namespace,
     instance: Arc<str>,
+    /// What its connections are called, and it in the log.
+    name: Arc<str>,
     max_size: usize,
     /// How results are compressed.
     compression: Option<Compression>,
@@ -373,6 +383,10 @@ struct Site {
     drained: CancellationToken,
     /// The tasks that read this instance's own queues, which tell callers until the end that it is leaving.
     own: TaskTracker,
+    /// The calls of each service and subscription.
+    calls: Mutex<Vec<Arc<Mutex<Calls>>>>,
+    /// How many calls have not started and were given back, since the server drains.
+    given_back: AtomicU64,
     /// What is declared for each queue, by the place of what it is for.
     topology: Mutex<BTreeMap<(usize, Source), Vec<Declaration>>>,
     health: Arc<Health>,
@@ -381,6 +395,13 @@ struct Site {
 impl Site {
     fn transport(&self) -> Transport {
         self.transports.borrow().clone()
+    }
+
+    /// How many calls run now, and how many have run, of all services and subscriptions.
+    fn tally(&self) -> (usize, u64) {
+        let calls = self.calls.lock().expect("no panic while holding what is served");
+        let tallies = calls.iter().map(|calls| calls.lock().expect("no panic while holding the calls").tally());
+        tallies.fold((0, 0), |(running, finished), (r, f)| (running + r, finished + f))
     }
 
     fn topology(&self) -> MutexGuard<'_, BTreeMap<(usize, Source), Vec<Declaration>>> {

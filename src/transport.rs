@@ -177,6 +177,14 @@ impl Transport {
         }
     }
 
+    /// The broker's address, for people; none if it is in this process.
+    pub(crate) fn broker(&self) -> Option<&str> {
+        match self {
+            Self::Memory(_) => None,
+            Self::Rabbit(connection) => Some(connection.broker()),
+        }
+    }
+
     /// Why the broker takes no publications at this moment, if it does not: to be asked after [`Transport::events`].
     #[must_use]
     pub fn blocked(&self) -> Option<Arc<str>> {

@@ -1,9 +1,11 @@
 //! Giving back what has not run: a drain has it reach another instance as new.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tracing::debug;
 
 use super::message::{End, Message, Source};
 use super::outcome::MAX_REASON;
@@ -32,9 +34,13 @@ pub(super) enum To {
 }
 
 impl Worker {
-    /// Sees to a job that has not started when the server drains.
+    /// Sees to a job that has not started when the server drains, or that is for others to run.
     pub(super) async fn give_back(self: Arc<Self>, job: Job) {
         let Job { mut frame, deadline, message, .. } = job;
+        if self.site.draining.is_cancelled() {
+            self.site.given_back.fetch_add(1, Ordering::Relaxed);
+        }
+        debug!(service = %self.name, method = frame.metadata.method.as_deref(), id = %frame.id, "a call is given back: it has not started");
         // What is published again has to carry on what the broker counts.
         if message.failures > 0 {
             frame.metadata.more_mut().attempt = Some(message.attempt(&frame));
