@@ -18,10 +18,9 @@ mod running;
 mod supervisor;
 mod worker;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::future::Future;
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -31,6 +30,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
+use uuid::Uuid;
 
 use self::allow::Allow;
 pub use self::allow::Caller;
@@ -233,7 +233,7 @@ impl Server {
         T: DeserializeOwned + Send + 'static,
     {
         let service = Service::new("events", 1).event(EVENT, handler);
-        let service = service.prefetch(EVENTS_PREFETCH).dispatch(Dispatch::Inline);
+        let service = service.prefetch(EVENTS_PREFETCH).dispatch(Dispatch::Inline).of_pattern(pattern);
         self.subscriptions.push((pattern.to_owned(), service));
         self
     }
@@ -309,7 +309,7 @@ impl Server {
             drained: CancellationToken::new(),
             own: TaskTracker::new(),
             calls: Mutex::default(),
-            given_back: AtomicU64::new(0),
+            given_back: Mutex::default(),
             topology: Mutex::default(),
             health,
         });
@@ -385,8 +385,9 @@ struct Site {
     own: TaskTracker,
     /// The calls of each service and subscription.
     calls: Mutex<Vec<Arc<Mutex<Calls>>>>,
-    /// How many calls have not started and were given back, since the server drains.
-    given_back: AtomicU64,
+    /// The calls that had not started when the server began to drain, and were given back. It may be given one of them again,
+    /// until the broker has heard that it takes no more.
+    given_back: Mutex<HashSet<Uuid>>,
     /// What is declared for each queue, by the place of what it is for.
     topology: Mutex<BTreeMap<(usize, Source), Vec<Declaration>>>,
     health: Arc<Health>,
@@ -402,6 +403,10 @@ impl Site {
         let calls = self.calls.lock().expect("no panic while holding what is served");
         let tallies = calls.iter().map(|calls| calls.lock().expect("no panic while holding the calls").tally());
         tallies.fold((0, 0), |(running, finished), (r, f)| (running + r, finished + f))
+    }
+
+    fn given_back(&self) -> MutexGuard<'_, HashSet<Uuid>> {
+        self.given_back.lock().expect("no panic while holding what was given back")
     }
 
     fn topology(&self) -> MutexGuard<'_, BTreeMap<(usize, Source), Vec<Declaration>>> {

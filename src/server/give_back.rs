@@ -1,7 +1,6 @@
 //! Giving back what has not run: a drain has it reach another instance as new.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -37,10 +36,10 @@ impl Worker {
     /// Sees to a job that has not started when the server drains, or that is for others to run.
     pub(super) async fn give_back(self: Arc<Self>, job: Job) {
         let Job { mut frame, deadline, message, .. } = job;
-        if self.site.draining.is_cancelled() {
-            self.site.given_back.fetch_add(1, Ordering::Relaxed);
+        if !self.site.draining.is_cancelled() || self.site.given_back().insert(frame.id) {
+            let (method, caller) = (frame.metadata.method.as_deref(), frame.metadata.instance.as_deref());
+            debug!(service = %self.name, method, id = %frame.id, caller, "a call is given back: it has not started");
         }
-        debug!(service = %self.name, method = frame.metadata.method.as_deref(), id = %frame.id, "a call is given back: it has not started");
         // What is published again has to carry on what the broker counts.
         if message.failures > 0 {
             frame.metadata.more_mut().attempt = Some(message.attempt(&frame));

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -87,7 +86,7 @@ impl Running {
             () = self.finish() => {}
             () = self.ended.cancelled() => debug!(name, "the server has ended with its runtime"),
         }
-        let (after, given_back) = (begun.elapsed(), site.given_back.load(Ordering::Relaxed));
+        let (after, given_back) = (begun.elapsed(), site.given_back().len());
         let (cut_off, finished) = site.tally();
         let ended = finished - before;
         if cut_off == 0 {

@@ -275,7 +275,7 @@ impl Writer {
                     self.answered(&exchange, there);
                 }
                 reason = &mut end => {
-                    debug!(%reason, in_flight = flights.len(), "publishing ends with its connection");
+                    debug!(name = self.link.name(), %reason, in_flight = flights.len(), "publishing ends with its connection");
                     return self.give_up(flights, returns, Vec::new()).await;
                 }
                 () = &mut asked_to_close, if draining.is_none() => {
@@ -362,7 +362,7 @@ impl Writer {
         let (largest, forbidden) = (largest_message(&reason), forbidden_exchange(&reason));
         let connected = matches!(over, Over::Channel);
         if connected {
-            warn!(%reason, failed = failed.len(), "the broker closed a publishing channel");
+            warn!(name = self.link.name(), %reason, failed = failed.len(), "the broker closed a publishing channel");
             self.exchanges.channel_closed(&reason);
         }
         for Flight { number, told, outcome, fate } in failed {
