@@ -158,7 +158,7 @@ impl ServerBuilder {
         let instance: Arc<str> = short_id().into();
         let dial = self.dial.dial(url)?.of(instance.clone());
         let transport = dial.connect(Role::Server).await?;
-        info!(name = dial.label(Role::Server), broker = transport.broker(), "connected");
+        info!(name = dial.label(Role::Server), broker = transport.broker().map(display), "connected");
         Ok(Server {
             dial,
             transport,

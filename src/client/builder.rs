@@ -230,7 +230,7 @@ impl ClientBuilder {
     pub async fn connect(self, url: &str) -> Result<Client, Error> {
         let sessions = self.sessions(url)?;
         let session = sessions.open().await?;
-        info!(name = sessions.dial.label(Role::Client), broker = session.transport.broker(), "connected");
+        info!(name = sessions.dial.label(Role::Client), broker = session.transport.broker().map(display), "connected");
         Ok(self.client(sessions, Some(session)))
     }
 

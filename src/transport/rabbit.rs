@@ -236,7 +236,11 @@ impl Connection {
         self.0.tasks.close();
         if tokio::time::timeout(CLOSE_TIMEOUT, self.0.tasks.wait()).await.is_err() {
             let name = self.0.news.name();
-            warn!(name, "the broker did not take within {CLOSE_TIMEOUT:?} what was left to send");
+            if self.0.publishing.ended().or_else(|| self.0.consuming.ended()).is_none() {
+                warn!(name, "the broker did not take within {CLOSE_TIMEOUT:?} what was left to send");
+            } else {
+                debug!(name, "what was left to send was lost with its connection");
+            }
         }
         self.0.publishing.close().await;
         if !Arc::ptr_eq(&self.0.publishing, &self.0.consuming) {
