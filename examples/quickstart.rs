@@ -84,7 +84,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     called_back.await?;
 
     // Oneway style: the broker has it, some instance runs it.
-    math.log("an oneway call".to_owned()).send().await?;
+    math.log("a oneway call".to_owned()).send().await?;
 
     // Broadcast: every instance answers.
     let replies = math.whoami().all().gather(Duration::from_millis(500)).await?;

@@ -125,7 +125,8 @@ impl InFlight {
 
     fn expect(&mut self, Waiting { id, sender, receiver }: Waiting) {
         let (waiter, target) = (Waiter::One(sender), self.target.clone());
-        self.replies.expect(id, Call { waiter, target, message: 0, for_any: true, place: None, again: None });
+        self.replies
+            .expect(id, Call { waiter, target, message: 0, for_any: true, leaving: None, place: None, again: None });
         self.waiting.push_back((id, receiver));
     }
 }

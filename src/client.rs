@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::info_span;
 use tracing::level_filters::LevelFilter;
 use uuid::Uuid;
@@ -90,6 +91,8 @@ struct Outgoing {
     priority: Option<u8>,
     idempotent: bool,
     absent: Absent,
+    /// Cancelled when the server drains that serves the call itself, and one of whose handlers makes it.
+    leaving: Option<CancellationToken>,
 }
 
 impl Client {
@@ -117,7 +120,7 @@ impl Client {
         Call::new(self.clone(), self.0.targets.find(service, method), args, Codec::decode)
     }
 
-    /// An oneway call without a service trait, to be [sent](Call::send).
+    /// A oneway call without a service trait, to be [sent](Call::send).
     pub fn oneway(&self, service: &str, method: &str, args: impl Serialize + Send + 'static) -> Call<Oneway> {
         let no_result = |_: Codec, _: &[u8]| Err(CodecError("a oneway call has no result".to_owned()));
         Call::new(self.clone(), self.0.targets.find(service, method), args, no_result)
@@ -226,7 +229,8 @@ impl Client {
         let priority = request.priority.map(|priority| priority.min(MAX_PRIORITY));
         let ticket = Ticket { target, instance: request.instance, id, size: frame.len(), deadline, timeout, span };
         let absent = request.absent.unwrap_or(settings.absent);
-        Ok(Outgoing { ticket, frame, priority, idempotent: request.idempotent, absent })
+        let leaving = current.and_then(|context| context.leaving(&ticket.target.service_text));
+        Ok(Outgoing { ticket, frame, priority, idempotent: request.idempotent, absent, leaving })
     }
 
     /// What becomes of a request that cannot leave, until shortly before its caller's own time is over.

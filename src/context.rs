@@ -37,6 +37,9 @@ pub(crate) struct Inner {
     pub(crate) parent: Option<Traceparent>,
     pub(crate) trace: OnceLock<Trace>,
     pub(crate) cancelled: CancellationToken,
+    pub(crate) draining: CancellationToken,
+    /// What the server serves, each as `name.vMAJOR`.
+    pub(crate) services: Arc<[Arc<str>]>,
 }
 
 impl Context {
@@ -146,12 +149,18 @@ impl Context {
         self.remaining().filter(|_| !self.finishes())
     }
 
+    /// What is cancelled when the server drains that runs this handler, if it serves `service`.
+    pub(crate) fn leaving(&self, service: &str) -> Option<CancellationToken> {
+        let Inner { draining, services, .. } = &*self.0;
+        services.iter().any(|own| **own == *service).then(|| draining.clone())
+    }
+
     /// Whether the handler runs to its end though nobody waits any more.
     pub(crate) fn finishes(&self) -> bool {
         self.0.finishes
     }
 
-    /// Whether the broker delivered the call before: it may have run, in whole or in part. An oneway call that shared its
+    /// Whether the broker delivered the call before: it may have run, in whole or in part. A oneway call that shared its
     /// message with others is published anew when it has to be tried again, and then does not say so;
     /// [`Context::attempt`] does.
     #[must_use]

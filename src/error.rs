@@ -171,6 +171,9 @@ pub enum Unanswered {
     /// It waited for one to come back, as calls do for the [grace period](crate::Service::grace) of 60 s unless set. It
     /// has run only if an instance has come since the last question, or came and went between two of them.
     Unserved,
+    /// A handler made it, of a server that drains and served it itself, and no other instance was there when the broker was
+    /// asked: the drain would have waited for it. It runs if an instance comes in the rest of its time.
+    Draining,
     /// It may have run, or run still, or wait behind others.
     Unknown,
 }
@@ -190,6 +193,10 @@ impl fmt::Display for Unanswered {
             Self::Unserved => {
                 "nobody served it whenever the broker was asked: start an instance, for which calls wait as long as \
                  `Service::grace` says (60 s unless set); it has run only if one came in between"
+            }
+            Self::Draining => {
+                "the server that made it drains, and no other instance of the service is there: it runs if one comes in \
+                 the rest of its time"
             }
             Self::Unknown => "it may have run; allow more time with `.timeout()`",
         })

@@ -104,6 +104,11 @@ pub use transport::Tls;
 #[doc = include_str!("../docs/security.md")]
 struct Security;
 
+/// The example of the page on changing a contract compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/changing-a-contract.md")]
+struct ChangingAContract;
+
 /// The README's example compiles and runs.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

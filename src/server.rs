@@ -300,6 +300,7 @@ impl Server {
             namespace,
             instance,
             name,
+            services: served.keys().map(|id| id.to_string().into()).collect(),
             max_size: settings.max_message_size,
             allow,
             compression: settings.compression,
@@ -315,7 +316,6 @@ impl Server {
         });
         // From here on whatever has begun ends with it.
         let running = Running::new(site.clone());
-        let names: Vec<String> = served.keys().map(ToString::to_string).collect();
         let patterns: Vec<String> = subscriptions.iter().map(|(pattern, _)| pattern.clone()).collect();
         let mut supervisor = Supervisor::new(site, dial);
         for (id, service) in served {
@@ -326,7 +326,7 @@ impl Server {
         }
         supervisor.start().await?;
         tokio::spawn(supervisor.run());
-        info!(name = &*running.site.name, services = ?names, subscriptions = ?patterns, "serving");
+        info!(name = &*running.site.name, services = ?running.site.services, subscriptions = ?patterns, "serving");
         Ok(running)
     }
 
@@ -369,6 +369,8 @@ struct Site {
     instance: Arc<str>,
     /// What its connections are called, and it in the log.
     name: Arc<str>,
+    /// What is served, each as `name.vMAJOR`.
+    services: Arc<[Arc<str>]>,
     max_size: usize,
     /// How results are compressed.
     compression: Option<Compression>,

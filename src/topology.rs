@@ -188,7 +188,7 @@ pub enum Declaration {
     Binding(Binding),
 }
 
-/// How often the broker delivers an oneway call before it dead-letters it by itself, for one that kills whoever runs it.
+/// How often the broker delivers a oneway call before it dead-letters it by itself, for one that kills whoever runs it.
 /// Connections that end count too, and a broker that closes many closes them one after the other: one that is restarted
 /// hands the same call from instance to instance, and is not to use up its attempts.
 pub(crate) const ONEWAY_DELIVERIES: u32 = 20;
@@ -354,6 +354,7 @@ impl Namespace {
             Declaration::Queue(Queue::new(queue, QueueKind::Exclusive)),
             binding(self.rpc(), instance_key(service, instance), queue),
             binding(self.rpc(), all_key(service), queue),
+            binding(self.rpc(), presence_key(service), queue),
             binding(self.discovery(), String::new(), queue),
         ]
     }
@@ -390,7 +391,12 @@ pub(crate) fn all_key(service: &ServiceId) -> String {
     format!("{service}@*")
 }
 
-/// The key of an oneway call.
+/// The key of the question whether an instance is there that takes calls: no name has a `?` in it.
+pub(crate) fn presence_key(service: impl fmt::Display) -> String {
+    format!("{service}@?")
+}
+
+/// The key of a oneway call.
 pub(crate) fn oneway_key(service: &ServiceId, method: &str) -> String {
     format!("{service}.{method}")
 }

@@ -185,6 +185,16 @@ impl Transport {
         }
     }
 
+    /// Why this transport's user cannot publish to queues, as replies do, if the broker has said so: a server's is asked
+    /// when it connects.
+    #[must_use]
+    pub fn replies_refused(&self) -> Option<&str> {
+        match self {
+            Self::Memory(_) => None,
+            Self::Rabbit(connection) => connection.replies_refused(),
+        }
+    }
+
     /// Why the broker takes no publications at this moment, if it does not: to be asked after [`Transport::events`].
     #[must_use]
     pub fn blocked(&self) -> Option<Arc<str>> {
@@ -266,26 +276,54 @@ pub enum Confirm {
     TooLarge(usize),
 }
 
-/// The connection, or only the channel, ended before the outcome was known.
+/// Why the broker has not said what became of a publication, and will not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lost {
-    /// Whether the message may have reached the broker.
-    pub handed_over: bool,
-    /// Whether only the channel ended. If the message may have reached the broker, that was over somebody else's, and the same
-    /// publication can be made again; otherwise the broker refuses this very message.
-    pub connected: bool,
-    /// What ended it.
+    /// What was lost, and with it what is known of the message.
+    pub loss: Loss,
+    /// The broker's words, or what else ended it.
     pub reason: Arc<str>,
+}
+
+/// What was lost before the outcome of a publication was known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// The connection, before the message was handed over.
+    Unsent,
+    /// The connection; the message may have reached the broker.
+    Connection,
+    /// Only the channel, over somebody else's message. This one may have reached the broker, and can be published again.
+    Channel,
+    /// Only the channel, over this very message, which the broker refuses.
+    Refused,
+}
+
+impl Lost {
+    /// Of a connection that has ended.
+    pub(crate) fn connection(handed_over: bool, reason: Arc<str>) -> Self {
+        Self { loss: if handed_over { Loss::Connection } else { Loss::Unsent }, reason }
+    }
+
+    /// Whether the message may have reached the broker.
+    #[must_use]
+    pub fn may_have_arrived(&self) -> bool {
+        matches!(self.loss, Loss::Connection | Loss::Channel)
+    }
+
+    /// Whether the connection lives on.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        matches!(self.loss, Loss::Channel | Loss::Refused)
+    }
 }
 
 impl From<Lost> for Error {
     fn from(lost: Lost) -> Self {
-        match lost {
-            Lost { handed_over: false, connected: true, reason } => {
-                Self::Broker { operation: "take a message".to_owned(), reason: reason.to_string() }
-            }
-            Lost { handed_over, reason, .. } => {
-                Self::Disconnected { method: None, may_have_run: handed_over, reason: reason.to_string() }
+        let (may_have_run, reason) = (lost.may_have_arrived(), lost.reason.to_string());
+        match lost.loss {
+            Loss::Refused => Self::Broker { operation: "take a message".to_owned(), reason },
+            Loss::Unsent | Loss::Connection | Loss::Channel => {
+                Self::Disconnected { method: None, may_have_run, reason }
             }
         }
     }
@@ -306,11 +344,9 @@ impl Future for Receipt {
     type Output = Result<Confirm, Lost>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0).poll(context).map(|outcome| {
-            outcome.unwrap_or_else(|_| {
-                Err(Lost { handed_over: true, connected: false, reason: "the connection was closed".into() })
-            })
-        })
+        Pin::new(&mut self.0)
+            .poll(context)
+            .map(|outcome| outcome.unwrap_or_else(|_| Err(Lost::connection(true, "the connection was closed".into()))))
     }
 }
 

@@ -109,7 +109,7 @@ async fn quickstart_calls_in_every_style() {
             "sync: fib(30) = 1346269",
             "future: fib(40) = 165580141",
             "callback: fib(50) = Ok(20365011074)",
-            "the server logs: an oneway call",
+            "the server logs: a oneway call",
             "broadcast: 2 instances answered",
         ];
         for style in styles {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use hopline::topology::{Binding, Declaration, Queue, QueueKind};
 use hopline::transport::{Confirm, Mode, Properties, Publication, Role, Settle, Transport};
-use hopline::{Absent, Client, Context, Error, Fault, Method, Running, Server, Service};
+use hopline::{Absent, Client, Context, Error, Fault, Method, Running, Server, Service, State};
 use tokio::sync::mpsc;
 
 mod node;
@@ -165,6 +165,54 @@ async fn the_documents_permissions_are_enough_and_no_more() {
     forbidden(server.declare(&[Declaration::Queue(Queue::new("hopline.ledger.v1.calls", QueueKind::Classic))]).await);
 }
 
+/// The document's permissions of the server, and the same without that to reply.
+fn with_and_without_replies() -> [Vec<&'static str>; 2] {
+    let allowed = commands("set_permissions").find(|words| words[3] == "server").expect("the document has one");
+    let less = allowed.iter().enumerate().map(|(at, word)| if at == 5 { &"^hopline\\." } else { word }).copied();
+    [allowed.clone(), less.collect()]
+}
+
+#[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
+async fn a_server_that_may_not_reply_says_so_and_its_replies_come_when_it_may() {
+    let node = with_users(&version()).await;
+    let [allowed, less] = with_and_without_replies();
+    let Served { running, .. } = serve(&node, |server| server).await;
+    let client = Client::connect(&address(&node, "client")).await.expect("it may declare what it needs");
+    let connections = node.connections().await.len();
+    node.ctl(&less).await;
+    let mut state = running.state();
+    let is_degraded = |state: &State| matches!(state, State::Degraded { .. });
+    // A channel remembers for a moment what it was allowed.
+    let refused = async {
+        loop {
+            let call = client.call::<i64>("calculator", "add", (2, 3)).timeout(Duration::from_secs(600));
+            let mut call = call.start().await.expect("on its way");
+            tokio::select! {
+                answered = &mut call => assert_eq!(answered.expect("answered"), 5),
+                state = state.wait_for(is_degraded) => return (call, state.expect("it serves").clone()),
+            }
+        }
+    };
+    let (mut call, degraded) = soon(refused).await;
+    let State::Degraded { reason, .. } = degraded else { unreachable!("waited for") };
+    assert!(reason.contains("the permission to write to `amq.default`"), "{reason}");
+    assert!(futures::poll!(&mut call).is_pending(), "it waits for its reply");
+    // It does not connect again over that, which would not help.
+    assert_eq!(node.connections().await.len(), connections);
+    // Who starts now is told at once.
+    let other = Server::connect(&address(&node, "server")).await.expect("it may log in");
+    let add = |_: Context, (a, b): (i64, i64)| async move { Ok::<_, Fault>(a + b) };
+    match other.method("calculator", "add", add).start().await {
+        Err(Error::Broker { reason, .. }) => assert!(reason.contains("write to `amq.default`"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    node.ctl(&allowed).await;
+    assert_eq!(soon(call).await.expect("answered"), 5);
+    soon(state.wait_for(|state| *state == State::Ready)).await.expect("it serves");
+    soon(running.drain()).await;
+}
+
 #[tokio::test]
 #[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn the_documents_topic_permissions_look_at_keys() {
@@ -245,7 +293,7 @@ async fn operator_of(node: &Node, service: &str) -> (Transport, hopline::transpo
     (operator, letters)
 }
 
-/// An oneway call of `note`, by hand.
+/// A oneway call of `note`, by hand.
 fn note_frame(line: &str) -> Vec<u8> {
     let metadata = [&[0xa1, 0x01, 0x64], b"note".as_slice()].concat();
     let payload = format!("[\"{line}\"]").into_bytes();

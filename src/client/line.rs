@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::task::Task;
@@ -71,6 +72,8 @@ pub(super) struct Token {
     pub(super) repeatable: bool,
     /// Whether it leaves though no instance may be there.
     pub(super) absent: Absent,
+    /// Cancelled when the server drains that serves the call itself, and one of whose handlers made it.
+    pub(super) leaving: Option<CancellationToken>,
     /// How often it has left.
     pub(super) attempts: u32,
     /// Its place among the calls in flight, where they are limited.
@@ -80,7 +83,16 @@ pub(super) struct Token {
 impl Token {
     /// Of a parcel of which nobody is told.
     pub(super) fn until(deadline: Instant) -> Self {
-        Self { said: None, reply: None, deadline, repeatable: false, absent: Absent::Wait, attempts: 0, place: None }
+        Self {
+            said: None,
+            reply: None,
+            deadline,
+            repeatable: false,
+            absent: Absent::Wait,
+            leaving: None,
+            attempts: 0,
+            place: None,
+        }
     }
 
     /// A parcel whose waiter has gone is not sent; one that never had a waiter is.
@@ -107,6 +119,7 @@ impl Token {
 /// What leaves, and where to.
 pub(super) type Addressed = (Address, Parcel<Token>);
 
+#[expect(clippy::large_enum_variant, reason = "nearly all orders are of the large one")]
 enum Order {
     Post(Address, Parcel<Token>),
     /// Nobody waits for replies any more; with what there is of a cancel, those who run the call are told.
@@ -179,7 +192,7 @@ impl Line {
     pub(super) fn post(&self, address: Address, parcel: Parcel<Token>) {
         if let Err(mpsc::error::SendError(Order::Post(_, parcel))) = self.orders.send(Order::Post(address, parcel)) {
             // The task outlives the client unless its runtime has ended.
-            parcel.token.end(&End::Lost(Lost { handed_over: false, connected: false, reason: self.reason() }));
+            parcel.token.end(&End::Lost(Lost::connection(false, self.reason())));
         }
     }
 

@@ -38,7 +38,11 @@ pub(crate) struct Ticket {
 
 impl Ticket {
     pub(super) fn timed_out(&self, why: Unanswered) -> Error {
-        Error::Timeout { method: self.target.to_string(), after: self.timeout, why }
+        let left = match why {
+            Unanswered::Draining => self.deadline.saturating_duration_since(Instant::now()),
+            _ => Duration::ZERO,
+        };
+        Error::Timeout { method: self.target.to_string(), after: self.timeout.saturating_sub(left), why }
     }
 
     fn no_service(&self) -> Error {

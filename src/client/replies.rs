@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use uuid::Uuid;
 
@@ -14,7 +15,7 @@ use crate::error::Unanswered;
 use crate::frame::Frame;
 use crate::transport::{Confirm, Lost};
 
-/// What a call comes to in the place of a reply; an oneway call, to what the broker said of it.
+/// What a call comes to in the place of a reply; a oneway call, to what the broker said of it.
 #[derive(Debug, Clone)]
 pub(crate) enum End {
     /// The broker has seen to the message.
@@ -66,6 +67,8 @@ pub(crate) struct Call<A> {
     pub(crate) message: u64,
     /// Whether any instance may run it, and not one alone.
     pub(crate) for_any: bool,
+    /// Cancelled when the server drains that serves the call itself, and one of whose handlers made it.
+    pub(crate) leaving: Option<CancellationToken>,
     pub(crate) place: Option<Place>,
     /// What is sent again if the connection or the instance is lost; none for a call that may not run twice.
     pub(crate) again: Option<Box<A>>,
@@ -206,6 +209,24 @@ impl<A> Replies<A> {
         Some((waiter, unanswered.then(|| call.target.clone())))
     }
 
+    /// Takes out who waits for calls to a service that nobody serves, and that the draining server served from which they come:
+    /// it would wait for their ends. It leaves the calls to be forgotten.
+    pub(crate) fn release_hopeless(&mut self, service: &str) -> Vec<oneshot::Sender<Result<Frame, End>>> {
+        let reports = &self.reports;
+        let hopeless = self.calls.iter_mut().filter(|(id, call)| {
+            call.leaving.as_ref().is_some_and(CancellationToken::is_cancelled)
+                && &*call.target.service_text == service
+                && call.awaits_any()
+                && !reports.contains_key(id)
+        });
+        let waiters = hopeless.map(|(_, call)| std::mem::replace(&mut call.waiter, Waiter::One(oneshot::channel().0)));
+        let one = |waiter| match waiter {
+            Waiter::One(waiter) => Some(waiter),
+            Waiter::Many(_) => None,
+        };
+        waiters.filter_map(one).collect()
+    }
+
     /// Takes out who waits for the calls of messages that are under way, and leaves the calls to be forgotten.
     pub(crate) fn release(&mut self, under_way: impl Fn(u64) -> bool) -> Vec<Waiter> {
         let stuck = self.calls.values_mut().filter(|call| under_way(call.message));
@@ -232,7 +253,7 @@ mod tests {
 
     fn call(waiter: Waiter, message: u64) -> Call<()> {
         let target = Arc::new(Target::new(ServiceId::new("demo", 1).expect("a good name"), "add"));
-        Call { waiter, target, message, for_any: true, place: None, again: None }
+        Call { waiter, target, message, for_any: true, leaving: None, place: None, again: None }
     }
 
     #[test]

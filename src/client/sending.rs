@@ -34,7 +34,8 @@ impl Client {
         };
         let address = self.address(Kind::Request, self.0.rpc.clone(), key);
         let reply = Some((Waiter::One(sender), target.clone()));
-        let token = Token { reply, repeatable: outgoing.idempotent, absent, ..self.token(&outgoing) };
+        let leaving = outgoing.leaving.clone();
+        let token = Token { reply, repeatable: outgoing.idempotent, absent, leaving, ..self.token(&outgoing) };
         let share = self.0.settings.coalesce.share_of(target);
         let ticket = self.post(outgoing, address, share, token);
         Ok(Dispatched::new(self.clone(), ticket, replied))
@@ -69,7 +70,7 @@ impl Client {
         }
     }
 
-    /// Hands an oneway call to the broker, for some instance or for all.
+    /// Hands a oneway call to the broker, for some instance or for all.
     pub(crate) async fn send(&self, request: Request, to_all: bool) -> Result<(), Error> {
         let outgoing = self.prepare(request, Kind::Oneway)?;
         let Ticket { target, instance, .. } = &outgoing.ticket;
@@ -145,7 +146,7 @@ impl Client {
                 }
             }
         };
-        let gone = || Lost { handed_over: true, connected: false, reason: self.0.line.reason() };
+        let gone = || Lost::connection(true, self.0.line.reason());
         said.unwrap_or_else(|_| End::Lost(gone()))
     }
 

@@ -21,7 +21,7 @@ pub(crate) struct Target {
     /// `name.vMAJOR`.
     pub(crate) service_text: Arc<str>,
     pub(crate) method: Arc<str>,
-    /// `name.vMAJOR.method`, which is also the key of an oneway call.
+    /// `name.vMAJOR.method`, which is also the key of a oneway call.
     pub(crate) text: Arc<str>,
     pub(crate) pace: Pace,
     known: Arc<Known>,

@@ -13,7 +13,7 @@ use crate::error::{Code, Fault};
 use crate::frame::{Frame, Kind};
 use crate::service::Answer;
 use crate::topology::header;
-use crate::transport::{ANSWER_TIMEOUT, Confirm, Lost, Properties, Publication, Settle};
+use crate::transport::{ANSWER_TIMEOUT, Confirm, Loss, Lost, Properties, Publication, Settle};
 
 /// How long what is published again waits for room in its queue before there is another way out, and how often it looks.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -118,11 +118,15 @@ impl Worker {
                         && message.transport.declare(&[namespace.retry(&self.id)]).await.is_ok() => {}
                 // The others are at it: there will be room.
                 Ok(Confirm::Refused) if waits() => tokio::time::sleep(PAUSE).await,
-                Err(lost) if lost.connected && (!lost.handed_over || may_repeat) && waits() && tries < MAX_TRIES => {
+                Err(lost)
+                    if (lost.loss == Loss::Refused || lost.loss == Loss::Channel && may_repeat)
+                        && waits()
+                        && tries < MAX_TRIES =>
+                {
                     tokio::time::sleep(PAUSE * tries).await;
                 }
                 // It may be in the queue.
-                Err(lost) if lost.connected && lost.handed_over && frame.kind == Kind::Request => {
+                Err(lost) if lost.loss == Loss::Channel && frame.kind == Kind::Request => {
                     let why = format!(
                         "instance {} was shutting down and gave the call back: it may have run",
                         self.site.instance
@@ -130,7 +134,7 @@ impl Worker {
                     self.reply(frame.id, frame.codec, Answer::Fault(Fault::new(Code::Aborted, why)), None, message);
                     return true;
                 }
-                Ok(_) | Err(Lost { connected: true, .. }) if frame.kind == Kind::Request => return false,
+                Ok(_) | Err(Lost { loss: Loss::Refused, .. }) if frame.kind == Kind::Request => return false,
                 // Back to the queue's head then, at the price of being marked.
                 Ok(_) | Err(_) => {
                     message.settle(Settle::GiveBack);
@@ -146,7 +150,7 @@ impl Worker {
         self.site.draining.cancelled().await;
         tokio::time::sleep(ANSWER_TIMEOUT).await;
         let reason = format!("the broker gave no answer within {ANSWER_TIMEOUT:?}").into();
-        Lost { handed_over: true, connected: true, reason }
+        Lost { loss: Loss::Channel, reason }
     }
 }
 
@@ -170,7 +174,8 @@ mod tests {
         let running = Server::connect(&url).await.expect("in memory").start().await.expect("it serves nothing");
         let service = Service::new("work", 1);
         let id = ServiceId::parse("work").expect("a name");
-        let worker = Arc::new(Worker::new(&id, service, running.site.clone()).expect("no threads of its own"));
+        let worker =
+            Arc::new(Worker::new(&id, "work.v1".into(), service, running.site.clone()).expect("no threads of its own"));
 
         let transport = Transport::connect(&url, Role::Client).await.expect("in memory");
         let name = running.site.namespace.work_queue(&id);

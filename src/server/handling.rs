@@ -258,6 +258,8 @@ impl Worker {
             parent: frame.metadata.traceparent,
             trace: OnceLock::new(),
             cancelled,
+            draining: self.site.draining.clone(),
+            services: self.site.services.clone(),
         })
     }
 

@@ -14,7 +14,7 @@ use super::worker::Worker;
 use crate::context::unix_millis;
 use crate::frame::CONTENT_TYPE;
 use crate::topology::header;
-use crate::transport::{Confirm, Lost, Properties, Publication, Settle};
+use crate::transport::{Confirm, Loss, Lost, Properties, Publication, Settle};
 
 /// The pause before a letter is published again that its queue did not take grows from one to the other.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -94,7 +94,7 @@ impl Worker {
                     self.site.health.cured(&trouble);
                     return self.done(id, End::Over, message);
                 }
-                Err(Lost { connected: false, reason, .. }) => {
+                Err(Lost { loss: Loss::Unsent | Loss::Connection, reason }) => {
                     debug!(%service, method, %id, %reason, "a call for the dead letters went back with its connection");
                     return;
                 }

@@ -46,7 +46,7 @@ impl Worker {
             }
         };
         if let Some(window) = dedup {
-            // An oneway call that failed is to run again.
+            // A oneway call that failed is to run again.
             let remembered = |answer: &&Answer| frame.kind == Kind::Request || matches!(answer, Answer::Result(_));
             let remembered = answer.as_ref().filter(remembered).cloned();
             let waiting = self.dedup().end(&frame, remembered, window);

@@ -19,7 +19,7 @@ use crate::codec::Codec;
 use crate::context::at;
 use crate::frame::CONTENT_TYPE;
 use crate::outbox::{BATCH, Bundle, Outbox, Parcel, Share, UnderWay, take_all};
-use crate::transport::{Confirm, Lost, Properties, Publication, Transport};
+use crate::transport::{Confirm, Loss, Lost, Properties, Publication, Transport};
 
 /// How often a reply is published that is lost with its channel, over somebody else's message.
 const ATTEMPTS: usize = 100;
@@ -191,8 +191,8 @@ impl Task {
             Ok(Confirm::Returned) => {
                 debug!(queue = &*caller, replies = parcels.len(), "replies reach nobody: the caller has gone")
             }
-            Err(Lost { handed_over: false, connected: true, reason }) => self.refuse(reason),
-            Err(Lost { connected: false, reason, .. }) => {
+            Err(Lost { loss: Loss::Refused, reason }) => self.refuse(reason),
+            Err(Lost { loss: Loss::Unsent | Loss::Connection, reason }) => {
                 // The caller may still be there; it ignores a second reply. The requests go back to their queue.
                 debug!(queue = &*caller, %reason, replies = parcels.len(), "replies wait for the next connection");
                 self.lost |= connection == self.connection;
@@ -211,7 +211,7 @@ impl Task {
                     self.again(&caller, parcel, "it is over the broker's limit of a message");
                 }
                 // The broker refuses it to this user, and may take it later.
-                Err(Lost { handed_over: false, .. }) => self.later(&caller, parcel),
+                Err(Lost { loss: Loss::Refused, .. }) => self.later(&caller, parcel),
                 // The caller ignores a second reply, should both arrive.
                 Err(Lost { reason, .. }) => self.again(&caller, parcel, reason),
                 Ok(Confirm::Accepted | Confirm::Refused | Confirm::Returned) => parcel.token.finish(),

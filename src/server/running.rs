@@ -15,6 +15,7 @@ use super::Site;
 use super::keeper::bindings;
 use super::message::Source;
 use crate::state::{State, blocked_for};
+use crate::topology::{Binding, presence_key};
 
 /// How long a drain waits for a broker that takes nothing.
 const BLOCKED_DRAIN: Duration = Duration::from_secs(10);
@@ -69,6 +70,9 @@ impl Running {
 
     /// Takes no more calls, lets running ones finish and reply, gives back what has not started, and closes.
     ///
+    /// A handler does not wait for a call to a service of this very server that no other instance takes: after some seconds,
+    /// that ends as [`Timeout`](crate::Error::Timeout) with [`Draining`](crate::Unanswered::Draining).
+    ///
     /// A request has at most the time of its caller; one of a method that [`finishes`](crate::Method::finishes), a oneway call
     /// or an event whose handler does not end is waited for without limit, and a process that must end puts a timeout
     /// around this. A broker that takes no answers, being short of memory or disk, is waited for 10 s: what is left then
@@ -100,22 +104,35 @@ impl Running {
         let site = &self.site;
         site.draining.cancel();
         site.shared.close();
-        self.unless_blocked(site.shared.wait()).await;
+        let takes_no_calls = async {
+            let presences: Vec<_> = site.services.iter().map(presence_key).collect();
+            self.unbind(|binding| presences.contains(&binding.key)).await;
+            site.shared.wait().await;
+        };
+        self.unless_blocked(takes_no_calls).await;
         // Calls to this instance report in until `drained`, and are cancelled by its own queues.
         site.addressed.close();
         self.unless_blocked(site.addressed.wait()).await;
         // From here on, who calls this instance hears from the broker that it is not there.
-        let is_own = |source: &Source| matches!(source, Source::Instance | Source::Events);
-        let bindings =
-            bindings(site.topology().iter().filter(|((_, source), _)| is_own(source)).flat_map(|(_, parts)| parts));
-        if let Err(error) = site.transport().unbind(&bindings).await {
-            debug!(name = &*site.name, %error, "the instance's queues stay bound until they are gone");
-        }
+        self.unbind(|_| true).await;
         site.drained.cancel();
         site.own.close();
         self.unless_blocked(site.own.wait()).await;
         site.transport().close().await;
         site.health.enter(State::Closed);
+    }
+
+    /// Takes away those bindings of this instance's own queues that are meant.
+    async fn unbind(&self, meant: impl Fn(&Binding) -> bool) {
+        let is_own = |source: &Source| matches!(source, Source::Instance | Source::Events);
+        let bindings: Vec<_> = {
+            let topology = self.site.topology();
+            let own = topology.iter().filter(|((_, source), _)| is_own(source));
+            bindings(own.flat_map(|(_, parts)| parts)).into_iter().filter(meant).collect()
+        };
+        if let Err(error) = self.site.transport().unbind(&bindings).await {
+            debug!(name = &*self.site.name, %error, "the instance's queues stay bound until they are gone");
+        }
     }
 
     /// Waits for what a blocked broker would keep from ending, but not for long then.

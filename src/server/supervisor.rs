@@ -55,7 +55,11 @@ impl Supervisor {
     }
 
     fn add(&mut self, origin: Origin, id: &ServiceId, service: Service) -> Result<(), Error> {
-        let worker = Arc::new(Worker::new(id, service, self.site.clone())?);
+        let name = match &origin {
+            Origin::Service { .. } => id.to_string().into(),
+            Origin::Subscription(_) => "events".into(),
+        };
+        let worker = Arc::new(Worker::new(id, name, service, self.site.clone())?);
         // Nobody waits for what becomes of an event.
         if matches!(origin, Origin::Service { .. }) {
             tokio::spawn(worker.clone().report_in());
@@ -79,6 +83,11 @@ impl Supervisor {
                 self.served.len(),
                 keepers.len(),
             )));
+        }
+        if let Some(reason) = transport.replies_refused().filter(|_| !self.site.services.is_empty()) {
+            let reason =
+                format!("its user needs the permission to write to `amq.default`, where replies leave: {reason}");
+            return Err(Error::Broker { operation: "take replies from this server".to_owned(), reason });
         }
         transport.declare(&self.site.namespace.exchanges()).await?;
         let dead: Vec<_> = self.with_oneway_methods().map(|id| self.site.namespace.dead(id)).collect();

@@ -34,6 +34,7 @@ pub(super) const EVENT: &str = "event";
 /// Runs one service's calls, from whichever queue they come.
 pub(super) struct Worker {
     pub(super) id: ServiceId,
+    /// What handlers and the log call it: `name.vMAJOR`, or `events`.
     pub(super) name: Arc<str>,
     pub(super) service: Service,
     pub(super) site: Arc<Site>,
@@ -88,7 +89,7 @@ pub(super) enum Ending {
 }
 
 impl Worker {
-    pub(super) fn new(id: &ServiceId, service: Service, site: Arc<Site>) -> Result<Self, Error> {
+    pub(super) fn new(id: &ServiceId, name: Arc<str>, service: Service, site: Arc<Site>) -> Result<Self, Error> {
         let pool = match service.dispatch {
             Dispatch::Pool(threads) => Some(pool(id, threads)?),
             Dispatch::Inline | Dispatch::Spawn | Dispatch::Blocking => None,
@@ -97,7 +98,7 @@ impl Worker {
         site.calls.lock().expect("no panic while holding what is served").push(calls.clone());
         Ok(Self {
             id: id.clone(),
-            name: id.to_string().into(),
+            name,
             prefetch: AtomicU16::new(service.prefetched()),
             own_queue: Mutex::new(Arc::default()),
             permits: Arc::new(Semaphore::new(service.concurrency.min(Semaphore::MAX_PERMITS))),

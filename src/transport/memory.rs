@@ -231,7 +231,7 @@ impl fmt::Debug for Pull {
 }
 
 fn closed() -> Lost {
-    Lost { handed_over: false, connected: false, reason: "the connection was closed".into() }
+    Lost::connection(false, "the connection was closed".into())
 }
 
 /// Carries to the broker what is said of a channel's deliveries, until nobody can say anything any more.

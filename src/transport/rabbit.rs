@@ -144,6 +144,11 @@ impl Connection {
         self.0.user.name().map(ShortString::as_str)
     }
 
+    /// Why this user cannot reply to anybody, if the broker has said so.
+    pub(super) fn replies_refused(&self) -> Option<&str> {
+        self.0.user.refusal()
+    }
+
     pub(super) async fn declare(&self, parts: &[Declaration]) -> Result<(), Error> {
         let (link, parts, known) = (self.0.consuming.clone(), parts.to_vec(), self.0.known.clone());
         let declaring = async move {

@@ -69,7 +69,7 @@ class Server:
 
         self.connection = pika.BlockingConnection(pika.URLParameters(url))
         self.channel = self.connection.channel()
-        own = f"{namespace}.{service}@{self.instance}.{secrets.token_hex(6)}"
+        own = self.own_queue = f"{namespace}.{service}@{self.instance}.{secrets.token_hex(6)}"
         self.declare(own)
         self.publisher = self.connection.channel()
         self.publisher.confirm_delivery()
@@ -93,6 +93,7 @@ class Server:
         channel.queue_declare(own, exclusive=True)
         channel.queue_bind(own, rpc, f"{service}@{self.instance}")
         channel.queue_bind(own, rpc, f"{service}@*")
+        channel.queue_bind(own, rpc, f"{service}@?")
         channel.queue_bind(own, discovery, "")
         arguments = {
             "x-queue-type": "quorum",
@@ -120,6 +121,7 @@ class Server:
             self.turn()
         for consumer in self.shared:
             self.channel.basic_cancel(consumer)
+        self.channel.queue_unbind(self.own_queue, f"{self.namespace}.rpc", f"{self.service}@?")
         while self.running or self.ended:
             self.connection.process_data_events(self.until_next_deadline())
             self.turn()

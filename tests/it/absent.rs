@@ -132,7 +132,7 @@ async fn any_number_of_calls_that_wait_ask_once_every_few_seconds() {
         Declaration::Queue(Queue::new("ear", QueueKind::Exclusive)),
         Declaration::Binding(Binding {
             exchange: format!("{}.rpc", scene.namespace),
-            key: "held.v1@*".to_owned(),
+            key: "held.v1@?".to_owned(),
             queue: "ear".to_owned(),
         }),
     ];

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::support::{Scene, frame, soon};
 
-/// How often the broker delivers an oneway call before it gives up by itself.
+/// How often the broker delivers a oneway call before it gives up by itself.
 const DELIVERIES: u64 = 20;
 
 /// A service that refuses letters until it is told otherwise, and tells those that it takes, with their ids and attempts.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::join_all;
-use hopline::{Client, Code, Context, Error, Fault, Method, Service};
+use hopline::{Absent, Client, Code, Context, Error, Fault, Method, Service, Unanswered};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::support::{Arrival, Held, Scene, code, hold, soon};
@@ -209,4 +209,52 @@ async fn a_call_to_an_instance_reports_in_while_that_drains() {
     running.release();
     assert_eq!(pending.await.expect("answered"), 1);
     drained.await.expect("no panic");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_does_not_wait_for_calls_to_the_service_itself_that_nobody_else_takes() {
+    for during in [false, true] {
+        let (scene, _broker) = Scene::alone();
+        let client = scene.client().await;
+        let (starts, mut started) = mpsc::unbounded_channel();
+        let inner = client.clone();
+        let outer = move |_: Context, _: [(); 0]| {
+            let (client, starts) = (inner.clone(), starts.clone());
+            async move {
+                let (go, goes_on) = oneshot::channel::<()>();
+                starts.send(go).expect("the test listens");
+                goes_on.await.expect("the test lets it");
+                let began = tokio::time::Instant::now();
+                match client.call::<()>("nested", "inner", [(); 0]).await {
+                    Err(Error::Timeout { why: Unanswered::Draining, after, .. }) if after <= began.elapsed() => {
+                        Ok(began.elapsed())
+                    }
+                    other => Err(Fault::new(Code::Internal, format!("{other:?}"))),
+                }
+            }
+        };
+        let answer = |_: Context, _: [(); 0]| async { Ok::<_, Fault>(()) };
+        let service = Service::new("nested", 1).method("outer", outer).method("inner", answer);
+        // There is a place for one of them.
+        let server = scene.serve(service.concurrency(1).prefetch(2)).await;
+        let call = client.call::<Duration>("nested", "outer", [(); 0]).timeout(Duration::from_secs(3600));
+        let call = call.start().await.expect("on its way");
+        let go = soon(started.recv()).await.expect("it runs");
+        let drained = if during {
+            let drained = tokio::spawn(server.drain());
+            let asks = || client.call::<()>("nested", "inner", [(); 0]).absent(Absent::Fail);
+            while !matches!(asks().timeout(Duration::from_millis(100)).await, Err(Error::NoService { .. })) {}
+            go.send(()).expect("it waits");
+            drained
+        } else {
+            go.send(()).expect("it waits");
+            while client.in_flight() < 2 {
+                tokio::task::yield_now().await;
+            }
+            tokio::spawn(server.drain())
+        };
+        let waited = call.await.expect("it ends");
+        assert!(waited < Duration::from_secs(15), "{waited:?}");
+        drained.await.expect("no panic");
+    }
 }

@@ -14,6 +14,7 @@ struct Order {
 fn subscribe(server: Server, pattern: &str) -> (Server, mpsc::UnboundedReceiver<(String, Order)>) {
     let (hear, heard) = mpsc::unbounded_channel();
     let server = server.subscribe(pattern, move |ctx: Context, order: Order| {
+        assert_eq!(ctx.service(), "events");
         hear.send((ctx.method().to_owned(), order)).expect("the test listens");
         async {}
     });

@@ -30,10 +30,10 @@ const LONG: Duration = Duration::from_secs(300);
 
 type Arrivals = mpsc::UnboundedReceiver<Arrival>;
 
-/// A worker that runs so many calls at a time, and holds them until the test lets them go.
+/// A worker that runs so many calls at a time, has others wait, and holds them until the test lets them go.
 async fn worker(scene: &Scene, concurrency: usize) -> (Running, Arrivals) {
     let Held { service, arrived } = Held::new();
-    (scene.serve(service.concurrency(concurrency)).await, arrived)
+    (scene.serve(service.concurrency(concurrency).prefetch(64)).await, arrived)
 }
 
 /// Calls that are held by a [`worker`], or will be.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use hopline::Error;
 use hopline::topology::{Binding, Declaration, Exchange, ExchangeKind, Queue, QueueKind};
 use hopline::transport::{
-    Confirm, Consumer, Delivery, Lost, Mode, Properties, Publication, Receipt, Role, Settle, Transport,
+    Confirm, Consumer, Delivery, Loss, Lost, Mode, Properties, Publication, Receipt, Role, Settle, Transport,
 };
 use uuid::Uuid;
 
@@ -978,7 +978,7 @@ async fn after_close_nothing_is_handed_over_and_consumers_end() {
     soon(transport.close()).await;
     assert!(soon(consumer.next()).await.is_none());
     let lost = outcome(transport.publish(to_queue(&queue, "late"))).await;
-    assert!(matches!(lost, Err(Lost { handed_over: false, .. })), "{lost:?}");
+    assert!(matches!(lost, Err(Lost { loss: Loss::Unsent, .. })), "{lost:?}");
     let refused = soon(transport.consume(&queue, Mode::NoAck)).await;
     assert!(matches!(refused, Err(Error::Disconnected { .. })), "{refused:?}");
     let refused = soon(transport.declare(&[])).await;

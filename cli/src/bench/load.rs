@@ -131,7 +131,7 @@ impl Run {
     /// Calls every method once, so that what cannot be called is told at once.
     async fn probe(&self) -> Result<(), Failed> {
         for method in &self.methods {
-            // Of an oneway call, nobody would say that there is no server any more.
+            // Of a oneway call, nobody would say that there is no server any more.
             match self.call(Style::Call, method, &vec![0; self.load.size]).await {
                 Ok(_) => {}
                 Err(Error::Fault(fault)) if fault.code == Code::Unimplemented => {

@@ -21,7 +21,7 @@ use super::exchanges::{Admitted, Exchanges, Known};
 use super::returns::{Returns, all_ended, ended_so_far};
 use super::user::User;
 use super::{declare, properties};
-use crate::transport::{Confirm, Lost, Publication, Receipt};
+use crate::transport::{Confirm, Loss, Lost, Publication, Receipt};
 
 /// How many waiting publications are started before confirms are looked at again.
 const BATCH: usize = 256;
@@ -100,8 +100,7 @@ fn tell(outcome: Outcome, what: Result<Confirm, Lost>) {
 
 /// Tells of the connection's end.
 fn lose(outcome: Outcome, handed_over: bool, reason: &Arc<str>) {
-    let reason = reason.clone();
-    tell(outcome, Err(Lost { handed_over, connected: false, reason }));
+    tell(outcome, Err(Lost::connection(handed_over, reason.clone())));
 }
 
 /// A publication on its way, with the number it has on its channel.
@@ -240,7 +239,7 @@ impl Writer {
                     }
                     Err(reason) => {
                         let reason = reason.into();
-                        tell(outcome, Err(Lost { handed_over: false, connected: true, reason }));
+                        tell(outcome, Err(Lost { loss: Loss::Refused, reason }));
                     }
                 }
             }
@@ -361,6 +360,7 @@ impl Writer {
         };
         let (largest, forbidden) = (largest_message(&reason), forbidden_exchange(&reason));
         let connected = matches!(over, Over::Channel);
+        let loss = if connected { Loss::Channel } else { Loss::Connection };
         if connected {
             warn!(name = self.link.name(), %reason, failed = failed.len(), "the broker closed a publishing channel");
             self.exchanges.channel_closed(&reason);
@@ -377,15 +377,16 @@ impl Writer {
                     if forbidden
                         .is_some_and(|(name, topic)| name == exchange && topic.is_none_or(|topic| topic == key)) =>
                 {
-                    tell(outcome, Err(Lost { handed_over: false, connected, reason: reason.clone() }));
+                    let loss = if connected { Loss::Refused } else { Loss::Unsent };
+                    tell(outcome, Err(Lost { loss, reason: reason.clone() }));
                 }
                 Fate::Unknown { .. } | Fate::Confirmed { .. } => {
-                    tell(outcome, Err(Lost { handed_over: true, connected, reason: reason.clone() }));
+                    tell(outcome, Err(Lost { loss, reason: reason.clone() }));
                 }
             }
         }
         for (_, _, outcome) in returns.held {
-            tell(outcome, Err(Lost { handed_over: true, connected, reason: reason.clone() }));
+            tell(outcome, Err(Lost { loss, reason: reason.clone() }));
         }
         over
     }

@@ -11,12 +11,16 @@ use uuid::Uuid;
 
 use super::connection::{Link, Refusal};
 
+const ACCESS_REFUSED: u16 = 403;
+
 /// The user of one transport's connections, who is the same on all of them.
 #[derive(Debug)]
 pub(super) struct User {
     guess: ShortString,
     /// The name in the broker's words, once it has said one; `None` where it does not tell.
     name: OnceLock<Option<ShortString>>,
+    /// The broker's words when this user may not write to the default exchange, if it has said so.
+    refusal: OnceLock<String>,
 }
 
 impl User {
@@ -29,12 +33,17 @@ impl User {
             // The broker makes the name of a certificate, or of its settings. This one is nobody's.
             Some(SASLMechanism::External | SASLMechanism::Anonymous) => "",
         };
-        Self { guess: ShortString::try_new(guess).unwrap_or_default(), name: OnceLock::new() }
+        Self { guess: ShortString::try_new(guess).unwrap_or_default(), name: OnceLock::new(), refusal: OnceLock::new() }
     }
 
     /// The name, if the broker has said it.
     pub(super) fn name(&self) -> Option<&ShortString> {
         self.name.get().and_then(Option::as_ref)
+    }
+
+    /// Why this user cannot reply to anybody, if the broker has said so.
+    pub(super) fn refusal(&self) -> Option<&str> {
+        self.refusal.get().map(String::as_str)
     }
 
     /// Whether the broker has been asked.
@@ -53,7 +62,11 @@ impl User {
         let said = async { channel.basic_publish("".into(), nobody, options, &[], properties).await?.await };
         let (name, open) = match link.hear(said).await {
             Ok(_) => (Some(self.guess.clone()).filter(|guess| !guess.as_str().is_empty()), true),
-            Err(Refusal::Refused { text, .. }) => {
+            Err(Refusal::Refused { code, text }) => {
+                if code == ACCESS_REFUSED {
+                    // Whoever asked at the same time was told the same.
+                    let _ = self.refusal.set(text.clone());
+                }
                 let name = named(&text).and_then(|name| ShortString::try_new(name).ok());
                 if name.is_none() {
                     warn!(

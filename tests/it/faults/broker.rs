@@ -178,9 +178,9 @@ async fn a_queue_that_is_made_again_with_other_arguments_is_told_until_it_is_gon
     let mut state = running.state();
     // The server makes it again as well, and may be the first.
     while !node.replace_queue(&calls).await {}
-    let told = soon(state.wait_for(|state| matches!(state, State::Reconnecting { .. }))).await;
+    let told = soon(state.wait_for(|state| matches!(state, State::Degraded { .. }))).await;
     let told = told.expect("it serves").clone();
-    assert!(matches!(&told, State::Reconnecting { reason, .. } if reason.contains(&calls)), "{told:?}");
+    assert!(matches!(&told, State::Degraded { reason, .. } if reason.contains(&calls)), "{told:?}");
     is_answered(hold(&client, NEXT).to(running.instance()), &mut arrivals).await;
     node.delete_queue(&calls).await;
     soon(state.wait_for(|state| *state == State::Ready)).await.expect("it is told");

@@ -82,7 +82,8 @@ impl Node {
         self.connections_when(<[_]>::is_empty).await;
         when(async || self.channels().await, Vec::is_empty).await;
         let is_at_rest = |queue: &Queue| {
-            let is_empty = queue.messages == 0 || queue.name.ends_with(".dead");
+            // These keep what is in them.
+            let is_empty = queue.messages == 0 || queue.name.ends_with(".dead") || queue.name.ends_with(".services");
             !queue.exclusive && queue.consumers == 0 && is_empty
         };
         self.queues_when(|queues| queues.iter().all(is_at_rest)).await;

@@ -40,7 +40,7 @@ async fn an_idempotent_call_whose_worker_is_lost_runs_on_another() {
     let proxy = Proxy::to(node.address()).await;
     let held = || Held::of(Method::new("hold").idempotent());
     let Held { service, arrived: mut here } = held();
-    let lost = scene.by_way_of(proxy.url()).serve(service.concurrency(1)).await;
+    let lost = scene.by_way_of(proxy.url()).serve(service.concurrency(1).prefetch(64)).await;
     let client = scene.client().await;
     let mut pending = Vec::new();
     for number in 0..2 {

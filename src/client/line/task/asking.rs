@@ -1,7 +1,7 @@
 //! Asking the broker whether a service has an instance: about calls that nobody has answered, and for those that are not to
 //! wait for one.
 //!
-//! The question is a cancel of no call at all, to every instance. When it is returned, there is none. To look at the queue
+//! The question is a cancel of no call at all, to every instance that does not drain. When it is returned, there is none. To look at the queue
 //! of calls instead would begin its grace period anew, and RabbitMQ 4 allows it to few.
 
 use std::sync::Arc;
@@ -18,9 +18,10 @@ use crate::client::replies::End;
 use crate::client::target::Target;
 use crate::codec::Codec;
 use crate::context::unix_millis;
+use crate::error::Unanswered;
 use crate::frame::{CONTENT_TYPE, Frame, Kind, Metadata};
 use crate::outbox::{Parcel, UnderWay};
-use crate::topology::all_key;
+use crate::topology::presence_key;
 use crate::transport::{Confirm, Lost, Properties, Publication};
 
 impl Task {
@@ -67,7 +68,7 @@ impl Task {
             Metadata { sent_at: Some(unix_millis()), instance: Some(instance.clone()), ..Metadata::default() };
         let receipt = session.transport.publish(Publication {
             exchange: self.sessions.namespace.rpc(),
-            key: all_key(&target.service),
+            key: presence_key(&target.service),
             mandatory: true,
             properties: Properties {
                 content_type: Some(CONTENT_TYPE.to_owned()),
@@ -83,7 +84,13 @@ impl Task {
     pub(super) fn answered(&mut self, target: &Arc<Target>, said: &Result<Confirm, Lost>) {
         let now = Instant::now();
         match said {
-            Ok(Confirm::Returned) => target.presence().is_gone(now),
+            Ok(Confirm::Returned) => {
+                target.presence().is_gone(now);
+                for waiter in self.replies.release_hopeless(&target.service_text) {
+                    // The caller gave up at this very moment.
+                    let _ = waiter.send(Err(End::TimedOut(Unanswered::Draining)));
+                }
+            }
             Ok(_) => target.presence().heard(now),
             Err(_) => {}
         }
@@ -91,7 +98,7 @@ impl Task {
         while let Some((address, mut parcel)) = asking.pop() {
             match said {
                 Ok(Confirm::Returned) => parcel.token.end(&End::Said(Confirm::Returned)),
-                Err(Lost { connected: false, .. }) => self.route(address, parcel),
+                Err(lost) if !lost.is_connected() => self.route(address, parcel),
                 // Where the broker does not say it, the call leaves as any other.
                 _ => {
                     parcel.token.absent = Absent::Wait;

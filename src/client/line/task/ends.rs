@@ -19,7 +19,7 @@ use crate::frame::{self, Kind};
 use crate::outbox::{Bundle, Parcel, Share};
 use crate::state::State;
 use crate::topology::Declaration;
-use crate::transport::{Confirm, Lost, Properties, Publication};
+use crate::transport::{Confirm, Loss, Lost, Properties, Publication};
 
 /// How long an instance that runs a long call may say nothing.
 const SILENCE: Duration = Duration::from_secs(15);
@@ -34,7 +34,7 @@ impl Task {
         };
         // Refused by one queue, a broadcast may run on others; and nobody knows of what was lost on its way.
         let may_run = Ok(Confirm::Accepted) == said || Ok(Confirm::Refused) == said;
-        if may_run || matches!(said, Err(Lost { handed_over: true, .. })) {
+        if may_run || said.as_ref().is_err_and(Lost::may_have_arrived) {
             given_up.into_iter().for_each(|(address, cancel)| self.route(address, cancel));
         }
         if address.kind == Kind::Event && said == Ok(Confirm::Returned) {
@@ -43,7 +43,10 @@ impl Task {
         let too_large_together = matches!(said, Ok(Confirm::TooLarge(_))) && parcels.len() > 1;
         // The reply queue that it names was that of an earlier session.
         let answerless = address.is_answered() && number < self.first;
-        let came_back = matches!(said, Err(Lost { handed_over: false, .. }) | Ok(Confirm::TooLarge(_)));
+        let came_back = match &said {
+            Ok(confirm) => matches!(confirm, Confirm::TooLarge(_)),
+            Err(lost) => !lost.may_have_arrived(),
+        };
         for mut parcel in parcels {
             if came_back {
                 // It has not left.
@@ -64,7 +67,7 @@ impl Task {
                 self.keep_cancel(address.clone(), parcel);
             } else if answerless && said == Ok(Confirm::Accepted) {
                 if self.call_back(&address, &mut parcel) {
-                    parcel.token.end(&End::Lost(Lost { handed_over: true, ..self.lost() }));
+                    parcel.token.end(&End::Lost(self.lost(true)));
                 }
             } else {
                 // A broadcast's replies may come nevertheless, when only one of its queues has refused it.
@@ -87,7 +90,7 @@ impl Task {
     /// Declares an exchange again that somebody has deleted, and tells so whoever has sent something there: nobody got it.
     fn restore(&self, exchange: Arc<str>, parcels: Vec<Parcel<Token>>) {
         let Some(transport) = self.session.as_ref().map(|session| session.transport.clone()) else {
-            return parcels.into_iter().for_each(|parcel| parcel.token.end(&End::Lost(self.lost())));
+            return parcels.into_iter().for_each(|parcel| parcel.token.end(&End::Lost(self.lost(false))));
         };
         let mut topology = self.sessions.namespace.exchanges();
         topology.retain(|part| matches!(part, Declaration::Exchange(one) if *one.name == *exchange));
@@ -113,11 +116,13 @@ impl Task {
         let possible = self.opening.is_some() || self.session.is_some();
         possible
             && match said {
-                Err(Lost { handed_over: false, connected, .. }) => !connected,
-                // A channel that ends again and again may end over this very message.
-                Err(Lost { handed_over: true, connected, .. }) => {
-                    parcel.token.repeatable && (!connected || parcel.token.attempts < ATTEMPTS_ON_A_CONNECTION)
-                }
+                Err(lost) => match lost.loss {
+                    Loss::Unsent => true,
+                    Loss::Connection => parcel.token.repeatable,
+                    // A channel that ends again and again may end over this very message.
+                    Loss::Channel => parcel.token.repeatable && parcel.token.attempts < ATTEMPTS_ON_A_CONNECTION,
+                    Loss::Refused => false,
+                },
                 Ok(Confirm::Accepted) => answerless && parcel.token.repeatable,
                 Ok(_) => false,
             }
@@ -156,7 +161,7 @@ impl Task {
 
     /// Sees to the calls that wait for a reply that has nowhere to come to, though their message is no longer under way.
     pub(super) fn end_answerless(&mut self) {
-        let end = End::Lost(Lost { handed_over: true, ..self.lost() });
+        let end = End::Lost(self.lost(true));
         let (first, unconfirmed) = (self.first, &self.unconfirmed);
         for (_, call) in self.replies.forget_all(|message| message >= first || unconfirmed.contains(message)) {
             self.again_or(call, &end);
@@ -165,11 +170,12 @@ impl Task {
 
     /// Sends a call again, if that does no harm.
     pub(super) fn again_or(&mut self, call: Call<Addressed>, end: &End) {
-        let Call { waiter, target, place, again, .. } = call;
+        let Call { waiter, target, leaving, place, again, .. } = call;
         match again {
             Some(again) if self.session.is_some() || self.opening.is_some() => {
                 let (address, mut parcel) = *again;
                 (parcel.token.reply, parcel.token.place) = (Some((waiter, target)), place);
+                parcel.token.leaving = leaving;
                 renew(&mut parcel);
                 self.route(address, parcel);
             }
@@ -177,9 +183,9 @@ impl Task {
         }
     }
 
-    pub(super) fn lost(&self) -> Lost {
+    pub(super) fn lost(&self, handed_over: bool) -> Lost {
         let reason = self.shared.state.borrow().missing().unwrap_or_else(|| "the connection was lost".into());
-        Lost { handed_over: false, connected: false, reason: self.shared.over.get().cloned().unwrap_or(reason) }
+        Lost::connection(handed_over, self.shared.over.get().cloned().unwrap_or(reason))
     }
 
     pub(super) fn block(&mut self, reason: Arc<str>) {
@@ -242,7 +248,7 @@ impl Task {
             let may_have_run = parcel.token.attempts > 0;
             let end = match &self.blocked {
                 Some((_, reason)) => self.blocked_by(reason, may_have_run),
-                None => End::Lost(Lost { handed_over: may_have_run, ..self.lost() }),
+                None => End::Lost(self.lost(may_have_run)),
             };
             parcel.token.end(&end);
         }
@@ -302,17 +308,17 @@ impl Task {
 fn end_of(said: &Result<Confirm, Lost>, left_before: bool) -> End {
     let why = match said {
         Ok(confirm) if !left_before || *confirm == Confirm::Accepted => return End::Said(*confirm),
-        Err(lost) if !left_before || lost.handed_over => return End::Lost(lost.clone()),
+        Err(lost) if !left_before || lost.may_have_arrived() => return End::Lost(lost.clone()),
         Ok(Confirm::Returned) => "nobody served it",
         Ok(Confirm::TooLarge(_)) => "it was too large",
         Ok(_) => "its queue was full",
         Err(lost) => &lost.reason,
     };
-    End::Lost(Lost { handed_over: true, connected: false, reason: format!("{why} when it was sent again").into() })
+    End::Lost(Lost::connection(true, format!("{why} when it was sent again").into()))
 }
 
 pub(super) fn closed(shared: &Shared, handed_over: bool) -> Lost {
-    Lost { handed_over, connected: false, reason: shared.reason() }
+    Lost::connection(handed_over, shared.reason())
 }
 
 /// What is kept of a parcel that may leave again.
@@ -337,7 +343,7 @@ pub(super) fn renew(parcel: &mut Parcel<Token>) {
         parcel.expiration = Some(left);
         frame.metadata.remaining = Some(left);
     }
-    // The attempts of an oneway call are those of its handler, which the server counts.
+    // The attempts of a oneway call are those of its handler, which the server counts.
     if parcel.token.attempts > 0 && frame.kind == Kind::Request {
         frame.metadata.more_mut().attempt = Some(u64::from(parcel.token.attempts) + 1);
     }

@@ -80,7 +80,8 @@ impl Task {
                     let again = parcel.token.repeatable.then(|| Box::new((bundle.address.clone(), copy(parcel))));
                     let for_any = bundle.address.key == target.service_text;
                     let place = parcel.token.place.take();
-                    let call = Call { waiter, target, message: self.number, for_any, place, again };
+                    let leaving = parcel.token.leaving.take();
+                    let call = Call { waiter, target, message: self.number, for_any, leaving, place, again };
                     self.replies.expect(parcel.id, call);
                 }
             }
