@@ -197,12 +197,14 @@ impl Client {
         let deadline = Instant::now() + timeout;
         let codec = request.codec.unwrap_or(settings.codec);
         let trace = traced(current.as_ref());
+        let id = Uuid::new_v4();
         let span = info_span!(
             "call",
             otel.kind = "client",
             rpc.system = "hopline",
             rpc.service = %target.service,
             rpc.method = &*target.method,
+            id = %id,
             traceparent = trace.map(tracing::field::display),
         );
         let user = request.metadata;
@@ -215,7 +217,6 @@ impl Client {
             more,
             ..self.metadata(trace)
         };
-        let id = Uuid::new_v4();
         let frame = Frame { idempotent: request.idempotent, ..Frame::new(kind, id, codec, metadata, Bytes::new()) };
         let body = frame
             .to_body_with(|payload| (request.arguments)(codec, payload))

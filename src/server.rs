@@ -18,7 +18,7 @@ mod running;
 mod supervisor;
 mod worker;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -30,10 +30,12 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
+use uuid::Uuid;
 
 use self::allow::Allow;
 pub use self::allow::Caller;
 pub(crate) use self::allow::user_of;
+use self::calls::Calls;
 use self::health::Health;
 pub(crate) use self::letter::history;
 use self::message::Source;
@@ -156,6 +158,7 @@ impl ServerBuilder {
         let instance: Arc<str> = short_id().into();
         let dial = self.dial.dial(url)?.of(instance.clone());
         let transport = dial.connect(Role::Server).await?;
+        info!(name = dial.label(Role::Server), broker = transport.broker().map(display), "connected");
         Ok(Server {
             dial,
             transport,
@@ -230,7 +233,7 @@ impl Server {
         T: DeserializeOwned + Send + 'static,
     {
         let service = Service::new("events", 1).event(EVENT, handler);
-        let service = service.prefetch(EVENTS_PREFETCH).dispatch(Dispatch::Inline);
+        let service = service.prefetch(EVENTS_PREFETCH).dispatch(Dispatch::Inline).of_pattern(pattern);
         self.subscriptions.push((pattern.to_owned(), service));
         self
     }
@@ -283,7 +286,8 @@ impl Server {
 
         let transports = Arc::new(watch::channel(transport).0);
         let draining = CancellationToken::new();
-        let health = Arc::new(Health::new());
+        let name: Arc<str> = dial.label(Role::Server).into();
+        let health = Arc::new(Health::new(name.clone()));
         let site = Arc::new(Site {
             replies: Replies::start(
                 &transports,
@@ -295,6 +299,7 @@ impl Server {
             transports,
             namespace,
             instance,
+            name,
             services: served.keys().map(|id| id.to_string().into()).collect(),
             max_size: settings.max_message_size,
             allow,
@@ -304,11 +309,14 @@ impl Server {
             addressed: TaskTracker::new(),
             drained: CancellationToken::new(),
             own: TaskTracker::new(),
+            calls: Mutex::default(),
+            given_back: Mutex::default(),
             topology: Mutex::default(),
             health,
         });
         // From here on whatever has begun ends with it.
         let running = Running::new(site.clone());
+        let patterns: Vec<String> = subscriptions.iter().map(|(pattern, _)| pattern.clone()).collect();
         let mut supervisor = Supervisor::new(site, dial);
         for (id, service) in served {
             supervisor.serve(id, service)?;
@@ -318,7 +326,7 @@ impl Server {
         }
         supervisor.start().await?;
         tokio::spawn(supervisor.run());
-        info!(instance = running.instance(), services = ?running.site.services, "serving");
+        info!(name = &*running.site.name, services = ?running.site.services, subscriptions = ?patterns, "serving");
         Ok(running)
     }
 
@@ -359,6 +367,8 @@ struct Site {
     replies: Replies,
     namespace: Namespace,
     instance: Arc<str>,
+    /// What its connections are called, and it in the log.
+    name: Arc<str>,
     /// What is served, each as `name.vMAJOR`.
     services: Arc<[Arc<str>]>,
     max_size: usize,
@@ -375,6 +385,11 @@ struct Site {
     drained: CancellationToken,
     /// The tasks that read this instance's own queues, which tell callers until the end that it is leaving.
     own: TaskTracker,
+    /// The calls of each service and subscription.
+    calls: Mutex<Vec<Arc<Mutex<Calls>>>>,
+    /// The calls that had not started when the server began to drain, and were given back. It may be given one of them again,
+    /// until the broker has heard that it takes no more.
+    given_back: Mutex<HashSet<Uuid>>,
     /// What is declared for each queue, by the place of what it is for.
     topology: Mutex<BTreeMap<(usize, Source), Vec<Declaration>>>,
     health: Arc<Health>,
@@ -383,6 +398,17 @@ struct Site {
 impl Site {
     fn transport(&self) -> Transport {
         self.transports.borrow().clone()
+    }
+
+    /// How many calls run now, and how many have run, of all services and subscriptions.
+    fn tally(&self) -> (usize, u64) {
+        let calls = self.calls.lock().expect("no panic while holding what is served");
+        let tallies = calls.iter().map(|calls| calls.lock().expect("no panic while holding the calls").tally());
+        tallies.fold((0, 0), |(running, finished), (r, f)| (running + r, finished + f))
+    }
+
+    fn given_back(&self) -> MutexGuard<'_, HashSet<Uuid>> {
+        self.given_back.lock().expect("no panic while holding what was given back")
     }
 
     fn topology(&self) -> MutexGuard<'_, BTreeMap<(usize, Source), Vec<Declaration>>> {

@@ -38,6 +38,8 @@ pub struct Service {
     pub(crate) id: Result<ServiceId, String>,
     pub(crate) methods: BTreeMap<String, (Method, Handler)>,
     pub(crate) problems: Vec<String>,
+    /// Of a subscription, the keys of its events.
+    pub(crate) pattern: Option<String>,
     /// As many as run at once, unless it is said otherwise.
     pub(crate) prefetch: Option<u16>,
     pub(crate) concurrency: usize,
@@ -86,6 +88,7 @@ impl Service {
         Self {
             id,
             methods: BTreeMap::new(),
+            pattern: None,
             problems: Vec::new(),
             prefetch: None,
             concurrency: 256,
@@ -145,6 +148,10 @@ impl Service {
                 Ok::<(), ()>(())
             }
         })
+    }
+
+    pub(crate) fn of_pattern(self, pattern: &str) -> Self {
+        Self { pattern: Some(pattern.to_owned()), ..self }
     }
 
     fn add<A, R, E, F, Fut>(

@@ -5,11 +5,17 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::field::display;
+use tracing::{debug, info, warn};
 
 use crate::clock::later;
 use crate::error::Error;
-use crate::transport::pause_before_next;
+use crate::transport::{Transport, pause_before_next};
+
+/// How long nothing more is said of attempts that fail: after the first for the one, and twice as long after each other, up
+/// to the other.
+const FIRST_SILENCE: Duration = Duration::from_secs(30);
+const LONGEST_SILENCE: Duration = Duration::from_secs(600);
 
 /// What the connection of a [`Client`](crate::Client) or of a [`Running`](crate::Running) server is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,17 +77,22 @@ pub(crate) struct Attempts {
     /// What the connection is called.
     name: String,
     since: Instant,
-    /// Whether there has been a connection.
-    lost: bool,
+    /// What ended the connection, if there has been one.
+    lost: Option<Arc<str>>,
     /// What ended it, or the last attempt.
     reason: Option<Arc<str>>,
     number: u32,
+    /// Until when nothing is said of attempts that fail, and for how long then.
+    silent_until: Instant,
+    silence: Duration,
 }
 
 impl Attempts {
     /// For the connection called `name`. `reason` is what ended it; none if there has not been one.
     pub(crate) fn new(state: Arc<watch::Sender<State>>, name: String, reason: Option<Arc<str>>) -> Self {
-        let mut attempts = Self { state, name, since: Instant::now(), lost: reason.is_some(), reason, number: 1 };
+        let (since, lost) = (Instant::now(), reason.clone());
+        let mut attempts =
+            Self { state, name, since, lost, reason, number: 1, silent_until: since, silence: FIRST_SILENCE };
         attempts.tell();
         attempts
     }
@@ -89,7 +100,12 @@ impl Attempts {
     /// Waits before the next attempt, for a time that grows.
     pub(crate) async fn after(&mut self, error: &Error) {
         let pause = pause_before_next(self.since);
-        warn!(name = self.name, attempt = self.number, %error, ?pause, "no connection to the broker");
+        let (attempt, after) = (self.number, self.since.elapsed());
+        if self.is_news() {
+            warn!(name = self.name, attempt, ?after, %error, "no connection to the broker: it is tried again for as long as it takes");
+        } else {
+            debug!(name = self.name, attempt, ?after, %error, ?pause, "still no connection to the broker");
+        }
         self.reason = Some(error.to_string().into());
         self.tell();
         tokio::time::sleep(pause).await;
@@ -97,14 +113,31 @@ impl Attempts {
         self.tell();
     }
 
-    pub(crate) fn succeeded(&self) {
-        info!(name = self.name, attempts = self.number, after = ?self.since.elapsed(), "connected");
+    /// Whether an attempt that fails now is worth a warning: hundreds of an outage say no more than some of them.
+    fn is_news(&mut self) -> bool {
+        let now = Instant::now();
+        let is_news = self.silent_until <= now;
+        if is_news {
+            self.silent_until = later(now, self.silence);
+            self.silence = (self.silence * 2).min(LONGEST_SILENCE);
+        }
+        is_news
+    }
+
+    /// There is a connection, which is `transport`.
+    pub(crate) fn succeeded(&self, transport: &Transport) {
+        let (name, broker, attempts, after) =
+            (&self.name, transport.broker().map(display), self.number, self.since.elapsed());
+        match &self.lost {
+            Some(reason) => info!(name, broker, attempts, ?after, was = %reason, "connected again"),
+            None => info!(name, broker, attempts, ?after, "connected"),
+        }
     }
 
     fn tell(&mut self) {
         let reason = self.reason.clone();
-        let new = match (self.lost, reason) {
-            (true, Some(reason)) => State::Reconnecting { attempt: self.number, since: self.since, reason },
+        let new = match (&self.lost, reason) {
+            (Some(_), Some(reason)) => State::Reconnecting { attempt: self.number, since: self.since, reason },
             (_, reason) => State::Connecting { reason },
         };
         self.state.send_if_modified(|state| enter(state, new));
@@ -132,4 +165,27 @@ pub(crate) fn enter(state: &mut State, new: State) -> bool {
         *state = new;
     }
     changes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_of_18_s_is_worth_one_warning_and_one_of_a_day_some_more() {
+        let state = Arc::new(watch::channel(State::Ready).0);
+        let mut attempts = Attempts::new(state, "billing-web client 1".to_owned(), Some("it was cut".into()));
+        let mut warnings = 0;
+        let mut until = async |time: Duration| {
+            while attempts.since.elapsed() < time {
+                warnings += u32::from(attempts.is_news());
+                tokio::time::sleep(pause_before_next(attempts.since)).await;
+            }
+            warnings
+        };
+        assert_eq!(until(Duration::from_secs(18)).await, 1);
+        // At the first attempt, and after 30 s and 1, 2, 4, 8 and 10 minutes, or some seconds more, the last of these again
+        // and again.
+        assert!((135..150).contains(&until(Duration::from_secs(24 * 3600)).await));
+    }
 }

@@ -177,6 +177,14 @@ impl Transport {
         }
     }
 
+    /// The broker's address, for people; none if it is in this process.
+    pub(crate) fn broker(&self) -> Option<&str> {
+        match self {
+            Self::Memory(_) => None,
+            Self::Rabbit(connection) => Some(connection.broker()),
+        }
+    }
+
     /// Why this transport's user cannot publish to queues, as replies do, if the broker has said so: a server's is asked
     /// when it connects.
     #[must_use]

@@ -7,8 +7,15 @@ use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
 
 use hopline::transport::{Confirm, Properties, Publication, Role, Transport};
-use hopline::{Client, Context, Fault, Method, Server, Service, State};
+use hopline::{Caller, Client, Code, Context, Fault, Method, Server, Service, State};
+use tokio::sync::{mpsc, watch};
 use tracing_subscriber::fmt::format::FmtSpan;
+use uuid::Uuid;
+
+use crate::proxy::Proxy;
+
+#[path = "proxy/mod.rs"]
+mod proxy;
 
 /// Everything that this process logs.
 static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
@@ -41,7 +48,7 @@ fn broker() -> String {
 #[tokio::test]
 async fn a_call_has_a_span_on_either_side_in_one_trace() {
     LazyLock::force(&LISTENING);
-    let namespace = format!("tracing-{}", uuid::Uuid::new_v4().simple());
+    let namespace = format!("tracing-{}", Uuid::new_v4().simple());
     let server = Server::builder().namespace(&namespace).connect(&broker()).await.expect("the broker is there");
     let server = server.method("traced", "add", |_: Context, (a, b): (i64, i64)| async move { Ok::<_, Fault>(a + b) });
     let _running = server.start().await.expect("it can be served");
@@ -109,7 +116,7 @@ async fn what_is_logged_of_a_connection_says_whose_it_is() {
 async fn who_closes_does_not_break_connections_off() {
     LazyLock::force(&LISTENING);
     for _ in 0..40 {
-        let namespace = format!("tracing-{}", uuid::Uuid::new_v4().simple());
+        let namespace = format!("tracing-{}", Uuid::new_v4().simple());
         let server = Server::builder().namespace(&namespace).connect(&broker()).await.expect("the broker is there");
         let server = server.method("closed", "one", |_: Context, (): ()| async move { Ok::<_, Fault>(1) });
         let running = server.start().await.expect("it can be served");
@@ -123,12 +130,12 @@ async fn who_closes_does_not_break_connections_off() {
     assert!(broken.is_empty(), "{broken:#?}");
 }
 
-/// The line that says of this call that its handler was dropped.
-async fn told_of(id: uuid::Uuid) -> String {
+/// The one line in which all this stands, once it is there.
+async fn told(said: &[&str]) -> String {
     let told = async {
         loop {
             let log = logged();
-            let mut lines = log.lines().filter(|line| line.contains("half-way") && line.contains(&id.to_string()));
+            let mut lines = log.lines().filter(|line| said.iter().all(|said| line.contains(said)));
             if let Some(line) = lines.next() {
                 assert_eq!(lines.next(), None, "a fact is told once");
                 return line.to_owned();
@@ -136,11 +143,32 @@ async fn told_of(id: uuid::Uuid) -> String {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), told).await.expect("it is logged")
+    let told = tokio::time::timeout(Duration::from_secs(60), told).await;
+    told.unwrap_or_else(|_| panic!("nothing with {said:?} is logged"))
+}
+
+fn assert_says(line: &str, all: &[&str]) {
+    for said in all {
+        assert!(line.contains(said), "no {said} in {line}");
+    }
+}
+
+/// The line that says of this call that its handler was dropped.
+async fn told_of(id: Uuid) -> String {
+    told(&["half-way", &id.to_string()]).await
+}
+
+/// A server and a client of this `name`, in a namespace of their own, which comes last.
+async fn named(name: &str) -> (Server, Client, String) {
+    LazyLock::force(&LISTENING);
+    let namespace = format!("tracing-{}", Uuid::new_v4().simple());
+    let server = Server::builder().namespace(&namespace).name(name).connect(&broker()).await;
+    let client = Client::builder().namespace(&namespace).name(name).connect(&broker()).await;
+    (server.expect("the broker is there"), client.expect("the broker is there"), namespace)
 }
 
 /// A request of the method, by hand, that has 100 ms and is never cancelled.
-fn request(id: uuid::Uuid, method: &str) -> Vec<u8> {
+fn request(id: Uuid, method: &str) -> Vec<u8> {
     // A CBOR map: 1 => the method, a text of under 24 bytes; 2 => the time.
     let text = 0x60 | u8::try_from(method.len()).expect("a short one");
     let metadata = [&[0xa2, 1, text], method.as_bytes(), &[2, 0x18, 100]].concat();
@@ -152,9 +180,9 @@ fn request(id: uuid::Uuid, method: &str) -> Vec<u8> {
 #[tokio::test]
 async fn a_handler_that_is_dropped_half_way_is_told_of_once_to_who_must_see_to_it() {
     LazyLock::force(&LISTENING);
-    let namespace = format!("tracing-{}", uuid::Uuid::new_v4().simple());
+    let namespace = format!("tracing-{}", Uuid::new_v4().simple());
     let server = Server::builder().namespace(&namespace).connect(&broker()).await.expect("the broker is there");
-    let (begun, mut begins) = tokio::sync::mpsc::unbounded_channel();
+    let (begun, mut begins) = mpsc::unbounded_channel();
     let half = move |context: Context, _: [(); 0]| {
         begun.send(context.request_id()).expect("the test listens");
         std::future::pending::<Result<(), Fault>>()
@@ -169,14 +197,12 @@ async fn a_handler_that_is_dropped_half_way_is_told_of_once_to_who_must_see_to_i
         let id = begins.recv().await.expect("it runs");
         drop(pending);
         let line = told_of(id).await;
-        let fields = ["service=halves.v1", &format!("method=\"{method}\""), "caller=", "ran=", "its caller gave up"];
-        for said in [level].iter().chain(&fields) {
-            assert!(line.contains(said), "no {said} in {line}");
-        }
+        let method = format!("method=\"{method}\"");
+        assert_says(&line, &[level, "service=halves.v1", &method, "caller=", "ran=", "its caller gave up"]);
         assert_eq!(line.contains("mark its method `finishes`"), level == " WARN ", "{line}");
     }
     let transport = Transport::connect(&broker(), Role::Client).await.expect("the broker is there");
-    let id = uuid::Uuid::new_v4();
+    let id = Uuid::new_v4();
     let publication = Publication {
         exchange: format!("{namespace}.rpc"),
         key: "halves.v1".to_owned(),
@@ -187,4 +213,163 @@ async fn a_handler_that_is_dropped_half_way_is_told_of_once_to_who_must_see_to_i
     assert_eq!(transport.publish(publication).await, Ok(Confirm::Accepted));
     let line = told_of(id).await;
     assert!(line.contains("its deadline passed") && line.contains(" WARN "), "{line}");
+}
+
+#[tokio::test]
+async fn a_call_that_fails_is_told_once_at_debug_since_its_caller_hears_of_it() {
+    let (server, client, _) = named("shop").await;
+    let service = Service::new("asked", 1)
+        .method(Method::new("add"), |_: Context, (a, b): (i64, i64)| async move { Ok::<_, Fault>(a + b) })
+        .method(Method::new("hidden"), |_: Context, _: [(); 0]| async { Ok::<_, Fault>(()) });
+    let running = server.serve(service).allow(|_, method| method != "asked.v1.hidden").start().await;
+    let running = running.expect("it can be served");
+    client.call::<i64>("asked", "subtract", (1, 2)).await.expect_err("there is no such method");
+    client.call::<i64>("asked", "add", ("one", "two")).await.expect_err("no numbers");
+    client.call::<()>("asked", "hidden", [(); 0]).await.expect_err("not allowed");
+    running.drain().await;
+    for (method, code) in
+        [("subtract", Code::Unimplemented), ("add", Code::InvalidArgument), ("hidden", Code::PermissionDenied)]
+    {
+        let line = told(&["a call failed", "service=asked.v1", &format!("method=\"{method}\"")]).await;
+        assert_says(&line, &["DEBUG ", "id=", "caller=\"shop ", &format!("code={code:?}"), "reason="]);
+    }
+}
+
+#[tokio::test]
+async fn a_oneway_call_that_is_given_up_is_told_in_one_line_with_where_it_went() {
+    let (server, client, namespace) = named("shop").await;
+    let (run, mut runs) = mpsc::unbounded_channel();
+    let method = |name| Method::new(name).oneway().attempts(3).pause(Duration::from_millis(1));
+    let panics = {
+        let run = run.clone();
+        move |context: Context, _: [(); 0]| {
+            run.send(context.request_id()).expect("the test listens");
+            async { if true { panic!("out of paper") } else { Ok::<_, Fault>(()) } }
+        }
+    };
+    let fails = move |context: Context, _: [(); 0]| {
+        run.send(context.request_id()).expect("the test listens");
+        std::future::ready(Err::<(), _>("the customer's secret".to_owned()))
+    };
+    let service = Service::new("mails", 1).method(method("print"), panics).method(method("send"), fails);
+    let running = server.serve(service).start().await.expect("it can be served");
+    for (method, reason) in [("print", "panicked: out of paper"), ("send", "the method returned its own error")] {
+        client.oneway("mails", method, [(); 0]).send().await.expect("the broker has it");
+        let id = runs.recv().await.expect("it runs").to_string();
+        for _ in 1..3 {
+            assert_eq!(runs.recv().await.expect("it runs again").to_string(), id);
+        }
+        let fields = ["service=mails.v1", &format!("method=\"{method}\""), "caller=\"shop ", reason];
+        let line = told(&["kept with the dead letters", &id]).await;
+        let queue = format!("queue=\"{namespace}.mails.v1.dead\"");
+        assert_says(&line, &[" WARN ", "attempt=3", &queue]);
+        assert_says(&line, &fields);
+        for (attempt, level, pause) in [("attempt=1", " WARN ", "pause=1ms"), ("attempt=2", "DEBUG ", "pause=2ms")] {
+            let line = told(&["a oneway call failed", attempt, &id]).await;
+            assert_says(&line, &[level, pause]);
+            assert_says(&line, &fields);
+        }
+    }
+    running.drain().await;
+    let log = logged();
+    assert!(!log.contains("the customer's secret"), "{log}");
+    assert!(!log.lines().any(|line| line.contains("ERROR ") && line.contains("out of paper")), "{log}");
+}
+
+#[tokio::test]
+async fn a_wrong_event_and_one_whose_handler_panics_are_told_with_their_key_and_pattern() {
+    let (server, client, _) = named("shop").await;
+    let handler = |_: Context, n: u32| async move { assert!(n < 7, "no more than seven") };
+    let _running = server.subscribe("stock.*", handler).start().await.expect("it can be served");
+    client.publish("stock.wrong", "many").await.expect("the broker has it");
+    client.publish("stock.eight", &8).await.expect("the broker has it");
+    for (key, reason) in [("stock.wrong", "the event"), ("stock.eight", "panicked: no more than seven")] {
+        let line = told(&[&format!("key=\"{key}\""), "reason="]).await;
+        assert_says(&line, &[" WARN ", "pattern=\"stock.*\"", "id=", "caller=\"shop ", reason]);
+    }
+}
+
+#[tokio::test]
+async fn a_drain_tells_how_much_runs_and_at_its_end_what_became_of_it() {
+    let (server, client, _) = named("leaving").await;
+    let (begun, mut begins) = mpsc::unbounded_channel();
+    let (release, released) = watch::channel(false);
+    let hold = move |_: Context, _: [(); 0]| {
+        begun.send(()).expect("the test listens");
+        let mut released = released.clone();
+        async move {
+            released.wait_for(|released| *released).await.expect("it is told");
+            Ok::<_, Fault>(())
+        }
+    };
+    let service = Service::new("held", 1).method(Method::new("hold"), hold).concurrency(1).prefetch(10);
+    let (come, mut comes) = mpsc::unbounded_channel();
+    // Asked about each call that has come, before it waits for its place.
+    let rule = move |_: &Caller<'_>, _: &str| come.send(()).is_ok();
+    let running = server.serve(service).allow(rule).start().await.expect("it can be served");
+    let first = client.call::<()>("held", "hold", [(); 0]).start().await.expect("on its way");
+    begins.recv().await.expect("it runs");
+    let _second = client.call::<()>("held", "hold", [(); 0]).start().await.expect("on its way");
+    for _ in 0..2 {
+        comes.recv().await.expect("it comes");
+    }
+    let name = format!("name=\"leaving server {} {}\"", std::process::id(), running.instance());
+    let draining = tokio::spawn(running.drain());
+    assert_says(&told(&["draining", &name]).await, &[" INFO ", "running=1"]);
+    assert_says(&told(&["a call is given back", "service=held.v1"]).await, &["DEBUG ", "method=\"hold\"", "id="]);
+    release.send_replace(true);
+    first.await.expect("answered");
+    draining.await.expect("no panic");
+    assert_says(&told(&["drained", &name]).await, &[" INFO ", "after=", "ended=1", "given_back=1"]);
+}
+
+#[tokio::test]
+async fn who_is_dropped_while_calls_run_warns_of_them() {
+    let (server, client, _) = named("rash").await;
+    let (begun, mut begins) = mpsc::unbounded_channel();
+    let hold = move |_: Context, _: [(); 0]| {
+        begun.send(()).expect("the test listens");
+        std::future::pending::<Result<(), Fault>>()
+    };
+    let service = Service::new("rash", 1).method(Method::new("hold"), hold);
+    let running = server.serve(service).start().await.expect("it can be served");
+    let _pending = client.call::<()>("rash", "hold", [(); 0]).start().await.expect("on its way");
+    begins.recv().await.expect("it runs");
+    let name = format!("name=\"rash server {} {}\"", std::process::id(), running.instance());
+    drop(running);
+    assert_says(&told(&["dropped before it had drained", &name]).await, &[" WARN ", "running=1"]);
+}
+
+#[tokio::test]
+async fn an_outage_is_told_when_it_begins_and_when_it_ends_and_not_by_every_attempt() {
+    LazyLock::force(&LISTENING);
+    let broker = broker();
+    // A broker in this process is never away.
+    let Some((_, address)) = broker.split_once('@') else { return };
+    let address = tokio::net::lookup_host(address.trim_end_matches('/')).await.expect("it is known").next();
+    let proxy = Proxy::to(address.expect("it has an address")).await;
+    let namespace = format!("tracing-{}", Uuid::new_v4().simple());
+    let server = Server::builder().namespace(&namespace).name("outage").connect(&proxy.url()).await;
+    let running = server.expect("the broker is there").start().await.expect("it serves nothing");
+    let client = Client::builder().namespace(&namespace).name("outage").connect(&proxy.url()).await;
+    let client = client.expect("the broker is there");
+    proxy.refuse();
+    proxy.cut().await;
+    let roles = ["client", "server"].map(|role| format!("name=\"outage {role} "));
+    for name in &roles {
+        told(&["still no connection to the broker", name, "attempt=5 "]).await;
+    }
+    proxy.allow();
+    for name in &roles {
+        assert_says(&told(&["connected again", name]).await, &[" INFO ", "broker=", "after=", "attempts=", "was="]);
+    }
+    let log = logged();
+    for name in &roles {
+        let told = |what: &str| log.lines().filter(|line| line.contains(name) && line.contains(what)).count();
+        assert_eq!(told("connection lost"), 1);
+        assert_eq!(told(" WARN "), 1 + told("it is tried again for as long as it takes"));
+        assert_eq!(told(" INFO "), told("connected") + told("serving"));
+        assert_eq!(told("connected"), 2, "at first, and again");
+    }
+    tokio::join!(client.close(), running.drain());
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
+use tracing::info;
 
 use super::line::{Line, Rules};
 use super::session::{Session, Sessions};
@@ -15,9 +16,9 @@ use crate::compression::Compression;
 use crate::error::Error;
 use crate::outbox::Share;
 use crate::topology::Namespace;
-use crate::transport::DialSettings;
 #[cfg(feature = "tls")]
 use crate::transport::Tls;
+use crate::transport::{DialSettings, Role};
 
 /// Which calls may share a message. A broker's cost is per message, so sharing is worth about ten times the throughput;
 /// what a call means and how it ends is the same either way.
@@ -229,6 +230,7 @@ impl ClientBuilder {
     pub async fn connect(self, url: &str) -> Result<Client, Error> {
         let sessions = self.sessions(url)?;
         let session = sessions.open().await?;
+        info!(name = sessions.dial.label(Role::Client), broker = session.transport.broker().map(display), "connected");
         Ok(self.client(sessions, Some(session)))
     }
 

@@ -123,7 +123,7 @@ impl<A> Replies<A> {
     /// not an error.
     pub(crate) fn deliver(&mut self, reply: Frame, now: Instant) -> bool {
         let Some(call) = self.calls.get(&reply.id) else {
-            debug!(id = %reply.id, "a reply that nobody waits for");
+            debug!(id = %reply.id, instance = reply.metadata.instance.as_deref(), "a reply that nobody waits for");
             return false;
         };
         call.target.presence().heard(now);

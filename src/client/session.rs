@@ -72,7 +72,7 @@ impl Sessions {
             };
             match opened {
                 Ok(session) => {
-                    attempts.succeeded();
+                    attempts.succeeded(&session.transport);
                     return session;
                 }
                 Err(error) => attempts.after(&error).await,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tracing::error;
 
+use super::handling::words;
 use crate::error::{Code, Fault};
 use crate::topology::header;
 use crate::transport::Properties;
@@ -43,8 +44,15 @@ impl Allow {
     pub(super) fn check(&self, caller: &Caller<'_>, method: &str) -> Result<(), Fault> {
         let Some(rule) = &self.0 else { return Ok(()) };
         // Where it panics, it has not said yes.
-        let allowed = catch_unwind(AssertUnwindSafe(|| rule(caller, method))).unwrap_or_else(|_| {
-            error!(method, ?caller, "the rule about who may call what panicked: refused");
+        let allowed = catch_unwind(AssertUnwindSafe(|| rule(caller, method))).unwrap_or_else(|panic| {
+            let Caller { user, instance } = caller;
+            error!(
+                method,
+                user,
+                caller = instance,
+                panic = words(&*panic),
+                "the rule about who may call what panicked: refused"
+            );
             false
         });
         if allowed {

@@ -91,6 +91,11 @@ impl Calls {
         self.finished += 1;
     }
 
+    /// How many run now, and how many have run.
+    pub(super) fn tally(&self) -> (usize, u64) {
+        (self.running.len(), self.finished)
+    }
+
     /// What an instance tells of itself.
     pub(super) fn stats(&self, service: String, instance: String, repeated: u64) -> InstanceStats {
         let Self { finished, malformed, refused, cancels_ignored, .. } = *self;

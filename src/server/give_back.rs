@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tracing::debug;
 
 use super::message::{End, Message, Source};
 use super::outcome::MAX_REASON;
@@ -32,9 +33,13 @@ pub(super) enum To {
 }
 
 impl Worker {
-    /// Sees to a job that has not started when the server drains.
+    /// Sees to a job that has not started when the server drains, or that is for others to run.
     pub(super) async fn give_back(self: Arc<Self>, job: Job) {
         let Job { mut frame, deadline, message, .. } = job;
+        if !self.site.draining.is_cancelled() || self.site.given_back().insert(frame.id) {
+            let (method, caller) = (frame.metadata.method.as_deref(), frame.metadata.instance.as_deref());
+            debug!(service = %self.name, method, id = %frame.id, caller, "a call is given back: it has not started");
+        }
         // What is published again has to carry on what the broker counts.
         if message.failures > 0 {
             frame.metadata.more_mut().attempt = Some(message.attempt(&frame));

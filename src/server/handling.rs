@@ -95,14 +95,16 @@ impl Worker {
             return Begun::Ended(ending);
         }
         let forgotten = || {
-            debug!(service = %self.name, id = %frame.id, "a call that nobody waits for any more");
+            let (method, caller) = (frame.metadata.method.as_deref(), frame.metadata.instance.as_deref());
+            debug!(service = %self.name, method, id = %frame.id, caller, "a call does not run: nobody waits for it any more");
             Begun::Ended(Ending::Forgotten)
         };
         if job.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return forgotten();
         }
         if job.message.is_taken_back() {
-            debug!(service = %self.name, id = %frame.id, "a call that the broker has taken back and delivers again");
+            let method = frame.metadata.method.as_deref();
+            debug!(service = %self.name, method, id = %frame.id, "a call does not run: the broker has taken it back and delivers it again");
             return Begun::Ended(Ending::Forgotten);
         }
         let payload = match frame.plain_payload(self.site.max_size) {
@@ -124,6 +126,8 @@ impl Worker {
             rpc.system = "hopline",
             rpc.service = %self.name,
             rpc.method = context.method(),
+            id = %frame.id,
+            caller = context.caller(),
             traceparent = context.traceparent(),
         );
         let started = Start { at: std::time::Instant::now(), number };
@@ -138,7 +142,9 @@ impl Worker {
         }));
         match first {
             Ok((call, Poll::Pending)) => Begun::Waits(Running { call, context, cancelled, span, started }),
-            Ok((_, Poll::Ready(answer))) => Begun::Ended(self.ended(job, answer, &context, &cancelled, started)),
+            Ok((_, Poll::Ready(answer))) => {
+                Begun::Ended(self.ended(job, self.told(frame, answer), &context, &cancelled, started))
+            }
             Err(panic) => {
                 let answer = self.panicked(frame, &*panic);
                 Begun::Ended(self.ended(job, answer, &context, &cancelled, started))
@@ -154,12 +160,12 @@ impl Worker {
             let (ending, why) = tokio::select! {
                 biased;
                 () = cancelled.cancelled() => (Ending::Forgotten, "its caller gave up"),
-                answer = &mut call => return Ok(answer),
+                answer = &mut call => return Ok(self.told(&job.frame, answer)),
                 () = at(job.deadline) => (Ending::TimedOut, "its deadline passed"),
             };
             if context.finishes() {
                 cancelled.cancel();
-                return Ok(call.await);
+                return Ok(self.told(&job.frame, call.await));
             }
             Err((ending, why))
         };
@@ -200,7 +206,7 @@ impl Worker {
         if !late {
             return Ending::Answered(answer, ran);
         }
-        debug!(service = %self.name, method = context.method(), id = %job.frame.id, ?ran, "a handler has ended, for nobody");
+        debug!(service = %self.name, method = context.method(), id = %job.frame.id, caller = context.caller(), ?ran, "a handler has ended, for nobody");
         Ending::Unheard(answer)
     }
 
@@ -257,17 +263,34 @@ impl Worker {
         })
     }
 
+    /// What a handler came to; of a request, a fault is told.
+    fn told(&self, frame: &Frame, answer: Answer) -> Answer {
+        if let Answer::Fault(fault) = &answer
+            && frame.kind == Kind::Request
+        {
+            self.log_fault(frame, fault);
+        }
+        answer
+    }
+
     fn panicked(&self, frame: &Frame, panic: &(dyn Any + Send)) -> Answer {
         let method = frame.metadata.method.as_deref().unwrap_or_default();
-        let said = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-        error!(service = %self.name, method, panic = said, "a handler panicked");
+        let said = words(panic);
         let why = match (frame.kind, said) {
-            // A dead letter is read by whoever runs the service; a reply by anybody who may call it.
-            (Kind::Oneway, Some(said)) => format!("`{}.{method}` panicked: {said}", self.name),
+            // A dead letter and the log are read by whoever runs the service; a reply by anybody who may call it.
+            (Kind::Oneway | Kind::Event, Some(said)) => format!("`{}.{method}` panicked: {said}", self.name),
+            (Kind::Oneway | Kind::Event, None) => format!("`{}.{method}` panicked", self.name),
             _ => {
+                let caller = frame.metadata.instance.as_deref();
+                error!(service = %self.name, method, id = %frame.id, caller, panic = said, "a handler panicked");
                 format!("`{}.{method}` panicked: the log of instance {} says why", self.name, self.site.instance)
             }
         };
         Answer::Fault(Fault::new(Code::Internal, why))
     }
+}
+
+/// What was said as something panicked, if it was text.
+pub(super) fn words(panic: &(dyn Any + Send)) -> Option<&str> {
+    panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str))
 }

@@ -47,12 +47,14 @@ struct Condition {
 pub(super) struct Health {
     pub(super) state: Arc<watch::Sender<State>>,
     condition: Mutex<Condition>,
+    /// What the server is called in the log.
+    name: Arc<str>,
 }
 
 impl Health {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(name: Arc<str>) -> Self {
         let state = Arc::new(watch::channel(State::Connecting { reason: None }).0);
-        Self { state, condition: Mutex::default() }
+        Self { state, condition: Mutex::default(), name }
     }
 
     /// There is a connection; what was wrong with the last one is no more.
@@ -85,7 +87,7 @@ impl Health {
         let mut condition = self.condition();
         let known = condition.troubles.get(&trouble);
         if known.is_none_or(|known| known.reason != reason) {
-            warn!(%reason, "the server does not serve all that it should");
+            warn!(name = &*self.name, %reason, "the server does not serve all that it should");
         }
         let since = known.map_or_else(Instant::now, |known| known.since);
         condition.troubles.insert(trouble, Noted { since, reason, until });
@@ -95,7 +97,7 @@ impl Health {
 
     pub(super) fn cured(&self, trouble: &Trouble) {
         let Some(cured) = self.condition().troubles.remove(trouble) else { return };
-        info!(was = %cured.reason, after = ?cured.since.elapsed(), "the server serves it again");
+        info!(name = &*self.name, was = %cured.reason, after = ?cured.since.elapsed(), "the server serves it again");
         self.tell();
     }
 
@@ -135,7 +137,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_oldest_trouble_is_told_until_it_is_cured_and_an_alarm_before_all() {
-        let health = Health::new();
+        let health = Health::new("books server 1".into());
         let state = || health.state.borrow().clone();
         health.suffers(Trouble::Replies, "not connected yet");
         assert_eq!(state(), State::Connecting { reason: None });
@@ -159,7 +161,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_went_wrong_once_is_told_for_its_time() {
-        let health = Health::new();
+        let health = Health::new("books server 1".into());
         health.connected();
         let minute = Duration::from_secs(60);
         health.suffered(Trouble::TakenBack("queue".into()), "too slow", minute);

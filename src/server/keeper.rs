@@ -183,10 +183,14 @@ impl Keeper {
                 self.site.health.suffered(Trouble::TakenBack(self.title().into()), why, TAKEN_BACK_TOLD);
             }
             Some(ConsumerEnd::Channel(reason)) => {
-                warn!(queue = self.title(), %reason, "the broker closed a consumer's channel: the queue is consumed again");
+                warn!(name = &*self.site.name, queue = self.title(), %reason, "the broker closed a consumer's channel: the queue is consumed again");
             }
             Some(ConsumerEnd::Cancelled) | None => {
-                debug!(queue = self.title(), "the broker ended a consumer: the queue is declared and consumed again");
+                debug!(
+                    name = &*self.site.name,
+                    queue = self.title(),
+                    "the broker ended a consumer: the queue is declared and consumed again"
+                );
             }
         }
         false
@@ -296,7 +300,7 @@ pub(super) async fn enter(site: &Site, transport: &Transport, services: &[Servic
         Ok(()) | Err(Error::Disconnected { .. }) => {}
         Err(error) => {
             let services: Vec<_> = services.iter().map(ToString::to_string).collect();
-            warn!(?services, %error, "a list of all dead letters will lack those of these services");
+            warn!(name = &*site.name, ?services, %error, "a list of all dead letters will lack those of these services");
         }
     }
 }

@@ -31,8 +31,11 @@ pub(super) struct Letter<'a> {
     /// The frame, or what of a message could not be read.
     pub(super) body: Bytes,
     pub(super) reason: &'a str,
+    /// As much of that as the log may have.
+    pub(super) why: &'a str,
     pub(super) id: Uuid,
     pub(super) method: Option<&'a str>,
+    pub(super) caller: Option<&'a str>,
     pub(super) attempts: u64,
 }
 
@@ -61,10 +64,12 @@ impl Worker {
     /// Keeps what nobody can be told about where an operator finds it. While its queue does not take it, the message stays
     /// unsettled, and goes back when the server drains: nothing that the broker has confirmed to a caller is dropped.
     pub(super) async fn dead_letter(&self, letter: Letter<'_>, message: &Message) {
-        let reason = shortened(letter.reason);
-        warn!(service = %self.name, method = letter.method, id = %letter.id, reason, "a message that cannot be handled");
+        let Letter { why, id, method, caller, attempts: attempt, .. } = letter;
+        let (service, reason) = (&self.name, shortened(why));
         // Each subscriber has a copy of an event: the publisher's mistake is not kept by each of them.
         if message.source == Source::Events {
+            let pattern = self.service.pattern.as_deref();
+            warn!(key = message.key, pattern, %id, caller, reason, "an event that cannot be handled is dropped");
             return message.finish();
         }
         let properties = Properties {
@@ -84,16 +89,19 @@ impl Worker {
         loop {
             let why = match message.transport.publish(publication.clone()).await {
                 Ok(Confirm::Accepted) => {
+                    let queue = &*publication.key;
+                    warn!(%service, method, %id, caller, attempt, reason, queue, "kept with the dead letters: it runs again when it is replayed");
                     self.site.health.cured(&trouble);
-                    return self.done(letter.id, End::Over, message);
+                    return self.done(id, End::Over, message);
                 }
                 Err(Lost { loss: Loss::Unsent | Loss::Connection, reason }) => {
-                    debug!(service = %self.name, id = %letter.id, %reason, "a dead letter went back with its connection");
+                    debug!(%service, method, %id, %reason, "a call for the dead letters went back with its connection");
                     return;
                 }
                 Ok(Confirm::TooLarge(limit)) => {
-                    error!(service = %self.name, id = %letter.id, limit, "a dead letter is over the broker's limit of a message");
                     // The broker itself brings what comes from a work queue to the dead letters.
+                    let lost = message.frames > 1 || message.source != Source::Work;
+                    error!(%service, method, %id, caller, attempt, reason, limit, lost, "over the broker's limit of a message as a dead letter: if it is not lost, the broker keeps it there without the reason");
                     return match message.frames {
                         1 => message.settle(Settle::Discard),
                         _ => message.finish(),
@@ -112,7 +120,10 @@ impl Worker {
             let queue = &publication.key;
             self.site.health.suffers(trouble.clone(), format!("the queue `{queue}` takes no dead letters: {why}"));
             tokio::select! {
-                () = self.site.draining.cancelled() => return message.settle(Settle::GiveBack),
+                () = self.site.draining.cancelled() => {
+                    debug!(%service, method, %id, "a call for the dead letters goes back: the server drains");
+                    return message.settle(Settle::GiveBack);
+                }
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
             }
         }

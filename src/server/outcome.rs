@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio_util::task::TaskTracker;
-use tracing::warn;
+use tracing::{debug, warn};
 use uuid::Uuid;
 
 use super::claims::Heard;
@@ -144,6 +144,7 @@ impl Worker {
     /// would do the same, but without the reason.
     async fn failed(self: Arc<Self>, mut frame: Frame, failure: Answer, message: Arc<Message>) {
         let attempt = message.attempt(&frame);
+        let (method, caller) = (frame.metadata.method.as_deref(), frame.metadata.instance.as_deref());
         let own = "the method returned its own error";
         let (why, reason) = match &failure {
             Answer::Fault(fault) => (shortened(fault.reason()), fault.reason().into()),
@@ -154,14 +155,27 @@ impl Worker {
             },
             Answer::Result(_) => (own, own.into()),
         };
-        warn!(service = %self.name, method = frame.metadata.method.as_deref(), id = %frame.id, attempt, why, "a oneway call or event failed");
-        if message.source != Source::Work {
-            return message.finish();
+        match message.source {
+            Source::Work => {}
+            Source::Events => {
+                let pattern = self.service.pattern.as_deref();
+                warn!(key = message.key, pattern, id = %frame.id, caller, reason = why, "an event's handler failed");
+                return message.finish();
+            }
+            Source::Instance | Source::Calls => {
+                warn!(service = %self.name, method, id = %frame.id, caller, reason = why, "a oneway call to this instance, or to all, failed: it is not tried again");
+                return message.finish();
+            }
         }
         let retry = self.method(&frame).map(|method| method.retry).unwrap_or_default();
         let Some(pause) = retry.pause_after(attempt) else {
-            return self.dead_letter(letter(&frame, &reason, &message), &message).await;
+            return self.dead_letter(Letter { why, ..letter(&frame, &reason, &message) }, &message).await;
         };
+        if attempt == 1 {
+            warn!(service = %self.name, method, id = %frame.id, caller, attempt, reason = why, ?pause, "a oneway call failed: it is tried again");
+        } else {
+            debug!(service = %self.name, method, id = %frame.id, caller, attempt, reason = why, ?pause, "a oneway call failed once more: it is tried again");
+        }
         // Who has another delivery of it tries it again.
         if self.tell_holders(frame.id, &Heard::Failed, &message) {
             return message.finish();
@@ -173,11 +187,19 @@ impl Worker {
         self.publish_again(&frame, to, &message).await;
     }
 
+    /// Its caller is told, so it is nobody else's concern.
+    pub(super) fn log_fault(&self, request: &Frame, fault: &Fault) {
+        let (service, method) = (&self.name, request.metadata.method.as_deref());
+        let (caller, why) = (request.metadata.instance.as_deref(), shortened(fault.reason()));
+        debug!(%service, method, id = %request.id, caller, code = ?fault.code, reason = why, "a call failed: its caller is told");
+    }
+
     /// Sees to a frame that must not run: the caller is told, or the frame is kept for an operator.
     pub(super) async fn refuse(self: Arc<Self>, frame: Frame, fault: Fault, message: Arc<Message>) {
         self.calls().refused += 1;
         match (&message.reply_to, frame.kind) {
             (Some(_), kind) if kind != Kind::Oneway => {
+                self.log_fault(&frame, &fault);
                 self.reply(frame.id, frame.codec, Answer::Fault(fault), None, &message);
             }
             _ => self.dead_letter(letter(&frame, fault.reason(), &message), &message).await,
@@ -190,15 +212,19 @@ impl Worker {
         let named = message.properties.correlation_id.as_deref().and_then(|text| text.parse().ok());
         match (&message.reply_to, error.id.or(named)) {
             (Some(_), Some(id)) => {
+                debug!(service = %self.name, %id, %error, "a message that cannot be read: its sender is told");
                 let fault = Fault::new(error.code, error.to_string());
                 self.reply(id, Codec::Cbor, Answer::Fault(fault), None, &message);
             }
             (_, id) => {
+                let reason = error.to_string();
                 let letter = Letter {
                     body: message.body.slice(error.frame..),
-                    reason: &error.to_string(),
+                    reason: &reason,
+                    why: &reason,
                     id: id.unwrap_or_else(Uuid::new_v4),
                     method: None,
+                    caller: message.properties.app_id.as_deref(),
                     attempts: u64::from(message.failures) + 1,
                 };
                 self.dead_letter(letter, &message).await;
@@ -228,7 +254,8 @@ fn letter<'a>(frame: &'a Frame, reason: &'a str, message: &Message) -> Letter<'a
         // Of the letter's headers one tells.
         kept.metadata.more_mut().attempt = None;
     }
-    Letter { body: kept.to_body(), reason, id: frame.id, method, attempts: message.attempt(frame) }
+    let caller = frame.metadata.instance.as_deref();
+    Letter { body: kept.to_body(), reason, why: reason, id: frame.id, method, caller, attempts: message.attempt(frame) }
 }
 
 /// A reason's first part: it may quote what the peer sent, and has to fit into metadata and into an AMQP header.

@@ -45,7 +45,7 @@ async fn look(site: &Site, transport: &Transport, turn: &mut usize) -> Result<()
     let exchanges: BTreeSet<String> = parts.iter().filter_map(exchange).collect();
     let missing = transport.missing(&exchanges.into_iter().collect::<Vec<_>>()).await?;
     if !missing.is_empty() {
-        warn!(exchanges = ?missing, "exchanges were deleted: they are declared again, with the bindings to this server's queues");
+        warn!(name = &*site.name, exchanges = ?missing, "exchanges were deleted: they are declared again, with the bindings to this server's queues");
         transport.declare(&parts).await?;
         return Ok(());
     }
@@ -56,7 +56,7 @@ async fn look(site: &Site, transport: &Transport, turn: &mut usize) -> Result<()
     match transport.declare(&some).await {
         // Its queue was replaced or deleted meanwhile: whoever keeps the queue sees to it.
         Err(Error::Broker { reason, .. }) if reason.starts_with("NOT_FOUND") => {
-            debug!(reason, "a binding that is to be there has lost an end");
+            debug!(name = &*site.name, reason, "a binding that is to be there has lost an end");
             Ok(())
         }
         declared => declared,

@@ -188,13 +188,15 @@ impl Task {
         let together = parcels.len() > 1;
         match &said {
             Ok(_) if self.refused.take().is_some() => self.health.cured(&Trouble::Replies),
-            Ok(Confirm::Returned) => debug!(caller = &*caller, "the caller has gone"),
+            Ok(Confirm::Returned) => {
+                debug!(queue = &*caller, replies = parcels.len(), "replies reach nobody: the caller has gone")
+            }
             Err(Lost { loss: Loss::Refused, reason }) => self.refuse(reason),
             Err(Lost { loss: Loss::Unsent | Loss::Connection, reason }) => {
                 // The caller may still be there; it ignores a second reply. The requests go back to their queue.
-                debug!(caller = &*caller, %reason, replies = parcels.len(), "replies wait for the next connection");
+                debug!(queue = &*caller, %reason, replies = parcels.len(), "replies wait for the next connection");
                 self.lost |= connection == self.connection;
-                return parcels.into_iter().for_each(|parcel| self.again(&caller, parcel));
+                return parcels.into_iter().for_each(|parcel| self.again(&caller, parcel, reason));
             }
             _ => {}
         }
@@ -206,12 +208,12 @@ impl Task {
                             too_large(parcel.id, parcel.token.codec, &self.instance, parcel.frame.len(), *limit);
                     }
                     parcel.share = Share::ALL;
-                    self.again(&caller, parcel);
+                    self.again(&caller, parcel, "it is over the broker's limit of a message");
                 }
                 // The broker refuses it to this user, and may take it later.
                 Err(Lost { loss: Loss::Refused, .. }) => self.later(&caller, parcel),
                 // The caller ignores a second reply, should both arrive.
-                Err(_) => self.again(&caller, parcel),
+                Err(Lost { reason, .. }) => self.again(&caller, parcel, reason),
                 Ok(Confirm::Accepted | Confirm::Refused | Confirm::Returned) => parcel.token.finish(),
             }
         }
@@ -233,17 +235,17 @@ impl Task {
         if message.received.elapsed() < message.properties.expiration.unwrap_or(PATIENCE) {
             return self.outbox.push(caller.clone(), parcel);
         }
-        error!(%caller, id = %parcel.id, "the broker did not take a reply until its caller's time was over");
+        error!(instance = &*self.instance, key = message.key, id = %parcel.id, queue = &**caller, "the broker did not take a reply until its caller's time was over");
         message.finish();
     }
 
-    fn again(&mut self, caller: &Arc<str>, mut parcel: Letter) {
+    fn again(&mut self, caller: &Arc<str>, mut parcel: Letter, why: &str) {
         let Some(message) = &parcel.token.message else { return };
         parcel.token.attempts += 1;
         if parcel.token.attempts < ATTEMPTS {
             return self.outbox.push(caller.clone(), parcel);
         }
-        error!(%caller, id = %parcel.id, "the broker does not take a reply: the caller will not hear of it");
+        error!(instance = &*self.instance, key = message.key, id = %parcel.id, queue = &**caller, why, "the broker does not take a reply: the caller will not hear of it");
         message.finish();
     }
 }

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::Site;
 use super::keeper::bindings;
@@ -82,12 +83,20 @@ impl Running {
     ///
     /// Once the runtime has ended in which the server was started, nothing is left to drain: what ran there has ended with it.
     pub async fn drain(self) {
-        debug!(instance = self.instance(), "draining");
+        let (site, name, begun) = (&self.site, &*self.site.name, Instant::now());
+        let (running, before) = site.tally();
+        info!(name, running, "draining");
         tokio::select! {
             () = self.finish() => {}
-            () = self.ended.cancelled() => {
-                debug!(instance = self.instance(), "the server has ended with its runtime");
-            }
+            () = self.ended.cancelled() => debug!(name, "the server has ended with its runtime"),
+        }
+        let (after, given_back) = (begun.elapsed(), site.given_back().len());
+        let (cut_off, finished) = site.tally();
+        let ended = finished - before;
+        if cut_off == 0 {
+            info!(name, ?after, ended, given_back, "drained");
+        } else {
+            warn!(name, ?after, ended, given_back, cut_off, "drained, but what still ran is cut off");
         }
     }
 
@@ -122,7 +131,7 @@ impl Running {
             bindings(own.flat_map(|(_, parts)| parts)).into_iter().filter(meant).collect()
         };
         if let Err(error) = self.site.transport().unbind(&bindings).await {
-            debug!(instance = self.instance(), %error, "the instance's queues stay bound until they are gone");
+            debug!(name = &*self.site.name, %error, "the instance's queues stay bound until they are gone");
         }
     }
 
@@ -131,7 +140,7 @@ impl Running {
         tokio::select! {
             () = waiting => {}
             () = blocked_for(self.state(), BLOCKED_DRAIN) => {
-                warn!(instance = self.instance(), "a drain ends early: the broker has taken nothing for {BLOCKED_DRAIN:?}");
+                warn!(name = &*self.site.name, "a drain ends early: the broker has taken nothing for {BLOCKED_DRAIN:?}");
             }
         }
     }
@@ -139,6 +148,10 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        let (running, _) = self.site.tally();
+        if running > 0 && *self.site.health.state.borrow() != State::Closed {
+            warn!(name = &*self.site.name, running, "dropped before it had drained: what still runs answers nobody");
+        }
         self.site.draining.cancel();
         self.site.drained.cancel();
         self.site.health.enter(State::Closed);

@@ -150,7 +150,7 @@ impl Supervisor {
         while let Err(error) = self.connect().await {
             attempts.after(&error).await;
         }
-        attempts.succeeded();
+        attempts.succeeded(&self.site.transport());
         self.enter_ready();
     }
 

@@ -43,7 +43,7 @@ pub(super) struct Worker {
     prefetch: AtomicU16,
     /// The instance's own queue, where it is asked and told.
     own_queue: Mutex<Arc<str>>,
-    calls: Mutex<Calls>,
+    calls: Arc<Mutex<Calls>>,
     /// Calls of methods that run once for each id.
     dedup: Mutex<Dedup<(Frame, Arc<Message>)>>,
     claims: Mutex<Claims>,
@@ -94,6 +94,8 @@ impl Worker {
             Dispatch::Pool(threads) => Some(pool(id, threads)?),
             Dispatch::Inline | Dispatch::Spawn | Dispatch::Blocking => None,
         };
+        let calls = Arc::<Mutex<Calls>>::default();
+        site.calls.lock().expect("no panic while holding what is served").push(calls.clone());
         Ok(Self {
             id: id.clone(),
             name,
@@ -104,7 +106,7 @@ impl Worker {
             service,
             site,
             pool,
-            calls: Mutex::default(),
+            calls,
             dedup: Mutex::default(),
             claims: Mutex::default(),
         })

@@ -32,7 +32,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use crate::error::Error;
 use crate::topology::{Binding, Declaration};
@@ -72,6 +72,8 @@ struct Inner {
     consuming: Arc<Link>,
     puller: Puller,
     user: Arc<User>,
+    /// The broker's address, for people.
+    broker: String,
     /// The exchanges that are known to be there.
     known: Known,
     news: Arc<News>,
@@ -110,14 +112,31 @@ impl Connection {
         let opened = tokio::time::timeout(within, opening).await;
         let opened = opened.unwrap_or_else(|_| Err(diagnosis::silence(stage, address, within)));
         let (publishing, consuming, publisher, writing) = opened?;
-        info!(name, broker = %address, "connected");
+        let broker = address.to_string();
+        debug!(name, broker, "a connection is open");
         let tasks = TaskTracker::new();
         tasks.spawn(writing);
         if role != Role::Client {
             tasks.spawn(end_together(publishing.clone(), consuming.clone(), closing.clone()));
         }
         let puller = Puller::new(consuming.clone(), closing.clone(), tasks.clone());
-        Ok(Self(Arc::new(Inner { publisher, publishing, consuming, puller, user, known, news, closing, tasks })))
+        Ok(Self(Arc::new(Inner {
+            publisher,
+            publishing,
+            consuming,
+            puller,
+            user,
+            broker,
+            known,
+            news,
+            closing,
+            tasks,
+        })))
+    }
+
+    /// The broker's address, for people.
+    pub(super) fn broker(&self) -> &str {
+        &self.0.broker
     }
 
     /// The user in the broker's words, once it has said.
@@ -222,7 +241,11 @@ impl Connection {
         self.0.tasks.close();
         if tokio::time::timeout(CLOSE_TIMEOUT, self.0.tasks.wait()).await.is_err() {
             let name = self.0.news.name();
-            warn!(name, "the broker did not take within {CLOSE_TIMEOUT:?} what was left to send");
+            if self.0.publishing.ended().or_else(|| self.0.consuming.ended()).is_none() {
+                warn!(name, "the broker did not take within {CLOSE_TIMEOUT:?} what was left to send");
+            } else {
+                debug!(name, "what was left to send was lost with its connection");
+            }
         }
         self.0.publishing.close().await;
         if !Arc::ptr_eq(&self.0.publishing, &self.0.consuming) {

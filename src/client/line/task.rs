@@ -180,13 +180,18 @@ impl Task {
         }
     }
 
+    /// What the client is called in the log.
+    fn name(&self) -> String {
+        self.sessions.dial.label(Role::Client)
+    }
+
     fn enter(&self, new: State) {
         self.shared.state.send_if_modified(|state| enter(state, new));
     }
 
     /// Starts to open a session, on `transport` if that is still good.
     fn open(&mut self, reason: Option<Arc<str>>, transport: Option<Transport>) {
-        let attempts = Attempts::new(self.shared.state.clone(), self.sessions.dial.label(Role::Client), reason);
+        let attempts = Attempts::new(self.shared.state.clone(), self.name(), reason);
         self.opening = Some(self.sessions.clone().open_again(attempts, transport).boxed());
     }
 
@@ -252,11 +257,11 @@ impl Task {
                     self.replies.report(frame.id, frame.metadata.instance.unwrap_or_default(), now)
                 }
                 Ok(frame) => {
-                    debug!(kind = ?frame.kind, "not a reply, on the reply queue");
+                    debug!(name = self.name(), kind = ?frame.kind, id = %frame.id, "not a reply, on the reply queue");
                     false
                 }
                 Err(error) => {
-                    warn!(%error, "a malformed message on the reply queue");
+                    warn!(name = self.name(), id = error.id.map(tracing::field::display), %error, "a malformed message on the reply queue");
                     false
                 }
             };

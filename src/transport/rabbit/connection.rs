@@ -216,6 +216,11 @@ impl Link {
         reason.unwrap_or_else(|| "the connection was closed".into())
     }
 
+    /// What the connection is called.
+    pub(super) fn name(&self) -> &str {
+        self.end.news.name()
+    }
+
     /// How many channels the broker allows.
     pub(super) fn channel_max(&self) -> u16 {
         self.connection.configuration().channel_max()
@@ -247,7 +252,7 @@ impl Link {
             };
             if tokio::time::timeout(CLOSE_TIMEOUT, closed).await.is_err() {
                 let name = &self.end.news.name;
-                warn!(name, "the broker did not confirm within {CLOSE_TIMEOUT:?} that the connection is closed");
+                debug!(name, "the broker did not confirm within {CLOSE_TIMEOUT:?} that the connection is closed");
             }
         }
         self.end.set("this program closed the connection".into());

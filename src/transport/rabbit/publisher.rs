@@ -274,7 +274,7 @@ impl Writer {
                     self.answered(&exchange, there);
                 }
                 reason = &mut end => {
-                    debug!(%reason, in_flight = flights.len(), "publishing ends with its connection");
+                    debug!(name = self.link.name(), %reason, in_flight = flights.len(), "publishing ends with its connection");
                     return self.give_up(flights, returns, Vec::new()).await;
                 }
                 () = &mut asked_to_close, if draining.is_none() => {
@@ -362,7 +362,7 @@ impl Writer {
         let connected = matches!(over, Over::Channel);
         let loss = if connected { Loss::Channel } else { Loss::Connection };
         if connected {
-            warn!(%reason, failed = failed.len(), "the broker closed a publishing channel");
+            warn!(name = self.link.name(), %reason, failed = failed.len(), "the broker closed a publishing channel");
             self.exchanges.channel_closed(&reason);
         }
         for Flight { number, told, outcome, fate } in failed {

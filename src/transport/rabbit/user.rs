@@ -69,13 +69,17 @@ impl User {
                 }
                 let name = named(&text).and_then(|name| ShortString::try_new(name).ok());
                 if name.is_none() {
-                    warn!(said = text, "the broker does not tell who this user is: messages will not carry its name");
+                    warn!(
+                        name = link.name(),
+                        said = text,
+                        "the broker does not tell who this user is: messages will not carry its name"
+                    );
                 }
                 (name, false)
             }
             Err(refusal) => return Err(refusal),
         };
-        debug!(user = name.as_ref().map(ShortString::as_str), "known to the broker");
+        debug!(name = link.name(), user = name.as_ref().map(ShortString::as_str), "known to the broker");
         // Whoever asked at the same time was told the same.
         let _ = self.name.set(name);
         Ok(open)

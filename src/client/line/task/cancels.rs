@@ -72,7 +72,7 @@ impl Task {
             }
         };
         if tokio::time::timeout(PARTING, confirmed).await.is_err() {
-            debug!("the client ends before the broker has confirmed what it has given up");
+            debug!(name = self.name(), "the client ends before the broker has confirmed what it has given up");
         }
     }
 }

@@ -1,11 +1,12 @@
 //! What becomes of calls that get no reply at once: said by the broker, lost, sent again, blocked, silent, overdue.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::{debug, warn};
 use uuid::Uuid;
 
 use super::{Leaving, Task};
@@ -93,6 +94,7 @@ impl Task {
         };
         let mut topology = self.sessions.namespace.exchanges();
         topology.retain(|part| matches!(part, Declaration::Exchange(one) if *one.name == *exchange));
+        let name = self.name();
         tokio::spawn(async move {
             let why = match transport.declare(&topology).await {
                 Ok(()) => {
@@ -102,7 +104,7 @@ impl Task {
                 }
                 Err(error) => format!("it has been deleted, and cannot be declared again: {error}"),
             };
-            warn!(%exchange, why, "an event reaches nobody");
+            warn!(name, %exchange, events = parcels.len(), why, "events reach nobody");
             for parcel in parcels {
                 parcel.token.end(&End::NoExchange { exchange: exchange.clone(), why: why.clone() });
             }
@@ -187,7 +189,6 @@ impl Task {
     }
 
     pub(super) fn block(&mut self, reason: Arc<str>) {
-        info!(%reason, "calls wait: the broker takes no messages");
         let since = Instant::now();
         self.stuck_at.get_or_insert(later(since, self.rules.blocked_wait));
         self.enter(State::Blocked { reason: reason.clone(), since });
@@ -289,9 +290,15 @@ impl Task {
                 body: Bytes::new(),
             });
         }
+        let mut silent = BTreeMap::<Arc<str>, usize>::new();
         for (id, instance, call) in self.replies.forget_silent(SILENCE) {
-            warn!(%id, %instance, "an instance has stopped reporting in");
+            let again = call.again.is_some();
+            debug!(method = %call.target, %id, %instance, again, "a call's instance has stopped reporting in");
+            *silent.entry(instance.clone()).or_default() += 1;
             self.again_or(call, &End::Silent { instance, after: SILENCE });
+        }
+        for (instance, calls) in silent {
+            warn!(name = self.name(), %instance, calls, "an instance has said nothing for {SILENCE:?}: its calls run elsewhere if they may, or are aborted");
         }
     }
 }
