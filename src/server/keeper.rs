@@ -260,18 +260,24 @@ pub(super) fn bindings<'a>(parts: impl Iterator<Item = &'a Declaration>) -> Vec<
 /// Keeps the queue of a service's dead letters, which nobody consumes, until the server drains or the connection ends.
 pub(super) async fn keep_dead_letters(site: Arc<Site>, transport: Transport, id: ServiceId) {
     const AGAIN: Duration = Duration::from_secs(30);
+    /// After a refusal.
+    const SOON: Duration = Duration::from_secs(5);
     let trouble = Trouble::DeadLetters(id.to_string().into());
     loop {
-        match transport.declare(&[site.namespace.dead(&id)]).await {
-            Ok(()) => site.health.cured(&trouble),
+        let pause = match transport.declare(&[site.namespace.dead(&id)]).await {
+            Ok(()) => {
+                site.health.cured(&trouble);
+                AGAIN
+            }
             Err(Error::Disconnected { .. }) => return,
             Err(error) => {
-                site.health.suffers(trouble.clone(), format!("the dead letters of `{id}` have no queue: {error}"))
+                site.health.suffers(trouble.clone(), format!("the dead letters of `{id}` have no queue: {error}"));
+                SOON
             }
-        }
+        };
         tokio::select! {
             () = site.draining.cancelled() => return,
-            () = tokio::time::sleep(AGAIN) => {}
+            () = tokio::time::sleep(pause) => {}
         }
     }
 }
