@@ -172,6 +172,13 @@ impl Link {
         for _ in 0..CHANNEL_TRIES {
             match self.ask(self.connection.create_channel()).await {
                 Err(Refusal::Refused { code, .. }) if code != 0 => {}
+                // One that reads nothing during an alarm answers after it.
+                Err(Refusal::Silent) if !self.is_blocked() => {
+                    let reason =
+                        format!("the broker has opened no channel within {ANSWER_TIMEOUT:?}: the connection is stuck");
+                    self.end.lost(reason.clone().into());
+                    return Err(Refusal::Ended(reason.into()));
+                }
                 opened => return opened,
             }
         }
