@@ -169,6 +169,9 @@ impl DeadLetters {
 
     /// The ids that are meant where they may be beginnings of ids; one that is neither is left as it is.
     async fn whole(&self, meant: &[String]) -> Result<Vec<String>, Error> {
+        if meant.iter().any(String::is_empty) {
+            return Err(Error::Invalid("an empty id means no dead letter: write the id, or its beginning".to_owned()));
+        }
         if meant.iter().all(|id| Uuid::parse_str(id).is_ok()) {
             return Ok(meant.to_vec());
         }

@@ -305,6 +305,7 @@ async fn the_beginning_of_an_id_will_do_where_no_other_begins_so() {
     assert_eq!(found.id, other);
     let said = dead.find("aaaa").await.expect_err("two begin so").to_string();
     assert!(said.contains("the ids of 2 dead letters of `mail.v1` begin with `aaaa`"), "{said}");
+    assert!(matches!(dead.find("").await, Err(Error::Invalid(_))));
     // Nothing is done when it is not known what is meant.
     let which = WhichLetters::Ids(vec![other.clone(), "aaaa0000".to_owned()]);
     assert!(matches!(dead.discard(&which, |_| {}).await, Err(Error::Invalid(_))));
