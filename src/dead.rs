@@ -7,6 +7,7 @@ mod publish;
 
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
+use std::future::Future;
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -15,8 +16,6 @@ use crate::client::MAX_MESSAGE_SIZE;
 use crate::error::Error;
 use crate::topology::{Namespace, ServiceId};
 use crate::transport::{Confirm, Delivery, Publication, Settle, Transport};
-
-use catalogue::answered;
 
 pub use builder::DeadLettersBuilder;
 pub(crate) use catalogue::enter;
@@ -206,8 +205,8 @@ impl DeadLetters {
     /// Requests are kept, since whoever made them has stopped waiting for the reply; so is what cannot be read.
     ///
     /// # Errors
-    /// As [`DeadLetters::count`]; `Invalid` when several ids begin as one that is meant, and nothing is done then; `Blocked` when the broker has taken nothing for 5 s, being short of memory or disk.
-    /// What `each` was told has happened. Of the one letter after that, `may_have_run` tells: with `false` it is only where
+    /// As [`DeadLetters::count`]; `Invalid` when several ids begin as one that is meant, and nothing is done then; `Blocked`
+    /// when the broker has taken nothing for 5 s, being short of memory or disk. What `each` was told has happened. Of the one letter after that, `may_have_run` tells: with `false` it is only where
     /// it was, with `true` it may be run as well, once the broker takes messages again. So may a letter whose queue has not
     /// confirmed it within [`DeadLettersBuilder::timeout`], as when most of its nodes are away: that is `Broker`.
     pub async fn replay(&self, which: &WhichLetters, each: impl FnMut(&Handled)) -> Result<Vec<Handled>, Error> {
@@ -306,6 +305,18 @@ impl fmt::Debug for DeadLetters {
             .field("service", &self.service)
             .finish_non_exhaustive()
     }
+}
+
+/// The broker's answer to an `operation`, if it comes within `timeout`.
+async fn answered<T>(
+    timeout: Duration,
+    operation: &str,
+    answer: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    tokio::time::timeout(timeout, answer).await.unwrap_or_else(|_| {
+        let reason = format!("it gave no answer within {timeout:?}");
+        Err(Error::Broker { operation: operation.to_owned(), reason })
+    })
 }
 
 /// What was taken out and stays: it goes back when this is dropped, however that comes.

@@ -327,7 +327,7 @@ impl Namespace {
         };
         let bound = methods.iter().map(|method| binding(self.oneway(), oneway_key(service, method), &queue.name));
         let bound: Vec<_> = bound.collect();
-        [vec![Declaration::Queue(queue)], bound].concat()
+        std::iter::once(Declaration::Queue(queue)).chain(bound).collect()
     }
 
     /// Where oneway calls wait that have failed, until their time is over and they go back to their queue.

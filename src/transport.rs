@@ -18,6 +18,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, oneshot};
 
 pub use self::consuming::{Consumer, ConsumerEnd, Death, Delivery, Mode, Settle};
@@ -348,6 +349,11 @@ impl Future for Receipt {
             .poll(context)
             .map(|outcome| outcome.unwrap_or_else(|_| Err(Lost::connection(true, "the connection was closed".into()))))
     }
+}
+
+/// Whether the next of [`Transport::events`] is the last.
+pub(crate) fn is_end(event: &Result<Event, RecvError>) -> bool {
+    matches!(event, Ok(Event::Lost(_)) | Err(RecvError::Closed))
 }
 
 /// What happened to the connection.

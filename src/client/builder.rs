@@ -177,7 +177,8 @@ impl ClientBuilder {
     }
 
     /// What people are to call this client, so that they find its connection: it is shown by the broker as
-    /// `NAME client PROCESS INSTANCE`, in the log, and as [`Context::caller`](crate::Context::caller). 1 to 64 bytes, no control characters. Default: the program's name.
+    /// `NAME client PROCESS INSTANCE`, in the log, and as [`Context::caller`](crate::Context::caller). 1 to 64 bytes, no
+    /// control characters. Default: the program's name.
     #[must_use]
     pub fn name(mut self, name: &str) -> Self {
         self.dial.name = Some(name.to_owned());

@@ -2,13 +2,12 @@
 //! not run is the one whose dead letters matter most.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::Future;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt as _};
 
-use super::Held;
+use super::{Held, answered};
 use crate::error::Error;
 use crate::topology::{Namespace, ServiceId};
 use crate::transport::{Confirm, Delivery, Properties, Publication, Settle, Transport};
@@ -96,16 +95,4 @@ fn entry(namespace: &Namespace, service: &ServiceId) -> Publication {
         Properties { persistent: true, content_type: Some("text/plain".to_owned()), ..Properties::default() };
     let body = Bytes::from(service.to_string());
     Publication { exchange: String::new(), key: namespace.catalogue_queue(), mandatory: true, properties, body }
-}
-
-/// The broker's answer to an `operation`, if it comes within `timeout`.
-pub(super) async fn answered<T>(
-    timeout: Duration,
-    operation: &str,
-    answer: impl Future<Output = Result<T, Error>>,
-) -> Result<T, Error> {
-    tokio::time::timeout(timeout, answer).await.unwrap_or_else(|_| {
-        let reason = format!("it gave no answer within {timeout:?}");
-        Err(Error::Broker { operation: operation.to_owned(), reason })
-    })
 }

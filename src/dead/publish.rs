@@ -2,11 +2,9 @@
 
 use std::time::Duration;
 
-use tokio::sync::broadcast::error::RecvError;
-
 use crate::client::BLOCKED_WAIT;
 use crate::error::Error;
-use crate::transport::{Confirm, Event, Publication, Transport};
+use crate::transport::{Confirm, Publication, Transport, is_end};
 
 /// Publishes once the broker takes messages, and waits for its word.
 ///
@@ -36,11 +34,7 @@ pub(super) async fn publish(
 async fn until_open(transport: &Transport, may_have_run: bool) -> Result<(), Error> {
     let mut events = transport.events();
     let Some(reason) = transport.blocked() else { return Ok(()) };
-    let opened = async {
-        while transport.blocked().is_some()
-            && !matches!(events.recv().await, Ok(Event::Lost(_)) | Err(RecvError::Closed))
-        {}
-    };
+    let opened = async { while transport.blocked().is_some() && !is_end(&events.recv().await) {} };
     tokio::time::timeout(BLOCKED_WAIT, opened).await.map_err(|_| Error::Blocked {
         method: None,
         reason: reason.to_string(),
@@ -56,7 +50,7 @@ async fn blocked_for_long(transport: &Transport) -> Error {
         if let Err(error) = until_open(transport, true).await {
             return error;
         }
-        if matches!(events.recv().await, Ok(Event::Lost(_)) | Err(RecvError::Closed)) {
+        if is_end(&events.recv().await) {
             return std::future::pending().await;
         }
     }

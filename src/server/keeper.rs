@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
@@ -16,7 +15,7 @@ use crate::client::short_id;
 use crate::dead;
 use crate::error::Error;
 use crate::topology::{Binding, CallsQueue, Declaration, QueueKind, ServiceId};
-use crate::transport::{Consumer, ConsumerEnd, Event, Mode, Transport};
+use crate::transport::{Consumer, ConsumerEnd, Mode, Transport, is_end};
 
 /// How long the broker may take over a queue before the server's state says so. It is waited for nevertheless: what is
 /// given up half-way would stay at the broker.
@@ -286,7 +285,7 @@ pub(super) async fn keep_dead_letters(site: Arc<Site>, transport: Transport, id:
 pub(super) async fn keep_entered(site: Arc<Site>, transport: Transport, services: Vec<ServiceId>) {
     const AGAIN: Duration = Duration::from_secs(600);
     let mut events = transport.events();
-    let ended = async { while !matches!(events.recv().await, Ok(Event::Lost(_)) | Err(RecvError::Closed)) {} };
+    let ended = async { while !is_end(&events.recv().await) {} };
     let entering = async {
         loop {
             enter(&site, &transport, &services).await;

@@ -65,6 +65,7 @@ fn a_call_that_waits_for_a_place_during_an_alarm_waits_in_peace() {
                 let late = tokio::time::timeout(Duration::from_secs(120), first).await.expect("its time is over");
                 assert!(matches!(late, Err(Error::Timeout { .. })), "{late:?}");
             }
+            // The time is virtual, and longer than a call waits for a blocked broker.
             tokio::time::sleep(Duration::from_secs(10)).await;
             assert!((&mut second).now_or_never().is_none(), "it waits");
             unblock(&broker, &client).await;

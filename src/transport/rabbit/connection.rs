@@ -125,6 +125,10 @@ impl News {
     }
 }
 
+/// What the broker says in numbers.
+pub(super) const ACCESS_REFUSED: u16 = 403;
+pub(super) const NOT_FOUND: u16 = 404;
+
 /// Why the broker did not do what was asked of it.
 #[derive(Debug)]
 pub(super) enum Refusal {
@@ -174,17 +178,21 @@ impl Link {
                 Err(Refusal::Refused { code, .. }) if code != 0 => {}
                 // One that reads nothing during an alarm answers after it.
                 Err(Refusal::Silent) if !self.is_blocked() => {
-                    let reason =
-                        format!("the broker has opened no channel within {ANSWER_TIMEOUT:?}: the connection is stuck");
-                    self.end.lost(reason.clone().into());
-                    return Err(Refusal::Ended(reason.into()));
+                    return Err(self.lost_over(format!(
+                        "the broker has opened no channel within {ANSWER_TIMEOUT:?}: the connection is stuck"
+                    )));
                 }
                 opened => return opened,
             }
         }
-        let reason: Arc<str> = "the broker has closed so many channels that the connection has none left".into();
-        self.end.lost(reason.clone());
-        Err(Refusal::Ended(reason))
+        Err(self.lost_over("the broker has closed so many channels that the connection has none left"))
+    }
+
+    /// Counts the connection as lost, and what was asked as ended with it.
+    fn lost_over(&self, reason: impl Into<Arc<str>>) -> Refusal {
+        let reason = reason.into();
+        self.give_up(reason.clone());
+        Refusal::Ended(reason)
     }
 
     /// Waits for the broker's answer, but not for ever.

@@ -7,12 +7,11 @@ use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptio
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, ExchangeKind as Kind};
 
-use super::connection::{Link, Refusal};
+use super::connection::{Link, NOT_FOUND, Refusal};
 use super::properties::short;
 use crate::error::Error;
 use crate::topology::{Binding, Declaration, Exchange, ExchangeKind, Queue, QueueKind};
 
-const NOT_FOUND: u16 = 404;
 const PRECONDITION_FAILED: u16 = 406;
 
 /// Declares each part in order.

@@ -12,13 +12,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::connection::{Link, Refusal};
+use super::connection::{Link, NOT_FOUND, Refusal};
 use super::{declare, delivered};
 use crate::error::Error;
 use crate::transport::rabbit::properties::short;
 use crate::transport::{Delivery, Life, Settle, Settler};
 
-const NOT_FOUND: u16 = 404;
 /// How long a channel stays open for the next question when nothing is out on it.
 const IDLE: Duration = Duration::from_secs(1);
 

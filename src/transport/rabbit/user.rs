@@ -9,9 +9,7 @@ use lapin::{BasicProperties, Channel};
 use tracing::{debug, warn};
 use uuid::Uuid;
 
-use super::connection::{Link, Refusal};
-
-const ACCESS_REFUSED: u16 = 403;
+use super::connection::{ACCESS_REFUSED, Link, Refusal};
 
 /// The user of one transport's connections, who is the same on all of them.
 #[derive(Debug)]

@@ -1,8 +1,8 @@
 //! Asking the broker whether a service has an instance: about calls that nobody has answered, and for those that are not to
 //! wait for one.
 //!
-//! The question is a cancel of no call at all, to every instance that does not drain. When it is returned, there is none. To look at the queue
-//! of calls instead would begin its grace period anew, and RabbitMQ 4 allows it to few.
+//! The question is a cancel of no call at all, to every instance that does not drain. When it is returned, there is none. To
+//! look at the queue of calls instead would begin its grace period anew, and RabbitMQ 4 allows it to few.
 
 use std::sync::Arc;
 
