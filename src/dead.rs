@@ -60,7 +60,8 @@ pub struct DeadLetters {
 pub enum WhichLetters {
     /// All that are there, and that come meanwhile.
     All,
-    /// Those with these ids, or the beginnings of ids that no other has; of several with one id, the first.
+    /// Those with these ids, or the beginnings of ids that no other has; of several with one id, the first. A whole id may be
+    /// in upper case, and without hyphens.
     Ids(Vec<String>),
 }
 
@@ -154,25 +155,27 @@ impl DeadLetters {
     /// As [`DeadLetters::count`], and `Invalid` when several ids begin so.
     pub async fn find(&self, id: &str) -> Result<Option<DeadLetter>, Error> {
         self.count().await?;
-        let id = &self.whole(&[id.to_owned()]).await?[0];
-        let mut held = Held::default();
+        let meant = meant(id)?;
+        let (mut begun, mut found, mut held) = (BTreeSet::new(), None, Held::default());
         while let Some(delivery) = self.next().await? {
-            let letter = DeadLetter::read(&self.service, &delivery, MAX_MESSAGE_SIZE);
+            let id = DeadLetter::read(&self.service, &delivery, 0).id;
+            let is_it = id == meant;
+            if is_it || (id.starts_with(&meant) && begun.insert(id) && found.is_none()) {
+                found = Some(DeadLetter::read(&self.service, &delivery, MAX_MESSAGE_SIZE));
+            }
             held.keep(delivery);
-            if letter.id == *id {
-                return Ok(Some(letter));
+            if is_it {
+                return Ok(found);
             }
         }
-        Ok(None)
+        if begun.len() > 1 { Err(self.several(begun.len(), &meant)) } else { Ok(found) }
     }
 
     /// The ids that are meant where they may be beginnings of ids; one that is neither is left as it is.
     async fn whole(&self, meant: &[String]) -> Result<Vec<String>, Error> {
-        if meant.iter().any(String::is_empty) {
-            return Err(Error::Invalid("an empty id means no dead letter: write the id, or its beginning".to_owned()));
-        }
+        let meant = meant.iter().map(|id| self::meant(id)).collect::<Result<Vec<_>, _>>()?;
         if meant.iter().all(|id| Uuid::parse_str(id).is_ok()) {
-            return Ok(meant.to_vec());
+            return Ok(meant);
         }
         let (mut there, mut held) = (BTreeSet::new(), Held::default());
         while let Some(delivery) = self.next().await? {
@@ -186,14 +189,15 @@ impl DeadLetters {
                 [] => Ok(meant.clone()),
                 [only] => Ok(only.clone()),
                 [first, ..] if first == meant => Ok(first.clone()),
-                _ => Err(Error::Invalid(format!(
-                    "the ids of {} dead letters of `{}` begin with `{meant}`: write more of it",
-                    begun.len(),
-                    self.service
-                ))),
+                _ => Err(self.several(begun.len(), meant)),
             }
         };
         meant.iter().map(whole).collect()
+    }
+
+    fn several(&self, begun: usize, meant: &str) -> Error {
+        let service = &self.service;
+        Error::Invalid(format!("the ids of {begun} dead letters of `{service}` begin with `{meant}`: write more of it"))
     }
 
     /// Has oneway calls run again, with the ids they had and all their attempts: by any instance, or by the one that they
@@ -287,7 +291,9 @@ impl DeadLetters {
             Confirm::Returned => {
                 Fate::Kept("the queue or the instance that it was for is not there any more".to_owned())
             }
-            Confirm::Refused => Fate::Kept("the queue that it was for is full: try again later".to_owned()),
+            Confirm::Refused => Fate::Kept(
+                "the queue that it was for is full, or its node cannot be reached: try again later".to_owned(),
+            ),
             Confirm::TooLarge(limit) => Fate::Kept(format!("the broker takes no messages over {limit} bytes")),
         })
     }
@@ -305,6 +311,19 @@ impl fmt::Debug for DeadLetters {
             .field("service", &self.service)
             .finish_non_exhaustive()
     }
+}
+
+/// An id that is meant, or the beginning of one, as letters write theirs.
+fn meant(id: &str) -> Result<String, Error> {
+    if id.is_empty() {
+        return Err(Error::Invalid("an empty id means no dead letter: write the id, or its beginning".to_owned()));
+    }
+    Ok(written(id))
+}
+
+/// An id as it is written wherever letters are compared: a UUID in lower case, with hyphens.
+fn written(id: &str) -> String {
+    Uuid::parse_str(id).map_or_else(|_| id.to_owned(), |id| id.to_string())
 }
 
 /// The broker's answer to an `operation`, if it comes within `timeout`.

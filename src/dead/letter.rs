@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::written;
 use crate::frame::{self, CONTENT_TYPE, Frame, Kind};
 use crate::server::{history, user_of};
 use crate::topology::{Namespace, ONEWAY_DELIVERIES, ServiceId, header, instance_key};
@@ -108,7 +109,7 @@ impl DeadLetter {
         let method = first.and_then(|frame| frame.metadata.method.as_deref());
         let id = first.map(|frame| frame.id.to_string());
         let named =
-            || header::value(headers, header::ID).or(delivery.properties.correlation_id.as_deref()).map(str::to_owned);
+            || header::value(headers, header::ID).or(delivery.properties.correlation_id.as_deref()).map(written);
         let reason = match &delivery.death {
             Some(death) => told(death),
             None => said(header::REASON).unwrap_or("it does not say").to_owned(),

@@ -343,56 +343,39 @@ fn client_user(scene: &Scene) -> Option<String> {
     (!scene.url.starts_with("memory")).then(|| "guest".to_owned())
 }
 
-/// How many dead letters each service has that the catalogue names.
-async fn counts(scene: &Scene) -> Vec<(String, u64)> {
-    let counts = DeadLetters::builder().namespace(&scene.namespace).counts(&scene.url).await;
-    let counts = counts.expect("the broker is there").into_iter();
-    counts.map(|(service, count)| (service, count.expect("its queue answers"))).collect()
-}
-
-/// Waits until the catalogue has these.
-async fn until_counts(scene: &Scene, wanted: &[(&str, u64)]) {
-    let counted = async {
-        loop {
-            let counts = counts(scene).await;
-            if counts.iter().map(|(service, count)| (service.as_str(), *count)).eq(wanted.iter().copied()) {
-                return;
-            }
-            tokio::task::yield_now().await;
-        }
-    };
-    soon(counted).await;
-}
-
 #[tokio::test]
-async fn services_that_do_not_run_are_counted_too() {
+async fn an_id_may_be_written_as_people_write_it() {
     let scene = Scene::new();
-    until_counts(&scene, &[]).await;
-    let mut servers = Vec::new();
-    for _ in 0..3 {
-        servers.push(scene.serve(mail().service).await);
-    }
-    let asked = Service::new("asked", 2).method("ask", |_: Context, _: [(); 0]| async { Ok::<_, Fault>(()) });
-    servers.push(scene.serve(asked).await);
+    let _server = scene.serve(mail().service).await;
     let (dead, transport) = (dead(&scene).await, scene.transport().await);
-    until_counts(&scene, &[("mail.v1", 0)]).await;
-    // A service without oneway methods enters with its first dead letter.
-    scene.client().await.oneway("asked.v2", "unheard_of", [(); 0]).send_to_all().await.expect("the broker has it");
-    send(&scene, &transport, "one").await;
-    until(&dead, 1).await;
-    for server in servers {
-        server.drain().await;
+    let id = send(&scene, &transport, "one").await;
+    let other = send(&scene, &transport, "other").await;
+    until(&dead, 2).await;
+    for written in [id.to_uppercase(), id.replace('-', "")] {
+        assert_eq!(dead.find(&written).await.expect("an answer").expect("it is there").id, id);
     }
-    until_counts(&scene, &[("asked.v2", 1), ("mail.v1", 1)]).await;
-    assert_eq!(transport.count(&format!("{}.services", scene.namespace)).await.expect("it is there"), Some(2));
-    // A program that knows nothing of it cannot spoil it.
-    let noise = Publication {
+    let mut fates = dead.replay(&WhichLetters::Ids(vec![id.to_uppercase()]), |_| {}).await.expect("it goes");
+    assert_eq!((fates.len(), fates.remove(0).fate), (1, Fate::Replayed));
+    until(&dead, 2).await;
+    let which = WhichLetters::Ids(vec![id.replace('-', ""), other.to_uppercase()]);
+    let fates: Vec<_> = dead.discard(&which, |_| {}).await.expect("they go").into_iter().map(|one| one.fate).collect();
+    assert_eq!(fates, [Fate::Dropped, Fate::Dropped]);
+}
+
+/// What cannot be read has the id that its publisher wrote.
+#[tokio::test]
+async fn an_id_that_a_peer_wrote_in_upper_case_is_found_too() {
+    let scene = Scene::new();
+    let _server = scene.serve(mail().service).await;
+    let (dead, transport) = (dead(&scene).await, scene.transport().await);
+    let id = Uuid::new_v4().to_string().to_uppercase();
+    let publication = Publication {
         exchange: String::new(),
-        key: format!("{}.services", scene.namespace),
+        key: format!("{}.mail.v1.dead", scene.namespace),
         mandatory: true,
-        properties: Properties::default(),
-        body: b"not a.service".to_vec().into(),
+        properties: Properties { correlation_id: Some(id.clone()), ..Properties::default() },
+        body: b"noise".to_vec().into(),
     };
-    assert_eq!(soon(transport.publish(noise)).await, Ok(Confirm::Accepted));
-    until_counts(&scene, &[("asked.v2", 1), ("mail.v1", 1)]).await;
+    assert_eq!(soon(transport.publish(publication)).await, Ok(Confirm::Accepted));
+    assert_eq!(dead.find(&id).await.expect("an answer").expect("it is there").id, id.to_lowercase());
 }
