@@ -4,6 +4,7 @@ mod admit;
 mod allow;
 mod calls;
 mod claims;
+mod dead_letters;
 mod dedup;
 mod give_back;
 mod handling;
@@ -26,7 +27,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
@@ -312,6 +313,7 @@ impl Server {
             calls: Mutex::default(),
             given_back: Mutex::default(),
             topology: Mutex::default(),
+            unentered: Notify::new(),
             health,
         });
         // From here on whatever has begun ends with it.
@@ -392,6 +394,8 @@ struct Site {
     given_back: Mutex<HashSet<Uuid>>,
     /// What is declared for each queue, by the place of what it is for.
     topology: Mutex<BTreeMap<(usize, Source), Vec<Declaration>>>,
+    /// Tells that the catalogue lacks a service that has dead letters.
+    unentered: Notify,
     health: Arc<Health>,
 }
 

@@ -12,10 +12,9 @@ use super::health::Trouble;
 use super::message::Source;
 use super::worker::Worker;
 use crate::client::short_id;
-use crate::dead;
 use crate::error::Error;
 use crate::topology::{Binding, CallsQueue, Declaration, QueueKind, ServiceId};
-use crate::transport::{Consumer, ConsumerEnd, Mode, Transport, is_end};
+use crate::transport::{Consumer, ConsumerEnd, Mode, Transport};
 
 /// How long the broker may take over a queue before the server's state says so. It is waited for nevertheless: what is
 /// given up half-way would stay at the broker.
@@ -254,58 +253,4 @@ pub(super) fn bindings<'a>(parts: impl Iterator<Item = &'a Declaration>) -> Vec<
         Declaration::Queue(_) | Declaration::Exchange(_) => None,
     });
     bindings.collect()
-}
-
-/// Keeps the queue of a service's dead letters, which nobody consumes, until the server drains or the connection ends.
-pub(super) async fn keep_dead_letters(site: Arc<Site>, transport: Transport, id: ServiceId) {
-    const AGAIN: Duration = Duration::from_secs(30);
-    /// After a refusal.
-    const SOON: Duration = Duration::from_secs(5);
-    let trouble = Trouble::DeadLetters(id.to_string().into());
-    loop {
-        let pause = match transport.declare(&[site.namespace.dead(&id)]).await {
-            Ok(()) => {
-                site.health.cured(&trouble);
-                AGAIN
-            }
-            Err(Error::Disconnected { .. }) => return,
-            Err(error) => {
-                site.health.suffers(trouble.clone(), format!("the dead letters of `{id}` have no queue: {error}"));
-                SOON
-            }
-        };
-        tokio::select! {
-            () = site.draining.cancelled() => return,
-            () = tokio::time::sleep(pause) => {}
-        }
-    }
-}
-
-/// Keeps the services with dead letters in the catalogue, until the server drains or the connection ends.
-pub(super) async fn keep_entered(site: Arc<Site>, transport: Transport, services: Vec<ServiceId>) {
-    const AGAIN: Duration = Duration::from_secs(600);
-    let mut events = transport.events();
-    let ended = async { while !is_end(&events.recv().await) {} };
-    let entering = async {
-        loop {
-            enter(&site, &transport, &services).await;
-            tokio::time::sleep(AGAIN).await;
-        }
-    };
-    tokio::select! {
-        () = site.draining.cancelled() => {}
-        () = ended => {}
-        () = entering => {}
-    }
-}
-
-/// Enters services into the catalogue of those with dead letters: their calls do not depend on it.
-pub(super) async fn enter(site: &Site, transport: &Transport, services: &[ServiceId]) {
-    match dead::enter(transport, &site.namespace, services).await {
-        Ok(()) | Err(Error::Disconnected { .. }) => {}
-        Err(error) => {
-            let services: Vec<_> = services.iter().map(ToString::to_string).collect();
-            warn!(name = &*site.name, ?services, %error, "a list of all dead letters will lack those of these services");
-        }
-    }
 }

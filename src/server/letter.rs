@@ -7,7 +7,6 @@ use tracing::{debug, error, warn};
 use uuid::Uuid;
 
 use super::health::Trouble;
-use super::keeper::enter;
 use super::message::{End, Message, Source};
 use super::outcome::{cut, shortened};
 use super::worker::Worker;
@@ -107,14 +106,11 @@ impl Worker {
                         _ => message.finish(),
                     };
                 }
-                Ok(Confirm::Returned) => match message.transport.declare(&[self.site.namespace.dead(&self.id)]).await {
-                    Ok(()) => {
-                        enter(&self.site, &message.transport, std::slice::from_ref(&self.id)).await;
-                        continue;
-                    }
+                Ok(Confirm::Returned) => match self.declare_dead_letters(&message.transport).await {
+                    Ok(()) => continue,
                     Err(error) => error.to_string(),
                 },
-                Ok(Confirm::Refused) => "it is full".to_owned(),
+                Ok(Confirm::Refused) => "it is full, or its node cannot be reached".to_owned(),
                 Err(Lost { reason, .. }) => reason.to_string(),
             };
             let queue = &publication.key;

@@ -8,7 +8,8 @@ use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use tokio::sync::{broadcast, oneshot};
 
 use super::Site;
-use super::keeper::{Keeper, Origin, keep_dead_letters, keep_entered};
+use super::dead_letters::{keep_dead_letters, keep_entered};
+use super::keeper::{Keeper, Origin};
 use super::message::Source;
 use super::repair::keep_repaired;
 use super::worker::Worker;
@@ -90,7 +91,7 @@ impl Supervisor {
             return Err(Error::Broker { operation: "take replies from this server".to_owned(), reason });
         }
         transport.declare(&self.site.namespace.exchanges()).await?;
-        let dead: Vec<_> = self.with_oneway_methods().map(|id| self.site.namespace.dead(id)).collect();
+        let dead: Vec<_> = self.with_oneway_methods().map(|worker| self.site.namespace.dead(&worker.id)).collect();
         transport.declare(&dead).await?;
         let declared = stream::iter(keepers).map(|keeper| async move {
             let queue = keeper.declare().await?;
@@ -205,17 +206,18 @@ impl Supervisor {
     fn look_after(&self) {
         let transport = self.site.transport();
         tokio::spawn(keep_repaired(self.site.clone(), transport.clone()));
-        for id in self.with_oneway_methods() {
-            tokio::spawn(keep_dead_letters(self.site.clone(), transport.clone(), id.clone()));
+        for worker in self.with_oneway_methods() {
+            tokio::spawn(keep_dead_letters(worker.clone(), transport.clone()));
         }
-        let services = self.with_oneway_methods().cloned().collect();
-        tokio::spawn(keep_entered(self.site.clone(), transport, services));
+        let services = self.served.iter().filter(|served| matches!(*served.origin, Origin::Service { .. }));
+        let workers = services.map(|served| served.worker.clone()).collect();
+        tokio::spawn(keep_entered(self.site.clone(), transport, workers));
     }
 
-    /// The services that have a queue of oneway calls, and one of dead letters.
-    fn with_oneway_methods(&self) -> impl Iterator<Item = &ServiceId> {
+    /// The services that have a queue of oneway calls, and one of dead letters in any case.
+    fn with_oneway_methods(&self) -> impl Iterator<Item = &Arc<Worker>> {
         self.served.iter().filter_map(|served| match &*served.origin {
-            Origin::Service { id, oneway, .. } if !oneway.is_empty() => Some(id),
+            Origin::Service { oneway, .. } if !oneway.is_empty() => Some(&served.worker),
             Origin::Service { .. } | Origin::Subscription(_) => None,
         })
     }

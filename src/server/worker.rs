@@ -17,6 +17,7 @@ use super::Site;
 use super::admit::{Admitted, crowded};
 use super::calls::Calls;
 use super::claims::Claims;
+use super::dead_letters::DeadQueue;
 use super::dedup::{Dedup, Known};
 use super::message::{Message, Source};
 use crate::client::MAX_TIMEOUT;
@@ -47,6 +48,7 @@ pub(super) struct Worker {
     /// Calls of methods that run once for each id.
     dedup: Mutex<Dedup<(Frame, Arc<Message>)>>,
     claims: Mutex<Claims>,
+    pub(super) dead_queue: DeadQueue,
     /// How long oneway calls take, by method: nobody replies to them, so their senders cannot know.
     pub(super) paces: BTreeMap<String, Pace>,
 }
@@ -94,6 +96,7 @@ impl Worker {
             Dispatch::Pool(threads) => Some(pool(id, threads)?),
             Dispatch::Inline | Dispatch::Spawn | Dispatch::Blocking => None,
         };
+        let has_oneway = service.methods.values().any(|(method, _)| method.oneway);
         let calls = Arc::<Mutex<Calls>>::default();
         site.calls.lock().expect("no panic while holding what is served").push(calls.clone());
         Ok(Self {
@@ -109,6 +112,7 @@ impl Worker {
             calls,
             dedup: Mutex::default(),
             claims: Mutex::default(),
+            dead_queue: DeadQueue::new(has_oneway),
         })
     }
 

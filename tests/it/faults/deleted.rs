@@ -174,6 +174,36 @@ async fn a_dead_letter_is_kept_though_its_queue_was_deleted() {
 
 #[tokio::test]
 #[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
+async fn a_service_whose_queue_of_dead_letters_was_deleted_is_counted_when_it_has_ended() {
+    let node = shared().await;
+    let scene = node.scene();
+    let transport = scene.transport().await;
+    let ask = |_: Context, _: [(); 0]| async { Ok::<_, Fault>(()) };
+    // One has the queue in any case, the other with its first dead letter.
+    let service = Service::new("asked", 1).method("ask", ask);
+    let running = scene.server().await.serve(hopeless()).serve(service).start().await.expect("it can be served");
+    let client = scene.client().await;
+    client.oneway("asked", "absent", [(); 0]).send_to_all().await.expect("the broker has it");
+    scene.waiting(&transport, "asked.v1.dead", 1).await;
+    for queue in ["asked.v1.dead", "hopeless.v1.dead", "services"] {
+        node.delete_queue(&format!("{}.{queue}", scene.namespace)).await;
+    }
+    client.oneway("asked", "absent", [(); 0]).send_to_all().await.expect("the broker has it");
+    scene.waiting(&transport, "asked.v1.dead", 1).await;
+    // The server looks for the other one every 30 s.
+    scene.waiting(&transport, "services", 2).await;
+    soon(running.drain()).await;
+    let counts = DeadLetters::builder().namespace(&scene.namespace).counts(&scene.url).await;
+    let counts = counts.expect("the broker is there").into_iter();
+    let counts: Vec<_> = counts.map(|(service, count)| (service, count.expect("its queue answers"))).collect();
+    assert_eq!(counts, [("asked.v1".to_owned(), 1), ("hopeless.v1".to_owned(), 0)]);
+    drop(client);
+    transport.close().await;
+    node.nothing_left().await;
+}
+
+#[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_dead_letter_that_its_queue_refuses_waits_until_it_is_taken_and_the_state_says_so() {
     let node = shared().await;
     let scene = node.scene();
