@@ -72,8 +72,13 @@ impl DeadLettersBuilder {
 
     /// How many dead letters each service has that takes oneway calls or has dead letters, in the order of their names,
     /// whether it runs or not: those that the catalogue names, the queue `NAMESPACE.services`, where every server enters its
-    /// own. A service whose queue of dead letters was deleted leaves it. One whose queue does not answer has the error in the
-    /// place of its count.
+    /// own. A service whose queue of dead letters is missing is left out. One whose queue does not answer has the error in
+    /// the place of its count.
+    ///
+    /// The catalogue is read at least twice, 300 ms apart, since others may read it at the same moment, and what one has
+    /// taken out another does not see until it is back; for 3 s if it is empty, but within
+    /// [`timeout`](DeadLettersBuilder::timeout). The user needs the permission to read `NAMESPACE.services`
+    /// and, to RabbitMQ 4.3, one on each `NAMESPACE.SERVICE.dead`, such as to read it.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -85,7 +90,7 @@ impl DeadLettersBuilder {
     /// ```
     ///
     /// # Errors
-    /// As [`DeadLettersBuilder::connect`], and `Broker` when the catalogue cannot be read.
+    /// As [`DeadLettersBuilder::connect`], and `Broker` when the catalogue cannot be read, as without that permission.
     pub async fn counts(self, url: &str) -> Result<Vec<(String, Result<u64, Error>)>, Error> {
         let namespace = self.namespace.map_err(Error::Invalid)?;
         let transport = self.dial.dial(url)?.connect(Role::Operator).await?;

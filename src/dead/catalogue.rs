@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt as _};
+use tokio::time::Instant;
 
 use super::{Held, answered};
 use crate::error::Error;
@@ -14,9 +15,10 @@ use crate::transport::{Confirm, Delivery, Properties, Publication, Settle, Trans
 
 /// How many queues are counted at once.
 const AT_ONCE: usize = 16;
-/// The catalogue is read until it names nothing new, but no more often than this, and after so long each time.
-const MOST_READS: u32 = 5;
-const PAUSE: Duration = Duration::from_millis(50);
+/// The catalogue is read until it is twice the same, so long apart: what another reader has out is back then.
+const APART: Duration = Duration::from_millis(300);
+/// An entry is never taken out for good: a catalogue without any is one that somebody reads, for so long at least.
+const HELD: Duration = Duration::from_secs(3);
 
 /// How many dead letters services have, or why their queues do not say.
 type Counts = Vec<(String, Result<u64, Error>)>;
@@ -27,12 +29,11 @@ pub(crate) async fn enter(transport: &Transport, namespace: &Namespace, services
         return Ok(());
     }
     transport.declare(&[namespace.catalogue()]).await?;
-    // Entries that somebody else has out at this moment are not seen: whoever reads next drops one of the two.
-    let entered = read(transport, namespace).await?;
-    let missing =
-        services.iter().filter(|service| !entered.contains_key(service)).map(|service| entry(namespace, service));
-    for publication in missing {
-        match transport.publish(publication).await? {
+    // Entries that somebody else has out at this moment are not seen: whoever reads next drops one of the two. Those that
+    // are seen go back at once, since an alarm may hold up what is published for long.
+    let entered = read(transport, namespace).await?.into_keys().collect::<BTreeSet<_>>();
+    for service in services.iter().filter(|service| !entered.contains(service)) {
+        match transport.publish(entry(namespace, service)).await? {
             Confirm::Accepted => {}
             confirm => {
                 let (operation, reason) = ("take an entry of the catalogue".to_owned(), format!("{confirm:?}"));
@@ -43,35 +44,38 @@ pub(crate) async fn enter(transport: &Transport, namespace: &Namespace, services
     Ok(())
 }
 
-/// How many dead letters each service in the catalogue has, or why its queue does not say. A service whose queue of them was
-/// deleted leaves the catalogue.
+/// How many dead letters each service in the catalogue has, or why its queue does not say. A service whose queue of them is
+/// not there is left out; it stays in the catalogue, since the queue may be declared again.
 pub(super) async fn counts(transport: &Transport, namespace: &Namespace, timeout: Duration) -> Result<Counts, Error> {
     if answered(timeout, "count the catalogue", transport.count(&namespace.catalogue_queue())).await?.is_none() {
         return Ok(Vec::new());
     }
-    let mut services = BTreeSet::new();
-    for _ in 0..MOST_READS {
-        let before = services.len();
-        let read = answered(timeout, "read the catalogue", read(transport, namespace)).await?;
-        services.extend(read.into_keys());
-        if services.len() == before {
-            break;
-        }
-        // What somebody else has out at this moment is back then.
-        tokio::time::sleep(PAUSE).await;
-    }
-    let counted = stream::iter(services).map(|service| async move {
+    let counted = stream::iter(named(transport, namespace, timeout).await?).map(|service| async move {
         let queue = namespace.dead_queue(&service);
         let count = answered(timeout, "count dead letters", transport.count(&queue)).await;
-        (service, count)
+        Some((service.to_string(), count.transpose()?))
     });
-    let counted: Vec<_> = counted.buffered(AT_ONCE).collect().await;
-    if counted.iter().any(|(_, count)| matches!(count, Ok(None))) {
-        let mut entries = answered(timeout, "read the catalogue", read(transport, namespace)).await?;
-        let gone = counted.iter().filter(|(_, count)| matches!(count, Ok(None)));
-        gone.filter_map(|(service, _)| entries.remove(service)).for_each(|mut entry| entry.remove_last());
+    Ok(counted.buffered(AT_ONCE).filter_map(std::future::ready).collect().await)
+}
+
+/// The services that the catalogue names, though others read it at the same time.
+async fn named(transport: &Transport, namespace: &Namespace, timeout: Duration) -> Result<BTreeSet<ServiceId>, Error> {
+    let begun = Instant::now();
+    let (mut all, mut last) = (BTreeSet::new(), None);
+    loop {
+        let left = timeout.saturating_sub(begun.elapsed());
+        let read = answered(left, "read the catalogue", read(transport, namespace)).await?;
+        let read: BTreeSet<_> = read.into_keys().collect();
+        all.extend(read.iter().cloned());
+        let is_settled = !all.is_empty() || begun.elapsed() >= HELD;
+        // Those who never stop reading are not waited for without end.
+        let is_late = begun.elapsed() + APART >= timeout;
+        if last.is_some() && (is_late || is_settled && last.as_ref() == Some(&read)) {
+            return Ok(all);
+        }
+        last = Some(read);
+        tokio::time::sleep(APART.min(timeout.saturating_sub(begun.elapsed()) / 2)).await;
     }
-    Ok(counted.into_iter().filter_map(|(service, count)| Some((service.to_string(), count.transpose()?))).collect())
 }
 
 /// One entry of each service, to be put back when it is dropped. What is in the catalogue besides is gone.

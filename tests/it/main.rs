@@ -12,6 +12,7 @@ mod alarm;
 mod broadcast;
 mod calls;
 mod cancel;
+mod catalogue;
 mod coalescing;
 mod compression;
 mod connecting;
