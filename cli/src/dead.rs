@@ -42,7 +42,8 @@ struct Broker {
     /// The prefix of every name on the broker
     #[arg(long, default_value = "hopline")]
     namespace: String,
-    /// How long connecting may take, and then each answer of the broker, such as 500ms or 5s; 30s at most
+    /// How long connecting may take, and then each answer of the broker, such as 500ms or 5s; 30s at most. `ls` without a
+    /// service takes no longer than that in all
     #[arg(long, default_value = "30s", value_parser = duration)]
     timeout: Duration,
 }
@@ -183,7 +184,12 @@ impl Ls {
     }
 
     async fn counts(&self) -> Result<(), Failed> {
-        let counts = self.broker.builder()?.counts(&self.broker.address.url).await?;
+        let Broker { address, timeout, .. } = &self.broker;
+        // What does not answer is to be told by name: the catalogue and the counts have their parts of the time.
+        let builder = self.broker.builder()?.timeout(*timeout / 3);
+        let late =
+            |_| Failed::Run(format!("the broker has not said all within {timeout:?}: allow more with `--timeout`"));
+        let counts = within(*timeout, builder.counts(&address.url), late).await?;
         if self.json {
             let count = |(service, count): &(String, Result<u64, Error>)| match count {
                 Ok(count) => json!({ "service": service, "count": count }),
