@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use hopline::topology::{Binding, Declaration, Queue, QueueKind};
 use hopline::transport::{Confirm, Mode, Properties, Publication, Role, Settle, Transport};
-use hopline::{Absent, Client, Context, Error, Fault, Method, Running, Server, Service, State};
+use hopline::{Absent, Client, Context, DeadLetters, Error, Fault, Method, Running, Server, Service, State};
 use tokio::sync::mpsc;
 
 mod node;
@@ -128,6 +128,15 @@ async fn the_documents_permissions_are_enough_and_no_more() {
     }
 
     // The operator finds the bad one, and publishes it again.
+    let counted = async {
+        loop {
+            let mut counts = DeadLetters::builder().counts(&address(&node, "operator")).await.expect("it may read");
+            if let Some((service, count)) = counts.pop() {
+                return (service, count.expect("it may count"));
+            }
+        }
+    };
+    assert_eq!(soon(counted).await, ("calculator.v1".to_owned(), 1));
     let operator = Transport::connect(&address(&node, "operator"), Role::Client).await.expect("it may log in");
     let mut letters =
         operator.consume("hopline.calculator.v1.dead", Mode::Settle { prefetch: 1 }).await.expect("it may read");
@@ -163,6 +172,28 @@ async fn the_documents_permissions_are_enough_and_no_more() {
     }
     let server = Transport::connect(&address(&node, "server"), Role::Server).await.expect("it may log in");
     forbidden(server.declare(&[Declaration::Queue(Queue::new("hopline.ledger.v1.calls", QueueKind::Classic))]).await);
+}
+
+#[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
+async fn who_may_only_read_the_catalogue_and_queues_of_dead_letters_counts_them() {
+    let node = with_users(&version()).await;
+    let Served { running: _running, .. } = serve(&node, |server| server).await;
+    node.ctl(&["add_user", "counter", "counter"]).await;
+    let url = address(&node, "counter");
+    let counts = || DeadLetters::builder().counts(&url);
+    node.ctl(&["set_permissions", "-p", "/", "counter", "^$", "^$", "^hopline\\.(services|.+\\.dead)$"]).await;
+    let counted = async {
+        loop {
+            if let Some((service, count)) = counts().await.expect("it may read").pop() {
+                return (service, count.expect("it may count"));
+            }
+        }
+    };
+    assert_eq!(soon(counted).await, ("calculator.v1".to_owned(), 0));
+    node.ctl(&["set_permissions", "-p", "/", "counter", "^.*$", "^.*$", "^$"]).await;
+    let said = counts().await.expect_err("it may not read").to_string();
+    assert!(said.contains("ACCESS_REFUSED") && said.contains("hopline.services"), "{said}");
 }
 
 /// The document's permissions of the server, and the same without that to reply.
