@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::client::Target;
+use crate::client::presence::Moment;
 use crate::client::replies::{Call, End, Replies, Waiter};
 use crate::codec::{Codec, CodecError};
 use crate::frame::{self, Frame, Kind, Metadata};
@@ -118,15 +119,17 @@ impl InFlight {
     pub fn turn(&mut self, waiting: Waiting) -> bool {
         self.expect(waiting);
         let Some((id, mut receiver)) = self.waiting.pop_front() else { return false };
+        let moment = Moment { now: Instant::now(), last: 0, earlier: 0 };
         let metadata = Metadata { handler_time: Some(Duration::from_micros(7)), ..Metadata::default() };
-        self.replies.deliver(Frame::new(Kind::Reply, id, Codec::Cbor, metadata, Bytes::new()), Instant::now());
+        self.replies.deliver(Frame::new(Kind::Reply, id, Codec::Cbor, metadata, Bytes::new()), moment);
         matches!(receiver.try_recv(), Ok(Ok(reply)) if reply.id == id)
     }
 
     fn expect(&mut self, Waiting { id, sender, receiver }: Waiting) {
         let (waiter, target) = (Waiter::One(sender), self.target.clone());
-        self.replies
-            .expect(id, Call { waiter, target, message: 0, for_any: true, leaving: None, place: None, again: None });
+        let (for_any, left_before) = (true, false);
+        let call = Call { waiter, target, message: 0, for_any, left_before, leaving: None, place: None, again: None };
+        self.replies.expect(id, call);
         self.waiting.push_back((id, receiver));
     }
 }

@@ -4,7 +4,7 @@ mod builder;
 mod events;
 mod line;
 mod pending;
-mod presence;
+pub(crate) mod presence;
 pub(crate) mod replies;
 mod sending;
 mod session;

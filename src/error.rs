@@ -169,7 +169,7 @@ pub enum Unanswered {
     Unsent,
     /// No instance of its service was there whenever the broker was asked, as it is after a second without a sign of life.
     /// It waited for one to come back, as calls do for the [grace period](crate::Service::grace) of 60 s unless set. It
-    /// has run only if an instance has come since the last question, or came and went between two of them.
+    /// has run only if an instance took it and died within that first second, or came between two questions.
     Unserved,
     /// A handler made it, of a server that drains and served it itself, and no other instance was there when the broker was
     /// asked: the drain would have waited for it. It runs if an instance comes in the rest of its time.
@@ -192,7 +192,7 @@ impl fmt::Display for Unanswered {
             Self::Unsent => "it was not sent, since no time was left",
             Self::Unserved => {
                 "nobody served it whenever the broker was asked: start an instance, for which calls wait as long as \
-                 `Service::grace` says (60 s unless set); it has run only if one came in between"
+                 `Service::grace` says (60 s unless set); it has run only if an instance took it and died at once, or came in between"
             }
             Self::Draining => {
                 "the server that made it drains, and no other instance of the service is there: it runs if one comes in \

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use self::task::Task;
 use super::builder::WhenFull;
-use super::replies::{End, Place, Waiter};
+use super::replies::{Call, End, Place, Waiter};
 use super::session::{Session, Sessions};
 use super::target::Target;
 use super::{Absent, Traffic};
@@ -93,6 +93,12 @@ impl Token {
             attempts: 0,
             place: None,
         }
+    }
+
+    /// Takes back what its call held while that was under way.
+    fn take_back(&mut self, call: Call<Addressed>) {
+        let Call { waiter, target, leaving, place, .. } = call;
+        (self.reply, self.leaving, self.place) = (Some((waiter, target)), leaving, place);
     }
 
     /// A parcel whose waiter has gone is not sent; one that never had a waiter is.

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use uuid::Uuid;
 
+use super::presence::Moment;
 use super::target::Target;
 use crate::error::Unanswered;
 use crate::frame::Frame;
@@ -67,6 +68,8 @@ pub(crate) struct Call<A> {
     pub(crate) message: u64,
     /// Whether any instance may run it, and not one alone.
     pub(crate) for_any: bool,
+    /// Whether an earlier message took it that may have arrived.
+    pub(crate) left_before: bool,
     /// Cancelled when the server drains that serves the call itself, and one of whose handlers made it.
     pub(crate) leaving: Option<CancellationToken>,
     pub(crate) place: Option<Place>,
@@ -78,6 +81,11 @@ impl<A> Call<A> {
     /// Whether one reply is waited for, from whichever instance.
     fn awaits_any(&self) -> bool {
         self.for_any && matches!(self.waiter, Waiter::One(_))
+    }
+
+    /// Whether a drain waits for its end.
+    fn is_leaving(&self) -> bool {
+        self.leaving.as_ref().is_some_and(CancellationToken::is_cancelled)
     }
 }
 
@@ -121,12 +129,12 @@ impl<A> Replies<A> {
 
     /// Hands a reply to whoever waits for it; tells whether anybody did. One that nobody waits for is late, or not for us:
     /// not an error.
-    pub(crate) fn deliver(&mut self, reply: Frame, now: Instant) -> bool {
+    pub(crate) fn deliver(&mut self, reply: Frame, moment: Moment) -> bool {
         let Some(call) = self.calls.get(&reply.id) else {
             debug!(id = %reply.id, instance = reply.metadata.instance.as_deref(), "a reply that nobody waits for");
             return false;
         };
-        call.target.presence().heard(now);
+        call.target.presence().heard(call.message, moment);
         call.target.said_to_read(reply.metadata.accepts);
         if let Some(time) = reply.metadata.handler_time {
             call.target.pace.report(time);
@@ -142,12 +150,12 @@ impl<A> Replies<A> {
     }
 
     /// An instance says that it runs the call `id`; tells whether anybody waits for that.
-    pub(crate) fn report(&mut self, id: Uuid, instance: Arc<str>, now: Instant) -> bool {
+    pub(crate) fn report(&mut self, id: Uuid, instance: Arc<str>, moment: Moment) -> bool {
         let Some(call) = self.calls.get(&id) else { return false };
-        call.target.presence().heard(now);
+        call.target.presence().heard(call.message, moment);
         // A broadcast runs on many.
         if matches!(call.waiter, Waiter::One(_)) {
-            self.reports.insert(id, (instance, now));
+            self.reports.insert(id, (instance, moment.now));
         }
         true
     }
@@ -193,28 +201,31 @@ impl<A> Replies<A> {
     }
 
     /// The methods of calls that left with a message up to this number, that any instance may run, and that none has
-    /// reported to run: those of which it is `wanted`.
-    pub(crate) fn unanswered(&self, message: u64, wanted: impl Fn(&Target) -> bool) -> Vec<Arc<Target>> {
+    /// reported to run: those of which it is `wanted`, which is told whether a drain waits for the call.
+    pub(crate) fn unanswered(&self, message: u64, wanted: impl Fn(&Target, bool) -> bool) -> Vec<Arc<Target>> {
         let left = self.calls.iter().filter(|(_, call)| call.message <= message && call.awaits_any());
-        let unanswered = left.filter(|(id, call)| !self.reports.contains_key(id) && wanted(&call.target));
+        let unanswered =
+            left.filter(|(id, call)| !self.reports.contains_key(id) && wanted(&call.target, call.is_leaving()));
         unanswered.map(|(_, call)| call.target.clone()).collect()
     }
 
-    /// Takes out who waits for a call, and leaves the call to be forgotten. With it comes the method of which no instance
-    /// has reported to run the call, where any may.
-    pub(crate) fn release_one(&mut self, id: Uuid) -> Option<(Waiter, Option<Arc<Target>>)> {
+    /// Takes out who waits for a call, and leaves the call to be forgotten. Where any instance may run it, and none has
+    /// reported to, nor can have run it earlier, its method and the number of its message come along.
+    pub(crate) fn release_one(&mut self, id: Uuid) -> Option<(Waiter, Option<(Arc<Target>, u64)>)> {
         let call = self.calls.get_mut(&id).filter(|call| matches!(call.waiter, Waiter::One(_)))?;
-        let unanswered = call.awaits_any() && !self.reports.contains_key(&id);
+        let unanswered = call.awaits_any() && !call.left_before && !self.reports.contains_key(&id);
         let waiter = std::mem::replace(&mut call.waiter, Waiter::One(oneshot::channel().0));
-        Some((waiter, unanswered.then(|| call.target.clone())))
+        Some((waiter, unanswered.then(|| (call.target.clone(), call.message))))
     }
 
     /// Takes out who waits for calls to a service that nobody serves, and that the draining server served from which they come:
-    /// it would wait for their ends. It leaves the calls to be forgotten.
-    pub(crate) fn release_hopeless(&mut self, service: &str) -> Vec<oneshot::Sender<Result<Frame, End>>> {
+    /// it would wait for their ends. Those are meant that left with a message up to this number. It leaves the calls to be
+    /// forgotten.
+    pub(crate) fn release_hopeless(&mut self, service: &str, message: u64) -> Vec<oneshot::Sender<Result<Frame, End>>> {
         let reports = &self.reports;
         let hopeless = self.calls.iter_mut().filter(|(id, call)| {
-            call.leaving.as_ref().is_some_and(CancellationToken::is_cancelled)
+            call.is_leaving()
+                && call.message <= message
                 && &*call.target.service_text == service
                 && call.awaits_any()
                 && !reports.contains_key(id)
@@ -251,9 +262,13 @@ mod tests {
         Frame::new(Kind::Reply, id, Codec::Cbor, metadata, Bytes::new())
     }
 
+    fn moment() -> Moment {
+        Moment { now: Instant::now(), last: 3, earlier: 0 }
+    }
+
     fn call(waiter: Waiter, message: u64) -> Call<()> {
         let target = Arc::new(Target::new(ServiceId::new("demo", 1).expect("a good name"), "add"));
-        Call { waiter, target, message, for_any: true, leaving: None, place: None, again: None }
+        Call { waiter, target, message, for_any: true, left_before: false, leaving: None, place: None, again: None }
     }
 
     #[test]
@@ -262,8 +277,8 @@ mod tests {
         let id = Uuid::new_v4();
         let (sender, mut receiver) = oneshot::channel();
         replies.expect(id, call(Waiter::One(sender), 1));
-        assert!(replies.deliver(reply(id), Instant::now()));
-        assert!(!replies.deliver(reply(id), Instant::now()));
+        assert!(replies.deliver(reply(id), moment()));
+        assert!(!replies.deliver(reply(id), moment()));
         assert_eq!(receiver.try_recv().expect("one").expect("a reply").id, id);
     }
 
@@ -275,7 +290,7 @@ mod tests {
         let waiting = call(Waiter::One(sender), 1);
         let target = waiting.target.clone();
         replies.expect(id, waiting);
-        replies.deliver(reply(id), Instant::now());
+        replies.deliver(reply(id), moment());
         assert_eq!(target.pace.average(), Some(Duration::from_micros(7)));
     }
 
@@ -285,10 +300,10 @@ mod tests {
         let id = Uuid::new_v4();
         let (sender, mut receiver) = mpsc::unbounded_channel();
         replies.expect(id, call(Waiter::Many(sender), 1));
-        replies.deliver(reply(id), Instant::now());
-        replies.deliver(reply(id), Instant::now());
+        replies.deliver(reply(id), moment());
+        replies.deliver(reply(id), moment());
         replies.forget(id);
-        replies.deliver(reply(id), Instant::now());
+        replies.deliver(reply(id), moment());
         assert_eq!(receiver.len(), 2);
         receiver.close();
     }
@@ -298,7 +313,7 @@ mod tests {
         let mut replies = Replies::default();
         let (id, (sender, mut receiver)) = (Uuid::new_v4(), oneshot::channel());
         replies.expect(id, call(Waiter::One(sender), 1));
-        replies.report(id, "there".into(), Instant::now());
+        replies.report(id, "there".into(), moment());
         assert!(replies.forget_all(|message| message == 1).is_empty() && replies.has_reports());
         assert_eq!(replies.forget_all(|message| message == 2).len(), 1);
         assert!(!replies.has_reports());
@@ -313,10 +328,10 @@ mod tests {
             replies.expect(id, Call { for_any: id != addressed, ..call(Waiter::One(oneshot::channel().0), message) });
         }
         replies.expect(Uuid::new_v4(), call(Waiter::Many(mpsc::unbounded_channel().0), 1));
-        replies.report(reported, "there".into(), Instant::now());
-        assert_eq!(replies.unanswered(2, |_| true).len(), 1);
-        assert_eq!(replies.unanswered(3, |_| true).len(), 2);
-        assert!(replies.unanswered(3, |_| false).is_empty());
+        replies.report(reported, "there".into(), moment());
+        assert_eq!(replies.unanswered(2, |_, _| true).len(), 1);
+        assert_eq!(replies.unanswered(3, |_, _| true).len(), 2);
+        assert!(replies.unanswered(3, |_, _| false).is_empty());
         let is_unanswered =
             |replies: &mut Replies<()>, id| replies.release_one(id).is_some_and(|(_, who)| who.is_some());
         assert_eq!([quiet, reported, addressed].map(|id| is_unanswered(&mut replies, id)), [true, false, false]);
@@ -328,11 +343,11 @@ mod tests {
         let (busy, dead) = (Uuid::new_v4(), Uuid::new_v4());
         for id in [busy, dead] {
             replies.expect(id, call(Waiter::One(oneshot::channel().0), 1));
-            assert!(replies.report(id, "there".into(), Instant::now()));
+            assert!(replies.report(id, "there".into(), moment()));
         }
-        assert!(!replies.report(Uuid::new_v4(), "there".into(), Instant::now()));
+        assert!(!replies.report(Uuid::new_v4(), "there".into(), moment()));
         tokio::time::advance(Duration::from_secs(9)).await;
-        replies.report(busy, "elsewhere".into(), Instant::now());
+        replies.report(busy, "elsewhere".into(), moment());
         tokio::time::advance(Duration::from_secs(1)).await;
         let silent: Vec<_> = replies.forget_silent(Duration::from_secs(10)).into_iter().map(|(id, ..)| id).collect();
         assert_eq!(silent, [dead]);

@@ -71,7 +71,9 @@ impl Running {
     /// Takes no more calls, lets running ones finish and reply, gives back what has not started, and closes.
     ///
     /// A handler does not wait for a call to a service of this very server that no other instance takes: after some seconds,
-    /// that ends as [`Timeout`](crate::Error::Timeout) with [`Draining`](crate::Unanswered::Draining).
+    /// that ends as [`Timeout`](crate::Error::Timeout) with [`Draining`](crate::Unanswered::Draining). A call to another
+    /// server is waited for: two servers whose handlers call each other drain one after the other, or wait for the
+    /// deadlines of those calls.
     ///
     /// A request has at most the time of its caller; one of a method that [`finishes`](crate::Method::finishes), a oneway call
     /// or an event whose handler does not end is waited for without limit, and a process that must end puts a timeout

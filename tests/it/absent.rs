@@ -61,6 +61,54 @@ async fn a_call_that_somebody_runs_at_its_deadline_is_not_said_to_be_nobodys() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_call_whose_only_instance_died_is_not_said_to_be_nobodys() {
+    let (scene, _broker) = Scene::alone();
+    let client = scene.client().await;
+    let Held { service, mut arrived } = Held::new();
+    let server = scene.serve(service).await;
+    let pending = hold(&client, 1).timeout(Duration::from_secs(10)).start().await.expect("on its way");
+    soon(arrived.recv()).await.expect("it runs").release();
+    soon(pending).await.expect("answered");
+    let other = hold(&client, 2).timeout(Duration::from_secs(10)).start().await.expect("on its way");
+    let taken = hold(&client, 3).timeout(Duration::from_secs(10)).start().await.expect("on its way");
+    let (first, _second) = (soon(arrived.recv()).await.expect("it runs"), soon(arrived.recv()).await.expect("it runs"));
+    let first_number = first.number;
+    first.release();
+    let (answered, late) = if first_number == 2 { (other, taken) } else { (taken, other) };
+    soon(answered).await.expect("answered");
+    // Another call was answered since it left, so an instance was there and may have taken it.
+    drop(server);
+    let late = late.await;
+    assert!(matches!(late, Err(Error::Timeout { why: Unanswered::Unknown, .. })), "{late:?}");
+    let alone = hold(&client, 4).timeout(Duration::from_secs(10)).await;
+    assert!(matches!(alone, Err(Error::Timeout { why: Unanswered::Unserved, .. })), "{alone:?}");
+}
+
+#[tokio::test]
+async fn an_instance_that_drains_is_none_for_calls_that_do_not_wait() {
+    let scene = Scene::new();
+    let client = scene.client().await;
+    let Held { service, mut arrived } = Held::new();
+    let server = scene.serve(service).await;
+    let runs = hold(&client, 1).timeout(LONG).start().await.expect("on its way");
+    let held = soon(arrived.recv()).await.expect("it runs");
+    let drain = tokio::spawn(server.drain());
+    let is_gone = async {
+        loop {
+            match hold(&client, 2).absent(Absent::Fail).timeout(Duration::from_millis(100)).await {
+                Err(Error::NoService { .. }) => break,
+                Err(Error::Timeout { .. }) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    soon(is_gone).await;
+    held.release();
+    assert_eq!(soon(runs).await.expect("answered"), 1);
+    soon(drain).await.expect("no panic");
+}
+
 #[tokio::test]
 async fn a_call_that_is_not_to_wait_for_an_instance_ends_at_once_and_never_runs() {
     let scene = Scene::new();

@@ -211,6 +211,47 @@ async fn a_call_to_an_instance_reports_in_while_that_drains() {
     drained.await.expect("no panic");
 }
 
+#[tokio::test]
+async fn a_call_to_the_service_itself_that_runs_when_the_drain_begins_gets_its_result() {
+    for elsewhere in [false, true] {
+        let scene = Scene::new();
+        let client = scene.client().await;
+        let (starts, mut started) = mpsc::unbounded_channel();
+        let inner = client.clone();
+        let outer = move |_: Context, _: [(); 0]| {
+            let client = inner.clone();
+            async move { client.call::<u64>("nested", "inner", [(); 0]).await.map_err(|error| error.to_string()) }
+        };
+        let answer = move |_: Context, _: [(); 0]| {
+            let (go, goes_on) = oneshot::channel::<u64>();
+            starts.send(go).expect("the test listens");
+            async move { Ok::<_, Fault>(goes_on.await.expect("the test lets it")) }
+        };
+        let service = || Service::new("nested", 1).method("outer", outer.clone()).method("inner", answer.clone());
+        // With one place, the other instance takes the inner call.
+        let places = if elsewhere { 1 } else { 2 };
+        let mut servers = vec![scene.serve(service().concurrency(places)).await];
+        if elsewhere {
+            servers.push(scene.serve(service().concurrency(places)).await);
+        }
+        let call = client.call::<u64>("nested", "outer", [(); 0]).timeout(Duration::from_secs(3600));
+        let call = call.start().await.expect("on its way");
+        let go = soon(started.recv()).await.expect("it runs");
+        let drains: Vec<_> = servers.into_iter().map(|server| tokio::spawn(server.drain())).collect();
+        let asks = || client.call::<u64>("nested", "inner", [(); 0]).absent(Absent::Fail);
+        // It is not taken: nobody takes any more.
+        let is_gone = async {
+            while !matches!(asks().timeout(Duration::from_millis(100)).await, Err(Error::NoService { .. })) {}
+        };
+        soon(is_gone).await;
+        go.send(7).expect("it waits");
+        assert_eq!(soon(call).await.expect("answered"), 7);
+        for drain in drains {
+            soon(drain).await.expect("no panic");
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_drain_does_not_wait_for_calls_to_the_service_itself_that_nobody_else_takes() {
     for during in [false, true] {

@@ -61,7 +61,7 @@ pub(super) struct Task {
     places: Places<Addressed>,
     /// What is not to wait for an instance, by service, while the broker is asked whether there is one.
     asking: HashMap<Arc<str>, Waiting<Addressed>>,
-    questions: FuturesUnordered<UnderWay<Arc<Target>>>,
+    questions: FuturesUnordered<UnderWay<(Arc<Target>, u64)>>,
     /// Cancels that nobody has heard, until they are sent again.
     unheard: Waiting<Addressed>,
     /// Since when, and why, the broker takes nothing.
@@ -154,8 +154,8 @@ impl Task {
                         _ => self.concluded(number, said),
                     }
                 }
-                Some((target, said)) = self.questions.next(), if !self.questions.is_empty() => {
-                    self.answered(&target, &said);
+                Some(((target, last), said)) = self.questions.next(), if !self.questions.is_empty() => {
+                    self.answered(&target, last, &said);
                 }
                 () = &mut clock, if wake_at.is_some() => self.look(),
                 count = take_all(&mut self.waiting, &mut orders) => if count == 0 {
@@ -246,15 +246,15 @@ impl Task {
 
     fn read(&mut self, delivery: Delivery) {
         add(&self.shared.messages_received, 1);
-        let now = delivery.received;
+        let moment = self.moment(delivery.received);
         for frame in frame::decode(delivery.body) {
             let awaited = match frame {
                 Ok(frame) if frame.kind == Kind::Reply => {
                     add(&self.shared.replies_received, 1);
-                    self.replies.deliver(frame, now)
+                    self.replies.deliver(frame, moment)
                 }
                 Ok(frame) if frame.kind == Kind::KeepAlive => {
-                    self.replies.report(frame.id, frame.metadata.instance.unwrap_or_default(), now)
+                    self.replies.report(frame.id, frame.metadata.instance.unwrap_or_default(), moment)
                 }
                 Ok(frame) => {
                     debug!(name = self.name(), kind = ?frame.kind, id = %frame.id, "not a reply, on the reply queue");

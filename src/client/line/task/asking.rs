@@ -14,6 +14,7 @@ use super::Task;
 use super::ends::renew;
 use crate::client::Absent;
 use crate::client::line::{Address, Addressed, Token};
+use crate::client::presence::Moment;
 use crate::client::replies::End;
 use crate::client::target::Target;
 use crate::codec::Codec;
@@ -48,17 +49,23 @@ impl Task {
         if self.session.is_none() || self.blocked.is_some() {
             return;
         }
-        for target in self.replies.unanswered(looked, |target| target.presence().asks(now)) {
+        for target in self.replies.unanswered(looked, |target, for_drain| target.presence().asks(for_drain, now)) {
             self.ask(target);
         }
     }
 
-    /// Whether nobody serves a method whose call has not been answered; if that is not known, who calls next may hear it.
-    pub(super) fn is_unserved(&mut self, target: &Arc<Target>, now: Instant) -> bool {
-        if self.session.is_some() && self.blocked.is_none() && target.presence().asks(now) {
+    /// Whether nobody was there for a call of a method that left with this message and has not been answered; if that is not
+    /// known, who calls next may hear it.
+    pub(super) fn is_unserved(&mut self, target: &Arc<Target>, message: u64, now: Instant) -> bool {
+        if self.session.is_some() && self.blocked.is_none() && target.presence().asks(false, now) {
             self.ask(target.clone());
         }
-        target.presence().is_absent(now)
+        target.presence().is_absent_since(message, now)
+    }
+
+    /// Now, with what has left by now.
+    pub(super) fn moment(&self, now: Instant) -> Moment {
+        Moment { now, last: self.number, earlier: self.looked }
     }
 
     fn ask(&mut self, target: Arc<Target>) {
@@ -77,21 +84,25 @@ impl Task {
             },
             body: Frame::new(Kind::Cancel, Uuid::nil(), Codec::Raw, metadata, Bytes::new()).to_body(),
         });
-        self.questions.push(UnderWay::new(target, receipt));
+        self.questions.push(UnderWay::new((target, self.number), receipt));
     }
 
-    /// The broker has said whether a service has an instance, or will not say it any more.
-    pub(super) fn answered(&mut self, target: &Arc<Target>, said: &Result<Confirm, Lost>) {
+    /// The broker has said whether a service has an instance, or will not say it any more. It was asked when this message was
+    /// the last that had left.
+    pub(super) fn answered(&mut self, target: &Arc<Target>, last: u64, said: &Result<Confirm, Lost>) {
         let now = Instant::now();
         match said {
             Ok(Confirm::Returned) => {
                 target.presence().is_gone(now);
-                for waiter in self.replies.release_hopeless(&target.service_text) {
+                // A call that an instance took before it began to drain, or before it died, has been reported by then.
+                let hopeless = target.presence().is_certainly_absent(now);
+                let waiters = hopeless.then(|| self.replies.release_hopeless(&target.service_text, last));
+                for waiter in waiters.into_iter().flatten() {
                     // The caller gave up at this very moment.
                     let _ = waiter.send(Err(End::TimedOut(Unanswered::Draining)));
                 }
             }
-            Ok(_) => target.presence().heard(now),
+            Ok(_) => target.presence().is_there(self.moment(now)),
             Err(_) => {}
         }
         let mut asking = self.asking.remove(&target.service_text).unwrap_or_default();

@@ -134,7 +134,7 @@ impl Task {
             return true;
         }
         let Some(call) = self.replies.forget(parcel.id) else { return false };
-        (parcel.token.reply, parcel.token.place) = (Some((call.waiter, call.target)), call.place);
+        parcel.token.take_back(call);
         true
     }
 
@@ -169,18 +169,16 @@ impl Task {
     }
 
     /// Sends a call again, if that does no harm.
-    pub(super) fn again_or(&mut self, call: Call<Addressed>, end: &End) {
-        let Call { waiter, target, leaving, place, again, .. } = call;
-        match again {
-            Some(again) if self.session.is_some() || self.opening.is_some() => {
-                let (address, mut parcel) = *again;
-                (parcel.token.reply, parcel.token.place) = (Some((waiter, target)), place);
-                parcel.token.leaving = leaving;
-                renew(&mut parcel);
-                self.route(address, parcel);
-            }
-            _ => Token { reply: Some((waiter, target)), ..Token::until(Instant::now()) }.end(end),
-        }
+    pub(super) fn again_or(&mut self, mut call: Call<Addressed>, end: &End) {
+        let again = call.again.take().filter(|_| self.session.is_some() || self.opening.is_some());
+        let Some((address, mut parcel)) = again.map(|again| *again) else {
+            let mut token = Token::until(Instant::now());
+            token.take_back(call);
+            return token.end(end);
+        };
+        parcel.token.take_back(call);
+        renew(&mut parcel);
+        self.route(address, parcel);
     }
 
     pub(super) fn lost(&self, handed_over: bool) -> Lost {
@@ -221,7 +219,7 @@ impl Task {
         self.end_waiting(now);
         if let Some((waiter, unserved)) = self.replies.release_one(id) {
             if let Waiter::One(waiter) = waiter {
-                let why = if unserved.is_some_and(|target| self.is_unserved(&target, now)) {
+                let why = if unserved.is_some_and(|(target, message)| self.is_unserved(&target, message, now)) {
                     Unanswered::Unserved
                 } else {
                     Unanswered::Unknown

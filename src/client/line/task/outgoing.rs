@@ -79,9 +79,10 @@ impl Task {
                 if let Some((waiter, target)) = parcel.token.reply.take() {
                     let again = parcel.token.repeatable.then(|| Box::new((bundle.address.clone(), copy(parcel))));
                     let for_any = bundle.address.key == target.service_text;
-                    let place = parcel.token.place.take();
-                    let leaving = parcel.token.leaving.take();
-                    let call = Call { waiter, target, message: self.number, for_any, leaving, place, again };
+                    let left_before = parcel.token.attempts > 1;
+                    let (place, leaving) = (parcel.token.place.take(), parcel.token.leaving.take());
+                    let call =
+                        Call { waiter, target, message: self.number, for_any, left_before, leaving, place, again };
                     self.replies.expect(parcel.id, call);
                 }
             }
