@@ -89,6 +89,9 @@ impl<A> Call<A> {
     }
 }
 
+/// The method of a call that no instance can be seen to have, and the number of the message that took it.
+pub(crate) type Nobodys = (Arc<Target>, u64);
+
 /// The calls of one client that wait for a reply. What is sent again of them is its owner's business.
 #[derive(Debug)]
 pub(crate) struct Replies<A> {
@@ -211,7 +214,7 @@ impl<A> Replies<A> {
 
     /// Takes out who waits for a call, and leaves the call to be forgotten. Where any instance may run it, and none has
     /// reported to, nor can have run it earlier, its method and the number of its message come along.
-    pub(crate) fn release_one(&mut self, id: Uuid) -> Option<(Waiter, Option<(Arc<Target>, u64)>)> {
+    pub(crate) fn release_one(&mut self, id: Uuid) -> Option<(Waiter, Option<Nobodys>)> {
         let call = self.calls.get_mut(&id).filter(|call| matches!(call.waiter, Waiter::One(_)))?;
         let unanswered = call.awaits_any() && !call.left_before && !self.reports.contains_key(&id);
         let waiter = std::mem::replace(&mut call.waiter, Waiter::One(oneshot::channel().0));
