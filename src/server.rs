@@ -314,6 +314,7 @@ impl Server {
             given_back: Mutex::default(),
             topology: Mutex::default(),
             unentered: Notify::new(),
+            repairing: tokio::sync::Mutex::default(),
             health,
         });
         // From here on whatever has begun ends with it.
@@ -396,6 +397,8 @@ struct Site {
     topology: Mutex<BTreeMap<(usize, Source), Vec<Declaration>>>,
     /// Tells that the catalogue lacks a service that has dead letters.
     unentered: Notify,
+    /// Held while bindings are declared again: a drain waits for that before it unbinds.
+    repairing: tokio::sync::Mutex<()>,
     health: Arc<Health>,
 }
 

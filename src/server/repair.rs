@@ -31,7 +31,13 @@ pub(super) async fn keep_repaired(site: Arc<Site>, transport: Transport) {
             _ = ticks.tick() => {}
         }
         site.health.look();
-        match look(&site, &transport, &mut turn).await {
+        let repairing = site.repairing.lock().await;
+        if site.draining.is_cancelled() {
+            return;
+        }
+        let looked = look(&site, &transport, &mut turn).await;
+        drop(repairing);
+        match looked {
             Ok(()) => site.health.cured(&Trouble::Exchanges),
             Err(Error::Disconnected { .. }) => return,
             Err(error) => site.health.suffers(Trouble::Exchanges, error.to_string()),
@@ -46,21 +52,37 @@ async fn look(site: &Site, transport: &Transport, turn: &mut usize) -> Result<()
     let missing = transport.missing(&exchanges.into_iter().collect::<Vec<_>>()).await?;
     if !missing.is_empty() {
         warn!(name = &*site.name, exchanges = ?missing, "exchanges were deleted: they are declared again, with the bindings to this server's queues");
-        transport.declare(&parts).await?;
-        return Ok(());
+        return declare(site, transport, &parts).await;
     }
-    let bindings: Vec<Declaration> = parts.into_iter().filter(|part| matches!(part, Declaration::Binding(_))).collect();
+    let bindings: Vec<Declaration> = parts.into_iter().filter(is_binding).collect();
     let some: Vec<Declaration> =
         bindings.iter().cycle().skip(*turn).take(bindings.len().div_ceil(LOOKS)).cloned().collect();
     *turn = (*turn + some.len()) % bindings.len().max(1);
-    match transport.declare(&some).await {
-        // Its queue was replaced or deleted meanwhile: whoever keeps the queue sees to it.
-        Err(Error::Broker { reason, .. }) if reason.starts_with("NOT_FOUND") => {
-            debug!(name = &*site.name, reason, "a binding that is to be there has lost an end");
-            Ok(())
+    declare(site, transport, &some).await
+}
+
+/// Declares all of these that can be: one that cannot keeps no other from being there. A drain does not wait for the rest.
+async fn declare(site: &Site, transport: &Transport, parts: &[Declaration]) -> Result<(), Error> {
+    let Err(_) = transport.declare(parts).await else { return Ok(()) };
+    let (mut lost_an_end, mut failed) = (Vec::new(), None);
+    for part in parts {
+        if site.draining.is_cancelled() {
+            break;
         }
-        declared => declared,
+        match transport.declare(std::slice::from_ref(part)).await {
+            Ok(()) => {}
+            Err(error @ Error::Disconnected { .. }) => return Err(error),
+            // Its queue was replaced or deleted meanwhile: whoever keeps the queue sees to it.
+            Err(Error::Broker { reason, .. }) if is_binding(part) && reason.starts_with("NOT_FOUND") => {
+                lost_an_end.push(reason);
+            }
+            Err(error) => _ = failed.get_or_insert(error),
+        }
     }
+    if !lost_an_end.is_empty() {
+        debug!(name = &*site.name, reasons = ?lost_an_end, "bindings that are to be there have lost an end");
+    }
+    failed.map_or(Ok(()), Err)
 }
 
 /// What leads to the server's queues: exchanges first.
@@ -85,5 +107,72 @@ fn exchange(part: &Declaration) -> Option<String> {
     match part {
         Declaration::Exchange(exchange) => Some(exchange.name.clone()),
         Declaration::Binding(_) | Declaration::Queue(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::server::{Running, Server};
+    use crate::service::Service;
+    use crate::topology::{Binding, Queue, QueueKind, presence_key};
+    use crate::transport::{Confirm, Properties, Publication};
+
+    /// A server of one service without methods.
+    async fn served() -> Running {
+        let server = Server::connect(&format!("memory://{}", Uuid::new_v4())).await.expect("in memory");
+        server.serve(Service::new("work", 1)).start().await.expect("it can be served")
+    }
+
+    async fn publish(site: &Site, key: &str) -> Confirm {
+        let (exchange, key) = (site.namespace.rpc(), key.to_owned());
+        let (properties, body) = (Properties::default(), Bytes::new());
+        let publication = Publication { exchange, key, mandatory: true, properties, body };
+        site.transport().publish(publication).await.expect("it is connected")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_binding_that_has_lost_its_queue_keeps_no_other_from_being_repaired() {
+        let running = served().await;
+        let (site, transport) = (&running.site, running.site.transport());
+        let queue = |name: &str| Declaration::Queue(Queue::new(name, QueueKind::Classic));
+        transport.declare(&[queue("there")]).await.expect("it is new");
+        let key = |number: usize| format!("repaired.{number}");
+        let binding = |number, queue: &str| {
+            Declaration::Binding(Binding { exchange: site.namespace.rpc(), key: key(number), queue: queue.to_owned() })
+        };
+        let parts = ["gone", "there", "there", "gone", "there", "there", "gone", "there"];
+        let parts: Vec<_> = (0..).zip(parts).map(|(number, queue)| binding(number, queue)).collect();
+        site.topology().insert((1, crate::server::message::Source::Calls), parts);
+        let mut turn = 0;
+        for _ in 0..LOOKS {
+            look(site, &transport, &mut turn).await.expect("whoever keeps the queue sees to that");
+        }
+        for number in [1, 2, 4, 5, 7] {
+            assert_eq!(publish(site, &key(number)).await, Confirm::Accepted, "{number}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_repair_that_runs_as_the_server_drains_does_not_bind_again_what_the_drain_unbinds() {
+        let running = served().await;
+        let (site, key) = (running.site.clone(), presence_key("work.v1"));
+        assert_eq!(publish(&site, &key).await, Confirm::Accepted);
+        let call = site.shared.token();
+        let repair = site.repairing.lock().await;
+        let drained = tokio::spawn(running.drain());
+        // As far as it comes.
+        tokio::time::sleep(EVERY).await;
+        site.transport().declare(&parts(&site)).await.expect("it is connected");
+        drop(repair);
+        // Many more looks would come.
+        tokio::time::sleep(100 * EVERY).await;
+        assert_eq!(publish(&site, &key).await, Confirm::Returned, "it takes no calls");
+        assert!(!drained.is_finished(), "a call still runs");
+        drop(call);
+        drained.await.expect("no panic");
     }
 }

@@ -107,6 +107,8 @@ impl Running {
         site.draining.cancel();
         site.shared.close();
         let takes_no_calls = async {
+            // A repair that runs would bind again what is unbound here; none begins any more.
+            drop(site.repairing.lock().await);
             let presences: Vec<_> = site.services.iter().map(presence_key).collect();
             self.unbind(|binding| presences.contains(&binding.key)).await;
             site.shared.wait().await;
