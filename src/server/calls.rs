@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::message::Message;
+use super::message::{Message, Source};
 use crate::frame::{Frame, Kind};
 use crate::registry::InstanceStats;
 
@@ -67,9 +67,10 @@ impl Calls {
         Some(self.next)
     }
 
-    /// Whether a call runs.
-    pub(super) fn runs(&self, id: Uuid) -> bool {
-        self.running.range((id, 0)..=(id, u64::MAX)).next().is_some()
+    /// Which queue a call came from that runs.
+    pub(super) fn source(&self, id: Uuid) -> Option<Source> {
+        let (_, running) = self.running.range((id, 0)..=(id, u64::MAX)).next()?;
+        Some(running.message.source)
     }
 
     /// The calls whose callers are to hear now that they still run.

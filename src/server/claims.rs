@@ -50,6 +50,9 @@ pub(super) enum Heard {
 pub(super) struct Claims {
     /// Who waits here to hear of a call.
     listeners: HashMap<Uuid, Vec<mpsc::UnboundedSender<Heard>>>,
+    /// Oneway calls whose handlers have ended, while what becomes of them is on its way to the broker: their dead letters,
+    /// above all. Until then they are as good as running.
+    ending: HashSet<Uuid>,
     /// Who else wants to hear how a call ends that runs here: their queues.
     wanted: HashMap<Uuid, HashSet<Arc<str>>>,
     /// Oneway calls that are done with here though their delivery was lost.
@@ -93,10 +96,13 @@ impl Claims {
         self.shared.push(Arc::downgrade(message));
     }
 
-    /// Somebody at `queue` wants to know of a call, which runs here if `runs` says so. Tells what there is to say.
-    fn asked(&mut self, id: Uuid, queue: Arc<str>, runs: bool) -> Option<Heard> {
-        if runs {
-            self.wanted.entry(id).or_default().insert(queue);
+    /// Somebody at `queue` wants to know of a call, which runs here if it has a `source`. Tells what there is to say.
+    fn asked(&mut self, id: Uuid, queue: Arc<str>, source: Option<Source>) -> Option<Heard> {
+        if let Some(source) = source {
+            // How any other ends, nobody is told.
+            if source == Source::Work {
+                self.wanted.entry(id).or_default().insert(queue);
+            }
             return Some(Heard::Runs(Arc::default()));
         }
         self.end_of(id).map(|end| match end {
@@ -123,9 +129,15 @@ impl Claims {
         }
     }
 
+    /// The handler of a oneway call has ended: it is to leave the calls that run.
+    pub(super) fn ends(&mut self, id: Uuid) {
+        self.ending.insert(id);
+    }
+
     /// A oneway call has ended; its delivery was lost meanwhile if `lost` says so. Tells whether somebody here has another one,
     /// and gives out who else wants to know.
     fn end(&mut self, id: Uuid, heard: &Heard, lost: bool) -> (bool, HashSet<Arc<str>>) {
+        self.ending.remove(&id);
         let held = self.listeners.contains_key(&id);
         self.hear(id, heard);
         if lost && *heard == Heard::Over {
@@ -179,14 +191,54 @@ impl Drop for Listener {
     }
 }
 
+/// A oneway call whose handler has ended. Who waits to hear of it and has not when this is dropped, hears that it failed:
+/// it goes back to its queue, and nothing more is known of it here.
+pub(super) struct Ended {
+    worker: Arc<Worker>,
+    id: Uuid,
+}
+
+impl Ended {
+    pub(super) fn of(worker: &Arc<Worker>, id: Uuid) -> Self {
+        Self { worker: worker.clone(), id }
+    }
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let Self { worker, id } = self;
+        let mut claims = worker.claims();
+        if !claims.ending.contains(id) {
+            return;
+        }
+        let (_, others) = claims.end(*id, &Heard::Failed, false);
+        drop(claims);
+        others.into_iter().for_each(|queue| worker.say(*id, &Heard::Failed, queue));
+    }
+}
+
 impl Worker {
     /// Answers somebody who wants to know whether a call runs here.
     pub(super) fn locate(&self, id: Uuid, message: &Message) {
         let Some(queue) = message.reply_to.clone() else { return };
-        let runs = self.calls().runs(id);
-        if let Some(heard) = self.claims().asked(id, queue.clone(), runs) {
+        let heard = {
+            let mut claims = self.claims();
+            let source = self.source(&claims, id);
+            claims.asked(id, queue.clone(), source)
+        };
+        if let Some(heard) = heard {
             self.say(id, &heard, queue);
         }
+    }
+
+    /// Whether a call runs here, or what becomes of it is not with the broker yet.
+    pub(super) fn runs(&self, id: Uuid) -> bool {
+        self.source(&self.claims(), id).is_some()
+    }
+
+    /// Which queue such a call came from. Who holds the claims meanwhile has it end later.
+    fn source(&self, claims: &Claims, id: Uuid) -> Option<Source> {
+        self.calls().source(id).or_else(|| claims.ending.contains(&id).then_some(Source::Work))
     }
 
     /// A oneway call, or what else came by such a queue, is done with: it is not to run again.
@@ -284,7 +336,7 @@ impl Worker {
     pub(super) async fn hold_here(self: Arc<Self>, job: Job) {
         let id = job.frame.id;
         let heard = Listener::of(&self, id);
-        if self.calls().runs(id) {
+        if self.runs(id) {
             let instance = self.site.instance.clone();
             return self.hold(job, heard, instance).await;
         }
@@ -345,24 +397,121 @@ impl Worker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::context::Context;
+    use crate::frame;
+    use crate::server::{Running, Server};
+    use crate::service::{Method, Service};
+    use crate::topology::{Declaration, Queue, QueueKind, ServiceId};
+    use crate::transport::{Consumer, Mode, Role, Settle, Transport};
+
+    /// A worker that reads two queues, `work` and `own`, and whoever asks it, at `asker`. Its dead letters have no room yet.
+    struct Asked {
+        running: Running,
+        worker: Arc<Worker>,
+        transport: Transport,
+        dead: String,
+        asker: Consumer,
+    }
+
+    impl Asked {
+        async fn new() -> Self {
+            let url = format!("memory://{}", Uuid::new_v4());
+            let running = Server::connect(&url).await.expect("in memory").start().await.expect("it serves nothing");
+            let refuse = |_: Context, _: (u64,)| async { Err::<(), _>(Fault::new(Code::InvalidArgument, "never")) };
+            let wait = |_: Context, _: (u64,)| std::future::pending::<Result<(), Fault>>();
+            let service = Service::new("work", 1).method(Method::new("refuse").oneway(), refuse).method("wait", wait);
+            let id = ServiceId::parse("work").expect("a name");
+            let site = running.site.clone();
+            let worker = Worker::new(&id, "work.v1".into(), service, site).expect("no threads of its own");
+            let (worker, dead) = (Arc::new(worker), running.site.namespace.dead_queue(&id));
+            let transport = Transport::connect(&url, Role::Client).await.expect("in memory");
+            let full = Queue { max_length: Some(1), ..Queue::new(&dead, QueueKind::Classic) };
+            let queues = ["work", "calls", "own", "asker"].map(|name| Queue::new(name, QueueKind::Classic));
+            let queues: Vec<_> = queues.into_iter().chain([full]).map(Declaration::Queue).collect();
+            transport.declare(&queues).await.expect("new queues");
+            let (draining, drained) = (&running.site.draining, &running.site.drained);
+            let read = [("work", Source::Work, draining), ("calls", Source::Calls, draining)];
+            for (queue, source, stop) in read.into_iter().chain([("own", Source::Instance, drained)]) {
+                let consumer = transport.consume(queue, Mode::Settle { prefetch: 8 }).await.expect("it is there");
+                tokio::spawn(worker.clone().run(consumer, transport.clone(), source, stop.clone()));
+            }
+            let asker = transport.consume("asker", Mode::NoAck).await.expect("it is there");
+            let asked = Self { running, worker, transport, dead, asker };
+            asked.publish(&asked.dead, Bytes::new()).await;
+            asked
+        }
+
+        async fn publish(&self, queue: &str, body: Bytes) {
+            let properties = Properties { reply_to: Some("asker".to_owned()), ..Properties::default() };
+            let (exchange, key) = (String::new(), queue.to_owned());
+            let publication = Publication { exchange, key, mandatory: true, properties, body };
+            assert_eq!(self.transport.publish(publication).await, Ok(Confirm::Accepted));
+        }
+
+        /// Sends a frame, and lets what comes of it happen.
+        async fn send(&self, queue: &str, kind: Kind, id: Uuid, method: &str) {
+            let metadata = Metadata { method: Some(method.into()), ..Metadata::default() };
+            let frame = Frame::new(kind, id, Codec::Json, metadata, Bytes::from_static(b"[1]"));
+            self.publish(queue, frame.to_body()).await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+
+        /// What the asker is told next: the kind of frame, and its status.
+        async fn told(&mut self) -> (Kind, Code) {
+            let told = tokio::time::timeout(Duration::from_secs(60), self.asker.next());
+            let body = told.await.expect("it is told something").expect("it is connected").body;
+            let frame = frame::decode(body).next().expect("a frame").expect("a good one");
+            (frame.kind, frame.status)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_whose_dead_letter_waits_for_the_broker_counts_as_running_until_it_is_taken_or_goes_back() {
+        for goes_back in [false, true] {
+            let (mut asked, id) = (Asked::new().await, Uuid::new_v4());
+            asked.send("work", Kind::Oneway, id, "refuse").await;
+            assert_eq!(asked.worker.calls().tally(), (0, 1), "its handler has ended");
+            asked.send("own", Kind::Locate, id, "").await;
+            assert_eq!(asked.told().await, (Kind::KeepAlive, Code::Ok));
+            if goes_back {
+                asked.running.site.draining.cancel();
+                assert_eq!(asked.told().await, (Kind::Reply, Code::Unknown));
+            } else {
+                let dead = asked.transport.get(&asked.dead).await.expect("an answer").expect("the first letter");
+                dead.settle(Settle::Ack);
+                assert_eq!(asked.told().await, (Kind::Reply, Code::Ok));
+            }
+            let claims = asked.worker.claims();
+            assert!(claims.ending.is_empty() && claims.wanted.is_empty(), "{claims:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_for_a_call_whose_end_nobody_is_told_leaves_nothing_behind() {
+        let (mut asked, id) = (Asked::new().await, Uuid::new_v4());
+        asked.send("calls", Kind::Request, id, "wait").await;
+        asked.send("own", Kind::Locate, id, "").await;
+        assert_eq!(asked.told().await, (Kind::KeepAlive, Code::Ok));
+        assert!(asked.worker.claims().wanted.is_empty());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn who_asks_for_a_call_that_runs_hears_of_its_end_and_later_only_if_its_delivery_was_lost() {
         let mut claims = Claims::default();
         let (id, other) = (Uuid::new_v4(), Uuid::new_v4());
         let queue: Arc<str> = "asker".into();
-        assert_eq!(claims.asked(id, queue.clone(), false), None);
-        assert_eq!(claims.asked(id, queue.clone(), true), Some(Heard::Runs("".into())));
+        assert_eq!(claims.asked(id, queue.clone(), None), None);
+        assert_eq!(claims.asked(id, queue.clone(), Some(Source::Work)), Some(Heard::Runs("".into())));
         let mut heard = claims.listen(id);
         assert_eq!(claims.end(id, &Heard::Over, true), (true, HashSet::from([queue.clone()])));
         assert_eq!(heard.recv().await, Some(Heard::Over));
-        assert_eq!(claims.asked(id, queue.clone(), false), Some(Heard::Over));
+        assert_eq!(claims.asked(id, queue.clone(), None), Some(Heard::Over));
         assert_eq!(claims.end(other, &Heard::Over, false), (false, HashSet::new()));
-        assert_eq!(claims.asked(other, queue.clone(), false), None);
+        assert_eq!(claims.asked(other, queue.clone(), None), None);
         tokio::time::advance(MEMORY).await;
         claims.end(other, &Heard::Failed, true);
         claims.end(other, &Heard::Over, true);
-        assert_eq!(claims.asked(id, queue, false), None, "it has had its time");
+        assert_eq!(claims.asked(id, queue, None), None, "it has had its time");
     }
 
     #[test]
@@ -371,7 +520,7 @@ mod tests {
         let id = Uuid::new_v4();
         claims.remember(id, End::Moved);
         assert!(claims.is_done(id, 2) && !claims.is_done(id, 1));
-        assert_eq!(claims.asked(id, "asker".into(), false), Some(Heard::Moved));
+        assert_eq!(claims.asked(id, "asker".into(), None), Some(Heard::Moved));
         claims.remember(id, End::Over);
         claims.remember(id, End::Moved);
         assert!(claims.is_done(id, 1));

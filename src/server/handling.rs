@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, Span, debug, error, info_span, warn};
 
+use super::message::Source;
 use super::worker::{Ending, Job, Started, Worker};
 use crate::context::{self, Context, at};
 use crate::error::{Code, Fault};
@@ -174,7 +175,7 @@ impl Worker {
         match ended.unwrap_or_else(|panic| Ok(self.panicked(&job.frame, &*panic))) {
             Ok(answer) => self.ended(job, answer, &context, &cancelled, started),
             Err((ending, why)) => {
-                let time = self.leave(&job.frame, &context, &cancelled, started);
+                let time = self.leave(job, &context, &cancelled, started);
                 self.log_dropped(job, &context, time, why);
                 ending
             }
@@ -202,7 +203,7 @@ impl Worker {
         started: Start,
     ) -> Ending {
         let late = cancelled.is_cancelled() || job.deadline.is_some_and(|deadline| deadline <= Instant::now());
-        let ran = self.leave(&job.frame, context, cancelled, started);
+        let ran = self.leave(job, context, cancelled, started);
         if !late {
             return Ending::Answered(answer, ran);
         }
@@ -211,7 +212,8 @@ impl Worker {
     }
 
     /// A handler does not run any more; tells how long it did.
-    fn leave(&self, frame: &Frame, context: &Context, cancelled: &CancellationToken, started: Start) -> Duration {
+    fn leave(&self, job: &Job, context: &Context, cancelled: &CancellationToken, started: Start) -> Duration {
+        let Job { frame, message, .. } = job;
         let time = started.at.elapsed();
         // Whatever the handler handed to other tasks hears of it too.
         if context.is_shared() {
@@ -221,6 +223,10 @@ impl Worker {
             && let Some(pace) = self.paces.get(context.method())
         {
             pace.report(time);
+        }
+        if message.source == Source::Work {
+            // Before it leaves: at no moment does who asks for it hear nothing.
+            self.claims().ends(frame.id);
         }
         self.calls().leave(frame.id, started.number);
         time

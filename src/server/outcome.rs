@@ -9,7 +9,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 use uuid::Uuid;
 
-use super::claims::Heard;
+use super::claims::{Ended, Heard};
 use super::give_back::To;
 use super::letter::Letter;
 use super::message::{End, Message, Source};
@@ -28,9 +28,11 @@ impl Worker {
     pub(super) fn conclude(self: &Arc<Self>, job: Job, ending: Ending, tasks: &TaskTracker) {
         let Job { frame, message, dedup, .. } = job;
         let heard = !matches!(ending, Ending::Unheard(_));
+        let has_run = matches!(ending, Ending::Answered(..)) && message.source == Source::Work;
+        let ended = has_run.then(|| Ended::of(self, frame.id));
         let (answer, time) = match ending {
             Ending::Runs => return,
-            Ending::Recalled(answer) => return self.tell(frame, answer, None, message, tasks),
+            Ending::Recalled(answer) => return self.tell(frame, answer, None, message, None, tasks),
             Ending::Refused(fault) => {
                 let others = dedup.map(|window| self.dedup().end(&frame, None, window)).unwrap_or_default();
                 for (frame, message) in others.into_iter().chain([(frame, message)]) {
@@ -52,33 +54,44 @@ impl Worker {
             let waiting = self.dedup().end(&frame, remembered, window);
             for (frame, message) in waiting {
                 match answer.clone() {
-                    Some(answer) => self.tell(frame, answer, None, message, tasks),
+                    Some(answer) => self.tell(frame, answer, None, message, None, tasks),
                     None => message.finish(),
                 }
             }
         }
         match answer {
-            Some(answer) if heard => self.tell(frame, answer, time, message, tasks),
+            Some(answer) if heard => self.tell(frame, answer, time, message, ended, tasks),
             Some(_) | None => message.finish(),
         }
     }
 
-    /// What becomes of a delivery of a call that ended with `answer`.
+    /// What becomes of a delivery of a call that ended with `answer`, of a oneway call that `ended` here.
     fn tell(
         self: &Arc<Self>,
         frame: Frame,
         answer: Answer,
         time: Option<Duration>,
         message: Arc<Message>,
+        ended: Option<Ended>,
         tasks: &TaskTracker,
     ) {
         match (frame.kind, answer) {
             (Kind::Request, answer) => self.answer(&frame, answer, time, &message),
             (_, Answer::Result(_)) => self.done(frame.id, End::Over, &message),
             (_, Answer::Fault(fault)) if matches!(fault.code, Code::InvalidArgument | Code::Unimplemented) => {
-                tasks.spawn(self.clone().refuse(frame, fault, message));
+                let worker = self.clone();
+                tasks.spawn(async move {
+                    worker.refuse(frame, fault, message).await;
+                    drop(ended);
+                });
             }
-            (_, failure) => drop(tasks.spawn(self.clone().failed(frame, failure, message))),
+            (_, failure) => {
+                let worker = self.clone();
+                tasks.spawn(async move {
+                    worker.failed(frame, failure, message).await;
+                    drop(ended);
+                });
+            }
         }
     }
 

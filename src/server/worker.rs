@@ -192,7 +192,7 @@ impl Worker {
                     Ok(Admitted::Answered(answer)) => self.answer(&frame, answer, None, &message),
                     Ok(Admitted::Ask(handler, dedup)) => {
                         let job = job(frame, handler, dedup);
-                        match self.calls().runs(job.frame.id) {
+                        match self.runs(job.frame.id) {
                             // Its reply is its answer.
                             true if job.frame.kind == Kind::Request => message.finish(),
                             true => drop(tasks.spawn(self.clone().hold_here(job))),
