@@ -1,14 +1,13 @@
 //! Prefetch is the load balancing: whoever is free takes the next call.
 
-use futures::FutureExt as _;
 use hopline::{Client, Running};
 use tokio::sync::mpsc;
 
-use crate::support::{Arrival, Held, Scene, hold, soon};
+use crate::support::{Arrival, Held, Scene, has_read, hold, soon};
 
 /// A server that is given a call at a time, and the call that it has.
 struct Single {
-    _running: Running,
+    running: Running,
     arrived: mpsc::UnboundedReceiver<Arrival>,
     holds: Option<Arrival>,
 }
@@ -17,7 +16,7 @@ impl Single {
     async fn serve(scene: &Scene) -> Self {
         let Held { service, arrived } = Held::new();
         // It would run a second call at once, were it given one.
-        Self { _running: scene.serve(service.prefetch(1)).await, arrived, holds: None }
+        Self { running: scene.serve(service.prefetch(1)).await, arrived, holds: None }
     }
 
     /// Waits for the call that it takes, since it is free.
@@ -30,8 +29,11 @@ impl Single {
         self.holds.take().expect("it has one").release();
     }
 
-    fn has_no_other(&mut self) -> bool {
-        self.arrived.recv().now_or_never().is_none()
+    /// That it runs no call beside the one that it has. One that it was given would have come before what it is asked now.
+    async fn has_no_other(&mut self, client: &Client) {
+        has_read(client, "held", self.running.instance()).await;
+        let other = self.arrived.try_recv();
+        assert!(other.is_err(), "it got a second call beside the one that it runs: {other:?}");
     }
 }
 
@@ -55,12 +57,12 @@ async fn whoever_is_free_takes_the_next_call_and_nobody_else_does() {
     for _ in 0..10 {
         two.lets_go();
         two.takes().await;
-        assert!(one.has_no_other(), "it got a second call beside the one that it runs");
+        one.has_no_other(&client).await;
     }
     for _ in 0..10 {
         one.lets_go();
         one.takes().await;
-        assert!(two.has_no_other(), "it got a second call beside the one that it runs");
+        two.has_no_other(&client).await;
     }
     // Who comes later takes its part of those that wait.
     let mut three = Single::serve(&scene).await;
@@ -68,5 +70,6 @@ async fn whoever_is_free_takes_the_next_call_and_nobody_else_does() {
         three.takes().await;
         three.lets_go();
     }
-    assert!(one.has_no_other() && two.has_no_other(), "it got a second call beside the one that it runs");
+    one.has_no_other(&client).await;
+    two.has_no_other(&client).await;
 }
