@@ -169,6 +169,28 @@ async fn a_service_whose_queue_of_oneway_calls_is_deleted_has_a_new_one() {
 
 #[tokio::test]
 #[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
+async fn a_queue_of_oneway_calls_that_is_deleted_takes_nothing_else_with_it() {
+    let node = shared().await;
+    let scene = node.scene();
+    let (running, _arrivals) = worker(&scene, 10).await;
+    let work = format!("{}.held.v1.work", scene.namespace);
+    let is_read = |queue: &Queue| queue.name == work && queue.consumers == 1;
+    let (before, mut state) = (node.connection_ids().await, running.state());
+    assert_eq!(*state.borrow_and_update(), State::Ready);
+    // The server hears of it while the broker is still at it.
+    for _ in 0..6 {
+        node.queues_when(|queues| queues.iter().any(is_read)).await;
+        node.delete_queue(&work).await;
+    }
+    node.queues_when(|queues| queues.iter().any(is_read)).await;
+    assert_eq!(node.connection_ids().await, before);
+    assert!(!state.has_changed().expect("it serves"), "{:?}", state.borrow());
+    soon(running.drain()).await;
+    node.nothing_left().await;
+}
+
+#[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_queue_that_is_made_again_with_other_arguments_is_told_until_it_is_gone() {
     let node = shared().await;
     let scene = node.scene();

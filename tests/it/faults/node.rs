@@ -1,5 +1,6 @@
 //! The nodes that are broken here: one after the other those of all tests, or three in a cluster.
 
+use std::collections::BTreeSet;
 use std::ops::Deref;
 
 use tokio::sync::{Mutex, MutexGuard};
@@ -7,17 +8,25 @@ use tokio::sync::{Mutex, MutexGuard};
 use crate::node::{Connection, Node, Queue, version, when};
 use crate::support::Scene;
 
-/// Erlang for a queue of this name, as `Q`.
+/// Erlang for the queue of this name, as `Q`.
 fn found(name: &str) -> String {
-    format!("{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{name}\">>))")
+    format!("{{ok, Q}} = {}", looked_up(name))
+}
+
+fn looked_up(name: &str) -> String {
+    format!("rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{name}\">>))")
+}
+
+/// Erlang that deletes the queue of this name; one that has gone by itself counts as deleted.
+fn deleted(name: &str) -> String {
+    let delete = "{ok, _} = rabbit_amqqueue:delete(Q, false, false, <<\"it\">>)";
+    format!("case {} of {{ok, Q}} -> {delete}; {{error, not_found}} -> gone end", looked_up(name))
 }
 
 impl Node {
     /// Deletes a queue, an exclusive one too.
     pub(crate) async fn delete_queue(&self, name: &str) {
-        let found = found(name);
-        let done = self.eval(&format!("{found}, rabbit_amqqueue:delete(Q, false, false, <<\"it\">>).")).await;
-        assert!(done.starts_with("{ok,"), "{name} is not deleted: {done}");
+        self.eval(&format!("{}, ok.", deleted(name))).await;
     }
 
     /// Deletes all queues that there are.
@@ -32,20 +41,20 @@ impl Node {
 
     /// Deletes a queue and makes it again without arguments, unless somebody else has made it first: tells who was it.
     pub(crate) async fn replace_queue(&self, name: &str) -> bool {
-        let resource =
-            format!("R = rabbit_misc:r(<<\"/\">>, queue, <<\"{name}\">>), {{ok, Q}} = rabbit_amqqueue:lookup(R)");
-        let deleted = "{ok, _} = rabbit_amqqueue:delete(Q, false, false, <<\"it\">>)";
+        let resource = format!("R = rabbit_misc:r(<<\"/\">>, queue, <<\"{name}\">>)");
+        let deleted = deleted(name);
         let made = "{Made, _} = rabbit_amqqueue:declare(R, true, false, [], none, <<\"it\">>)";
         let done = self.eval(&format!("{resource}, {deleted}, {made}, Made.")).await;
         assert!(["new", "existing"].contains(&done.trim()), "{name} is not made again: {done}");
         done.trim() == "new"
     }
 
-    /// Kills the process of a classic queue in the broker, which then cancels its consumers and starts it again.
+    /// Kills the process of a classic queue in the broker, which then cancels its consumers and starts it again. Waits for
+    /// one that is declared again just now.
     pub(crate) async fn crash_queue(&self, name: &str) {
-        let found = found(name);
-        let done = self.eval(&format!("{found}, exit(amqqueue:get_pid(Q), kill).")).await;
-        assert_eq!(done.trim(), "true", "{name}");
+        let crash = "{ok, Q} -> exit(amqqueue:get_pid(Q), kill); {error, not_found} -> gone";
+        let crash = format!("case {} of {crash} end.", looked_up(name));
+        when(async || self.eval(&crash).await, |done| done.trim() == "true").await;
     }
 
     /// Has a queue answer nobody, as a quorum queue without its majority does, or everybody again.
@@ -74,6 +83,11 @@ impl Node {
     /// Its connections, once they are as they have to become.
     pub(crate) async fn connections_when(&self, are_so: impl Fn(&[Connection]) -> bool) -> Vec<Connection> {
         when(async || self.connections().await, |connections| are_so(connections)).await
+    }
+
+    /// What tells its connections from those that there were before.
+    pub(crate) async fn connection_ids(&self) -> BTreeSet<String> {
+        self.connections().await.into_iter().map(|connection| connection.name).collect()
     }
 
     /// Waits until nothing is left of the clients and servers that there were: only queues that outlive them, and nothing
@@ -203,16 +217,19 @@ async fn any_queue_can_be_deleted_or_crash() {
     let node = shared().await;
     let scene = node.scene();
     let running = scene.serve(crate::support::Held::new().service).await;
+    let before = node.connection_ids().await;
     // While they are read, none of them expires.
     for queue in node.queues_when(|queues| queues.iter().any(|queue| queue.exclusive)).await {
         node.delete_queue(&queue.name).await;
     }
     // The server has those again that it reads.
-    let is_read = |queue: &&Queue| queue.consumers == 1 && (queue.exclusive || queue.name.ends_with(".calls"));
-    let queues = node.queues_when(|queues| queues.iter().filter(is_read).count() == 2).await;
-    for queue in queues.iter().filter(is_read) {
+    let is_read = |queue: &&Queue| queue.consumers == 1;
+    let queues = node.queues_when(|queues| queues.iter().filter(is_read).count() == 3).await;
+    for queue in queues.iter().filter(|queue| is_read(queue) && !queue.name.ends_with(".work")) {
         node.crash_queue(&queue.name).await;
     }
+    node.queues_when(|queues| queues.iter().filter(is_read).count() == 3).await;
+    assert_eq!(node.connection_ids().await, before, "only queues were lost");
     drop(running);
     node.nothing_left().await;
     node.delete_queues().await;
