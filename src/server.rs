@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, RwLock, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
@@ -50,7 +50,7 @@ use crate::compression::Compression;
 use crate::context::Context;
 use crate::error::Error;
 use crate::service::{Dispatch, Failure, IntoService, Method, Service};
-use crate::topology::{Declaration, Namespace, ServiceId, check_event_pattern};
+use crate::topology::{Binding, Declaration, Namespace, ServiceId, check_event_pattern, presence_key};
 #[cfg(feature = "tls")]
 use crate::transport::Tls;
 use crate::transport::{Dial, DialSettings, Role, Transport};
@@ -314,7 +314,7 @@ impl Server {
             given_back: Mutex::default(),
             topology: Mutex::default(),
             unentered: Notify::new(),
-            repairing: tokio::sync::Mutex::default(),
+            declaring: RwLock::default(),
             health,
         });
         // From here on whatever has begun ends with it.
@@ -397,12 +397,17 @@ struct Site {
     topology: Mutex<BTreeMap<(usize, Source), Vec<Declaration>>>,
     /// Tells that the catalogue lacks a service that has dead letters.
     unentered: Notify,
-    /// Held while bindings are declared again: a drain waits for that before it unbinds.
-    repairing: tokio::sync::Mutex<()>,
+    /// Read while bindings of an instance's queues are declared: a drain waits for that before it unbinds.
+    declaring: RwLock<()>,
     health: Arc<Health>,
 }
 
 impl Site {
+    /// Whether a binding has this server asked whether it takes calls.
+    fn is_presence(&self, binding: &Binding) -> bool {
+        self.services.iter().any(|service| presence_key(service) == binding.key)
+    }
+
     fn transport(&self) -> Transport {
         self.transports.borrow().clone()
     }

@@ -67,9 +67,14 @@ impl Keeper {
 
     /// Declares the queue and what leads to it.
     pub(super) async fn declare(&self) -> Result<String, Error> {
-        let (queue, parts) = self.topology();
+        let _declaring = self.site.declaring.read().await;
+        let (queue, mut parts) = self.topology();
         if self.source == Source::Instance {
             self.worker.answers_at(&queue);
+        }
+        if self.site.draining.is_cancelled() {
+            // Whoever drains is not there for new calls.
+            parts.retain(|part| !matches!(part, Declaration::Binding(binding) if self.site.is_presence(binding)));
         }
         let earlier = self.site.topology().insert((self.at, self.source), parts.clone());
         if matches!(self.source, Source::Instance | Source::Events) {

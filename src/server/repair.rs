@@ -31,12 +31,12 @@ pub(super) async fn keep_repaired(site: Arc<Site>, transport: Transport) {
             _ = ticks.tick() => {}
         }
         site.health.look();
-        let repairing = site.repairing.lock().await;
+        let declaring = site.declaring.read().await;
         if site.draining.is_cancelled() {
             return;
         }
         let looked = look(&site, &transport, &mut turn).await;
-        drop(repairing);
+        drop(declaring);
         match looked {
             Ok(()) => site.health.cured(&Trouble::Exchanges),
             Err(Error::Disconnected { .. }) => return,
@@ -162,10 +162,10 @@ mod tests {
         let (site, key) = (running.site.clone(), presence_key("work.v1"));
         assert_eq!(publish(&site, &key).await, Confirm::Accepted);
         let call = site.shared.token();
-        let repair = site.repairing.lock().await;
+        let repair = site.declaring.read().await;
         let drained = tokio::spawn(running.drain());
         // As far as it comes.
-        tokio::time::sleep(EVERY).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
         site.transport().declare(&parts(&site)).await.expect("it is connected");
         drop(repair);
         // Many more looks would come.

@@ -15,8 +15,10 @@ use super::Site;
 use super::keeper::bindings;
 use super::message::Source;
 use crate::state::{State, blocked_for};
-use crate::topology::{Binding, presence_key};
+use crate::topology::Binding;
 
+/// How long a drain waits for what is being declared.
+const DECLARED: Duration = Duration::from_secs(3);
 /// How long a drain waits for a broker that takes nothing.
 const BLOCKED_DRAIN: Duration = Duration::from_secs(10);
 
@@ -107,10 +109,10 @@ impl Running {
         site.draining.cancel();
         site.shared.close();
         let takes_no_calls = async {
-            // A repair that runs would bind again what is unbound here; none begins any more.
-            drop(site.repairing.lock().await);
-            let presences: Vec<_> = site.services.iter().map(presence_key).collect();
-            self.unbind(|binding| presences.contains(&binding.key)).await;
+            // What is being declared would bind again what is unbound here; none of it is declared any more. A broker that
+            // does not answer is not waited for: it may be asked about a queue whose node is away.
+            let _ = tokio::time::timeout(DECLARED, site.declaring.write()).await;
+            self.unbind(|binding| site.is_presence(binding)).await;
             site.shared.wait().await;
         };
         self.unless_blocked(takes_no_calls).await;
