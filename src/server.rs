@@ -394,12 +394,19 @@ struct Site {
     /// until the broker has heard that it takes no more.
     given_back: Mutex<HashSet<Uuid>>,
     /// What is declared for each queue, by the place of what it is for.
-    topology: Mutex<BTreeMap<(usize, Source), Vec<Declaration>>>,
+    topology: Mutex<BTreeMap<(usize, Source), Declared>>,
     /// Tells that the catalogue lacks a service that has dead letters.
     unentered: Notify,
     /// Read while bindings of an instance's queues are declared: a drain waits for that before it unbinds.
     declaring: RwLock<()>,
     health: Arc<Health>,
+}
+
+/// A queue, what leads to it, and whether it is read now.
+#[derive(Debug)]
+struct Declared {
+    parts: Vec<Declaration>,
+    is_read: bool,
 }
 
 impl Site {
@@ -423,7 +430,7 @@ impl Site {
         self.given_back.lock().expect("no panic while holding what was given back")
     }
 
-    fn topology(&self) -> MutexGuard<'_, BTreeMap<(usize, Source), Vec<Declaration>>> {
+    fn topology(&self) -> MutexGuard<'_, BTreeMap<(usize, Source), Declared>> {
         self.topology.lock().expect("no panic while holding the topology")
     }
 }

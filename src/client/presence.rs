@@ -17,6 +17,16 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// The same after one that was answered with no: every look asks.
 const PAUSE_GONE: Duration = Duration::from_millis(500);
 
+/// That there is no instance, if that is what was heard last.
+#[derive(Debug, Clone, Copy)]
+struct Gone {
+    since: Instant,
+    /// When it was said last.
+    last: Instant,
+    /// The number of the last message that had left when it was asked first.
+    message: u64,
+}
+
 /// When a client hears something, and which messages it has sent by then.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Moment {
@@ -35,8 +45,7 @@ pub(crate) struct Presence(Mutex<Seen>);
 struct Seen {
     /// When there was an instance, if that is what was heard last.
     heard: Option<Instant>,
-    /// Since when there is none, and when that was last said, if that is.
-    gone: Option<(Instant, Instant)>,
+    gone: Option<Gone>,
     /// The number of the last message that had left when there was the last sign of an instance.
     sign: u64,
     asked: Option<Instant>,
@@ -59,23 +68,24 @@ impl Presence {
         (seen.heard, seen.gone, seen.sign) = (Some(moment.now), None, moment.last);
     }
 
-    /// The broker says that there is none.
-    pub(crate) fn is_gone(&self, now: Instant) {
+    /// The broker says that there is none. It was asked when this message was the last that had left.
+    pub(crate) fn is_gone(&self, message: u64, now: Instant) {
         let mut seen = self.seen();
-        let since = seen.gone.filter(|(_, last)| is_within(2 * GONE, Some(*last), now)).map_or(now, |(since, _)| since);
-        (seen.heard, seen.gone) = (None, Some((since, now)));
+        let known = seen.gone.filter(|gone| is_within(2 * GONE, Some(gone.last), now));
+        let gone = known.map_or(Gone { since: now, last: now, message }, |gone| Gone { last: now, ..gone });
+        (seen.heard, seen.gone) = (None, Some(gone));
     }
 
     /// Whether there has been none for so long that none runs a call without having said so.
     pub(crate) fn is_certainly_absent(&self, now: Instant) -> bool {
-        let seen = self.seen();
-        seen.is_gone(now) && seen.gone.is_some_and(|(since, _)| now.saturating_duration_since(since) >= CERTAIN)
+        self.seen().is_certainly_gone(now)
     }
 
-    /// Whether there was none a moment ago, nor any sign of one since this message left.
+    /// Whether there was none a moment ago, nor any sign of one since this message left, and none that drains can have it.
     pub(crate) fn is_absent_since(&self, message: u64, now: Instant) -> bool {
         let seen = self.seen();
-        seen.is_gone(now) && seen.sign < message
+        let left_later = seen.gone.is_some_and(|gone| gone.message < message);
+        seen.is_gone(now) && seen.sign < message && (left_later || seen.is_certainly_gone(now))
     }
 
     /// Whether there was an instance a moment ago.
@@ -103,7 +113,11 @@ impl Presence {
 
 impl Seen {
     fn is_gone(&self, now: Instant) -> bool {
-        is_within(GONE, self.gone.map(|(_, last)| last), now)
+        is_within(GONE, self.gone.map(|gone| gone.last), now)
+    }
+
+    fn is_certainly_gone(&self, now: Instant) -> bool {
+        self.is_gone(now) && self.gone.is_some_and(|gone| now.saturating_duration_since(gone.since) >= CERTAIN)
     }
 }
 
@@ -127,7 +141,7 @@ mod tests {
         presence.heard(9, moment(at(4500), 9));
         assert!(presence.is_fresh(at(5499)) && !presence.asks(false, at(5499)));
         assert!(!presence.is_fresh(at(5500)) && presence.asks(false, at(5500)));
-        presence.is_gone(at(5600));
+        presence.is_gone(7, at(5600));
         assert!(!presence.asks(false, at(5999)) && presence.asks(false, at(6000)));
         presence.is_there(moment(at(6600), 9));
         assert!(!presence.seen().is_gone(at(6600)) && presence.is_fresh(at(6700)));
@@ -140,7 +154,7 @@ mod tests {
         let at = |millis| start + Duration::from_millis(millis);
         assert!(!presence.seen().is_gone(start) && !presence.is_fresh(start), "nothing is known");
         presence.heard(1, moment(start, 1));
-        presence.is_gone(start);
+        presence.is_gone(7, start);
         assert!(!presence.is_fresh(start) && presence.seen().is_gone(at(1999)));
         assert!(!presence.seen().is_gone(at(2000)), "one may have come");
     }
@@ -151,14 +165,14 @@ mod tests {
         let at = |millis| start + Duration::from_millis(millis);
         presence.heard(1, moment(at(0), 9));
         assert!(!presence.is_fresh(at(0)), "the call left long ago");
-        presence.is_gone(at(100));
+        presence.is_gone(7, at(100));
         presence.heard(9, moment(at(200), 9));
         assert!(presence.seen().is_gone(at(200)), "the broker knows better");
         for millis in [1100, 2100, 3000] {
-            presence.is_gone(at(millis));
+            presence.is_gone(7, at(millis));
         }
         assert!(!presence.is_certainly_absent(at(3099)) && presence.is_certainly_absent(at(3100)));
-        presence.is_gone(at(9000));
+        presence.is_gone(7, at(9000));
         assert!(!presence.is_certainly_absent(at(9000)), "nobody has asked for long");
         presence.heard(10, moment(at(12_000), 10));
         assert!(presence.is_fresh(at(12_000)));
@@ -168,10 +182,22 @@ mod tests {
     fn a_call_is_nobodys_if_no_sign_of_anybody_was_seen_since_it_left() {
         let (presence, start) = (Presence::default(), Instant::now());
         presence.heard(1, moment(start, 7));
-        presence.is_gone(start);
+        presence.is_gone(7, start);
         assert!(!presence.is_absent_since(7, start) && presence.is_absent_since(8, start));
         presence.is_there(moment(start, 8));
-        presence.is_gone(start);
+        presence.is_gone(8, start);
         assert!(!presence.is_absent_since(8, start));
+    }
+
+    #[test]
+    fn a_call_that_left_before_anybody_asked_may_run_on_an_instance_that_drains() {
+        let (presence, start) = (Presence::default(), Instant::now());
+        for seconds in 0..4 {
+            let now = start + Duration::from_secs(seconds);
+            presence.is_gone(2, now);
+            // It would have been reported by then.
+            assert_eq!(presence.is_absent_since(2, now), seconds == 3);
+            assert!(presence.is_absent_since(3, now));
+        }
     }
 }

@@ -7,10 +7,10 @@ use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use super::Site;
 use super::health::Trouble;
 use super::message::Source;
 use super::worker::Worker;
+use super::{Declared, Site};
 use crate::client::short_id;
 use crate::error::Error;
 use crate::topology::{Binding, CallsQueue, Declaration, QueueKind, ServiceId};
@@ -24,6 +24,9 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// How long a server says that the broker has taken back what took too long, unless it does so again.
 const TAKEN_BACK_TOLD: Duration = Duration::from_secs(300);
+/// How long a quorum queue may take to be gone once its consumers have heard of its deletion. To declare it meanwhile finds
+/// it, and to bind it then fails, or has RabbitMQ 4.3 end the whole connection.
+const DELETION: Duration = Duration::from_secs(1);
 /// How many messages an instance's own queue has out: cancels among them are to wait for nothing but as many calls.
 const OWN_PREFETCH: u16 = 1024;
 
@@ -72,14 +75,15 @@ impl Keeper {
         if self.source == Source::Instance {
             self.worker.answers_at(&queue);
         }
+        let declared = Declared { parts: parts.clone(), is_read: false };
+        let earlier = self.site.topology().insert((self.at, self.source), declared);
         if self.site.draining.is_cancelled() {
             // Whoever drains is not there for new calls.
             parts.retain(|part| !matches!(part, Declaration::Binding(binding) if self.site.is_presence(binding)));
         }
-        let earlier = self.site.topology().insert((self.at, self.source), parts.clone());
         if matches!(self.source, Source::Instance | Source::Events) {
             // To a queue of an attempt that failed half-way: nobody reads it.
-            let mut earlier = bindings(earlier.iter().flatten());
+            let mut earlier = bindings(earlier.iter().flat_map(|earlier| &earlier.parts));
             earlier.retain(|binding| binding.queue != queue);
             if !earlier.is_empty() {
                 let transport = self.transport.clone();
@@ -93,13 +97,10 @@ impl Keeper {
     /// Begins to consume the queue.
     pub(super) async fn consume(&self, queue: &str) -> Result<Consumer, Error> {
         let prefetch = self.worker.prefetch();
-        let mode = match (self.source, &*self.origin) {
-            (Source::Work, _) => Mode::SettleAnyTime { prefetch },
-            (Source::Calls, Origin::Service { calls, .. }) if calls.kind == QueueKind::Quorum => {
-                Mode::SettleAnyTime { prefetch }
-            }
-            (Source::Calls | Source::Events, _) => Mode::Settle { prefetch },
-            (Source::Instance, _) => Mode::Settle { prefetch: OWN_PREFETCH.max(prefetch.saturating_mul(2)) },
+        let mode = match self.source {
+            Source::Calls | Source::Work if self.is_quorum() => Mode::SettleAnyTime { prefetch },
+            Source::Calls | Source::Work | Source::Events => Mode::Settle { prefetch },
+            Source::Instance => Mode::Settle { prefetch: OWN_PREFETCH.max(prefetch.saturating_mul(2)) },
         };
         self.transport.consume(queue, mode).await
     }
@@ -121,8 +122,14 @@ impl Keeper {
                 Ok(consumer) => {
                     pause = FIRST_PAUSE;
                     self.site.health.cured(&self.trouble());
+                    self.is_read(true);
                     if self.has_read(consumer).await {
                         return;
+                    }
+                    self.is_read(false);
+                    if self.is_quorum() {
+                        // It may be on its way out.
+                        tokio::time::sleep(DELETION).await;
                     }
                 }
                 Err(Error::Disconnected { .. }) => return,
@@ -197,6 +204,21 @@ impl Keeper {
             }
         }
         false
+    }
+
+    /// Notes whether the queue is read: what leads to one that is not is seen to with it alone.
+    fn is_read(&self, is_read: bool) {
+        if let Some(declared) = self.site.topology().get_mut(&(self.at, self.source)) {
+            declared.is_read = is_read;
+        }
+    }
+
+    fn is_quorum(&self) -> bool {
+        match (self.source, &*self.origin) {
+            (Source::Work, _) => true,
+            (Source::Calls, Origin::Service { calls, .. }) => calls.kind == QueueKind::Quorum,
+            (Source::Calls | Source::Instance | Source::Events, _) => false,
+        }
     }
 
     fn tasks(&self) -> &TaskTracker {

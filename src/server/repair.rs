@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::MissedTickBehavior;
 use tracing::{debug, warn};
 
 use super::Site;
@@ -15,20 +14,21 @@ use crate::transport::Transport;
 
 /// How often the server looks.
 const EVERY: Duration = Duration::from_secs(5);
+/// The same while the broker refuses what is to be there.
+const LONGEST: Duration = Duration::from_secs(60);
 /// In how many looks all bindings are declared again, a part of them each time: the broker tells of none whether it is there,
 /// and declaring one costs it more than anything else here.
 const LOOKS: usize = 3;
+/// How many refusals a look takes: each costs the connection one of its some two thousand numbers of channels.
+const REFUSALS: usize = 4;
 
 /// Looks until the server drains or the connection ends.
 pub(super) async fn keep_repaired(site: Arc<Site>, transport: Transport) {
-    let mut ticks = tokio::time::interval(EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticks.tick().await;
-    let mut turn = 0;
+    let (mut turn, mut pause) = (0, EVERY);
     loop {
         tokio::select! {
             () = site.draining.cancelled() => return,
-            _ = ticks.tick() => {}
+            () = tokio::time::sleep(pause) => {}
         }
         site.health.look();
         let declaring = site.declaring.read().await;
@@ -38,9 +38,15 @@ pub(super) async fn keep_repaired(site: Arc<Site>, transport: Transport) {
         let looked = look(&site, &transport, &mut turn).await;
         drop(declaring);
         match looked {
-            Ok(()) => site.health.cured(&Trouble::Exchanges),
+            Ok(()) => {
+                pause = EVERY;
+                site.health.cured(&Trouble::Exchanges);
+            }
             Err(Error::Disconnected { .. }) => return,
-            Err(error) => site.health.suffers(Trouble::Exchanges, error.to_string()),
+            Err(error) => {
+                pause = (pause * 2).min(LONGEST);
+                site.health.suffers(Trouble::Exchanges, error.to_string());
+            }
         }
     }
 }
@@ -52,37 +58,44 @@ async fn look(site: &Site, transport: &Transport, turn: &mut usize) -> Result<()
     let missing = transport.missing(&exchanges.into_iter().collect::<Vec<_>>()).await?;
     if !missing.is_empty() {
         warn!(name = &*site.name, exchanges = ?missing, "exchanges were deleted: they are declared again, with the bindings to this server's queues");
-        return declare(site, transport, &parts).await;
+        return declare(site, transport, &parts).await.1;
     }
     let bindings: Vec<Declaration> = parts.into_iter().filter(is_binding).collect();
     let some: Vec<Declaration> =
         bindings.iter().cycle().skip(*turn).take(bindings.len().div_ceil(LOOKS)).cloned().collect();
-    *turn = (*turn + some.len()) % bindings.len().max(1);
-    declare(site, transport, &some).await
+    let (seen, declared) = declare(site, transport, &some).await;
+    *turn = (*turn + seen) % bindings.len().max(1);
+    declared
 }
 
-/// Declares all of these that can be: one that cannot keeps no other from being there. A drain does not wait for the rest.
-async fn declare(site: &Site, transport: &Transport, parts: &[Declaration]) -> Result<(), Error> {
-    let Err(_) = transport.declare(parts).await else { return Ok(()) };
-    let (mut lost_an_end, mut failed) = (Vec::new(), None);
-    for part in parts {
-        if site.draining.is_cancelled() {
-            break;
+/// Declares all of these that can be, and tells how many it has seen: one that cannot keeps no other from being there. A
+/// drain does not wait for the rest.
+async fn declare(site: &Site, transport: &Transport, parts: &[Declaration]) -> (usize, Result<(), Error>) {
+    let Err(_) = transport.declare(parts).await else { return (parts.len(), Ok(())) };
+    let (mut missing, mut refusals, mut failed) = (BTreeSet::new(), Vec::new(), None);
+    for (seen, part) in parts.iter().enumerate() {
+        if site.draining.is_cancelled() || refusals.len() >= REFUSALS {
+            return (seen, failed.map_or(Ok(()), Err));
+        }
+        if matches!(part, Declaration::Binding(binding) if missing.contains(&binding.exchange)) {
+            continue;
         }
         match transport.declare(std::slice::from_ref(part)).await {
             Ok(()) => {}
-            Err(error @ Error::Disconnected { .. }) => return Err(error),
+            Err(error @ Error::Disconnected { .. }) => return (seen, Err(error)),
             // Its queue was replaced or deleted meanwhile: whoever keeps the queue sees to it.
             Err(Error::Broker { reason, .. }) if is_binding(part) && reason.starts_with("NOT_FOUND") => {
-                lost_an_end.push(reason);
+                debug!(name = &*site.name, reason, "a binding that is to be there has lost an end");
+                refusals.push(part);
             }
-            Err(error) => _ = failed.get_or_insert(error),
+            Err(error) => {
+                missing.extend(exchange(part));
+                refusals.push(part);
+                failed.get_or_insert(error);
+            }
         }
     }
-    if !lost_an_end.is_empty() {
-        debug!(name = &*site.name, reasons = ?lost_an_end, "bindings that are to be there have lost an end");
-    }
-    failed.map_or(Ok(()), Err)
+    (parts.len(), failed.map_or(Ok(()), Err))
 }
 
 /// What leads to the server's queues: exchanges first.
@@ -90,7 +103,8 @@ fn parts(site: &Site) -> Vec<Declaration> {
     let mut parts = site.namespace.exchanges();
     let topology = site.topology();
     for kind in [is_exchange as fn(&Declaration) -> bool, is_binding] {
-        parts.extend(topology.values().flatten().filter(|part| kind(part)).cloned());
+        let read = topology.values().filter(|declared| declared.is_read).flat_map(|declared| &declared.parts);
+        parts.extend(read.filter(|part| kind(part)).cloned());
     }
     parts
 }
@@ -116,7 +130,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::server::{Running, Server};
+    use crate::server::{Declared, Running, Server};
     use crate::service::Service;
     use crate::topology::{Binding, Queue, QueueKind, presence_key};
     use crate::transport::{Confirm, Properties, Publication};
@@ -146,7 +160,8 @@ mod tests {
         };
         let parts = ["gone", "there", "there", "gone", "there", "there", "gone", "there"];
         let parts: Vec<_> = (0..).zip(parts).map(|(number, queue)| binding(number, queue)).collect();
-        site.topology().insert((1, crate::server::message::Source::Calls), parts);
+        let declared = Declared { parts, is_read: true };
+        site.topology().insert((1, crate::server::message::Source::Calls), declared);
         let mut turn = 0;
         for _ in 0..LOOKS {
             look(site, &transport, &mut turn).await.expect("whoever keeps the queue sees to that");
@@ -154,6 +169,28 @@ mod tests {
         for number in [1, 2, 4, 5, 7] {
             assert_eq!(publish(site, &key(number)).await, Confirm::Accepted, "{number}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_look_takes_few_refusals_and_the_next_one_goes_on_where_it_ended() {
+        let running = served().await;
+        let (site, transport) = (&running.site, running.site.transport());
+        transport.declare(&[Declaration::Queue(Queue::new("there", QueueKind::Classic))]).await.expect("it is new");
+        let binding = |number| {
+            let (exchange, queue) = (site.namespace.rpc(), if number < 20 { "gone" } else { "there" });
+            Declaration::Binding(Binding { exchange, key: format!("repaired.{number}"), queue: queue.to_owned() })
+        };
+        let bindings: Vec<_> = (0..=20).map(binding).collect();
+        assert_eq!(declare(site, &transport, &bindings).await.0, REFUSALS);
+        let place = (1, crate::server::message::Source::Calls);
+        site.topology().insert(place, Declared { parts: bindings.clone(), is_read: false });
+        assert!(!parts(site).contains(&bindings[20]), "what is not read is seen to by its keeper");
+        site.topology().insert(place, Declared { parts: bindings, is_read: true });
+        let mut turn = 0;
+        for _ in 0..10 {
+            look(site, &transport, &mut turn).await.expect("whoever keeps the queue sees to that");
+        }
+        assert_eq!(publish(site, "repaired.20").await, Confirm::Accepted);
     }
 
     #[tokio::test(start_paused = true)]

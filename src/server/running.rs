@@ -134,7 +134,7 @@ impl Running {
         let bindings: Vec<_> = {
             let topology = self.site.topology();
             let own = topology.iter().filter(|((_, source), _)| is_own(source));
-            bindings(own.flat_map(|(_, parts)| parts)).into_iter().filter(meant).collect()
+            bindings(own.flat_map(|(_, declared)| &declared.parts)).into_iter().filter(meant).collect()
         };
         if let Err(error) = self.site.transport().unbind(&bindings).await {
             debug!(name = &*self.site.name, %error, "the instance's queues stay bound until they are gone");

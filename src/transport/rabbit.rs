@@ -56,9 +56,6 @@ const BATCH: usize = 256;
 /// so no more than a part of it waits.
 const ACK_WITHIN: Duration = Duration::from_millis(2);
 const ACKS_OF_PREFETCH: usize = 4;
-/// How long a quorum queue may take to be gone once its consumers have heard of its deletion. To declare it meanwhile finds
-/// it, and to bind it then fails, or has RabbitMQ 4.3 end the whole connection.
-const DELETION: Duration = Duration::from_secs(1);
 /// How many channels of a connection no consumer has.
 const SPARE_CHANNELS: usize = 32;
 /// How long a delivery may stay unsettled, in milliseconds: as long as the broker's timers can count, less a margin.
@@ -314,7 +311,6 @@ async fn unwanted(cancelled: &mut oneshot::Receiver<()>, deliver: &mpsc::Unbound
 /// Moves the deliveries of a queue to their consumer, and what it says of them to the broker.
 struct Feed {
     life: Arc<Life>,
-    mode: Mode,
     channel: lapin::Channel,
     stream: lapin::Consumer,
     deliver: mpsc::UnboundedSender<Delivery>,
@@ -373,7 +369,7 @@ impl Feed {
         let (unsettled, acked) = (BTreeSet::new(), BTreeSet::new());
         let life = Arc::new(Life::default());
         let consumer = Consumer { deliveries, cancel: Some(cancel), life: life.clone() };
-        let feed = Self { life, mode, channel, stream, deliver, settled, unsettled, acked, acks_at_once };
+        let feed = Self { life, channel, stream, deliver, settled, unsettled, acked, acks_at_once };
         Ok((consumer, feed, (mode != Mode::NoAck).then_some(settler), cancelled))
     }
 
@@ -417,9 +413,6 @@ impl Feed {
                     }
                     None if active => {
                         debug!(queue = %self.stream.queue(), "the broker ended a consumer");
-                        if matches!(self.mode, Mode::SettleAnyTime { .. }) {
-                            tokio::time::sleep(DELETION).await;
-                        }
                         self.life.end(ConsumerEnd::Cancelled);
                         break;
                     }

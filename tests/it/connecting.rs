@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::join_all;
+use hopline::transport::{Role, Transport};
 use hopline::{Client, DeadLetters, Error, Server, State};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -364,4 +365,20 @@ async fn a_name_that_cannot_be_shown_is_refused() {
             assert!(why.starts_with("the name of a connection has 1 to 64 bytes"), "{why}");
         }
     }
+}
+
+#[tokio::test]
+async fn refusals_one_after_the_other_cost_a_connection_their_channels_and_no_more() {
+    let Some(host) = rabbit() else { return };
+    let url = format!("amqp://guest:guest@{host}?channel_max=64");
+    let transport = soon(Transport::connect(&url, Role::Client)).await.expect("the broker is there");
+    let missing = format!("missing-{}", uuid::Uuid::new_v4());
+    for _ in 0..20 {
+        assert_eq!(soon(transport.count(&missing)).await.expect("an answer"), None);
+    }
+    // All numbers come several times.
+    for _ in 0..200 {
+        soon(transport.declare(&[])).await.expect("there are good ones");
+    }
+    transport.close().await;
 }

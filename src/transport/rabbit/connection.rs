@@ -22,8 +22,6 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// How long closing may take, and what is left to be sent before it: under a broker's alarm that waits for its end.
 pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How many numbers of channels are tried.
-const CHANNEL_TRIES: usize = 16;
 
 /// One AMQP connection. Once it ends, whatever was under way on it fails, and it stays ended.
 #[derive(Debug)]
@@ -170,10 +168,11 @@ impl Link {
 
     /// Opens a channel.
     ///
-    /// To lapin, a number on which the broker has closed a channel is spoilt for ever. The next may be good; when none
-    /// is, some two thousand were spoilt, and only a new connection has new ones.
+    /// To lapin, a number on which the broker has closed a channel is spoilt for ever. It says so without asking the broker,
+    /// and the next may be good, however many were spoilt one after the other. When none is, only a new connection has new
+    /// ones.
     pub(super) async fn channel(&self) -> Result<lapin::Channel, Refusal> {
-        for _ in 0..CHANNEL_TRIES {
+        for _ in 0..self.channel_max() {
             match self.ask(self.connection.create_channel()).await {
                 Err(Refusal::Refused { code, .. }) if code != 0 => {}
                 // One that reads nothing during an alarm answers after it.

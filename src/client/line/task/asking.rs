@@ -93,7 +93,7 @@ impl Task {
         let now = Instant::now();
         match said {
             Ok(Confirm::Returned) => {
-                target.presence().is_gone(now);
+                target.presence().is_gone(last, now);
                 // A call that an instance took before it began to drain, or before it died, has been reported by then.
                 let hopeless = target.presence().is_certainly_absent(now);
                 let waiters = hopeless.then(|| self.replies.release_hopeless(&target.service_text, last));
