@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::stream::{self, StreamExt as _};
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::{Held, answered};
 use crate::error::Error;
@@ -64,8 +65,12 @@ async fn named(transport: &Transport, namespace: &Namespace, timeout: Duration) 
     let (mut all, mut last) = (BTreeSet::new(), None);
     loop {
         let left = timeout.saturating_sub(begun.elapsed());
-        let read = answered(left, "read the catalogue", read(transport, namespace)).await?;
-        let read: BTreeSet<_> = read.into_keys().collect();
+        let read: BTreeSet<_> = match answered(left, "read the catalogue", read(transport, namespace)).await {
+            Ok(read) => read.into_keys().collect(),
+            // What has been read is worth more than that the rest came late.
+            Err(Error::Broker { .. }) if !all.is_empty() => return Ok(all),
+            Err(error) => return Err(error),
+        };
         all.extend(read.iter().cloned());
         let is_settled = !all.is_empty() || begun.elapsed() >= HELD;
         // Those who never stop reading are not waited for without end.
@@ -74,7 +79,10 @@ async fn named(transport: &Transport, namespace: &Namespace, timeout: Duration) 
             return Ok(all);
         }
         last = Some(read);
-        tokio::time::sleep(APART.min(timeout.saturating_sub(begun.elapsed()) / 2)).await;
+        // Two that read together do not do so again.
+        let [random, ..] = Uuid::new_v4().into_bytes();
+        let apart = APART.mul_f64(1.0 + f64::from(random) / 256.0);
+        tokio::time::sleep(apart.min(timeout.saturating_sub(begun.elapsed()) / 2)).await;
     }
 }
 

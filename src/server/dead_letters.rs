@@ -24,6 +24,10 @@ const AGAIN: Duration = Duration::from_secs(30);
 const SOON: Duration = Duration::from_secs(5);
 /// The pause before the catalogue is read again, when it names what it should.
 const READ_AGAIN: Duration = Duration::from_secs(600);
+/// The same while there are services whose queue of dead letters has not been looked for, and how many of those that are
+/// looked for at a time may be missing.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+const MOST_MISSING: usize = 8;
 /// How long a dead letter waits for the catalogue to name its service.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -36,6 +40,8 @@ pub(super) struct DeadQueue {
     declared: AtomicU64,
     /// It has been there.
     known: AtomicBool,
+    /// It is known whether it was there when the server came.
+    looked_for: AtomicBool,
 }
 
 impl DeadQueue {
@@ -93,12 +99,16 @@ impl Worker {
 pub(super) async fn keep_dead_letters(worker: Arc<Worker>, transport: Transport) {
     let Worker { site, id, name, .. } = &*worker;
     let trouble = Trouble::DeadLetters(name.clone());
+    let mut refused = false;
     loop {
-        let declared = match transport.count(&site.namespace.dead_queue(id)).await {
+        // After a refusal it is only declared: each answer that it is missing costs a channel, as each refusal does.
+        let there = if refused { Ok(None) } else { transport.count(&site.namespace.dead_queue(id)).await };
+        let declared = match there {
             Ok(None) => worker.declare_dead_letters(&transport).await,
             // Somebody else's queue is told by how it differs.
             _ => transport.declare(&[site.namespace.dead(id)]).await.map_err(Arc::new),
         };
+        refused = declared.is_err();
         let pause = match declared {
             Ok(()) => {
                 site.health.cured(&trouble);
@@ -123,16 +133,17 @@ pub(super) async fn keep_entered(site: Arc<Site>, transport: Transport, workers:
     let mut events = transport.events();
     let ended = async { while !is_end(&events.recv().await) {} };
     let entering = async {
-        look_for_queues(&site, &transport, &workers).await;
         let (mut pause, mut told) = (SOON, None);
         loop {
+            let all_looked_for = look_for_queues(&site, &transport, &workers).await;
             let known = workers.iter().filter(|worker| worker.dead_queue.is_known());
             let services: Vec<_> = known.map(|worker| worker.id.clone()).collect();
             let wait = match dead::enter(&transport, &site.namespace, &services).await {
                 Ok(()) => {
                     (pause, told) = (SOON, None);
-                    READ_AGAIN
+                    if all_looked_for { READ_AGAIN } else { LOOK_AGAIN }
                 }
+                Err(error) if is_disconnected(&error) => return,
                 Err(error) => {
                     tell_once(&site, &services, &error, &mut told);
                     let wait = pause;
@@ -153,15 +164,31 @@ pub(super) async fn keep_entered(site: Arc<Site>, transport: Transport, workers:
     }
 }
 
-/// Finds out which services have a queue of dead letters of an earlier time: once for a connection, since the broker's log
-/// has a line for each that is missing.
-async fn look_for_queues(site: &Site, transport: &Transport, workers: &[Arc<Worker>]) {
-    for worker in workers.iter().filter(|worker| !worker.dead_queue.is_known()) {
-        // What cannot be counted is there.
-        if !matches!(transport.count(&site.namespace.dead_queue(&worker.id)).await, Ok(None)) {
-            worker.dead_queue.known.store(true, Ordering::SeqCst);
+/// Finds out which services have a queue of dead letters of an earlier time. It looks for each once, and for few at a time:
+/// one that is missing costs the connection a channel, and the broker's log a line. Tells whether it has looked for all.
+async fn look_for_queues(site: &Site, transport: &Transport, workers: &[Arc<Worker>]) -> bool {
+    let mut missing = 0;
+    for worker in workers {
+        let queue = &worker.dead_queue;
+        if queue.is_known() || queue.looked_for.load(Ordering::SeqCst) {
+            continue;
         }
+        if missing == MOST_MISSING {
+            return false;
+        }
+        match transport.count(&site.namespace.dead_queue(&worker.id)).await {
+            Ok(Some(_)) => queue.known.store(true, Ordering::SeqCst),
+            Ok(None) => missing += 1,
+            // Of one that is not there, RabbitMQ tells whoever may use it.
+            Err(Error::Broker { reason, .. }) if reason.starts_with("ACCESS_REFUSED") => {
+                queue.known.store(true, Ordering::SeqCst);
+            }
+            // It has not said it.
+            Err(_) => return false,
+        }
+        queue.looked_for.store(true, Ordering::SeqCst);
     }
+    true
 }
 
 /// Says why the catalogue lacks services, unless that was said the last time.
@@ -184,8 +211,36 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     use futures::future::join_all;
+    use uuid::Uuid;
 
     use super::*;
+    use crate::server::Server;
+    use crate::service::Service;
+
+    #[tokio::test(start_paused = true)]
+    async fn queues_are_looked_for_once_and_few_that_are_missing_at_a_time() {
+        let url = format!("memory://{}", Uuid::new_v4());
+        let running = Server::connect(&url).await.expect("in memory").start().await.expect("it serves nothing");
+        let (site, transport) = (running.site.clone(), running.site.transport());
+        let worker = |number| {
+            let id = ServiceId::new(&format!("s{number}"), 1).expect("a name");
+            let (service, name) = (Service::new(&format!("s{number}"), 1), id.to_string().into());
+            Arc::new(Worker::new(&id, name, service, site.clone()).expect("no threads of its own"))
+        };
+        let workers: Vec<_> = (0..2 * MOST_MISSING + 2).map(worker).collect();
+        let last = workers.last().expect("there are some");
+        transport.declare(&[site.namespace.dead(&last.id)]).await.expect("it is new");
+        let looks = async || look_for_queues(&site, &transport, &workers).await;
+        assert_eq!([looks().await, looks().await], [false, false]);
+        assert!(!last.dead_queue.is_known());
+        assert!(looks().await && last.dead_queue.is_known());
+        assert_eq!(workers.iter().filter(|worker| worker.dead_queue.is_known()).count(), 1);
+        // A connection that has ended says nothing of what is there.
+        let others: Vec<_> = (100..103).map(worker).collect();
+        transport.close().await;
+        assert!(!look_for_queues(&site, &transport, &others).await);
+        assert!(others.iter().all(|worker| !worker.dead_queue.is_known()));
+    }
 
     fn refusal() -> Error {
         Error::Broker { operation: "declare a queue".to_owned(), reason: "the test refuses".to_owned() }
