@@ -39,7 +39,7 @@ pub(crate) enum Fault {
 /// The exchanges that calls go through, and the bindings of the queues that all instances share.
 const EXCHANGES: [&str; 3] = ["hopline.rpc", "hopline.oneway", "hopline.discovery"];
 const BINDINGS: [[&str; 3]; 2] =
-    [["hopline.rpc", "soak.v1", "hopline.soak.v1.calls"], ["hopline.oneway", "soak.v1.#", "hopline.soak.v1.work"]];
+    [["hopline.rpc", "soak.v1", "hopline.soak.v1.calls"], ["hopline.oneway", "soak.v1.note", "hopline.soak.v1.work"]];
 
 /// What the user may not do any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
