@@ -206,9 +206,11 @@ async fn unexpected(broker: &Node, each: usize) -> Vec<String> {
             unexpected.push(format!("{} queues of {each} {}s: {}", there.len(), role.name(), there.join(", ")));
         }
     }
+    // The catalogue, and where failed calls wait, stay as well.
+    let others = ["hopline.services", "hopline.soak.v1.retry"];
     for queue in &queues {
-        let known =
-            durable.contains(&queue.name) || [Role::Server, Role::Client].iter().any(|role| is_of(*role, &queue.name));
+        let stays = durable.contains(&queue.name) || others.contains(&&*queue.name);
+        let known = stays || [Role::Server, Role::Client].iter().any(|role| is_of(*role, &queue.name));
         if !known {
             unexpected.push(format!("the queue {}", queue.name));
         }
