@@ -50,7 +50,7 @@ use crate::compression::Compression;
 use crate::context::Context;
 use crate::error::Error;
 use crate::service::{Dispatch, Failure, IntoService, Method, Service};
-use crate::topology::{Binding, Declaration, Namespace, ServiceId, check_event_pattern, presence_key};
+use crate::topology::{Binding, Declaration, Namespace, ServiceId, check_event_pattern, is_presence_key};
 #[cfg(feature = "tls")]
 use crate::transport::Tls;
 use crate::transport::{Dial, DialSettings, Role, Transport};
@@ -412,7 +412,7 @@ struct Declared {
 impl Site {
     /// Whether a binding has this server asked whether it takes calls.
     fn is_presence(&self, binding: &Binding) -> bool {
-        self.services.iter().any(|service| presence_key(service) == binding.key)
+        binding.exchange == self.namespace.rpc() && is_presence_key(&binding.key)
     }
 
     fn transport(&self) -> Transport {

@@ -396,6 +396,11 @@ pub(crate) fn presence_key(service: impl fmt::Display) -> String {
     format!("{service}@?")
 }
 
+/// Whether a key on the exchange of calls is that of such a question.
+pub(crate) fn is_presence_key(key: &str) -> bool {
+    key.ends_with("@?")
+}
+
 /// The key of a oneway call.
 pub(crate) fn oneway_key(service: &ServiceId, method: &str) -> String {
     format!("{service}.{method}")

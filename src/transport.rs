@@ -351,6 +351,11 @@ impl Future for Receipt {
     }
 }
 
+/// Whether the broker refuses something because of the user, by its words.
+pub(crate) fn forbids(reason: &str) -> bool {
+    reason.starts_with("ACCESS_REFUSED")
+}
+
 /// Whether the next of [`Transport::events`] is the last.
 pub(crate) fn is_end(event: &Result<Event, RecvError>) -> bool {
     matches!(event, Ok(Event::Lost(_)) | Err(RecvError::Closed))

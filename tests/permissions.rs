@@ -128,15 +128,7 @@ async fn the_documents_permissions_are_enough_and_no_more() {
     }
 
     // The operator finds the bad one, and publishes it again.
-    let counted = async {
-        loop {
-            let mut counts = DeadLetters::builder().counts(&address(&node, "operator")).await.expect("it may read");
-            if let Some((service, count)) = counts.pop() {
-                return (service, count.expect("it may count"));
-            }
-        }
-    };
-    assert_eq!(soon(counted).await, ("calculator.v1".to_owned(), 1));
+    assert_eq!(counted(&address(&node, "operator")).await, ("calculator.v1".to_owned(), 1));
     let operator = Transport::connect(&address(&node, "operator"), Role::Client).await.expect("it may log in");
     let mut letters =
         operator.consume("hopline.calculator.v1.dead", Mode::Settle { prefetch: 1 }).await.expect("it may read");
@@ -181,18 +173,10 @@ async fn who_may_only_read_the_catalogue_and_queues_of_dead_letters_counts_them(
     let Served { running: _running, .. } = serve(&node, |server| server).await;
     node.ctl(&["add_user", "counter", "counter"]).await;
     let url = address(&node, "counter");
-    let counts = || DeadLetters::builder().counts(&url);
     node.ctl(&["set_permissions", "-p", "/", "counter", "^$", "^$", "^hopline\\.(services|.+\\.dead)$"]).await;
-    let counted = async {
-        loop {
-            if let Some((service, count)) = counts().await.expect("it may read").pop() {
-                return (service, count.expect("it may count"));
-            }
-        }
-    };
-    assert_eq!(soon(counted).await, ("calculator.v1".to_owned(), 0));
+    assert_eq!(counted(&url).await, ("calculator.v1".to_owned(), 0));
     node.ctl(&["set_permissions", "-p", "/", "counter", "^.*$", "^.*$", "^$"]).await;
-    let said = counts().await.expect_err("it may not read").to_string();
+    let said = DeadLetters::builder().counts(&url).await.expect_err("it may not read").to_string();
     assert!(said.contains("ACCESS_REFUSED") && said.contains("hopline.services"), "{said}");
 }
 
@@ -201,6 +185,18 @@ fn with_and_without_replies() -> [Vec<&'static str>; 2] {
     let allowed = commands("set_permissions").find(|words| words[3] == "server").expect("the document has one");
     let less = allowed.iter().enumerate().map(|(at, word)| if at == 5 { &"^hopline\\." } else { word }).copied();
     [allowed.clone(), less.collect()]
+}
+
+/// The last service in the catalogue, once a server has entered one, and how many dead letters it has.
+async fn counted(url: &str) -> (String, u64) {
+    let counted = async {
+        loop {
+            if let Some((service, count)) = DeadLetters::builder().counts(url).await.expect("it may read").pop() {
+                return (service, count.expect("it may count"));
+            }
+        }
+    };
+    soon(counted).await
 }
 
 /// The connections that there are.

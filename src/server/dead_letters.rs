@@ -16,7 +16,7 @@ use super::worker::Worker;
 use crate::dead;
 use crate::error::Error;
 use crate::topology::ServiceId;
-use crate::transport::{Transport, is_end};
+use crate::transport::{Transport, forbids, is_end};
 
 /// The pause before a queue of dead letters is looked for again, when it is there.
 const AGAIN: Duration = Duration::from_secs(30);
@@ -180,9 +180,7 @@ async fn look_for_queues(site: &Site, transport: &Transport, workers: &[Arc<Work
             Ok(Some(_)) => queue.known.store(true, Ordering::SeqCst),
             Ok(None) => missing += 1,
             // Of one that is not there, RabbitMQ tells whoever may use it.
-            Err(Error::Broker { reason, .. }) if reason.starts_with("ACCESS_REFUSED") => {
-                queue.known.store(true, Ordering::SeqCst);
-            }
+            Err(Error::Broker { reason, .. }) if forbids(&reason) => queue.known.store(true, Ordering::SeqCst),
             // It has not said it.
             Err(_) => return false,
         }
@@ -194,7 +192,7 @@ async fn look_for_queues(site: &Site, transport: &Transport, workers: &[Arc<Work
 /// Says why the catalogue lacks services, unless that was said the last time.
 fn tell_once(site: &Site, services: &[ServiceId], error: &Error, told: &mut Option<String>) {
     let why = error.to_string();
-    if is_disconnected(error) || told.as_ref() == Some(&why) {
+    if told.as_ref() == Some(&why) {
         return;
     }
     let services: Vec<_> = services.iter().map(ToString::to_string).collect();

@@ -78,17 +78,15 @@ impl Worker {
         match (frame.kind, answer) {
             (Kind::Request, answer) => self.answer(&frame, answer, time, &message),
             (_, Answer::Result(_)) => self.done(frame.id, End::Over, &message),
-            (_, Answer::Fault(fault)) if matches!(fault.code, Code::InvalidArgument | Code::Unimplemented) => {
-                let worker = self.clone();
-                tasks.spawn(async move {
-                    worker.refuse(frame, fault, message).await;
-                    drop(ended);
-                });
-            }
             (_, failure) => {
                 let worker = self.clone();
                 tasks.spawn(async move {
-                    worker.failed(frame, failure, message).await;
+                    match failure {
+                        Answer::Fault(fault) if matches!(fault.code, Code::InvalidArgument | Code::Unimplemented) => {
+                            worker.refuse(frame, fault, message).await;
+                        }
+                        failure => worker.failed(frame, failure, message).await,
+                    }
                     drop(ended);
                 });
             }

@@ -72,9 +72,9 @@ async fn look(site: &Site, transport: &Transport, turn: &mut usize) -> Result<()
 /// drain does not wait for the rest.
 async fn declare(site: &Site, transport: &Transport, parts: &[Declaration]) -> (usize, Result<(), Error>) {
     let Err(_) = transport.declare(parts).await else { return (parts.len(), Ok(())) };
-    let (mut missing, mut refusals, mut failed) = (BTreeSet::new(), Vec::new(), None);
+    let (mut missing, mut refusals, mut failed) = (BTreeSet::new(), 0, None);
     for (seen, part) in parts.iter().enumerate() {
-        if site.draining.is_cancelled() || refusals.len() >= REFUSALS {
+        if site.draining.is_cancelled() || refusals >= REFUSALS {
             return (seen, failed.map_or(Ok(()), Err));
         }
         if matches!(part, Declaration::Binding(binding) if missing.contains(&binding.exchange)) {
@@ -86,11 +86,11 @@ async fn declare(site: &Site, transport: &Transport, parts: &[Declaration]) -> (
             // Its queue was replaced or deleted meanwhile: whoever keeps the queue sees to it.
             Err(Error::Broker { reason, .. }) if is_binding(part) && reason.starts_with("NOT_FOUND") => {
                 debug!(name = &*site.name, reason, "a binding that is to be there has lost an end");
-                refusals.push(part);
+                refusals += 1;
             }
             Err(error) => {
                 missing.extend(exchange(part));
-                refusals.push(part);
+                refusals += 1;
                 failed.get_or_insert(error);
             }
         }

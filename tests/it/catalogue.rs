@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hopline::topology::{Declaration, Queue, QueueKind};
 use hopline::transport::{Confirm, Properties, Publication, Settle, Transport};
-use hopline::{Code, Context, DeadLetters, Fault, Method, Service, State};
+use hopline::{Code, Context, Fault, Method, Service, State};
 
 use crate::support::{Scene, soon};
 
@@ -19,16 +19,9 @@ fn asked() -> Service {
     Service::new("asked", 2).method("ask", |_: Context, _: [(); 0]| async { Ok::<_, Fault>(()) })
 }
 
-/// How many dead letters each service has that the catalogue names.
-async fn counts(scene: &Scene) -> Vec<(String, u64)> {
-    let counts = DeadLetters::builder().namespace(&scene.namespace).counts(&scene.url).await;
-    let counts = counts.expect("the broker is there").into_iter();
-    counts.map(|(service, count)| (service, count.expect("its queue answers"))).collect()
-}
-
 async fn assert_counts(scene: &Scene, wanted: &[(&str, u64)]) {
     let wanted: Vec<_> = wanted.iter().map(|(service, count)| ((*service).to_owned(), *count)).collect();
-    assert_eq!(counts(scene).await, wanted);
+    assert_eq!(scene.counts().await, wanted);
 }
 
 fn services(scene: &Scene) -> String {
@@ -100,6 +93,7 @@ async fn what_another_reader_holds_is_counted_once_it_is_back() {
             out.push(transport.get(&services(&scene)).await.expect("an answer").expect("it is there"));
         }
         let back = async {
+            // The time is virtual: for so long the other one holds them.
             tokio::time::sleep(Duration::from_millis(time)).await;
             out.into_iter().for_each(|entry| entry.settle(Settle::GiveBack));
         };
@@ -164,6 +158,7 @@ async fn a_server_that_could_not_enter_tries_again_after_a_few_seconds() {
     let (transport, other) = (scene.transport().await, scene.transport().await);
     declare(&scene, &other, "services", QueueKind::Exclusive).await;
     let _server = scene.serve(mail()).await;
+    // The time is virtual, here and below: it tries at once, and then after the pause that is tested.
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(other.count(&services(&scene)).await.expect("an answer"), Some(0), "it could not enter");
     other.close().await;

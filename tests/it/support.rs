@@ -7,7 +7,9 @@ use std::task::Poll;
 use std::time::Duration;
 
 use hopline::transport::{Consumer, Mode, Role, Transport, memory};
-use hopline::{Call, Client, Code, Codec, Context, Error, Fault, Method, Running, Server, Service, testing};
+use hopline::{
+    Call, Client, Code, Codec, Context, DeadLetters, Error, Fault, Method, Running, Server, Service, testing,
+};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpSocket;
 use tokio::sync::mpsc;
@@ -111,6 +113,13 @@ impl Scene {
             }
         })
         .await;
+    }
+
+    /// How many dead letters each service has that the catalogue names.
+    pub(crate) async fn counts(&self) -> Vec<(String, u64)> {
+        let counts = DeadLetters::builder().namespace(&self.namespace).counts(&self.url).await;
+        let counts = counts.expect("the broker is there").into_iter();
+        counts.map(|(service, count)| (service, count.expect("its queue answers"))).collect()
     }
 
     /// What lands in a service's queue of dead letters.

@@ -11,6 +11,7 @@ use super::connection::{Link, NOT_FOUND, Refusal};
 use super::properties::short;
 use crate::error::Error;
 use crate::topology::{Binding, Declaration, Exchange, ExchangeKind, Queue, QueueKind};
+use crate::transport::forbids;
 
 const PRECONDITION_FAILED: u16 = 406;
 
@@ -36,11 +37,6 @@ pub(super) async fn declare(link: &Link, parts: &[Declaration]) -> Result<(), Er
     }
     close(link, &channel).await;
     Ok(())
-}
-
-/// Whether the broker refuses something because of the user.
-fn forbids(reason: &str) -> bool {
-    reason.starts_with("ACCESS_REFUSED")
 }
 
 /// Whether to go on without having made an exchange, as who may not make it may still use it. RabbitMQ 4 does not even

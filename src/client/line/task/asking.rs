@@ -95,11 +95,11 @@ impl Task {
             Ok(Confirm::Returned) => {
                 target.presence().is_gone(last, now);
                 // A call that an instance took before it began to drain, or before it died, has been reported by then.
-                let hopeless = target.presence().is_certainly_absent(now);
-                let waiters = hopeless.then(|| self.replies.release_hopeless(&target.service_text, last));
-                for waiter in waiters.into_iter().flatten() {
-                    // The caller gave up at this very moment.
-                    let _ = waiter.send(Err(End::TimedOut(Unanswered::Draining)));
+                if target.presence().is_certainly_absent(now) {
+                    for waiter in self.replies.release_hopeless(&target.service_text, last) {
+                        // The caller gave up at this very moment.
+                        let _ = waiter.send(Err(End::TimedOut(Unanswered::Draining)));
+                    }
                 }
             }
             Ok(_) => target.presence().is_there(self.moment(now)),
