@@ -210,9 +210,9 @@ impl DeadLetters {
     ///
     /// # Errors
     /// As [`DeadLetters::count`]; `Invalid` when several ids begin as one that is meant, and nothing is done then; `Blocked`
-    /// when the broker has taken nothing for 5 s, being short of memory or disk. What `each` was told has happened. Of the one letter after that, `may_have_run` tells: with `false` it is only where
-    /// it was, with `true` it may be run as well, once the broker takes messages again. So may a letter whose queue has not
-    /// confirmed it within [`DeadLettersBuilder::timeout`], as when most of its nodes are away: that is `Broker`.
+    /// when the broker has taken nothing for 5 s, being short of memory or disk. What `each` was told has happened. Of the one
+    /// letter after that, `may_have_run` tells: with `false` it is only where it was, with `true` it may be run as well, once
+    /// the broker takes messages again. So may a letter whose queue has not confirmed it within [`DeadLettersBuilder::timeout`], as when most of its nodes are away: that is `Broker`.
     pub async fn replay(&self, which: &WhichLetters, each: impl FnMut(&Handled)) -> Result<Vec<Handled>, Error> {
         self.act(Act::Replay, which, each).await
     }
@@ -321,9 +321,11 @@ fn meant(id: &str) -> Result<String, Error> {
     Ok(written(id))
 }
 
-/// An id as it is written wherever letters are compared: a UUID in lower case, with hyphens.
+/// An id as it is written wherever letters are compared: a UUID in lower case, with hyphens; its beginning in lower case.
 fn written(id: &str) -> String {
-    Uuid::parse_str(id).map_or_else(|_| id.to_owned(), |id| id.to_string())
+    let begins_one = id.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
+    Uuid::parse_str(id)
+        .map_or_else(|_| if begins_one { id.to_ascii_lowercase() } else { id.to_owned() }, |id| id.to_string())
 }
 
 /// The broker's answer to an `operation`, if it comes within `timeout`.

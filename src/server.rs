@@ -224,8 +224,8 @@ impl Server {
     }
 
     /// Handles the events whose key matches `pattern`, words with single dots between them, where `*` is any one word and `#`
-    /// any number of them. [`Context::method`] is the event's key. Events reach every subscribing server that is up when they are published;
-    /// each subscription handles them one after the other, in the order of one publisher.
+    /// any number of them. [`Context::method`] is the event's key. Events reach every subscribing server that is up when they are
+    /// published; each subscription handles them one after the other, in the order of one publisher.
     #[must_use]
     pub fn subscribe<T, F, Fut>(mut self, pattern: &str, handler: F) -> Self
     where
@@ -269,8 +269,8 @@ impl Server {
     /// Starts to serve: when this returns, the services can be called.
     ///
     /// # Errors
-    /// `Invalid` for bad names, patterns and settings, and for services or methods that are there twice, `Mismatch` where a queue exists with
-    /// other arguments, `Broker` for what the broker refuses, `Disconnected`.
+    /// `Invalid` for bad names, patterns and settings, and for services or methods that are there twice, `Mismatch` where a
+    /// queue exists with other arguments, `Broker` for what the broker refuses, `Disconnected`.
     pub async fn start(self) -> Result<Running, Error> {
         let Self { dial, transport, settings, instance, services, subscriptions, allow } = self;
         let namespace = settings.namespace.map_err(Error::Invalid)?;

@@ -51,9 +51,15 @@ pub(super) async fn counts(transport: &Transport, namespace: &Namespace, timeout
     if answered(timeout, "count the catalogue", transport.count(&namespace.catalogue_queue())).await?.is_none() {
         return Ok(Vec::new());
     }
-    let counted = stream::iter(named(transport, namespace, timeout).await?).map(|service| async move {
+    let services = named(transport, namespace, timeout).await?;
+    // However many do not answer, all have the same time.
+    let until = Instant::now() + timeout;
+    let counted = stream::iter(services).map(|service| async move {
         let queue = namespace.dead_queue(&service);
-        let count = answered(timeout, "count dead letters", transport.count(&queue)).await;
+        let count = tokio::time::timeout_at(until, transport.count(&queue)).await.unwrap_or_else(|_| {
+            let reason = format!("not all queues have answered within {timeout:?}");
+            Err(Error::Broker { operation: "count dead letters".to_owned(), reason })
+        });
         Some((service.to_string(), count.transpose()?))
     });
     Ok(counted.buffered(AT_ONCE).filter_map(std::future::ready).collect().await)

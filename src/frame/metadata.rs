@@ -85,6 +85,11 @@ impl Metadata {
         self.more.as_deref().unwrap_or(&NO_MORE)
     }
 
+    /// Which attempt of its call a message was sent for: 1 for the first.
+    pub(crate) fn attempt(&self) -> u64 {
+        self.more().attempt.unwrap_or(1).max(1)
+    }
+
     pub(crate) fn more_mut(&mut self) -> &mut More {
         self.more.get_or_insert_default()
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::allow::Caller;
 use super::claims::Heard;
 use super::dedup::Known;
-use super::message::{Message, Source};
+use super::message::{End, Message, Source};
 use super::worker::{EVENT, Worker};
 use crate::codec::Codec;
 use crate::error::{Code, Fault};
@@ -46,8 +46,8 @@ impl Worker {
                 let instance = frame.metadata.instance.clone().unwrap_or_default();
                 let heard = match (frame.kind, frame.status) {
                     (Kind::KeepAlive, _) => Heard::Runs(instance),
-                    (_, Code::Ok) => Heard::Over,
-                    (_, Code::Cancelled) => Heard::Moved,
+                    (_, Code::Ok) => Heard::Ended(End::Over),
+                    (_, Code::Cancelled) => Heard::Ended(End::Moved(frame.metadata.attempt())),
                     _ => Heard::Failed,
                 };
                 self.claims().hear(frame.id, &heard);
@@ -91,7 +91,7 @@ impl Worker {
                 Known::Crowded => Err(crowded()),
             };
         }
-        if message.redelivered && frame.kind == Kind::Oneway && self.claims().is_done(frame.id, message.frames) {
+        if message.redelivered && frame.kind == Kind::Oneway && self.claims().is_done(frame, message.frames) {
             return Ok(Admitted::Done);
         }
         // What may run twice is run at once, of a oneway call only what nobody runs now.

@@ -37,10 +37,8 @@ const MEMORY: Duration = Duration::from_secs(3600);
 pub(super) enum Heard {
     /// This instance runs it.
     Runs(Arc<str>),
-    /// It is over, and not to run again.
-    Over,
-    /// It was in a message with others, and has been published again, alone: that copy is to run.
-    Moved,
+    /// An instance is done with it.
+    Ended(End),
     /// It failed, and is to be tried again.
     Failed,
 }
@@ -50,8 +48,8 @@ pub(super) enum Heard {
 pub(super) struct Claims {
     /// Who waits here to hear of a call.
     listeners: HashMap<Uuid, Vec<mpsc::UnboundedSender<Heard>>>,
-    /// Oneway calls whose handlers have ended, while what becomes of them is on its way to the broker: their dead letters,
-    /// above all. Until then they are as good as running.
+    /// Oneway calls whose handlers have ended, while what becomes of them is on its way to the broker: a dead letter, or a copy
+    /// for another attempt. Until then they are as good as running.
     ending: HashSet<Uuid>,
     /// Who else wants to hear how a call ends that runs here: their queues.
     wanted: HashMap<Uuid, HashSet<Arc<str>>>,
@@ -105,28 +103,19 @@ impl Claims {
             }
             return Some(Heard::Runs(Arc::default()));
         }
-        self.end_of(id).map(|end| match end {
-            End::Over => Heard::Over,
-            End::Moved => Heard::Moved,
-        })
+        self.end_of(id).map(Heard::Ended)
     }
 
     /// How a oneway call is done with here, whatever became of its delivery.
     fn end_of(&self, id: Uuid) -> Option<End> {
         let shared = self.shared.iter().filter_map(Weak::upgrade);
         let in_shared = shared.filter_map(|message| message.done().iter().find(|done| done.0 == id).map(|done| done.1));
-        let ends: Vec<End> = self.done.get(&id).copied().into_iter().chain(in_shared).collect();
-        // What has been moved may have come back and run.
-        ends.iter().find(|end| **end == End::Over).or(ends.first()).copied()
+        self.done.get(&id).copied().into_iter().chain(in_shared).max()
     }
 
     /// Whether another delivery of a oneway call, in a message of so many, is not to run: it is done with here.
-    pub(super) fn is_done(&self, id: Uuid, frames: usize) -> bool {
-        match self.end_of(id) {
-            Some(End::Over) => true,
-            Some(End::Moved) => frames > 1,
-            None => false,
-        }
+    pub(super) fn is_done(&self, frame: &Frame, frames: usize) -> bool {
+        self.end_of(frame.id).is_some_and(|end| end.ends(frame, frames))
     }
 
     /// The handler of a oneway call has ended: it is to leave the calls that run.
@@ -134,16 +123,21 @@ impl Claims {
         self.ending.insert(id);
     }
 
-    /// A oneway call has ended; its delivery was lost meanwhile if `lost` says so. Tells whether somebody here has another one,
-    /// and gives out who else wants to know.
-    fn end(&mut self, id: Uuid, heard: &Heard, lost: bool) -> (bool, HashSet<Arc<str>>) {
+    /// Whether somebody has another delivery of a oneway call, as far as is known.
+    fn is_held(&self, id: Uuid) -> bool {
+        self.listeners.contains_key(&id) || self.wanted.contains_key(&id)
+    }
+
+    /// A oneway call has ended; its delivery was lost meanwhile if `lost` says so. Gives out who else wants to know.
+    fn end(&mut self, id: Uuid, heard: &Heard, lost: bool) -> HashSet<Arc<str>> {
         self.ending.remove(&id);
-        let held = self.listeners.contains_key(&id);
         self.hear(id, heard);
-        if lost && *heard == Heard::Over {
-            self.remember(id, End::Over);
+        if let Heard::Ended(end) = heard
+            && lost
+        {
+            self.remember(id, *end);
         }
-        (held, self.wanted.remove(&id).unwrap_or_default())
+        self.wanted.remove(&id).unwrap_or_default()
     }
 
     /// Remembers how a call is done with.
@@ -160,8 +154,7 @@ impl Claims {
                 new.insert(end);
                 self.forgettable.push_back((now + MEMORY, id));
             }
-            Entry::Occupied(mut known) if end == End::Over => _ = known.insert(end),
-            Entry::Occupied(_) => {}
+            Entry::Occupied(mut known) => *known.get_mut() = end.max(*known.get()),
         }
     }
 }
@@ -211,7 +204,7 @@ impl Drop for Ended {
         if !claims.ending.contains(id) {
             return;
         }
-        let (_, others) = claims.end(*id, &Heard::Failed, false);
+        let others = claims.end(*id, &Heard::Failed, false);
         drop(claims);
         others.into_iter().for_each(|queue| worker.say(*id, &Heard::Failed, queue));
     }
@@ -247,9 +240,7 @@ impl Worker {
             if message.frames > 1 {
                 message.note_done(id, end);
             }
-            if end == End::Over {
-                self.tell_holders(id, &Heard::Over, message);
-            }
+            self.tell_holders(id, &Heard::Ended(end), message);
             if message.frames > 1 && message.is_taken_back() {
                 let mut claims = self.claims();
                 message.done().iter().for_each(|&(id, end)| claims.remember(id, end));
@@ -258,23 +249,34 @@ impl Worker {
         message.finish();
     }
 
-    /// Tells whoever holds another delivery of a oneway call that it has ended. Tells whether there is one, as far as is known.
-    pub(super) fn tell_holders(&self, id: Uuid, heard: &Heard, message: &Message) -> bool {
+    /// Has whoever has another delivery of a oneway call that failed see to it. Tells whether there is one, as far as is known;
+    /// without one the call is still here.
+    pub(super) fn hand_over(&self, id: Uuid, message: &Message) -> bool {
+        let is_held = message.is_taken_back() || self.claims().is_held(id);
+        if is_held {
+            self.tell_holders(id, &Heard::Failed, message);
+        }
+        is_held
+    }
+
+    /// Tells whoever holds another delivery of a oneway call that it has ended.
+    fn tell_holders(&self, id: Uuid, heard: &Heard, message: &Message) {
         let lost = message.is_taken_back();
-        let (held, others) = self.claims().end(id, heard, lost);
-        let wanted = !others.is_empty();
+        let others = self.claims().end(id, heard, lost);
         others.into_iter().for_each(|queue| self.say(id, heard, queue));
-        lost || held || wanted
     }
 
     fn say(&self, id: Uuid, heard: &Heard, queue: Arc<str>) {
         let (kind, status) = match heard {
             Heard::Runs(_) => (Kind::KeepAlive, Code::Ok),
-            Heard::Over => (Kind::Reply, Code::Ok),
-            Heard::Moved => (Kind::Reply, Code::Cancelled),
+            Heard::Ended(End::Over) => (Kind::Reply, Code::Ok),
+            Heard::Ended(End::Moved(_)) => (Kind::Reply, Code::Cancelled),
             Heard::Failed => (Kind::Reply, Code::Unknown),
         };
-        let metadata = Metadata { instance: Some(self.site.instance.clone()), ..Metadata::default() };
+        let mut metadata = Metadata { instance: Some(self.site.instance.clone()), ..Metadata::default() };
+        if let Heard::Ended(End::Moved(attempt)) = heard {
+            metadata.more_mut().attempt = Some(*attempt);
+        }
         let frame = Frame { status, ..Frame::new(kind, id, Codec::Raw, metadata, Bytes::new()) };
         self.site.replies.tell(queue, id, frame.to_body());
     }
@@ -318,13 +320,13 @@ impl Worker {
             loop {
                 match heard.next().await {
                     // This is what was published then, and another instance may run it.
-                    Some(Heard::Moved) if job.message.frames == 1 => {}
+                    Some(Heard::Ended(end)) if !end.ends(&job.frame, job.message.frames) => {}
                     told => return told,
                 }
             }
         });
         match told.await {
-            Ok(Some(Heard::Over | Heard::Moved)) => job.message.finish(),
+            Ok(Some(Heard::Ended(_))) => job.message.finish(),
             // Who runs it answers its caller.
             Ok(Some(Heard::Runs(_))) if is_request => job.message.finish(),
             Ok(Some(Heard::Runs(instance))) => self.hold(job, heard, instance).await,
@@ -341,7 +343,7 @@ impl Worker {
             return self.hold(job, heard, instance).await;
         }
         // It has ended at this very moment.
-        let is_done = self.claims().is_done(id, job.message.frames);
+        let is_done = self.claims().is_done(&job.frame, job.message.frames);
         match is_done {
             true => job.message.finish(),
             false => self.run_again(job).await,
@@ -355,8 +357,8 @@ impl Worker {
             tokio::select! {
                 told = heard.next() => match told {
                     Some(Heard::Runs(by)) => (instance, last) = (by, Instant::now()),
-                    Some(Heard::Over) => return job.message.finish(),
-                    Some(Heard::Moved) => {}
+                    Some(Heard::Ended(end)) if end.ends(&job.frame, job.message.frames) => return job.message.finish(),
+                    Some(Heard::Ended(_)) => {}
                     Some(Heard::Failed) | None => return self.run_again(job).await,
                 },
                 () = self.site.draining.cancelled() => return self.give_back(job).await,
@@ -404,12 +406,13 @@ mod tests {
     use crate::topology::{Declaration, Queue, QueueKind, ServiceId};
     use crate::transport::{Consumer, Mode, Role, Settle, Transport};
 
-    /// A worker that reads two queues, `work` and `own`, and whoever asks it, at `asker`. Its dead letters have no room yet.
+    /// A worker that reads three queues, `work`, `calls` and `own`, and whoever asks it, at `asker`. Its dead letters, and its
+    /// calls that are to run again, have no room yet.
     struct Asked {
         running: Running,
         worker: Arc<Worker>,
         transport: Transport,
-        dead: String,
+        full: [String; 2],
         asker: Consumer,
     }
 
@@ -418,16 +421,19 @@ mod tests {
             let url = format!("memory://{}", Uuid::new_v4());
             let running = Server::connect(&url).await.expect("in memory").start().await.expect("it serves nothing");
             let refuse = |_: Context, _: (u64,)| async { Err::<(), _>(Fault::new(Code::InvalidArgument, "never")) };
+            let fail = |_: Context, _: (u64,)| async { Err::<(), _>(Fault::new(Code::Internal, "not yet")) };
             let wait = |_: Context, _: (u64,)| std::future::pending::<Result<(), Fault>>();
-            let service = Service::new("work", 1).method(Method::new("refuse").oneway(), refuse).method("wait", wait);
+            let service = Service::new("work", 1).method(Method::new("refuse").oneway(), refuse);
+            let service = service.method(Method::new("fail").oneway(), fail).method("wait", wait);
             let id = ServiceId::parse("work").expect("a name");
             let site = running.site.clone();
             let worker = Worker::new(&id, "work.v1".into(), service, site).expect("no threads of its own");
-            let (worker, dead) = (Arc::new(worker), running.site.namespace.dead_queue(&id));
+            let namespace = &running.site.namespace;
+            let (worker, full) = (Arc::new(worker), [namespace.dead_queue(&id), namespace.retry_queue(&id)]);
             let transport = Transport::connect(&url, Role::Client).await.expect("in memory");
-            let full = Queue { max_length: Some(1), ..Queue::new(&dead, QueueKind::Classic) };
+            let of_one = |name: &String| Queue { max_length: Some(1), ..Queue::new(name, QueueKind::Classic) };
             let queues = ["work", "calls", "own", "asker"].map(|name| Queue::new(name, QueueKind::Classic));
-            let queues: Vec<_> = queues.into_iter().chain([full]).map(Declaration::Queue).collect();
+            let queues: Vec<_> = queues.into_iter().chain(full.iter().map(of_one)).map(Declaration::Queue).collect();
             transport.declare(&queues).await.expect("new queues");
             let (draining, drained) = (&running.site.draining, &running.site.drained);
             let read = [("work", Source::Work, draining), ("calls", Source::Calls, draining)];
@@ -436,8 +442,10 @@ mod tests {
                 tokio::spawn(worker.clone().run(consumer, transport.clone(), source, stop.clone()));
             }
             let asker = transport.consume("asker", Mode::NoAck).await.expect("it is there");
-            let asked = Self { running, worker, transport, dead, asker };
-            asked.publish(&asked.dead, Bytes::new()).await;
+            let asked = Self { running, worker, transport, full, asker };
+            for queue in &asked.full {
+                asked.publish(queue, Bytes::new()).await;
+            }
             asked
         }
 
@@ -456,30 +464,32 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
 
-        /// What the asker is told next: the kind of frame, and its status.
-        async fn told(&mut self) -> (Kind, Code) {
+        /// What the asker is told next: the kind of frame, its status, and for which attempt.
+        async fn told(&mut self) -> (Kind, Code, u64) {
             let told = tokio::time::timeout(Duration::from_secs(60), self.asker.next());
             let body = told.await.expect("it is told something").expect("it is connected").body;
             let frame = frame::decode(body).next().expect("a frame").expect("a good one");
-            (frame.kind, frame.status)
+            (frame.kind, frame.status, frame.metadata.attempt())
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_call_whose_dead_letter_waits_for_the_broker_counts_as_running_until_it_is_taken_or_goes_back() {
-        for goes_back in [false, true] {
+    async fn a_call_whose_dead_letter_or_copy_waits_for_the_broker_counts_as_running_until_it_is_taken_or_goes_back() {
+        let refused = ("refuse", 0, (Kind::Reply, Code::Ok, 1));
+        let failed = ("fail", 1, (Kind::Reply, Code::Cancelled, 2));
+        for ((method, full, end), goes_back) in [(refused, false), (refused, true), (failed, false), (failed, true)] {
             let (mut asked, id) = (Asked::new().await, Uuid::new_v4());
-            asked.send("work", Kind::Oneway, id, "refuse").await;
+            asked.send("work", Kind::Oneway, id, method).await;
             assert_eq!(asked.worker.calls().tally(), (0, 1), "its handler has ended");
             asked.send("own", Kind::Locate, id, "").await;
-            assert_eq!(asked.told().await, (Kind::KeepAlive, Code::Ok));
+            assert_eq!(asked.told().await, (Kind::KeepAlive, Code::Ok, 1), "{method}");
             if goes_back {
                 asked.running.site.draining.cancel();
-                assert_eq!(asked.told().await, (Kind::Reply, Code::Unknown));
+                assert_eq!(asked.told().await, (Kind::Reply, Code::Unknown, 1), "{method}");
             } else {
-                let dead = asked.transport.get(&asked.dead).await.expect("an answer").expect("the first letter");
-                dead.settle(Settle::Ack);
-                assert_eq!(asked.told().await, (Kind::Reply, Code::Ok));
+                let first = asked.transport.get(&asked.full[full]).await.expect("an answer").expect("what fills it");
+                first.settle(Settle::Ack);
+                assert_eq!(asked.told().await, end, "{method}");
             }
             let claims = asked.worker.claims();
             assert!(claims.ending.is_empty() && claims.wanted.is_empty(), "{claims:?}");
@@ -491,7 +501,7 @@ mod tests {
         let (mut asked, id) = (Asked::new().await, Uuid::new_v4());
         asked.send("calls", Kind::Request, id, "wait").await;
         asked.send("own", Kind::Locate, id, "").await;
-        assert_eq!(asked.told().await, (Kind::KeepAlive, Code::Ok));
+        assert_eq!(asked.told().await, (Kind::KeepAlive, Code::Ok, 1));
         assert!(asked.worker.claims().wanted.is_empty());
     }
 
@@ -503,27 +513,34 @@ mod tests {
         assert_eq!(claims.asked(id, queue.clone(), None), None);
         assert_eq!(claims.asked(id, queue.clone(), Some(Source::Work)), Some(Heard::Runs("".into())));
         let mut heard = claims.listen(id);
-        assert_eq!(claims.end(id, &Heard::Over, true), (true, HashSet::from([queue.clone()])));
-        assert_eq!(heard.recv().await, Some(Heard::Over));
-        assert_eq!(claims.asked(id, queue.clone(), None), Some(Heard::Over));
-        assert_eq!(claims.end(other, &Heard::Over, false), (false, HashSet::new()));
+        let over = Heard::Ended(End::Over);
+        assert!(claims.is_held(id) && !claims.is_held(other));
+        assert_eq!(claims.end(id, &over, true), HashSet::from([queue.clone()]));
+        assert_eq!(heard.recv().await.as_ref(), Some(&over));
+        assert_eq!(claims.asked(id, queue.clone(), None).as_ref(), Some(&over));
+        assert_eq!(claims.end(other, &over, false), HashSet::new());
         assert_eq!(claims.asked(other, queue.clone(), None), None);
         tokio::time::advance(MEMORY).await;
         claims.end(other, &Heard::Failed, true);
-        claims.end(other, &Heard::Over, true);
+        claims.end(other, &over, true);
         assert_eq!(claims.asked(id, queue, None), None, "it has had its time");
     }
 
     #[test]
-    fn of_a_call_that_was_moved_only_the_copy_among_others_is_done_with_until_it_is_over() {
+    fn of_a_call_that_was_moved_only_what_is_not_the_copy_is_done_with_until_it_is_over() {
         let mut claims = Claims::default();
-        let id = Uuid::new_v4();
-        claims.remember(id, End::Moved);
-        assert!(claims.is_done(id, 2) && !claims.is_done(id, 1));
-        assert_eq!(claims.asked(id, "asker".into(), None), Some(Heard::Moved));
-        claims.remember(id, End::Over);
-        claims.remember(id, End::Moved);
-        assert!(claims.is_done(id, 1));
+        let first = Frame::new(Kind::Oneway, Uuid::new_v4(), Codec::Cbor, Metadata::default(), Bytes::new());
+        let mut second = first.clone();
+        second.metadata.more_mut().attempt = Some(2);
+        claims.remember(first.id, End::Moved(1));
+        assert!(claims.is_done(&first, 2) && !claims.is_done(&first, 1));
+        claims.remember(first.id, End::Moved(2));
+        claims.remember(first.id, End::Moved(1));
+        assert!(claims.is_done(&first, 1) && !claims.is_done(&second, 1));
+        assert_eq!(claims.asked(first.id, "asker".into(), None), Some(Heard::Ended(End::Moved(2))));
+        claims.remember(first.id, End::Over);
+        claims.remember(first.id, End::Moved(3));
+        assert!(claims.is_done(&second, 1));
     }
 
     #[test]

@@ -108,7 +108,7 @@ impl Worker {
             };
             match confirm {
                 Ok(Confirm::Accepted) => {
-                    self.done(frame.id, End::Moved, message);
+                    self.done(frame.id, End::Moved(frame.metadata.attempt()), message);
                     return true;
                 }
                 // It is declared when it is needed.

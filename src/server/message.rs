@@ -38,13 +38,24 @@ impl fmt::Display for Source {
     }
 }
 
-/// How an instance is done with a oneway call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How an instance is done with a oneway call. Of several ends of a call the greatest counts: what has been moved may have come
+/// back and run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum End {
+    /// It has been published again, alone, for this attempt: that copy is to run.
+    Moved(u64),
     /// It has run, or is kept with the dead letters.
     Over,
-    /// It has been published again, alone.
-    Moved,
+}
+
+impl End {
+    /// Whether a delivery of the call is not to run, in a message of so many: it is not the copy that was published again.
+    pub(super) fn ends(self, frame: &Frame, frames: usize) -> bool {
+        match self {
+            Self::Moved(attempt) => frames > 1 || frame.metadata.attempt() < attempt,
+            Self::Over => true,
+        }
+    }
 }
 
 /// What all frames of a message share.
@@ -117,7 +128,7 @@ impl Message {
     /// Which attempt of a call this is, 1 for the first: those that the broker counts come on top of those that the call
     /// had in other messages.
     pub(super) fn attempt(&self, frame: &Frame) -> u64 {
-        let before = frame.metadata.more().attempt.unwrap_or(1).max(1);
+        let before = frame.metadata.attempt();
         // A queue that does not count says no more than that it was delivered before.
         let since = if self.source == Source::Calls { self.redelivered.into() } else { 0 };
         before.saturating_add(u64::from(self.failures).max(since))

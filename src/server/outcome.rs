@@ -9,7 +9,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 use uuid::Uuid;
 
-use super::claims::{Ended, Heard};
+use super::claims::Ended;
 use super::give_back::To;
 use super::letter::Letter;
 use super::message::{End, Message, Source};
@@ -188,7 +188,7 @@ impl Worker {
             debug!(service = %self.name, method, id = %frame.id, caller, attempt, reason = why, ?pause, "a oneway call failed once more: it is tried again");
         }
         // Who has another delivery of it tries it again.
-        if self.tell_holders(frame.id, &Heard::Failed, &message) {
+        if self.hand_over(frame.id, &message) {
             return message.finish();
         }
         // As a new message: its neighbours are not to run again with it, and the broker's own limit, which is for calls that

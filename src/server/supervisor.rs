@@ -214,7 +214,7 @@ impl Supervisor {
         tokio::spawn(keep_entered(self.site.clone(), transport, workers));
     }
 
-    /// The services that have a queue of oneway calls, and one of dead letters in any case.
+    /// The services that always have a queue of dead letters: those with oneway methods.
     fn with_oneway_methods(&self) -> impl Iterator<Item = &Arc<Worker>> {
         self.served.iter().filter_map(|served| match &*served.origin {
             Origin::Service { oneway, .. } if !oneway.is_empty() => Some(&served.worker),
