@@ -16,7 +16,7 @@ use super::worker::Worker;
 use crate::dead;
 use crate::error::Error;
 use crate::topology::ServiceId;
-use crate::transport::{Transport, forbids, is_end};
+use crate::transport::{Transport, forbids};
 
 /// The pause before a queue of dead letters is looked for again, when it is there.
 const AGAIN: Duration = Duration::from_secs(30);
@@ -130,8 +130,6 @@ pub(super) async fn keep_dead_letters(worker: Arc<Worker>, transport: Transport)
 /// Keeps the services with dead letters in the catalogue, until the server drains or the connection ends. Their calls do
 /// not depend on it.
 pub(super) async fn keep_entered(site: Arc<Site>, transport: Transport, workers: Vec<Arc<Worker>>) {
-    let mut events = transport.events();
-    let ended = async { while !is_end(&events.recv().await) {} };
     let entering = async {
         let (mut pause, mut told) = (SOON, None);
         loop {
@@ -159,7 +157,6 @@ pub(super) async fn keep_entered(site: Arc<Site>, transport: Transport, workers:
     };
     tokio::select! {
         () = site.draining.cancelled() => {}
-        () = ended => {}
         () = entering => {}
     }
 }

@@ -1,11 +1,13 @@
 //! Keeps a server connected: connects again when the connection is lost, with a keeper for each of its queues.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use tokio::sync::{broadcast, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use super::Site;
 use super::dead_letters::{keep_dead_letters, keep_entered};
@@ -36,12 +38,14 @@ pub(super) struct Supervisor {
     dial: Dial,
     events: broadcast::Receiver<Event>,
     served: Vec<Served>,
+    /// The end of what looks after the connection that there is.
+    lost: CancellationToken,
 }
 
 impl Supervisor {
     pub(super) fn new(site: Arc<Site>, dial: Dial) -> Self {
         let events = site.transport().events();
-        Self { site, dial, events, served: Vec::new() }
+        Self { site, dial, events, served: Vec::new(), lost: CancellationToken::new() }
     }
 
     pub(super) fn serve(&mut self, id: ServiceId, service: Service) -> Result<(), Error> {
@@ -106,7 +110,7 @@ impl Supervisor {
         let consumed: Vec<_> = consumed.buffered(AT_ONCE).try_collect().await?;
         self.site.health.connected();
         for (keeper, consumer) in consumed {
-            tokio::spawn(keeper.keep(Some(consumer), None));
+            self.while_connected(keeper.keep(Some(consumer), None));
         }
         self.look_after();
         self.enter_ready();
@@ -143,6 +147,8 @@ impl Supervisor {
     }
 
     async fn reconnect(&mut self, reason: Arc<str>) {
+        // What they find out from now on concerns no other connection.
+        std::mem::take(&mut self.lost).cancel();
         self.site.health.disconnected();
         let lost = self.site.transport();
         tokio::spawn(async move { lost.close().await });
@@ -169,7 +175,7 @@ impl Supervisor {
         let (own, shared) = self.keepers().into_iter().partition(|keeper| keeper.source == Source::Instance);
         // In this order, since whoever is told of an instance has to reach it.
         for keepers in [own, shared] {
-            first_attempts(keepers).await;
+            self.first_attempts(keepers).await;
         }
         self.look_after();
         Ok(())
@@ -205,13 +211,13 @@ impl Supervisor {
     /// Looks after what is not consumed, until the connection ends.
     fn look_after(&self) {
         let transport = self.site.transport();
-        tokio::spawn(keep_repaired(self.site.clone(), transport.clone()));
+        self.while_connected(keep_repaired(self.site.clone(), transport.clone()));
         for worker in self.with_oneway_methods() {
-            tokio::spawn(keep_dead_letters(worker.clone(), transport.clone()));
+            self.while_connected(keep_dead_letters(worker.clone(), transport.clone()));
         }
         let services = self.served.iter().filter(|served| matches!(*served.origin, Origin::Service { .. }));
         let workers = services.map(|served| served.worker.clone()).collect();
-        tokio::spawn(keep_entered(self.site.clone(), transport, workers));
+        self.while_connected(keep_entered(self.site.clone(), transport, workers));
     }
 
     /// The services that always have a queue of dead letters: those with oneway methods.
@@ -221,15 +227,54 @@ impl Supervisor {
             Origin::Service { .. } | Origin::Subscription(_) => None,
         })
     }
+
+    /// Starts keepers, and waits for the ends of their first attempts, but not for long.
+    async fn first_attempts(&self, keepers: Vec<Keeper>) {
+        let attempts = keepers.into_iter().map(|keeper| {
+            let (first, attempted) = oneshot::channel();
+            self.while_connected(keeper.keep(None, Some(first)));
+            attempted
+        });
+        // Whoever takes longer says so itself.
+        let _ = tokio::time::timeout(PATIENCE, join_all(attempts)).await;
+    }
+
+    /// Has this go on until it has ended, or the connection is lost.
+    fn while_connected(&self, looking: impl Future<Output = ()> + Send + 'static) {
+        let lost = self.lost.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                () = lost.cancelled() => {}
+                () = looking => {}
+            }
+        });
+    }
 }
 
-/// Starts keepers, and waits for the ends of their first attempts, but not for long.
-async fn first_attempts(keepers: Vec<Keeper>) {
-    let attempts = keepers.into_iter().map(|keeper| {
-        let (first, attempted) = oneshot::channel();
-        tokio::spawn(keeper.keep(None, Some(first)));
-        attempted
-    });
-    // Whoever takes longer says so itself.
-    let _ = tokio::time::timeout(PATIENCE, join_all(attempts)).await;
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::server::Server;
+
+    #[tokio::test]
+    async fn what_looks_after_a_connection_ends_before_there_is_another() {
+        let url = format!("memory://{}", Uuid::new_v4());
+        let running = Server::connect(&url).await.expect("in memory").start().await.expect("it serves nothing");
+        let mut supervisor = Supervisor::new(running.site.clone(), Dial::parse(&url).expect("a good address"));
+        let looking = || {
+            let (looks, ended) = oneshot::channel::<()>();
+            (async move { drop((std::future::pending::<()>().await, looks)) }, ended)
+        };
+        let (first, first_ended) = looking();
+        supervisor.while_connected(first);
+        supervisor.reconnect("the test has it lost".into()).await;
+        let (second, mut second_ended) = looking();
+        supervisor.while_connected(second);
+        let first_ended = tokio::time::timeout(PATIENCE, first_ended).await.expect("it has ended");
+        assert!(first_ended.is_err(), "it has not come to its end");
+        assert!(second_ended.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Empty));
+    }
 }

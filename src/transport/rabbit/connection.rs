@@ -196,7 +196,15 @@ impl Link {
 
     /// Waits for the broker's answer, but not for ever.
     pub(super) async fn ask<T>(&self, answer: impl Future<Output = lapin::Result<T>>) -> Result<T, Refusal> {
-        tokio::time::timeout(ANSWER_TIMEOUT, self.hear(answer)).await.unwrap_or(Err(Refusal::Silent))
+        let answered = async {
+            tokio::select! {
+                biased;
+                answer = self.hear(answer) => answer,
+                // lapin may not say it of what is asked as the connection ends.
+                reason = self.end() => Err(Refusal::Ended(reason)),
+            }
+        };
+        tokio::time::timeout(ANSWER_TIMEOUT, answered).await.unwrap_or(Err(Refusal::Silent))
     }
 
     /// Waits for the broker's answer until the connection ends.
