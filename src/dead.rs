@@ -212,7 +212,8 @@ impl DeadLetters {
     /// As [`DeadLetters::count`]; `Invalid` when several ids begin as one that is meant, and nothing is done then; `Blocked`
     /// when the broker has taken nothing for 5 s, being short of memory or disk. What `each` was told has happened. Of the one
     /// letter after that, `may_have_run` tells: with `false` it is only where it was, with `true` it may be run as well, once
-    /// the broker takes messages again. So may a letter whose queue has not confirmed it within [`DeadLettersBuilder::timeout`], as when most of its nodes are away: that is `Broker`.
+    /// the broker takes messages again. So may a letter whose queue has not confirmed it within
+    /// [`DeadLettersBuilder::timeout`], as when most of its nodes are away: that is `Broker`.
     pub async fn replay(&self, which: &WhichLetters, each: impl FnMut(&Handled)) -> Result<Vec<Handled>, Error> {
         self.act(Act::Replay, which, each).await
     }
@@ -323,9 +324,11 @@ fn meant(id: &str) -> Result<String, Error> {
 
 /// An id as it is written wherever letters are compared: a UUID in lower case, with hyphens; its beginning in lower case.
 fn written(id: &str) -> String {
-    let begins_one = id.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
-    Uuid::parse_str(id)
-        .map_or_else(|_| if begins_one { id.to_ascii_lowercase() } else { id.to_owned() }, |id| id.to_string())
+    match Uuid::parse_str(id) {
+        Ok(id) => id.to_string(),
+        Err(_) if id.chars().all(|c| c.is_ascii_hexdigit() || c == '-') => id.to_ascii_lowercase(),
+        Err(_) => id.to_owned(),
+    }
 }
 
 /// The broker's answer to an `operation`, if it comes within `timeout`.

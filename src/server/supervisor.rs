@@ -244,6 +244,7 @@ impl Supervisor {
         let lost = self.lost.clone();
         tokio::spawn(async move {
             tokio::select! {
+                // Not one step more once it is lost.
                 biased;
                 () = lost.cancelled() => {}
                 () = looking => {}

@@ -162,6 +162,7 @@ async fn a_server_that_could_not_enter_tries_again_after_a_few_seconds() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(other.count(&services(&scene)).await.expect("an answer"), Some(0), "it could not enter");
     other.close().await;
+    // Longer than that pause.
     tokio::time::sleep(Duration::from_secs(6)).await;
     assert_eq!(transport.count(&services(&scene)).await.expect("an answer"), Some(1));
 }

@@ -196,15 +196,7 @@ impl Link {
 
     /// Waits for the broker's answer, but not for ever.
     pub(super) async fn ask<T>(&self, answer: impl Future<Output = lapin::Result<T>>) -> Result<T, Refusal> {
-        let answered = async {
-            tokio::select! {
-                biased;
-                answer = self.hear(answer) => answer,
-                // lapin may not say it of what is asked as the connection ends.
-                reason = self.end() => Err(Refusal::Ended(reason)),
-            }
-        };
-        tokio::time::timeout(ANSWER_TIMEOUT, answered).await.unwrap_or(Err(Refusal::Silent))
+        tokio::time::timeout(ANSWER_TIMEOUT, self.hear(answer)).await.unwrap_or(Err(Refusal::Silent))
     }
 
     /// Waits for the broker's answer until the connection ends.
@@ -212,7 +204,13 @@ impl Link {
         if let Some(reason) = self.ended() {
             return Err(Refusal::Ended(reason));
         }
-        match answer.await {
+        let answer = tokio::select! {
+            biased;
+            answer = answer => answer,
+            // lapin may not say it of what is asked as the connection ends.
+            reason = self.end() => return Err(Refusal::Ended(reason)),
+        };
+        match answer {
             Ok(answer) => Ok(answer),
             Err(error) if error.is_amqp_soft_error() || self.connection.status().connected() => {
                 Err(Refusal::Refused { code: code(&error), text: words(&error) })
