@@ -166,6 +166,11 @@ impl Keeper {
         attaching.await
     }
 
+    /// The queue cannot be reached, for this reason.
+    pub(super) fn is_away(&self, why: &str) {
+        self.site.health.suffers(self.trouble(), format!("{} cannot be reached: {why}", self.title()));
+    }
+
     /// Has a queue read. Tells whether that was the end; otherwise it is to be consumed again.
     async fn has_read(&self, consumer: Consumer) -> bool {
         let stop = match self.source {

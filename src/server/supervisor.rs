@@ -24,6 +24,8 @@ use crate::transport::{Dial, Event, Role};
 /// How long a new connection may take to have all queues consumed before it counts as ready: a queue that takes longer is
 /// told by its keeper.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a queue is waited for when a server starts: without those that take longer it begins to serve.
+const START_PATIENCE: Duration = Duration::from_secs(10);
 /// How many queues are declared or consumed at once when a server starts.
 const AT_ONCE: usize = 16;
 
@@ -73,7 +75,8 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Begins to serve over the first connection.
+    /// Begins to serve over the first connection, without the queues that cannot be reached, as those whose node is away:
+    /// the state says so until their keepers have them.
     ///
     /// # Errors
     /// What the broker refuses. Nothing is consumed before all is declared: what differs from the broker's is told before
@@ -95,22 +98,31 @@ impl Supervisor {
             return Err(Error::Broker { operation: "take replies from this server".to_owned(), reason });
         }
         transport.declare(&self.site.namespace.exchanges()).await?;
-        let dead: Vec<_> = self.with_oneway_methods().map(|worker| self.site.namespace.dead(&worker.id)).collect();
-        transport.declare(&dead).await?;
+        let dead: Vec<_> = self.with_oneway_methods().map(|worker| [self.site.namespace.dead(&worker.id)]).collect();
+        let dead = stream::iter(dead).map(|queue| {
+            let transport = transport.clone();
+            async move { reached(transport.declare(&queue)).await }
+        });
+        // Of those that are away tells who keeps them.
+        let _: Vec<_> = dead.buffered(AT_ONCE).try_collect().await?;
         let declared = stream::iter(keepers).map(|keeper| async move {
-            let queue = keeper.declare().await?;
+            let queue = reached(keeper.declare()).await?;
             Ok::<_, Error>((keeper, queue))
         });
         let declared: Vec<_> = declared.buffered(AT_ONCE).try_collect().await?;
         let consumed = stream::iter(declared).map(|(keeper, queue)| async move {
-            let consumer = keeper.consume(&queue).await?;
+            let consumer = match queue {
+                Ok(queue) => reached(keeper.consume(&queue)).await?,
+                Err(away) => Err(away),
+            };
             Ok::<_, Error>((keeper, consumer))
         });
         // In their order, since whoever is told of an instance has to reach it.
         let consumed: Vec<_> = consumed.buffered(AT_ONCE).try_collect().await?;
         self.site.health.connected();
         for (keeper, consumer) in consumed {
-            self.while_connected(keeper.keep(Some(consumer), None));
+            let consumer = consumer.map_err(|away| keeper.is_away(&away)).ok();
+            self.while_connected(keeper.keep(consumer, None));
         }
         self.look_after();
         self.enter_ready();
@@ -250,6 +262,19 @@ impl Supervisor {
                 () = looking => {}
             }
         });
+    }
+}
+
+/// What the broker answers about a queue, or why that cannot be reached now.
+async fn reached<T>(answer: impl Future<Output = Result<T, Error>>) -> Result<Result<T, String>, Error> {
+    match tokio::time::timeout(START_PATIENCE, answer).await {
+        Ok(Ok(answer)) => Ok(Ok(answer)),
+        // RabbitMQ's word for a queue whose node is away, or that has no majority.
+        Ok(Err(Error::Broker { operation, reason })) if reason.starts_with("NOT_FOUND") => {
+            Ok(Err(format!("could not {operation}: {reason}")))
+        }
+        Ok(Err(error)) => Err(error),
+        Err(_) => Ok(Err(format!("no answer within {START_PATIENCE:?}"))),
     }
 }
 

@@ -1,5 +1,6 @@
 //! A broker that ends, stops, throws everybody out, loses queues or takes nothing any more.
 
+use std::future::IntoFuture as _;
 use std::time::{Duration, Instant};
 
 use futures::future::{join, join_all};
@@ -11,7 +12,7 @@ use tokio::sync::mpsc;
 use super::node::shared;
 use super::{LONG, NEXT, ends, is_answered, on_their_way, the_next_call_works, worker};
 use crate::node::{Alarm, Node, Queue, when};
-use crate::support::{Held, Scene, hold, soon};
+use crate::support::{Calculator, Held, MathClient, MathServer, Scene, hold, soon};
 
 const CALLS: u64 = 500;
 const LETTERS: u64 = 3;
@@ -404,6 +405,35 @@ async fn a_drain_that_gives_calls_back_to_a_queue_that_does_not_answer_ends() {
     }
     soon(draining).await.expect("no panic");
     node.answers(&calls, true).await;
+    drop(client);
+    node.delete_queues().await;
+    node.nothing_left().await;
+}
+
+#[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
+async fn a_server_starts_without_a_queue_that_does_not_answer_and_has_it_once_it_does() {
+    let node = shared().await;
+    let scene = node.scene();
+    // It leaves its queue for a minute.
+    soon(scene.serve(Held::new().service).await.drain()).await;
+    let calls = format!("{}.held.v1.calls", scene.namespace);
+    node.answers(&calls, false).await;
+    let Held { service, mut arrived } = Held::new();
+    let server = scene.server().await.serve(service).serve(MathServer::new(Calculator));
+    let running = soon(server.start()).await.expect("the rest is there");
+    match &*running.state().borrow() {
+        State::Degraded { reason, .. } => assert!(reason.contains(&calls), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    let client = scene.client().await;
+    assert_eq!(soon(MathClient::new(&client).add(1, 2).into_future()).await.expect("answered"), 3);
+    node.answers(&calls, true).await;
+    soon(running.state().wait_for(|state| *state == State::Ready)).await.expect("it serves");
+    let pending = hold(&client, 1).timeout(LONG).start().await.expect("on its way");
+    soon(arrived.recv()).await.expect("it runs").release();
+    assert_eq!(soon(pending).await.expect("answered"), 1);
+    soon(running.drain()).await;
     drop(client);
     node.delete_queues().await;
     node.nothing_left().await;

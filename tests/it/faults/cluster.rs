@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use super::LONG;
 use super::node::Cluster;
 use crate::node::version;
-use crate::support::{Scene, soon};
+use crate::support::{Calculator, Held, MathClient, MathServer, Scene, soon};
 
 /// Of the calls, any of which may meet a node's loss.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -100,4 +100,33 @@ async fn a_cluster_that_loses_any_of_its_nodes_goes_on() {
         cluster.nodes[0].start_again().await;
     }
     cluster.nodes[1].nothing_left().await;
+}
+
+#[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
+async fn a_server_starts_though_the_node_with_one_of_its_queues_is_away() {
+    let cluster = Cluster::start(&version()).await;
+    let scene = Scene::at(cluster.url(0));
+    // Its classic queues are on the first node, and stay there for a minute.
+    let held = |grace| Held::new().service.grace(grace);
+    soon(scene.serve(held(LONG)).await.drain()).await;
+    let calls = format!("{}.held.v1.calls", scene.namespace);
+    cluster.nodes[0].queues_when(|queues| queues.iter().any(|queue| queue.name == calls && queue.consumers == 0)).await;
+    cluster.nodes[0].kill().await;
+    let elsewhere = scene.by_way_of(cluster.url(1));
+    let server = elsewhere.server().await.serve(held(LONG)).serve(MathServer::new(Calculator).quorum());
+    let running = tokio::time::timeout(LONG, server.start()).await.expect("in time").expect("the rest is there");
+    match &*running.state().borrow() {
+        State::Degraded { reason, .. } => assert!(reason.contains(&calls), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    let client = elsewhere.client().await;
+    assert_eq!(soon(MathClient::new(&client).add(1, 2).into_future()).await.expect("answered"), 3);
+    cluster.nodes[0].start_again().await;
+    let mut state = running.state();
+    tokio::time::timeout(LONG, state.wait_for(|state| *state == State::Ready))
+        .await
+        .expect("in time")
+        .expect("it serves");
+    soon(running.drain()).await;
 }
