@@ -67,6 +67,15 @@ pub(crate) struct Options {
     pub(crate) channel_max: Option<u16>,
     pub(crate) mechanism: Option<Mechanism>,
     pub(crate) connect_timeout: Option<Duration>,
+    pub(crate) order: Option<Order>,
+}
+
+/// In which order several addresses are tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Another one each time: connections spread over the nodes of a cluster. The default.
+    Random,
+    Given,
 }
 
 /// How to log in (SASL).
@@ -319,9 +328,17 @@ impl Options {
                     let millis = millis.ok_or_else(|| not("a number of milliseconds above 0"))?;
                     options.connect_timeout.replace(Duration::from_millis(millis)).is_some()
                 }
+                "order" => {
+                    let order = match value {
+                        "random" => Order::Random,
+                        "given" => Order::Given,
+                        _ => return Err(not("random or given")),
+                    };
+                    options.order.replace(order).is_some()
+                }
                 _ => {
                     return Err("has an unknown option after its `?`: there are heartbeat, frame_max, channel_max, \
-                                auth_mechanism and connection_timeout, and a `?` in a password is written %3F"
+                                auth_mechanism, connection_timeout and order, and a `?` in a password is written %3F"
                         .to_owned());
                 }
             };
@@ -353,6 +370,13 @@ impl Scheme {
             Self::Amqp => 5672,
             Self::Amqps => 5671,
         }
+    }
+}
+
+impl Address {
+    /// Whether it is to be tried in its place among others.
+    pub(crate) fn has_its_place(&self) -> bool {
+        matches!(self, Self::Rabbit(address) if address.options.order == Some(Order::Given))
     }
 }
 
@@ -572,6 +596,7 @@ mod tests {
             (&long, "has a virtual host of more than 255 bytes"),
             ("amqp://host?", "has an unknown option after its `?`"),
             ("amqp://host?hearbeat=5", "has an unknown option after its `?`: there are heartbeat, "),
+            ("amqp://a,b?order=first", "has a `order` that is not random or given"),
             ("amqp://host?heartbeat", "has a `heartbeat` that is not a number of seconds"),
             ("amqp://host?heartbeat=abc", "has a `heartbeat` that is not a number of seconds from 0 to 65535"),
             ("amqp://host?heartbeat=65536", "has a `heartbeat` that is not a number of seconds"),

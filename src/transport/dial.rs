@@ -107,13 +107,23 @@ impl Dial {
         self.instance.as_ref().map_or_else(|| label.clone(), |instance| format!("{label} {instance}"))
     }
 
-    /// Connects to the first address that can be had, in the order in which they were given.
+    /// The addresses in the order in which they are tried.
+    fn in_order(&self) -> Vec<&Address> {
+        let mut addresses: Vec<_> = self.addresses.iter().collect();
+        if !addresses.iter().any(|address| address.has_its_place()) {
+            addresses.sort_by_cached_key(|_| Uuid::new_v4());
+        }
+        addresses
+    }
+
+    /// Connects to the first address that can be had: of several, in an order that is another one each time, unless an
+    /// address says `?order=given`.
     ///
     /// # Errors
     /// `Connect` with what each address said.
     pub async fn connect(&self, role: Role) -> Result<Transport, Error> {
         let mut refusals = Vec::new();
-        for address in &self.addresses {
+        for address in self.in_order() {
             let connected = match address {
                 Address::Memory { name, user } => {
                     Ok(Transport::Memory(memory::Connection::open_as(user.as_deref(), name)))
@@ -193,12 +203,26 @@ pub(crate) fn pause_before_next(since: Instant) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
     fn the_memory_of_this_process_stands_alone() {
         let refused = Dial::parse("memory://a,amqp://b").expect_err("two brokers").to_string();
         assert!(refused.contains("stands alone"), "{refused}");
+    }
+
+    #[test]
+    fn connections_spread_over_several_addresses_unless_their_order_is_given() {
+        let firsts = |url: &str| {
+            let dial = Dial::parse(url).expect("good addresses");
+            (0..100).map(|_| dial.in_order()[0].to_string()).collect::<BTreeSet<_>>().len()
+        };
+        assert_eq!(firsts("amqp://a,b,c"), 3);
+        assert_eq!(firsts("amqp://a,b,c?order=random"), 3);
+        assert_eq!(firsts("amqp://a,b,c?order=given"), 1);
+        assert_eq!(firsts("amqp://a?order=given,amqp://b"), 1);
     }
 
     #[test]

@@ -338,7 +338,7 @@ async fn the_next_broker_is_taken_when_one_is_none() {
     let scene = Scene::new();
     let Some(host) = rabbit() else { return };
     let peer = Peer::new(Does::Answers(b"HTTP/1.1 400 Bad Request\r\n\r\n")).await;
-    let url = format!("amqp://guest:guest@{},{},{host}", nowhere().await, peer.address);
+    let url = format!("amqp://guest:guest@{},{},{host}?order=given", nowhere().await, peer.address);
     let client =
         soon(Client::builder().namespace(&scene.namespace).connect(&url)).await.expect("the third one is there");
     client.close().await;

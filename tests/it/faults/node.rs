@@ -166,7 +166,7 @@ impl Cluster {
     /// One URL with the addresses of all three, the one of `first` before the others.
     pub(crate) fn url(&self, first: usize) -> String {
         let [one, two, three] = [0, 1, 2].map(|next| self.nodes[(first + next) % 3].authority());
-        format!("amqp://guest:guest@{one},{two},{three}")
+        format!("amqp://guest:guest@{one},{two},{three}?order=given")
     }
 }
 
