@@ -41,6 +41,15 @@ where
         /// What is full.
         what: String,
     },
+    /// The service's queue has refused the call and cannot be reached, as when its node in a cluster is away; it was not run.
+    /// A [quorum queue](crate::Service::quorum) outlives the loss of a node.
+    #[error("`{method}` has not run: its queue `{queue}` cannot be reached: is its node away? Try again when it is back; with `Service::quorum`, other nodes have it too")]
+    Unreachable {
+        /// The method, as `name.vMAJOR.method`.
+        method: String,
+        /// The queue's name on the broker.
+        queue: String,
+    },
     /// The broker takes nothing, being short of memory or disk, and did not within
     /// [`ClientBuilder::blocked_wait`](crate::ClientBuilder::blocked_wait); of dead letters that are replayed, within 5 s.
     #[error("{}the broker has taken nothing for {after:?}, being blocked ({reason})", ran(.method.as_deref(), *.may_have_run))]
@@ -127,6 +136,7 @@ impl Error {
             Error::Fault(fault) => Error::Fault(fault),
             Error::NoService { service, method } => Error::NoService { service, method },
             Error::Overloaded { what } => Error::Overloaded { what },
+            Error::Unreachable { method, queue } => Error::Unreachable { method, queue },
             Error::Blocked { method, reason, after, may_have_run } => {
                 Error::Blocked { method, reason, after, may_have_run }
             }

@@ -68,6 +68,9 @@ impl Ticket {
                 Err(Error::Blocked { method, reason: reason.to_string(), after, may_have_run })
             }
             End::TimedOut(why) => Err(self.timed_out(why)),
+            End::Unreachable(queue) => {
+                Err(Error::Unreachable { method: self.target.to_string(), queue: queue.to_string() })
+            }
             End::NoExchange { exchange, why } => Err(no_exchange(&exchange, why)),
             End::Full(limit) => {
                 Err(Error::Overloaded { what: format!("this client has {limit} calls in flight, its limit") })

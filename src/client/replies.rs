@@ -29,6 +29,8 @@ pub(crate) enum End {
     Full(usize),
     /// Its time is over.
     TimedOut(Unanswered),
+    /// Its queue has refused it, and cannot be reached.
+    Unreachable(Arc<str>),
     /// Its exchange is gone, and what that means.
     NoExchange { exchange: Arc<str>, why: String },
     /// The instance that runs the call has not reported in for so long.

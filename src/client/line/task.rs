@@ -4,6 +4,7 @@ mod asking;
 mod cancels;
 mod ends;
 mod outgoing;
+mod refused;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
 
 use self::ends::closed;
+use self::refused::Found;
 use super::places::{Entry, Places};
 use super::unconfirmed::Unconfirmed;
 use super::{Address, Addressed, Order, Rules, Shared, Token};
@@ -27,7 +29,7 @@ use crate::client::session::{Happening, Rest, Session, Sessions};
 use crate::client::target::Target;
 use crate::client::waiting::Waiting;
 use crate::frame::{self, Kind};
-use crate::outbox::{BATCH, Outbox, UnderWay, take_all};
+use crate::outbox::{BATCH, Outbox, Parcel, UnderWay, take_all};
 use crate::state::{Attempts, State, enter};
 use crate::transport::{Confirm, Delivery, Lost, Role, Transport};
 
@@ -62,6 +64,10 @@ pub(super) struct Task {
     /// What is not to wait for an instance, by service, while the broker is asked whether there is one.
     asking: HashMap<Arc<str>, Waiting<Addressed>>,
     questions: FuturesUnordered<UnderWay<(Arc<Target>, u64)>>,
+    /// What its queue has refused, by queue, while that is asked why; and what was found a moment ago.
+    refused: HashMap<Arc<str>, Waiting<Parcel<Token>>>,
+    looks: FuturesUnordered<BoxFuture<'static, (Arc<str>, Found)>>,
+    found: HashMap<Arc<str>, (Instant, Found)>,
     /// Cancels that nobody has heard, until they are sent again.
     unheard: Waiting<Addressed>,
     /// Since when, and why, the broker takes nothing.
@@ -104,6 +110,9 @@ impl Task {
             unsent: Waiting::default(),
             asking: HashMap::new(),
             questions: FuturesUnordered::new(),
+            refused: HashMap::new(),
+            looks: FuturesUnordered::new(),
+            found: HashMap::new(),
             unheard: Waiting::default(),
             blocked: None,
             stuck_at: None,
@@ -157,6 +166,7 @@ impl Task {
                 Some(((target, last), said)) = self.questions.next(), if !self.questions.is_empty() => {
                     self.answered(&target, last, &said);
                 }
+                Some((queue, found)) = self.looks.next(), if !self.looks.is_empty() => self.found(&queue, found),
                 () = &mut clock, if wake_at.is_some() => self.look(),
                 count = take_all(&mut self.waiting, &mut orders) => if count == 0 {
                     break;
@@ -310,6 +320,9 @@ impl Task {
         let waiting = [&mut self.places.crowd, &mut self.unsent, &mut self.unheard].into_iter();
         for waiting in waiting.chain(self.asking.values_mut()) {
             parcels.extend(std::iter::from_fn(|| waiting.pop()).map(|(_, parcel)| parcel));
+        }
+        for waiting in self.refused.values_mut() {
+            parcels.extend(std::iter::from_fn(|| waiting.pop()));
         }
         for parcel in parcels {
             let handed_over = parcel.token.attempts > 0;
