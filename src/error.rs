@@ -43,7 +43,9 @@ where
     },
     /// The service's queue has refused the call and cannot be reached, as when its node in a cluster is away; it was not run.
     /// A [quorum queue](crate::Service::quorum) outlives the loss of a node.
-    #[error("`{method}` has not run: its queue `{queue}` cannot be reached: is its node away? Try again when it is back; with `Service::quorum`, other nodes have it too")]
+    #[error(
+        "`{method}` has not run: its queue `{queue}` cannot be reached: is its node away? Try again when it is back; with `Service::quorum`, other nodes have it too"
+    )]
     Unreachable {
         /// The method, as `name.vMAJOR.method`.
         method: String,

@@ -62,7 +62,9 @@ impl Client {
             }
             End::TimedOut(why) => Err(Error::Timeout { method: key.to_owned(), after, why }),
             // Of the queues of several subscribers, one is full.
-            End::Said(Confirm::Refused) | End::Full(_) | End::Silent { .. } => Err(queue_full(key)),
+            End::Said(Confirm::Refused) | End::Full(_) | End::Silent { .. } | End::Unreachable(_) => {
+                Err(queue_full(key))
+            }
         }
     }
 }

@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
 
 use self::ends::closed;
-use self::refused::Found;
+use self::refused::{Found, Look};
 use super::places::{Entry, Places};
 use super::unconfirmed::Unconfirmed;
 use super::{Address, Addressed, Order, Rules, Shared, Token};
@@ -64,10 +64,10 @@ pub(super) struct Task {
     /// What is not to wait for an instance, by service, while the broker is asked whether there is one.
     asking: HashMap<Arc<str>, Waiting<Addressed>>,
     questions: FuturesUnordered<UnderWay<(Arc<Target>, u64)>>,
-    /// What its queue has refused, by queue, while that is asked why; and what was found a moment ago.
+    /// What its queue has refused, by queue, while that is asked why; and what was found: until then, or until the look is over.
     refused: HashMap<Arc<str>, Waiting<Parcel<Token>>>,
-    looks: FuturesUnordered<BoxFuture<'static, (Arc<str>, Found)>>,
-    found: HashMap<Arc<str>, (Instant, Found)>,
+    looks: FuturesUnordered<BoxFuture<'static, Look>>,
+    found: HashMap<Arc<str>, (Option<Instant>, Found)>,
     /// Cancels that nobody has heard, until they are sent again.
     unheard: Waiting<Addressed>,
     /// Since when, and why, the broker takes nothing.
@@ -166,7 +166,7 @@ impl Task {
                 Some(((target, last), said)) = self.questions.next(), if !self.questions.is_empty() => {
                     self.answered(&target, last, &said);
                 }
-                Some((queue, found)) = self.looks.next(), if !self.looks.is_empty() => self.found(&queue, found),
+                Some(look) = self.looks.next(), if !self.looks.is_empty() => self.found(look),
                 () = &mut clock, if wake_at.is_some() => self.look(),
                 count = take_all(&mut self.waiting, &mut orders) => if count == 0 {
                     break;

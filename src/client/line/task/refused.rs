@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -14,9 +15,10 @@ use crate::client::replies::End;
 use crate::error::Error;
 use crate::frame::Kind;
 use crate::outbox::Parcel;
-use crate::transport::Confirm;
+use crate::transport::{Confirm, Transport};
 
-/// How long a queue that can be reached takes to answer, at most.
+/// How long a queue that can be reached takes to answer, at most. For one that cannot be the broker takes more than a minute:
+/// then it is asked no second time meanwhile.
 const ANSWER: Duration = Duration::from_secs(2);
 /// For how long it counts as it was found.
 const KNOWN: Duration = Duration::from_secs(1);
@@ -31,13 +33,36 @@ pub(super) enum Found {
     Unknown,
 }
 
+/// What there is to say of a queue, and the rest of the look at it, if that is not over yet.
+pub(super) struct Look {
+    queue: Arc<str>,
+    found: Found,
+    rest: Option<BoxFuture<'static, Look>>,
+}
+
+impl Look {
+    /// Looks at a queue.
+    async fn at(queue: Arc<str>, transport: Transport) -> Self {
+        let name = queue.clone();
+        let mut counting = async move { transport.count(&name).await }.boxed();
+        match tokio::time::timeout(ANSWER, &mut counting).await {
+            Ok(answer) => Self { queue, found: Found::of(&answer), rest: None },
+            Err(_) => {
+                let name = queue.clone();
+                let rest = async { Self { queue: name, found: Found::of(&counting.await), rest: None } };
+                Self { queue, found: Found::Unreachable, rest: Some(rest.boxed()) }
+            }
+        }
+    }
+}
+
 impl Found {
-    fn of(answer: Result<Result<Option<u64>, Error>, tokio::time::error::Elapsed>) -> Self {
+    fn of(answer: &Result<Option<u64>, Error>) -> Self {
         match answer {
-            Ok(Ok(Some(_))) => Self::Full,
+            Ok(Some(_)) => Self::Full,
             // RabbitMQ says of one whose node is away that it is not found.
-            Ok(Ok(None)) | Err(_) => Self::Unreachable,
-            Ok(Err(_)) => Self::Unknown,
+            Ok(None) => Self::Unreachable,
+            Err(_) => Self::Unknown,
         }
     }
 
@@ -68,7 +93,7 @@ impl Task {
     /// Ends a call that its queue has refused, once it is known why.
     pub(super) fn refused(&mut self, queue: Arc<str>, parcel: Parcel<Token>) {
         let now = Instant::now();
-        self.found.retain(|_, (when, _)| now.saturating_duration_since(*when) < KNOWN);
+        self.found.retain(|_, (until, _)| until.is_none_or(|until| now < until));
         if let Some((_, found)) = self.found.get(&queue) {
             return parcel.token.end(&found.end(&queue));
         }
@@ -76,22 +101,20 @@ impl Task {
         let waiting = self.refused.entry(queue.clone()).or_default();
         waiting.push(parcel.id, parcel.token.deadline, parcel);
         if waiting.len() == 1 {
-            let transport = session.transport.clone();
-            let look = async move {
-                let answer = tokio::time::timeout(ANSWER, transport.count(&queue)).await;
-                (queue, Found::of(answer))
-            };
-            self.looks.push(look.boxed());
+            self.looks.push(Look::at(queue, session.transport.clone()).boxed());
         }
     }
 
     /// It is known why a queue has refused calls.
-    pub(super) fn found(&mut self, queue: &Arc<str>, found: Found) {
-        self.found.insert(queue.clone(), (Instant::now(), found));
-        let mut waiting = self.refused.remove(queue).unwrap_or_default();
+    pub(super) fn found(&mut self, look: Look) {
+        let Look { queue, found, rest } = look;
+        let until = rest.is_none().then(|| Instant::now() + KNOWN);
+        self.looks.extend(rest);
+        let mut waiting = self.refused.remove(&queue).unwrap_or_default();
         while let Some(parcel) = waiting.pop() {
-            parcel.token.end(&found.end(queue));
+            parcel.token.end(&found.end(&queue));
         }
+        self.found.insert(queue, (until, found));
     }
 
     /// Takes out a call that was refused, while it is not known why.
