@@ -66,6 +66,8 @@ pub(super) struct Task {
     questions: FuturesUnordered<UnderWay<(Arc<Target>, u64)>>,
     /// What its queue has refused, by queue, while that is asked why; and what was found: until then, or until the look is over.
     refused: HashMap<Arc<str>, Waiting<Parcel<Token>>>,
+    /// What was returned, by service, while the broker is asked whether that has an instance.
+    returned: HashMap<Arc<str>, Waiting<Parcel<Token>>>,
     looks: FuturesUnordered<BoxFuture<'static, Look>>,
     found: HashMap<Arc<str>, (Option<Instant>, Found)>,
     /// Cancels that nobody has heard, until they are sent again.
@@ -111,6 +113,7 @@ impl Task {
             asking: HashMap::new(),
             questions: FuturesUnordered::new(),
             refused: HashMap::new(),
+            returned: HashMap::new(),
             looks: FuturesUnordered::new(),
             found: HashMap::new(),
             unheard: Waiting::default(),
@@ -321,7 +324,7 @@ impl Task {
         for waiting in waiting.chain(self.asking.values_mut()) {
             parcels.extend(std::iter::from_fn(|| waiting.pop()).map(|(_, parcel)| parcel));
         }
-        for waiting in self.refused.values_mut() {
+        for waiting in self.refused.values_mut().chain(self.returned.values_mut()) {
             parcels.extend(std::iter::from_fn(|| waiting.pop()));
         }
         for parcel in parcels {

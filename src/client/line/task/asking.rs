@@ -68,7 +68,7 @@ impl Task {
         Moment { now, last: self.number, earlier: self.looked }
     }
 
-    fn ask(&mut self, target: Arc<Target>) {
+    pub(super) fn ask(&mut self, target: Arc<Target>) {
         let Some(session) = &self.session else { return };
         let instance = &self.sessions.instance;
         let metadata =
@@ -105,6 +105,7 @@ impl Task {
             Ok(_) => target.presence().is_there(self.moment(now)),
             Err(_) => {}
         }
+        self.end_returned(target, matches!(said, Ok(Confirm::Accepted | Confirm::Refused)));
         let mut asking = self.asking.remove(&target.service_text).unwrap_or_default();
         while let Some((address, mut parcel)) = asking.pop() {
             match said {

@@ -82,14 +82,13 @@ impl Task {
                     self.replies.forget(parcel.id);
                 }
                 let left_before = parcel.token.attempts > u32::from(!came_back);
-                if said == Ok(Confirm::Refused)
-                    && !left_before
-                    && let Some(queue) = self.refusing(&address, &parcel)
-                {
-                    self.refused(queue, parcel);
-                    continue;
+                let unclear = match &said {
+                    Ok(confirm) if !left_before => self.find_out(&address, parcel, confirm),
+                    _ => Some(parcel),
+                };
+                if let Some(parcel) = unclear {
+                    parcel.token.end(&end_of(&said, left_before && address.is_mandatory()));
                 }
-                parcel.token.end(&end_of(&said, left_before && address.is_mandatory()));
             }
         }
     }
@@ -237,8 +236,8 @@ impl Task {
         } else if let Some(said) = self.unconfirmed.release_one(id) {
             // Here as well.
             let _ = said.send(End::TimedOut(Unanswered::Unknown));
-        } else if let Some(parcel) = self.unfound(id) {
-            parcel.token.end(&End::Said(Confirm::Refused));
+        } else if let Some((parcel, said)) = self.unfound(id) {
+            parcel.token.end(&End::Said(said));
         } else if let Some((_, parcel)) = self.unasked(id) {
             parcel.token.end(&End::TimedOut(Unanswered::Unsent));
         }

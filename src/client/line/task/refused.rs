@@ -1,5 +1,6 @@
-//! Finding out why a queue has refused calls: it is full, or it cannot be reached, as when its node is away. The broker's
-//! refusal does not say it, but the queue, asked how much is in it, does.
+//! Finding out why a queue has not taken calls. It has refused them: it is full, or it cannot be reached, as when its node is
+//! away. The broker does not say which, but the queue, asked how much is in it, does. Or they were returned: there is no queue,
+//! but if the service has an instance, it is only out of reach.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use uuid::Uuid;
 use super::Task;
 use crate::client::line::{Address, Token};
 use crate::client::replies::End;
+use crate::client::target::Target;
 use crate::error::Error;
 use crate::frame::Kind;
 use crate::outbox::Parcel;
@@ -75,23 +77,36 @@ impl Found {
 }
 
 impl Task {
-    /// The queue that has refused what went to this address, if it is one that any instance reads.
-    pub(super) fn refusing(&self, address: &Address, parcel: &Parcel<Token>) -> Option<Arc<str>> {
+    /// Has a call that its queue has not taken end once it is known why; gives it back when there is nothing to find out.
+    pub(super) fn find_out(
+        &mut self,
+        address: &Address,
+        parcel: Parcel<Token>,
+        confirm: &Confirm,
+    ) -> Option<Parcel<Token>> {
+        // One instance's own queue is never full, and all have their own.
+        let any = parcel.token.reply.as_ref().map(|(_, target)| target.clone());
+        let any = any.filter(|target| address.kind == Kind::Request && address.key == target.service_text);
         let namespace = &self.sessions.namespace;
-        let service = match &parcel.token.reply {
-            Some((_, target)) if address.kind == Kind::Request => target.service_text.clone(),
-            None if address.kind == Kind::Oneway && address.exchange == namespace.oneway().into() => {
-                // The key ends in the method, which has no dot in it.
-                let (service, _) = address.key.rsplit_once('.')?;
-                return Some(namespace.work_queue(service).into());
+        match (confirm, any) {
+            (Confirm::Refused, Some(target)) => {
+                let queue = namespace.calls_queue(&target.service).into();
+                self.refused(queue, parcel);
             }
-            _ => return None,
-        };
-        (address.key == service).then(|| namespace.calls_queue(service).into())
+            (Confirm::Refused, None) if address.kind == Kind::Oneway && *address.exchange == *namespace.oneway() => {
+                // The key ends in the method, which has no dot in it.
+                let Some((service, _)) = address.key.rsplit_once('.') else { return Some(parcel) };
+                let queue = namespace.work_queue(service).into();
+                self.refused(queue, parcel);
+            }
+            (Confirm::Returned, Some(target)) => self.returned(target, parcel),
+            _ => return Some(parcel),
+        }
+        None
     }
 
     /// Ends a call that its queue has refused, once it is known why.
-    pub(super) fn refused(&mut self, queue: Arc<str>, parcel: Parcel<Token>) {
+    fn refused(&mut self, queue: Arc<str>, parcel: Parcel<Token>) {
         let now = Instant::now();
         self.found.retain(|_, (until, _)| until.is_none_or(|until| now < until));
         if let Some((_, found)) = self.found.get(&queue) {
@@ -117,8 +132,30 @@ impl Task {
         self.found.insert(queue, (until, found));
     }
 
-    /// Takes out a call that was refused, while it is not known why.
-    pub(super) fn unfound(&mut self, id: Uuid) -> Option<Parcel<Token>> {
-        self.refused.values_mut().find_map(|waiting| waiting.remove(id))
+    /// Ends a call that was returned, once it is known whether its service has an instance.
+    fn returned(&mut self, target: Arc<Target>, parcel: Parcel<Token>) {
+        let waiting = self.returned.entry(target.service_text.clone()).or_default();
+        waiting.push(parcel.id, parcel.token.deadline, parcel);
+        if waiting.len() == 1 {
+            self.ask(target);
+        }
+    }
+
+    /// It is known whether a service has an instance.
+    pub(super) fn end_returned(&mut self, target: &Target, is_there: bool) {
+        let mut waiting = self.returned.remove(&target.service_text).unwrap_or_default();
+        while let Some(parcel) = waiting.pop() {
+            parcel.token.end(&match is_there {
+                true => End::Unreachable(self.sessions.namespace.calls_queue(&target.service).into()),
+                false => End::Said(Confirm::Returned),
+            });
+        }
+    }
+
+    /// Takes out a call while it is not known why its queue has not taken it, with what is to be said of it.
+    pub(super) fn unfound(&mut self, id: Uuid) -> Option<(Parcel<Token>, Confirm)> {
+        let refused = self.refused.values_mut().find_map(|waiting| waiting.remove(id));
+        let mut returned = || self.returned.values_mut().find_map(|waiting| waiting.remove(id));
+        refused.map(|parcel| (parcel, Confirm::Refused)).or_else(|| Some((returned()?, Confirm::Returned)))
     }
 }
