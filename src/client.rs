@@ -28,6 +28,7 @@ use uuid::Uuid;
 
 pub(crate) use self::builder::BLOCKED_WAIT;
 pub use self::builder::{Absent, ClientBuilder, Coalesce, WhenFull};
+pub use self::events::Published;
 use self::line::{Address, Line, Token};
 use self::pending::Ticket;
 pub(crate) use self::pending::{Dispatched, Gathering};

@@ -86,7 +86,7 @@ pub mod testing;
 pub use hopline_macros::service;
 
 pub use call::{Answered, Broadcast, BroadcastReply, Call, Oneway, Pending};
-pub use client::{Absent, Client, ClientBuilder, Coalesce, Traffic, WhenFull};
+pub use client::{Absent, Client, ClientBuilder, Coalesce, Published, Traffic, WhenFull};
 pub use codec::{Arguments, Codec, CodecError};
 pub use compression::Compression;
 pub use context::Context;

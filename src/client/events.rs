@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::line::Token;
-use super::pending::{lost_with, no_exchange, queue_full};
+use super::pending::{lost_with, no_exchange};
 use super::replies::End;
 use super::{Client, MAX_TIMEOUT, head_start, traced};
 use crate::codec::CodecError;
@@ -18,17 +18,38 @@ use crate::outbox::Parcel;
 use crate::topology::check_event_key;
 use crate::transport::Confirm;
 
+/// Which of its subscribers have an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Published {
+    /// All there are, be it none.
+    ToAll,
+    /// All but some, whose queues the broker could not give it to, being full or out of reach, as while a node of a cluster is
+    /// away. To publish it again gives it to the others twice.
+    NotToAll,
+}
+
 impl Client {
     /// Publishes an event to whoever subscribes to its key, such as `order.created`; nobody is fine too. Returns when the
     /// broker has it.
     ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), hopline::Error> {
+    /// # let client = hopline::Client::connect("memory://").await?;
+    /// if client.publish("order.created", &7).await? == hopline::Published::NotToAll {
+    ///     eprintln!("a subscriber has missed an order");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// `Invalid` for a key that is not of 1 to 255 bytes, words with single dots between them, without `*` and `#`; `Codec`
     /// for an event that cannot be written, `TooLarge`, `Timeout` when the broker does not confirm within the client's
-    /// timeout, `Blocked`, `Overloaded` when a subscriber's queue is full, `Disconnected`, and `Broker` when it takes no
+    /// timeout, `Blocked`, `Disconnected`, and `Broker` when it takes no
     /// events: somebody has deleted their exchange, which is declared again, but reaches nobody until subscribers have bound
     /// their queues again, within seconds. While connections are lost it is sent again, and may arrive twice.
-    pub async fn publish<E: Serialize + ?Sized>(&self, key: &str, event: &E) -> Result<(), Error> {
+    pub async fn publish<E: Serialize + ?Sized>(&self, key: &str, event: &E) -> Result<Published, Error> {
         check_event_key(key).map_err(Error::Invalid)?;
         let codec = self.0.settings.codec;
         let metadata = Metadata { method: Some(key.into()), ..self.metadata(traced(Context::current().as_ref())) };
@@ -53,7 +74,8 @@ impl Client {
         };
         self.0.line.post(address, parcel);
         match self.end_of(frame.id, deadline, said).await {
-            End::Said(Confirm::Accepted | Confirm::Returned) => Ok(()),
+            End::Said(Confirm::Accepted | Confirm::Returned) => Ok(Published::ToAll),
+            End::Said(Confirm::Refused) => Ok(Published::NotToAll),
             End::NoExchange { exchange, why } => Err(no_exchange(&exchange, why)),
             End::Said(Confirm::TooLarge(limit)) => Err(Error::TooLarge { what: "event", size, limit }),
             End::Lost(lost) => Err(lost_with(key.to_owned(), lost)),
@@ -61,10 +83,7 @@ impl Client {
                 Err(Error::Blocked { method: Some(key.to_owned()), reason: reason.to_string(), after, may_have_run })
             }
             End::TimedOut(why) => Err(Error::Timeout { method: key.to_owned(), after, why }),
-            // Of the queues of several subscribers, one is full.
-            End::Said(Confirm::Refused) | End::Full(_) | End::Silent { .. } | End::Unreachable(_) => {
-                Err(queue_full(key))
-            }
+            End::Full(_) | End::Silent { .. } | End::Unreachable(_) => unreachable!("this is no call"),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Events reach whoever subscribes to their key.
 
-use hopline::{Context, Error, Server};
+use hopline::topology::{Binding, Declaration, Queue, QueueKind};
+use hopline::{Context, Error, Published, Server};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
@@ -64,6 +65,33 @@ async fn an_event_that_does_not_fit_or_a_handler_that_panics_stops_no_other() {
     client.publish("n", &13_u64).await.expect("the broker has it");
     client.publish("n", &14_u64).await.expect("the broker has it");
     assert_eq!(soon(heard.recv()).await, Some(14));
+}
+
+#[tokio::test]
+async fn an_event_that_a_subscribers_queue_refuses_reaches_the_others_and_its_publisher_hears_it() {
+    let scene = Scene::new();
+    let (server, mut heard) = subscribe(scene.server().await, "order.*");
+    let _server = server.start().await.expect("subscribed");
+    let transport = scene.transport().await;
+    let (name, events) = (format!("{}.full", scene.namespace), format!("{}.events", scene.namespace));
+    let full = Queue { max_length: Some(1), ..Queue::new(&name, QueueKind::Exclusive) };
+    let binding = Binding { exchange: events, key: "order.created".to_owned(), queue: name };
+    transport.declare(&[Declaration::Queue(full), Declaration::Binding(binding)]).await.expect("it is new");
+    let client = scene.client().await;
+    // How many more a broker lets in before it refuses is its own affair.
+    let mut published = 0;
+    loop {
+        published += 1;
+        if client.publish("order.created", &Order { id: published }).await.expect("an answer") == Published::NotToAll {
+            break;
+        }
+        assert!(published < 100, "the queue takes everything");
+    }
+    for id in 1..=published {
+        assert_eq!(soon(heard.recv()).await.expect("an event").1, Order { id });
+    }
+    let other = client.publish("order.shipped", &Order { id: 0 }).await;
+    assert_eq!(other.expect("an answer"), Published::ToAll);
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use hopline::topology::Binding;
 use hopline::{Client, Code, Codec, Context, Dispatch, Error, Fault, Method, Server, Service};
 use tokio::sync::mpsc;
 
@@ -35,6 +36,28 @@ async fn a_service_that_nobody_serves_is_known_at_once() {
         other => panic!("{other:?}"),
     }
     assert_eq!(math.add(1, 2).await.expect("the connection is as good as before"), 3);
+}
+
+#[tokio::test]
+async fn a_call_whose_binding_was_deleted_is_told_that_the_queue_is_out_of_reach() {
+    let scene = Scene::new();
+    let _server = scene.serve(MathServer::new(Calculator)).await;
+    let (client, transport) = (scene.client().await, scene.transport().await);
+    let queue = format!("{}.math.v1.calls", scene.namespace);
+    let binding =
+        Binding { exchange: format!("{}.rpc", scene.namespace), key: "math.v1".to_owned(), queue: queue.clone() };
+    let call = || MathClient::new(&client).add(1, 2).timeout(MINUTES).into_future();
+    assert_eq!(soon(call()).await.expect("answered"), 3);
+    let told = loop {
+        transport.unbind(std::slice::from_ref(&binding)).await.expect("not bound any more");
+        // The server may have bound it again meanwhile.
+        match soon(call()).await {
+            Ok(sum) => assert_eq!(sum, 3),
+            Err(error) => break error,
+        }
+    };
+    let expected: Error = Error::Unreachable { method: "math.v1.add".to_owned(), queue };
+    assert_eq!(format!("{told:?}"), format!("{expected:?}"));
 }
 
 #[tokio::test]

@@ -33,7 +33,7 @@ async fn calls_can_have_all_the_time_there_is_and_none() {
     patient.publish("something.happened", &()).await.expect("the broker has it");
     // Whether the broker was fast enough for no time at all, it may have it.
     let published = soon(hasty.publish("something.happened", &())).await;
-    assert!(matches!(published, Ok(()) | Err(Error::Timeout { .. })), "{published:?}");
+    assert!(matches!(published, Ok(_) | Err(Error::Timeout { .. })), "{published:?}");
 
     let mut replies = MathClient::new(&patient).whoami().all().stream().await.expect("it is there");
     assert_eq!(soon(replies.next()).await.expect("it answers").instance, server.instance());

@@ -121,6 +121,7 @@ fn failed(error: &Error) -> (Outcome, String) {
         Error::Fault(fault) => fault.code.name(),
         Error::NoService { .. } => "NoService",
         Error::Overloaded { .. } => "Overloaded",
+        Error::Unreachable { .. } => "Unreachable",
         Error::Blocked { may_have_run: true, .. } => "Blocked, may have run",
         Error::Blocked { may_have_run: false, .. } => "Blocked, not run",
         Error::Timeout { .. } => "Timeout",

@@ -82,8 +82,8 @@ pub(crate) enum Outcome {
 
 impl Outcome {
     /// Errors that say that the call has not run.
-    pub(crate) const NOT_RUN: [&str; 5] =
-        ["NoService", "Overloaded", "Disconnected, not run", "Blocked, not run", "UNAVAILABLE"];
+    pub(crate) const NOT_RUN: [&str; 6] =
+        ["NoService", "Overloaded", "Unreachable", "Disconnected, not run", "Blocked, not run", "UNAVAILABLE"];
 
     fn text(&self) -> &str {
         match self {
