@@ -5,7 +5,7 @@ mod catalogue;
 mod letter;
 mod publish;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
 use std::future::Future;
 use std::time::Duration;
@@ -132,20 +132,24 @@ impl DeadLetters {
     }
 
     /// The oldest `most` of them, the oldest first, without [arguments](DeadLetter::arguments) over 4 KiB. They stay where they
-    /// are, in their order.
+    /// are. All are read for it, whatever `most` is.
     ///
     /// # Errors
     /// As [`DeadLetters::count`].
     pub async fn list(&self, most: usize) -> Result<Vec<DeadLetter>, Error> {
         self.count().await?;
-        let (mut letters, mut held) = (Vec::new(), Held::default());
-        while letters.len() < most
-            && let Some(delivery) = self.next().await?
-        {
-            letters.push(DeadLetter::read(&self.service, &delivery, SHORT_ARGUMENTS));
+        // What was taken out of a quorum queue and put back may come before or after what was not.
+        let (mut oldest, mut held, mut last) = (BTreeMap::new(), Held::default(), 0);
+        while let Some(delivery) = self.next().await? {
+            let letter = DeadLetter::read(&self.service, &delivery, SHORT_ARGUMENTS);
+            last = letter.failed_at.unwrap_or(last);
+            oldest.insert((last, held.0.len()), letter);
+            if oldest.len() > most {
+                oldest.pop_last();
+            }
             held.keep(delivery);
         }
-        Ok(letters)
+        Ok(oldest.into_values().collect())
     }
 
     /// The one with this id, the oldest if there are several, or the one whose id begins so; none if there is none. All stay

@@ -192,6 +192,9 @@ pub enum Declaration {
 /// Connections that end count too, and a broker that closes many closes them one after the other: one that is restarted
 /// hands the same call from instance to instance, and is not to use up its attempts.
 pub(crate) const ONEWAY_DELIVERIES: u32 = 20;
+/// As good as no limit, for what operators take out of a queue and put back: without one RabbitMQ 4 would drop a message after
+/// the twentieth look, and 3.10 would put what comes back behind all others.
+const KEPT_DELIVERIES: u32 = 2_000_000_000;
 /// AMQP's priorities are 0 to 9.
 pub(crate) const MAX_PRIORITY: u8 = 9;
 
@@ -340,12 +343,12 @@ impl Namespace {
 
     /// The queue of a service's dead letters.
     pub(crate) fn dead(&self, service: &ServiceId) -> Declaration {
-        Declaration::Queue(Queue::new(self.dead_queue(service), QueueKind::Classic))
+        kept(self.dead_queue(service))
     }
 
     /// The queue with an entry for each service that has dead letters.
     pub(crate) fn catalogue(&self) -> Declaration {
-        Declaration::Queue(Queue::new(self.catalogue_queue(), QueueKind::Classic))
+        kept(self.catalogue_queue())
     }
 
     /// The `queue` of one instance of a service, and what leads there.
@@ -366,6 +369,11 @@ impl Namespace {
             binding(self.events(), pattern.to_owned(), queue),
         ]
     }
+}
+
+/// A queue that is as safe as those from which its messages come, and that is read by taking them out and putting them back.
+fn kept(name: String) -> Declaration {
+    Declaration::Queue(Queue { delivery_limit: Some(KEPT_DELIVERIES), ..Queue::new(name, QueueKind::Quorum) })
 }
 
 fn binding(exchange: String, key: String, queue: &str) -> Declaration {

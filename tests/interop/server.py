@@ -89,7 +89,8 @@ class Server:
             channel.exchange_declare(f"{self.namespace}.{name}", kind, durable=True)
         dead_queue, work, calls = (f"{self.namespace}.{service}.{name}" for name in ("dead", "work", "calls"))
 
-        channel.queue_declare(dead_queue, durable=True)
+        kept = {"x-queue-type": "quorum", "x-delivery-limit": 2000000000}
+        channel.queue_declare(dead_queue, durable=True, arguments=kept)
         channel.queue_declare(own, exclusive=True)
         channel.queue_bind(own, rpc, f"{service}@{self.instance}")
         channel.queue_bind(own, rpc, f"{service}@*")

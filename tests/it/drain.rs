@@ -140,7 +140,8 @@ async fn run_until_serves_until_it_is_told_to_stop() {
     let answered = async {
         loop {
             match client.call::<String>("ping", "ping", [(); 0]).await {
-                Err(Error::NoService { .. }) => tokio::task::yield_now().await,
+                // It may have begun to serve, and not all of it be there.
+                Err(Error::NoService { .. } | Error::Unreachable { .. }) => tokio::task::yield_now().await,
                 outcome => break outcome,
             }
         }
