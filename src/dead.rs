@@ -5,7 +5,7 @@ mod catalogue;
 mod letter;
 mod publish;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::future::Future;
 use std::time::Duration;
@@ -131,25 +131,26 @@ impl DeadLetters {
         count.ok_or_else(|| Error::NoService { service: self.service.to_string(), method: None })
     }
 
-    /// The oldest `most` of them, the oldest first, without [arguments](DeadLetter::arguments) over 4 KiB. They stay where they
-    /// are. All are read for it, whatever `most` is.
+    /// Up to `most` of them, the oldest first, without [arguments](DeadLetter::arguments) over 4 KiB. They stay where they are.
+    /// Of more than `most`, they are not always the oldest: what was looked at goes back behind what was looked at before.
     ///
     /// # Errors
     /// As [`DeadLetters::count`].
     pub async fn list(&self, most: usize) -> Result<Vec<DeadLetter>, Error> {
         self.count().await?;
-        // What was taken out of a quorum queue and put back may come before or after what was not.
-        let (mut oldest, mut held, mut last) = (BTreeMap::new(), Held::default(), 0);
-        while let Some(delivery) = self.next().await? {
+        let (mut letters, mut held, mut last) = (Vec::new(), Held::default(), 0);
+        while letters.len() < most
+            && let Some(delivery) = self.next().await?
+        {
             let letter = DeadLetter::read(&self.service, &delivery, SHORT_ARGUMENTS);
+            // One that says no time stays behind its neighbour.
             last = letter.failed_at.unwrap_or(last);
-            oldest.insert((last, held.0.len()), letter);
-            if oldest.len() > most {
-                oldest.pop_last();
-            }
+            letters.push((last, letter));
             held.keep(delivery);
         }
-        Ok(oldest.into_values().collect())
+        // What was taken out of a quorum queue and put back, as letters are here, may come in another order.
+        letters.sort_by_key(|(failed_at, _)| *failed_at);
+        Ok(letters.into_iter().map(|(_, letter)| letter).collect())
     }
 
     /// The one with this id, the oldest if there are several, or the one whose id begins so; none if there is none. All stay
