@@ -76,11 +76,23 @@ impl Transport {
     /// Declares each part in order. Exclusive queues belong to this transport's consuming connection.
     ///
     /// # Errors
-    /// `Mismatch` where something exists with other arguments, `Broker` for any other refusal.
+    /// `Mismatch` where something exists with other arguments, `Broker` for any other refusal and when it does not answer within
+    /// 30 s.
     pub async fn declare(&self, parts: &[Declaration]) -> Result<(), Error> {
         match self {
             Self::Memory(connection) => connection.declare(parts),
             Self::Rabbit(connection) => connection.declare(parts).await,
+        }
+    }
+
+    /// The same, for as long as the broker takes, which is more than a minute for a queue whose node is away.
+    ///
+    /// # Errors
+    /// As [`Transport::declare`].
+    pub async fn declare_however_long(&self, parts: &[Declaration]) -> Result<(), Error> {
+        match self {
+            Self::Memory(connection) => connection.declare(parts),
+            Self::Rabbit(connection) => connection.declare_however_long(parts).await,
         }
     }
 

@@ -90,7 +90,8 @@ impl Keeper {
                 tokio::spawn(async move { transport.unbind(&earlier).await });
             }
         }
-        self.transport.declare(&parts).await?;
+        // Another attempt meanwhile would stay at the broker as well.
+        self.transport.declare_however_long(&parts).await?;
         Ok(queue)
     }
 

@@ -150,6 +150,10 @@ impl Connection {
     }
 
     pub(super) async fn declare(&self, parts: &[Declaration]) -> Result<(), Error> {
+        in_time(&declare::operation(parts), self.declare_however_long(parts)).await
+    }
+
+    pub(super) async fn declare_however_long(&self, parts: &[Declaration]) -> Result<(), Error> {
         let (link, parts, known) = (self.0.consuming.clone(), parts.to_vec(), self.0.known.clone());
         let declaring = async move {
             declare::declare(&link, &parts).await?;
@@ -165,12 +169,14 @@ impl Connection {
 
     pub(super) async fn missing(&self, exchanges: &[String]) -> Result<Vec<String>, Error> {
         let (link, exchanges) = (self.0.consuming.clone(), exchanges.to_vec());
-        self.see_through(async move { declare::missing(&link, &exchanges).await }).await
+        let missing = self.see_through(async move { declare::missing(&link, &exchanges).await });
+        in_time("look for the exchanges", missing).await
     }
 
     pub(super) async fn unbind(&self, bindings: &[Binding]) -> Result<(), Error> {
         let (link, bindings) = (self.0.consuming.clone(), bindings.to_vec());
-        self.see_through(async move { declare::unbind(&link, &bindings).await }).await
+        let unbound = self.see_through(async move { declare::unbind(&link, &bindings).await });
+        in_time("take bindings away", unbound).await
     }
 
     /// Does something on a task, which sees it through when nobody waits for it any more: a channel that is dropped while
@@ -208,16 +214,20 @@ impl Connection {
             tasks.spawn(feed.run(link, settler, cancelled, closing));
             Ok(consumer)
         });
-        let consuming = consuming.await.unwrap_or_else(|_| Err(Refusal::Ended("its runtime has ended".into())));
-        consuming.map_err(|refusal| refusal.during(format!("consume the queue `{queue}`")))
+        let operation = format!("consume the queue `{queue}`");
+        let consumer = async {
+            let consuming = consuming.await.unwrap_or_else(|_| Err(Refusal::Ended("its runtime has ended".into())));
+            consuming.map_err(|refusal| refusal.during(&*operation))
+        };
+        in_time(&operation, consumer).await
     }
 
     pub(super) async fn get(&self, queue: &str) -> Result<Option<Delivery>, Error> {
-        self.0.puller.get(queue).await
+        in_time(&format!("get a message of the queue `{queue}`"), self.0.puller.get(queue)).await
     }
 
     pub(super) async fn count(&self, queue: &str) -> Result<Option<u64>, Error> {
-        self.0.puller.count(queue).await
+        in_time(&format!("count the messages of the queue `{queue}`"), self.0.puller.count(queue)).await
     }
 
     pub(super) fn blocked(&self) -> Option<Arc<str>> {
@@ -343,6 +353,11 @@ fn end_of_channel(words: &str) -> ConsumerEnd {
     }
 }
 
+/// What the broker answers, unless that takes too long. What was asked goes on, since it is on a task of its own.
+async fn in_time<T>(operation: &str, answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::time::timeout(ANSWER_TIMEOUT, answer).await.unwrap_or_else(|_| Err(Refusal::Silent.during(operation)))
+}
+
 impl Feed {
     /// Begins to consume, on a channel of its own.
     async fn open(
@@ -352,16 +367,11 @@ impl Feed {
     ) -> Result<(Consumer, Self, Option<Settlements>, oneshot::Receiver<()>), Refusal> {
         let channel = link.channel().await?;
         if let Some(prefetch) = mode.prefetch() {
-            link.ask(channel.basic_qos(prefetch, BasicQosOptions { global: false })).await?;
+            link.hear(channel.basic_qos(prefetch, BasicQosOptions { global: false })).await?;
         }
         let options = BasicConsumeOptions { no_ack: mode == Mode::NoAck, ..BasicConsumeOptions::default() };
         let stream = channel.basic_consume(queue, "".into(), options, arguments(mode));
-        let stream = link.ask(stream).await.inspect_err(|refusal| {
-            if matches!(refusal, Refusal::Silent) {
-                // Polling once sends it: once the broker does answer, it is not to be left with a consumer.
-                let _ = channel.close(200, "OK".into()).now_or_never();
-            }
-        })?;
+        let stream = link.hear(stream).await?;
         let (deliver, deliveries) = mpsc::unbounded_channel();
         let (settler, settled) = mpsc::unbounded_channel();
         let (cancel, cancelled) = oneshot::channel();

@@ -194,12 +194,14 @@ impl Link {
         Refusal::Ended(reason)
     }
 
-    /// Waits for the broker's answer, but not for ever.
+    /// Waits for the broker's answer, but not for ever. What is given up so has to be done with: an answer that comes later, on
+    /// a channel that was dropped meanwhile, is the end of the whole connection in lapin.
     pub(super) async fn ask<T>(&self, answer: impl Future<Output = lapin::Result<T>>) -> Result<T, Refusal> {
         tokio::time::timeout(ANSWER_TIMEOUT, self.hear(answer)).await.unwrap_or(Err(Refusal::Silent))
     }
 
-    /// Waits for the broker's answer until the connection ends.
+    /// Waits for the broker's answer until the connection ends. About a queue whose node is away, it may take more than a
+    /// minute.
     pub(super) async fn hear<T>(&self, answer: impl Future<Output = lapin::Result<T>>) -> Result<T, Refusal> {
         if let Some(reason) = self.ended() {
             return Err(Refusal::Ended(reason));

@@ -39,6 +39,20 @@ pub(super) async fn declare(link: &Link, parts: &[Declaration]) -> Result<(), Er
     Ok(())
 }
 
+/// What it is to declare these parts, in words.
+pub(super) fn operation(parts: &[Declaration]) -> String {
+    match parts {
+        [Declaration::Queue(Queue { name, .. }), ..] => format!("declare the queue `{name}`"),
+        [Declaration::Exchange(Exchange { name, .. }), ..] => format!("declare the exchange `{name}`"),
+        [Declaration::Binding(binding), ..] => binding_of(binding),
+        [] => "declare nothing".to_owned(),
+    }
+}
+
+fn binding_of(Binding { exchange, queue, .. }: &Binding) -> String {
+    format!("bind the queue `{queue}` to the exchange `{exchange}`")
+}
+
 /// Whether to go on without having made an exchange, as who may not make it may still use it. RabbitMQ 4 does not even
 /// tell those of its existence who may do nothing with it: for them, using it ends as it has to.
 async fn may_be_there(link: &Link, name: &str) -> Result<bool, Error> {
@@ -79,7 +93,7 @@ pub(super) async fn missing(link: &Link, exchanges: &[String]) -> Result<Vec<Str
 /// Whether an exchange exists. If not, the broker has closed the channel.
 async fn is_there(link: &Link, channel: &Channel, name: &str) -> Result<bool, Error> {
     let shape = Shape { what: What::Exchange, name: name_of(name)?, properties: BTreeMap::new() };
-    match link.ask(shape.declare(channel, true)).await {
+    match link.hear(shape.declare(channel, true)).await {
         Ok(()) => Ok(true),
         Err(Refusal::Refused { code: NOT_FOUND, .. }) => Ok(false),
         Err(refusal) => Err(refusal.during(format!("look for the exchange `{name}`"))),
@@ -94,8 +108,7 @@ async fn bind(link: &Link, channel: &Channel, binding: &Binding) -> Result<(), E
     let Binding { exchange, key, queue } = binding;
     let names = (name_of(queue)?, name_of(exchange)?, name_of(key)?);
     let bound = channel.queue_bind(names.0, names.1, names.2, QueueBindOptions::default(), FieldTable::default());
-    let refused = |refusal: Refusal| refusal.during(format!("bind the queue `{queue}` to the exchange `{exchange}`"));
-    link.ask(bound).await.map_err(refused)
+    link.hear(bound).await.map_err(|refusal| refusal.during(binding_of(binding)))
 }
 
 /// Takes bindings away; to the broker, one that is not there is gone already.
@@ -105,7 +118,7 @@ pub(super) async fn unbind(link: &Link, bindings: &[Binding]) -> Result<(), Erro
         let names = (name_of(queue)?, name_of(exchange)?, name_of(key)?);
         let unbound = channel.queue_unbind(names.0, names.1, names.2, FieldTable::default());
         let refused = |refusal: Refusal| refusal.during(format!("unbind the queue `{queue}` from `{exchange}`"));
-        link.ask(unbound).await.map_err(refused)?;
+        link.hear(unbound).await.map_err(refused)?;
     }
     close(link, &channel).await;
     Ok(())
@@ -129,7 +142,7 @@ fn name_of(name: &str) -> Result<ShortString, Error> {
 }
 
 async fn declare_shape(link: &Link, channel: &Channel, shape: Shape) -> Result<(), Error> {
-    match link.ask(shape.declare(channel, false)).await {
+    match link.hear(shape.declare(channel, false)).await {
         Ok(()) => Ok(()),
         Err(Refusal::Refused { code: PRECONDITION_FAILED, text }) if text.contains(INEQUIVALENT) => {
             let name = shape.title();
@@ -278,8 +291,8 @@ async fn differences(link: &Link, mut shape: Shape, complaint: String) -> Vec<St
 /// Declares on a channel of its own what exists already.
 async fn declare_again(link: &Link, shape: &Shape) -> Result<(), Refusal> {
     let channel = link.channel().await?;
-    link.ask(shape.declare(&channel, true)).await?;
-    link.ask(shape.declare(&channel, false)).await?;
+    link.hear(shape.declare(&channel, true)).await?;
+    link.hear(shape.declare(&channel, false)).await?;
     close(link, &channel).await;
     Ok(())
 }

@@ -92,7 +92,7 @@ fn ended() -> Refusal {
 async fn count(link: Arc<Link>, queue: ShortString) -> Result<Option<u64>, Refusal> {
     let channel = link.channel().await?;
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
-    match link.ask(channel.queue_declare(queue, options, FieldTable::default())).await {
+    match link.hear(channel.queue_declare(queue, options, FieldTable::default())).await {
         Ok(queue) => {
             declare::close(&link, &channel).await;
             Ok(Some(queue.message_count().into()))
@@ -178,7 +178,7 @@ struct Pulling {
 
 impl Pulling {
     async fn next(&mut self, link: &Link, queue: ShortString) -> Pulled {
-        let message = link.ask(self.channel.basic_get(queue, BasicGetOptions { no_ack: false })).await?;
+        let message = link.hear(self.channel.basic_get(queue, BasicGetOptions { no_ack: false })).await?;
         self.out += usize::from(message.is_some());
         Ok(Handed(message.map(|message| {
             let tag = message.delivery.delivery_tag;

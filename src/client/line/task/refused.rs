@@ -17,7 +17,7 @@ use crate::client::target::Target;
 use crate::error::Error;
 use crate::frame::Kind;
 use crate::outbox::Parcel;
-use crate::transport::{Confirm, Transport};
+use crate::transport::{Confirm, Transport, forbids};
 
 /// How long a queue that can be reached takes to answer, at most. For one that cannot be the broker takes more than a minute:
 /// then it is asked no second time meanwhile.
@@ -64,6 +64,7 @@ impl Found {
             Ok(Some(_)) => Self::Full,
             // RabbitMQ says of one whose node is away that it is not found.
             Ok(None) => Self::Unreachable,
+            Err(Error::Broker { reason, .. }) if !forbids(reason) => Self::Unreachable,
             Err(_) => Self::Unknown,
         }
     }
