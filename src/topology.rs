@@ -352,14 +352,22 @@ impl Namespace {
     }
 
     /// The `queue` of one instance of a service, and what leads there.
-    pub(crate) fn instance(&self, service: &ServiceId, queue: &str, instance: &str) -> Vec<Declaration> {
-        vec![
+    pub(crate) fn instance(
+        &self,
+        service: &ServiceId,
+        queue: &str,
+        instance: &str,
+        calls: CallsQueue,
+    ) -> Vec<Declaration> {
+        let unlimited = calls.max_length.is_none().then(|| binding(self.rpc(), unlimited_key(service), queue));
+        let parts = [
             Declaration::Queue(Queue::new(queue, QueueKind::Exclusive)),
             binding(self.rpc(), instance_key(service, instance), queue),
             binding(self.rpc(), all_key(service), queue),
             binding(self.rpc(), presence_key(service), queue),
             binding(self.discovery(), String::new(), queue),
-        ]
+        ];
+        parts.into_iter().chain(unlimited).collect()
     }
 
     /// A subscriber's queue and its patterns.
@@ -397,6 +405,12 @@ pub(crate) fn instance_key(service: &ServiceId, instance: &str) -> String {
 /// The key that reaches all instances on the exchange of calls: no name has a `*` in it.
 pub(crate) fn all_key(service: &ServiceId) -> String {
     format!("{service}@*")
+}
+
+/// The key of the question whether an instance is there whose service's queue of calls has no limit, so that it refuses none
+/// while it can be reached: no name has a `~` in it.
+pub(crate) fn unlimited_key(service: &ServiceId) -> String {
+    format!("{service}@~")
 }
 
 /// The key of the question whether an instance is there that takes calls: no name has a `?` in it.

@@ -46,8 +46,7 @@ impl Client {
     /// # Errors
     /// `Invalid` for a key that is not of 1 to 255 bytes, words with single dots between them, without `*` and `#`; `Codec`
     /// for an event that cannot be written, `TooLarge`, `Timeout` when the broker does not confirm within the client's
-    /// timeout, `Blocked`, `Disconnected`, and `Broker` when it takes no
-    /// events: somebody has deleted their exchange, which is declared again, but reaches nobody until subscribers have bound
+    /// timeout, `Blocked`, `Disconnected`, and `Broker` when it takes no events: somebody has deleted their exchange, which is declared again, but reaches nobody until subscribers have bound
     /// their queues again, within seconds. While connections are lost it is sent again, and may arrive twice.
     pub async fn publish<E: Serialize + ?Sized>(&self, key: &str, event: &E) -> Result<Published, Error> {
         check_event_key(key).map_err(Error::Invalid)?;

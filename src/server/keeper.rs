@@ -252,9 +252,9 @@ impl Keeper {
             (Origin::Service { id, oneway, .. }, Source::Work) => {
                 (namespace.work_queue(id), namespace.work(id, oneway))
             }
-            (Origin::Service { id, .. }, Source::Instance | Source::Events) => {
+            (Origin::Service { id, calls, .. }, Source::Instance | Source::Events) => {
                 let queue = namespace.instance_queue(id, instance, &self.suffix());
-                let parts = namespace.instance(id, &queue, instance);
+                let parts = namespace.instance(id, &queue, instance, *calls);
                 (queue, parts)
             }
             (Origin::Subscription(pattern), _) => {

@@ -4,7 +4,7 @@ mod asking;
 mod cancels;
 mod ends;
 mod outgoing;
-mod refused;
+mod unclear;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
 
 use self::ends::closed;
-use self::refused::{Found, Look};
+use self::unclear::Cause;
 use super::places::{Entry, Places};
 use super::unconfirmed::Unconfirmed;
 use super::{Address, Addressed, Order, Rules, Shared, Token};
@@ -64,12 +64,9 @@ pub(super) struct Task {
     /// What is not to wait for an instance, by service, while the broker is asked whether there is one.
     asking: HashMap<Arc<str>, Waiting<Addressed>>,
     questions: FuturesUnordered<UnderWay<(Arc<Target>, u64)>>,
-    /// What its queue has refused, by queue, while that is asked why; and what was found: until then, or until the look is over.
-    refused: HashMap<Arc<str>, Waiting<Parcel<Token>>>,
-    /// What was returned, by service, while the broker is asked whether that has an instance.
-    returned: HashMap<Arc<str>, Waiting<Parcel<Token>>>,
-    looks: FuturesUnordered<BoxFuture<'static, Look>>,
-    found: HashMap<Arc<str>, (Option<Instant>, Found)>,
+    /// What no queue has taken, by service, while the broker is asked why.
+    unclear: HashMap<(Arc<str>, Cause), Waiting<Parcel<Token>>>,
+    causes: FuturesUnordered<UnderWay<(Arc<Target>, Cause)>>,
     /// Cancels that nobody has heard, until they are sent again.
     unheard: Waiting<Addressed>,
     /// Since when, and why, the broker takes nothing.
@@ -112,10 +109,8 @@ impl Task {
             unsent: Waiting::default(),
             asking: HashMap::new(),
             questions: FuturesUnordered::new(),
-            refused: HashMap::new(),
-            returned: HashMap::new(),
-            looks: FuturesUnordered::new(),
-            found: HashMap::new(),
+            unclear: HashMap::new(),
+            causes: FuturesUnordered::new(),
             unheard: Waiting::default(),
             blocked: None,
             stuck_at: None,
@@ -169,7 +164,9 @@ impl Task {
                 Some(((target, last), said)) = self.questions.next(), if !self.questions.is_empty() => {
                     self.answered(&target, last, &said);
                 }
-                Some(look) = self.looks.next(), if !self.looks.is_empty() => self.found(look),
+                Some(((target, cause), said)) = self.causes.next(), if !self.causes.is_empty() => {
+                    self.found(&target, cause, &said);
+                }
                 () = &mut clock, if wake_at.is_some() => self.look(),
                 count = take_all(&mut self.waiting, &mut orders) => if count == 0 {
                     break;
@@ -182,7 +179,8 @@ impl Task {
                 self.publish();
             }
             let asking: usize = self.asking.values().map(Waiting::len).sum();
-            let in_flight = self.replies.len() + self.unsent.len() + self.places.crowd.len() + asking;
+            let unclear: usize = self.unclear.values().map(Waiting::len).sum();
+            let in_flight = self.replies.len() + self.unsent.len() + self.places.crowd.len() + asking + unclear;
             self.shared.in_flight.store(in_flight, Ordering::Relaxed);
         }
         self.part().await;
@@ -324,9 +322,7 @@ impl Task {
         for waiting in waiting.chain(self.asking.values_mut()) {
             parcels.extend(std::iter::from_fn(|| waiting.pop()).map(|(_, parcel)| parcel));
         }
-        for waiting in self.refused.values_mut().chain(self.returned.values_mut()) {
-            parcels.extend(std::iter::from_fn(|| waiting.pop()));
-        }
+        self.end_unclear();
         for parcel in parcels {
             let handed_over = parcel.token.attempts > 0;
             parcel.token.end(&End::Lost(closed(&self.shared, handed_over)));

@@ -68,14 +68,20 @@ impl Task {
         Moment { now, last: self.number, earlier: self.looked }
     }
 
-    pub(super) fn ask(&mut self, target: Arc<Target>) {
+    fn ask(&mut self, target: Arc<Target>) {
         let Some(session) = &self.session else { return };
+        let receipt = session.transport.publish(self.question(presence_key(&target.service)));
+        self.questions.push(UnderWay::new((target, self.number), receipt));
+    }
+
+    /// A question to whoever is bound by this key: the broker answers it.
+    pub(super) fn question(&self, key: String) -> Publication {
         let instance = &self.sessions.instance;
         let metadata =
             Metadata { sent_at: Some(unix_millis()), instance: Some(instance.clone()), ..Metadata::default() };
-        let receipt = session.transport.publish(Publication {
+        Publication {
             exchange: self.sessions.namespace.rpc(),
-            key: presence_key(&target.service),
+            key,
             mandatory: true,
             properties: Properties {
                 content_type: Some(CONTENT_TYPE.to_owned()),
@@ -83,8 +89,7 @@ impl Task {
                 ..Properties::default()
             },
             body: Frame::new(Kind::Cancel, Uuid::nil(), Codec::Raw, metadata, Bytes::new()).to_body(),
-        });
-        self.questions.push(UnderWay::new((target, self.number), receipt));
+        }
     }
 
     /// The broker has said whether a service has an instance, or will not say it any more. It was asked when this message was
@@ -105,7 +110,6 @@ impl Task {
             Ok(_) => target.presence().is_there(self.moment(now)),
             Err(_) => {}
         }
-        self.end_returned(target, matches!(said, Ok(Confirm::Accepted | Confirm::Refused)));
         let mut asking = self.asking.remove(&target.service_text).unwrap_or_default();
         while let Some((address, mut parcel)) = asking.pop() {
             match said {

@@ -30,6 +30,9 @@ impl Task {
             }
             return;
         }
+        if self.unfound(id).is_some() {
+            return;
+        }
         let instance = self.replies.runs_on(id).cloned();
         // What has not left will not; what has been answered has ended.
         let (Some(call), Some((mut address, cancel))) = (self.replies.forget(id), cancel) else { return };

@@ -199,6 +199,7 @@ impl Task {
         self.blocked.get_or_insert((since, reason));
         self.retime();
         self.stop_asking();
+        self.end_unclear();
     }
 
     /// What waits does so from now on for a connection, a broker that takes something, or a place.
@@ -236,8 +237,8 @@ impl Task {
         } else if let Some(said) = self.unconfirmed.release_one(id) {
             // Here as well.
             let _ = said.send(End::TimedOut(Unanswered::Unknown));
-        } else if let Some((parcel, said)) = self.unfound(id) {
-            parcel.token.end(&End::Said(said));
+        } else if let Some((parcel, cause)) = self.unfound(id) {
+            parcel.token.end(&cause.end());
         } else if let Some((_, parcel)) = self.unasked(id) {
             parcel.token.end(&End::TimedOut(Unanswered::Unsent));
         }
