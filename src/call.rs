@@ -254,8 +254,8 @@ impl Call<Oneway> {
     /// once; with [`Call::to`] it goes to that instance alone and dies with it.
     ///
     /// # Errors
-    /// `NoService` when the service has never been served or the instance is gone, `Overloaded` when its queue is full,
-    /// `Blocked`, `Timeout` when the broker did not confirm in time, and `Disconnected` when there was no connection until
+    /// `NoService` when the service has never been served or the instance is gone, `Unreachable` when its queue refuses the
+    /// call, as while most of its nodes are away, `Blocked`, `Timeout` when the broker did not confirm in time, and `Disconnected` when there was no connection until
     /// then or the client was closed. While connections are lost the call is sent again, with the same id: after `Timeout`,
     /// or with `may_have_run: true`, it may run nevertheless.
     pub async fn send(self) -> Result<(), Error> {

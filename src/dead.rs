@@ -120,7 +120,7 @@ impl DeadLetters {
         Ok(Self { service: ServiceId::parse(service).map_err(Error::Invalid)?, ..self.clone() })
     }
 
-    /// How many there are.
+    /// How many there are. RabbitMQ says 0 of a queue most of whose nodes are away.
     ///
     /// # Errors
     /// `NoService` when no instance of the service was ever there, `Broker` for a refusal or when it does not answer within

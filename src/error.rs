@@ -41,8 +41,9 @@ where
         /// What is full.
         what: String,
     },
-    /// The service's queue has refused the call and cannot be reached, as when its node in a cluster is away; it was not run.
-    /// A [quorum queue](crate::Service::quorum) outlives the loss of a node.
+    /// The service's queue could not take the call, though it has no limit: it is out of reach, as when its node in a cluster is
+    /// away, or a moment before its first server has begun; or a policy of the broker limits it. The call was not run. A
+    /// [quorum queue](crate::Service::quorum) outlives the loss of a node.
     #[error(
         "`{method}` has not run: its queue `{queue}` cannot be reached: is its node away? Try again when it is back; with `Service::quorum`, other nodes have it too"
     )]

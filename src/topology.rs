@@ -341,14 +341,18 @@ impl Namespace {
         })
     }
 
-    /// The queue of a service's dead letters.
+    /// The queue of a service's dead letters: as safe as those from which they come.
     pub(crate) fn dead(&self, service: &ServiceId) -> Declaration {
-        kept(self.dead_queue(service))
+        Declaration::Queue(Queue {
+            delivery_limit: Some(KEPT_DELIVERIES),
+            ..Queue::new(self.dead_queue(service), QueueKind::Quorum)
+        })
     }
 
-    /// The queue with an entry for each service that has dead letters.
+    /// The queue with an entry for each service that has dead letters: a classic one, since servers take messages out of it, and
+    /// to get one from a quorum queue whose leader is away ends their whole connection.
     pub(crate) fn catalogue(&self) -> Declaration {
-        kept(self.catalogue_queue())
+        Declaration::Queue(Queue::new(self.catalogue_queue(), QueueKind::Classic))
     }
 
     /// The `queue` of one instance of a service, and what leads there.
@@ -377,11 +381,6 @@ impl Namespace {
             binding(self.events(), pattern.to_owned(), queue),
         ]
     }
-}
-
-/// A queue that is as safe as those from which its messages come, and that is read by taking them out and putting them back.
-fn kept(name: String) -> Declaration {
-    Declaration::Queue(Queue { delivery_limit: Some(KEPT_DELIVERIES), ..Queue::new(name, QueueKind::Quorum) })
 }
 
 fn binding(exchange: String, key: String, queue: &str) -> Declaration {

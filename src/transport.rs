@@ -146,11 +146,23 @@ impl Transport {
     /// Starts to consume a queue.
     ///
     /// # Errors
-    /// `Broker` when the queue does not exist or is another's, `Disconnected` when the broker is gone.
+    /// `Broker` when the queue does not exist or is another's, or the broker does not answer within 30 s; `Disconnected` when
+    /// it is gone.
     pub async fn consume(&self, queue: &str, mode: Mode) -> Result<Consumer, Error> {
         match self {
             Self::Memory(connection) => connection.consume(queue, mode),
             Self::Rabbit(connection) => connection.consume(queue, mode).await,
+        }
+    }
+
+    /// The same, for as long as the broker takes.
+    ///
+    /// # Errors
+    /// As [`Transport::consume`].
+    pub async fn consume_however_long(&self, queue: &str, mode: Mode) -> Result<Consumer, Error> {
+        match self {
+            Self::Memory(connection) => connection.consume(queue, mode),
+            Self::Rabbit(connection) => connection.consume_however_long(queue, mode).await,
         }
     }
 

@@ -29,7 +29,7 @@ pub(crate) enum End {
     Full(usize),
     /// Its time is over.
     TimedOut(Unanswered),
-    /// Its queue has refused it, and cannot be reached.
+    /// Its queue has not taken it, and cannot be reached.
     Unreachable(Arc<str>),
     /// Its exchange is gone, and what that means.
     NoExchange { exchange: Arc<str>, why: String },

@@ -103,7 +103,7 @@ impl Keeper {
             Source::Calls | Source::Work | Source::Events => Mode::Settle { prefetch },
             Source::Instance => Mode::Settle { prefetch: OWN_PREFETCH.max(prefetch.saturating_mul(2)) },
         };
-        self.transport.consume(queue, mode).await
+        self.transport.consume_however_long(queue, mode).await
     }
 
     /// Has the queue read until the server drains or the connection ends, beginning with this `consumer`, if there is one.

@@ -203,6 +203,10 @@ impl Connection {
     }
 
     pub(super) async fn consume(&self, queue: &str, mode: Mode) -> Result<Consumer, Error> {
+        in_time(&format!("consume the queue `{queue}`"), self.consume_however_long(queue, mode)).await
+    }
+
+    pub(super) async fn consume_however_long(&self, queue: &str, mode: Mode) -> Result<Consumer, Error> {
         let name = properties::short(queue).map_err(Error::Invalid)?;
         let (link, closing, tasks) = (self.0.consuming.clone(), self.0.closing.clone(), self.0.tasks.clone());
         // On a task, which sees it through when nobody waits for it any more: lapin would keep a consumer that nobody reads.
@@ -214,12 +218,8 @@ impl Connection {
             tasks.spawn(feed.run(link, settler, cancelled, closing));
             Ok(consumer)
         });
-        let operation = format!("consume the queue `{queue}`");
-        let consumer = async {
-            let consuming = consuming.await.unwrap_or_else(|_| Err(Refusal::Ended("its runtime has ended".into())));
-            consuming.map_err(|refusal| refusal.during(&*operation))
-        };
-        in_time(&operation, consumer).await
+        let consuming = consuming.await.unwrap_or_else(|_| Err(Refusal::Ended("its runtime has ended".into())));
+        consuming.map_err(|refusal| refusal.during(format!("consume the queue `{queue}`")))
     }
 
     pub(super) async fn get(&self, queue: &str) -> Result<Option<Delivery>, Error> {

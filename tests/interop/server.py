@@ -95,6 +95,7 @@ class Server:
         channel.queue_bind(own, rpc, f"{service}@{self.instance}")
         channel.queue_bind(own, rpc, f"{service}@*")
         channel.queue_bind(own, rpc, f"{service}@?")
+        channel.queue_bind(own, rpc, f"{service}@~")
         channel.queue_bind(own, discovery, "")
         arguments = {
             "x-queue-type": "quorum",

@@ -81,7 +81,7 @@ async fn services_that_do_not_run_are_counted_too() {
 async fn what_another_reader_holds_is_counted_once_it_is_back() {
     let scene = Scene::in_memory();
     let transport = scene.transport().await;
-    declare(&scene, &transport, "services", QueueKind::Quorum).await;
+    declare(&scene, &transport, "services", QueueKind::Classic).await;
     for service in ["mail.v1", "post.v1", "post.v2"] {
         declare(&scene, &transport, &format!("{service}.dead"), QueueKind::Quorum).await;
         publish(&scene, &transport, "services", service).await;
@@ -106,7 +106,7 @@ async fn what_another_reader_holds_is_counted_once_it_is_back() {
 async fn an_empty_catalogue_is_waited_for_but_not_for_long() {
     let scene = Scene::in_memory();
     let transport = scene.transport().await;
-    declare(&scene, &transport, "services", QueueKind::Quorum).await;
+    declare(&scene, &transport, "services", QueueKind::Classic).await;
     let begun = tokio::time::Instant::now();
     assert_counts(&scene, &[]).await;
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
@@ -116,7 +116,7 @@ async fn an_empty_catalogue_is_waited_for_but_not_for_long() {
 async fn a_service_whose_queue_is_missing_is_counted_again_once_it_is_back() {
     let scene = Scene::new();
     let transport = scene.transport().await;
-    declare(&scene, &transport, "services", QueueKind::Quorum).await;
+    declare(&scene, &transport, "services", QueueKind::Classic).await;
     publish(&scene, &transport, "services", "mail.v1").await;
     assert_counts(&scene, &[]).await;
     declare(&scene, &transport, "mail.v1.dead", QueueKind::Quorum).await;
@@ -144,7 +144,7 @@ async fn a_server_that_cannot_enter_for_an_alarm_keeps_nobody_from_reading() {
 async fn a_service_without_oneway_methods_enters_if_it_has_dead_letters_of_an_earlier_time() {
     let scene = Scene::new();
     let transport = scene.transport().await;
-    declare(&scene, &transport, "services", QueueKind::Quorum).await;
+    declare(&scene, &transport, "services", QueueKind::Classic).await;
     declare(&scene, &transport, "asked.v2.dead", QueueKind::Quorum).await;
     publish(&scene, &transport, "asked.v2.dead", "noise").await;
     let server = scene.serve(asked()).await;

@@ -131,6 +131,10 @@ async fn pull(
             }
         };
         let Some(answer) = answer else { break };
+        if answer.is_closed() {
+            // Whoever asked has stopped waiting while another question had no answer.
+            continue;
+        }
         let pulled = match opened(&mut open, &link).await {
             Ok(pulling) => pulling.next(&link, queue.clone()).await,
             Err(refusal) => Err(refusal),
