@@ -54,7 +54,7 @@ impl Requests {
             })?;
             outbox.push((), parcel(frame.id, body, Share::one_of(self.frames.len())));
         }
-        Ok(outbox.next(|()| true).map(|bundle| bundle.body()).unwrap_or_default())
+        Ok(outbox.next(usize::MAX, |()| true).map(|bundle| bundle.body()).unwrap_or_default())
     }
 }
 
@@ -159,6 +159,6 @@ impl Sender {
     /// Lets parcels wait, and takes the messages that they leave in; tells how many messages.
     pub fn send(&mut self, parcels: Parcels) -> usize {
         parcels.0.into_iter().for_each(|(address, parcel)| self.0.push(address, parcel));
-        std::iter::from_fn(|| self.0.next(|()| true)).count()
+        std::iter::from_fn(|| self.0.next(usize::MAX, |()| true)).count()
     }
 }

@@ -10,7 +10,6 @@ mod sending;
 mod session;
 mod target;
 mod traffic;
-mod waiting;
 
 use std::fmt;
 use std::sync::Arc;

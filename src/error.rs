@@ -180,6 +180,8 @@ pub enum Unanswered {
     /// It was not sent: no time was left for it when it was made, or, with [`Absent::Fail`](crate::Absent::Fail), the broker
     /// did not say in time whether an instance is there.
     Unsent,
+    /// It was not sent: more was to be sent in its time than the connection to the broker carries.
+    Congested,
     /// No instance of its service was there whenever the broker was asked, as it is after a second without a sign of life.
     /// It waited for one to come back, as calls do for the [grace period](crate::Service::grace) of 60 s unless set. It
     /// has run only if an instance took it and died within that first second, or came between two questions.
@@ -195,7 +197,7 @@ impl Unanswered {
     /// Whether the call may have run: certain it is only of one that was not sent.
     #[must_use]
     pub fn may_have_run(self) -> bool {
-        self != Self::Unsent
+        !matches!(self, Self::Unsent | Self::Congested)
     }
 }
 
@@ -203,6 +205,10 @@ impl fmt::Display for Unanswered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Unsent => "it was not sent, since no time was left",
+            Self::Congested => {
+                "it was not sent: the connection to the broker carries less than there is to send; send less, or allow \
+                 more time with `.timeout()`"
+            }
             Self::Unserved => {
                 "nobody served it whenever the broker was asked: start an instance, for which calls wait as long as \
                  `Service::grace` says (60 s unless set); it has run only if an instance took it and died at once, or came in between"

@@ -70,6 +70,8 @@ mod error;
 mod codec;
 mod compression;
 mod outbox;
+mod waiting;
+mod window;
 mod clock;
 mod pace;
 mod frame;

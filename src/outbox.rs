@@ -99,11 +99,16 @@ impl<A, T> Bundle<A, T> {
         if let [alone] = &*self.parcels {
             return alone.frame.clone();
         }
-        let mut body = BytesMut::with_capacity(self.parcels.iter().map(|parcel| parcel.frame.len()).sum());
+        let mut body = BytesMut::with_capacity(self.size());
         for parcel in &self.parcels {
             body.extend_from_slice(&parcel.frame);
         }
         body.freeze()
+    }
+
+    /// How many bytes the frames have.
+    pub(crate) fn size(&self) -> usize {
+        self.parcels.iter().map(|parcel| parcel.frame.len()).sum()
     }
 
     /// The longest of theirs: each frame tells its own.
@@ -188,9 +193,10 @@ impl<A: Clone + Eq + Hash, T> Outbox<A, T> {
         self.lanes.insert(address, VecDeque::from([parcel]));
     }
 
-    /// What leaves next, if anything waits: the first of a lane, and what goes along with it. Parcels that are no longer
-    /// `wanted` are dropped.
-    pub(crate) fn next(&mut self, mut wanted: impl FnMut(&T) -> bool) -> Option<Bundle<A, T>> {
+    /// What leaves next, if anything waits: the first of a lane, and what goes along with it, in no more than `room` bytes
+    /// unless one alone has more. Parcels that are no longer `wanted` are dropped.
+    pub(crate) fn next(&mut self, room: usize, mut wanted: impl FnMut(&T) -> bool) -> Option<Bundle<A, T>> {
+        let max_bytes = self.max_bytes.min(room);
         while let Some(address) = self.order.front() {
             let lane = self.lanes.get_mut(address).expect("a lane is in the order for as long as it is there");
             let (mut parcels, mut share, mut bytes) = (Vec::with_capacity(lane.len().min(MAX_SHARING)), Share(0), 0);
@@ -201,8 +207,7 @@ impl<A: Clone + Eq + Hash, T> Outbox<A, T> {
                 let time = next.expiration;
                 let (shortest, longest) =
                     times.map_or((time, time), |(shortest, longest)| (time.min(shortest), time.max(longest)));
-                let fits =
-                    more_share <= Share::ALL && more_bytes <= self.max_bytes && expire_together(shortest, longest);
+                let fits = more_share <= Share::ALL && more_bytes <= max_bytes && expire_together(shortest, longest);
                 if !parcels.is_empty() && !fits {
                     break;
                 }
@@ -230,9 +235,12 @@ impl<A: Clone + Eq + Hash, T> Outbox<A, T> {
     }
 
     /// Takes out all that waits.
-    pub(crate) fn clear(&mut self) -> impl Iterator<Item = Parcel<T>> {
-        self.order.clear();
-        self.lanes.drain().flat_map(|(_, lane)| lane)
+    pub(crate) fn clear(&mut self) -> impl Iterator<Item = (A, Parcel<T>)> {
+        let mut lanes = std::mem::take(&mut self.lanes);
+        std::mem::take(&mut self.order).into_iter().flat_map(move |address| {
+            let lane = lanes.remove(&address).unwrap_or_default();
+            lane.into_iter().map(move |parcel| (address.clone(), parcel))
+        })
     }
 }
 
@@ -256,7 +264,7 @@ mod tests {
     }
 
     fn sent(outbox: &mut Box) -> Vec<Bundle<&'static str, u32>> {
-        std::iter::from_fn(|| outbox.next(|_| true)).collect()
+        std::iter::from_fn(|| outbox.next(MAX_BYTES, |_| true)).collect()
     }
 
     #[test]
@@ -265,9 +273,9 @@ mod tests {
         for token in 0..6 {
             outbox.push(if token % 2 == 0 { "even" } else { "odd" }, small(token));
         }
-        assert_eq!(tokens(outbox.next(|_| true)), [0, 2, 4]);
-        assert_eq!(tokens(outbox.next(|_| true)), [1, 3, 5]);
-        assert!(outbox.next(|_| true).is_none());
+        assert_eq!(tokens(outbox.next(MAX_BYTES, |_| true)), [0, 2, 4]);
+        assert_eq!(tokens(outbox.next(MAX_BYTES, |_| true)), [1, 3, 5]);
+        assert!(outbox.next(MAX_BYTES, |_| true).is_none());
     }
 
     #[test]
@@ -312,9 +320,9 @@ mod tests {
     fn what_is_no_longer_wanted_does_not_leave() {
         let mut outbox = Box::default();
         (0..4).for_each(|token| outbox.push("here", small(token)));
-        assert_eq!(tokens(outbox.next(|token| token % 2 == 1)), [1, 3]);
+        assert_eq!(tokens(outbox.next(MAX_BYTES, |token| token % 2 == 1)), [1, 3]);
         outbox.push("there", small(5));
-        assert!(outbox.next(|_| false).is_none());
+        assert!(outbox.next(MAX_BYTES, |_| false).is_none());
     }
 
     #[test]
@@ -323,11 +331,11 @@ mod tests {
         (0..65).for_each(|token| outbox.push("here", small(token)));
         assert_eq!(sent(&mut outbox).len(), 2);
         outbox.push("there", small(0));
-        assert!(outbox.next(|_| false).is_none());
+        assert!(outbox.next(MAX_BYTES, |_| false).is_none());
         assert!(outbox.lanes.is_empty() && outbox.order.is_empty());
         (0..3).for_each(|token| outbox.push("here", small(token)));
         assert_eq!(outbox.clear().count(), 3);
-        assert!(outbox.next(|_| true).is_none());
+        assert!(outbox.next(MAX_BYTES, |_| true).is_none());
     }
 
     #[test]

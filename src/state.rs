@@ -38,7 +38,8 @@ pub enum State {
     },
     /// Of a server: it is connected, and something keeps it from serving all that it should, such as a queue that cannot be
     /// consumed or a permission that is missing. It serves what it can, and what is wrong is tried again for as long as it
-    /// takes.
+    /// takes. Of a client: it is connected, and for more than 5 s the broker has not confirmed what it was sent, or some of
+    /// it, as when a queue has lost its node. What else is called is sent as ever.
     Degraded {
         /// What is wrong, and what helps; of several things, the one that has been wrong for the longest time.
         reason: Arc<str>,

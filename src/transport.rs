@@ -262,6 +262,14 @@ pub struct Publication {
     pub body: Bytes,
 }
 
+impl Publication {
+    /// One that nobody gets, on an exchange whose queues are bound by keys: the broker confirms it as soon as it reads it.
+    pub(crate) fn to_nobody(exchange: String) -> Self {
+        let (key, properties) = (String::new(), Properties::default());
+        Self { exchange, key, mandatory: false, properties, body: Bytes::new() }
+    }
+}
+
 /// The AMQP properties that Hopline uses.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Properties {

@@ -15,16 +15,21 @@ use uuid::Uuid;
 use super::health::{Health, Trouble};
 use super::message::Message;
 use super::outcome::too_large;
+use crate::clock::later;
 use crate::codec::Codec;
 use crate::context::at;
 use crate::frame::CONTENT_TYPE;
 use crate::outbox::{BATCH, Bundle, Outbox, Parcel, Share, UnderWay, take_all};
 use crate::transport::{Confirm, Loss, Lost, Properties, Publication, Transport};
+use crate::waiting::{Waiting, Weight};
+use crate::window::{PROBE, Window};
 
 /// How often a reply is published that is lost with its channel, over somebody else's message.
 const ATTEMPTS: usize = 100;
-/// How long a reply waits that the broker refuses, if its request does not say how long its caller waits.
+/// How long a reply waits that cannot leave, if its request does not say how long its caller waits.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a sign of life, or something for another instance, is of use.
+const LIFE: Duration = Duration::from_secs(5);
 /// The pause before the broker is given replies again that it refuses to this user grows from one to the other.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -35,9 +40,16 @@ pub(super) struct Answered {
     pub(super) message: Option<Arc<Message>>,
     pub(super) codec: Codec,
     pub(super) attempts: usize,
+    /// From then on its caller does not wait for it any more.
+    until: Instant,
 }
 
 impl Answered {
+    /// Of what is of no use later.
+    fn of_no_request() -> Self {
+        Self { message: None, codec: Codec::Raw, attempts: 0, until: Instant::now() + LIFE }
+    }
+
     fn finish(&self) {
         if let Some(message) = &self.message {
             message.finish();
@@ -75,6 +87,9 @@ impl Replies {
             instance,
             waiting,
             outbox: Outbox::new(max_message_size),
+            unsent: Waiting::default(),
+            window: Window::default(),
+            number: 0,
             receipts: FuturesUnordered::new(),
         };
         tokio::spawn(task.run());
@@ -83,17 +98,21 @@ impl Replies {
 
     /// Puts the reply `frame` to the request `id` on its way, and sees to the request once the broker has it.
     pub(super) fn post(&self, id: Uuid, codec: Codec, frame: Bytes, message: &Arc<Message>) {
-        self.put(message, id, frame, Answered { message: Some(message.clone()), codec, attempts: 0 });
+        let until = match message.properties.expiration {
+            Some(time) => later(message.received, time),
+            None => Instant::now() + PATIENCE,
+        };
+        self.put(message, id, frame, Answered { message: Some(message.clone()), codec, attempts: 0, until });
     }
 
     /// Puts a sign of life on its way to the caller of `id`.
     pub(super) fn keep_alive(&self, id: Uuid, frame: Bytes, message: &Message) {
-        self.put(message, id, frame, Answered { message: None, codec: Codec::Raw, attempts: 0 });
+        self.put(message, id, frame, Answered::of_no_request());
     }
 
     /// Puts something about the call `id` on its way to another instance.
     pub(super) fn tell(&self, queue: Arc<str>, id: Uuid, frame: Bytes) {
-        let token = Answered { message: None, codec: Codec::Raw, attempts: 0 };
+        let token = Answered::of_no_request();
         let parcel = Parcel { id, frame, share: Share::LEAST, kind: None, expiration: None, token };
         // Without a task the runtime has ended.
         let _ = self.0.send((queue, parcel));
@@ -120,7 +139,20 @@ struct Task {
     instance: Arc<str>,
     waiting: mpsc::UnboundedReceiver<(Arc<str>, Letter)>,
     outbox: Outbox<Arc<str>, Answered>,
-    receipts: FuturesUnordered<UnderWay<(u64, Letters)>>,
+    /// What waits for a connection, for a broker that takes replies, or for room on the way there.
+    unsent: Waiting<(Arc<str>, Letter)>,
+    window: Window,
+    /// The number of the last message.
+    number: u64,
+    receipts: FuturesUnordered<UnderWay<Away>>,
+}
+
+/// A message of replies on its way.
+struct Away {
+    connection: u64,
+    number: u64,
+    /// None for a probe.
+    letters: Option<Letters>,
 }
 
 impl Task {
@@ -129,37 +161,104 @@ impl Task {
         loop {
             tokio::select! {
                 biased;
-                Some(((connection, bundle), said)) = self.receipts.next(), if !self.receipts.is_empty() => {
-                    self.concluded(connection, bundle, said);
-                }
+                Some((away, said)) = self.receipts.next(), if !self.receipts.is_empty() => self.concluded(away, said),
                 Ok(()) = self.transports.changed() => {
                     self.transport = self.transports.borrow_and_update().clone();
                     self.connection += 1;
                     self.lost = false;
+                    self.window = Window::default();
                 }
                 count = take_all(&mut self.waiting, &mut batch) => if count == 0 {
                     return;
                 },
-                () = at(self.refused.map(|(until, _)| until)), if !self.outbox.is_empty() => {
+                () = at(self.refused.map(|(until, _)| until)), if !self.unsent.is_empty() && self.window.room() > 0 => {
                     // Whether it refuses still is seen by the next.
                 }
-                () = self.draining.cancelled(), if self.lost && !self.outbox.is_empty() => {
+                () = at(self.unsent.next_end()) => self.give_up(Instant::now()),
+                () = self.draining.cancelled(), if self.lost && !self.unsent.is_empty() => {
                     // There will be no other connection: the requests have gone back to their queue with this one.
-                    self.outbox.clear().for_each(drop);
+                    self.unsent.clear().for_each(drop);
                 }
             }
-            let lost = self.lost;
-            // Signs of life are of no use later.
-            let kept = batch.drain(..).filter(|(_, letter)| !lost || letter.token.message.is_some());
-            kept.for_each(|(caller, letter)| self.outbox.push(caller, letter));
-            if !self.lost && self.refused.is_none_or(|(until, _)| until <= Instant::now()) {
-                self.publish();
+            let waits = self.lost || self.refused.is_some() || !self.unsent.is_empty();
+            for (caller, letter) in batch.drain(..) {
+                if waits {
+                    self.hold(caller, letter);
+                } else {
+                    self.outbox.push(caller, letter);
+                }
+            }
+            if !self.lost {
+                self.publish(Instant::now());
             }
         }
     }
 
-    fn publish(&mut self) {
-        while let Some(bundle) = self.outbox.next(|_| true) {
+    fn hold(&mut self, caller: Arc<str>, letter: Letter) {
+        // A sign of life keeps a call from being given up.
+        let urgency = if letter.token.message.is_some() { 0 } else { u8::MAX };
+        let weight = Weight { urgency, bytes: letter.frame.len() };
+        self.unsent.push(letter.id, letter.token.until, weight, (caller, letter));
+    }
+
+    /// Ends replies for which nobody waits any more.
+    fn give_up(&mut self, now: Instant) {
+        while let Some((caller, letter)) = self.unsent.pop_ended(now) {
+            if let (Some((_, pause)), Some(message)) = (self.refused, &letter.token.message) {
+                error!(instance = &*self.instance, key = message.key, id = %letter.id, queue = &*caller, ?pause, "the broker did not take a reply until its caller's time was over");
+            } else {
+                debug!(id = %letter.id, queue = &*caller, "a reply did not leave until its caller's time was over");
+            }
+            letter.token.finish();
+        }
+    }
+
+    /// Publishes what may leave, and what has waited for that, as far as there is room on the way to the broker.
+    fn publish(&mut self, now: Instant) {
+        if self.outbox.is_empty() && self.unsent.is_empty() {
+            return;
+        }
+        self.probe(now);
+        loop {
+            self.publish_outbox(now);
+            let mut room = self.window.room();
+            if room == 0 || self.refused.is_some_and(|(until, _)| until > now) {
+                break;
+            }
+            while room > 0
+                && let Some((caller, letter)) = self.unsent.pop(now)
+            {
+                room = room.saturating_sub(letter.frame.len());
+                self.outbox.push(caller, letter);
+            }
+            if self.outbox.is_empty() {
+                return;
+            }
+        }
+        let left_over: Vec<_> = self.outbox.clear().collect();
+        left_over.into_iter().for_each(|(caller, letter)| self.hold(caller, letter));
+        if !self.unsent.is_empty() && self.window.room() == 0 {
+            self.window.hold();
+            self.probe(now);
+        }
+    }
+
+    /// Has the way to the broker measured, where that is to be done.
+    fn probe(&mut self, now: Instant) {
+        if self.window.is_to_probe(now) && self.refused.is_none() {
+            self.number += 1;
+            self.window.probed(self.number, PROBE, now);
+            let receipt = self.transport.publish(Publication::to_nobody(String::new()));
+            let away = Away { connection: self.connection, number: self.number, letters: None };
+            self.receipts.push(UnderWay::new(away, receipt));
+        }
+    }
+
+    fn publish_outbox(&mut self, now: Instant) {
+        while self.window.room() > 0
+            && self.refused.is_none_or(|(until, _)| until <= now)
+            && let Some(bundle) = self.outbox.next(self.window.room(), |_| true)
+        {
             let properties = Properties {
                 correlation_id: bundle.correlation_id(),
                 kind: bundle.kind(),
@@ -173,18 +272,24 @@ impl Task {
             let publication = Publication { exchange: String::new(), key, mandatory: true, properties, body };
             // Nobody waits for it: only the request's settlement does.
             let receipt = self.transport.publish_quietly(publication);
-            self.receipts.push(UnderWay::new((self.connection, bundle), receipt));
+            self.number += 1;
+            self.window.sent(self.number, bundle.size(), now);
+            let away = Away { connection: self.connection, number: self.number, letters: Some(bundle) };
+            self.receipts.push(UnderWay::new(away, receipt));
             if let Some((until, pause)) = &mut self.refused {
                 // The others wait for what becomes of this one.
-                *until = Instant::now() + *pause;
-                return;
+                *until = now + *pause;
             }
         }
     }
 
     /// A reply does not wait for the broker's confirm, but the request's settlement does.
-    fn concluded(&mut self, connection: u64, bundle: Letters, said: Result<Confirm, Lost>) {
-        let Bundle { address: caller, parcels, .. } = bundle;
+    fn concluded(&mut self, away: Away, said: Result<Confirm, Lost>) {
+        let Away { connection, number, letters } = away;
+        if connection == self.connection {
+            self.window.arrived(number, Instant::now());
+        }
+        let Some(Bundle { address: caller, parcels, .. }) = letters else { return };
         let together = parcels.len() > 1;
         match &said {
             Ok(_) if self.refused.take().is_some() => self.health.cured(&Trouble::Replies),
@@ -211,7 +316,7 @@ impl Task {
                     self.again(&caller, parcel, "it is over the broker's limit of a message");
                 }
                 // The broker refuses it to this user, and may take it later.
-                Err(Lost { loss: Loss::Refused, .. }) => self.later(&caller, parcel),
+                Err(Lost { loss: Loss::Refused, .. }) => self.hold(caller.clone(), parcel),
                 // The caller ignores a second reply, should both arrive.
                 Err(Lost { reason, .. }) => self.again(&caller, parcel, reason),
                 Ok(Confirm::Accepted | Confirm::Refused | Confirm::Returned) => parcel.token.finish(),
@@ -229,21 +334,11 @@ impl Task {
         self.health.suffers(Trouble::Replies, why);
     }
 
-    /// Keeps a reply for as long as its caller waits.
-    fn later(&mut self, caller: &Arc<str>, parcel: Letter) {
-        let Some(message) = &parcel.token.message else { return };
-        if message.received.elapsed() < message.properties.expiration.unwrap_or(PATIENCE) {
-            return self.outbox.push(caller.clone(), parcel);
-        }
-        error!(instance = &*self.instance, key = message.key, id = %parcel.id, queue = &**caller, "the broker did not take a reply until its caller's time was over");
-        message.finish();
-    }
-
     fn again(&mut self, caller: &Arc<str>, mut parcel: Letter, why: &str) {
         let Some(message) = &parcel.token.message else { return };
         parcel.token.attempts += 1;
         if parcel.token.attempts < ATTEMPTS {
-            return self.outbox.push(caller.clone(), parcel);
+            return self.hold(caller.clone(), parcel);
         }
         error!(instance = &*self.instance, key = message.key, id = %parcel.id, queue = &**caller, why, "the broker does not take a reply: the caller will not hear of it");
         message.finish();

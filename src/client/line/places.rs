@@ -8,9 +8,9 @@ use uuid::Uuid;
 
 use super::super::builder::WhenFull;
 use super::super::replies::Place;
-use super::super::waiting::Waiting;
+use crate::waiting::{Waiting, Weight};
 
-/// The places of a client's calls, and in the order in which they came those that wait for one.
+/// The places of a client's calls, and those that wait for one.
 #[derive(Debug)]
 pub(super) struct Places<T> {
     /// None where there is no limit.
@@ -65,13 +65,13 @@ impl<T> Places<T> {
 
     /// Lets a call wait for its place.
     pub(super) fn wait(&mut self, id: Uuid, until: Instant, entry: T) {
-        self.crowd.push(id, until, entry);
+        self.crowd.push(id, until, Weight::default(), entry);
     }
 
     /// The next of those that wait, if there is a place for it.
-    pub(super) fn seat(&mut self, until: impl FnOnce(&T) -> Instant) -> Option<(Place, T)> {
+    pub(super) fn seat(&mut self, now: Instant, until: impl FnOnce(&T) -> Instant) -> Option<(Place, T)> {
         let permit = if self.crowd.is_empty() { None } else { self.take() }?;
-        let entry = self.crowd.pop()?;
+        let entry = self.crowd.pop(now)?;
         Some((Place::new(permit, until(&entry)), entry))
     }
 
@@ -95,7 +95,7 @@ mod tests {
     }
 
     fn seated(places: &mut Places<u32>) -> Vec<(Place, u32)> {
-        std::iter::from_fn(|| places.seat(|_| later())).collect()
+        std::iter::from_fn(|| places.seat(Instant::now(), |_| later())).collect()
     }
 
     #[test]
@@ -129,7 +129,7 @@ mod tests {
         drop(first);
         // Each place that is given back at once, as that of a call that nobody wants, goes to the next.
         let mut order = Vec::new();
-        while let Some((place, number)) = places.seat(|_| later()) {
+        while let Some((place, number)) = places.seat(Instant::now(), |_| later()) {
             drop(place);
             order.push(number);
         }

@@ -3,6 +3,7 @@
 mod asking;
 mod cancels;
 mod ends;
+mod late;
 mod outgoing;
 mod unclear;
 
@@ -24,14 +25,15 @@ use super::places::{Entry, Places};
 use super::unconfirmed::Unconfirmed;
 use super::{Address, Addressed, Order, Rules, Shared, Token};
 use crate::client::RUNTIME_ENDED;
-use crate::client::replies::{End, Replies, Waiter};
+use crate::client::replies::{End, Place, Replies, Waiter};
 use crate::client::session::{Happening, Rest, Session, Sessions};
 use crate::client::target::Target;
-use crate::client::waiting::Waiting;
 use crate::frame::{self, Kind};
 use crate::outbox::{BATCH, Outbox, Parcel, UnderWay, take_all};
 use crate::state::{Attempts, State, enter};
 use crate::transport::{Confirm, Delivery, Lost, Role, Transport};
+use crate::waiting::Waiting;
+use crate::window::Window;
 
 /// How often calls that take long are looked after.
 const LOOK: Duration = Duration::from_secs(1);
@@ -57,8 +59,11 @@ pub(super) struct Task {
     leaving: Option<Leaving>,
     outbox: Outbox<Address, Token>,
     replies: Replies<Addressed>,
-    /// What waits for the connection, or for the broker to take messages again.
+    /// What waits for the connection, for the broker to take messages again, or for room on the way there.
     unsent: Waiting<Addressed>,
+    window: Window,
+    /// Places of calls that nobody waits for, until these messages of theirs have arrived.
+    kept: Vec<(u64, Place)>,
     /// Places among the calls in flight, and what waits for one.
     places: Places<Addressed>,
     /// What is not to wait for an instance, by service, while the broker is asked whether there is one.
@@ -80,6 +85,8 @@ pub(super) struct Task {
     /// The number of the first message of this session or the next: replies to earlier ones have nowhere to come to.
     first: u64,
     look_at: Instant,
+    /// Since when the state tells that the broker confirms nothing, or not all.
+    late_since: Option<Instant>,
     /// The number of the last message when it was last looked.
     looked: u64,
     /// When places are looked for that are taken in vain.
@@ -107,6 +114,8 @@ impl Task {
             leaving: None,
             replies: Replies::default(),
             unsent: Waiting::default(),
+            window: Window::default(),
+            kept: Vec::new(),
             asking: HashMap::new(),
             questions: FuturesUnordered::new(),
             unclear: HashMap::new(),
@@ -119,6 +128,7 @@ impl Task {
             number: 0,
             first: 1,
             look_at: now,
+            late_since: None,
             looked: 0,
             vacate_at: now,
         };
@@ -210,9 +220,8 @@ impl Task {
         self.opening = None;
         self.session = Some(session);
         self.enter(State::Ready);
-        match self.session.as_ref().and_then(|session| session.transport.blocked()) {
-            Some(reason) => self.block(reason),
-            None => self.send_unsent(),
+        if let Some(reason) = self.session.as_ref().and_then(|session| session.transport.blocked()) {
+            self.block(reason);
         }
     }
 
@@ -284,7 +293,8 @@ impl Task {
 
     /// When something is to be done without anything happening.
     fn wake_at(&self) -> Option<Instant> {
-        let look = (self.replies.len() > 0).then_some(self.look_at);
+        let looks = self.replies.len() > 0 || !self.unconfirmed.is_empty() || self.late_since.is_some();
+        let look = looks.then_some(self.look_at);
         let vacate = (!self.places.crowd.is_empty()).then_some(self.vacate_at);
         let ends = [&self.unsent, &self.places.crowd, &self.unheard].map(Waiting::next_end);
         ends.into_iter().chain([self.stuck_at, look, vacate]).flatten().min()
@@ -307,6 +317,7 @@ impl Task {
                 self.end_silent();
             }
             self.ask_about_unanswered(now);
+            self.look_for_confirms(now);
         }
     }
 
@@ -320,10 +331,11 @@ impl Task {
         let mut parcels: Vec<_> = self.outbox.clear().collect();
         let waiting = [&mut self.places.crowd, &mut self.unsent, &mut self.unheard].into_iter();
         for waiting in waiting.chain(self.asking.values_mut()) {
-            parcels.extend(std::iter::from_fn(|| waiting.pop()).map(|(_, parcel)| parcel));
+            parcels.extend(waiting.clear());
         }
+        self.kept.clear();
         self.end_unclear();
-        for parcel in parcels {
+        for (_, parcel) in parcels {
             let handed_over = parcel.token.attempts > 0;
             parcel.token.end(&End::Lost(closed(&self.shared, handed_over)));
         }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{Address, Addressed, Token};
@@ -12,6 +13,7 @@ use crate::outbox::Bundle;
 /// A message that is under way.
 pub(super) struct Away {
     pub(super) bundle: Bundle<Address, Token>,
+    pub(super) since: Instant,
     /// The cancels of its calls that were given up meanwhile.
     pub(super) given_up: Vec<Addressed>,
 }
@@ -27,14 +29,24 @@ pub(super) struct Unconfirmed {
 }
 
 impl Unconfirmed {
-    pub(super) fn insert(&mut self, number: u64, bundle: Bundle<Address, Token>) {
+    pub(super) fn insert(&mut self, number: u64, bundle: Bundle<Address, Token>, since: Instant) {
         let told = bundle.parcels.iter().enumerate().filter(|(_, parcel)| parcel.token.said.is_some());
         self.told.extend(told.map(|(place, parcel)| (parcel.id, (number, place))));
-        self.messages.insert(number, Away { bundle, given_up: Vec::new() });
+        self.messages.insert(number, Away { bundle, since, given_up: Vec::new() });
     }
 
     pub(super) fn contains(&self, number: u64) -> bool {
         self.messages.contains_key(&number)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    /// The keys of the messages that were sent before, the earliest first.
+    pub(super) fn keys_before(&self, time: Instant) -> impl Iterator<Item = &str> {
+        let before = self.messages.values().take_while(move |away| away.since <= time);
+        before.map(|away| &*away.bundle.address.key)
     }
 
     /// Takes out a message of which the broker has spoken, or will not speak any more.
@@ -81,7 +93,6 @@ impl Unconfirmed {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use tokio::time::Instant;
 
     use super::*;
     use crate::frame::Kind;
@@ -107,7 +118,7 @@ mod tests {
                 parcel
             };
             let parcels = (0..parcels).map(one).collect();
-            unconfirmed.insert(number, Bundle { address: address(), parcels });
+            unconfirmed.insert(number, Bundle { address: address(), parcels }, Instant::now());
         }
         (unconfirmed, waiting)
     }

@@ -24,6 +24,7 @@ use crate::frame::{CONTENT_TYPE, Frame, Kind, Metadata};
 use crate::outbox::{Parcel, UnderWay};
 use crate::topology::presence_key;
 use crate::transport::{Confirm, Lost, Properties, Publication};
+use crate::waiting::Weight;
 
 impl Task {
     /// Lets a parcel leave with the next messages; one that is not to wait for an instance when there is one.
@@ -37,7 +38,7 @@ impl Task {
         }
         let target = target.clone();
         let asking = self.asking.entry(target.service_text.clone()).or_default();
-        asking.push(parcel.id, parcel.token.deadline, (address, parcel));
+        asking.push(parcel.id, parcel.token.deadline, Weight::default(), (address, parcel));
         if asking.len() == 1 {
             self.ask(target);
         }
@@ -111,7 +112,7 @@ impl Task {
             Err(_) => {}
         }
         let mut asking = self.asking.remove(&target.service_text).unwrap_or_default();
-        while let Some((address, mut parcel)) = asking.pop() {
+        for (address, mut parcel) in asking.clear() {
             match said {
                 Ok(Confirm::Returned) => parcel.token.end(&End::Said(Confirm::Returned)),
                 Err(lost) if !lost.is_connected() => self.route(address, parcel),
@@ -128,7 +129,7 @@ impl Task {
     /// Lets what waits for an answer wait for the broker, which takes no question now.
     pub(super) fn stop_asking(&mut self) {
         for (_, mut asking) in std::mem::take(&mut self.asking) {
-            while let Some((address, parcel)) = asking.pop() {
+            for (address, parcel) in asking.clear() {
                 self.route(address, parcel);
             }
         }

@@ -11,6 +11,7 @@ use super::{PARTING, Task};
 use crate::client::line::{Address, Addressed, Token};
 use crate::outbox::Parcel;
 use crate::topology::instance_key;
+use crate::waiting::Weight;
 
 /// How long after a cancel that nobody has heard the next is sent, and twice as long after each other: a server that has
 /// lost its bindings has them again within seconds, and one that starts takes what waits for it.
@@ -35,7 +36,12 @@ impl Task {
         }
         let instance = self.replies.runs_on(id).cloned();
         // What has not left will not; what has been answered has ended.
-        let (Some(call), Some((mut address, cancel))) = (self.replies.forget(id), cancel) else { return };
+        let Some(mut call) = self.replies.forget(id) else { return };
+        if let Some(place) = call.place.take().filter(|_| !self.window.has_arrived(call.message)) {
+            // It is free when the bytes of the call are no longer on their way.
+            self.kept.push((call.message, place));
+        }
+        let Some((mut address, cancel)) = cancel else { return };
         if let Some(instance) = instance.filter(|_| call.for_any) {
             address.key = Arc::from(instance_key(&call.target.service, &instance));
         }
@@ -50,7 +56,7 @@ impl Task {
         let doublings = cancel.token.attempts.saturating_sub(1).min(MAX_PAUSE.as_secs().ilog2());
         let again = Instant::now() + FIRST_PAUSE * 2u32.pow(doublings);
         if again < cancel.token.deadline && self.unheard.len() < MAX_UNHEARD {
-            self.unheard.push(cancel.id, again, (address, cancel));
+            self.unheard.push(cancel.id, again, Weight::default(), (address, cancel));
         } else {
             debug!(id = %cancel.id, key = &*address.key, "nobody has heard a cancel: the deadline ends the call");
         }
@@ -67,7 +73,7 @@ impl Task {
     /// A broker that does not say so is not waited for for long.
     pub(super) async fn part(&mut self) {
         let confirmed = async {
-            while self.unconfirmed.keeps_cancels()
+            while (self.unconfirmed.keeps_cancels() || !self.unsent.is_empty())
                 && let Some((number, said)) = futures::StreamExt::next(&mut self.receipts).await
             {
                 self.concluded(number, said);

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 use uuid::Uuid;
@@ -19,7 +18,8 @@ use crate::frame::{self, Kind};
 use crate::outbox::{Bundle, Parcel, Share};
 use crate::state::State;
 use crate::topology::Declaration;
-use crate::transport::{Confirm, Loss, Lost, Properties, Publication};
+use crate::transport::{Confirm, Loss, Lost, Publication};
+use crate::window::Window;
 
 /// How long an instance that runs a long call may say nothing.
 const SILENCE: Duration = Duration::from_secs(15);
@@ -29,7 +29,9 @@ const ATTEMPTS_ON_A_CONNECTION: u32 = 5;
 impl Task {
     /// The broker has said what became of a message.
     pub(super) fn concluded(&mut self, number: u64, said: Result<Confirm, Lost>) {
-        let Some(Away { bundle: Bundle { address, parcels }, given_up }) = self.unconfirmed.remove(number) else {
+        self.window.arrived(number, Instant::now());
+        self.kept.retain(|(message, _)| !self.window.has_arrived(*message));
+        let Some(Away { bundle: Bundle { address, parcels }, given_up, .. }) = self.unconfirmed.remove(number) else {
             return;
         };
         // Refused by one queue, a broadcast may run on others; and nobody knows of what was lost on its way.
@@ -147,6 +149,8 @@ impl Task {
     /// The connection or its reply queue is gone.
     pub(super) fn lose(&mut self, reason: &Arc<str>) {
         let Some(session) = self.session.take() else { return };
+        self.window = Window::default();
+        self.kept.clear();
         (self.blocked, self.stuck_at) = (None, None);
         self.first = self.number + 1;
         // What waited for a blocked broker now waits for a connection.
@@ -216,7 +220,6 @@ impl Task {
         self.retime();
         self.enter(State::Ready);
         self.replies.excuse();
-        self.send_unsent();
     }
 
     /// Tells whoever waits for a call, or for what the broker said, that its time is over.
@@ -253,9 +256,11 @@ impl Task {
         }
         while let Some((_, parcel)) = self.unsent.pop_ended(now) {
             let may_have_run = parcel.token.attempts > 0;
-            let end = match &self.blocked {
-                Some((_, reason)) => self.blocked_by(reason, may_have_run),
-                None => End::Lost(self.lost(may_have_run)),
+            let end = match (&self.blocked, &self.session) {
+                (Some((_, reason)), _) => self.blocked_by(reason, may_have_run),
+                (None, None) => End::Lost(self.lost(may_have_run)),
+                (None, Some(_)) if may_have_run => End::TimedOut(Unanswered::Unknown),
+                (None, Some(_)) => End::TimedOut(Unanswered::Congested),
             };
             parcel.token.end(&end);
         }
@@ -288,14 +293,8 @@ impl Task {
             return self.replies.excuse();
         }
         if let Some(session) = self.session.as_ref().filter(|_| self.replies.is_silent(SILENCE / 2)) {
-            // A broker that takes nothing keeps signs of life back, and says so to whoever publishes. Nobody gets this.
-            session.transport.publish_quietly(Publication {
-                exchange: self.sessions.namespace.rpc(),
-                key: String::new(),
-                mandatory: false,
-                properties: Properties::default(),
-                body: Bytes::new(),
-            });
+            // A broker that takes nothing keeps signs of life back, and says so to whoever publishes.
+            session.transport.publish_quietly(Publication::to_nobody(self.sessions.namespace.rpc()));
         }
         let mut silent = BTreeMap::<Arc<str>, usize>::new();
         for (id, instance, call) in self.replies.forget_silent(SILENCE) {

@@ -11,18 +11,32 @@ use crate::clock::later;
 use crate::frame::{CONTENT_TYPE, Kind};
 use crate::outbox::{Bundle, Parcel, UnderWay};
 use crate::transport::{Properties, Publication, Receipt};
+use crate::waiting::Weight;
+use crate::window::PROBE;
 
 impl Task {
     /// Lets a parcel leave with the next messages, or wait until it can.
     pub(super) fn route(&mut self, address: Address, parcel: Parcel<Token>) {
-        if self.session.is_some() && self.blocked.is_none() {
+        if self.takes() && self.unsent.is_empty() && self.window.room() > 0 {
             self.leave(address, parcel);
         } else if self.session.is_some() || self.opening.is_some() {
-            self.unsent.push(parcel.id, self.patience(&address, &parcel), (address, parcel));
+            self.hold(address, parcel);
         } else {
             let handed_over = parcel.token.attempts > 0;
             parcel.token.end(&End::Lost(closed(&self.shared, handed_over)));
         }
+    }
+
+    /// Whether there is a broker that takes something.
+    pub(super) fn takes(&self) -> bool {
+        self.session.is_some() && self.blocked.is_none()
+    }
+
+    fn hold(&mut self, address: Address, parcel: Parcel<Token>) {
+        // Cancels spare servers work.
+        let urgency = if address.kind == Kind::Cancel { u8::MAX } else { address.priority.unwrap_or(0) };
+        let weight = Weight { urgency, bytes: parcel.frame.len() };
+        self.unsent.push(parcel.id, self.patience(&address, &parcel), weight, (address, parcel));
     }
 
     /// How long what cannot leave now waits. Nobody waits for cancels, which are of use later too.
@@ -48,7 +62,8 @@ impl Task {
     pub(super) fn seat(&mut self) -> bool {
         let mut seated = false;
         while self.blocked.is_none()
-            && let Some((place, (address, mut parcel))) = self.places.seat(|(_, parcel)| parcel.token.deadline)
+            && let Some((place, (address, mut parcel))) =
+                self.places.seat(Instant::now(), |(_, parcel)| parcel.token.deadline)
         {
             seated = true;
             if parcel.token.is_wanted() {
@@ -60,19 +75,65 @@ impl Task {
         seated
     }
 
-    pub(super) fn send_unsent(&mut self) {
-        while let Some((address, mut parcel)) = self.unsent.pop() {
+    /// Publishes what may leave, and what has waited for that, as far as there is room on the way to the broker.
+    pub(super) fn publish(&mut self) {
+        if !self.takes() || self.outbox.is_empty() && self.unsent.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        self.probe(now);
+        loop {
+            self.publish_outbox(now);
+            if self.window.room() == 0 {
+                break;
+            }
+            self.take_unsent(now);
+            if self.outbox.is_empty() {
+                return;
+            }
+        }
+        let left_over: Vec<_> = self.outbox.clear().collect();
+        left_over.into_iter().for_each(|(address, parcel)| self.hold(address, parcel));
+        if !self.unsent.is_empty() {
+            self.window.hold();
+            self.probe(now);
+        }
+    }
+
+    /// Has the way to the broker measured, where that is to be done.
+    fn probe(&mut self, now: Instant) {
+        if self.window.is_to_probe(now) {
+            self.send_probe(now);
+        }
+    }
+
+    pub(super) fn send_probe(&mut self, now: Instant) {
+        let Some(session) = self.session.as_ref().filter(|_| self.window.probing_since().is_none()) else { return };
+        self.number += 1;
+        self.window.probed(self.number, PROBE, now);
+        let receipt = session.transport.publish(Publication::to_nobody(self.sessions.namespace.rpc()));
+        self.receipts.push(UnderWay::new(self.number, receipt));
+    }
+
+    /// Takes as much of what waits as there is room for.
+    fn take_unsent(&mut self, now: Instant) {
+        let mut room = self.window.room();
+        while room > 0
+            && let Some((address, mut parcel)) = self.unsent.pop(now)
+        {
             if parcel.token.is_wanted() {
+                room = room.saturating_sub(parcel.frame.len());
                 renew(&mut parcel);
                 self.leave(address, parcel);
             }
         }
     }
 
-    /// Publishes what may leave.
-    pub(super) fn publish(&mut self) {
+    fn publish_outbox(&mut self, now: Instant) {
         let Some(session) = &self.session else { return };
-        while let Some(mut bundle) = self.outbox.next(Token::is_wanted) {
+        while self.window.room() > 0
+            && let Some(mut bundle) = self.outbox.next(self.window.room(), Token::is_wanted)
+        {
             self.number += 1;
             for parcel in &mut bundle.parcels {
                 parcel.token.attempts += 1;
@@ -89,7 +150,8 @@ impl Task {
             add(&self.shared.messages_sent, 1);
             add(&self.shared.calls_sent, bundle.parcels.len());
             let receipt = published(&bundle, session, &self.sessions.instance);
-            self.unconfirmed.insert(self.number, bundle);
+            self.window.sent(self.number, bundle.size(), now);
+            self.unconfirmed.insert(self.number, bundle, now);
             self.receipts.push(UnderWay::new(self.number, receipt));
         }
     }

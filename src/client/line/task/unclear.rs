@@ -16,6 +16,7 @@ use crate::frame::Kind;
 use crate::outbox::{Parcel, UnderWay};
 use crate::topology::{presence_key, unlimited_key};
 use crate::transport::{Confirm, Lost};
+use crate::waiting::{Waiting, Weight};
 
 /// Why a call is not in its queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -67,9 +68,12 @@ impl Task {
         let target = target.filter(|target| address.kind == Kind::Request && address.key == target.service_text);
         let (Some(target), Some(session), None) = (target, &self.session, &self.blocked) else { return Some(parcel) };
         match self.unclear.entry((target.service_text.clone(), cause)) {
-            Entry::Occupied(mut asked) => asked.get_mut().push(parcel.id, parcel.token.deadline, parcel),
+            Entry::Occupied(mut asked) => {
+                asked.get_mut().push(parcel.id, parcel.token.deadline, Weight::default(), parcel);
+            }
             Entry::Vacant(new) => {
-                new.insert_entry(Default::default()).get_mut().push(parcel.id, parcel.token.deadline, parcel);
+                let (id, until) = (parcel.id, parcel.token.deadline);
+                new.insert_entry(Waiting::default()).get_mut().push(id, until, Weight::default(), parcel);
                 let receipt = session.transport.publish(self.question(cause.key(&target)));
                 self.causes.push(UnderWay::new((target, cause), receipt));
             }
@@ -81,7 +85,7 @@ impl Task {
     pub(super) fn found(&mut self, target: &Target, cause: Cause, said: &Result<Confirm, Lost>) {
         let is_out_of_reach = matches!(said, Ok(Confirm::Accepted | Confirm::Refused));
         let mut waiting = self.unclear.remove(&(target.service_text.clone(), cause)).unwrap_or_default();
-        while let Some(parcel) = waiting.pop() {
+        for parcel in waiting.clear() {
             parcel.token.end(&match is_out_of_reach {
                 true => End::Unreachable(self.sessions.namespace.calls_queue(&target.service).into()),
                 false => cause.end(),
@@ -92,7 +96,7 @@ impl Task {
     /// Ends what waits for an answer that does not come.
     pub(super) fn end_unclear(&mut self) {
         for ((_, cause), mut waiting) in std::mem::take(&mut self.unclear) {
-            while let Some(parcel) = waiting.pop() {
+            for parcel in waiting.clear() {
                 parcel.token.end(&cause.end());
             }
         }
