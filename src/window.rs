@@ -251,7 +251,7 @@ mod tests {
             let used = link.run(20 * SECOND, size);
             // The probes take up some of it.
             assert!(used > 0.8, "{rate} {milliseconds}: {used}");
-            let most = QUEUEING * 2 + Duration::from_secs_f64((size + LEAST) as f64 / rate);
+            let most = QUEUEING * 2 + link.round_trip + Duration::from_secs_f64((size + LEAST) as f64 / rate);
             assert!(link.waited < most, "{rate} {milliseconds}: {:?}", link.waited);
         }
     }
