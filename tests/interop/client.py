@@ -154,7 +154,10 @@ class Client:
 
     def gather(self, frame, exchange, key, type, instances, window):
         frame.metadata[wire.REMAINING_MS] = int(window * 1000)
-        self.request(frame, exchange, key, type, window)
+        try:
+            self.request(frame, exchange, key, type, window)
+        except Overloaded:
+            pass  # The queue of one instance goes at this moment; the others have it.
         deadline = time.monotonic() + window
         while len(self.replies[frame.id]) < instances and time.monotonic() < deadline:
             self.connection.process_data_events(max(0, deadline - time.monotonic()))

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use hopline::{Client, Error};
+use hopline::{Client, Error, State};
 
-use super::node::shared;
+use super::node::{Cluster, shared};
 use super::{LONG, ends, on_their_way, the_next_call_works, worker};
-use crate::node::{Queue, when};
+use crate::node::{Queue, version, when};
 use crate::proxy::{Direction, Flow, Proxy};
-use crate::support::{Calculator, MathClient, MathServer, after_polls, later, soon};
+use crate::support::{Calculator, Held, MathClient, MathServer, Scene, after_polls, later, soon};
 
 #[tokio::test]
 #[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
@@ -162,4 +162,58 @@ async fn a_client_that_takes_no_replies_holds_up_nobody() {
     drop((stuck, quick, math));
     soon(running.drain()).await;
     node.nothing_left().await;
+}
+
+/// Waits until the client's state is this.
+async fn state_is(client: &Client, is: impl Fn(&State) -> bool) -> State {
+    let mut state = client.state();
+    let told = tokio::time::timeout(LONG, state.wait_for(is)).await;
+    told.expect("in time").expect("the client is there").clone()
+}
+
+#[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
+async fn a_client_says_in_its_state_that_nothing_is_confirmed_and_that_it_is_again() {
+    let node = shared().await;
+    let scene = node.scene();
+    let (running, mut arrivals) = worker(&scene, 10).await;
+    let proxy = Proxy::to(node.address()).await;
+    let client = scene.by_way_of(proxy.url()).client().await;
+    the_next_call_works(&client, &mut arrivals).await;
+    proxy.set(Direction::ToBroker, Flow::Stall);
+    let waiting = on_their_way(&client, 0..1).await;
+    let State::Degraded { reason, .. } = state_is(&client, |state| *state != State::Ready).await else {
+        panic!("the connection stands");
+    };
+    assert!(reason.starts_with("the broker has confirmed nothing for more than 5s"), "{reason}");
+    proxy.resume();
+    state_is(&client, |state| *state == State::Ready).await;
+    soon(arrivals.recv()).await.expect("it runs").release();
+    ends(waiting).await.pop().expect("there is one").expect("answered");
+    drop(client);
+    soon(running.drain()).await;
+}
+
+#[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
+async fn a_client_on_the_smaller_side_of_a_cluster_says_so_in_its_state() {
+    let cluster = Cluster::start(&version()).await;
+    let scene = Scene::at(cluster.url(2));
+    let running = scene.serve(Held::new().service.quorum()).await;
+    let client = scene.client().await;
+    // One of three nodes is no majority.
+    for node in &cluster.nodes[..2] {
+        node.kill().await;
+    }
+    let waiting = on_their_way(&client, 0..1).await;
+    let State::Degraded { reason, .. } = state_is(&client, |state| *state != State::Ready).await else {
+        panic!("the connection stands");
+    };
+    assert!(reason.starts_with("the broker has"), "{reason}");
+    for node in &cluster.nodes[..2] {
+        node.start_again().await;
+    }
+    state_is(&client, |state| *state == State::Ready).await;
+    drop((waiting, client));
+    soon(running.drain()).await;
 }

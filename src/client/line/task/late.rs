@@ -36,7 +36,7 @@ impl Task {
     /// What the broker has not confirmed for long, if there is anything.
     fn late(&self, now: Instant) -> Option<String> {
         let is_late = |since: Instant| since + LATE <= now;
-        if self.window.probing_since().is_some_and(is_late) {
+        if self.window.probing_since().is_some() && self.window.waits_since().is_some_and(is_late) {
             return Some(format!(
                 "the broker has confirmed nothing for more than {LATE:?}, though the connection stands: the network or \
                  the broker is slow, or stuck"
