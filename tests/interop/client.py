@@ -154,10 +154,7 @@ class Client:
 
     def gather(self, frame, exchange, key, type, instances, window):
         frame.metadata[wire.REMAINING_MS] = int(window * 1000)
-        try:
-            self.request(frame, exchange, key, type, window)
-        except Overloaded:
-            pass  # The queue of one instance goes at this moment; the others have it.
+        self.request(frame, exchange, key, type, window)
         deadline = time.monotonic() + window
         while len(self.replies[frame.id]) < instances and time.monotonic() < deadline:
             self.connection.process_data_events(max(0, deadline - time.monotonic()))
@@ -191,9 +188,11 @@ class Client:
             self.publish(
                 exchange, key, frame, type=type, reply_to=self.reply_queue, expiration=str(int(timeout * 1000))
             )
-        except Exception:
-            del self.replies[frame.id]
-            raise
+        except Exception as error:
+            # Of a broadcast, the queue of one instance goes at this moment, and the others have it.
+            if not (isinstance(error, Overloaded) and key.endswith("@*")):
+                del self.replies[frame.id]
+                raise
 
     def publish(self, exchange, key, *frames, mandatory=True, **properties):
         """Publishes a message and waits for the broker's confirm."""
