@@ -8,6 +8,7 @@ mod broker;
 mod clients;
 mod cluster;
 mod exchanges;
+mod link;
 mod node;
 mod deleted;
 mod proxy;

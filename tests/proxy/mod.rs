@@ -3,16 +3,29 @@
 // Each program of tests needs a part of this.
 #![allow(dead_code)]
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use std::{future, io};
 
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{ReadHalf, WriteHalf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
+
+/// The bytes of a TCP segment on an Ethernet. The systems on both sides are told so: with the loopback's own 64 KiB they take
+/// megabytes from whoever sends before any of that has passed.
+const SEGMENT: usize = 1448;
+/// What the proxy's own sockets hold, so that what waits does so where a [`Link`] says.
+const SOCKET_BUFFER: u32 = 32 * 1024;
+/// How many connections may wait to be accepted.
+const BACKLOG: u32 = 1024;
+/// How long TCP waits at least until it sends a segment again that was lost.
+const MIN_RETRANSMISSION: Duration = Duration::from_millis(200);
 
 /// What happens to the bytes of one direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,8 +35,38 @@ pub(crate) enum Flow {
     Stall,
     /// They are taken, and handed to nobody.
     Lose,
-    /// As many pass in a second.
-    Slow(usize),
+    /// They pass as over such a link.
+    Link(Link),
+}
+
+/// A link as networks have them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Link {
+    /// So many bytes pass in a second, of all connections together.
+    pub(crate) rate: usize,
+    /// How long a byte takes to arrive once it has left.
+    pub(crate) delay: Duration,
+    /// How many bytes wait to leave before no more are taken.
+    pub(crate) queue: usize,
+    /// One of so many segments is lost, and holds up its connection until it has been sent again.
+    pub(crate) loss: Option<u64>,
+}
+
+impl Link {
+    /// A link of this rate, which delays and loses nothing, behind a router with more memory than is good for it.
+    pub(crate) const fn of(rate: usize) -> Self {
+        Self { rate, delay: Duration::ZERO, queue: 2 * 1024 * 1024, loss: None }
+    }
+
+    /// How long so many bytes take to leave.
+    fn time(&self, bytes: usize) -> Duration {
+        Duration::from_secs_f64(bytes as f64 / self.rate as f64)
+    }
+
+    /// As many bytes as are taken at once: a segment, or less of it if that would not trickle.
+    fn segment(&self) -> usize {
+        (self.rate / 20).clamp(1, SEGMENT)
+    }
 }
 
 /// The two directions of a connection.
@@ -48,8 +91,8 @@ enum Fate {
 #[derive(Debug)]
 pub(crate) struct Proxy {
     address: SocketAddr,
-    to_broker: watch::Sender<Flow>,
-    to_client: watch::Sender<Flow>,
+    to_broker: Arc<Wire>,
+    to_client: Arc<Wire>,
     accepts: watch::Sender<bool>,
     connections: Arc<Mutex<Vec<Connection>>>,
     accepting: JoinHandle<()>,
@@ -69,13 +112,13 @@ impl Proxy {
 
     /// The same at an address of the caller's choice.
     pub(crate) async fn at(address: &str, broker: SocketAddr) -> Self {
-        let listener = TcpListener::bind(address).await.expect("there is a free port");
+        let listener = listen(address.parse().expect("an address"));
         let address = listener.local_addr().expect("it is bound");
-        let [to_broker, to_client] = [(); 2].map(|()| watch::channel(Flow::Pass).0);
+        let [to_broker, to_client] = [(); 2].map(|()| Arc::new(Wire::default()));
         let accepts = watch::channel(true).0;
         let connections = Arc::new(Mutex::new(Vec::<Connection>::new()));
         let accept = {
-            let [to_broker, to_client] = [&to_broker, &to_client].map(watch::Sender::subscribe);
+            let wires = [&to_broker, &to_client].map(Arc::clone);
             let (accepts, connections) = (accepts.subscribe(), connections.clone());
             async move {
                 loop {
@@ -85,8 +128,7 @@ impl Proxy {
                         continue;
                     }
                     let (fate, told) = watch::channel(Fate::Open);
-                    let flows = [to_broker.clone(), to_client.clone()];
-                    let task = tokio::spawn(serve(client, broker, flows, told));
+                    let task = tokio::spawn(serve(client, broker, wires.clone(), told));
                     let mut connections = connections.lock().expect("no panic while holding it");
                     connections.retain(|connection| !connection.task.is_finished());
                     connections.push(Connection { fate, task });
@@ -111,13 +153,21 @@ impl Proxy {
         connections.iter().filter(|connection| !connection.task.is_finished()).count()
     }
 
-    /// Treats the bytes of one direction like this from now on.
-    pub(crate) fn set(&self, direction: Direction, flow: Flow) {
-        let sender = match direction {
+    fn wire(&self, direction: Direction) -> &Wire {
+        match direction {
             Direction::ToBroker => &self.to_broker,
             Direction::ToClient => &self.to_client,
-        };
-        sender.send_replace(flow);
+        }
+    }
+
+    /// Treats the bytes of one direction like this from now on.
+    pub(crate) fn set(&self, direction: Direction, flow: Flow) {
+        self.wire(direction).treat(flow);
+    }
+
+    /// How many bytes wait in the queue of a [`Link`].
+    pub(crate) fn waiting(&self, direction: Direction) -> usize {
+        self.wire(direction).waiting()
     }
 
     fn set_both(&self, flow: Flow) {
@@ -130,9 +180,9 @@ impl Proxy {
         self.set_both(Flow::Stall);
     }
 
-    /// As many bytes a second pass in each direction.
-    pub(crate) fn slow(&self, bytes_per_second: usize) {
-        self.set_both(Flow::Slow(bytes_per_second));
+    /// Each direction is such a link.
+    pub(crate) fn link(&self, link: Link) {
+        self.set_both(Flow::Link(link));
     }
 
     /// What waited passes, and everything from now on.
@@ -185,6 +235,82 @@ impl Drop for Proxy {
     }
 }
 
+/// One direction, which all connections share.
+#[derive(Debug)]
+struct Wire {
+    flow: watch::Sender<Flow>,
+    use_of: Mutex<Use>,
+}
+
+/// What a [`Link`] has to do.
+#[derive(Debug)]
+struct Use {
+    /// When all that was taken has left.
+    free_at: Instant,
+    /// How many segments were taken.
+    segments: u64,
+}
+
+impl Default for Wire {
+    fn default() -> Self {
+        let idle = Use { free_at: Instant::now(), segments: 0 };
+        Self { flow: watch::channel(Flow::Pass).0, use_of: Mutex::new(idle) }
+    }
+}
+
+impl Wire {
+    fn treat(&self, flow: Flow) {
+        self.use_of.lock().expect("no panic while holding it").free_at = Instant::now();
+        self.flow.send_replace(flow);
+    }
+
+    fn free_at(&self) -> Instant {
+        self.use_of.lock().expect("no panic while holding it").free_at
+    }
+
+    fn waiting(&self) -> usize {
+        let Flow::Link(link) = *self.flow.borrow() else { return 0 };
+        (self.free_at().saturating_duration_since(Instant::now()).as_secs_f64() * link.rate as f64) as usize
+    }
+
+    /// Takes a segment of a connection that is `held_up` so long by an earlier one, and tells when it arrives.
+    fn take(&self, link: Link, bytes: usize, held_up: &mut Instant) -> Instant {
+        let mut use_of = self.use_of.lock().expect("no panic while holding it");
+        use_of.free_at = use_of.free_at.max(Instant::now()) + link.time(bytes);
+        use_of.segments += 1;
+        let arrives_at = use_of.free_at + link.delay;
+        if link.loss.is_some_and(|loss| use_of.segments.is_multiple_of(loss)) {
+            // It takes up the link a second time.
+            use_of.free_at += link.time(bytes);
+            *held_up = (*held_up).max(arrives_at + MIN_RETRANSMISSION.max(2 * link.delay));
+        }
+        arrives_at.max(*held_up)
+    }
+}
+
+/// Bytes that were taken and not yet handed on; none at the end of their connection.
+struct Segment {
+    bytes: Vec<u8>,
+    arrives_at: Instant,
+}
+
+/// Listens, with buffers and segments as a [`Link`] wants them.
+fn listen(address: SocketAddr) -> TcpListener {
+    let socket = socket(address);
+    socket.set_reuseaddr(true).expect("it is a socket");
+    socket.bind(address).expect("there is a free port");
+    socket.listen(BACKLOG).expect("it is bound")
+}
+
+fn socket(address: SocketAddr) -> TcpSocket {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    let socket = socket.expect("there is room for one");
+    socket.set_recv_buffer_size(SOCKET_BUFFER).expect("it is a socket");
+    socket.set_send_buffer_size(SOCKET_BUFFER).expect("it is a socket");
+    SockRef::from(&socket).set_tcp_mss(SEGMENT as u32).expect("it is a socket of TCP");
+    socket
+}
+
 /// Closes a connection by RST.
 fn reset(stream: TcpStream) {
     // Of one that has ended already there is nothing to reset.
@@ -195,11 +321,11 @@ fn reset(stream: TcpStream) {
 async fn serve(
     mut client: TcpStream,
     broker: SocketAddr,
-    flows: [watch::Receiver<Flow>; 2],
+    [wire_to_broker, wire_to_client]: [Arc<Wire>; 2],
     mut fate: watch::Receiver<Fate>,
 ) {
     let connected = tokio::select! {
-        connected = TcpStream::connect(broker) => connected,
+        connected = socket(broker).connect(broker) => connected,
         _ = fate.wait_for(|fate| *fate != Fate::Open) => return reset(client),
     };
     let Ok(mut broker) = connected else { return reset(client) };
@@ -210,10 +336,12 @@ async fn serve(
     let decided = {
         let (from_client, to_client) = client.split();
         let (from_broker, to_broker) = broker.split();
-        let [flow_to_broker, flow_to_client] = flows;
         let pumps = async {
             // One that fails ends the connection; of two that end well, each has told the other side.
-            tokio::try_join!(pump(from_client, to_broker, flow_to_broker), pump(from_broker, to_client, flow_to_client),)
+            tokio::try_join!(
+                pump(from_client, to_broker, &wire_to_broker),
+                pump(from_broker, to_client, &wire_to_client)
+            )
         };
         tokio::select! {
             biased;
@@ -243,39 +371,57 @@ async fn serve(
 }
 
 /// Hands bytes on, and their end.
-async fn pump(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, mut flow: watch::Receiver<Flow>) -> io::Result<()> {
+async fn pump(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, wire: &Wire) -> io::Result<()> {
+    let mut flow = wire.flow.subscribe();
     let mut buffer = [0; 16 * 1024];
+    let mut under_way = VecDeque::<Segment>::new();
+    let (mut has_ended, mut held_up) = (false, Instant::now());
     loop {
-        let size = match *flow.borrow_and_update() {
-            // A twentieth of a second's bytes at a time, so that they trickle.
-            Flow::Slow(rate) => (rate / 20).clamp(1, buffer.len()),
-            _ => buffer.len(),
-        };
-        let read = tokio::select! {
+        let now = *flow.borrow_and_update();
+        // While nothing passes, one buffer is taken and waits here.
+        let has_room = now != Flow::Stall || under_way.is_empty();
+        tokio::select! {
             biased;
-            // Without a proxy nobody changes anything any more.
-            Ok(()) = flow.changed() => continue,
-            read = from.read(&mut buffer[..size]) => read?,
-        };
-        // Bytes that are read while they may not pass wait here.
-        let Ok(now) = flow.wait_for(|flow| *flow != Flow::Stall).await.map(|flow| *flow) else {
-            future::pending().await
-        };
-        if read == 0 {
-            return to.shutdown().await;
-        }
-        if now != Flow::Lose {
-            to.write_all(&buffer[..read]).await?;
-        }
-        if let Flow::Slow(rate) = now {
-            // The time is the rate itself.
-            let pause = tokio::time::sleep(Duration::from_secs_f64(read as f64 / rate as f64));
-            tokio::select! {
-                () = pause => {}
-                _ = flow.wait_for(|flow| *flow != now) => {}
+            Ok(()) = flow.changed() => {}
+            () = arrival(now, under_way.front()) => {
+                let bytes = under_way.pop_front().map(|segment| segment.bytes).unwrap_or_default();
+                if bytes.is_empty() {
+                    return to.shutdown().await;
+                }
+                if now != Flow::Lose {
+                    to.write_all(&bytes).await?;
+                }
+            }
+            read = take(now, wire, &mut from, &mut buffer), if has_room && !has_ended => {
+                let read = read?;
+                has_ended = read == 0;
+                let arrives_at = match now {
+                    Flow::Link(link) => wire.take(link, read, &mut held_up),
+                    _ => Instant::now(),
+                };
+                under_way.push_back(Segment { bytes: buffer[..read].to_vec(), arrives_at });
             }
         }
     }
+}
+
+/// Waits until the first of what is under way may be handed on.
+async fn arrival(flow: Flow, first: Option<&Segment>) {
+    match (flow, first) {
+        (_, None) | (Flow::Stall, _) => future::pending().await,
+        (Flow::Pass | Flow::Lose, _) => {}
+        (Flow::Link(_), Some(segment)) => sleep_until(segment.arrives_at).await,
+    }
+}
+
+/// Reads what comes, once there is room for it.
+async fn take(flow: Flow, wire: &Wire, from: &mut ReadHalf<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    let Flow::Link(link) = flow else { return from.read(buffer).await };
+    let queue = link.time(link.queue);
+    while wire.free_at() > Instant::now() + queue {
+        sleep_until(wire.free_at() - queue).await;
+    }
+    from.read(&mut buffer[..link.segment()]).await
 }
 
 /// Takes all that comes, until nothing comes any more.

@@ -1,12 +1,14 @@
 //! That the proxy does what its name says.
 
 use std::io::ErrorKind;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
-use crate::proxy::{Direction, Flow, Proxy};
+use crate::node::when;
+use crate::proxy::{Direction, Flow, Link, Proxy};
 use crate::support::soon;
 
 /// A proxy to an echo, whose connections are announced: what arrives there, and `None` at their end.
@@ -145,7 +147,7 @@ async fn the_client_of_a_half_open_connection_is_not_told() {
 async fn slow_bytes_trickle() {
     let (proxy, _echo) = echo().await;
     let mut stream = connected(&proxy).await;
-    proxy.slow(1);
+    proxy.link(Link::of(1));
     let line = [7; 300];
     stream.write_all(&line).await.expect("it is open");
     let mut heard = [0; 300];
@@ -154,6 +156,52 @@ async fn slow_bytes_trickle() {
     proxy.resume();
     soon(stream.read_exact(&mut heard[first..])).await.expect("it is open");
     assert_eq!(heard, line);
+}
+
+#[tokio::test]
+async fn connections_share_the_rate_of_a_link_and_each_byte_has_its_delay() {
+    let (proxy, _echo) = echo().await;
+    let mut streams = [connected(&proxy).await, connected(&proxy).await];
+    let delay = Duration::from_millis(50);
+    proxy.link(Link { delay, ..Link::of(100_000) });
+    let began = Instant::now();
+    let line = vec![7; 10_000];
+    let said = futures::future::join_all(streams.iter_mut().map(|stream| said(stream, &line))).await;
+    // Longer is a matter of the machine.
+    assert!(began.elapsed() >= Duration::from_millis(200) + 2 * delay, "{:?}", began.elapsed());
+    assert!(said.iter().all(|said| *said == line));
+}
+
+#[tokio::test]
+async fn a_link_takes_what_its_queue_holds_and_no_more() {
+    let (proxy, _echo) = echo().await;
+    let mut stream = connected(&proxy).await;
+    let queue = 300_000;
+    proxy.link(Link { queue, ..Link::of(1000) });
+    let waiting = || proxy.waiting(Direction::ToBroker);
+    // The rest is for the sockets on both sides of it.
+    let more = vec![7; 10 * queue];
+    tokio::select! {
+        written = stream.write_all(&more) => panic!("it takes minutes: {written:?}"),
+        _ = when(async || waiting(), |waiting| *waiting >= queue) => {}
+    }
+    assert!(waiting() <= queue + 1000, "{} wait", waiting());
+    proxy.resume();
+    assert_eq!(waiting(), 0);
+    connected(&proxy).await;
+}
+
+#[tokio::test]
+async fn a_segment_that_is_lost_comes_later_and_what_follows_it_as_well() {
+    let (proxy, _echo) = echo().await;
+    let mut stream = connected(&proxy).await;
+    proxy.set(Direction::ToBroker, Flow::Link(Link { loss: Some(2), ..Link::of(1_000_000) }));
+    let began = Instant::now();
+    assert_eq!(said(&mut stream, b"first").await, b"first");
+    assert_eq!(said(&mut stream, b"second").await, b"second");
+    assert!(began.elapsed() >= Duration::from_millis(200), "{:?}", began.elapsed());
+    let line: Vec<u8> = (0..20_000_u32).map(|number| number.to_be_bytes()[3]).collect();
+    assert_eq!(said(&mut stream, &line).await, line);
 }
 
 #[tokio::test]
