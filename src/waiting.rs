@@ -9,8 +9,8 @@ use uuid::Uuid;
 ///
 /// They leave in the order in which they came, with these exceptions:
 /// - The more urgent one leaves first.
-/// - The smaller one leaves first, until as many bytes have left before a larger one as that has itself: nobody is held up
-///   for longer by others than it holds them up.
+/// - The smaller one leaves first, unless a larger one would have left by now if all that wait had left byte by byte, in
+///   turns.
 /// - One that has waited for more than half of its time leaves when no other is there. Where more comes than can leave, all
 ///   would else leave at the end of their time, when it is of no more use to anybody.
 #[derive(Debug)]
@@ -20,8 +20,8 @@ pub(crate) struct Waiting<T> {
     times: BTreeSet<(Instant, Turn)>,
     /// The number of the next entry.
     next: u64,
-    /// How many bytes have left, as the order counts them.
-    passed: u64,
+    /// How many bytes would have left of each that has waited all the time, if they took turns.
+    turns_taken: u64,
 }
 
 #[derive(Debug)]
@@ -29,6 +29,7 @@ struct Entry<T> {
     id: Uuid,
     since: Instant,
     until: Instant,
+    bytes: usize,
     what: T,
 }
 
@@ -38,7 +39,7 @@ struct Turn {
     /// Whether it has waited for more than half of its time, and then since when: the last of them leaves first.
     late: Option<std::cmp::Reverse<Instant>>,
     urgency: std::cmp::Reverse<u8>,
-    /// When so many bytes have left.
+    /// It would have left when as many turns were taken.
     after: u64,
     number: u64,
 }
@@ -53,16 +54,16 @@ pub(crate) struct Weight {
 
 impl<T> Default for Waiting<T> {
     fn default() -> Self {
-        Self { entries: BTreeMap::new(), turns: HashMap::new(), times: BTreeSet::new(), next: 0, passed: 0 }
+        Self { entries: BTreeMap::new(), turns: HashMap::new(), times: BTreeSet::new(), next: 0, turns_taken: 0 }
     }
 }
 
 impl<T> Waiting<T> {
     pub(crate) fn push(&mut self, id: Uuid, until: Instant, weight: Weight, what: T) {
-        let (urgency, after) = (std::cmp::Reverse(weight.urgency), self.passed + weight.bytes as u64);
+        let (urgency, after) = (std::cmp::Reverse(weight.urgency), self.turns_taken + weight.bytes as u64);
         let turn = Turn { late: None, urgency, after, number: self.next };
         self.next += 1;
-        self.put(turn, Entry { id, since: Instant::now(), until, what });
+        self.put(turn, Entry { id, since: Instant::now(), until, bytes: weight.bytes, what });
     }
 
     fn put(&mut self, turn: Turn, entry: Entry<T>) {
@@ -77,8 +78,9 @@ impl<T> Waiting<T> {
             let (&turn, entry) = self.entries.first_key_value()?;
             let half = entry.since + entry.until.saturating_duration_since(entry.since) / 2;
             if turn.late.is_some() || now <= half {
-                self.passed = self.passed.max(turn.after);
-                return Some(self.take(turn)?.what);
+                let entry = self.take(turn)?;
+                self.turns_taken += (entry.bytes / (self.entries.len() + 1)) as u64;
+                return Some(entry.what);
             }
             let entry = self.take(turn)?;
             self.put(Turn { late: Some(std::cmp::Reverse(half)), ..turn }, entry);
@@ -188,19 +190,32 @@ mod tests {
     }
 
     #[test]
-    fn small_entries_leave_first_until_a_large_one_has_let_as_many_bytes_pass_as_it_has() {
+    fn small_entries_leave_first_until_it_is_a_large_ones_turn() {
         let now = Instant::now();
         let until = now + Duration::from_secs(9);
         let mut waiting = Waiting::default();
         waiting.push(Uuid::new_v4(), until, bytes(1000), 1000);
         let mut order = Vec::new();
-        for _ in 0..20 {
+        for _ in 0..30 {
             // As one comes, one leaves.
             waiting.push(Uuid::new_v4(), until, bytes(100), 100);
             order.extend(waiting.pop(now));
         }
         let before = order.iter().position(|size| *size == 1000).expect("it is not held up for ever");
-        assert_eq!(before, 9, "{order:?}");
+        assert_eq!(before, 18, "{order:?}");
+    }
+
+    #[test]
+    fn a_small_entry_leaves_before_large_ones_that_came_before_it() {
+        let now = Instant::now();
+        let until = now + Duration::from_secs(9);
+        let mut waiting = Waiting::default();
+        for number in 0..4 {
+            waiting.push(Uuid::new_v4(), until, bytes(64_000), number);
+        }
+        assert_eq!(waiting.pop(now), Some(0));
+        waiting.push(Uuid::new_v4(), until, bytes(100), 9);
+        assert_eq!(all(&mut waiting, now), [9, 1, 2, 3]);
     }
 
     #[test]

@@ -15,8 +15,10 @@ const LEAST: usize = 4 * 1024;
 const MOST: usize = 16 * 1024 * 1024;
 /// How many bytes a probe takes up, about.
 pub(crate) const PROBE: usize = 100;
-/// The shortest round trip is measured again after so long: the way may be another one.
+/// The shortest round trip is measured again when it has not been seen for so long: the way may be another one. The latter
+/// holds where it seems to be.
 const STALE: Duration = Duration::from_secs(30);
+const DOUBTFUL: Duration = Duration::from_secs(3);
 
 /// The bytes on their way, which are those of messages after the last that is known to have arrived.
 ///
@@ -156,7 +158,10 @@ impl Window {
         } else {
             carries.clamp(self.size, self.size * 2).min(MOST)
         };
-        self.emptying = took > shortest + shortest / 4 && now.saturating_duration_since(seen) > STALE;
+        let unseen = now.saturating_duration_since(seen);
+        // Where next to nothing is on the way, and takes long nevertheless, the way has become longer.
+        let is_doubtful = took > allowed && self.size == LEAST && unseen > DOUBTFUL;
+        self.emptying = is_doubtful || took > shortest + shortest / 4 && unseen > STALE;
     }
 }
 
@@ -278,7 +283,7 @@ mod tests {
         let used = link.run(10 * SECOND, 1000);
         assert!(used > 0.9, "faster: {used}");
         link.round_trip = 10 * QUEUEING;
-        link.run(2 * STALE, 1000);
+        link.run(10 * SECOND, 1000);
         let used = link.run(STALE, 1000);
         assert!(used > 0.7, "farther: {used}");
     }

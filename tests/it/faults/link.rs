@@ -30,7 +30,7 @@ const AT_ONCE: Duration = Duration::from_secs(2);
 /// How much later than its deadline a handler may begin: a round trip, and what brokers and machines take.
 const LATEST: Duration = Duration::from_millis(100 + 1000);
 /// By how much memory may grow beyond what is held for a reason: allocators keep some of what they had.
-const SPARE_MEMORY: usize = 24 << 20;
+const SPARE_MEMORY: usize = 48 << 20;
 
 /// What times in arguments count from, for callers and handlers alike.
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
