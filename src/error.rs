@@ -358,6 +358,8 @@ mod tests {
         );
         assert!(timeout(Unanswered::Unserved).contains("nobody served it whenever the broker was asked"));
         assert!(timeout(Unanswered::Unsent).ends_with("it was not sent, since no time was left"));
+        assert!(timeout(Unanswered::Congested).contains("it was not sent: the connection to the broker carries less"));
+        assert!(!Unanswered::Congested.may_have_run() && Unanswered::Unserved.may_have_run());
         let fault = Fault::new(Code::Unimplemented, "no method `x`");
         assert_eq!(Error::<String>::Fault(fault).to_string(), "UNIMPLEMENTED: no method `x`");
         assert_eq!(Fault::new(Code::NotFound, "").to_string(), "NOT_FOUND");
