@@ -16,6 +16,10 @@ use crate::error::Unanswered;
 use crate::frame::Frame;
 use crate::transport::{Confirm, Lost};
 
+/// How late a look at who is silent may be: one that is later comes of a process that was suspended, or of a runtime that was
+/// blocked, and has yet to read what was said meanwhile.
+const LATE: Duration = Duration::from_secs(3);
+
 /// What a call comes to in the place of a reply; a oneway call, to what the broker said of it.
 #[derive(Debug, Clone)]
 pub(crate) enum End {
@@ -100,11 +104,13 @@ pub(crate) struct Replies<A> {
     calls: HashMap<Uuid, Call<A>>,
     /// Who runs the calls that take long, and when it last said so.
     reports: HashMap<Uuid, (Arc<str>, Instant)>,
+    /// When it was last looked who is silent, or began to be.
+    looked_at: Instant,
 }
 
 impl<A> Default for Replies<A> {
     fn default() -> Self {
-        Self { calls: HashMap::new(), reports: HashMap::new() }
+        Self { calls: HashMap::new(), reports: HashMap::new(), looked_at: Instant::now() }
     }
 }
 
@@ -160,6 +166,9 @@ impl<A> Replies<A> {
         call.target.presence().heard(call.message, moment);
         // A broadcast runs on many.
         if matches!(call.waiter, Waiter::One(_)) {
+            if self.reports.is_empty() {
+                self.looked_at = moment.now;
+            }
             self.reports.insert(id, (instance, moment.now));
         }
         true
@@ -184,8 +193,12 @@ impl<A> Replies<A> {
         self.reports.values_mut().for_each(|(_, last)| *last = Instant::now());
     }
 
-    /// The calls whose instance has said nothing for as long as `patience`, no longer waited for.
+    /// The calls whose instance has said nothing for as long as `patience`, no longer waited for. It is asked about every second.
     pub(crate) fn forget_silent(&mut self, patience: Duration) -> Vec<(Uuid, Arc<str>, Call<A>)> {
+        if self.looked_at.elapsed() > LATE {
+            self.excuse();
+        }
+        self.looked_at = Instant::now();
         let calls = &mut self.calls;
         let silent = self.reports.extract_if(|_, (_, last)| last.elapsed() >= patience);
         silent.filter_map(|(id, (instance, _))| Some((id, instance, calls.remove(&id)?))).collect()
@@ -351,12 +364,32 @@ mod tests {
             assert!(replies.report(id, "there".into(), moment()));
         }
         assert!(!replies.report(Uuid::new_v4(), "there".into(), moment()));
-        tokio::time::advance(Duration::from_secs(9)).await;
+        let patience = Duration::from_secs(10);
+        for second in 1..10 {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            assert!(replies.forget_silent(patience).is_empty(), "{second}");
+        }
         replies.report(busy, "elsewhere".into(), moment());
         tokio::time::advance(Duration::from_secs(1)).await;
-        let silent: Vec<_> = replies.forget_silent(Duration::from_secs(10)).into_iter().map(|(id, ..)| id).collect();
+        let silent: Vec<_> = replies.forget_silent(patience).into_iter().map(|(id, ..)| id).collect();
         assert_eq!(silent, [dead]);
         assert_eq!(replies.runs_on(busy).map(|instance| &**instance), Some("elsewhere"));
         assert!(replies.forget(busy).is_some() && !replies.has_reports());
+    }
+    #[tokio::test(start_paused = true)]
+    async fn who_was_suspended_first_reads_what_was_said_meanwhile() {
+        let mut replies = Replies::default();
+        let id = Uuid::new_v4();
+        replies.expect(id, call(Waiter::One(oneshot::channel().0), 1));
+        replies.report(id, "there".into(), moment());
+        let patience = Duration::from_secs(10);
+        tokio::time::advance(3 * patience).await;
+        assert!(replies.forget_silent(patience).is_empty(), "nobody has looked for so long");
+        for second in 1..10 {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            assert!(replies.forget_silent(patience).is_empty(), "{second}");
+        }
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(replies.forget_silent(patience).len(), 1);
     }
 }

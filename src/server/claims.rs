@@ -352,11 +352,12 @@ impl Worker {
 
     /// Keeps a oneway call that an instance runs until it has ended there.
     async fn hold(self: Arc<Self>, job: Job, mut heard: Listener, mut instance: Arc<str>) {
-        let mut last = Instant::now();
+        // Pauses are counted, and not the time: of a process that was suspended, what was told meanwhile is still to be read.
+        let mut silent = Duration::ZERO;
         loop {
             tokio::select! {
                 told = heard.next() => match told {
-                    Some(Heard::Runs(by)) => (instance, last) = (by, Instant::now()),
+                    Some(Heard::Runs(by)) => (instance, silent) = (by, Duration::ZERO),
                     Some(Heard::Ended(end)) if end.ends(&job.frame, job.message.frames) => return job.message.finish(),
                     Some(Heard::Ended(_)) => {}
                     Some(Heard::Failed) | None => return self.run_again(job).await,
@@ -369,11 +370,12 @@ impl Worker {
                     }
                     if job.message.transport.blocked().is_some() {
                         // Nobody can answer.
-                        last = Instant::now();
+                        silent = Duration::ZERO;
                         continue;
                     }
+                    silent += ASK_EVERY;
                     let gone = self.ask(&[job.frame.id], instance_key(&self.id, &instance), &job.message).await;
-                    if gone || last.elapsed() >= SILENCE {
+                    if gone || silent >= SILENCE {
                         return self.run_again(job).await;
                     }
                 }

@@ -391,10 +391,15 @@ impl Feed {
         cancelled: oneshot::Receiver<()>,
         closing: CancellationToken,
     ) {
+        let settles = settler.is_some();
         tokio::select! {
             () = self.deliver_and_settle(settler, cancelled) => {}
             () = closing.cancelled() => self.settle_what_waits(),
             reason = link.end() => {
+                // What arrived before the end comes again if it is to be settled, and otherwise never.
+                while !settles && let Some(Some(Ok(delivery))) = self.stream.next().now_or_never() {
+                    self.deliver(delivery, None);
+                }
                 debug!(queue = %self.stream.queue(), %reason, "a consumer ends with its connection");
                 return self.life.end(ConsumerEnd::Connection);
             }

@@ -2,6 +2,8 @@
 
 #[path = "../node/mod.rs"]
 mod node;
+#[path = "../programs/mod.rs"]
+mod programs;
 #[path = "../proxy/mod.rs"]
 mod proxy;
 mod stranger;

@@ -1,5 +1,8 @@
 //! The examples as programs: where they are, and the example `server` in a process of its own.
 
+// Each program of tests needs a part of this.
+#![allow(dead_code)]
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
@@ -48,6 +51,13 @@ pub(crate) fn example(name: &str) -> Command {
     command
 }
 
+/// Sends a signal, such as `TERM`, to a process of the test's own.
+pub(crate) async fn signal(process: u32, name: &str) {
+    // A shell has `kill` built in.
+    let told = Command::new("sh").args(["-c", "kill -s \"$0\" \"$1\"", name, &process.to_string()]).status().await;
+    assert!(told.expect("there is a shell").success());
+}
+
 /// A server in a process of its own, which is killed if the test ends before it.
 pub(crate) struct Server {
     pub(crate) process: Child,
@@ -79,10 +89,7 @@ impl Server {
     }
 
     pub(crate) async fn signal(&self, name: &str) {
-        // A shell has `kill` built in.
-        let told =
-            Command::new("sh").args(["-c", "kill -s \"$0\" \"$1\"", name, &self.id().to_string()]).status().await;
-        assert!(told.expect("there is a shell").success());
+        signal(self.id(), name).await;
     }
 
     pub(crate) async fn ended(mut self) -> ExitStatus {

@@ -10,13 +10,14 @@ use async_rs::traits::{Executor, Reactor, RuntimeKit};
 use async_rs::util::Task;
 use async_rs::{Runtime, Tokio};
 use deadpool_lapin::{Manager, Object, Pool, PoolError};
-use futures::Stream;
+use futures::future::BoxFuture;
 use futures::io::{AsyncRead, AsyncWrite};
+use futures::{FutureExt as _, Stream};
 use lapin::ConnectionProperties;
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo, SASLMechanism};
 
 use super::diagnosis::{self, Stage};
-use super::socket::Socket;
+use super::socket::{Socket, Unread};
 use super::tls::Connector;
 use crate::transport::Dial;
 use crate::transport::address::{Mechanism, RabbitAddress, Scheme};
@@ -126,19 +127,23 @@ fn uri(address: &RabbitAddress, has_identity: bool) -> AMQPUri {
     }
 }
 
-/// tokio as lapin uses it, except that it connects to nobody: it hands out the socket that it was offered.
+/// tokio as lapin uses it, except that it connects to nobody: it hands out the socket that it was offered. And whoever sleeps
+/// wakes when what has arrived at these sockets by then has been read: lapin sleeps until it judges by heartbeats whether the
+/// other side has gone, and a process that was suspended has yet to read them, and replies.
 #[derive(Debug, Clone)]
 struct Kit {
     tokio: Tokio,
     offered: Arc<Mutex<Option<Socket>>>,
+    unread: Arc<Mutex<Vec<Unread>>>,
 }
 
 impl Kit {
     fn new() -> Self {
-        Self { tokio: Tokio::current(), offered: Arc::default() }
+        Self { tokio: Tokio::current(), offered: Arc::default(), unread: Arc::default() }
     }
 
     fn offer(&self, socket: Socket) {
+        self.unread.lock().expect("no panic while holding the list").push(socket.unread());
         *self.offered.lock().expect("no panic while holding the socket") = Some(socket);
     }
 }
@@ -163,7 +168,7 @@ impl Executor for Kit {
 
 impl Reactor for Kit {
     type TcpStream = Socket;
-    type Sleep = <Tokio as Reactor>::Sleep;
+    type Sleep = BoxFuture<'static, ()>;
 
     fn register<H: Read + Write + Send + 'static>(
         &self,
@@ -173,7 +178,15 @@ impl Reactor for Kit {
     }
 
     fn sleep(&self, duration: Duration) -> Self::Sleep {
-        self.tokio.sleep(duration)
+        let (time, unread) = (self.tokio.sleep(duration), self.unread.clone());
+        async move {
+            time.await;
+            let sockets = unread.lock().expect("no panic while holding the list").clone();
+            for mut socket in sockets {
+                socket.is_noted().await;
+            }
+        }
+        .boxed()
     }
 
     fn interval(&self, duration: Duration) -> impl Stream<Item = Instant> + Send + 'static {

@@ -3,7 +3,7 @@
 use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr, ToSocketAddrs};
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use futures::io::{AsyncRead, AsyncWrite};
 use futures::stream::FuturesUnordered;
 use lapin::tcp::AsyncTcpStream;
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio_util::compat::{Compat, TokioAsyncReadCompatExt as _};
 
 use super::diagnosis::{self, Stage};
@@ -24,21 +24,35 @@ const HEAD_START: Duration = Duration::from_millis(250);
 /// How much of what the other side says first is kept.
 const FIRST_WORDS: usize = 16;
 
-/// A connection to a broker, by TLS or not, for lapin.
+/// A connection to a broker, by TLS or not, for lapin: all that has arrived is read before an end of it is told.
 #[derive(Debug)]
 pub(super) struct Socket {
     stream: AsyncTcpStream<Compat<TcpStream>>,
+    /// The same socket, for whoever needs it while lapin has the stream.
+    handle: Arc<std::net::TcpStream>,
     /// Until something has been heard.
     first_words: Option<FirstWords>,
+    /// Why no more can be read, once lapin has done with what was read before.
+    failed: Option<io::Error>,
+    notes: watch::Sender<Notes>,
 }
 
 /// What the other side said first, which shows what it speaks.
 pub(super) type FirstWords = Arc<OnceLock<Vec<u8>>>;
 
+/// What lapin knows of what has arrived: it takes note of what it has read before it reads on.
+#[derive(Debug, Clone, Copy, Default)]
+struct Notes {
+    /// How often it has taken note.
+    count: u64,
+    /// Whether it reads, or has read something and not yet gone on.
+    is_missing: bool,
+}
+
 /// Shuts a socket down that lapin has, unless [`Cutter::spare`] does not let it: nothing else would make lapin give up one
 /// on which nothing is said.
 #[derive(Debug)]
-pub(super) struct Cutter(Option<std::net::TcpStream>);
+pub(super) struct Cutter(Option<Weak<std::net::TcpStream>>);
 
 impl Cutter {
     pub(super) fn spare(mut self) {
@@ -48,10 +62,37 @@ impl Cutter {
 
 impl Drop for Cutter {
     fn drop(&mut self) {
-        if let Some(socket) = &self.0 {
+        if let Some(socket) = self.0.as_ref().and_then(Weak::upgrade) {
             // One that has ended needs no end.
             let _ = socket.shutdown(Shutdown::Both);
         }
+    }
+}
+
+/// Knows whether something has arrived at a socket that lapin has not read.
+#[derive(Debug, Clone)]
+pub(super) struct Unread {
+    socket: Weak<std::net::TcpStream>,
+    notes: watch::Receiver<Notes>,
+}
+
+impl Unread {
+    /// Waits until lapin has noted what has arrived by now, or has let go of the socket.
+    pub(super) async fn is_noted(&mut self) {
+        let before = self.notes.borrow_and_update().count;
+        loop {
+            let is_there = self.is_there();
+            let Notes { count, is_missing } = *self.notes.borrow_and_update();
+            let is_noted = count > before || !(is_there || is_missing);
+            if is_noted || self.notes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Whether there is something to be read. The socket is not a blocking one.
+    fn is_there(&self) -> bool {
+        self.socket.upgrade().is_some_and(|socket| matches!(socket.peek(&mut [0]), Ok(1)))
     }
 }
 
@@ -70,7 +111,8 @@ impl Socket {
             resolve(&address.host, address.port).await.map_err(|error| diagnosis::unresolved(address, &error))?;
         *stage = Stage::Connecting;
         let connected = connect(&resolved).await.map_err(|error| diagnosis::unreachable(&error))?;
-        let (stream, cutter) = cuttable(connected).map_err(|error| error.to_string())?;
+        let (stream, handle) = shared(connected).map_err(|error| error.to_string())?;
+        let cutter = Cutter(Some(Arc::downgrade(&handle)));
         let stream = AsyncTcpStream::Plain(stream.compat());
         let stream = match tls {
             Some(tls) => {
@@ -80,12 +122,18 @@ impl Socket {
             }
             None => stream,
         };
-        Ok((Self { stream, first_words: Some(FirstWords::default()) }, cutter))
+        let (first_words, notes) = (Some(FirstWords::default()), watch::Sender::new(Notes::default()));
+        Ok((Self { stream, handle, first_words, failed: None, notes }, cutter))
     }
 
     /// Where what the other side says first will be.
     pub(super) fn first_words(&self) -> FirstWords {
         self.first_words.clone().unwrap_or_default()
+    }
+
+    /// Who knows what has arrived here.
+    pub(super) fn unread(&self) -> Unread {
+        Unread { socket: Arc::downgrade(&self.handle), notes: self.notes.subscribe() }
     }
 }
 
@@ -148,30 +196,54 @@ fn is_right(asked: SocketAddr, own: SocketAddr, peer: SocketAddr) -> io::Result<
     Ok(())
 }
 
-/// The same stream, and what can cut it off from elsewhere.
-fn cuttable(stream: TcpStream) -> io::Result<(TcpStream, Cutter)> {
+/// The same stream, and its socket for others.
+fn shared(stream: TcpStream) -> io::Result<(TcpStream, Arc<std::net::TcpStream>)> {
     let stream = stream.into_std()?;
-    let cutter = Cutter(Some(stream.try_clone()?));
-    Ok((TcpStream::from_std(stream)?, cutter))
+    let handle = Arc::new(stream.try_clone()?);
+    Ok((TcpStream::from_std(stream)?, handle))
+}
+
+/// What becomes of a failure to write: once the other side has gone, reading tells so, after what has arrived from it. lapin
+/// reads nothing more once it has heard of a failure.
+fn written<T>(written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+    match written {
+        Poll::Ready(Err(error)) if matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset) => {
+            Poll::Pending
+        }
+        written => written,
+    }
 }
 
 impl AsyncRead for Socket {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
-        if let Poll::Ready(Ok(bytes)) = read
-            && bytes > 0
-            && let Some(first_words) = self.first_words.take()
-        {
-            // It is set here only, and once.
-            let _ = first_words.set(buffer[..bytes.min(FIRST_WORDS)].to_vec());
+        self.notes.send_modify(|notes| {
+            notes.count += u64::from(notes.is_missing);
+            notes.is_missing = true;
+        });
+        if let Some(error) = self.failed.take() {
+            return Poll::Ready(Err(error));
         }
-        read
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if let Poll::Ready(Ok(bytes @ 1..)) = read {
+            if let Some(first_words) = self.first_words.take() {
+                // It is set here only, and once.
+                let _ = first_words.set(buffer[..bytes.min(FIRST_WORDS)].to_vec());
+            }
+            return read;
+        }
+        self.notes.send_modify(|notes| notes.is_missing = false);
+        let Poll::Ready(Err(error)) = read else { return read };
+        // Of a failure lapin would throw away what it has read just before. It looks into that first when nothing is there.
+        self.failed = Some(error);
+        context.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, buffer)
+        written(Pin::new(&mut self.stream).poll_write(context, buffer))
     }
 
     fn poll_write_vectored(
@@ -179,11 +251,11 @@ impl AsyncWrite for Socket {
         context: &mut Context<'_>,
         buffers: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, buffers)
+        written(Pin::new(&mut self.stream).poll_write_vectored(context, buffers))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        written(Pin::new(&mut self.stream).poll_flush(context))
     }
 
     fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -193,7 +265,9 @@ impl AsyncWrite for Socket {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncReadExt as _;
+    use futures::FutureExt as _;
+    use futures::io::{AsyncReadExt as _, AsyncWriteExt};
+    use tokio::io::AsyncWriteExt as _;
     use tokio::net::{TcpListener, TcpSocket};
 
     use super::*;
@@ -253,15 +327,85 @@ mod tests {
 
     #[tokio::test]
     async fn a_socket_that_is_given_up_is_shut_down_and_one_that_is_spared_is_not() {
+        let (mut socket, _peer) = opened().await;
+        drop(Cutter(Some(Arc::downgrade(&socket.handle))));
+        assert_eq!(socket.read(&mut [0]).await.expect("it has ended"), 0);
+        let (mut socket, mut peer) = opened().await;
+        Cutter(Some(Arc::downgrade(&socket.handle))).spare();
+        peer.write_all(b"a").await.expect("it is open");
+        assert_eq!(socket.read(&mut [0]).await.expect("it is open"), 1);
+    }
+
+    /// A socket, and the other side of it.
+    async fn opened() -> (Socket, TcpStream) {
         let (listener, address) = open().await;
-        let (mut read, cutter) = cuttable(connect(&[address]).await.expect("it is there")).expect("as any socket");
-        let _peer = listener.accept().await.expect("somebody connected");
-        drop(cutter);
-        assert_eq!(read.read(&mut [0]).await.expect("it has ended"), 0);
-        let (mut read, cutter) = cuttable(connect(&[address]).await.expect("it is there")).expect("as any socket");
-        cutter.spare();
-        let (mut peer, _) = listener.accept().await.expect("somebody connected");
-        tokio::io::AsyncWriteExt::write_all(&mut peer, b"a").await.expect("it is open");
-        assert_eq!(read.read(&mut [0]).await.expect("it is open"), 1);
+        let (stream, handle) = shared(connect(&[address]).await.expect("it is there")).expect("as any socket");
+        let stream = AsyncTcpStream::Plain(stream.compat());
+        let socket =
+            Socket { stream, handle, first_words: None, failed: None, notes: watch::Sender::new(Notes::default()) };
+        (socket, listener.accept().await.expect("somebody connected").0)
+    }
+
+    #[tokio::test]
+    async fn what_has_arrived_is_read_though_writing_fails() {
+        let (mut socket, mut peer) = opened().await;
+        peer.write_all(b"last words").await.expect("it is open");
+        peer.set_zero_linger().expect("it is a socket");
+        drop(peer);
+        assert!(AsyncWriteExt::write_all(&mut socket, b"to nobody").now_or_never().is_none(), "lapin would end here");
+        assert_eq!(socket.read(&mut [0; 16]).await.expect("it has arrived"), 10);
+        assert!(matches!(socket.read(&mut [0; 16]).await, Ok(0) | Err(_)));
+    }
+
+    #[tokio::test]
+    async fn what_was_read_can_be_looked_into_before_a_failure_is_told() {
+        let (mut socket, mut peer) = opened().await;
+        peer.write_all(b"last words").await.expect("it is open");
+        peer.set_zero_linger().expect("it is a socket");
+        drop(peer);
+        assert_eq!(socket.read(&mut [0; 16]).await.expect("it has arrived"), 10);
+        let mut is_kept = false;
+        let told = std::future::poll_fn(|context| {
+            let told = Pin::new(&mut socket).poll_read(context, &mut [0; 16]);
+            is_kept |= told.is_pending() && socket.failed.is_some();
+            told
+        });
+        assert_eq!(told.await.expect_err("it was reset").kind(), io::ErrorKind::ConnectionReset);
+        assert!(is_kept);
+    }
+
+    /// Waits until something has arrived at a socket.
+    async fn arrived(socket: &Socket) {
+        while !matches!(socket.handle.peek(&mut [0]), Ok(1)) {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn what_has_arrived_is_noted_once_it_has_been_read_and_more_is_wanted() {
+        let (mut socket, mut peer) = opened().await;
+        let mut unread = socket.unread();
+        unread.is_noted().await;
+        peer.write_all(b"news").await.expect("it is open");
+        arrived(&socket).await;
+        let mut noted = Box::pin(unread.is_noted());
+        assert!(noted.as_mut().now_or_never().is_none());
+        assert_eq!(socket.read(&mut [0; 16]).await.expect("it is open"), 4);
+        assert!(noted.as_mut().now_or_never().is_none(), "whoever read it may not have seen to it");
+        assert!(socket.read(&mut [0; 16]).now_or_never().is_none());
+        noted.await;
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_socket_that_is_gone() {
+        let (socket, mut peer) = opened().await;
+        let mut unread = socket.unread();
+        peer.write_all(b"late").await.expect("it is open");
+        arrived(&socket).await;
+        let mut noted = Box::pin(unread.is_noted());
+        assert!(noted.as_mut().now_or_never().is_none());
+        drop(socket);
+        noted.await;
+        unread.is_noted().await;
     }
 }

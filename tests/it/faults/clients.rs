@@ -1,12 +1,16 @@
 //! Clients that are lost in the middle: nothing of them is left, and whom they called goes on.
 
+use std::process::Stdio;
 use std::time::Duration;
 
-use hopline::{Client, Error, State};
+use hopline::{Client, Context, Error, Fault, Server, Service, State};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::sync::{mpsc, oneshot};
 
-use super::node::{Cluster, shared};
+use super::node::{Cluster, Shared, shared};
 use super::{LONG, ends, on_their_way, the_next_call_works, worker};
 use crate::node::{Queue, version, when};
+use crate::programs::{DEMO, example, signal};
 use crate::proxy::{Direction, Flow, Proxy};
 use crate::support::{Calculator, Held, MathClient, MathServer, Scene, after_polls, later, soon};
 
@@ -164,11 +168,70 @@ async fn a_client_that_takes_no_replies_holds_up_nobody() {
     node.nothing_left().await;
 }
 
-/// Waits until the client's state is this.
-async fn state_is(client: &Client, is: impl Fn(&State) -> bool) -> State {
-    let mut state = client.state();
-    let told = tokio::time::timeout(LONG, state.wait_for(is)).await;
-    told.expect("in time").expect("the client is there").clone()
+/// That a client which is suspended for longer than its heartbeats reads the reply that has arrived meanwhile.
+async fn reads_what_has_arrived_while_it_was_suspended(node: &Shared, proxy: Option<&Proxy>) {
+    // It takes up more than anything else that the client is told meanwhile.
+    const ANSWER: usize = 20_000;
+    // It may have to be built, in which time nobody could serve.
+    let mut client = example("client");
+    let (announce, mut arrived) = mpsc::unbounded_channel();
+    let whoami = move |_: Context, (): ()| {
+        let (answer, told) = oneshot::channel::<String>();
+        announce.send(answer).expect("the test listens");
+        async move { Ok::<_, Fault>(told.await.expect("the test answers")) }
+    };
+    let server = Server::connect(node.url()).await.expect("the broker is there");
+    let running = server.serve(Service::new("demo", 1).method("whoami", whoami)).start().await.expect("served");
+    let url = proxy.map_or_else(|| node.url().to_owned(), Proxy::url);
+    let mut client = client.arg(format!("{url}?heartbeat=1")).stdout(Stdio::piped()).spawn().expect("it can be run");
+    let id = client.id().expect("it runs");
+    let mut printed = BufReader::new(client.stdout.take().expect("it is piped")).lines();
+
+    let call = soon(arrived.recv()).await.expect("it calls");
+    signal(id, "STOP").await;
+    call.send("x".repeat(ANSWER)).expect("it is waited for");
+    when(async || unread(id), |unread| *unread > ANSWER).await;
+    if let Some(proxy) = proxy {
+        // It is not told that the broker ends the connection.
+        proxy.set(Direction::ToClient, Flow::Stall);
+    }
+    // The broker's heartbeats are the client's.
+    let is_there = |names: &Vec<String>| names.iter().any(|name| name.starts_with("client client "));
+    when(async || node.connection_names().await, |names| !is_there(names)).await;
+    signal(id, "CONT").await;
+    tokio::select! {
+        line = soon(printed.next_line()) => {
+            let line = line.expect("it prints text").expect("it prints what it is told");
+            assert_eq!(line.len(), "answered by ".len() + ANSWER);
+        }
+        // It is idempotent, and would be sent again if the answer was lost.
+        _ = arrived.recv() => panic!("it has not read the answer"),
+    }
+    client.kill().await.expect("it can be killed");
+    soon(running.drain()).await;
+}
+
+/// How many bytes have arrived at a process that it has not read.
+fn unread(process: u32) -> usize {
+    let sockets = std::fs::read_dir(format!("/proc/{process}/fd")).expect("it runs on Linux");
+    let sockets = sockets.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
+    let sockets: Vec<_> = sockets.map(|link| link.to_string_lossy().into_owned()).collect();
+    let table = std::fs::read_to_string(format!("/proc/{process}/net/tcp")).expect("it runs on Linux");
+    let of_a_line = |line: &str| {
+        let columns: Vec<_> = line.split_whitespace().collect();
+        let (_, unread) = columns.get(4)?.split_once(':')?;
+        let socket = format!("socket:[{}]", columns.get(9)?);
+        sockets.contains(&socket).then(|| usize::from_str_radix(unread, 16).expect("a number"))
+    };
+    table.lines().filter_map(of_a_line).sum()
+}
+
+#[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
+async fn a_client_suspended_until_its_broker_has_closed_the_connection_reads_the_reply_before_the_end() {
+    let node = shared().await;
+    let _demo = DEMO.lock().await;
+    reads_what_has_arrived_while_it_was_suspended(&node, None).await;
 }
 
 #[tokio::test]
@@ -216,4 +279,20 @@ async fn a_client_on_the_smaller_side_of_a_cluster_says_so_in_its_state() {
     state_is(&client, |state| *state == State::Ready).await;
     drop((waiting, client));
     soon(running.drain()).await;
+}
+
+#[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
+async fn a_client_suspended_for_longer_than_its_heartbeats_reads_the_reply_before_it_judges_them() {
+    let node = shared().await;
+    let _demo = DEMO.lock().await;
+    let proxy = Proxy::to(node.address()).await;
+    reads_what_has_arrived_while_it_was_suspended(&node, Some(&proxy)).await;
+}
+
+/// Waits until the client's state is this.
+async fn state_is(client: &Client, is: impl Fn(&State) -> bool) -> State {
+    let mut state = client.state();
+    let told = tokio::time::timeout(LONG, state.wait_for(is)).await;
+    told.expect("in time").expect("the client is there").clone()
 }

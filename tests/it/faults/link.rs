@@ -353,7 +353,7 @@ async fn lets_small_ones_pass(behind: Behind) {
         times.len()
     );
     lane.close().await;
-    assert!(median < all_large, "a small call waits for all large ones: {median:?}");
+    assert!(median < all_large * 3 / 4, "a small call waits for all large ones: {median:?}");
 }
 
 #[tokio::test]
