@@ -22,8 +22,9 @@ use super::tls::Connector;
 use crate::transport::Dial;
 use crate::transport::address::{Mechanism, RabbitAddress, Scheme};
 
-/// How often each side says that it is there, unless the address says otherwise, in seconds. After two of silence the
-/// other side has gone: with RabbitMQ's own minute, a partition would go unnoticed for two.
+/// The heartbeat, unless the address says otherwise, in seconds: each side says twice as often that it is there. After two of
+/// silence, or half a one more, this side gives the other up, and the broker after two to three: with RabbitMQ's own minute, a
+/// partition would go unnoticed for as many minutes.
 const HEARTBEAT: u16 = 10;
 /// The largest frame, unless the address says otherwise, in bytes. It is what RabbitMQ would say as well, but too late:
 /// lapin makes its buffers before, and to grow them it touches all of their 8 MiB.
