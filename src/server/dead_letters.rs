@@ -1,6 +1,7 @@
 //! Keeps the queues of dead letters, which nobody consumes, and has the catalogue name the services that have one.
 
 use std::future::Future;
+use std::pin::pin;
 use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -30,16 +31,19 @@ const LOOK_AGAIN: Duration = Duration::from_secs(60);
 const MOST_MISSING: usize = 8;
 /// How long a dead letter waits for the catalogue to name its service.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How long the broker may take over a queue of dead letters before the server's state says so. It is waited for nevertheless,
+/// but by no drain.
+pub(super) const SILENCE: Duration = Duration::from_secs(3);
 
 /// The queue of a service's dead letters, which many calls may find missing at once.
 #[derive(Default)]
 pub(super) struct DeadQueue {
-    /// Why it could not be declared, and when; whoever declares it holds this.
-    refused: Mutex<Option<(Instant, Arc<Error>)>>,
+    /// Why it could not be declared, and when; while the broker owes an answer, this is held.
+    refused: Arc<Mutex<Option<(Instant, Arc<Error>)>>>,
     /// How often it has been declared.
-    declared: AtomicU64,
+    declared: Arc<AtomicU64>,
     /// It has been there.
-    known: AtomicBool,
+    known: Arc<AtomicBool>,
     /// It is known whether it was there when the server came.
     looked_for: AtomicBool,
 }
@@ -47,30 +51,38 @@ pub(super) struct DeadQueue {
 impl DeadQueue {
     /// The queue of a service that has one in any case, or only once there is a dead letter.
     pub(super) fn new(in_any_case: bool) -> Self {
-        Self { known: in_any_case.into(), ..Self::default() }
+        Self { known: Arc::new(in_any_case.into()), ..Self::default() }
     }
 
     /// Declares it, unless somebody else does at this moment or was refused a moment ago: each refusal costs a channel.
-    /// Tells whether it was `declaring` that did.
-    async fn declare(&self, declaring: impl Future<Output = Result<(), Error>>) -> Result<bool, Arc<Error>> {
+    /// Tells whether it was `declaring` that did, which is seen through when nobody waits for it any more: the broker may
+    /// take more than a minute, and is not to be asked again meanwhile.
+    async fn declare(
+        &self,
+        declaring: impl Future<Output = Result<(), Error>> + Send + 'static,
+    ) -> Result<bool, Arc<Error>> {
         let before = self.declared.load(Ordering::SeqCst);
-        let mut refused = self.refused.lock().await;
+        let mut refused = self.refused.clone().lock_owned().await;
         if self.declared.load(Ordering::SeqCst) != before {
             return Ok(false);
         }
         if let Some((_, error)) = refused.as_ref().filter(|(when, _)| when.elapsed() < SOON) {
             return Err(error.clone());
         }
-        let Err(error) = declaring.await else {
-            *refused = None;
-            self.declared.fetch_add(1, Ordering::SeqCst);
-            self.known.store(true, Ordering::SeqCst);
-            return Ok(true);
-        };
-        let error = Arc::new(error);
-        // The next connection has to be asked.
-        *refused = Some((Instant::now(), error.clone())).filter(|_| !is_disconnected(&error));
-        Err(error)
+        let (declared, known) = (self.declared.clone(), self.known.clone());
+        let declaring = tokio::spawn(async move {
+            let Err(error) = declaring.await else {
+                *refused = None;
+                declared.fetch_add(1, Ordering::SeqCst);
+                known.store(true, Ordering::SeqCst);
+                return Ok(true);
+            };
+            let error = Arc::new(error);
+            // The next connection has to be asked.
+            *refused = Some((Instant::now(), error.clone())).filter(|_| !is_disconnected(&error));
+            Err(error)
+        });
+        declaring.await.expect("it does not panic, and nobody aborts it")
     }
 
     fn is_known(&self) -> bool {
@@ -81,11 +93,10 @@ impl DeadQueue {
 impl Worker {
     /// Declares the queue of dead letters that is missing, and has the catalogue name the service.
     pub(super) async fn declare_dead_letters(&self, transport: &Transport) -> Result<(), Arc<Error>> {
-        let namespace = &self.site.namespace;
-        let queue = [namespace.dead(&self.id)];
-        if !self.dead_queue.declare(transport.declare(&queue)).await? {
+        if !self.declare_dead_queue(transport).await? {
             return Ok(());
         }
+        let namespace = &self.site.namespace;
         // A service that ends after its first dead letter is to be found nevertheless.
         let entering = dead::enter(transport, namespace, slice::from_ref(&self.id));
         if !matches!(tokio::time::timeout(PATIENCE, entering).await, Ok(Ok(()))) {
@@ -93,24 +104,30 @@ impl Worker {
         }
         Ok(())
     }
+
+    async fn declare_dead_queue(&self, transport: &Transport) -> Result<bool, Arc<Error>> {
+        let (transport, queue) = (transport.clone(), [self.site.namespace.dead(&self.id)]);
+        self.dead_queue.declare(async move { transport.declare_however_long(&queue).await }).await
+    }
 }
 
 /// Keeps the queue of a service's dead letters until the server drains or the connection ends.
 pub(super) async fn keep_dead_letters(worker: Arc<Worker>, transport: Transport) {
     let Worker { site, id, name, .. } = &*worker;
     let trouble = Trouble::DeadLetters(name.clone());
-    let mut refused = false;
     loop {
-        // After a refusal it is only declared: each answer that it is missing costs a channel, as each refusal does.
-        let there = if refused { Ok(None) } else { transport.count(&site.namespace.dead_queue(id)).await };
-        let declared = match there {
-            Ok(None) => worker.declare_dead_letters(&transport).await,
-            // Somebody else's queue is told by how it differs.
-            _ => transport.declare(&[site.namespace.dead(id)]).await.map_err(Arc::new),
+        let mut declaring = pin!(worker.declare_dead_queue(&transport));
+        let declared = match tokio::time::timeout(SILENCE, &mut declaring).await {
+            Ok(declared) => declared,
+            Err(_) => {
+                let queue = site.namespace.dead_queue(id);
+                let what = format!("the broker has not answered for {SILENCE:?} about the queue `{queue}`");
+                site.health.suffers(trouble.clone(), what);
+                declaring.await
+            }
         };
-        refused = declared.is_err();
         let pause = match declared {
-            Ok(()) => {
+            Ok(_) => {
                 site.health.cured(&trouble);
                 AGAIN
             }
@@ -243,17 +260,18 @@ mod tests {
 
     /// How often a queue is declared that a hundred calls find missing at once, with these outcomes one after the other, and
     /// how many of them were told that it is there.
-    async fn declared(queue: &DeadQueue, outcome: impl Fn() -> Result<(), Error>) -> (usize, usize) {
-        let times = AtomicUsize::new(0);
+    async fn declared(queue: &DeadQueue, outcome: fn() -> Result<(), Error>) -> (usize, usize) {
+        let times = Arc::new(AtomicUsize::new(0));
         let calls = (0..100).map(|_| {
-            queue.declare(async {
+            let times = times.clone();
+            queue.declare(async move {
                 times.fetch_add(1, Ordering::SeqCst);
                 tokio::task::yield_now().await;
                 outcome()
             })
         });
         let told = join_all(calls).await.into_iter().filter(Result::is_ok).count();
-        (times.into_inner(), told)
+        (times.load(Ordering::SeqCst), told)
     }
 
     #[tokio::test(start_paused = true)]
@@ -263,6 +281,18 @@ mod tests {
         assert!(queue.is_known());
         // It may be deleted again.
         assert_eq!(declared(&queue, || Ok(())).await, (1, 100));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_queue_about_which_the_broker_says_nothing_is_not_asked_for_again_meanwhile() {
+        let queue = DeadQueue::new(false);
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        let silent = queue.declare(async { Ok(answered.await.expect("the test answers")) });
+        assert!(tokio::time::timeout(SILENCE, silent).await.is_err(), "nobody waits for it any more");
+        let mut next = pin!(queue.declare(async { panic!("the broker owes an answer") }));
+        assert!(tokio::time::timeout(AGAIN, &mut next).await.is_err());
+        answer.send(()).expect("it is seen through");
+        assert!(!next.await.expect("it is there"), "the first one has declared it");
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use tracing::{debug, error, warn};
 use uuid::Uuid;
 
+use super::dead_letters::SILENCE;
 use super::health::Trouble;
 use super::message::{End, Message, Source};
 use super::outcome::{cut, shortened};
@@ -106,10 +107,19 @@ impl Worker {
                         _ => message.finish(),
                     };
                 }
-                Ok(Confirm::Returned) => match self.declare_dead_letters(&message.transport).await {
-                    Ok(()) => continue,
-                    Err(error) => error.to_string(),
-                },
+                Ok(Confirm::Returned) => {
+                    let draining = async {
+                        self.site.draining.cancelled().await;
+                        tokio::time::sleep(SILENCE).await;
+                    };
+                    tokio::select! {
+                        declared = self.declare_dead_letters(&message.transport) => match declared {
+                            Ok(()) => continue,
+                            Err(error) => error.to_string(),
+                        },
+                        () = draining => "the broker does not answer about it".to_owned(),
+                    }
+                }
                 Ok(Confirm::Refused) => "it is full, or its node cannot be reached".to_owned(),
                 Err(Lost { reason, .. }) => reason.to_string(),
             };
