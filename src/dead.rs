@@ -24,6 +24,9 @@ pub use letter::{DeadLetter, EarlierDeath, LetterKind};
 /// How long arguments may be that are listed, in bytes.
 const SHORT_ARGUMENTS: usize = 4096;
 
+/// What helps with a queue that cannot be reached.
+const HELPS: &str = "start the node that the queue is on, or most of its nodes, and try again";
+
 /// The dead letters of one service: oneway calls that failed in every attempt, and messages that no attempt could help.
 ///
 /// They are in the queue `NAMESPACE.SERVICE.dead`, which nobody consumes. Each operation takes messages out of it and
@@ -39,7 +42,7 @@ const SHORT_ARGUMENTS: usize = 4096;
 /// let server = Server::connect("memory://").await?;
 /// let server = server.method("mail", Method::new("send").oneway(), send).start().await?;
 /// let dead = DeadLetters::connect("memory://", "mail").await?;
-/// for letter in dead.list(100).await? {
+/// for letter in dead.list(100).await?.letters {
 ///     println!("{} {:?}: {}", letter.id, letter.method, letter.reason);
 /// }
 /// dead.replay(&WhichLetters::All, |handled| println!("{handled:?}")).await?;
@@ -51,7 +54,7 @@ pub struct DeadLetters {
     transport: Transport,
     namespace: Namespace,
     service: ServiceId,
-    /// How long the broker may take over each answer.
+    /// How long each queue may take over each answer.
     timeout: Duration,
 }
 
@@ -60,9 +63,19 @@ pub struct DeadLetters {
 pub enum WhichLetters {
     /// All that are there, and that come meanwhile.
     All,
-    /// Those with these ids, or the beginnings of ids that no other has; of several with one id, the first. A whole id may be
+    /// Those with these ids, or the beginnings of ids that no other has; of several with one id, any one. A whole id may be
     /// in upper case, and without hyphens.
     Ids(Vec<String>),
+}
+
+/// The dead letters of a service, as far as they could be read.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Listed {
+    /// The oldest first.
+    pub letters: Vec<DeadLetter>,
+    /// Why there may be more, where the broker has not answered to the end.
+    pub broken_off: Option<Error>,
 }
 
 /// What became of a dead letter that was meant.
@@ -120,14 +133,15 @@ impl DeadLetters {
         Ok(Self { service: ServiceId::parse(service).map_err(Error::Invalid)?, ..self.clone() })
     }
 
-    /// How many there are. RabbitMQ says 0 of a queue most of whose nodes are away.
+    /// How many there are. Of a queue most of whose nodes are away, RabbitMQ tells what it last knew, or 0.
     ///
     /// # Errors
-    /// `NoService` when no instance of the service was ever there, `Broker` for a refusal or when it does not answer within
-    /// [`DeadLettersBuilder::timeout`], `Disconnected`.
+    /// `NoService` when no instance of the service was ever there, `Broker` for a refusal or when the queue does not answer
+    /// within [`DeadLettersBuilder::timeout`], as when the nodes that it is on are away; `Disconnected`.
     pub async fn count(&self) -> Result<u64, Error> {
         let queue = self.namespace.dead_queue(&self.service);
-        let count = answered(self.timeout, "count dead letters", self.transport.count(&queue)).await?;
+        let operation = format!("count the dead letters in `{queue}`");
+        let count = answered(self.timeout, &operation, self.transport.count(&queue)).await?;
         count.ok_or_else(|| Error::NoService { service: self.service.to_string(), method: None })
     }
 
@@ -135,13 +149,20 @@ impl DeadLetters {
     /// Of more than `most`, they are not always the oldest: what was looked at goes back behind what was looked at before.
     ///
     /// # Errors
-    /// As [`DeadLetters::count`].
-    pub async fn list(&self, most: usize) -> Result<Vec<DeadLetter>, Error> {
+    /// As [`DeadLetters::count`]; what ends it later, when there are letters to be told of, is in [`Listed::broken_off`].
+    pub async fn list(&self, most: usize) -> Result<Listed, Error> {
         self.count().await?;
-        let (mut letters, mut held, mut last) = (Vec::new(), Held::default(), 0);
-        while letters.len() < most
-            && let Some(delivery) = self.next().await?
-        {
+        let (mut letters, mut held, mut last, mut broken_off) = (Vec::new(), Held::default(), 0, None);
+        while letters.len() < most {
+            let delivery = match self.next().await {
+                Ok(Some(delivery)) => delivery,
+                Ok(None) => break,
+                Err(error) if letters.is_empty() => return Err(error),
+                Err(error) => {
+                    broken_off = Some(error);
+                    break;
+                }
+            };
             let letter = DeadLetter::read(&self.service, &delivery, SHORT_ARGUMENTS);
             // One that says no time stays behind its neighbour.
             last = letter.failed_at.unwrap_or(last);
@@ -150,10 +171,10 @@ impl DeadLetters {
         }
         // What was taken out of a quorum queue and put back, as letters are here, may come in another order.
         letters.sort_by_key(|(failed_at, _)| *failed_at);
-        Ok(letters.into_iter().map(|(_, letter)| letter).collect())
+        Ok(Listed { letters: letters.into_iter().map(|(_, letter)| letter).collect(), broken_off })
     }
 
-    /// The one with this id, the oldest if there are several, or the one whose id begins so; none if there is none. All stay
+    /// The one with this id, any one if there are several, or the one whose id begins so; none if there is none. All stay
     /// where they are.
     ///
     /// # Errors
@@ -217,8 +238,11 @@ impl DeadLetters {
     /// As [`DeadLetters::count`]; `Invalid` when several ids begin as one that is meant, and nothing is done then; `Blocked`
     /// when the broker has taken nothing for 5 s, being short of memory or disk. What `each` was told has happened. Of the one
     /// letter after that, `may_have_run` tells: with `false` it is only where it was, with `true` it may be run as well, once
-    /// the broker takes messages again. So may a letter whose queue has not confirmed it within
-    /// [`DeadLettersBuilder::timeout`], as when most of its nodes are away: that is `Broker`.
+    /// the broker takes messages again.
+    ///
+    /// A queue to which letters are sent, and that confirms one not within [`DeadLettersBuilder::timeout`], as when most of its
+    /// nodes are away, is no error: that letter is [`Fate::Kept`], and may be run as well. So are those after it for the same
+    /// queue, which are not sent.
     pub async fn replay(&self, which: &WhichLetters, each: impl FnMut(&Handled)) -> Result<Vec<Handled>, Error> {
         self.act(Act::Replay, which, each).await
     }
@@ -253,6 +277,7 @@ impl DeadLetters {
             handled.push(one);
         };
         let (mut handled, mut held, mut done) = (Vec::new(), Held::default(), HashSet::new());
+        let mut silent = HashSet::new();
         let mut wanted: HashSet<String> = match which {
             WhichLetters::All => HashSet::new(),
             WhichLetters::Ids(ids) => self.whole(ids).await?.into_iter().collect(),
@@ -272,7 +297,7 @@ impl DeadLetters {
             let fate = match replayed {
                 None => Fate::Dropped,
                 Some(Err(why)) => Fate::Kept(why),
-                Some(Ok(publication)) => self.publish(publication).await?,
+                Some(Ok(publication)) => self.publish(publication, &mut silent).await?,
             };
             if matches!(fate, Fate::Replayed | Fate::Dropped) {
                 held.remove_last();
@@ -291,22 +316,31 @@ impl DeadLetters {
         letter.replayed(&self.namespace, &self.service, delivery, self.transport.user(), unread)
     }
 
-    async fn publish(&self, publication: Publication) -> Result<Fate, Error> {
+    /// Sends a letter, unless it is for one of the keys whose queues are `silent`.
+    async fn publish(&self, publication: Publication, silent: &mut HashSet<String>) -> Result<Fate, Error> {
+        let key = publication.key.clone();
+        if silent.contains(&key) {
+            return Ok(Fate::Kept("it was not sent, since the queue that it was for does not answer".to_owned()));
+        }
         Ok(match publish::publish(&self.transport, publication, self.timeout).await? {
-            Confirm::Accepted => Fate::Replayed,
-            Confirm::Returned => {
+            None => {
+                silent.insert(key);
+                let waited = self.timeout;
+                Fate::Kept(format!("the queue that it was for gave no answer within {waited:?}: it may run as well"))
+            }
+            Some(Confirm::Accepted) => Fate::Replayed,
+            Some(Confirm::Returned) => {
                 Fate::Kept("the queue or the instance that it was for is not there any more".to_owned())
             }
-            Confirm::Refused => Fate::Kept(
+            Some(Confirm::Refused) => Fate::Kept(
                 "the queue that it was for is full, or its node cannot be reached: try again later".to_owned(),
             ),
-            Confirm::TooLarge(limit) => Fate::Kept(format!("the broker takes no messages over {limit} bytes")),
+            Some(Confirm::TooLarge(limit)) => Fate::Kept(format!("the broker takes no messages over {limit} bytes")),
         })
     }
 
     async fn next(&self) -> Result<Option<Delivery>, Error> {
-        let queue = self.namespace.dead_queue(&self.service);
-        answered(self.timeout, "take a dead letter out of its queue", self.transport.get(&queue)).await
+        take(&self.transport, &self.namespace.dead_queue(&self.service), self.timeout).await
     }
 }
 
@@ -336,14 +370,27 @@ fn written(id: &str) -> String {
     }
 }
 
-/// The broker's answer to an `operation`, if it comes within `timeout`.
+/// A letter out of a queue, if it answers within `timeout`.
+async fn take(transport: &Transport, queue: &str, timeout: Duration) -> Result<Option<Delivery>, Error> {
+    let operation = format!("take a dead letter out of `{queue}`");
+    let taken = answered(timeout, &operation, transport.get(queue)).await;
+    taken.map_err(|error| match error {
+        // RabbitMQ ends the connection over a queue that has lost its leader.
+        Error::Disconnected { reason, .. } if reason.contains(&format!("'{queue}'")) => {
+            Error::Broker { operation, reason: format!("{reason}: {HELPS}") }
+        }
+        error => error,
+    })
+}
+
+/// The broker's answer to an `operation` on a queue, if it comes within `timeout`.
 async fn answered<T>(
     timeout: Duration,
     operation: &str,
     answer: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
     tokio::time::timeout(timeout, answer).await.unwrap_or_else(|_| {
-        let reason = format!("it gave no answer within {timeout:?}");
+        let reason = format!("it gave no answer within {timeout:?}: {HELPS}");
         Err(Error::Broker { operation: operation.to_owned(), reason })
     })
 }

@@ -114,12 +114,12 @@ where
         /// A sentence for each argument that differs.
         differences: Vec<String>,
     },
-    /// The broker refused an operation, such as one that the user's permissions do not cover.
-    #[error("the broker refused to {operation}: {reason}")]
+    /// The broker refused an operation, such as one that the user's permissions do not cover, or did not answer.
+    #[error("the broker did not {operation}: {reason}")]
     Broker {
         /// What was tried.
         operation: String,
-        /// The broker's words.
+        /// The broker's words, or that there were none.
         reason: String,
     },
     /// Arguments that cannot be written, or a result that cannot be read.

@@ -92,7 +92,9 @@ pub use client::{Absent, Client, ClientBuilder, Coalesce, Published, Traffic, Wh
 pub use codec::{Arguments, Codec, CodecError};
 pub use compression::Compression;
 pub use context::Context;
-pub use dead::{DeadLetter, DeadLetters, DeadLettersBuilder, EarlierDeath, Fate, Handled, LetterKind, WhichLetters};
+pub use dead::{
+    DeadLetter, DeadLetters, DeadLettersBuilder, EarlierDeath, Fate, Handled, LetterKind, Listed, WhichLetters,
+};
 pub use error::{Code, Error, Fault, Unanswered};
 pub use registry::{Instance, InstanceStats, MethodInfo};
 pub use server::{Caller, Running, Server, ServerBuilder};

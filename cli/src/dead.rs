@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
 use hopline::topology::ServiceId;
-use hopline::{DeadLetter, DeadLetters, DeadLettersBuilder, Error, Fate, Handled, LetterKind, WhichLetters};
+use hopline::{DeadLetter, DeadLetters, DeadLettersBuilder, Error, Fate, Handled, LetterKind, Listed, WhichLetters};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
@@ -18,7 +18,8 @@ const SHORT: usize = 100;
 /// Look into dead letters, replay and drop them.
 ///
 /// A service's dead letters are the oneway calls that failed in every attempt, and messages that no attempt could help.
-/// Exits with 0 when all is done, with 1 and an error on stderr when not, and with 2 on bad usage.
+/// Exits with 0 when all is done, with 1 and an error on stderr when not, as when a list is not complete since a queue
+/// cannot be reached, and with 2 on bad usage.
 #[derive(Subcommand)]
 pub(crate) enum Dead {
     /// List the dead letters of a service, the oldest first; without one, how many each service has, whether it runs or not
@@ -34,6 +35,11 @@ pub(crate) enum Dead {
     Drop(Drop),
 }
 
+/// How long connecting may take unless it is said otherwise.
+const CONNECTING: Duration = Duration::from_secs(30);
+/// How long the connection may take to close: the broker does not confirm it while a queue owes an answer.
+const CLOSING: Duration = Duration::from_secs(1);
+
 /// Where the dead letters are, and how long to wait for them.
 #[derive(Args)]
 struct Broker {
@@ -42,21 +48,25 @@ struct Broker {
     /// The prefix of every name on the broker
     #[arg(long, default_value = "hopline")]
     namespace: String,
-    /// How long connecting may take, and then each answer of the broker, such as 500ms or 5s; 30s at most. `ls` without a
-    /// service takes no longer than that in all
-    #[arg(long, default_value = "30s", value_parser = duration)]
-    timeout: Duration,
+    /// How long connecting may take, and then each answer of a queue, such as 500ms or 5s [default: 30s to connect, 8s for
+    /// an answer]
+    #[arg(long, value_parser = duration)]
+    timeout: Option<Duration>,
 }
 
 impl Broker {
     fn builder(&self) -> Result<DeadLettersBuilder, Failed> {
         let Self { address, namespace, timeout } = self;
-        let builder = address.dead_letters()?.namespace(namespace).timeout(*timeout);
-        Ok(builder.connect_timeout(connect_timeout(*timeout)))
+        let builder = address.dead_letters()?.namespace(namespace);
+        Ok(match *timeout {
+            Some(timeout) => builder.timeout(timeout).connect_timeout(connect_timeout(timeout)),
+            None => builder.connect_timeout(connect_timeout(CONNECTING)),
+        })
     }
 
     async fn dead_letters(&self, service: &str) -> Result<DeadLetters, Failed> {
-        within(self.timeout, self.builder()?.connect(&self.address.url, service), Failed::Run).await
+        let timeout = self.timeout.unwrap_or(CONNECTING);
+        within(timeout, self.builder()?.connect(&self.address.url, service), Failed::Run).await
     }
 }
 
@@ -169,27 +179,36 @@ impl Ls {
         let Some(service) = &self.service else { return self.counts().await };
         let dead = self.broker.dead_letters(service).await?;
         let count = dead.count().await?;
-        let letters = dead.list(self.limit).await?;
-        dead.close().await;
+        let Listed { letters, broken_off, .. } = dead.list(self.limit).await?;
+        close(&dead).await;
         if self.json {
-            return print(&json!(letters).to_string());
+            print(&json!(letters).to_string())?;
+        } else {
+            let rows = letters.iter().map(row);
+            let head = ["ID", "METHOD", "ATTEMPTS", "AGE", "REASON"].map(str::to_owned);
+            print(&table(std::iter::once(head).chain(rows).collect()))?;
         }
-        let rows = letters.iter().map(row);
-        let head = ["ID", "METHOD", "ATTEMPTS", "AGE", "REASON"].map(str::to_owned);
-        print(&table(std::iter::once(head).chain(rows).collect()))?;
-        if count > letters.len() as u64 {
-            eprintln!("{} of {count}: `--limit` lists more", letters.len());
+        match broken_off {
+            Some(error) => {
+                Err(Failed::Run(format!("{} of {count}, and no more could be read: {}", letters.len(), said(&error))))
+            }
+            None => {
+                if count > letters.len() as u64 && !self.json {
+                    eprintln!("{} of {count}: `--limit` lists more", letters.len());
+                }
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     async fn counts(&self) -> Result<(), Failed> {
-        let Broker { address, timeout, .. } = &self.broker;
-        // What does not answer is to be told by name: the catalogue and the counts have their parts of the time.
-        let builder = self.broker.builder()?.timeout(*timeout / 3);
-        let late =
-            |_| Failed::Run(format!("the broker has not said all within {timeout:?}: allow more with `--timeout`"));
-        let counts = within(*timeout, builder.counts(&address.url), late).await?;
+        let counts = self.broker.builder()?.counts(&self.broker.address.url).await.map_err(|error| match error {
+            error @ Error::Broker { .. } => Failed::Run(format!(
+                "{}; the services stand in that queue, and `hopline dead ls SERVICE` needs none",
+                said(&error)
+            )),
+            error => error.into(),
+        })?;
         if self.json {
             let count = |(service, count): &(String, Result<u64, Error>)| match count {
                 Ok(count) => json!({ "service": service, "count": count }),
@@ -202,10 +221,8 @@ impl Ls {
             let rows = counts.iter().map(|(service, count)| [service.clone(), number(count)]);
             print(&table(std::iter::once(["SERVICE", "DEAD"].map(str::to_owned)).chain(rows).collect()))?;
         }
-        match counts.into_iter().find_map(|(service, count)| Some((service, count.err()?))) {
-            Some((service, error)) => Err(Failed::Run(format!("`{service}` cannot be counted: {}", said(&error)))),
-            None => Ok(()),
-        }
+        let unknown = counts.into_iter().filter_map(|(service, count)| Some((service, count.err()?)));
+        told(unknown.map(|(service, error)| format!("`{service}` cannot be counted: {}", said(&error))).collect())
     }
 }
 
@@ -213,7 +230,7 @@ impl Show {
     async fn run(self) -> Result<(), Failed> {
         let dead = self.broker.dead_letters(&self.service).await?;
         let letter = dead.find(&self.id).await?;
-        dead.close().await;
+        close(&dead).await;
         let Some(letter) = letter else {
             return Err(Failed::Run(absent(&self.service, &self.id)));
         };
@@ -260,15 +277,17 @@ impl Meant {
         done: &str,
         handled: Result<Vec<Handled>, Error>,
     ) -> Result<(), Failed> {
+        // To end it puts it at its end.
+        let position = bar.position();
         bar.finish_and_clear();
         let handled = match handled {
             Ok(handled) => handled,
             Err(error) => {
                 let (Failed::Run(said) | Failed::Usage(said)) = error.into();
-                return Err(Failed::Run(format!("broken off after {} of them: {said}", bar.position())));
+                return Err(Failed::Run(format!("broken off after {position} of them: {said}")));
             }
         };
-        dead.close().await;
+        close(dead).await;
         let mut left = Vec::new();
         for Handled { id, fate } in &handled {
             match fate {
@@ -278,14 +297,20 @@ impl Meant {
             }
         }
         print(&format!("{done} {}", handled.len() - left.len()))?;
-        match left.split_last() {
-            None => Ok(()),
-            Some((last, others)) => {
-                others.iter().for_each(|said| eprintln!("hopline: {said}"));
-                Err(Failed::Run(last.clone()))
-            }
-        }
+        told(left)
     }
+}
+
+/// Closes the connection, unless that takes long.
+async fn close(dead: &DeadLetters) {
+    let _ = tokio::time::timeout(CLOSING, dead.close()).await;
+}
+
+/// Tells what is not done, a line for each; the last is what the command ends with.
+fn told(mut left: Vec<String>) -> Result<(), Failed> {
+    let last = left.pop();
+    left.iter().for_each(|said| eprintln!("hopline: {said}"));
+    last.map_or(Ok(()), |last| Err(Failed::Run(last)))
 }
 
 fn service(text: &str) -> Result<String, String> {

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use assert_cmd::Command;
+use hopline::topology::{Declaration, Queue, QueueKind};
+use hopline::transport::{Confirm, Properties, Publication, Role, Transport};
 use hopline::{Client, Code, Context, DeadLetters, Fault, Method, Running, Server, Service};
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -97,7 +99,7 @@ impl Scene {
             self.client.oneway("mail", "send", (*line,)).send().await.expect("the broker has it");
             self.until(n as u64 + 1).await;
         }
-        let letters = self.dead.list(100).await.expect("they are there");
+        let letters = self.dead.list(100).await.expect("they are there").letters;
         // What was looked at is seen by another process once it is back.
         self.until(lines.len() as u64).await;
         letters.into_iter().map(|letter| letter.id).collect()
@@ -209,4 +211,47 @@ async fn dropped_letters_are_gone_and_an_id_that_is_not_there_is_an_error() {
     }
     let output = scene.dead(&["ls", "nobody"]).await;
     assert!(failure(&output, 1).contains("`nobody.v1` has no dead letters here"), "{output:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
+async fn what_cannot_be_counted_is_told_line_by_line_and_the_rest_is_shown() {
+    let scene = Scene::new("rest").await;
+    let transport = Transport::connect(&scene.url, Role::Operator).await.expect("the broker is there");
+    let taken =
+        |queue: &str| Declaration::Queue(Queue::new(format!("{}.{queue}", scene.namespace), QueueKind::Exclusive));
+    // Nobody else may use them.
+    for service in ["post.v1", "post.v2"] {
+        transport.declare(&[taken(&format!("{service}.dead"))]).await.expect("it is new");
+        let key = format!("{}.services", scene.namespace);
+        let (properties, body) = (Properties::default(), service.into());
+        let entry = Publication { exchange: String::new(), key, mandatory: true, properties, body };
+        assert_eq!(transport.publish(entry).await, Ok(Confirm::Accepted));
+    }
+    let output = scene.dead(&["ls"]).await;
+    let said = failure(&output, 1);
+    assert_eq!(text(&output.stdout), "SERVICE  DEAD\nmail.v1  0\npost.v1  ?\npost.v2  ?\n");
+    let lines: Vec<_> = said.lines().collect();
+    assert_eq!(lines.len(), 2, "{said}");
+    for (line, service) in lines.iter().zip(["post.v1", "post.v2"]) {
+        assert!(line.starts_with(&format!("hopline: `{service}` cannot be counted: ")), "{said}");
+        assert!(line.contains("RESOURCE_LOCKED") && line.contains(&format!("{service}.dead")), "{said}");
+    }
+    let output = scene.dead(&["ls", "post"]).await;
+    assert!(failure(&output, 1).contains("RESOURCE_LOCKED"), "{output:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
+async fn a_catalogue_that_cannot_be_read_is_no_empty_one() {
+    let url = std::env::var("HOPLINE_TEST_URL").expect("HOPLINE_TEST_URL names a RabbitMQ");
+    let namespace = format!("cli-dead-{}-catalogue", std::process::id());
+    let transport = Transport::connect(&url, Role::Operator).await.expect("the broker is there");
+    let taken = Queue::new(format!("{namespace}.services"), QueueKind::Exclusive);
+    transport.declare(&[Declaration::Queue(taken)]).await.expect("it is new");
+    let mut command = hopline(&["dead", "ls", "--url", &url, "--namespace", &namespace]);
+    let output = tokio::task::spawn_blocking(move || command.output().expect("it can be run")).await.expect("no panic");
+    let said = failure(&output, 1);
+    assert!(said.contains(&format!("{namespace}.services")) && said.contains("hopline dead ls SERVICE"), "{said}");
+    assert!(output.stdout.is_empty(), "{output:?}");
 }

@@ -6,27 +6,24 @@ use crate::client::BLOCKED_WAIT;
 use crate::error::Error;
 use crate::transport::{Confirm, Publication, Transport, is_end};
 
-/// Publishes once the broker takes messages, and waits for its word.
+/// Publishes once the broker takes messages, and waits for its word: none when it has not said one for `timeout`, as of a
+/// quorum queue without its majority. The message may be in it.
 ///
 /// # Errors
 /// `Blocked` when it has taken nothing for [`BLOCKED_WAIT`]: the message has left, or will when it can, if `may_have_run`
-/// says so. `Broker` when it has not said a word for `timeout`, as a quorum queue without its majority: the
-/// message may be in it. `Disconnected`.
+/// says so. `Disconnected`.
 pub(super) async fn publish(
     transport: &Transport,
     publication: Publication,
     timeout: Duration,
-) -> Result<Confirm, Error> {
+) -> Result<Option<Confirm>, Error> {
     until_open(transport, false).await?;
     let receipt = transport.publish(publication);
     tokio::select! {
         biased;
-        confirm = receipt => Ok(confirm?),
+        confirm = receipt => Ok(Some(confirm?)),
         error = blocked_for_long(transport) => Err(error),
-        () = tokio::time::sleep(timeout) => Err(Error::Broker {
-            operation: "confirm a dead letter that is sent again".to_owned(),
-            reason: format!("it gave no answer within {timeout:?}; the letter is kept, and may run as well"),
-        }),
+        () = tokio::time::sleep(timeout) => Ok(None),
     }
 }
 

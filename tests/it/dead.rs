@@ -77,7 +77,7 @@ async fn until(dead: &DeadLetters, count: u64) {
 
 /// The ids of the letters, in their order.
 async fn ids(dead: &DeadLetters) -> Vec<String> {
-    dead.list(100).await.expect("they are there").into_iter().map(|letter| letter.id).collect()
+    dead.list(100).await.expect("they are there").letters.into_iter().map(|letter| letter.id).collect()
 }
 
 #[tokio::test]
@@ -92,7 +92,7 @@ async fn looking_at_dead_letters_leaves_them_where_they_are() {
     }
     for _ in 0..3 {
         assert_eq!(ids(&dead).await, sent);
-        assert_eq!(dead.list(2).await.expect("they are there").len(), 2);
+        assert_eq!(dead.list(2).await.expect("they are there").letters.len(), 2);
     }
     let letter = dead.find(&sent[1]).await.expect("it is there").expect("the second");
     assert_eq!(
@@ -164,7 +164,7 @@ async fn calls_and_what_cannot_be_read_are_kept_when_others_are_replayed() {
     assert!(matches!(&handled[1].fate, Fate::Kept(why) if why.contains("cannot be read")), "{handled:?}");
     assert_eq!((handled[2].fate.clone(), handled.len()), (Fate::Replayed, 3));
     soon(taken.recv()).await.expect("it runs");
-    let letters = dead.list(10).await.expect("they are there");
+    let letters = dead.list(10).await.expect("they are there").letters;
     let kinds: Vec<_> = letters.iter().map(|letter| letter.kind).collect();
     assert_eq!(kinds, [LetterKind::Call, LetterKind::Unreadable]);
     // What is sent again unread is read no better.
@@ -172,7 +172,7 @@ async fn calls_and_what_cannot_be_read_are_kept_when_others_are_replayed() {
     let handled = dead.replay_unread(&WhichLetters::Ids(vec![unread]), |_| {}).await.expect("it goes");
     assert_eq!(handled[0].fate, Fate::Replayed);
     until(&dead, 2).await;
-    assert_eq!(dead.list(10).await.expect("they are there")[1].history.len(), 1);
+    assert_eq!(dead.list(10).await.expect("they are there").letters[1].history.len(), 1);
 }
 
 #[tokio::test]
@@ -329,7 +329,7 @@ async fn a_letter_tells_who_called_and_with_what() {
     let long = "x".repeat(10_000);
     client.oneway("mail", "send", (long.clone(),)).metadata("tenant", "acme").send().await.expect("the broker has it");
     until(&dead, 1).await;
-    let listed = dead.list(1).await.expect("it is there").remove(0);
+    let listed = dead.list(1).await.expect("it is there").letters.remove(0);
     assert!(listed.caller.as_ref().is_some_and(|caller| caller.starts_with("billing-web ")), "{listed:?}");
     assert_eq!(listed.user, client_user(&scene));
     assert_eq!(listed.metadata["tenant"], "acme");

@@ -7,6 +7,7 @@
 mod broker;
 mod clients;
 mod cluster;
+mod dead;
 mod exchanges;
 mod link;
 mod node;

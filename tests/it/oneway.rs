@@ -132,7 +132,7 @@ async fn a_oneway_method_of_a_trait_asks_by_its_error_for_another_attempt() {
         .await
         .expect("the broker is there");
     let letter = async || loop {
-        let letters = dead.list(10).await.expect("they are there");
+        let letters = dead.list(10).await.expect("they are there").letters;
         if let [letter] = &*letters {
             dead.discard(&hopline::WhichLetters::All, |_| {}).await.expect("it goes");
             return letter.clone();

@@ -97,9 +97,14 @@ async fn count(link: Arc<Link>, queue: ShortString) -> Result<Option<u64>, Refus
             declare::close(&link, &channel).await;
             Ok(Some(queue.message_count().into()))
         }
-        Err(Refusal::Refused { code: NOT_FOUND, .. }) => Ok(None),
+        Err(Refusal::Refused { code: NOT_FOUND, text }) if is_missing(&text) => Ok(None),
         Err(refusal) => Err(refusal),
     }
+}
+
+/// Whether there is no such queue, by the broker's words: it does not find one whose node is away either.
+fn is_missing(text: &str) -> bool {
+    text.contains("no queue")
 }
 
 /// Answers until the connection ends or closes, or nobody can ask any more.
@@ -140,8 +145,13 @@ async fn pull(
             Err(refusal) => Err(refusal),
         };
         open = open.filter(|_| pulled.is_ok());
+        let is_empty = matches!(&pulled, Ok(Handed(None)));
         // Unheard, the answer gives back what it holds.
         let _ = answer.send(pulled);
+        // A queue without a message is seldom asked again at once, and others may need the channel.
+        if is_empty && let Some(pulling) = open.take_if(|pulling| pulling.out == 0) {
+            declare::close(&link, &pulling.channel).await;
+        }
     }
     if let Some(mut pulling) = open {
         while let Ok((tag, settle)) = pulling.settled.try_recv() {
