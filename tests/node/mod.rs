@@ -40,13 +40,17 @@ impl Node {
         Self::hold(version, &[]).await
     }
 
-    /// A node in one cluster with `member`.
-    pub(crate) async fn join(member: &Self) -> Self {
-        Self::hold(&member.version, &["--join", &member.name]).await
-    }
-
     /// A node with what `conf` says, where `@conf@` is the folder in which it has these files, and with plugins.
     pub(crate) async fn with(version: &str, conf: &str, files: &[(&str, &str)], plugins: &[&str]) -> Self {
+        Self::configured(version, conf, files, plugins, &[]).await
+    }
+
+    /// A node with what `conf` says in one cluster with `member`.
+    async fn join(member: &Self, conf: &str) -> Self {
+        Self::configured(&member.version, conf, &[], &[], &["--join", &member.name]).await
+    }
+
+    async fn configured(version: &str, conf: &str, files: &[(&str, &str)], plugins: &[&str], more: &[&str]) -> Self {
         let folder = std::env::temp_dir().join(format!("conf-{}", uuid::Uuid::new_v4().simple()));
         std::fs::create_dir(&folder).expect("there is room for it");
         for (file, text) in files.iter().chain(&[("node.conf", conf)]) {
@@ -55,6 +59,7 @@ impl Node {
         let conf = folder.join("node.conf");
         let plugins = plugins.join(",");
         let mut options = vec!["--conf", conf.to_str().expect("it is text")];
+        options.extend(more);
         if !plugins.is_empty() {
             options.extend(["--plugins", &plugins]);
         }
@@ -105,6 +110,18 @@ impl Node {
     /// Starts it again after [`kill`](Self::kill), with the data it had, and waits until it accepts AMQP.
     pub(crate) async fn start_again(&self) {
         self.script("start", &[]).await;
+    }
+
+    /// Stops its process for a while, as a machine that swaps or a virtual one that is moved does.
+    pub(crate) async fn suspend(&self, lasts: Duration) {
+        let printed = self.eval("list_to_integer(os:getpid()).").await;
+        let signal = async |name: &str| {
+            let sent = tokio::process::Command::new("kill").args(["-s", name, printed.trim()]).status().await;
+            assert!(sent.expect("kill can be run").success(), "the node runs");
+        };
+        signal("STOP").await;
+        tokio::time::sleep(lasts).await;
+        signal("CONT").await;
     }
 
     /// What `rabbitmqctl` prints.
@@ -211,6 +228,48 @@ impl Drop for Node {
         self.let_go();
         if let Err(error) = self.holder.wait() {
             eprintln!("the node {} may be left: {error}", self.name);
+        }
+    }
+}
+
+/// Three nodes in a cluster.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    pub(crate) nodes: [Node; 3],
+}
+
+impl Cluster {
+    pub(crate) async fn start(version: &str) -> Self {
+        Self::with(version, "").await
+    }
+
+    /// The same, of nodes with what `conf` says.
+    pub(crate) async fn with(version: &str, conf: &str) -> Self {
+        let first = Node::with(version, conf, &[], &[]).await;
+        let (second, third) = tokio::join!(Node::join(&first, conf), Node::join(&first, conf));
+        let cluster = Self { nodes: [first, second, third] };
+        cluster.is_complete().await;
+        cluster
+    }
+
+    /// Waits until each node knows that all run.
+    pub(crate) async fn is_complete(&self) {
+        for node in &self.nodes {
+            when(async || node.running_nodes().await, |running| *running == 3).await;
+        }
+    }
+
+    /// One URL with the addresses of all three, the one of `first` before the others.
+    pub(crate) fn url(&self, first: usize) -> String {
+        let [one, two, three] = [0, 1, 2].map(|next| self.nodes[(first + next) % 3].authority());
+        format!("amqp://guest:guest@{one},{two},{three}?order=given")
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for node in &mut self.nodes {
+            node.let_go();
         }
     }
 }

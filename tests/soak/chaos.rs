@@ -8,6 +8,7 @@ use futures::future::join_all;
 use tokio::sync::Mutex;
 use tokio::time::sleep;
 
+use crate::Broker;
 use crate::node::{Alarm, Node};
 use crate::process::Crew;
 use crate::proxy::Proxy;
@@ -20,20 +21,56 @@ const DRAIN: Duration = Duration::from_secs(60);
 /// back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Fault {
-    KillServer { slot: usize, back_after: Duration },
-    DrainServer { slot: usize, back_after: Duration },
-    KillClient { slot: usize, back_after: Duration },
-    KillBroker { back_after: Duration },
-    StopBroker { back_after: Duration },
+    KillServer {
+        slot: usize,
+        back_after: Duration,
+    },
+    DrainServer {
+        slot: usize,
+        back_after: Duration,
+    },
+    KillClient {
+        slot: usize,
+        back_after: Duration,
+    },
+    KillNode {
+        node: usize,
+        back_after: Duration,
+    },
+    StopNode {
+        node: usize,
+        back_after: Duration,
+    },
+    /// Only of a cluster: the others go on meanwhile.
+    SuspendNode {
+        node: usize,
+        lasts: Duration,
+    },
     CloseConnections,
     DeleteReplyQueues,
     DeleteCallsQueue,
-    DeleteExchange { which: usize },
-    DeleteBinding { which: usize },
-    TakePermissions { taken: Taken, lasts: Duration },
-    MemoryAlarm { lasts: Duration },
-    End { whose: Whose, how: End },
-    Stall { whose: Whose, lasts: Duration },
+    DeleteExchange {
+        which: usize,
+    },
+    DeleteBinding {
+        which: usize,
+    },
+    TakePermissions {
+        taken: Taken,
+        lasts: Duration,
+    },
+    MemoryAlarm {
+        node: usize,
+        lasts: Duration,
+    },
+    End {
+        whose: Whose,
+        how: End,
+    },
+    Stall {
+        whose: Whose,
+        lasts: Duration,
+    },
 }
 
 /// The exchanges that calls go through, and the bindings of the queues that all instances share.
@@ -71,7 +108,13 @@ pub(crate) struct Step {
 }
 
 impl Fault {
-    fn next(random: &mut Random, each: u64) -> Self {
+    fn next(random: &mut Random, each: u64, nodes: u64) -> Self {
+        let is_cluster = nodes > 1;
+        // Without a choice none is made: what a seed decides of one node stays as it was.
+        let node = |random: &mut Random| match is_cluster {
+            true => usize::try_from(random.of(0..nodes)).expect("a few"),
+            false => 0,
+        };
         let slot = |random: &mut Random| usize::try_from(random.of(0..each)).expect("a few");
         let seconds =
             |random: &mut Random, from: u64, to: u64| Duration::from_millis(random.of(from * 1000..to * 1000));
@@ -86,8 +129,11 @@ impl Fault {
             0..12 => Self::KillServer { slot: slot(random), back_after: seconds(random, 0, 3) },
             12..23 => Self::DrainServer { slot: slot(random), back_after: seconds(random, 0, 2) },
             23..30 => Self::KillClient { slot: slot(random), back_after: seconds(random, 0, 2) },
-            30..36 => Self::KillBroker { back_after: seconds(random, 0, 5) },
-            36..40 => Self::StopBroker { back_after: seconds(random, 0, 3) },
+            // The others of a cluster go on meanwhile.
+            30..36 => {
+                Self::KillNode { node: node(random), back_after: seconds(random, 0, if is_cluster { 20 } else { 5 }) }
+            }
+            36..40 => Self::StopNode { node: node(random), back_after: seconds(random, 0, 3) },
             40..45 => Self::CloseConnections,
             45..50 => Self::DeleteReplyQueues,
             50..55 => Self::DeleteCallsQueue,
@@ -97,9 +143,10 @@ impl Fault {
                 let taken = if random.percent(50) { Taken::Replies } else { Taken::All };
                 Self::TakePermissions { taken, lasts: seconds(random, 1, 6) }
             }
-            72..79 => Self::MemoryAlarm { lasts: seconds(random, 1, 8) },
+            72..79 => Self::MemoryAlarm { node: node(random), lasts: seconds(random, 1, 8) },
             79..85 => Self::End { whose: whose(random), how: End::Closed },
             85..91 => Self::End { whose: whose(random), how: End::Reset },
+            91..96 if is_cluster => Self::SuspendNode { node: node(random), lasts: seconds(random, 3, 20) },
             _ => Self::Stall { whose: whose(random), lasts: seconds(random, 5, 9) },
         }
     }
@@ -109,7 +156,7 @@ impl Fault {
         match self {
             Self::KillServer { .. } | Self::DrainServer { .. } | Self::KillClient { .. } => false,
             Self::End { .. } | Self::Stall { .. } => false,
-            Self::KillBroker { .. } | Self::StopBroker { .. } | Self::CloseConnections => true,
+            Self::KillNode { .. } | Self::StopNode { .. } | Self::SuspendNode { .. } | Self::CloseConnections => true,
             Self::DeleteReplyQueues | Self::DeleteCallsQueue | Self::MemoryAlarm { .. } => true,
             Self::DeleteExchange { .. } | Self::DeleteBinding { .. } | Self::TakePermissions { .. } => true,
         }
@@ -121,8 +168,9 @@ impl Fault {
             Self::KillServer { .. } => "server killed",
             Self::DrainServer { .. } => "server told to end (drains)",
             Self::KillClient { .. } => "client killed",
-            Self::KillBroker { .. } => "broker killed",
-            Self::StopBroker { .. } => "broker stopped (`stop_app`)",
+            Self::KillNode { .. } => "the broker, or a node of it, killed",
+            Self::StopNode { .. } => "the broker, or a node of it, stopped (`stop_app`)",
+            Self::SuspendNode { .. } => "a node of the broker suspended (SIGSTOP)",
             Self::CloseConnections => "all connections closed by the broker",
             Self::DeleteReplyQueues => "all reply queues deleted",
             Self::DeleteCallsQueue => "`calls` queue deleted",
@@ -148,10 +196,13 @@ impl fmt::Display for Fault {
             Self::KillServer { slot, back_after }
             | Self::DrainServer { slot, back_after }
             | Self::KillClient { slot, back_after } => write!(f, ": place {}, back after {back_after:?}", slot + 1),
-            Self::KillBroker { back_after } | Self::StopBroker { back_after } => {
-                write!(f, ": back after {back_after:?}")
+            Self::KillNode { node, back_after } | Self::StopNode { node, back_after } => {
+                write!(f, ": node {}, back after {back_after:?}", node + 1)
             }
-            Self::MemoryAlarm { lasts } | Self::TakePermissions { lasts, .. } => write!(f, ": for {lasts:?}"),
+            Self::SuspendNode { node, lasts } | Self::MemoryAlarm { node, lasts } => {
+                write!(f, ": node {}, for {lasts:?}", node + 1)
+            }
+            Self::TakePermissions { lasts, .. } => write!(f, ": for {lasts:?}"),
             Self::DeleteExchange { which } => write!(f, ": {}", EXCHANGES[*which]),
             Self::DeleteBinding { which } => write!(f, ": {}", BINDINGS[*which].join(", ")),
             Self::Stall { whose: Whose::One(place), lasts } => write!(f, ": place {}, for {lasts:?}", place + 1),
@@ -163,11 +214,11 @@ impl fmt::Display for Fault {
 }
 
 impl Step {
-    fn next(random: &mut Random, each: u64) -> Self {
+    fn next(random: &mut Random, each: u64, nodes: u64) -> Self {
         let pause = Duration::from_millis(random.of(1000..6000));
-        let mut faults = vec![Fault::next(random, each)];
+        let mut faults = vec![Fault::next(random, each, nodes)];
         if random.percent(20) {
-            let second = Fault::next(random, each);
+            let second = Fault::next(random, each, nodes);
             if !(second.is_the_brokers() && faults[0].is_the_brokers()) {
                 faults.push(second);
             }
@@ -190,13 +241,13 @@ pub(crate) struct Log {
 }
 
 /// Breaks things until the time is over; each fault is healed when this returns.
-pub(crate) async fn run(seed: u64, time: Duration, broker: &Node, crew: &Crew) -> Log {
+pub(crate) async fn run(seed: u64, time: Duration, broker: &Broker, crew: &Crew) -> Log {
     let log = Mutex::new(Log::default());
     let mut random = Random::new(seed);
-    let each = u64::try_from(crew.servers).expect("a few");
+    let [each, nodes] = [crew.servers, broker.nodes().len()].map(|number| u64::try_from(number).expect("a few"));
     let since = Instant::now();
     loop {
-        let Step { pause, faults } = Step::next(&mut random, each);
+        let Step { pause, faults } = Step::next(&mut random, each, nodes);
         if since.elapsed() + pause >= time {
             break;
         }
@@ -210,7 +261,7 @@ pub(crate) async fn run(seed: u64, time: Duration, broker: &Node, crew: &Crew) -
     log.into_inner()
 }
 
-async fn inject(fault: &Fault, broker: &Node, crew: &Crew, log: &Mutex<Log>) {
+async fn inject(fault: &Fault, broker: &Broker, crew: &Crew, log: &Mutex<Log>) {
     *log.lock().await.faults.entry(fault.kind()).or_default() += 1;
     match *fault {
         Fault::KillServer { slot, back_after } => {
@@ -241,41 +292,50 @@ async fn inject(fault: &Fault, broker: &Node, crew: &Crew, log: &Mutex<Log>) {
             sleep(back_after).await;
             client.start_again();
         }
-        Fault::KillBroker { back_after } => {
-            broker.kill().await;
+        Fault::KillNode { node, back_after } => {
+            let node = &broker.nodes()[node];
+            node.kill().await;
             sleep(back_after).await;
-            broker.start_again().await;
-            make_impatient(broker).await;
+            node.start_again().await;
+            make_impatient(node).await;
+            broker.is_complete().await;
         }
-        Fault::StopBroker { back_after } => {
-            broker.ctl(&["stop_app"]).await;
+        Fault::StopNode { node, back_after } => {
+            let node = &broker.nodes()[node];
+            node.ctl(&["stop_app"]).await;
             sleep(back_after).await;
-            broker.ctl(&["start_app"]).await;
-            make_impatient(broker).await;
+            node.ctl(&["start_app"]).await;
+            make_impatient(node).await;
+            broker.is_complete().await;
         }
-        Fault::CloseConnections => drop(broker.ctl(&["close_all_connections", "the soak"]).await),
-        Fault::DeleteReplyQueues => drop(broker.eval(&deletion("hopline.reply@")).await),
-        Fault::DeleteCallsQueue => drop(broker.eval(&deletion("hopline.soak.v1.calls")).await),
-        Fault::DeleteExchange { which } => broker.delete_exchange(EXCHANGES[which]).await,
+        Fault::SuspendNode { node, lasts } => {
+            broker.nodes()[node].suspend(lasts).await;
+            broker.is_complete().await;
+        }
+        Fault::CloseConnections => close_connections(broker).await,
+        Fault::DeleteReplyQueues => drop(broker.node().eval(&deletion("hopline.reply@")).await),
+        Fault::DeleteCallsQueue => drop(broker.node().eval(&deletion("hopline.soak.v1.calls")).await),
+        Fault::DeleteExchange { which } => broker.node().delete_exchange(EXCHANGES[which]).await,
         Fault::DeleteBinding { which } => {
             let [exchange, key, queue] = BINDINGS[which];
-            broker.unbind(exchange, key, queue).await;
+            broker.node().unbind(exchange, key, queue).await;
         }
         Fault::TakePermissions { taken, lasts } => {
             let [configure, write, read] = match taken {
                 Taken::Replies => [".*", "^hopline", ".*"],
                 Taken::All => ["^$"; 3],
             };
-            broker.ctl(&["set_permissions", "-p", "/", "guest", configure, write, read]).await;
+            broker.node().ctl(&["set_permissions", "-p", "/", "guest", configure, write, read]).await;
             // Open channels go by what was allowed before.
-            broker.ctl(&["close_all_connections", "the soak"]).await;
+            close_connections(broker).await;
             sleep(lasts).await;
-            broker.ctl(&["set_permissions", "-p", "/", "guest", ".*", ".*", ".*"]).await;
+            broker.node().ctl(&["set_permissions", "-p", "/", "guest", ".*", ".*", ".*"]).await;
         }
-        Fault::MemoryAlarm { lasts } => {
-            broker.memory_alarm(Alarm::On).await;
+        Fault::MemoryAlarm { node, lasts } => {
+            let node = &broker.nodes()[node];
+            node.memory_alarm(Alarm::On).await;
             sleep(lasts).await;
-            broker.memory_alarm(Alarm::Off).await;
+            node.memory_alarm(Alarm::Off).await;
         }
         Fault::End { whose, how } => {
             for proxy in proxies(crew, whose) {
@@ -305,10 +365,14 @@ pub(crate) async fn make_impatient(broker: &Node) {
     broker.eval("application:set_env(rabbit, channel_tick_interval, 500).").await;
 }
 
-fn proxies(crew: &Crew, whose: Whose) -> &[Proxy] {
+async fn close_connections(broker: &Broker) {
+    join_all(broker.nodes().iter().map(|node| node.ctl(&["close_all_connections", "the soak"]))).await;
+}
+
+fn proxies(crew: &Crew, whose: Whose) -> impl Iterator<Item = &Proxy> {
     match whose {
-        Whose::One(place) => &crew.proxies[place..=place],
-        Whose::All => &crew.proxies,
+        Whose::One(place) => crew.proxies[place..=place].iter().flatten(),
+        Whose::All => crew.proxies.iter().flatten(),
     }
 }
 

@@ -28,7 +28,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{sleep, timeout};
 
 use crate::ledger::Found;
-use crate::node::Node;
+use crate::node::{Cluster, Node};
 use crate::process::{Crew, Role};
 use crate::record::{History, Id};
 
@@ -45,20 +45,25 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let status = match *arguments {
-        ["server", number, url, _, folder] => {
+        ["server", number, url, _, queues, folder] => {
             log();
-            runtime().block_on(server::run(parsed(number), url, Path::new(folder)));
+            runtime().block_on(server::run(parsed(number), url, Queues::named(queues), Path::new(folder)));
             0
         }
-        ["client", number, url, seed, folder] => {
+        ["client", number, url, seed, _, folder] => {
             log();
             runtime().block_on(client::run(parsed(number), url, Path::new(folder), parsed(seed)));
             0
         }
-        ["run", seconds, seed, version, folder] => runtime().block_on(async {
+        ["run", seconds, seed, version, nodes, folder] => runtime().block_on(async {
             let folder = PathBuf::from(folder);
-            let broker = Node::with(version, chaos::IMPATIENT, &[], &[]).await;
-            chaos::make_impatient(&broker).await;
+            let broker = match nodes {
+                "3" => Broker::Cluster(Cluster::with(version, chaos::IMPATIENT).await),
+                _ => Broker::Node([Node::with(version, chaos::IMPATIENT, &[], &[]).await]),
+            };
+            for node in broker.nodes() {
+                chaos::make_impatient(node).await;
+            }
             let ended = tokio::select! {
                 ended = soak(parsed(seconds), parsed(seed), version, &broker, &folder) => ended,
                 () = interrupted() => 130,
@@ -75,6 +80,63 @@ fn main() {
     };
     // A runtime would wait for the threads that read an input.
     exit(status);
+}
+
+/// What is served and called by way of.
+#[derive(Debug)]
+enum Broker {
+    Node([Node; 1]),
+    Cluster(Cluster),
+}
+
+impl Broker {
+    fn nodes(&self) -> &[Node] {
+        match self {
+            Self::Node(nodes) => nodes,
+            Self::Cluster(cluster) => &cluster.nodes,
+        }
+    }
+
+    /// One of the nodes, all of which run when it is asked.
+    fn node(&self) -> &Node {
+        &self.nodes()[0]
+    }
+
+    /// Waits until all nodes know of each other that they run.
+    async fn is_complete(&self) {
+        match self {
+            Self::Node(_) => {}
+            Self::Cluster(cluster) => cluster.is_complete().await,
+        }
+    }
+
+    /// A queue that is on one node is away with it, for as long as that may take.
+    fn queues(&self) -> Queues {
+        match self {
+            Self::Node(_) => Queues::Classic,
+            Self::Cluster(_) => Queues::Quorum,
+        }
+    }
+}
+
+/// Where the calls of the service wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Queues {
+    Classic,
+    Quorum,
+}
+
+impl Queues {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Classic => "classic",
+            Self::Quorum => "quorum",
+        }
+    }
+
+    fn named(name: &str) -> Self {
+        [Self::Classic, Self::Quorum].into_iter().find(|queues| queues.name() == name).expect("our own process says it")
+    }
 }
 
 /// With threads to spare, so that one that writes to a slow disk keeps no result waiting.
@@ -106,14 +168,18 @@ fn say(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
-async fn soak(seconds: u64, seed: u64, version: &str, broker: &Node, folder: &Path) -> i32 {
+async fn soak(seconds: u64, seed: u64, version: &str, broker: &Broker, folder: &Path) -> i32 {
     let since = Instant::now();
-    let of_broker = broker.ctl(&["version"]).await;
+    let of_broker = broker.node().ctl(&["version"]).await;
     let commit = std::env::var("SOAK_COMMIT").unwrap_or_else(|_| "unknown".to_owned());
     let versions = format!(
-        "hopline {} at {commit}, RabbitMQ {} (asked for: {version}), debug build",
+        "hopline {} at {commit}, RabbitMQ {} (asked for: {version}){}, debug build",
         env!("CARGO_PKG_VERSION"),
-        of_broker.trim()
+        of_broker.trim(),
+        match broker {
+            Broker::Node(_) => "",
+            Broker::Cluster(_) => " on three nodes, the service `.quorum()`",
+        },
     );
     println!("seed {seed}, {seconds} s, {versions}; files in {}", folder.display());
     let crew = Crew::start(EACH, broker, seed, folder).await;
@@ -140,7 +206,8 @@ async fn soak(seconds: u64, seed: u64, version: &str, broker: &Node, folder: &Pa
 }
 
 /// Ends the load, then the processes, and looks what is left each time.
-async fn close(found: &mut Found, broker: &Node, crew: &Crew) {
+async fn close(found: &mut Found, broker: &Broker, crew: &Crew) {
+    let broker = broker.node();
     for process in &crew.processes {
         found.log.ended.extend(process.lock().await.ended_by_itself());
     }

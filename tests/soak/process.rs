@@ -1,16 +1,17 @@
-//! The processes that serve and call, each behind a proxy of its own.
+//! The processes that serve and call, each behind proxies of its own.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use futures::future::join_all;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
 
-use crate::node::Node;
 use crate::proxy::Proxy;
+use crate::{Broker, Queues};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
@@ -36,6 +37,7 @@ pub(crate) struct Process {
     step: u32,
     seed: u64,
     url: String,
+    queues: Queues,
     folder: PathBuf,
     child: Child,
     input: Option<ChildStdin>,
@@ -43,10 +45,9 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    pub(crate) async fn start(role: Role, number: u32, step: u32, proxy: &Proxy, seed: u64, folder: &Path) -> Self {
-        let url = format!("amqp://guest:guest@{}?heartbeat=2", proxy.address());
-        let (child, input, printed) = spawn(role, number, &url, seed, folder);
-        Self { role, number, step, seed, url, folder: folder.to_owned(), child, input: Some(input), printed }
+    fn start(role: Role, number: u32, step: u32, url: String, queues: Queues, seed: u64, folder: &Path) -> Self {
+        let (child, input, printed) = spawn(role, number, &url, queues, seed, folder);
+        Self { role, number, step, seed, url, queues, folder: folder.to_owned(), child, input: Some(input), printed }
     }
 
     pub(crate) fn number(&self) -> u32 {
@@ -86,7 +87,7 @@ impl Process {
     /// The next one, after its end.
     pub(crate) fn start_again(&mut self) {
         self.number += self.step;
-        let (child, input, printed) = spawn(self.role, self.number, &self.url, self.seed, &self.folder);
+        let (child, input, printed) = spawn(self.role, self.number, &self.url, self.queues, self.seed, &self.folder);
         (self.child, self.input, self.printed) = (child, Some(input), printed);
     }
 
@@ -117,25 +118,28 @@ impl Process {
 #[derive(Debug)]
 pub(crate) struct Crew {
     pub(crate) processes: Vec<tokio::sync::Mutex<Process>>,
-    pub(crate) proxies: Vec<Proxy>,
+    /// Of each process, one to each node.
+    pub(crate) proxies: Vec<Vec<Proxy>>,
     pub(crate) servers: usize,
 }
 
 impl Crew {
-    pub(crate) async fn start(each: usize, broker: &Node, seed: u64, folder: &Path) -> Self {
+    pub(crate) async fn start(each: usize, broker: &Broker, seed: u64, folder: &Path) -> Self {
         let (mut processes, mut proxies) = (Vec::new(), Vec::new());
         let step = u32::try_from(each).expect("a few");
         for role in [Role::Server, Role::Client] {
             for number in 1..=step {
-                let proxy = Proxy::to(broker.address()).await;
-                let mut process = Process::start(role, number, step, &proxy, seed, folder).await;
+                let own = join_all(broker.nodes().iter().map(|node| Proxy::to(node.address()))).await;
+                let addresses: Vec<_> = own.iter().map(|proxy| proxy.address().to_string()).collect();
+                let url = format!("amqp://guest:guest@{}?heartbeat=2", addresses.join(","));
+                let mut process = Process::start(role, number, step, url, broker.queues(), seed, folder);
                 // Without servers, the first calls would be to nobody.
                 if role == Role::Server {
                     let said = process.says(Duration::from_secs(30)).await;
                     assert_eq!(said.as_deref(), Some("ready"), "{} begins to serve", process.name());
                 }
                 processes.push(tokio::sync::Mutex::new(process));
-                proxies.push(proxy);
+                proxies.push(own);
             }
         }
         Self { processes, proxies, servers: each }
@@ -154,12 +158,13 @@ fn spawn(
     role: Role,
     number: u32,
     url: &str,
+    queues: Queues,
     seed: u64,
     folder: &Path,
 ) -> (Child, ChildStdin, Lines<BufReader<ChildStdout>>) {
     let log = File::create(folder.join(format!("{}-{number}.log", role.name()))).expect("the folder is there");
     let mut command = Command::new(std::env::current_exe().expect("this program"));
-    command.arg(role.name()).args([&number.to_string(), url, &seed.to_string()]).arg(folder);
+    command.arg(role.name()).args([&number.to_string(), url, &seed.to_string(), queues.name()]).arg(folder);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log).kill_on_drop(true).process_group(0);
     let mut child = command.spawn().expect("this program can be run");
     let input = child.stdin.take().expect("it is piped");

@@ -10,20 +10,20 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 
 use crate::record::{Id, Method, Records, answer};
-use crate::{SERVICE, say};
+use crate::{Queues, SERVICE, say};
 
 /// How long after a broker that is not there it is tried again.
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long a server remembers what it has run: longer than the broker takes to deliver anything again.
 const MEMORY: Duration = Duration::from_secs(600);
 
-pub(crate) async fn run(number: u32, url: &str, folder: &Path) {
+pub(crate) async fn run(number: u32, url: &str, queues: Queues, folder: &Path) {
     let records = Arc::new(Records::create(&folder.join(format!("server-{number}.records"))));
     end_with_input();
     let mut terminated = signal(SignalKind::terminate()).expect("signals can be handled");
     let serving = async {
         loop {
-            let started = async { Server::connect(url).await?.serve(service(&records)).start().await };
+            let started = async { Server::connect(url).await?.serve(service(&records, queues)).start().await };
             match started.await {
                 Ok(running) => return running,
                 Err(error @ (Error::Invalid(_) | Error::Mismatch { .. })) => panic!("{error}"),
@@ -40,8 +40,11 @@ pub(crate) async fn run(number: u32, url: &str, folder: &Path) {
     running.drain().await;
 }
 
-fn service(records: &Arc<Records>) -> Service {
+fn service(records: &Arc<Records>, queues: Queues) -> Service {
     let mut service = Service::new(SERVICE, 1);
+    if queues == Queues::Quorum {
+        service = service.quorum();
+    }
     for method in Method::ALL {
         let described = hopline::Method::new(method.name());
         let described = match method {

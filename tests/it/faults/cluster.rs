@@ -8,8 +8,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::LONG;
-use super::node::Cluster;
-use crate::node::version;
+use crate::node::{Cluster, version};
 use crate::support::{Calculator, Held, MathClient, MathServer, Scene, soon};
 
 /// Of the calls, any of which may meet a node's loss.

@@ -4,8 +4,8 @@ use hopline::topology::{self, Declaration, QueueKind};
 use hopline::transport::{Confirm, Properties, Publication};
 use hopline::{Code, Context, DeadLetters, Error, Fault, Method, Service, WhichLetters};
 
-use super::node::{Cluster, shared};
-use crate::node::version;
+use super::node::shared;
+use crate::node::{Cluster, version};
 use crate::proxy::Proxy;
 use crate::support::{Scene, soon};
 

@@ -1,11 +1,11 @@
-//! The nodes that are broken here: one after the other those of all tests, or three in a cluster.
+//! The node of all tests that leave it running, and what is done to a node here.
 
 use std::collections::BTreeSet;
 use std::ops::Deref;
 
 use tokio::sync::{Mutex, MutexGuard};
 
-use crate::node::{Connection, Node, Queue, version, when};
+use crate::node::{Cluster, Connection, Node, Queue, version, when};
 use crate::support::Scene;
 
 /// Erlang for the queue of this name, as `Q`.
@@ -142,38 +142,6 @@ impl Drop for Shared {
         // Nobody knows in which state a failed test leaves it.
         if std::thread::panicking() {
             self.0.take();
-        }
-    }
-}
-
-/// Three nodes in a cluster.
-#[derive(Debug)]
-pub(crate) struct Cluster {
-    pub(crate) nodes: [Node; 3],
-}
-
-impl Cluster {
-    pub(crate) async fn start(version: &str) -> Self {
-        let first = Node::start(version).await;
-        let (second, third) = tokio::join!(Node::join(&first), Node::join(&first));
-        let cluster = Self { nodes: [first, second, third] };
-        for node in &cluster.nodes {
-            when(async || node.running_nodes().await, |running| *running == 3).await;
-        }
-        cluster
-    }
-
-    /// One URL with the addresses of all three, the one of `first` before the others.
-    pub(crate) fn url(&self, first: usize) -> String {
-        let [one, two, three] = [0, 1, 2].map(|next| self.nodes[(first + next) % 3].authority());
-        format!("amqp://guest:guest@{one},{two},{three}?order=given")
-    }
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        for node in &mut self.nodes {
-            node.let_go();
         }
     }
 }
