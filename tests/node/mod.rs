@@ -124,6 +124,19 @@ impl Node {
         signal("CONT").await;
     }
 
+    /// Cuts it off from these nodes of its cluster for a while: clients reach it meanwhile.
+    pub(crate) async fn cut_off(&self, others: &[&Self], lasts: Duration) {
+        let names: Vec<_> =
+            others.iter().map(|node| format!("'hopline-{}@localhost'", node.address().port())).collect();
+        let each = async |done: &str| {
+            self.eval(&format!("[begin {done} end || N <- [{}]].", names.join(", "))).await;
+        };
+        // Nodes talk to those alone that know their cookie.
+        each("erlang:set_cookie(N, nobody), erlang:disconnect_node(N)").await;
+        tokio::time::sleep(lasts).await;
+        each("erlang:set_cookie(N, erlang:get_cookie()), net_adm:ping(N)").await;
+    }
+
     /// What `rabbitmqctl` prints.
     pub(crate) async fn ctl(&self, arguments: &[&str]) -> String {
         self.script("ctl", &[&["--"], arguments].concat()).await

@@ -21,56 +21,22 @@ const DRAIN: Duration = Duration::from_secs(60);
 /// back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Fault {
-    KillServer {
-        slot: usize,
-        back_after: Duration,
-    },
-    DrainServer {
-        slot: usize,
-        back_after: Duration,
-    },
-    KillClient {
-        slot: usize,
-        back_after: Duration,
-    },
-    KillNode {
-        node: usize,
-        back_after: Duration,
-    },
-    StopNode {
-        node: usize,
-        back_after: Duration,
-    },
-    /// Only of a cluster: the others go on meanwhile.
-    SuspendNode {
-        node: usize,
-        lasts: Duration,
-    },
+    KillServer { slot: usize, back_after: Duration },
+    DrainServer { slot: usize, back_after: Duration },
+    KillClient { slot: usize, back_after: Duration },
+    KillNode { node: usize, back_after: Duration },
+    StopNode { node: usize, back_after: Duration },
+    SuspendNode { node: usize, lasts: Duration },
+    CutOffNode { node: usize, lasts: Duration },
     CloseConnections,
     DeleteReplyQueues,
     DeleteCallsQueue,
-    DeleteExchange {
-        which: usize,
-    },
-    DeleteBinding {
-        which: usize,
-    },
-    TakePermissions {
-        taken: Taken,
-        lasts: Duration,
-    },
-    MemoryAlarm {
-        node: usize,
-        lasts: Duration,
-    },
-    End {
-        whose: Whose,
-        how: End,
-    },
-    Stall {
-        whose: Whose,
-        lasts: Duration,
-    },
+    DeleteExchange { which: usize },
+    DeleteBinding { which: usize },
+    TakePermissions { taken: Taken, lasts: Duration },
+    MemoryAlarm { node: usize, lasts: Duration },
+    End { whose: Whose, how: End },
+    Stall { whose: Whose, lasts: Duration },
 }
 
 /// The exchanges that calls go through, and the bindings of the queues that all instances share.
@@ -146,7 +112,8 @@ impl Fault {
             72..79 => Self::MemoryAlarm { node: node(random), lasts: seconds(random, 1, 8) },
             79..85 => Self::End { whose: whose(random), how: End::Closed },
             85..91 => Self::End { whose: whose(random), how: End::Reset },
-            91..96 if is_cluster => Self::SuspendNode { node: node(random), lasts: seconds(random, 3, 20) },
+            91..94 if is_cluster => Self::SuspendNode { node: node(random), lasts: seconds(random, 3, 20) },
+            94..97 if is_cluster => Self::CutOffNode { node: node(random), lasts: seconds(random, 3, 20) },
             _ => Self::Stall { whose: whose(random), lasts: seconds(random, 5, 9) },
         }
     }
@@ -156,7 +123,8 @@ impl Fault {
         match self {
             Self::KillServer { .. } | Self::DrainServer { .. } | Self::KillClient { .. } => false,
             Self::End { .. } | Self::Stall { .. } => false,
-            Self::KillNode { .. } | Self::StopNode { .. } | Self::SuspendNode { .. } | Self::CloseConnections => true,
+            Self::KillNode { .. } | Self::StopNode { .. } | Self::CloseConnections => true,
+            Self::SuspendNode { .. } | Self::CutOffNode { .. } => true,
             Self::DeleteReplyQueues | Self::DeleteCallsQueue | Self::MemoryAlarm { .. } => true,
             Self::DeleteExchange { .. } | Self::DeleteBinding { .. } | Self::TakePermissions { .. } => true,
         }
@@ -171,6 +139,7 @@ impl Fault {
             Self::KillNode { .. } => "the broker, or a node of it, killed",
             Self::StopNode { .. } => "the broker, or a node of it, stopped (`stop_app`)",
             Self::SuspendNode { .. } => "a node of the broker suspended (SIGSTOP)",
+            Self::CutOffNode { .. } => "a node of the broker cut off from the others",
             Self::CloseConnections => "all connections closed by the broker",
             Self::DeleteReplyQueues => "all reply queues deleted",
             Self::DeleteCallsQueue => "`calls` queue deleted",
@@ -199,7 +168,9 @@ impl fmt::Display for Fault {
             Self::KillNode { node, back_after } | Self::StopNode { node, back_after } => {
                 write!(f, ": node {}, back after {back_after:?}", node + 1)
             }
-            Self::SuspendNode { node, lasts } | Self::MemoryAlarm { node, lasts } => {
+            Self::SuspendNode { node, lasts }
+            | Self::CutOffNode { node, lasts }
+            | Self::MemoryAlarm { node, lasts } => {
                 write!(f, ": node {}, for {lasts:?}", node + 1)
             }
             Self::TakePermissions { lasts, .. } => write!(f, ": for {lasts:?}"),
@@ -312,6 +283,12 @@ async fn inject(fault: &Fault, broker: &Broker, crew: &Crew, log: &Mutex<Log>) {
             broker.nodes()[node].suspend(lasts).await;
             broker.is_complete().await;
         }
+        Fault::CutOffNode { node, lasts } => {
+            let all = broker.nodes().iter().enumerate();
+            let others: Vec<_> = all.filter(|(at, _)| *at != node).map(|(_, node)| node).collect();
+            broker.nodes()[node].cut_off(&others, lasts).await;
+            broker.is_complete().await;
+        }
         Fault::CloseConnections => close_connections(broker).await,
         Fault::DeleteReplyQueues => drop(broker.node().eval(&deletion("hopline.reply@")).await),
         Fault::DeleteCallsQueue => drop(broker.node().eval(&deletion("hopline.soak.v1.calls")).await),
@@ -359,6 +336,9 @@ async fn inject(fault: &Fault, broker: &Broker, crew: &Crew, log: &Mutex<Log>) {
 
 /// What RabbitMQ is told besides: it waits for less than some handlers take.
 pub(crate) const IMPATIENT: &str = "consumer_timeout = 1500\n";
+
+/// A node of RabbitMQ 3.10 that is cut off from the others waits for them; one of 4.3 does so by itself.
+pub(crate) const PAUSES: &str = "cluster_partition_handling = pause_minority\n";
 
 /// RabbitMQ before 4.3 looks for what has waited too long once a minute, unless it is told otherwise.
 pub(crate) async fn make_impatient(broker: &Node) {

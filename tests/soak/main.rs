@@ -58,7 +58,7 @@ fn main() {
         ["run", seconds, seed, version, nodes, folder] => runtime().block_on(async {
             let folder = PathBuf::from(folder);
             let broker = match nodes {
-                "3" => Broker::Cluster(Cluster::with(version, chaos::IMPATIENT).await),
+                "3" => Broker::Cluster(Cluster::with(version, &[chaos::IMPATIENT, chaos::PAUSES].concat()).await),
                 _ => Broker::Node([Node::with(version, chaos::IMPATIENT, &[], &[]).await]),
             };
             for node in broker.nodes() {
