@@ -82,7 +82,10 @@ impl DeadQueue {
             *refused = Some((Instant::now(), error.clone())).filter(|_| !is_disconnected(&error));
             Err(error)
         });
-        declaring.await.expect("it does not panic, and nobody aborts it")
+        declaring.await.unwrap_or_else(|_| {
+            let reason = "its runtime has ended".to_owned();
+            Err(Arc::new(Error::Disconnected { method: None, may_have_run: false, reason }))
+        })
     }
 
     fn is_known(&self) -> bool {
