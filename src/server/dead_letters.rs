@@ -35,11 +35,14 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// but by no drain.
 pub(super) const SILENCE: Duration = Duration::from_secs(3);
 
+/// When the broker refused something, and why.
+type Refused = Option<(Instant, Arc<Error>)>;
+
 /// The queue of a service's dead letters, which many calls may find missing at once.
 #[derive(Default)]
 pub(super) struct DeadQueue {
     /// Why it could not be declared, and when; while the broker owes an answer, this is held.
-    refused: Arc<Mutex<Option<(Instant, Arc<Error>)>>>,
+    refused: Arc<Mutex<Refused>>,
     /// How often it has been declared.
     declared: Arc<AtomicU64>,
     /// It has been there.
@@ -290,11 +293,11 @@ mod tests {
     async fn a_queue_about_which_the_broker_says_nothing_is_not_asked_for_again_meanwhile() {
         let queue = DeadQueue::new(false);
         let (answer, answered) = tokio::sync::oneshot::channel();
-        let silent = queue.declare(async { Ok(answered.await.expect("the test answers")) });
+        let silent = queue.declare(async { answered.await.expect("the test answers") });
         assert!(tokio::time::timeout(SILENCE, silent).await.is_err(), "nobody waits for it any more");
         let mut next = pin!(queue.declare(async { panic!("the broker owes an answer") }));
         assert!(tokio::time::timeout(AGAIN, &mut next).await.is_err());
-        answer.send(()).expect("it is seen through");
+        answer.send(Ok(())).expect("it is seen through");
         assert!(!next.await.expect("it is there"), "the first one has declared it");
     }
 

@@ -1,5 +1,6 @@
 //! Keeps one queue of a server: declares it, with what leads to it, has it read, and does both again when it is lost alone.
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ use crate::transport::{Consumer, ConsumerEnd, Mode, Transport};
 /// How long the broker may take over a queue before the server's state says so. It is waited for nevertheless: what is
 /// given up half-way would stay at the broker.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a drain waits for the broker's answer about a consumer: of a queue whose nodes are away, it comes after a minute.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 /// The pause after an attempt that failed grows from one to the other.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -154,8 +157,13 @@ impl Keeper {
         let attaching = async {
             let queue = self.declare().await?;
             // A drain that begins meanwhile waits, so that what comes at once is given back as it has to be.
-            let _attaching = self.tasks().token();
-            self.consume(&queue).await
+            let waited_for = self.tasks().token();
+            let mut consuming = pin!(self.consume(&queue));
+            tokio::select! {
+                consumer = &mut consuming => return consumer,
+                () = self.has_drained_for(DRAIN_PATIENCE) => drop(waited_for),
+            }
+            consuming.await
         };
         tokio::pin!(attaching);
         tokio::select! {
@@ -165,6 +173,11 @@ impl Keeper {
         let what = format!("the broker has not answered for {PATIENCE:?} about {}", self.title());
         self.site.health.suffers(self.trouble(), what);
         attaching.await
+    }
+
+    async fn has_drained_for(&self, time: Duration) {
+        self.site.draining.cancelled().await;
+        tokio::time::sleep(time).await;
     }
 
     /// The queue cannot be reached, for this reason.

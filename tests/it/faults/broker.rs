@@ -415,6 +415,27 @@ async fn a_drain_that_gives_calls_back_to_a_queue_that_does_not_answer_ends() {
 
 #[tokio::test]
 #[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
+async fn a_drain_does_not_wait_for_a_consumer_of_a_queue_that_does_not_answer() {
+    // RabbitMQ takes a minute to say that it cannot be consumed.
+    const LESS: Duration = Duration::from_secs(30);
+    let node = shared().await;
+    let scene = node.scene();
+    soon(scene.serve(Held::new().service).await.drain()).await;
+    let work = format!("{}.held.v1.work", scene.namespace);
+    node.answers(&work, false).await;
+    let running = soon(scene.server().await.serve(Held::new().service).start()).await.expect("the rest is there");
+    let attaches = |state: &State| {
+        matches!(state, State::Degraded { reason, .. } if reason.contains("has not answered") && reason.contains(&work))
+    };
+    soon(running.state().wait_for(attaches)).await.expect("it serves");
+    tokio::time::timeout(LESS, running.drain()).await.expect("it ends");
+    node.answers(&work, true).await;
+    node.delete_queues().await;
+    node.nothing_left().await;
+}
+
+#[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_server_starts_without_a_queue_that_does_not_answer_and_has_it_once_it_does() {
     let node = shared().await;
     let scene = node.scene();
