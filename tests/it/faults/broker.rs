@@ -424,8 +424,9 @@ async fn a_drain_does_not_wait_for_a_consumer_of_a_queue_that_does_not_answer() 
     let work = format!("{}.held.v1.work", scene.namespace);
     node.answers(&work, false).await;
     let running = soon(scene.server().await.serve(Held::new().service).start()).await.expect("the rest is there");
-    let attaches = |state: &State| {
-        matches!(state, State::Degraded { reason, .. } if reason.contains("has not answered") && reason.contains(&work))
+    let attaches = |state: &State| match state {
+        State::Degraded { reason, .. } => reason.contains("has not answered") && reason.contains(&work),
+        _ => false,
     };
     soon(running.state().wait_for(attaches)).await.expect("it serves");
     tokio::time::timeout(LESS, running.drain()).await.expect("it ends");
