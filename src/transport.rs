@@ -96,7 +96,8 @@ impl Transport {
         }
     }
 
-    /// Which of these exchanges are not there. One of which the user may not know counts as there.
+    /// Which of these exchanges are not there, for as long as the broker takes to say. One of which the user may not know counts
+    /// as there.
     ///
     /// # Errors
     /// `Broker` for any other refusal, `Disconnected` when the broker is gone.

@@ -31,7 +31,8 @@ pub(crate) async fn enter(transport: &Transport, namespace: &Namespace, services
     if services.is_empty() {
         return Ok(());
     }
-    transport.declare(&[namespace.catalogue()]).await?;
+    // Its node may be away: another attempt meanwhile would stay at the broker as well.
+    transport.declare_however_long(&[namespace.catalogue()]).await?;
     // Entries that somebody else has out at this moment are not seen: whoever reads next drops one of the two. Those that
     // are seen go back at once, since an alarm may hold up what is published for long.
     let entered = read(transport, namespace).await?.into_keys().collect::<BTreeSet<_>>();

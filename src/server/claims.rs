@@ -403,6 +403,7 @@ mod tests {
     use super::*;
     use crate::context::Context;
     use crate::frame;
+    use crate::server::reading::Reading;
     use crate::server::{Running, Server};
     use crate::service::{Method, Service};
     use crate::topology::{Declaration, Queue, QueueKind, ServiceId};
@@ -437,11 +438,10 @@ mod tests {
             let queues = ["work", "calls", "own", "asker"].map(|name| Queue::new(name, QueueKind::Classic));
             let queues: Vec<_> = queues.into_iter().chain(full.iter().map(of_one)).map(Declaration::Queue).collect();
             transport.declare(&queues).await.expect("new queues");
-            let (draining, drained) = (&running.site.draining, &running.site.drained);
-            let read = [("work", Source::Work, draining), ("calls", Source::Calls, draining)];
-            for (queue, source, stop) in read.into_iter().chain([("own", Source::Instance, drained)]) {
+            let reading = Arc::new(Reading::over(1, transport.clone(), &running.site));
+            for (queue, source) in [("work", Source::Work), ("calls", Source::Calls), ("own", Source::Instance)] {
                 let consumer = transport.consume(queue, Mode::Settle { prefetch: 8 }).await.expect("it is there");
-                tokio::spawn(worker.clone().run(consumer, transport.clone(), source, stop.clone()));
+                tokio::spawn(worker.clone().run(consumer, reading.clone(), source));
             }
             let asker = transport.consume("asker", Mode::NoAck).await.expect("it is there");
             let asked = Self { running, worker, transport, full, asker };

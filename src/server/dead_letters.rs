@@ -1,7 +1,6 @@
 //! Keeps the queues of dead letters, which nobody consumes, and has the catalogue name the services that have one.
 
 use std::future::Future;
-use std::pin::pin;
 use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,6 +12,7 @@ use tracing::warn;
 
 use super::Site;
 use super::health::Trouble;
+use super::keeper::{Away, Heard, unless_refused};
 use super::worker::Worker;
 use crate::dead;
 use crate::error::Error;
@@ -97,6 +97,15 @@ impl DeadQueue {
 }
 
 impl Worker {
+    /// What it is when the dead letters have no queue.
+    pub(super) fn dead_trouble(&self) -> Trouble {
+        Trouble::DeadLetters(self.name.clone())
+    }
+
+    fn dead_title(&self) -> String {
+        format!("the queue `{}`", self.site.namespace.dead_queue(&self.id))
+    }
+
     /// Declares the queue of dead letters that is missing, and has the catalogue name the service.
     pub(super) async fn declare_dead_letters(&self, transport: &Transport) -> Result<(), Arc<Error>> {
         if !self.declare_dead_queue(transport).await? {
@@ -113,33 +122,37 @@ impl Worker {
 
     async fn declare_dead_queue(&self, transport: &Transport) -> Result<bool, Arc<Error>> {
         let (transport, queue) = (transport.clone(), [self.site.namespace.dead(&self.id)]);
-        self.dead_queue.declare(async move { transport.declare_however_long(&queue).await }).await
+        let declaring = self.dead_queue.declare(async move { transport.declare_however_long(&queue).await });
+        self.site.health.sees_through(&self.dead_trouble(), &self.dead_title(), declaring).await
+    }
+}
+
+/// Keeps the queue of the dead letters of a service that starts, unless the broker refuses it: that is `heard`.
+pub(super) async fn start_dead_letters(worker: Arc<Worker>, transport: Transport, heard: Heard) {
+    let queue = [worker.site.namespace.dead(&worker.id)];
+    let declaring = transport.declare_however_long(&queue);
+    let declared = worker.site.health.sees_through(&worker.dead_trouble(), &worker.dead_title(), declaring).await;
+    if unless_refused(declared, heard, Away::Kept).is_some() {
+        keep_dead_letters(worker, transport).await;
     }
 }
 
 /// Keeps the queue of a service's dead letters until the server drains or the connection ends.
 pub(super) async fn keep_dead_letters(worker: Arc<Worker>, transport: Transport) {
-    let Worker { site, id, name, .. } = &*worker;
-    let trouble = Trouble::DeadLetters(name.clone());
+    let Worker { site, id, .. } = &*worker;
+    let trouble = worker.dead_trouble();
     loop {
-        let mut declaring = pin!(worker.declare_dead_queue(&transport));
-        let declared = match tokio::time::timeout(SILENCE, &mut declaring).await {
-            Ok(declared) => declared,
-            Err(_) => {
-                let queue = site.namespace.dead_queue(id);
-                let what = format!("the broker has not answered for {SILENCE:?} about the queue `{queue}`");
-                site.health.suffers(trouble.clone(), what);
-                declaring.await
-            }
-        };
-        let pause = match declared {
+        let pause = match worker.declare_dead_queue(&transport).await {
             Ok(_) => {
                 site.health.cured(&trouble);
                 AGAIN
             }
             Err(error) if is_disconnected(&error) => return,
             Err(error) => {
-                site.health.suffers(trouble.clone(), format!("the dead letters of `{id}` have no queue: {error}"));
+                site.health.suffers(
+                    trouble.clone(),
+                    format!("the dead letters of `{id}` have no queue, and are held until they have: {error}"),
+                );
                 SOON
             }
         };

@@ -1,6 +1,8 @@
 //! What a server's state says: whether it is connected, and what is wrong though it is.
 
 use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -10,6 +12,9 @@ use tracing::{info, warn};
 
 use super::message::Source;
 use crate::state::{State, enter};
+
+/// How long the broker may take over an answer before the state says so.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Something that keeps a connected server from serving all that it should.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -93,6 +98,23 @@ impl Health {
         condition.troubles.insert(trouble, Noted { since, reason, until });
         drop(condition);
         self.tell();
+    }
+
+    /// Waits for the broker's answer about `what`, such as "the queue `x`", for as long as it takes: what is given up half-way
+    /// stays at the broker, and the next attempt would come beside it. When it takes long, the state says so.
+    pub(super) async fn sees_through<T>(&self, trouble: &Trouble, what: &str, answer: impl Future<Output = T>) -> T {
+        let mut answer = pin!(answer);
+        tokio::select! {
+            biased;
+            answer = &mut answer => return answer,
+            () = tokio::time::sleep(PATIENCE) => {}
+        }
+        let why = format!(
+            "the broker has not answered for {PATIENCE:?} about {what}, and is waited for: the node that has it may be away, as \
+             `rabbitmqctl cluster_status` tells"
+        );
+        self.suffers(trouble.clone(), why);
+        answer.await
     }
 
     pub(super) fn cured(&self, trouble: &Trouble) {

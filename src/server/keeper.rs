@@ -1,25 +1,25 @@
 //! Keeps one queue of a server: declares it, with what leads to it, has it read, and does both again when it is lost alone.
 
+use std::future::Future;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use super::health::Trouble;
 use super::message::Source;
+use super::reading::Reading;
 use super::worker::Worker;
 use super::{Declared, Site};
 use crate::client::short_id;
 use crate::error::Error;
 use crate::topology::{Binding, CallsQueue, Declaration, QueueKind, ServiceId};
-use crate::transport::{Consumer, ConsumerEnd, Mode, Transport};
+use crate::transport::{Consumer, ConsumerEnd, Mode};
 
-/// How long the broker may take over a queue before the server's state says so. It is waited for nevertheless: what is
-/// given up half-way would stay at the broker.
-const PATIENCE: Duration = Duration::from_secs(3);
 /// How long a drain waits for the broker's answer about a consumer: of a queue whose nodes are away, it comes after a minute.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
 /// The pause after an attempt that failed grows from one to the other.
@@ -44,10 +44,34 @@ pub(super) enum Origin {
     Subscription(String),
 }
 
+/// Whoever waits for an answer about a queue hears of it: fine, or left to its keeper; or what the broker refuses.
+pub(super) type Heard = oneshot::Sender<Result<(), Error>>;
+
+/// What becomes of a queue that cannot be reached for now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Away {
+    /// Its keeper goes on trying.
+    Kept,
+    /// It counts as refused.
+    Refused,
+}
+
+/// What a server that starts, or moves, hears of a queue.
+pub(super) struct Start {
+    /// It is declared.
+    pub(super) declared: Heard,
+    /// All queues are: none is consumed before.
+    pub(super) all_declared: CancellationToken,
+    /// It is consumed.
+    pub(super) consumed: Heard,
+    /// If it is not.
+    pub(super) away: Away,
+}
+
 /// What keeps one queue, over one connection.
 pub(super) struct Keeper {
     pub(super) site: Arc<Site>,
-    pub(super) transport: Transport,
+    reading: Arc<Reading>,
     pub(super) worker: Arc<Worker>,
     pub(super) origin: Arc<Origin>,
     /// The place of what it serves among all that the server does.
@@ -61,18 +85,18 @@ pub(super) struct Keeper {
 impl Keeper {
     pub(super) fn new(
         site: &Arc<Site>,
-        transport: &Transport,
+        reading: &Arc<Reading>,
         worker: &Arc<Worker>,
         origin: &Arc<Origin>,
         place: (usize, Source),
     ) -> Self {
         let (at, source) = place;
-        let (site, transport, worker, origin) = (site.clone(), transport.clone(), worker.clone(), origin.clone());
-        Self { site, transport, worker, origin, at, source, suffix: Mutex::new(short_id()) }
+        let (site, reading, worker, origin) = (site.clone(), reading.clone(), worker.clone(), origin.clone());
+        Self { site, reading, worker, origin, at, source, suffix: Mutex::new(short_id()) }
     }
 
     /// Declares the queue and what leads to it.
-    pub(super) async fn declare(&self) -> Result<String, Error> {
+    async fn declare(&self) -> Result<String, Error> {
         let _declaring = self.site.declaring.read().await;
         let (queue, mut parts) = self.topology();
         if self.source == Source::Instance {
@@ -89,39 +113,60 @@ impl Keeper {
             let mut earlier = bindings(earlier.iter().flat_map(|earlier| &earlier.parts));
             earlier.retain(|binding| binding.queue != queue);
             if !earlier.is_empty() {
-                let transport = self.transport.clone();
+                let transport = self.reading.transport.clone();
                 tokio::spawn(async move { transport.unbind(&earlier).await });
             }
         }
         // Another attempt meanwhile would stay at the broker as well.
-        self.transport.declare_however_long(&parts).await?;
+        self.reading.transport.declare_however_long(&parts).await?;
         Ok(queue)
     }
 
     /// Begins to consume the queue.
-    pub(super) async fn consume(&self, queue: &str) -> Result<Consumer, Error> {
+    async fn consume(&self, queue: &str) -> Result<Consumer, Error> {
+        // A drain that begins meanwhile waits, so that what comes at once is given back as it has to be.
+        let _attaching = self.tasks().token();
         let prefetch = self.worker.prefetch();
         let mode = match self.source {
             Source::Calls | Source::Work if self.is_quorum() => Mode::SettleAnyTime { prefetch },
             Source::Calls | Source::Work | Source::Events => Mode::Settle { prefetch },
             Source::Instance => Mode::Settle { prefetch: OWN_PREFETCH.max(prefetch.saturating_mul(2)) },
         };
-        self.transport.consume_however_long(queue, mode).await
+        self.reading.transport.consume_however_long(queue, mode).await
     }
 
-    /// Has the queue read until the server drains or the connection ends, beginning with this `consumer`, if there is one.
-    /// Whoever waits for the end of the `first` attempt is told.
-    pub(super) async fn keep(self, mut consumer: Option<Consumer>, mut first: Option<oneshot::Sender<()>>) {
+    /// Keeps the queue of a server that starts, unless the broker refuses it.
+    pub(super) async fn start(self, start: Start) {
+        let Start { declared, all_declared, consumed, away } = start;
+        let declaring = self.seen_through(self.declare()).await;
+        let Some(queue) = unless_refused(declaring, declared, away) else { return };
+        let attached = match queue {
+            Ok(queue) => {
+                tokio::select! {
+                    () = all_declared.cancelled() => {}
+                    () = self.site.draining.cancelled() => return,
+                }
+                unless_refused(self.seen_through(self.consume(&queue)).await, consumed, away)
+            }
+            Err(error) => Some(Err(error)),
+        };
+        if let Some(attached) = attached {
+            self.keep(attached).await;
+        }
+    }
+
+    /// Keeps the queue over a new connection. Whoever waits for the end of the first attempt is told.
+    pub(super) async fn start_again(self, attempted: oneshot::Sender<()>) {
+        let attached = self.attach().await;
+        // Whoever waited may have lost patience.
+        let _ = attempted.send(());
+        self.keep(attached).await;
+    }
+
+    /// Has the queue read until the server drains or the connection ends, after this first attempt.
+    async fn keep(self, mut attached: Result<Consumer, Error>) {
         let mut pause = FIRST_PAUSE;
         loop {
-            let attached = match consumer.take() {
-                Some(consumer) => Ok(consumer),
-                None => self.attach().await,
-            };
-            if let Some(first) = first.take() {
-                // Whoever waited may have lost patience.
-                let _ = first.send(());
-            }
             match attached {
                 Ok(consumer) => {
                     pause = FIRST_PAUSE;
@@ -138,7 +183,7 @@ impl Keeper {
                 }
                 Err(Error::Disconnected { .. }) => return,
                 Err(error) => {
-                    self.site.health.suffers(self.trouble(), error.to_string());
+                    self.site.health.suffers(self.trouble(), self.refusal(&error));
                     *self.suffix() = short_id();
                     tokio::select! {
                         () = self.site.draining.cancelled() => {}
@@ -149,10 +194,11 @@ impl Keeper {
             if self.site.draining.is_cancelled() {
                 return;
             }
+            attached = self.attach().await;
         }
     }
 
-    /// Declares and consumes the queue. That takes as long as the broker takes; when it takes long, the state says so.
+    /// Declares and consumes the queue.
     async fn attach(&self) -> Result<Consumer, Error> {
         let attaching = async {
             let queue = self.declare().await?;
@@ -165,14 +211,7 @@ impl Keeper {
             }
             consuming.await
         };
-        tokio::pin!(attaching);
-        tokio::select! {
-            attached = &mut attaching => return attached,
-            () = tokio::time::sleep(PATIENCE) => {}
-        }
-        let what = format!("the broker has not answered for {PATIENCE:?} about {}", self.title());
-        self.site.health.suffers(self.trouble(), what);
-        attaching.await
+        self.seen_through(attaching).await
     }
 
     async fn has_drained_for(&self, time: Duration) {
@@ -180,22 +219,29 @@ impl Keeper {
         tokio::time::sleep(time).await;
     }
 
-    /// The queue cannot be reached, for this reason.
-    pub(super) fn is_away(&self, why: &str) {
-        self.site.health.suffers(self.trouble(), format!("{} cannot be reached: {why}", self.title()));
+    /// Waits for as long as the broker takes.
+    async fn seen_through<T>(&self, answer: impl Future<Output = T>) -> T {
+        self.site.health.sees_through(&self.trouble(), &self.title(), answer).await
+    }
+
+    /// Why the queue is not read, in words for people.
+    fn refusal(&self, error: &Error) -> String {
+        match error {
+            error if is_away(error) => {
+                format!("{} cannot be reached: start the node that has it ({error})", self.title())
+            }
+            error => format!("{} is not read: {error}", self.title()),
+        }
     }
 
     /// Has a queue read. Tells whether that was the end; otherwise it is to be consumed again.
     async fn has_read(&self, consumer: Consumer) -> bool {
-        let stop = match self.source {
-            Source::Instance => &self.site.drained,
-            Source::Calls | Source::Work | Source::Events => &self.site.draining,
-        };
+        let part = self.reading.part(self.source);
         let life = consumer.life.clone();
-        let running = self.worker.clone().run(consumer, self.transport.clone(), self.source, stop.clone());
-        self.tasks().spawn(running);
+        let running = self.worker.clone().run(consumer, self.reading.clone(), self.source);
+        self.tasks().spawn(part.tasks.track_future(running));
         let end = tokio::select! {
-            () = stop.cancelled() => return true,
+            () = part.stop.cancelled() => return true,
             // A worker whose places are all taken reads on when one is free: it is not waited for.
             end = life.ended() => end,
         };
@@ -289,6 +335,24 @@ impl Keeper {
             }
             (Origin::Subscription(pattern), _) => format!("the queue of the subscription to `{pattern}`"),
         }
+    }
+}
+
+/// Whether a queue cannot be reached for now: RabbitMQ's word for one whose node is away, or that has no majority.
+fn is_away(error: &Error) -> bool {
+    matches!(error, Error::Broker { reason, .. } if reason.starts_with("NOT_FOUND"))
+}
+
+/// Tells whoever waits for an answer. With a refusal there is nothing to go on with: whoever waits ends with that.
+pub(super) fn unless_refused<T>(answer: Result<T, Error>, heard: Heard, away: Away) -> Option<Result<T, Error>> {
+    let (said, answer) = match answer {
+        Err(error) if away == Away::Refused || !is_away(&error) => (Err(error), None),
+        answer => (Ok(()), Some(answer)),
+    };
+    // Whoever waited may have lost patience: what is refused later is told when it is asked for again.
+    match heard.send(said) {
+        Err(Err(late)) => Some(Err(late)),
+        _ => answer,
     }
 }
 

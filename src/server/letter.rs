@@ -7,7 +7,6 @@ use tracing::{debug, error, warn};
 use uuid::Uuid;
 
 use super::dead_letters::SILENCE;
-use super::health::Trouble;
 use super::message::{End, Message, Source};
 use super::outcome::{cut, shortened};
 use super::worker::Worker;
@@ -84,7 +83,7 @@ impl Worker {
         };
         let (exchange, key) = (String::new(), self.site.namespace.dead_queue(&self.id));
         let publication = Publication { exchange, key, mandatory: true, properties, body: letter.body };
-        let trouble = Trouble::DeadLetters(self.name.clone());
+        let trouble = self.dead_trouble();
         let mut pause = FIRST_PAUSE;
         loop {
             let why = match message.transport.publish(publication.clone()).await {
@@ -120,7 +119,10 @@ impl Worker {
                         () = draining => "the broker does not answer about it".to_owned(),
                     }
                 }
-                Ok(Confirm::Refused) => "it is full, or its node cannot be reached".to_owned(),
+                Ok(Confirm::Refused) => {
+                    "it is full, or its node cannot be reached: make room by `hopline dead`, or start the node"
+                        .to_owned()
+                }
                 Err(Lost { reason, .. }) => reason.to_string(),
             };
             let queue = &publication.key;

@@ -35,7 +35,8 @@ pub(super) async fn keep_repaired(site: Arc<Site>, transport: Transport) {
         if site.draining.is_cancelled() {
             return;
         }
-        let looked = look(&site, &transport, &mut turn).await;
+        let looking = look(&site, &transport, &mut turn);
+        let looked = site.health.sees_through(&Trouble::Exchanges, "what leads to its queues", looking).await;
         drop(declaring);
         match looked {
             Ok(()) => {
@@ -45,7 +46,10 @@ pub(super) async fn keep_repaired(site: Arc<Site>, transport: Transport) {
             Err(Error::Disconnected { .. }) => return,
             Err(error) => {
                 pause = (pause * 2).min(LONGEST);
-                site.health.suffers(Trouble::Exchanges, error.to_string());
+                let why = format!(
+                    "what leads to its queues cannot be declared again: give its user the permission, or import it ({error})"
+                );
+                site.health.suffers(Trouble::Exchanges, why);
             }
         }
     }
@@ -71,7 +75,7 @@ async fn look(site: &Site, transport: &Transport, turn: &mut usize) -> Result<()
 /// Declares all of these that can be, and tells how many it has seen: one that cannot keeps no other from being there. A
 /// drain does not wait for the rest.
 async fn declare(site: &Site, transport: &Transport, parts: &[Declaration]) -> (usize, Result<(), Error>) {
-    let Err(_) = transport.declare(parts).await else { return (parts.len(), Ok(())) };
+    let Err(_) = transport.declare_however_long(parts).await else { return (parts.len(), Ok(())) };
     let (mut missing, mut refusals, mut failed) = (BTreeSet::new(), 0, None);
     for (seen, part) in parts.iter().enumerate() {
         if site.draining.is_cancelled() || refusals >= REFUSALS {
@@ -80,7 +84,7 @@ async fn declare(site: &Site, transport: &Transport, parts: &[Declaration]) -> (
         if matches!(part, Declaration::Binding(binding) if missing.contains(&binding.exchange)) {
             continue;
         }
-        match transport.declare(std::slice::from_ref(part)).await {
+        match transport.declare_however_long(std::slice::from_ref(part)).await {
             Ok(()) => {}
             Err(error @ Error::Disconnected { .. }) => return (seen, Err(error)),
             // Its queue was replaced or deleted meanwhile: whoever keeps the queue sees to it.

@@ -4,30 +4,35 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt as _;
 use futures::future::join_all;
-use futures::stream::{self, StreamExt as _, TryStreamExt as _};
+use futures::stream::FuturesUnordered;
 use tokio::sync::{broadcast, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Site;
-use super::dead_letters::{keep_dead_letters, keep_entered};
-use super::keeper::{Keeper, Origin};
+use super::dead_letters::{keep_dead_letters, keep_entered, start_dead_letters};
+use super::keeper::{Away, Keeper, Origin, Start};
 use super::message::Source;
+use super::moving::next_look;
+use super::reading::Reading;
 use super::repair::keep_repaired;
 use super::worker::Worker;
 use crate::error::Error;
 use crate::service::Service;
 use crate::state::Attempts;
 use crate::topology::ServiceId;
-use crate::transport::{Dial, Event, Role};
+use crate::transport::{Dial, Event, Role, is_end};
 
 /// How long a new connection may take to have all queues consumed before it counts as ready: a queue that takes longer is
 /// told by its keeper.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// How long a queue is waited for when a server starts: without those that take longer it begins to serve.
+/// How long a server that starts waits for an answer about any of its queues: it begins to serve without those of which none
+/// has come then.
 const START_PATIENCE: Duration = Duration::from_secs(10);
-/// How many queues are declared or consumed at once when a server starts.
-const AT_ONCE: usize = 16;
+
+pub(super) type Answers = FuturesUnordered<oneshot::Receiver<Result<(), Error>>>;
 
 /// A worker, and where its messages come from.
 struct Served {
@@ -36,18 +41,24 @@ struct Served {
 }
 
 pub(super) struct Supervisor {
-    site: Arc<Site>,
-    dial: Dial,
-    events: broadcast::Receiver<Event>,
+    pub(super) site: Arc<Site>,
+    pub(super) dial: Dial,
+    pub(super) events: broadcast::Receiver<Event>,
     served: Vec<Served>,
-    /// The end of what looks after the connection that there is.
-    lost: CancellationToken,
+    /// The connection that there is.
+    pub(super) reading: Arc<Reading>,
+    /// The end of what looks after it.
+    pub(super) lost: CancellationToken,
+    /// When it is looked whether the first address can be had, if the connection leads elsewhere.
+    pub(super) look_at: Instant,
 }
 
 impl Supervisor {
     pub(super) fn new(site: Arc<Site>, dial: Dial) -> Self {
-        let events = site.transport().events();
-        Self { site, dial, events, served: Vec::new(), lost: CancellationToken::new() }
+        let transport = site.transport();
+        let events = transport.events();
+        let reading = Arc::new(Reading::over(1, transport, &site));
+        Self { site, dial, events, served: Vec::new(), reading, lost: CancellationToken::new(), look_at: next_look() }
     }
 
     pub(super) fn serve(&mut self, id: ServiceId, service: Service) -> Result<(), Error> {
@@ -83,7 +94,7 @@ impl Supervisor {
     /// any call is taken.
     pub(super) async fn start(&mut self) -> Result<(), Error> {
         let transport = self.site.transport();
-        let keepers = self.keepers();
+        let keepers = self.keepers(&self.reading);
         if let Some(most) = transport.max_consumers().filter(|most| *most < keepers.len()) {
             return Err(Error::Invalid(format!(
                 "{} services and subscriptions take {} channels, and the broker allows {most} for them on one connection \
@@ -98,32 +109,26 @@ impl Supervisor {
             return Err(Error::Broker { operation: "take replies from this server".to_owned(), reason });
         }
         transport.declare(&self.site.namespace.exchanges()).await?;
-        let dead: Vec<_> = self.with_oneway_methods().map(|worker| [self.site.namespace.dead(&worker.id)]).collect();
-        let dead = stream::iter(dead).map(|queue| {
-            let transport = transport.clone();
-            async move { reached(transport.declare(&queue)).await }
-        });
-        // Of those that are away tells who keeps them.
-        let _: Vec<_> = dead.buffered(AT_ONCE).try_collect().await?;
-        let declared = stream::iter(keepers).map(|keeper| async move {
-            let queue = reached(keeper.declare()).await?;
-            Ok::<_, Error>((keeper, queue))
-        });
-        let declared: Vec<_> = declared.buffered(AT_ONCE).try_collect().await?;
-        let consumed = stream::iter(declared).map(|(keeper, queue)| async move {
-            let consumer = match queue {
-                Ok(queue) => reached(keeper.consume(&queue)).await?,
-                Err(away) => Err(away),
-            };
-            Ok::<_, Error>((keeper, consumer))
-        });
-        // In their order, since whoever is told of an instance has to reach it.
-        let consumed: Vec<_> = consumed.buffered(AT_ONCE).try_collect().await?;
         self.site.health.connected();
-        for (keeper, consumer) in consumed {
-            let consumer = consumer.map_err(|away| keeper.is_away(&away)).ok();
-            self.while_connected(keeper.keep(consumer, None));
+        let (dead, declared, consumed) = (Answers::new(), Answers::new(), Answers::new());
+        let heard = |answers: &Answers| {
+            let (heard, answer) = oneshot::channel();
+            answers.push(answer);
+            heard
+        };
+        for worker in self.with_oneway_methods() {
+            self.while_connected(start_dead_letters(worker.clone(), transport.clone(), heard(&dead)));
         }
+        let patience = answered(dead, START_PATIENCE).await?;
+        let all_declared = CancellationToken::new();
+        for keeper in keepers {
+            let (declared, consumed) = (heard(&declared), heard(&consumed));
+            let (all_declared, away) = (all_declared.clone(), Away::Kept);
+            self.while_connected(keeper.start(Start { declared, all_declared, consumed, away }));
+        }
+        let patience = answered(declared, patience).await?;
+        all_declared.cancel();
+        answered(consumed, patience).await?;
         self.look_after();
         self.enter_ready();
         Ok(())
@@ -136,6 +141,16 @@ impl Supervisor {
             let event = tokio::select! {
                 () = drained.cancelled() => return,
                 event = self.events.recv() => event,
+                () = tokio::time::sleep_until(self.look_at) => {
+                    let mut old = self.reading.transport.events();
+                    tokio::select! {
+                        biased;
+                        () = draining.cancelled() => return,
+                        () = ended(&mut old) => {}
+                        () = self.go_back() => {}
+                    }
+                    continue;
+                }
             };
             let reason = match event {
                 Ok(Event::Lost(reason)) => reason,
@@ -179,30 +194,33 @@ impl Supervisor {
         // The queues that they lead to went with the last connection.
         self.site.topology().clear();
         self.site.transports.send_replace(transport.clone());
+        self.reading = Arc::new(Reading::over(self.reading.connection + 1, transport.clone(), &self.site));
+        self.look_at = next_look();
         if let Err(error) = transport.declare(&self.site.namespace.exchanges()).await {
             transport.close().await;
             return Err(error);
         }
         self.site.health.connected();
-        let (own, shared) = self.keepers().into_iter().partition(|keeper| keeper.source == Source::Instance);
+        let (own, shared) =
+            self.keepers(&self.reading).into_iter().partition(|keeper| keeper.source == Source::Instance);
         // In this order, since whoever is told of an instance has to reach it.
         for keepers in [own, shared] {
             self.first_attempts(keepers).await;
         }
+        self.keep_all_dead_letters();
         self.look_after();
         Ok(())
     }
 
     /// What the broker said before anybody listened counts as well.
-    fn enter_ready(&self) {
+    pub(super) fn enter_ready(&self) {
         self.site.health.blocked(self.site.transport().blocked());
     }
 
-    /// A keeper for each queue, over the connection that there is. The instances' own queues come first.
-    fn keepers(&self) -> Vec<Keeper> {
-        let transport = self.site.transport();
+    /// A keeper for each queue, over this connection. The instances' own queues come first.
+    pub(super) fn keepers(&self, reading: &Arc<Reading>) -> Vec<Keeper> {
         let keeper = |at: usize, served: &Served, source: Source| {
-            Keeper::new(&self.site, &transport, &served.worker, &served.origin, (at, source))
+            Keeper::new(&self.site, reading, &served.worker, &served.origin, (at, source))
         };
         let sources = |served: &Served| match &*served.origin {
             Origin::Service { oneway, .. } if oneway.is_empty() => &[Source::Instance, Source::Calls][..],
@@ -221,15 +239,22 @@ impl Supervisor {
     }
 
     /// Looks after what is not consumed, until the connection ends.
-    fn look_after(&self) {
+    pub(super) fn look_after(&self) {
         let transport = self.site.transport();
         self.while_connected(keep_repaired(self.site.clone(), transport.clone()));
-        for worker in self.with_oneway_methods() {
-            self.while_connected(keep_dead_letters(worker.clone(), transport.clone()));
-        }
         let services = self.served.iter().filter(|served| matches!(*served.origin, Origin::Service { .. }));
         let workers = services.map(|served| served.worker.clone()).collect();
         self.while_connected(keep_entered(self.site.clone(), transport, workers));
+    }
+
+    pub(super) fn keep_all_dead_letters(&self) {
+        for worker in self.with_oneway_methods() {
+            self.while_connected(keep_dead_letters(worker.clone(), self.site.transport()));
+        }
+    }
+
+    pub(super) fn workers(&self) -> Vec<Arc<Worker>> {
+        self.served.iter().map(|served| served.worker.clone()).collect()
     }
 
     /// The services that always have a queue of dead letters: those with oneway methods.
@@ -244,7 +269,7 @@ impl Supervisor {
     async fn first_attempts(&self, keepers: Vec<Keeper>) {
         let attempts = keepers.into_iter().map(|keeper| {
             let (first, attempted) = oneshot::channel();
-            self.while_connected(keeper.keep(None, Some(first)));
+            self.while_connected(keeper.start_again(first));
             attempted
         });
         // Whoever takes longer says so itself.
@@ -253,7 +278,12 @@ impl Supervisor {
 
     /// Has this go on until it has ended, or the connection is lost.
     fn while_connected(&self, looking: impl Future<Output = ()> + Send + 'static) {
-        let lost = self.lost.clone();
+        Self::until(&self.lost, looking);
+    }
+
+    /// The same until a connection is lost that this tells of.
+    pub(super) fn until(lost: &CancellationToken, looking: impl Future<Output = ()> + Send + 'static) {
+        let lost = lost.clone();
         tokio::spawn(async move {
             tokio::select! {
                 // Not one step more once it is lost.
@@ -265,16 +295,21 @@ impl Supervisor {
     }
 }
 
-/// What the broker answers about a queue, or why that cannot be reached now.
-async fn reached<T>(answer: impl Future<Output = Result<T, Error>>) -> Result<Result<T, String>, Error> {
-    match tokio::time::timeout(START_PATIENCE, answer).await {
-        Ok(Ok(answer)) => Ok(Ok(answer)),
-        // RabbitMQ's word for a queue whose node is away, or that has no majority.
-        Ok(Err(Error::Broker { operation, reason })) if reason.starts_with("NOT_FOUND") => {
-            Ok(Err(format!("could not {operation}: {reason}")))
+/// Waits until a connection has ended.
+async fn ended(events: &mut broadcast::Receiver<Event>) {
+    while !is_end(&events.recv().await) {}
+}
+
+/// Waits for answers about queues, unless none comes for so long: whoever asked goes on then. Gives out how long to wait for
+/// others after that.
+async fn answered(mut answers: Answers, patience: Duration) -> Result<Duration, Error> {
+    loop {
+        match tokio::time::timeout(patience, answers.next()).await {
+            // Who tells nothing leaves it to the state.
+            Ok(Some(answer)) => answer.unwrap_or(Ok(()))?,
+            Ok(None) => return Ok(patience),
+            Err(_) => return Ok(PATIENCE),
         }
-        Ok(Err(error)) => Err(error),
-        Err(_) => Ok(Err(format!("no answer within {START_PATIENCE:?}"))),
     }
 }
 

@@ -9,7 +9,6 @@ use std::time::Duration;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
@@ -17,9 +16,11 @@ use super::Site;
 use super::admit::{Admitted, crowded};
 use super::calls::Calls;
 use super::claims::Claims;
+use super::copies::Copies;
 use super::dead_letters::DeadQueue;
 use super::dedup::{Dedup, Known};
 use super::message::{Message, Source};
+use super::reading::Reading;
 use crate::client::MAX_TIMEOUT;
 use crate::error::{Error, Fault};
 use crate::frame::{self, Frame, Kind};
@@ -27,7 +28,7 @@ use crate::outbox::{MAX_BYTES, Share};
 use crate::pace::Pace;
 use crate::service::{Answer, Dispatch, Handler, Method, Service};
 use crate::topology::ServiceId;
-use crate::transport::{Consumer, Delivery, Transport};
+use crate::transport::{Consumer, Delivery};
 
 /// The one method of a subscription.
 pub(super) const EVENT: &str = "event";
@@ -48,6 +49,8 @@ pub(super) struct Worker {
     /// Calls of methods that run once for each id.
     dedup: Mutex<Dedup<(Frame, Arc<Message>)>>,
     claims: Mutex<Claims>,
+    /// Once the server has moved to another connection.
+    copies: Mutex<Option<Copies>>,
     pub(super) dead_queue: DeadQueue,
     /// How long oneway calls take, by method: nobody replies to them, so their senders cannot know.
     pub(super) paces: BTreeMap<String, Pace>,
@@ -112,6 +115,7 @@ impl Worker {
             calls,
             dedup: Mutex::default(),
             claims: Mutex::default(),
+            copies: Mutex::default(),
             dead_queue: DeadQueue::new(has_oneway),
         })
     }
@@ -132,14 +136,9 @@ impl Worker {
         *self.own_queue.lock().expect("no panic while holding a name") = queue.into();
     }
 
-    /// Reads one queue until `stop` fires, or it is gone; then waits for the calls that it started.
-    pub(super) async fn run(
-        self: Arc<Self>,
-        mut queue: Consumer,
-        transport: Transport,
-        source: Source,
-        stop: CancellationToken,
-    ) {
+    /// Reads one queue until that is to stop, or it is gone; then waits for the calls that it started.
+    pub(super) async fn run(self: Arc<Self>, mut queue: Consumer, reading: Arc<Reading>, source: Source) {
+        let stop = &reading.part(source).stop;
         // Whoever waits for that hears of it, be it by a panic.
         let reader = queue.life.reader();
         let tasks = TaskTracker::new();
@@ -155,7 +154,7 @@ impl Worker {
                 delivery = queue.next() => delivery,
             };
             let Some(delivery) = delivery else { break };
-            self.deliver(delivery, &transport, source, &tasks).await;
+            self.deliver(delivery, &reading, source, &tasks).await;
         }
         drop(reader);
         tasks.close();
@@ -163,7 +162,7 @@ impl Worker {
     }
 
     /// Takes a message apart and sees to each of its frames.
-    async fn deliver(self: &Arc<Self>, delivery: Delivery, transport: &Transport, source: Source, tasks: &TaskTracker) {
+    async fn deliver(self: &Arc<Self>, delivery: Delivery, reading: &Reading, source: Source, tasks: &TaskTracker) {
         let max_size = self.site.max_size;
         let too_large = || vec![Err(frame::too_large(&delivery.body, max_size))];
         // Its sender may put frames together that are small enough each.
@@ -174,7 +173,8 @@ impl Worker {
         if frames.len() == 1 && delivery.body.len() > max_size {
             frames = too_large();
         }
-        let message = Arc::new(Message::new(delivery, transport.clone(), source, frames.len(), tasks.token()));
+        let (transport, token) = (reading.transport.clone(), tasks.token());
+        let message = Arc::new(Message::new(delivery, transport, source, frames.len(), token));
         if source == Source::Work && message.frames > 1 {
             self.claims().share(&message);
         }
@@ -188,6 +188,7 @@ impl Worker {
         };
         for frame in frames {
             match frame {
+                Ok(frame) if self.is_copy(&frame, &message, reading) => message.finish(),
                 Ok(frame) => match self.admit(&frame, &message) {
                     Ok(Admitted::Answered(answer)) => self.answer(&frame, answer, None, &message),
                     Ok(Admitted::Ask(handler, dedup)) => {
@@ -218,6 +219,14 @@ impl Worker {
         if !asked.is_empty() {
             tasks.spawn(self.clone().ask_first(asked));
         }
+    }
+
+    /// Whether a frame has come over another connection, while the server moves: what goes to its own queues by an exchange.
+    fn is_copy(&self, frame: &Frame, message: &Message, reading: &Reading) -> bool {
+        if message.exchange.is_empty() || !matches!(message.source, Source::Instance | Source::Events) {
+            return false;
+        }
+        self.copies().as_mut().is_some_and(|copies| copies.is_copy(reading.connection, frame.kind, frame.id))
     }
 
     /// Whether a oneway call is one too many in its message. Who sent it does not know how long it takes, so slow ones may
@@ -340,6 +349,10 @@ impl Worker {
 
     pub(super) fn claims(&self) -> MutexGuard<'_, Claims> {
         self.claims.lock().expect("no panic while holding the claims")
+    }
+
+    pub(super) fn copies(&self) -> MutexGuard<'_, Option<Copies>> {
+        self.copies.lock().expect("no panic while holding the copies")
     }
 
     /// The instance's own queue.

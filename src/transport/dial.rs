@@ -53,7 +53,10 @@ impl DialSettings {
     /// # Errors
     /// `Invalid` for an address, a name or settings for TLS that cannot be used.
     pub(crate) fn dial(&self, url: &str) -> Result<Dial, Error> {
-        let addresses = address::read(url)?;
+        let mut addresses = address::read(url)?;
+        if !addresses.iter().any(Address::has_its_place) {
+            addresses.sort_by_cached_key(|_| Uuid::new_v4());
+        }
         Ok(Dial {
             #[cfg(feature = "tls")]
             tls: connector(&addresses, self.tls.as_ref())?,
@@ -73,6 +76,7 @@ impl DialSettings {
 /// The addresses of one broker, or of the nodes of a cluster, and how they are connected to.
 #[derive(Clone)]
 pub struct Dial {
+    /// In the order in which they are tried: of several, another one for each dial, unless an address says `?order=given`.
     addresses: Vec<Address>,
     /// How long each address may take.
     pub(super) connect_timeout: Duration,
@@ -107,23 +111,33 @@ impl Dial {
         self.instance.as_ref().map_or_else(|| label.clone(), |instance| format!("{label} {instance}"))
     }
 
-    /// The addresses in the order in which they are tried.
-    fn in_order(&self) -> Vec<&Address> {
-        let mut addresses: Vec<_> = self.addresses.iter().collect();
-        if !addresses.iter().any(|address| address.has_its_place()) {
-            addresses.sort_by_cached_key(|_| Uuid::new_v4());
-        }
-        addresses
-    }
-
-    /// Connects to the first address that can be had: of several, in an order that is another one each time, unless an
-    /// address says `?order=given`.
+    /// Connects to the first address that can be had.
     ///
     /// # Errors
     /// `Connect` with what each address said.
     pub async fn connect(&self, role: Role) -> Result<Transport, Error> {
+        self.connect_to_one_of(&self.addresses, role).await
+    }
+
+    /// Whether a transport leads elsewhere than to the first of several addresses.
+    pub(crate) fn is_elsewhere(&self, transport: &Transport) -> bool {
+        match (&*self.addresses, transport.broker()) {
+            ([first, _, ..], Some(broker)) => first.to_string() != broker,
+            _ => false,
+        }
+    }
+
+    /// Connects to the first address and to no other.
+    ///
+    /// # Errors
+    /// `Connect` with what it said.
+    pub(crate) async fn connect_to_first(&self, role: Role) -> Result<Transport, Error> {
+        self.connect_to_one_of(&self.addresses[..1], role).await
+    }
+
+    async fn connect_to_one_of(&self, addresses: &[Address], role: Role) -> Result<Transport, Error> {
         let mut refusals = Vec::new();
-        for address in self.in_order() {
+        for address in addresses {
             let connected = match address {
                 Address::Memory { name, user } => {
                     Ok(Transport::Memory(memory::Connection::open_as(user.as_deref(), name)))
@@ -215,10 +229,8 @@ mod tests {
 
     #[test]
     fn connections_spread_over_several_addresses_unless_their_order_is_given() {
-        let firsts = |url: &str| {
-            let dial = Dial::parse(url).expect("good addresses");
-            (0..100).map(|_| dial.in_order()[0].to_string()).collect::<BTreeSet<_>>().len()
-        };
+        let first = |url: &str| Dial::parse(url).expect("good addresses").addresses[0].to_string();
+        let firsts = |url: &str| (0..100).map(|_| first(url)).collect::<BTreeSet<_>>().len();
         assert_eq!(firsts("amqp://a,b,c"), 3);
         assert_eq!(firsts("amqp://a,b,c?order=random"), 3);
         assert_eq!(firsts("amqp://a,b,c?order=given"), 1);

@@ -28,6 +28,7 @@ use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, BasicRejectOptions,
 };
 use lapin::types::{AMQPValue, FieldTable, ShortString};
+use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -50,6 +51,9 @@ use pull::Puller;
 pub(in crate::transport) use tls::Connector;
 use user::User;
 
+/// How long closing may take while the broker has not answered all that it was asked: it has heard of the end then, and
+/// confirms it when it has.
+const UNANSWERED_CLOSE: Duration = Duration::from_secs(1);
 /// How many settled deliveries are taken at once.
 const BATCH: usize = 256;
 /// How long an ack may wait for others, to be told together. Until then the delivery takes up a place of the prefetch,
@@ -78,13 +82,46 @@ struct Inner {
     known: Known,
     news: Arc<News>,
     closing: CancellationToken,
+    /// What publishes and consumes: closing lets it say what it has to.
     tasks: TaskTracker,
+    /// What has been asked of the broker and is not answered, with its channels, until the connection ends.
+    questions: TaskTracker,
+    runtime: Handle,
+}
+
+impl Inner {
+    /// Closes the connections, once what was handed in before has left. What is asked of the broker is not waited for: it ends
+    /// with the connections.
+    fn close(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.closing.cancel();
+        self.tasks.close();
+        let (tasks, questions, news) = (self.tasks.clone(), self.questions.clone(), self.news.clone());
+        let (publishing, consuming) = (self.publishing.clone(), self.consuming.clone());
+        async move {
+            if tokio::time::timeout(CLOSE_TIMEOUT, tasks.wait()).await.is_err() {
+                let name = news.name();
+                if publishing.ended().or_else(|| consuming.ended()).is_none() {
+                    warn!(name, "the broker did not take within {CLOSE_TIMEOUT:?} what was left to send");
+                } else {
+                    debug!(name, "what was left to send was lost with its connection");
+                }
+            }
+            // The broker confirms it when it has answered all that was asked.
+            let within = if questions.is_empty() { CLOSE_TIMEOUT } else { UNANSWERED_CLOSE };
+            publishing.close(within).await;
+            if !Arc::ptr_eq(&publishing, &consuming) {
+                consuming.close(within).await;
+            }
+        }
+    }
 }
 
 impl Drop for Inner {
-    /// Ends the tasks, which hold the connections.
+    /// Closes what was not closed: the tasks hold the connections.
     fn drop(&mut self) {
-        self.closing.cancel();
+        if self.publishing.ended().is_none() || self.consuming.ended().is_none() {
+            self.runtime.spawn(self.close());
+        }
     }
 }
 
@@ -119,7 +156,8 @@ impl Connection {
         if role != Role::Client {
             tasks.spawn(end_together(publishing.clone(), consuming.clone(), closing.clone()));
         }
-        let puller = Puller::new(consuming.clone(), closing.clone(), tasks.clone());
+        let questions = TaskTracker::new();
+        let puller = Puller::new(consuming.clone(), closing.clone(), tasks.clone(), questions.clone());
         Ok(Self(Arc::new(Inner {
             publisher,
             publishing,
@@ -131,6 +169,8 @@ impl Connection {
             news,
             closing,
             tasks,
+            questions,
+            runtime: Handle::current(),
         })))
     }
 
@@ -169,8 +209,7 @@ impl Connection {
 
     pub(super) async fn missing(&self, exchanges: &[String]) -> Result<Vec<String>, Error> {
         let (link, exchanges) = (self.0.consuming.clone(), exchanges.to_vec());
-        let missing = self.see_through(async move { declare::missing(&link, &exchanges).await });
-        in_time("look for the exchanges", missing).await
+        self.see_through(async move { declare::missing(&link, &exchanges).await }).await
     }
 
     pub(super) async fn unbind(&self, bindings: &[Binding]) -> Result<(), Error> {
@@ -185,7 +224,7 @@ impl Connection {
         &self,
         doing: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> Result<T, Error> {
-        let done = self.0.tasks.spawn(doing).await;
+        let done = self.0.questions.spawn(doing).await;
         done.unwrap_or_else(|_| Err(Refusal::Ended("its runtime has ended".into()).during("see it through")))
     }
 
@@ -210,11 +249,8 @@ impl Connection {
         let name = properties::short(queue).map_err(Error::Invalid)?;
         let (link, closing, tasks) = (self.0.consuming.clone(), self.0.closing.clone(), self.0.tasks.clone());
         // On a task, which sees it through when nobody waits for it any more: lapin would keep a consumer that nobody reads.
-        let consuming = self.0.tasks.spawn(async move {
-            let (consumer, feed, settler, cancelled) = tokio::select! {
-                opened = Feed::open(&link, name, mode) => opened?,
-                () = closing.cancelled() => return Err(Refusal::Ended("the connection is closing".into())),
-            };
+        let consuming = self.0.questions.spawn(async move {
+            let (consumer, feed, settler, cancelled) = Feed::open(&link, name, mode).await?;
             tasks.spawn(feed.run(link, settler, cancelled, closing));
             Ok(consumer)
         });
@@ -247,20 +283,7 @@ impl Connection {
 
     /// Lets what was handed in before leave: publications, for a moment, and what was said of deliveries.
     pub(super) async fn close(&self) {
-        self.0.closing.cancel();
-        self.0.tasks.close();
-        if tokio::time::timeout(CLOSE_TIMEOUT, self.0.tasks.wait()).await.is_err() {
-            let name = self.0.news.name();
-            if self.0.publishing.ended().or_else(|| self.0.consuming.ended()).is_none() {
-                warn!(name, "the broker did not take within {CLOSE_TIMEOUT:?} what was left to send");
-            } else {
-                debug!(name, "what was left to send was lost with its connection");
-            }
-        }
-        self.0.publishing.close().await;
-        if !Arc::ptr_eq(&self.0.publishing, &self.0.consuming) {
-            self.0.consuming.close().await;
-        }
+        self.0.close().await;
     }
 }
 
@@ -304,8 +327,8 @@ fn delivered(delivery: lapin::message::Delivery, settler: Option<Settler>) -> De
 /// who can.
 async fn end_together(publishing: Arc<Link>, consuming: Arc<Link>, closing: CancellationToken) {
     tokio::select! {
-        _ = publishing.end() => consuming.close().await,
-        _ = consuming.end() => publishing.close().await,
+        _ = publishing.end() => consuming.close(CLOSE_TIMEOUT).await,
+        _ = consuming.end() => publishing.close(CLOSE_TIMEOUT).await,
         () = closing.cancelled() => {}
     }
 }

@@ -10,11 +10,13 @@ mod cluster;
 mod dead;
 mod exchanges;
 mod link;
+mod maintenance;
 mod node;
 mod deleted;
 mod proxy;
 mod refused;
 mod taken_back;
+mod unanswered;
 mod workers;
 
 use std::future::IntoFuture as _;

@@ -207,6 +207,12 @@ impl Node {
         self.list("list_connections", &["name", "state"]).await
     }
 
+    /// How many connections lead to this very node of its cluster.
+    pub(crate) async fn own_connections(&self) -> usize {
+        let said = self.eval("length(rabbit_networking:local_connections()).").await;
+        said.trim().parse().unwrap_or_else(|error| panic!("{error}: {said}"))
+    }
+
     /// What its connections are called by those who made them.
     pub(crate) async fn connection_names(&self) -> Vec<String> {
         #[derive(Deserialize)]

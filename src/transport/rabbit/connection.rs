@@ -253,11 +253,11 @@ impl Link {
         self.connection.status().blocked()
     }
 
-    /// Closes the connection, which is then not reported as lost.
+    /// Closes the connection, which is then not reported as lost. The broker may confirm it `within` that time.
     ///
     /// Its end is told after that, not before: a channel that somebody drops while lapin closes the connection makes lapin
     /// break it off.
-    pub(super) async fn close(&self) {
+    pub(super) async fn close(&self, within: Duration) {
         self.end.wanted.store(true, Ordering::SeqCst);
         let mut closing = std::pin::pin!(self.connection.close(200, "OK".into()));
         if self.is_blocked() {
@@ -272,9 +272,9 @@ impl Link {
                     _ = self.end() => {}
                 }
             };
-            if tokio::time::timeout(CLOSE_TIMEOUT, closed).await.is_err() {
+            if tokio::time::timeout(within, closed).await.is_err() {
                 let name = &self.end.news.name;
-                debug!(name, "the broker did not confirm within {CLOSE_TIMEOUT:?} that the connection is closed");
+                debug!(name, "the broker did not confirm within {within:?} that the connection is closed");
             }
         }
         self.end.set("this program closed the connection".into());

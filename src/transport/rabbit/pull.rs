@@ -43,14 +43,16 @@ pub(super) struct Puller {
     link: Arc<Link>,
     closing: CancellationToken,
     tasks: TaskTracker,
+    /// What is asked and not answered.
+    questions: TaskTracker,
     runtime: Handle,
     /// Where the tasks are asked, which end with the connection.
     queues: Mutex<HashMap<String, mpsc::UnboundedSender<Answer>>>,
 }
 
 impl Puller {
-    pub(super) fn new(link: Arc<Link>, closing: CancellationToken, tasks: TaskTracker) -> Self {
-        Self { link, closing, tasks, runtime: Handle::current(), queues: Mutex::default() }
+    pub(super) fn new(link: Arc<Link>, closing: CancellationToken, tasks: TaskTracker, questions: TaskTracker) -> Self {
+        Self { link, closing, tasks, questions, runtime: Handle::current(), queues: Mutex::default() }
     }
 
     pub(super) async fn get(&self, queue: &str) -> Result<Option<Delivery>, Error> {
@@ -66,7 +68,7 @@ impl Puller {
         let mut queues = self.queues.lock().expect("no panic while holding the queues");
         let questions = queues.entry(queue.to_owned()).or_insert_with(|| {
             let (ask, questions) = mpsc::unbounded_channel();
-            let pulling = pull(self.link.clone(), name, questions, self.closing.clone());
+            let pulling = pull(self.link.clone(), name, questions, self.closing.clone(), self.questions.clone());
             self.tasks.spawn_on(pulling, &self.runtime);
             ask
         });
@@ -77,7 +79,7 @@ impl Puller {
     pub(super) async fn count(&self, queue: &str) -> Result<Option<u64>, Error> {
         let counting = count(self.link.clone(), short(queue).map_err(Error::Invalid)?);
         // Whoever stops waiting leaves its channel to be closed here.
-        let counted = self.tasks.spawn_on(counting, &self.runtime).await;
+        let counted = self.questions.spawn_on(counting, &self.runtime).await;
         counted
             .unwrap_or_else(|_| Err(ended()))
             .map_err(|refusal| refusal.during(format!("count the messages of the queue `{queue}`")))
@@ -113,8 +115,10 @@ async fn pull(
     queue: ShortString,
     mut questions: mpsc::UnboundedReceiver<Answer>,
     closing: CancellationToken,
+    unanswered: TaskTracker,
 ) {
     let mut open: Option<Pulling> = None;
+    let mut is_asked = false;
     loop {
         let is_idle = open.as_ref().is_some_and(|pulling| pulling.out == 0);
         let answer = tokio::select! {
@@ -140,9 +144,18 @@ async fn pull(
             // Whoever asked has stopped waiting while another question had no answer.
             continue;
         }
-        let pulled = match opened(&mut open, &link).await {
-            Ok(pulling) => pulling.next(&link, queue.clone()).await,
-            Err(refusal) => Err(refusal),
+        let asking = async {
+            match opened(&mut open, &link).await {
+                Ok(pulling) => pulling.next(&link, queue.clone()).await,
+                Err(refusal) => Err(refusal),
+            }
+        };
+        let pulled = tokio::select! {
+            pulled = asking => pulled,
+            () = closing.cancelled() => {
+                is_asked = true;
+                break;
+            }
         };
         open = open.filter(|_| pulled.is_ok());
         let is_empty = matches!(&pulled, Ok(Handed(None)));
@@ -157,7 +170,12 @@ async fn pull(
         while let Ok((tag, settle)) = pulling.settled.try_recv() {
             pulling.settle(tag, settle);
         }
-        declare::close(&link, &pulling.channel).await;
+        if is_asked {
+            // A channel that is dropped before its connection has ended is the end of that.
+            unanswered.spawn(async move { (link.end().await, pulling.channel) });
+        } else {
+            declare::close(&link, &pulling.channel).await;
+        }
     }
 }
 

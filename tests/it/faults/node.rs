@@ -59,10 +59,17 @@ impl Node {
 
     /// Has a queue answer nobody, as a quorum queue without its majority does, or everybody again.
     pub(crate) async fn answers(&self, name: &str, answers: bool) {
-        let found = found(name);
+        self.all_answer(&[name.to_owned()], answers).await;
+    }
+
+    /// The same of several.
+    pub(crate) async fn all_answer(&self, names: &[String], answers: bool) {
         let act = if answers { "resume" } else { "suspend" };
-        let done = self.eval(&format!("{found}, sys:{act}(amqqueue:get_pid(Q)).")).await;
-        assert_eq!(done.trim(), "ok", "{name}");
+        let names: Vec<_> = names.iter().map(|name| format!("<<\"{name}\">>")).collect();
+        let found = "{ok, Q} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, N))";
+        let act =
+            format!("[begin {found}, ok = sys:{act}(amqqueue:get_pid(Q)) end || N <- [{}]], ok.", names.join(","));
+        assert_eq!(self.eval(&act).await.trim(), "ok", "{names:?}");
     }
 
     /// How much of what a queue has been told, and does not answer, contains this text.

@@ -1,0 +1,81 @@
+//! Copies of what comes to an instance's own queues while there are two of each: a server that moves to another connection has
+//! them bound over both for a while, so that nothing is missed.
+
+use std::collections::HashMap;
+
+use uuid::Uuid;
+
+use crate::frame::Kind;
+
+/// What has come by one of two queues, and not yet by the other.
+#[derive(Debug)]
+pub(super) struct Copies {
+    /// The number of the connection that the server moves to.
+    new: u64,
+    /// How many more have come over the old connection than over the new one.
+    ahead: HashMap<(Kind, Uuid), i64>,
+    /// Nothing more comes over one of the two.
+    one_is_left: bool,
+}
+
+impl Copies {
+    /// From here on, what comes over the connection of this number may come over the one before, too.
+    pub(super) fn of(new: u64) -> Self {
+        Self { new, ahead: HashMap::new(), one_is_left: false }
+    }
+
+    /// Whether this has come before, over the other connection than this one.
+    pub(super) fn is_copy(&mut self, connection: u64, kind: Kind, id: Uuid) -> bool {
+        let step = if connection < self.new { 1 } else { -1 };
+        let ahead = self.ahead.get(&(kind, id)).copied().unwrap_or_default();
+        let is_copy = ahead * step < 0;
+        if ahead + step == 0 {
+            self.ahead.remove(&(kind, id));
+        } else if is_copy || !self.one_is_left {
+            self.ahead.insert((kind, id), ahead + step);
+        }
+        is_copy
+    }
+
+    /// Nothing more comes over this connection: of what has come over the other one alone, there is no copy.
+    pub(super) fn is_left(&mut self, connection: u64) {
+        self.one_is_left = true;
+        self.ahead.retain(|_, ahead| *ahead > 0 && connection < self.new);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: u64 = 1;
+    const NEW: u64 = 2;
+
+    #[test]
+    fn of_two_copies_the_one_that_comes_later_is_known_as_one() {
+        let [one, two] = [Uuid::from_u128(1), Uuid::from_u128(2)];
+        let mut copies = Copies::of(NEW);
+        let mut is_copy = |by, id| copies.is_copy(by, Kind::Request, id);
+        assert!(!is_copy(OLD, one) && is_copy(NEW, one));
+        assert!(!is_copy(NEW, two) && is_copy(OLD, two));
+        // What is sent twice runs twice, whichever copies come first.
+        assert!(!is_copy(OLD, one) && !is_copy(OLD, one));
+        assert!(is_copy(NEW, one) && is_copy(NEW, one) && !is_copy(NEW, one));
+        assert!(is_copy(OLD, one) && !is_copy(OLD, one));
+        // A cancel has the id of its call.
+        assert!(!copies.is_copy(NEW, Kind::Cancel, one));
+    }
+
+    #[test]
+    fn once_the_old_connection_is_left_nothing_more_is_noted() {
+        let id = Uuid::from_u128;
+        let mut copies = Copies::of(NEW);
+        assert!(!copies.is_copy(OLD, Kind::Event, id(1)) && !copies.is_copy(NEW, Kind::Event, id(2)));
+        copies.is_left(OLD);
+        assert!(copies.is_copy(NEW, Kind::Event, id(1)));
+        for _ in 0..2 {
+            assert!(!copies.is_copy(NEW, Kind::Event, id(1)) && !copies.is_copy(NEW, Kind::Event, id(3)));
+        }
+        assert!(copies.ahead.is_empty());
+    }
+}

@@ -1,0 +1,421 @@
+//! Moving to another connection while all is served: back to the first address, once that can be had again.
+//!
+//! The broker delivers to an instance's own queues what is routed there, and nobody else has it. So they are bound over both
+//! connections for a while, and of the two copies that come then one is dropped. Shared queues are consumed over both, until
+//! what came over the old connection is answered there.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::{debug, info};
+use uuid::Uuid;
+
+use super::copies::Copies;
+use super::keeper::{Away, Start, bindings};
+use super::message::Source;
+use super::reading::Reading;
+use super::supervisor::{Answers, Supervisor};
+use super::worker::Worker;
+use super::{Declared, Site};
+use crate::error::Error;
+use crate::state::State;
+use crate::topology::{Declaration, Queue};
+use crate::transport::{Role, Transport};
+
+/// How often a server that is elsewhere looks whether it can be had at its first address, half as often or half as often
+/// again: those that lost a node together do not come back together.
+const EVERY: Duration = Duration::from_secs(300);
+/// How long the broker may take over a queue as a server moves: it stays where it is if that takes longer, or before its state
+/// tells of it.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often it is looked whether an instance's own queue of before is empty.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// When the first address is tried the next time.
+pub(super) fn next_look() -> Instant {
+    let [random, ..] = Uuid::new_v4().into_bytes();
+    Instant::now() + EVERY.mul_f64(0.5 + f64::from(random) / 256.0)
+}
+
+/// A move that is under way. One that is given up leaves the new connection as another leaves the old one.
+struct Move {
+    site: Arc<Site>,
+    workers: Vec<Arc<Worker>>,
+    new: Arc<Reading>,
+    /// What looks after the new connection ends with the move, unless that comes to its end.
+    lost: CancellationToken,
+    /// The queues of events are read over the old connection to the end, and then over the new one.
+    old_events_are_read: CancellationToken,
+    /// What the old connection has, and the instance's own queues there.
+    before: Option<(Topology, Vec<Arc<str>>)>,
+}
+
+type Topology = BTreeMap<(usize, Source), Declared>;
+
+impl Move {
+    fn to(new: Arc<Reading>, site: Arc<Site>, workers: Vec<Arc<Worker>>) -> Self {
+        let own_queues = workers.iter().map(|worker| worker.own_queue()).collect();
+        let before = Some((std::mem::take(&mut *site.topology()), own_queues));
+        for worker in &workers {
+            *worker.copies() = Some(Copies::of(new.connection));
+        }
+        let (lost, old_events_are_read) = (CancellationToken::new(), CancellationToken::new());
+        Self { site, workers, new, lost, old_events_are_read, before }
+    }
+
+    /// The server is there.
+    fn succeeded(mut self, old: Arc<Reading>) -> CancellationToken {
+        let topology = self.before.take().map(|(topology, _)| topology).unwrap_or_default();
+        self.leave(old, topology);
+        self.lost.clone()
+    }
+
+    fn leave(&self, reading: Arc<Reading>, topology: Topology) {
+        let (workers, events_are_read) = (self.workers.clone(), self.old_events_are_read.clone().drop_guard());
+        self.site.own.spawn(Leaving { reading, topology, workers, events_are_read }.leave());
+    }
+}
+
+impl Drop for Move {
+    fn drop(&mut self) {
+        let Some((topology, own_queues)) = self.before.take() else { return };
+        self.lost.cancel();
+        let given_up = std::mem::replace(&mut *self.site.topology(), topology);
+        for (worker, queue) in self.workers.iter().zip(&own_queues) {
+            worker.answers_at(queue);
+        }
+        self.leave(self.new.clone(), given_up);
+    }
+}
+
+impl Supervisor {
+    /// Moves to the first address, if it can be had and all can be served there. Whatever becomes of that, and if it is dropped
+    /// half-way, the server serves.
+    pub(super) async fn go_back(&mut self) {
+        let site = self.site.clone();
+        self.look_at = next_look();
+        // Where something is wrong, it is not the time.
+        if !self.dial.is_elsewhere(&self.reading.transport) || *site.health.state.borrow() != State::Ready {
+            return;
+        }
+        let moved = match self.dial.connect_to_first(Role::Server).await {
+            Ok(transport) => self.move_to(transport).await,
+            Err(error) => Err(error),
+        };
+        match moved {
+            Ok(()) => info!(name = &*site.name, broker = site.transport().broker(), "moved back to the first address"),
+            Err(error) => debug!(name = &*site.name, %error, "the first address is not used yet"),
+        }
+    }
+
+    async fn move_to(&mut self, transport: Transport) -> Result<(), Error> {
+        let site = self.site.clone();
+        let events = transport.events();
+        if let Some(reason) = transport.blocked() {
+            return Err(Error::Broker { operation: "take messages".to_owned(), reason: reason.to_string() });
+        }
+        transport.declare(&site.namespace.exchanges()).await?;
+        // A drain unbinds what is in the topology.
+        let declaring = site.declaring.read().await;
+        let new = Arc::new(Reading::over(self.reading.connection + 1, transport, &site));
+        let moving = Move::to(new.clone(), site.clone(), self.workers());
+
+        let (declared, consumed) = (Answers::new(), Answers::new());
+        let heard = |answers: &Answers| {
+            let (heard, answer) = oneshot::channel();
+            answers.push(answer);
+            heard
+        };
+        let all_declared = CancellationToken::new();
+        for keeper in self.keepers(&new) {
+            let (all_declared, consumed) = match keeper.source {
+                Source::Events => (moving.old_events_are_read.clone(), oneshot::channel().0),
+                Source::Calls | Source::Work | Source::Instance => (all_declared.clone(), heard(&consumed)),
+            };
+            let start = Start { declared: heard(&declared), all_declared, consumed, away: Away::Refused };
+            Self::until(&moving.lost, keeper.start(start));
+        }
+        all(declared).await?;
+        all_declared.cancel();
+        all(consumed).await?;
+
+        // From here on it serves there.
+        self.events = events;
+        let old = std::mem::replace(&mut self.reading, new);
+        std::mem::replace(&mut self.lost, moving.succeeded(old)).cancel();
+        drop(declaring);
+        site.transports.send_replace(self.reading.transport.clone());
+        self.keep_all_dead_letters();
+        self.look_after();
+        self.enter_ready();
+        Ok(())
+    }
+}
+
+/// Waits until all queues are there: with one that is not, the server stays where it is.
+async fn all(mut answers: Answers) -> Result<(), Error> {
+    let late = |_| {
+        let reason = format!("a queue has not answered within {PATIENCE:?}");
+        Error::Broker { operation: "have all queues read there".to_owned(), reason }
+    };
+    while let Some(answer) = tokio::time::timeout(PATIENCE, answers.next()).await.map_err(late)? {
+        // Whoever says nothing has ended with the connection, which is told elsewhere.
+        answer.unwrap_or(Ok(()))?;
+    }
+    Ok(())
+}
+
+/// A connection that the server leaves.
+struct Leaving {
+    reading: Arc<Reading>,
+    topology: Topology,
+    workers: Vec<Arc<Worker>>,
+    /// From then on queues of events are read over another one.
+    events_are_read: DropGuard,
+}
+
+impl Leaving {
+    /// Reads what is left in the queues that nobody else reads, waits for what runs, and closes the connection.
+    async fn leave(self) {
+        let Self { reading: old, topology, workers, events_are_read } = self;
+        let own = topology.iter().filter(|((_, source), _)| matches!(source, Source::Instance | Source::Events));
+        let own: Vec<_> =
+            own.flat_map(|((_, source), declared)| declared.parts.iter().map(|part| (*source, part))).collect();
+        let leaving = async {
+            // What cannot be unbound ends with the connection, and so does what is in there.
+            if old.transport.unbind(&bindings(own.iter().map(|(_, part)| *part))).await.is_ok() {
+                for (source, part) in &own {
+                    if let Declaration::Queue(Queue { name, .. }) = part {
+                        is_read_empty(&old, *source, name).await;
+                    }
+                }
+            }
+            old.part(Source::Events).end().await;
+            drop(events_are_read);
+        };
+        // Who is asked about a call, or cancels it, finds the instance until its calls have ended.
+        tokio::join!(leaving, old.part(Source::Calls).end());
+        old.part(Source::Instance).end().await;
+        for worker in workers {
+            if let Some(copies) = worker.copies().as_mut() {
+                copies.is_left(old.connection);
+            }
+        }
+        old.transport.close().await;
+    }
+}
+
+/// Waits until an instance's own queue is empty, unless nobody reads it any more.
+async fn is_read_empty(reading: &Reading, source: Source, queue: &str) {
+    let part = reading.part(source);
+    part.tasks.close();
+    let is_empty = async {
+        while matches!(reading.transport.count(queue).await, Ok(Some(1..))) {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    tokio::select! {
+        () = part.stop.cancelled() => {}
+        () = part.tasks.wait() => {}
+        () = is_empty => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::IntoFuture as _;
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use futures::FutureExt as _;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::client::Client;
+    use crate::context::Context;
+    use crate::error::Fault;
+    use crate::server::{Running, Server};
+    use crate::service::{Method, Service};
+    use crate::transport::Dial;
+
+    /// A server whose connection a test moves, and what it has run.
+    struct Moved {
+        url: String,
+        client: Client,
+        running: Running,
+        supervisor: Supervisor,
+        runs: Arc<AtomicU64>,
+        held: mpsc::UnboundedReceiver<(Context, oneshot::Sender<()>)>,
+        heard: Arc<Mutex<Vec<u64>>>,
+    }
+
+    impl Moved {
+        async fn new() -> Self {
+            let url = format!("memory://{}", Uuid::new_v4());
+            let running = Server::connect(&url).await.expect("in memory").start().await.expect("it serves nothing");
+            let mut supervisor = Supervisor::new(running.site.clone(), Dial::parse(&url).expect("a good address"));
+            let (runs, heard) = (Arc::<AtomicU64>::default(), Arc::<Mutex<Vec<u64>>>::default());
+            let (hold, held) = mpsc::unbounded_channel();
+            let (counted, noted) = (runs.clone(), heard.clone());
+            let service = Service::new("work", 1)
+                .method(Method::new("count").oneway(), move |_: Context, (): ()| {
+                    let runs = counted.fetch_add(1, Ordering::SeqCst) + 1;
+                    async move { Ok::<_, Fault>(runs) }
+                })
+                .method("hold", move |context: Context, (): ()| {
+                    let (release, released) = oneshot::channel();
+                    hold.send((context, release)).expect("the test listens");
+                    async move { released.await.map_err(|_| Fault::new(crate::Code::Internal, "the test let go of it")) }
+                });
+            let events = Service::new("events", 1)
+                .event(super::super::worker::EVENT, move |_: Context, number: u64| {
+                    let noted = noted.clone();
+                    async move {
+                        // Those that come meanwhile wait.
+                        tokio::time::sleep(Duration::from_millis(3)).await;
+                        noted.lock().expect("no panic").push(number);
+                    }
+                })
+                .prefetch(4)
+                .dispatch(crate::Dispatch::Inline)
+                .of_pattern("tick");
+            let id = |service: &Service| service.id.clone().expect("a name");
+            supervisor.serve(id(&service), service).expect("it can be served");
+            supervisor.subscribe("tick".to_owned(), id(&events), events).expect("it can be served");
+            supervisor.start().await.expect("all is new");
+            let client = Client::connect(&url).await.expect("in memory");
+            Self { url, client, running, supervisor, runs, held, heard }
+        }
+
+        async fn move_on(&mut self) {
+            let transport = Transport::connect(&self.url, Role::Server).await.expect("in memory");
+            self.supervisor.move_to(transport).await.expect("all can be had there");
+        }
+    }
+
+    /// Waits until a connection is closed.
+    async fn is_left(transport: &Transport) {
+        while transport.count("any").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_moves_while_calls_and_events_come_and_misses_and_repeats_none() {
+        let mut moved = Moved::new().await;
+        let (client, instance) = (moved.client.clone(), moved.running.instance().to_owned());
+        let (enough, sent) = (CancellationToken::new(), AtomicU64::new(0));
+        let load = async {
+            while !enough.is_cancelled() {
+                let number = sent.fetch_add(1, Ordering::SeqCst);
+                client.publish("tick", &number).await.expect("it is subscribed to");
+                client.call::<u64>("work", "count", ()).await.expect("answered");
+                client.call::<u64>("work", "count", ()).to(&instance).await.expect("answered there");
+                client.oneway("work", "count", ()).send().await.expect("it is kept");
+                let answers = client.call::<u64>("work", "count", ()).all().gather(Duration::from_millis(5)).await;
+                assert_eq!(answers.expect("it is asked").len(), 1, "{number}");
+            }
+        };
+        let moves = async {
+            for _ in 0..5 {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                let old = moved.supervisor.reading.transport.clone();
+                moved.move_on().await;
+                is_left(&old).await;
+            }
+            enough.cancel();
+        };
+        tokio::join!(load, moves);
+        let sent = sent.into_inner();
+        while moved.heard.lock().expect("no panic").len() < sent as usize {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(*moved.heard.lock().expect("no panic"), (0..sent).collect::<Vec<_>>());
+        // What is oneway may run a moment later.
+        while moved.runs.load(Ordering::SeqCst) < 4 * sent {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(moved.runs.load(Ordering::SeqCst), 4 * sent);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_runs_as_a_server_moves_is_answered_and_cancelled_as_before() {
+        let mut moved = Moved::new().await;
+        let (client, instance) = (moved.client.clone(), moved.running.instance().to_owned());
+        let old = moved.supervisor.reading.transport.clone();
+        let mut pending = Vec::new();
+        for _ in 0..2 {
+            pending.push(client.call::<()>("work", "hold", ()).start().await.expect("on its way"));
+            pending.push(client.call::<()>("work", "hold", ()).to(&instance).start().await.expect("on its way"));
+        }
+        let mut holds = Vec::new();
+        for _ in 0..4 {
+            holds.push(moved.held.recv().await.expect("it runs"));
+        }
+        moved.move_on().await;
+        let mut left = std::pin::pin!(is_left(&old));
+        // A minute is more than all but these calls take.
+        assert!(tokio::time::timeout(Duration::from_secs(10), &mut left).await.is_err(), "calls run there");
+        client.call::<u64>("work", "count", ()).await.expect("answered");
+        drop(pending.drain(..2));
+        let mut answered = 0;
+        for (context, release) in holds {
+            tokio::select! {
+                () = context.cancelled() => {}
+                () = tokio::time::sleep(Duration::from_secs(1)) => {
+                    release.send(()).expect("it runs");
+                    answered += 1;
+                }
+            }
+        }
+        assert_eq!(answered, 2);
+        for pending in pending {
+            pending.await.expect("answered");
+        }
+        left.await;
+        assert!(client.call::<u64>("work", "count", ()).into_future().now_or_never().is_none(), "it takes a moment");
+        client.call::<u64>("work", "count", ()).to(&instance).await.expect("answered");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_move_that_cannot_be_made_leaves_all_as_it_was() {
+        let mut moved = Moved::new().await;
+        let (client, instance) = (moved.client.clone(), moved.running.instance().to_owned());
+        let transport = Transport::connect(&moved.url, Role::Server).await.expect("in memory");
+        let topology = moved.running.site.topology().keys().copied().collect::<Vec<_>>();
+        // As far as it comes in a step: the supervisor drops it where the old connection is lost, or the server drains.
+        assert!(moved.supervisor.move_to(transport.clone()).now_or_never().is_none(), "it waits for answers");
+        assert_eq!(moved.running.site.topology().keys().copied().collect::<Vec<_>>(), topology);
+        for _ in 0..10 {
+            client.call::<u64>("work", "count", ()).await.expect("answered");
+            client.call::<u64>("work", "count", ()).to(&instance).await.expect("answered there");
+        }
+        assert_eq!(moved.runs.load(Ordering::SeqCst), 20);
+        is_left(&transport).await;
+        client.publish("tick", &1_u64).await.expect("it is subscribed to");
+        while moved.heard.lock().expect("no panic").is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(*moved.heard.lock().expect("no panic"), [1]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_is_leaving_a_connection_drains() {
+        let mut moved = Moved::new().await;
+        for number in 0..1_000_u64 {
+            moved.client.publish("tick", &number).await.expect("it is subscribed to");
+        }
+        let old = moved.supervisor.reading.transport.clone();
+        moved.move_on().await;
+        tokio::time::sleep(10 * LOOK).await;
+        assert!(old.count("any").await.is_ok(), "there are events to be read");
+        tokio::time::timeout(Duration::from_secs(60), moved.running.drain()).await.expect("it ends");
+        assert!(old.count("any").await.is_err(), "both connections are closed");
+    }
+}
