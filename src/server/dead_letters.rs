@@ -239,6 +239,7 @@ fn is_disconnected(error: &Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
     use std::sync::atomic::AtomicUsize;
 
     use futures::future::join_all;

@@ -6,7 +6,7 @@ use hopline::{Code, Context, DeadLetters, Error, Fault, Method, Service, WhichLe
 
 use super::node::shared;
 use crate::node::{Cluster, version};
-use crate::proxy::Proxy;
+use crate::proxy::{Link, Proxy};
 use crate::support::{Scene, soon};
 
 #[tokio::test]
@@ -114,7 +114,7 @@ async fn a_list_that_is_broken_off_has_the_letters_that_were_read() {
     let dead = builder.connect(&proxy.url(), "mail").await.expect("it is there");
     assert_eq!(dead.list(10).await.expect("they are there").letters.len(), 2);
     // The second would take minutes.
-    proxy.slow(50_000);
+    proxy.link(Link::of(50_000));
     let listed = soon(dead.list(10)).await.expect("one can be read");
     assert_eq!(listed.letters.len(), 1);
     match listed.broken_off {

@@ -11,8 +11,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::LONG;
-use super::node::Cluster;
-use crate::node::{version, when};
+use crate::node::{Cluster, version, when};
 use crate::support::{Scene, soon};
 
 /// Of the calls.
