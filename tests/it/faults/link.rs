@@ -196,7 +196,7 @@ fn memory() -> usize {
     memory.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") << 10
 }
 
-/// That a link answers as many calls in time when it is offered more, of which callers hold so much at most.
+/// That as many calls are answered in time over a link that is offered more than it carries, and that the others leave nothing.
 async fn carries_on(behind: Behind, size: usize, link: Link, places: Option<usize>) {
     let node = shared().await;
     // Each has a link of its own, and they are tried at the same time.
@@ -229,7 +229,7 @@ async fn carries_on(behind: Behind, size: usize, link: Link, places: Option<usiz
             faults.push(format!("{} were answered, where another load had {best}", load.answered));
         }
     }
-    // Callers hold what was asked within a deadline: twice, as arguments and as a frame. The router's queues are of this
+    // Callers hold what they have asked for within a deadline, as arguments and as a frame. The links' queues are in this
     // process, too.
     let held = 2 * (1 + 2 + 5) * link.rate * 5 + 3 * 2 * link.queue;
     if peak > before + ((held + SPARE_MEMORY) >> 10) || after > before + (SPARE_MEMORY >> 10) {
@@ -271,7 +271,7 @@ async fn more_replies_than_a_link_carries_arrive_as_well_as_it_can() {
     carries_on(Behind::Server, 16 << 10, LINK, None).await;
 }
 
-/// That of a burst as many calls are answered as the link carries, and the others leave nothing.
+/// That half as many calls of a burst are answered as the link carries, at least, and that the others leave nothing.
 async fn bears_a_burst(behind: Behind, calls: usize, size: usize, places: Option<usize>) {
     let node = shared().await;
     let lane = Lane::open(&node, behind, size, LINK, places).await;
