@@ -226,7 +226,7 @@ impl ClientBuilder {
     /// `auth_mechanism` (`plain`, `amqplain`, `external`, `anonymous`), `connection_timeout` (milliseconds),
     /// `order` (`random`, `given`). Several addresses are tried in an order that is another one for each client and server, so
     /// that connections, and the queues that they make, spread over the nodes of a cluster; with `order=given`, as they are
-    /// written.
+    /// written. While one does not answer for 2 s, the next is tried beside it.
     ///
     /// # Errors
     /// `Invalid` for an address or a setting that cannot be used, `Connect` when no broker answers or it refuses,

@@ -5,6 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -19,6 +21,8 @@ use crate::error::Error;
 /// How long a broker may take until it can be used: one that accepts and stays silent would be waited for without end. One
 /// that some hundreds connect to at once may well take 5 s.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an address is waited for before the next one is tried beside it.
+const HEAD_START: Duration = Duration::from_secs(2);
 /// The pause between two rounds over the addresses grows with the time without a connection, between these.
 const MIN_PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(10);
@@ -111,7 +115,8 @@ impl Dial {
         self.instance.as_ref().map_or_else(|| label.clone(), |instance| format!("{label} {instance}"))
     }
 
-    /// Connects to the first address that can be had.
+    /// Connects to the first address that can be had. While one takes longer than 2 s, the next is tried beside it: a broker
+    /// that says nothing, as one that is suspended, holds up no connection to another.
     ///
     /// # Errors
     /// `Connect` with what each address said.
@@ -136,17 +141,18 @@ impl Dial {
     }
 
     async fn connect_to_one_of(&self, addresses: &[Address], role: Role) -> Result<Transport, Error> {
+        let (mut addresses, mut attempts) = (addresses.iter(), FuturesUnordered::new());
         let mut refusals = Vec::new();
-        for address in addresses {
-            let connected = match address {
-                Address::Memory { name, user } => {
-                    Ok(Transport::Memory(memory::Connection::open_as(user.as_deref(), name)))
-                }
-                Address::Rabbit(address) => rabbit::Connection::open(address, self, role).await.map(Transport::Rabbit),
-            };
-            match connected {
-                Ok(transport) => return Ok(transport),
-                Err(reason) => refusals.push((address.to_string(), reason)),
+        loop {
+            attempts.extend(addresses.next().map(|address| async move { (address, self.open(address, role).await) }));
+            tokio::select! {
+                biased;
+                ended = attempts.next() => match ended {
+                    Some((_, Ok(transport))) => return Ok(transport),
+                    Some((address, Err(reason))) => refusals.push((address.to_string(), reason)),
+                    None => break,
+                },
+                () = tokio::time::sleep(HEAD_START), if addresses.len() > 0 => {}
             }
         }
         let urls: Vec<_> = refusals.iter().map(|(url, _)| url.as_str()).collect();
@@ -155,6 +161,13 @@ impl Dial {
             several => several.iter().map(|(url, reason)| format!("{url}: {reason}")).collect::<Vec<_>>().join("; "),
         };
         Err(Error::Connect { url: urls.join(","), reason })
+    }
+
+    async fn open(&self, address: &Address, role: Role) -> Result<Transport, String> {
+        match address {
+            Address::Memory { name, user } => Ok(Transport::Memory(memory::Connection::open_as(user.as_deref(), name))),
+            Address::Rabbit(address) => rabbit::Connection::open(address, self, role).await.map(Transport::Rabbit),
+        }
     }
 }
 

@@ -353,6 +353,19 @@ async fn the_next_broker_is_taken_when_one_is_none() {
 }
 
 #[tokio::test]
+async fn a_broker_that_says_nothing_keeps_nobody_from_the_next() {
+    let (silent, next) = (Peer::new(Does::Waits).await, Peer::new(Does::Waits).await);
+    let url = format!("{},{}?order=given", silent.url(), next.url());
+    // For so long it would be waited for alone.
+    let connecting = Client::builder().connect_timeout(Duration::from_secs(3600)).connect(&url);
+    tokio::select! {
+        outcome = connecting => panic!("nobody answers: {outcome:?}"),
+        _ = when(async || next.came(), |came| *came == 1) => {}
+    }
+    assert_eq!(silent.came(), 1);
+}
+
+#[tokio::test]
 async fn a_name_that_cannot_be_shown_is_refused() {
     for name in ["", "a\nb", &"x".repeat(65)] {
         let outcomes = [

@@ -1,5 +1,7 @@
 //! Hopline through its public API, on the broker that `HOPLINE_TEST_URL` names, or in memory.
 
+#[path = "../cluster/mod.rs"]
+mod cluster;
 #[path = "../node/mod.rs"]
 mod node;
 #[path = "../programs/mod.rs"]

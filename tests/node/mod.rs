@@ -45,9 +45,15 @@ impl Node {
         Self::configured(version, conf, files, plugins, &[]).await
     }
 
-    /// A node with what `conf` says in one cluster with `member`.
-    async fn join(member: &Self, conf: &str) -> Self {
-        Self::configured(&member.version, conf, &[], &[], &["--join", &member.name]).await
+    /// A node with what `conf` says that finds others by the epmd at this port, in one cluster with the `member`, if there is
+    /// one.
+    pub(crate) async fn of_cluster(version: &str, conf: &str, epmd: u16, member: Option<&Self>) -> Self {
+        let epmd = epmd.to_string();
+        let mut options = vec!["--epmd", &epmd];
+        if let Some(member) = member {
+            options.extend(["--join", &member.name]);
+        }
+        Self::configured(version, conf, &[], &[], &options).await
     }
 
     async fn configured(version: &str, conf: &str, files: &[(&str, &str)], plugins: &[&str], more: &[&str]) -> Self {
@@ -112,29 +118,39 @@ impl Node {
         self.script("start", &[]).await;
     }
 
-    /// Stops its process for a while, as a machine that swaps or a virtual one that is moved does.
-    pub(crate) async fn suspend(&self, lasts: Duration) {
-        let printed = self.eval("list_to_integer(os:getpid()).").await;
-        let signal = async |name: &str| {
-            let sent = tokio::process::Command::new("kill").args(["-s", name, printed.trim()]).status().await;
-            assert!(sent.expect("kill can be run").success(), "the node runs");
-        };
-        signal("STOP").await;
-        tokio::time::sleep(lasts).await;
-        signal("CONT").await;
+    /// The same, with none of the data it had.
+    pub(crate) async fn start_empty(&self) {
+        self.script("start", &["--empty"]).await;
     }
 
-    /// Cuts it off from these nodes of its cluster for a while: clients reach it meanwhile.
-    pub(crate) async fn cut_off(&self, others: &[&Self], lasts: Duration) {
-        let names: Vec<_> =
-            others.iter().map(|node| format!("'hopline-{}@localhost'", node.address().port())).collect();
-        let each = async |done: &str| {
-            self.eval(&format!("[begin {done} end || N <- [{}]].", names.join(", "))).await;
-        };
-        // Nodes talk to those alone that know their cookie.
-        each("erlang:set_cookie(N, nobody), erlang:disconnect_node(N)").await;
-        tokio::time::sleep(lasts).await;
-        each("erlang:set_cookie(N, erlang:get_cookie()), net_adm:ping(N)").await;
+    /// Stops its process where it is, as SIGSTOP does, until [`resume`](Self::resume): its sockets stay open.
+    pub(crate) async fn suspend(&self) {
+        self.script("suspend", &[]).await;
+    }
+
+    pub(crate) async fn resume(&self) {
+        self.script("resume", &[]).await;
+    }
+
+    /// Stops it as an operator does, and waits for its end.
+    pub(crate) async fn stop(&self) {
+        self.ctl(&["shutdown"]).await;
+    }
+
+    /// Has it give up its connections and the leaders of quorum queues, as `rabbitmq-upgrade drain` does.
+    pub(crate) async fn drain(&self) {
+        let done = self.eval("rabbit_maintenance:drain().").await;
+        assert_eq!(done.trim(), "ok");
+    }
+
+    /// Has its cluster go on without another node for good.
+    pub(crate) async fn forget(&self, other: &Self) {
+        self.ctl(&["forget_cluster_node", &other.erlang_name()]).await;
+    }
+
+    /// What Erlang calls it.
+    pub(crate) fn erlang_name(&self) -> String {
+        format!("hopline-{}@localhost", self.address().port())
     }
 
     /// What `rabbitmqctl` prints.
@@ -229,9 +245,10 @@ impl Node {
         self.list("list_channels", &["name", "messages_unacknowledged"]).await
     }
 
-    /// How many nodes of its cluster run, as far as it knows.
+    /// How many nodes of its cluster run, as far as it knows; none while it has paused itself, being in a minority.
     pub(crate) async fn running_nodes(&self) -> usize {
-        let printed = self.ctl(&["cluster_status", "--formatter", "json"]).await;
+        let asked = self.try_script("ctl", &["--", "cluster_status", "--formatter", "json"]).await;
+        let Ok(printed) = asked else { return 0 };
         let status: serde_json::Value = serde_json::from_str(&printed).expect("it is JSON");
         status["running_nodes"].as_array().map_or(0, Vec::len)
     }
@@ -247,48 +264,6 @@ impl Drop for Node {
         self.let_go();
         if let Err(error) = self.holder.wait() {
             eprintln!("the node {} may be left: {error}", self.name);
-        }
-    }
-}
-
-/// Three nodes in a cluster.
-#[derive(Debug)]
-pub(crate) struct Cluster {
-    pub(crate) nodes: [Node; 3],
-}
-
-impl Cluster {
-    pub(crate) async fn start(version: &str) -> Self {
-        Self::with(version, "").await
-    }
-
-    /// The same, of nodes with what `conf` says.
-    pub(crate) async fn with(version: &str, conf: &str) -> Self {
-        let first = Node::with(version, conf, &[], &[]).await;
-        let (second, third) = tokio::join!(Node::join(&first, conf), Node::join(&first, conf));
-        let cluster = Self { nodes: [first, second, third] };
-        cluster.is_complete().await;
-        cluster
-    }
-
-    /// Waits until each node knows that all run.
-    pub(crate) async fn is_complete(&self) {
-        for node in &self.nodes {
-            when(async || node.running_nodes().await, |running| *running == 3).await;
-        }
-    }
-
-    /// One URL with the addresses of all three, the one of `first` before the others.
-    pub(crate) fn url(&self, first: usize) -> String {
-        let [one, two, three] = [0, 1, 2].map(|next| self.nodes[(first + next) % 3].authority());
-        format!("amqp://guest:guest@{one},{two},{three}?order=given")
-    }
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        for node in &mut self.nodes {
-            node.let_go();
         }
     }
 }

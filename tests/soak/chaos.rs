@@ -280,13 +280,15 @@ async fn inject(fault: &Fault, broker: &Broker, crew: &Crew, log: &Mutex<Log>) {
             broker.is_complete().await;
         }
         Fault::SuspendNode { node, lasts } => {
-            broker.nodes()[node].suspend(lasts).await;
+            broker.nodes()[node].suspend().await;
+            sleep(lasts).await;
+            broker.nodes()[node].resume().await;
             broker.is_complete().await;
         }
         Fault::CutOffNode { node, lasts } => {
-            let all = broker.nodes().iter().enumerate();
-            let others: Vec<_> = all.filter(|(at, _)| *at != node).map(|(_, node)| node).collect();
-            broker.nodes()[node].cut_off(&others, lasts).await;
+            broker.cut_off(node);
+            sleep(lasts).await;
+            broker.heal();
             broker.is_complete().await;
         }
         Fault::CloseConnections => close_connections(broker).await,
@@ -336,9 +338,6 @@ async fn inject(fault: &Fault, broker: &Broker, crew: &Crew, log: &Mutex<Log>) {
 
 /// What RabbitMQ is told besides: it waits for less than some handlers take.
 pub(crate) const IMPATIENT: &str = "consumer_timeout = 1500\n";
-
-/// A node of RabbitMQ 3.10 that is cut off from the others waits for them; one of 4.3 does so by itself.
-pub(crate) const PAUSES: &str = "cluster_partition_handling = pause_minority\n";
 
 /// RabbitMQ before 4.3 looks for what has waited too long once a minute, unless it is told otherwise.
 pub(crate) async fn make_impatient(broker: &Node) {

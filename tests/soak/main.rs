@@ -6,6 +6,8 @@
 mod chaos;
 mod client;
 mod ledger;
+#[path = "../cluster/mod.rs"]
+mod cluster;
 #[path = "../node/mod.rs"]
 mod node;
 mod process;
@@ -27,8 +29,9 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{sleep, timeout};
 
+use crate::cluster::Cluster;
 use crate::ledger::Found;
-use crate::node::{Cluster, Node};
+use crate::node::Node;
 use crate::process::{Crew, Role};
 use crate::record::{History, Id};
 
@@ -58,7 +61,7 @@ fn main() {
         ["run", seconds, seed, version, nodes, folder] => runtime().block_on(async {
             let folder = PathBuf::from(folder);
             let broker = match nodes {
-                "3" => Broker::Cluster(Cluster::with(version, &[chaos::IMPATIENT, chaos::PAUSES].concat()).await),
+                "3" => Broker::Cluster(Cluster::with(version, chaos::IMPATIENT).await),
                 _ => Broker::Node([Node::with(version, chaos::IMPATIENT, &[], &[]).await]),
             };
             for node in broker.nodes() {
@@ -106,7 +109,20 @@ impl Broker {
     async fn is_complete(&self) {
         match self {
             Self::Node(_) => {}
-            Self::Cluster(cluster) => cluster.is_complete().await,
+            Self::Cluster(cluster) => cluster.is_whole().await,
+        }
+    }
+
+    /// Has nothing pass between a node and the others, until [`heal`](Self::heal).
+    fn cut_off(&self, node: usize) {
+        if let Self::Cluster(cluster) = self {
+            cluster.cut_off(node);
+        }
+    }
+
+    fn heal(&self) {
+        if let Self::Cluster(cluster) = self {
+            cluster.heal();
         }
     }
 

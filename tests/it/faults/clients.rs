@@ -9,7 +9,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::node::{Shared, shared};
 use super::{LONG, ends, on_their_way, the_next_call_works, worker};
-use crate::node::{Cluster, Queue, version, when};
+use crate::cluster::Cluster;
+use crate::node::{Queue, version, when};
 use crate::programs::{DEMO, example, signal};
 use crate::proxy::{Direction, Flow, Proxy};
 use crate::support::{Calculator, Held, MathClient, MathServer, Scene, after_polls, later, soon};

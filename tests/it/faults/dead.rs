@@ -5,7 +5,8 @@ use hopline::transport::{Confirm, Properties, Publication};
 use hopline::{Code, Context, DeadLetters, Error, Fault, Method, Service, WhichLetters};
 
 use super::node::shared;
-use crate::node::{Cluster, version};
+use crate::cluster::Cluster;
+use crate::node::version;
 use crate::proxy::{Link, Proxy};
 use crate::support::{Scene, soon};
 

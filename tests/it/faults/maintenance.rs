@@ -11,7 +11,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::LONG;
-use crate::node::{Cluster, version, when};
+use crate::cluster::Cluster;
+use crate::node::{version, when};
 use crate::support::{Scene, soon};
 
 /// Of the calls.

@@ -5,7 +5,8 @@ use std::ops::Deref;
 
 use tokio::sync::{Mutex, MutexGuard};
 
-use crate::node::{Cluster, Connection, Node, Queue, version, when};
+use crate::cluster::Cluster;
+use crate::node::{Connection, Node, Queue, version, when};
 use crate::support::Scene;
 
 /// Erlang for the queue of this name, as `Q`.

@@ -317,7 +317,7 @@ fn end_of(said: &Result<Confirm, Lost>, left_before: bool) -> End {
         Err(lost) if !left_before || lost.may_have_arrived() => return End::Lost(lost.clone()),
         Ok(Confirm::Returned) => "nobody served it",
         Ok(Confirm::TooLarge(_)) => "it was too large",
-        Ok(_) => "its queue was full",
+        Ok(_) => "its queue was full or out of reach",
         Err(lost) => &lost.reason,
     };
     End::Lost(Lost::connection(true, format!("{why} when it was sent again").into()))

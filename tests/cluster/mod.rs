@@ -1,0 +1,68 @@
+//! Three RabbitMQ nodes in a cluster, of which a test may break any, and the links between them.
+
+// Each program of tests needs a part of this.
+#![allow(dead_code)]
+
+mod links;
+
+use self::links::Links;
+use crate::node::{Node, when};
+
+/// A node of RabbitMQ 3.10 that is cut off from the others waits for them: without this, the two sides of a partition stay
+/// apart for good. One of 4.3 does so by itself.
+const PAUSES: &str = "cluster_partition_handling = pause_minority\n";
+
+/// Three nodes in a cluster.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    pub(crate) nodes: [Node; 3],
+    links: Links,
+}
+
+impl Cluster {
+    pub(crate) async fn start(version: &str) -> Self {
+        Self::with(version, "").await
+    }
+
+    /// The same, of nodes with what `conf` says.
+    pub(crate) async fn with(version: &str, conf: &str) -> Self {
+        let conf = if version == "3.10" { [conf, PAUSES].concat() } else { conf.to_owned() };
+        let links = Links::between(3);
+        let first = Node::of_cluster(version, &conf, links.epmd(0), None).await;
+        let join = |node| Node::of_cluster(version, &conf, links.epmd(node), Some(&first));
+        let (second, third) = tokio::join!(join(1), join(2));
+        let cluster = Self { nodes: [first, second, third], links };
+        cluster.is_whole().await;
+        cluster
+    }
+
+    /// Waits until all nodes see each other.
+    pub(crate) async fn is_whole(&self) {
+        for node in &self.nodes {
+            when(async || node.running_nodes().await, |running| *running == 3).await;
+        }
+    }
+
+    /// One URL with the addresses of all three, the one of `first` before the others.
+    pub(crate) fn url(&self, first: usize) -> String {
+        let [one, two, three] = [0, 1, 2].map(|next| self.nodes[(first + next) % 3].authority());
+        format!("amqp://guest:guest@{one},{two},{three}?order=given")
+    }
+
+    /// Has nothing pass between a node and the others, and nobody told, until [`heal`](Self::heal).
+    pub(crate) fn cut_off(&self, node: usize) {
+        self.links.cut(Some(node));
+    }
+
+    pub(crate) fn heal(&self) {
+        self.links.cut(None);
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for node in &mut self.nodes {
+            node.let_go();
+        }
+    }
+}
