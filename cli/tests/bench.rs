@@ -266,7 +266,7 @@ async fn a_sweep_that_cannot_write_says_so_before_it_measures() {
 #[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
 async fn client_and_server_meet_on_a_broker() {
     let scene = Scene::new("meet");
-    let server = scene.serve(&["--instances", "2", "--methods", "2"]).await;
+    let server = scene.serve(&["--instances", "2", "--methods", "2", "--quorum"]).await;
     let ways: &[&[&str]] = &[
         &["--coalesce", "auto"],
         &["--coalesce", "off"],

@@ -182,6 +182,24 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn an_answer_that_takes_long_is_waited_for_and_the_state_names_what_it_is_about() {
+        let health = Arc::new(Health::new("books server 1".into()));
+        health.connected();
+        let mut state = health.state.subscribe();
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        let waiting = health.clone();
+        let waiting = tokio::spawn(async move {
+            waiting.sees_through(&Trouble::Queue(0, Source::Calls), "the queue `books.v1.calls`", answered).await
+        });
+        let degraded = state.wait_for(|state| matches!(state, State::Degraded { .. })).await.expect("it is told");
+        let State::Degraded { reason, .. } = degraded.clone() else { unreachable!("it was waited for") };
+        assert!(reason.contains("the queue `books.v1.calls`") && reason.contains("cluster_status"), "{reason}");
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        answer.send(7).expect("it is waited for");
+        assert_eq!(waiting.await.expect("no panic"), Ok(7));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_went_wrong_once_is_told_for_its_time() {
         let health = Health::new("books server 1".into());
         health.connected();

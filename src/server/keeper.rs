@@ -18,7 +18,7 @@ use super::{Declared, Site};
 use crate::client::short_id;
 use crate::error::Error;
 use crate::topology::{Binding, CallsQueue, Declaration, QueueKind, ServiceId};
-use crate::transport::{Consumer, ConsumerEnd, Mode};
+use crate::transport::{Consumer, ConsumerEnd, Mode, forbids};
 
 /// How long a drain waits for the broker's answer about a consumer: of a queue whose nodes are away, it comes after a minute.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
@@ -229,6 +229,9 @@ impl Keeper {
         match error {
             error if is_away(error) => {
                 format!("{} cannot be reached: start the node that has it ({error})", self.title())
+            }
+            Error::Broker { reason, .. } if forbids(reason) => {
+                format!("{} is not read: give its user the permission that it lacks ({error})", self.title())
             }
             error => format!("{} is not read: {error}", self.title()),
         }

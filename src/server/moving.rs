@@ -27,11 +27,11 @@ use crate::state::State;
 use crate::topology::{Declaration, Queue};
 use crate::transport::{Role, Transport};
 
-/// How often a server that is elsewhere looks whether it can be had at its first address, half as often or half as often
-/// again: those that lost a node together do not come back together.
+/// How often a server that is elsewhere tries its first address, a half sooner or later: those that have lost a node together do
+/// not come back together.
 const EVERY: Duration = Duration::from_secs(300);
-/// How long the broker may take over a queue as a server moves: it stays where it is if that takes longer, or before its state
-/// tells of it.
+/// How long the broker may take over a queue as a server moves. If it takes longer, the server stays where it is; that is before
+/// its state would tell of it.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How often it is looked whether an instance's own queue of before is empty.
 const LOOK: Duration = Duration::from_millis(100);

@@ -56,7 +56,7 @@ impl Call {
         }
         let load = Load { concurrency, size, coalesce, style, methods, measured };
         let served = match broker.in_memory() {
-            true => Some(Serving::start(&broker, &Offer { instances: 1, work_us: 0, methods }).await?),
+            true => Some(Serving::start(&broker, &Offer { instances: 1, work_us: 0, methods, quorum: false }).await?),
             false => None,
         };
         let served_here = served.is_some();

@@ -51,6 +51,9 @@ pub(super) struct Offer {
     /// How many methods echo: `echo`, `echo1`, `echo2` and so on
     #[arg(long, default_value = "1", value_parser = methods)]
     pub(super) methods: usize,
+    /// Have calls wait in a quorum queue, as `Service::quorum` does
+    #[arg(long)]
+    pub(super) quorum: bool,
 }
 
 impl Serve {
@@ -121,6 +124,9 @@ fn service(offer: &Offer) -> Service {
             take(work).await;
             Ok::<_, Fault>(payload)
         });
+    }
+    if offer.quorum {
+        service = service.quorum();
     }
     let note = Method::new(NOTE).oneway().signature("note(payload: bytes)");
     service.method(note, |_: Context, (_,): (ByteBuf,)| async { Ok::<(), Fault>(()) })

@@ -147,7 +147,7 @@ enum Other {
 impl Other {
     async fn start(broker: &Broker) -> Result<Self, Failed> {
         if broker.in_memory() {
-            let offer = Offer { instances: 1, work_us: 0, methods: 1 };
+            let offer = Offer { instances: 1, work_us: 0, methods: 1, quorum: false };
             return Ok(Self::Here(Serving::start(broker, &offer).await?));
         }
         nobody_serves_yet(broker).await?;
