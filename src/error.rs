@@ -180,7 +180,8 @@ pub enum Unanswered {
     /// It was not sent: no time was left for it when it was made, or, with [`Absent::Fail`](crate::Absent::Fail), the broker
     /// did not say in time whether an instance is there.
     Unsent,
-    /// It was not sent: more was to be sent in its time than the connection to the broker carries.
+    /// It was not sent: more was to be sent in its time than the connection to the broker carries, or its queue did not confirm
+    /// what it had got before.
     Congested,
     /// No instance of its service was there whenever the broker was asked, as it is after a second without a sign of life.
     /// It waited for one to come back, as calls do for the [grace period](crate::Service::grace) of 60 s unless set. It
@@ -206,8 +207,8 @@ impl fmt::Display for Unanswered {
         f.write_str(match self {
             Self::Unsent => "it was not sent, since no time was left",
             Self::Congested => {
-                "it was not sent: the connection to the broker carries less than there is to send; send less, or allow \
-                 more time with `.timeout()`"
+                "it was not sent: the connection to the broker, or the queue, takes less than there is to send; send less, \
+                 or allow more time with `.timeout()`"
             }
             Self::Unserved => {
                 "nobody served it whenever the broker was asked: start an instance, for which calls wait as long as \
@@ -358,7 +359,10 @@ mod tests {
         );
         assert!(timeout(Unanswered::Unserved).contains("nobody served it whenever the broker was asked"));
         assert!(timeout(Unanswered::Unsent).ends_with("it was not sent, since no time was left"));
-        assert!(timeout(Unanswered::Congested).contains("it was not sent: the connection to the broker carries less"));
+        assert!(
+            timeout(Unanswered::Congested)
+                .contains("it was not sent: the connection to the broker, or the queue, takes less")
+        );
         assert!(!Unanswered::Congested.may_have_run() && Unanswered::Unserved.may_have_run());
         let fault = Fault::new(Code::Unimplemented, "no method `x`");
         assert_eq!(Error::<String>::Fault(fault).to_string(), "UNIMPLEMENTED: no method `x`");

@@ -69,6 +69,7 @@ mod dead;
 mod error;
 mod codec;
 mod compression;
+mod lanes;
 mod outbox;
 mod waiting;
 mod window;

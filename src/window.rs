@@ -124,6 +124,11 @@ impl Window {
         }
     }
 
+    /// The shortest round trip that is known.
+    pub(crate) fn round_trip(&self) -> Duration {
+        self.shortest.map_or(Duration::ZERO, |(shortest, _)| shortest)
+    }
+
     /// Whether a message has arrived, for all that is known.
     pub(crate) fn has_arrived(&self, number: u64) -> bool {
         self.away.front().is_none_or(|first| first.number > number)

@@ -21,6 +21,7 @@ use super::session::{Session, Sessions};
 use super::target::Target;
 use super::{Absent, Traffic};
 use crate::frame::Kind;
+use crate::lanes::Lane;
 use crate::outbox::Parcel;
 use crate::state::State;
 use crate::transport::Lost;
@@ -44,6 +45,15 @@ impl Address {
     /// Whether it is returned when no queue takes it. To an event, nobody has to listen.
     pub(super) fn is_mandatory(&self) -> bool {
         self.kind != Kind::Event
+    }
+
+    /// What goes to the same queue. The queue of oneway calls is that of all methods of a service.
+    pub(super) fn lane(&self) -> Lane {
+        let queue = match self.kind {
+            Kind::Oneway => self.key.rsplit_once('.').map_or(&*self.key, |(service, _)| service),
+            _ => &self.key,
+        };
+        Lane::of((self.kind as u8, queue))
     }
 
     /// Whether it outlives a restart of the broker.

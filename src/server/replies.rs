@@ -1,5 +1,6 @@
 //! Replies on their way to their callers: those to the same caller that are ready together share a message.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use crate::clock::later;
 use crate::codec::Codec;
 use crate::context::at;
 use crate::frame::CONTENT_TYPE;
+use crate::lanes::{Lane, Lanes};
 use crate::outbox::{BATCH, Bundle, Outbox, Parcel, Share, UnderWay, take_all};
 use crate::transport::{Confirm, Loss, Lost, Properties, Publication, Transport};
 use crate::waiting::{Waiting, Weight};
@@ -89,6 +91,8 @@ impl Replies {
             outbox: Outbox::new(max_message_size),
             unsent: Waiting::default(),
             window: Window::default(),
+            lanes: Lanes::default(),
+            stuck: HashMap::new(),
             number: 0,
             receipts: FuturesUnordered::new(),
         };
@@ -126,6 +130,12 @@ impl Replies {
     }
 }
 
+/// When a reply leaves, of several that wait. A sign of life keeps a call from being given up.
+fn weight(letter: &Letter) -> Weight {
+    let urgency = if letter.token.message.is_some() { 0 } else { u8::MAX };
+    Weight { urgency, bytes: letter.frame.len() }
+}
+
 struct Task {
     transports: watch::Receiver<Transport>,
     transport: Transport,
@@ -142,6 +152,9 @@ struct Task {
     /// What waits for a connection, for a broker that takes replies, or for room on the way there.
     unsent: Waiting<(Arc<str>, Letter)>,
     window: Window,
+    lanes: Lanes,
+    /// What waits for a caller's queue that does not confirm what it has got.
+    stuck: HashMap<Lane, Waiting<(Arc<str>, Letter)>>,
     /// The number of the last message.
     number: u64,
     receipts: FuturesUnordered<UnderWay<Away>>,
@@ -159,6 +172,7 @@ impl Task {
     async fn run(mut self) {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
+            let next_end = self.next_end();
             tokio::select! {
                 biased;
                 Some((away, said)) = self.receipts.next(), if !self.receipts.is_empty() => self.concluded(away, said),
@@ -174,10 +188,11 @@ impl Task {
                 () = at(self.refused.map(|(until, _)| until)), if !self.unsent.is_empty() && self.window.room() > 0 => {
                     // Whether it refuses still is seen by the next.
                 }
-                () = at(self.unsent.next_end()) => self.give_up(Instant::now()),
-                () = self.draining.cancelled(), if self.lost && !self.unsent.is_empty() => {
+                () = at(next_end) => self.give_up(Instant::now()),
+                () = self.draining.cancelled(), if self.lost && !(self.unsent.is_empty() && self.stuck.is_empty()) => {
                     // There will be no other connection: the requests have gone back to their queue with this one.
                     self.unsent.clear().for_each(drop);
+                    self.stuck.clear();
                 }
             }
             let waits = self.lost || self.refused.is_some() || !self.unsent.is_empty();
@@ -195,15 +210,19 @@ impl Task {
     }
 
     fn hold(&mut self, caller: Arc<str>, letter: Letter) {
-        // A sign of life keeps a call from being given up.
-        let urgency = if letter.token.message.is_some() { 0 } else { u8::MAX };
-        let weight = Weight { urgency, bytes: letter.frame.len() };
-        self.unsent.push(letter.id, letter.token.until, weight, (caller, letter));
+        self.unsent.push(letter.id, letter.token.until, weight(&letter), (caller, letter));
+    }
+
+    /// When nobody waits any more for the next of the replies that wait.
+    fn next_end(&self) -> Option<Instant> {
+        self.stuck.values().chain([&self.unsent]).filter_map(Waiting::next_end).min()
     }
 
     /// Ends replies for which nobody waits any more.
     fn give_up(&mut self, now: Instant) {
-        while let Some((caller, letter)) = self.unsent.pop_ended(now) {
+        let waiting = self.stuck.values_mut().chain([&mut self.unsent]);
+        let ended = waiting.flat_map(|waiting| std::iter::from_fn(|| waiting.pop_ended(now)));
+        for (caller, letter) in ended {
             if let (Some((_, pause)), Some(message)) = (self.refused, &letter.token.message) {
                 error!(instance = &*self.instance, key = message.key, id = %letter.id, queue = &*caller, ?pause, "the broker did not take a reply until its caller's time was over");
             } else {
@@ -211,6 +230,7 @@ impl Task {
             }
             letter.token.finish();
         }
+        self.stuck.retain(|_, stuck| !stuck.is_empty());
     }
 
     /// Publishes what may leave, and what has waited for that, as far as there is room on the way to the broker.
@@ -259,6 +279,16 @@ impl Task {
             && self.refused.is_none_or(|(until, _)| until <= now)
             && let Some(bundle) = self.outbox.next(self.window.room(), |_| true)
         {
+            let lane = Lane::of(&bundle.address);
+            if self.lanes.is_stuck(lane, self.window.round_trip(), now) {
+                let stuck = self.stuck.entry(lane).or_default();
+                let Bundle { address, parcels } = bundle;
+                for letter in parcels {
+                    stuck.push(letter.id, letter.token.until, weight(&letter), (address.clone(), letter));
+                }
+                continue;
+            }
+            self.lanes.sent(lane, now);
             let properties = Properties {
                 correlation_id: bundle.correlation_id(),
                 kind: bundle.kind(),
@@ -290,6 +320,11 @@ impl Task {
             self.window.arrived(number, Instant::now());
         }
         let Some(Bundle { address: caller, parcels, .. }) = letters else { return };
+        let lane = Lane::of(&caller);
+        self.lanes.concluded(lane, Instant::now());
+        for (caller, letter) in self.stuck.remove(&lane).unwrap_or_default().clear() {
+            self.hold(caller, letter);
+        }
         let together = parcels.len() > 1;
         match &said {
             Ok(_) if self.refused.take().is_some() => self.health.cured(&Trouble::Replies),

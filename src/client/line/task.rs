@@ -29,6 +29,7 @@ use crate::client::replies::{End, Place, Replies, Waiter};
 use crate::client::session::{Happening, Rest, Session, Sessions};
 use crate::client::target::Target;
 use crate::frame::{self, Kind};
+use crate::lanes::{Lane, Lanes};
 use crate::outbox::{BATCH, Outbox, Parcel, UnderWay, take_all};
 use crate::state::{Attempts, State, enter};
 use crate::transport::{Confirm, Delivery, Lost, Role, Transport};
@@ -62,6 +63,9 @@ pub(super) struct Task {
     /// What waits for the connection, for the broker to take messages again, or for room on the way there.
     unsent: Waiting<Addressed>,
     window: Window,
+    lanes: Lanes,
+    /// What waits for a queue that does not confirm what it has got.
+    stuck: HashMap<Lane, Waiting<Addressed>>,
     /// Places of calls that nobody waits for, until these messages of theirs have arrived.
     kept: Vec<(u64, Place)>,
     /// Places among the calls in flight, and what waits for one.
@@ -115,6 +119,8 @@ impl Task {
             replies: Replies::default(),
             unsent: Waiting::default(),
             window: Window::default(),
+            lanes: Lanes::default(),
+            stuck: HashMap::new(),
             kept: Vec::new(),
             asking: HashMap::new(),
             questions: FuturesUnordered::new(),
@@ -190,7 +196,9 @@ impl Task {
             }
             let asking: usize = self.asking.values().map(Waiting::len).sum();
             let unclear: usize = self.unclear.values().map(Waiting::len).sum();
-            let in_flight = self.replies.len() + self.unsent.len() + self.places.crowd.len() + asking + unclear;
+            let stuck: usize = self.stuck.values().map(Waiting::len).sum();
+            let waiting = self.unsent.len() + self.places.crowd.len() + asking + unclear + stuck;
+            let in_flight = self.replies.len() + waiting;
             self.shared.in_flight.store(in_flight, Ordering::Relaxed);
         }
         self.part().await;
@@ -297,7 +305,8 @@ impl Task {
         let look = looks.then_some(self.look_at);
         let vacate = (!self.places.crowd.is_empty()).then_some(self.vacate_at);
         let ends = [&self.unsent, &self.places.crowd, &self.unheard].map(Waiting::next_end);
-        ends.into_iter().chain([self.stuck_at, look, vacate]).flatten().min()
+        let stuck = self.stuck.values().map(Waiting::next_end);
+        ends.into_iter().chain(stuck).chain([self.stuck_at, look, vacate]).flatten().min()
     }
 
     fn look(&mut self) {
@@ -330,7 +339,7 @@ impl Task {
         self.first = self.number + 1;
         let mut parcels: Vec<_> = self.outbox.clear().collect();
         let waiting = [&mut self.places.crowd, &mut self.unsent, &mut self.unheard].into_iter();
-        for waiting in waiting.chain(self.asking.values_mut()) {
+        for waiting in waiting.chain(self.asking.values_mut()).chain(self.stuck.values_mut()) {
             parcels.extend(waiting.clear());
         }
         self.kept.clear();

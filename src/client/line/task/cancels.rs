@@ -24,6 +24,7 @@ impl Task {
     /// Nobody waits for the call `id` any more. Where a queue may have it, those who run it are told.
     pub(super) fn forget(&mut self, id: Uuid, cancel: Option<Addressed>) {
         let waiting = self.places.crowd.remove(id).or_else(|| self.unsent.remove(id)).or_else(|| self.unasked(id));
+        let waiting = waiting.or_else(|| self.stuck.values_mut().find_map(|stuck| stuck.remove(id)));
         if let Some((_, parcel)) = waiting {
             // It had left, was lost, and was to leave again.
             if let Some((address, cancel)) = cancel.filter(|_| parcel.token.attempts > 0) {

@@ -34,6 +34,11 @@ impl Task {
         let Some(Away { bundle: Bundle { address, parcels }, given_up, .. }) = self.unconfirmed.remove(number) else {
             return;
         };
+        let lane = address.lane();
+        self.lanes.concluded(lane, Instant::now());
+        if !self.stuck.is_empty() {
+            self.unstick(lane);
+        }
         // Refused by one queue, a broadcast may run on others; and nobody knows of what was lost on its way.
         let may_run = Ok(Confirm::Accepted) == said || Ok(Confirm::Refused) == said;
         if may_run || said.as_ref().is_err_and(Lost::may_have_arrived) {
@@ -254,6 +259,17 @@ impl Task {
             let end = self.blocked.as_ref().map_or_else(full, |(_, reason)| self.blocked_by(reason, false));
             parcel.token.end(&end);
         }
+        self.stuck.retain(|_, stuck| {
+            while let Some((_, parcel)) = stuck.pop_ended(now) {
+                let may_have_run = parcel.token.attempts > 0;
+                parcel.token.end(&End::TimedOut(if may_have_run {
+                    Unanswered::Unknown
+                } else {
+                    Unanswered::Congested
+                }));
+            }
+            !stuck.is_empty()
+        });
         while let Some((_, parcel)) = self.unsent.pop_ended(now) {
             let may_have_run = parcel.token.attempts > 0;
             let end = match (&self.blocked, &self.session) {

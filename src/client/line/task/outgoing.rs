@@ -9,6 +9,7 @@ use crate::client::replies::{Call, End};
 use crate::client::session::Session;
 use crate::clock::later;
 use crate::frame::{CONTENT_TYPE, Kind};
+use crate::lanes::Lane;
 use crate::outbox::{Bundle, Parcel, UnderWay};
 use crate::transport::{Properties, Publication, Receipt};
 use crate::waiting::Weight;
@@ -17,6 +18,9 @@ use crate::window::PROBE;
 impl Task {
     /// Lets a parcel leave with the next messages, or wait until it can.
     pub(super) fn route(&mut self, address: Address, parcel: Parcel<Token>) {
+        if !self.stuck.is_empty() && self.stuck.contains_key(&address.lane()) {
+            return self.stick(address, parcel);
+        }
         if self.takes() && self.unsent.is_empty() && self.window.room() > 0 {
             self.leave(address, parcel);
         } else if self.session.is_some() || self.opening.is_some() {
@@ -33,10 +37,22 @@ impl Task {
     }
 
     fn hold(&mut self, address: Address, parcel: Parcel<Token>) {
-        // Cancels spare servers work.
-        let urgency = if address.kind == Kind::Cancel { u8::MAX } else { address.priority.unwrap_or(0) };
-        let weight = Weight { urgency, bytes: parcel.frame.len() };
-        self.unsent.push(parcel.id, self.patience(&address, &parcel), weight, (address, parcel));
+        self.unsent.push(parcel.id, self.patience(&address, &parcel), weight(&address, &parcel), (address, parcel));
+    }
+
+    /// Lets a parcel wait until its queue confirms something.
+    fn stick(&mut self, address: Address, parcel: Parcel<Token>) {
+        let stuck = self.stuck.entry(address.lane()).or_default();
+        stuck.push(parcel.id, parcel.token.deadline, weight(&address, &parcel), (address, parcel));
+    }
+
+    /// Lets what waits for a queue leave, which has confirmed something.
+    pub(super) fn unstick(&mut self, lane: Lane) {
+        let mut stuck = self.stuck.remove(&lane).unwrap_or_default();
+        for (address, mut parcel) in stuck.clear() {
+            renew(&mut parcel);
+            self.route(address, parcel);
+        }
     }
 
     /// How long what cannot leave now waits. Nobody waits for cancels, which are of use later too.
@@ -130,10 +146,17 @@ impl Task {
     }
 
     fn publish_outbox(&mut self, now: Instant) {
-        let Some(session) = &self.session else { return };
         while self.window.room() > 0
             && let Some(mut bundle) = self.outbox.next(self.window.room(), Token::is_wanted)
         {
+            let lane = bundle.address.lane();
+            if self.lanes.is_stuck(lane, self.window.round_trip(), now) {
+                let Bundle { address, parcels } = bundle;
+                parcels.into_iter().for_each(|parcel| self.stick(address.clone(), parcel));
+                continue;
+            }
+            let Some(session) = &self.session else { return };
+            self.lanes.sent(lane, now);
             self.number += 1;
             for parcel in &mut bundle.parcels {
                 parcel.token.attempts += 1;
@@ -155,6 +178,12 @@ impl Task {
             self.receipts.push(UnderWay::new(self.number, receipt));
         }
     }
+}
+
+/// When a parcel leaves, of several that wait. Cancels spare servers work.
+fn weight(address: &Address, parcel: &Parcel<Token>) -> Weight {
+    let urgency = if address.kind == Kind::Cancel { u8::MAX } else { address.priority.unwrap_or(0) };
+    Weight { urgency, bytes: parcel.frame.len() }
 }
 
 /// Hands a bundle over.
