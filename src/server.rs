@@ -420,6 +420,12 @@ impl Site {
         binding.exchange == self.namespace.rpc() && is_presence_key(&binding.key)
     }
 
+    /// Resolves when the server has drained for so long.
+    async fn has_drained_for(&self, time: Duration) {
+        self.draining.cancelled().await;
+        tokio::time::sleep(time).await;
+    }
+
     fn transport(&self) -> Transport {
         self.transports.borrow().clone()
     }

@@ -5,12 +5,18 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+/// The size in the place of which that counts which keeps its order.
+const IN_ORDER: usize = 1024;
+/// By how many bits the count of turns is finer than a byte: many may share one.
+const FINE: u32 = 16;
+
 /// Entries that wait, each of which is wanted until its time.
 ///
 /// They leave in the order in which they came, with these exceptions:
 /// - The more urgent one leaves first.
 /// - The smaller one leaves first, unless a larger one would have left by now if all that wait had left byte by byte, in
 ///   turns.
+/// - What keeps its order leaves in that, as if all of it had the same size.
 /// - One that has waited for more than half of its time leaves when no other is there. Where more comes than can leave, all
 ///   would else leave at the end of their time, when it is of no more use to anybody.
 #[derive(Debug)]
@@ -30,6 +36,7 @@ struct Entry<T> {
     since: Instant,
     until: Instant,
     bytes: usize,
+    keeps_order: bool,
     what: T,
 }
 
@@ -50,6 +57,8 @@ pub(crate) struct Weight {
     /// The greater leaves first.
     pub(crate) urgency: u8,
     pub(crate) bytes: usize,
+    /// Whether it leaves in the order of all others that do, as events do, however large it is and however long it has waited.
+    pub(crate) keeps_order: bool,
 }
 
 impl<T> Default for Waiting<T> {
@@ -60,10 +69,12 @@ impl<T> Default for Waiting<T> {
 
 impl<T> Waiting<T> {
     pub(crate) fn push(&mut self, id: Uuid, until: Instant, weight: Weight, what: T) {
-        let (urgency, after) = (std::cmp::Reverse(weight.urgency), self.turns_taken + weight.bytes as u64);
+        let place = if weight.keeps_order { IN_ORDER } else { weight.bytes };
+        let (urgency, after) = (std::cmp::Reverse(weight.urgency), self.turns_taken + ((place as u64) << FINE));
         let turn = Turn { late: None, urgency, after, number: self.next };
         self.next += 1;
-        self.put(turn, Entry { id, since: Instant::now(), until, bytes: weight.bytes, what });
+        let Weight { bytes, keeps_order, .. } = weight;
+        self.put(turn, Entry { id, since: Instant::now(), until, bytes, keeps_order, what });
     }
 
     fn put(&mut self, turn: Turn, entry: Entry<T>) {
@@ -77,9 +88,9 @@ impl<T> Waiting<T> {
         loop {
             let (&turn, entry) = self.entries.first_key_value()?;
             let half = entry.since + entry.until.saturating_duration_since(entry.since) / 2;
-            if turn.late.is_some() || now <= half {
+            if turn.late.is_some() || now <= half || entry.keeps_order {
                 let entry = self.take(turn)?;
-                self.turns_taken += (entry.bytes / (self.entries.len() + 1)) as u64;
+                self.turns_taken += ((entry.bytes as u64) << FINE) / (self.entries.len() as u64 + 1);
                 return Some(entry.what);
             }
             let entry = self.take(turn)?;
@@ -147,7 +158,7 @@ mod tests {
 
     use super::*;
 
-    const ANY: Weight = Weight { urgency: 0, bytes: 0 };
+    const ANY: Weight = Weight { urgency: 0, bytes: 0, keeps_order: false };
 
     fn bytes(bytes: usize) -> Weight {
         Weight { bytes, ..ANY }
@@ -222,10 +233,21 @@ mod tests {
     fn what_is_urgent_leaves_first() {
         let (now, mut waiting) = (Instant::now(), Waiting::default());
         for urgency in [0, 3, 9, 3] {
-            let weight = Weight { urgency, bytes: 100 * usize::from(urgency) };
+            let weight = Weight { urgency, bytes: 100 * usize::from(urgency), keeps_order: false };
             waiting.push(Uuid::new_v4(), now + Duration::from_secs(9), weight, urgency);
         }
         assert_eq!(all(&mut waiting, now), [9, 3, 3, 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_keeps_its_order_does_so_whatever_its_size_and_its_age() {
+        let mut waiting = Waiting::default();
+        for (number, bytes) in [(0, 20_000), (1, 10), (2, 500), (3, 100_000)] {
+            let until = Instant::now() + Duration::from_secs(10 - number);
+            waiting.push(Uuid::new_v4(), until, Weight { urgency: 0, bytes, keeps_order: true }, number);
+            tokio::time::advance(Duration::from_secs(2)).await;
+        }
+        assert_eq!(all(&mut waiting, Instant::now()), [0, 1, 2, 3]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -13,8 +13,8 @@ const QUEUEING: Duration = Duration::from_millis(100);
 const FIRST: usize = 64 * 1024;
 const LEAST: usize = 4 * 1024;
 const MOST: usize = 16 * 1024 * 1024;
-/// How many bytes a probe takes up, about.
-pub(crate) const PROBE: usize = 100;
+/// How many bytes a message takes up around its body, about.
+const AROUND: usize = 200;
 /// The shortest round trip is measured again when it has not been seen for so long: the way may be another one. The latter
 /// holds where it seems to be.
 const STALE: Duration = Duration::from_secs(30);
@@ -68,12 +68,13 @@ impl Default for Window {
 }
 
 impl Window {
-    /// How many bytes may leave; none while there is no room. One message may be larger.
+    /// How many bytes may leave; none while there is no room. One message may be larger. A little room is none: else each
+    /// message would take one call, when the next might share it.
     pub(crate) fn room(&self) -> usize {
         match self.on_the_way() {
             0 => self.size,
             _ if self.emptying => 0,
-            bytes => self.size.saturating_sub(bytes),
+            bytes => Some(self.size.saturating_sub(bytes)).filter(|room| *room >= self.size / 8).unwrap_or(0),
         }
     }
 
@@ -94,13 +95,13 @@ impl Window {
 
     /// A message has left: each has a greater number than the one before.
     pub(crate) fn sent(&mut self, number: u64, bytes: usize, now: Instant) {
-        self.sent += bytes as u64;
+        self.sent += (bytes + AROUND) as u64;
         self.away.push_back(Away { number, end: self.sent, at: now, on_the_way: self.on_the_way() });
     }
 
     /// A probe has left.
-    pub(crate) fn probed(&mut self, number: u64, bytes: usize, now: Instant) {
-        self.sent(number, bytes, now);
+    pub(crate) fn probed(&mut self, number: u64, now: Instant) {
+        self.sent(number, 0, now);
         self.probe = Some(number);
         self.full = false;
     }
@@ -159,6 +160,7 @@ impl Window {
         } else if !self.full {
             self.size
         } else if took <= shortest + QUEUEING / 4 {
+            // Far from all that it carries: where the way is long, the rest would take its time.
             (self.size * 2).min(MOST)
         } else {
             carries.clamp(self.size, self.size * 2).min(MOST)
@@ -210,13 +212,15 @@ mod tests {
 
         fn leave(&mut self, bytes: usize, probe: bool) {
             self.number += 1;
-            self.free_at = self.free_at.max(self.now) + Duration::from_secs_f64(bytes as f64 / self.rate);
+            let bytes = if probe { 0 } else { bytes };
+            let around = Duration::from_secs_f64((bytes + AROUND) as f64 / self.rate);
+            self.free_at = self.free_at.max(self.now) + around;
             self.waited = self.waited.max(self.free_at - self.now);
             if probe {
-                self.window.probed(self.number, bytes, self.now);
+                self.window.probed(self.number, self.now);
             } else {
                 self.window.sent(self.number, bytes, self.now);
-                self.delivered += bytes;
+                self.delivered += bytes + AROUND;
             }
             if probe || self.confirmed {
                 self.confirms.push_back((self.number, self.free_at + self.round_trip));
@@ -308,13 +312,13 @@ mod tests {
     fn a_message_may_leave_when_none_is_on_its_way_and_nothing_is_asked_while_there_is_room() {
         let (mut window, now) = (Window::default(), Instant::now());
         assert!(window.is_to_probe(now), "the first one");
-        window.probed(1, 100, now);
+        window.probed(1, now);
         window.sent(2, 100 * FIRST, now);
         assert_eq!(window.room(), 0);
         assert!(!window.has_arrived(2));
         window.arrived(2, now + SECOND / 10);
         assert!(window.room() == FIRST && window.has_arrived(2) && window.probing_since().is_none());
-        window.probed(3, 100, now);
+        window.probed(3, now);
         window.arrived(3, now + SECOND / 10);
         window.sent(4, FIRST / 2, now);
         assert!(!window.is_to_probe(now + SECOND));

@@ -102,7 +102,7 @@ impl Worker {
         Trouble::DeadLetters(self.name.clone())
     }
 
-    fn dead_title(&self) -> String {
+    pub(super) fn dead_title(&self) -> String {
         format!("the queue `{}`", self.site.namespace.dead_queue(&self.id))
     }
 

@@ -124,15 +124,20 @@ impl Keeper {
 
     /// Begins to consume the queue.
     async fn consume(&self, queue: &str) -> Result<Consumer, Error> {
-        // A drain that begins meanwhile waits, so that what comes at once is given back as it has to be.
-        let _attaching = self.tasks().token();
         let prefetch = self.worker.prefetch();
         let mode = match self.source {
             Source::Calls | Source::Work if self.is_quorum() => Mode::SettleAnyTime { prefetch },
             Source::Calls | Source::Work | Source::Events => Mode::Settle { prefetch },
             Source::Instance => Mode::Settle { prefetch: OWN_PREFETCH.max(prefetch.saturating_mul(2)) },
         };
-        self.reading.transport.consume_however_long(queue, mode).await
+        // A drain that begins meanwhile waits, so that what comes at once is given back as it has to be.
+        let waited_for = self.tasks().token();
+        let mut consuming = pin!(self.reading.transport.consume_however_long(queue, mode));
+        tokio::select! {
+            consumer = &mut consuming => return consumer,
+            () = self.site.has_drained_for(DRAIN_PATIENCE) => drop(waited_for),
+        }
+        consuming.await
     }
 
     /// Keeps the queue of a server that starts, unless the broker refuses it.
@@ -202,21 +207,9 @@ impl Keeper {
     async fn attach(&self) -> Result<Consumer, Error> {
         let attaching = async {
             let queue = self.declare().await?;
-            // A drain that begins meanwhile waits, so that what comes at once is given back as it has to be.
-            let waited_for = self.tasks().token();
-            let mut consuming = pin!(self.consume(&queue));
-            tokio::select! {
-                consumer = &mut consuming => return consumer,
-                () = self.has_drained_for(DRAIN_PATIENCE) => drop(waited_for),
-            }
-            consuming.await
+            self.consume(&queue).await
         };
         self.seen_through(attaching).await
-    }
-
-    async fn has_drained_for(&self, time: Duration) {
-        self.site.draining.cancelled().await;
-        tokio::time::sleep(time).await;
     }
 
     /// Waits for as long as the broker takes.

@@ -83,10 +83,18 @@ impl Worker {
         };
         let (exchange, key) = (String::new(), self.site.namespace.dead_queue(&self.id));
         let publication = Publication { exchange, key, mandatory: true, properties, body: letter.body };
-        let trouble = self.dead_trouble();
+        let (trouble, title) = (self.dead_trouble(), self.dead_title());
         let mut pause = FIRST_PAUSE;
         loop {
-            let why = match message.transport.publish(publication.clone()).await {
+            let publishing = message.transport.publish(publication.clone());
+            let said = tokio::select! {
+                said = self.site.health.sees_through(&trouble, &title, publishing) => said,
+                () = self.site.has_drained_for(SILENCE) => {
+                    debug!(%service, method, %id, "a call for the dead letters goes back: their queue does not answer, and the server drains");
+                    return message.settle(Settle::GiveBack);
+                }
+            };
+            let why = match said {
                 Ok(Confirm::Accepted) => {
                     let queue = &*publication.key;
                     warn!(%service, method, %id, caller, attempt, reason, queue, "kept with the dead letters: it runs again when it is replayed");
@@ -106,19 +114,13 @@ impl Worker {
                         _ => message.finish(),
                     };
                 }
-                Ok(Confirm::Returned) => {
-                    let draining = async {
-                        self.site.draining.cancelled().await;
-                        tokio::time::sleep(SILENCE).await;
-                    };
-                    tokio::select! {
-                        declared = self.declare_dead_letters(&message.transport) => match declared {
-                            Ok(()) => continue,
-                            Err(error) => error.to_string(),
-                        },
-                        () = draining => "the broker does not answer about it".to_owned(),
-                    }
-                }
+                Ok(Confirm::Returned) => tokio::select! {
+                    declared = self.declare_dead_letters(&message.transport) => match declared {
+                        Ok(()) => continue,
+                        Err(error) => error.to_string(),
+                    },
+                    () = self.site.has_drained_for(SILENCE) => "the broker does not answer about it".to_owned(),
+                },
                 Ok(Confirm::Refused) => {
                     "it is full, or its node cannot be reached: make room by `hopline dead`, or start the node"
                         .to_owned()

@@ -24,7 +24,7 @@ use crate::lanes::{Lane, Lanes};
 use crate::outbox::{BATCH, Bundle, Outbox, Parcel, Share, UnderWay, take_all};
 use crate::transport::{Confirm, Loss, Lost, Properties, Publication, Transport};
 use crate::waiting::{Waiting, Weight};
-use crate::window::{PROBE, Window};
+use crate::window::Window;
 
 /// How often a reply is published that is lost with its channel, over somebody else's message.
 const ATTEMPTS: usize = 100;
@@ -133,7 +133,7 @@ impl Replies {
 /// When a reply leaves, of several that wait. A sign of life keeps a call from being given up.
 fn weight(letter: &Letter) -> Weight {
     let urgency = if letter.token.message.is_some() { 0 } else { u8::MAX };
-    Weight { urgency, bytes: letter.frame.len() }
+    Weight { urgency, bytes: letter.frame.len(), keeps_order: false }
 }
 
 struct Task {
@@ -185,7 +185,7 @@ impl Task {
                 count = take_all(&mut self.waiting, &mut batch) => if count == 0 {
                     return;
                 },
-                () = at(self.refused.map(|(until, _)| until)), if !self.unsent.is_empty() && self.window.room() > 0 => {
+                () = at(self.refused.map(|(until, _)| until)), if !self.lost && !self.unsent.is_empty() && self.window.room() > 0 => {
                     // Whether it refuses still is seen by the next.
                 }
                 () = at(next_end) => self.give_up(Instant::now()),
@@ -267,7 +267,7 @@ impl Task {
     fn probe(&mut self, now: Instant) {
         if self.window.is_to_probe(now) && self.refused.is_none() {
             self.number += 1;
-            self.window.probed(self.number, PROBE, now);
+            self.window.probed(self.number, now);
             let receipt = self.transport.publish(Publication::to_nobody(String::new()));
             let away = Away { connection: self.connection, number: self.number, letters: None };
             self.receipts.push(UnderWay::new(away, receipt));

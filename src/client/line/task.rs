@@ -257,7 +257,7 @@ impl Task {
             Order::Overdue(id) => self.overdue(id),
             Order::Close(done) => {
                 let transport = self.session.as_ref().map(|session| session.transport.clone());
-                // What came before leaves.
+                // What came before leaves, as far as it can at once.
                 self.publish();
                 self.close("the client was closed");
                 // Here the ends of what is under way are still waited for.

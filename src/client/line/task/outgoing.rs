@@ -13,7 +13,6 @@ use crate::lanes::Lane;
 use crate::outbox::{Bundle, Parcel, UnderWay};
 use crate::transport::{Properties, Publication, Receipt};
 use crate::waiting::Weight;
-use crate::window::PROBE;
 
 impl Task {
     /// Lets a parcel leave with the next messages, or wait until it can.
@@ -126,7 +125,7 @@ impl Task {
     pub(super) fn send_probe(&mut self, now: Instant) {
         let Some(session) = self.session.as_ref().filter(|_| self.window.probing_since().is_none()) else { return };
         self.number += 1;
-        self.window.probed(self.number, PROBE, now);
+        self.window.probed(self.number, now);
         let receipt = session.transport.publish(Publication::to_nobody(self.sessions.namespace.rpc()));
         self.receipts.push(UnderWay::new(self.number, receipt));
     }
@@ -183,7 +182,7 @@ impl Task {
 /// When a parcel leaves, of several that wait. Cancels spare servers work.
 fn weight(address: &Address, parcel: &Parcel<Token>) -> Weight {
     let urgency = if address.kind == Kind::Cancel { u8::MAX } else { address.priority.unwrap_or(0) };
-    Weight { urgency, bytes: parcel.frame.len() }
+    Weight { urgency, bytes: parcel.frame.len(), keeps_order: address.kind == Kind::Event }
 }
 
 /// Hands a bundle over.
