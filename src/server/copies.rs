@@ -10,7 +10,9 @@ use crate::frame::Kind;
 /// What has come by one of two queues, and not yet by the other.
 #[derive(Debug)]
 pub(super) struct Copies {
-    /// The number of the connection that the server moves to.
+    /// The number of the connection that the server moves from.
+    old: u64,
+    /// That of the one it moves to.
     new: u64,
     /// How many more have come over the old connection than over the new one.
     ahead: HashMap<(Kind, Uuid), i64>,
@@ -19,14 +21,19 @@ pub(super) struct Copies {
 }
 
 impl Copies {
-    /// From here on, what comes over the connection of this number may come over the one before, too.
-    pub(super) fn of(new: u64) -> Self {
-        Self { new, ahead: HashMap::new(), one_is_left: false }
+    /// From here on, what comes over one of these connections may come over the other, too.
+    pub(super) fn of(old: u64, new: u64) -> Self {
+        Self { old, new, ahead: HashMap::new(), one_is_left: false }
     }
 
     /// Whether this has come before, over the other connection than this one.
     pub(super) fn is_copy(&mut self, connection: u64, kind: Kind, id: Uuid) -> bool {
-        let step = if connection < self.new { 1 } else { -1 };
+        let step = match connection {
+            connection if connection == self.old => 1,
+            connection if connection == self.new => -1,
+            // Of a move that was given up before this one: all of that comes over the old connection, too.
+            connection => return (self.old..self.new).contains(&connection),
+        };
         let ahead = self.ahead.get(&(kind, id)).copied().unwrap_or_default();
         let is_copy = ahead * step < 0;
         if ahead + step == 0 {
@@ -39,8 +46,14 @@ impl Copies {
 
     /// Nothing more comes over this connection: of what has come over the other one alone, there is no copy.
     pub(super) fn is_left(&mut self, connection: u64) {
+        if connection == self.old {
+            self.ahead.retain(|_, ahead| *ahead > 0);
+        } else if connection == self.new {
+            self.ahead.retain(|_, ahead| *ahead < 0);
+        } else {
+            return;
+        }
         self.one_is_left = true;
-        self.ahead.retain(|_, ahead| *ahead > 0 && connection < self.new);
     }
 }
 
@@ -54,7 +67,7 @@ mod tests {
     #[test]
     fn of_two_copies_the_one_that_comes_later_is_known_as_one() {
         let [one, two] = [Uuid::from_u128(1), Uuid::from_u128(2)];
-        let mut copies = Copies::of(NEW);
+        let mut copies = Copies::of(OLD, NEW);
         let mut is_copy = |by, id| copies.is_copy(by, Kind::Request, id);
         assert!(!is_copy(OLD, one) && is_copy(NEW, one));
         assert!(!is_copy(NEW, two) && is_copy(OLD, two));
@@ -69,7 +82,7 @@ mod tests {
     #[test]
     fn once_the_old_connection_is_left_nothing_more_is_noted() {
         let id = Uuid::from_u128;
-        let mut copies = Copies::of(NEW);
+        let mut copies = Copies::of(OLD, NEW);
         assert!(!copies.is_copy(OLD, Kind::Event, id(1)) && !copies.is_copy(NEW, Kind::Event, id(2)));
         copies.is_left(OLD);
         assert!(copies.is_copy(NEW, Kind::Event, id(1)));
@@ -77,5 +90,30 @@ mod tests {
             assert!(!copies.is_copy(NEW, Kind::Event, id(1)) && !copies.is_copy(NEW, Kind::Event, id(3)));
         }
         assert!(copies.ahead.is_empty());
+    }
+    #[test]
+    fn once_a_move_is_given_up_what_has_come_over_the_new_connection_alone_is_still_known() {
+        let id = Uuid::from_u128;
+        let mut copies = Copies::of(OLD, NEW);
+        assert!(!copies.is_copy(NEW, Kind::Oneway, id(1)) && !copies.is_copy(OLD, Kind::Oneway, id(2)));
+        copies.is_left(NEW);
+        assert!(copies.is_copy(OLD, Kind::Oneway, id(1)));
+        for _ in 0..2 {
+            assert!(!copies.is_copy(OLD, Kind::Oneway, id(1)) && !copies.is_copy(OLD, Kind::Oneway, id(3)));
+        }
+        assert!(copies.ahead.is_empty());
+    }
+
+    #[test]
+    fn what_an_earlier_move_leaves_late_has_no_say_about_the_next_one() {
+        let (later, id) = (NEW + 1, Uuid::from_u128(1));
+        let mut copies = Copies::of(OLD, later);
+        assert!(!copies.is_copy(later, Kind::Oneway, id));
+        copies.is_left(NEW);
+        assert!(copies.is_copy(NEW, Kind::Oneway, id), "it comes over the old connection, too");
+        assert!(copies.is_copy(OLD, Kind::Oneway, id));
+        assert!(!copies.is_copy(OLD, Kind::Oneway, id) && copies.is_copy(later, Kind::Oneway, id));
+        // A connection that was made again after that has nothing in common with them.
+        assert!(!copies.is_copy(later + 1, Kind::Oneway, id) && copies.ahead.is_empty());
     }
 }

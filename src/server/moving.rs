@@ -30,8 +30,8 @@ use crate::transport::{Role, Transport};
 /// How often a server that is elsewhere tries its first address, a half sooner or later: those that have lost a node together do
 /// not come back together.
 const EVERY: Duration = Duration::from_secs(300);
-/// How long the broker may take over a queue as a server moves. If it takes longer, the server stays where it is; that is before
-/// its state would tell of it.
+/// How long the broker may take to declare all queues as a server moves, and then to have all of them consumed. If it takes
+/// longer, the server stays where it is; that is before its state would tell of any of them.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How often it is looked whether an instance's own queue of before is empty.
 const LOOK: Duration = Duration::from_millis(100);
@@ -58,11 +58,11 @@ struct Move {
 type Topology = BTreeMap<(usize, Source), Declared>;
 
 impl Move {
-    fn to(new: Arc<Reading>, site: Arc<Site>, workers: Vec<Arc<Worker>>) -> Self {
+    fn between(old: &Reading, new: Arc<Reading>, site: Arc<Site>, workers: Vec<Arc<Worker>>) -> Self {
         let own_queues = workers.iter().map(|worker| worker.own_queue()).collect();
         let before = Some((std::mem::take(&mut *site.topology()), own_queues));
         for worker in &workers {
-            *worker.copies() = Some(Copies::of(new.connection));
+            *worker.copies() = Some(Copies::of(old.connection, new.connection));
         }
         let (lost, old_events_are_read) = (CancellationToken::new(), CancellationToken::new());
         Self { site, workers, new, lost, old_events_are_read, before }
@@ -122,10 +122,11 @@ impl Supervisor {
         transport.declare(&site.namespace.exchanges()).await?;
         // A drain unbinds what is in the topology.
         let declaring = site.declaring.read().await;
-        let new = Arc::new(Reading::over(self.reading.connection + 1, transport, &site));
-        let moving = Move::to(new.clone(), site.clone(), self.workers());
+        let new = self.reading_over(transport);
+        // Nobody hears of these queues once the move is given up: its end comes first.
+        let (mut declared, mut consumed) = (Answers::new(), Answers::new());
+        let moving = Move::between(&self.reading, new.clone(), site.clone(), self.workers());
 
-        let (declared, consumed) = (Answers::new(), Answers::new());
         let heard = |answers: &Answers| {
             let (heard, answer) = oneshot::channel();
             answers.push(answer);
@@ -140,9 +141,9 @@ impl Supervisor {
             let start = Start { declared: heard(&declared), all_declared, consumed, away: Away::Refused };
             Self::until(&moving.lost, keeper.start(start));
         }
-        all(declared).await?;
+        all(&mut declared).await?;
         all_declared.cancel();
-        all(consumed).await?;
+        all(&mut consumed).await?;
 
         // From here on it serves there.
         self.events = events;
@@ -158,12 +159,13 @@ impl Supervisor {
 }
 
 /// Waits until all queues are there: with one that is not, the server stays where it is.
-async fn all(mut answers: Answers) -> Result<(), Error> {
+async fn all(answers: &mut Answers) -> Result<(), Error> {
     let late = |_| {
         let reason = format!("a queue has not answered within {PATIENCE:?}");
         Error::Broker { operation: "have all queues read there".to_owned(), reason }
     };
-    while let Some(answer) = tokio::time::timeout(PATIENCE, answers.next()).await.map_err(late)? {
+    let until = Instant::now() + PATIENCE;
+    while let Some(answer) = tokio::time::timeout_at(until, answers.next()).await.map_err(late)? {
         // Whoever says nothing has ended with the connection, which is told elsewhere.
         answer.unwrap_or(Ok(()))?;
     }
@@ -417,5 +419,21 @@ mod tests {
         assert!(old.count("any").await.is_ok(), "there are events to be read");
         tokio::time::timeout(Duration::from_secs(60), moved.running.drain()).await.expect("it ends");
         assert!(old.count("any").await.is_err(), "both connections are closed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn queues_that_answer_one_after_the_other_have_no_longer_than_one() {
+        let mut answers = Answers::new();
+        for number in 1..=4 {
+            let (heard, answer) = oneshot::channel();
+            answers.push(answer);
+            tokio::spawn(async move {
+                tokio::time::sleep(number * PATIENCE * 3 / 4).await;
+                heard.send(Ok(()))
+            });
+        }
+        let begun = Instant::now();
+        assert!(matches!(all(&mut answers).await, Err(Error::Broker { .. })));
+        assert_eq!(begun.elapsed(), PATIENCE);
     }
 }

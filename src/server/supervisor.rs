@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Site;
 use super::dead_letters::{keep_dead_letters, keep_entered, start_dead_letters};
+use super::health::Health;
 use super::keeper::{Away, Keeper, Origin, Start};
 use super::message::Source;
 use super::moving::next_look;
@@ -23,7 +24,7 @@ use crate::error::Error;
 use crate::service::Service;
 use crate::state::Attempts;
 use crate::topology::ServiceId;
-use crate::transport::{Dial, Event, Role, is_end};
+use crate::transport::{Dial, Event, Role, Transport};
 
 /// How long a new connection may take to have all queues consumed before it counts as ready: a queue that takes longer is
 /// told by its keeper.
@@ -47,6 +48,8 @@ pub(super) struct Supervisor {
     served: Vec<Served>,
     /// The connection that there is.
     pub(super) reading: Arc<Reading>,
+    /// How many there have been, with those of moves that were given up.
+    connections: u64,
     /// The end of what looks after it.
     pub(super) lost: CancellationToken,
     /// When it is looked whether the first address can be had, if the connection leads elsewhere.
@@ -58,7 +61,14 @@ impl Supervisor {
         let transport = site.transport();
         let events = transport.events();
         let reading = Arc::new(Reading::over(1, transport, &site));
-        Self { site, dial, events, served: Vec::new(), reading, lost: CancellationToken::new(), look_at: next_look() }
+        let (lost, look_at) = (CancellationToken::new(), next_look());
+        Self { site, dial, events, served: Vec::new(), reading, connections: 1, lost, look_at }
+    }
+
+    /// The next connection.
+    pub(super) fn reading_over(&mut self, transport: Transport) -> Arc<Reading> {
+        self.connections += 1;
+        Arc::new(Reading::over(self.connections, transport, &self.site))
     }
 
     pub(super) fn serve(&mut self, id: ServiceId, service: Service) -> Result<(), Error> {
@@ -141,12 +151,13 @@ impl Supervisor {
             let event = tokio::select! {
                 () = drained.cancelled() => return,
                 event = self.events.recv() => event,
-                () = tokio::time::sleep_until(self.look_at) => {
-                    let mut old = self.reading.transport.events();
+                // A drain that begins meanwhile goes on hearing what happens to the connection.
+                () = tokio::time::sleep_until(self.look_at), if !draining.is_cancelled() => {
+                    let (old, site) = (self.reading.transport.events(), self.site.clone());
                     tokio::select! {
                         biased;
-                        () = draining.cancelled() => return,
-                        () = ended(&mut old) => {}
+                        () = draining.cancelled() => {}
+                        () = ended(old, &site.health) => {}
                         () = self.go_back() => {}
                     }
                     continue;
@@ -194,7 +205,7 @@ impl Supervisor {
         // The queues that they lead to went with the last connection.
         self.site.topology().clear();
         self.site.transports.send_replace(transport.clone());
-        self.reading = Arc::new(Reading::over(self.reading.connection + 1, transport.clone(), &self.site));
+        self.reading = self.reading_over(transport.clone());
         self.look_at = next_look();
         if let Err(error) = transport.declare(&self.site.namespace.exchanges()).await {
             transport.close().await;
@@ -295,9 +306,16 @@ impl Supervisor {
     }
 }
 
-/// Waits until a connection has ended.
-async fn ended(events: &mut broadcast::Receiver<Event>) {
-    while !is_end(&events.recv().await) {}
+/// Waits until a connection has ended. Meanwhile the state tells whether the broker takes messages.
+async fn ended(mut events: broadcast::Receiver<Event>, health: &Health) {
+    loop {
+        match events.recv().await {
+            Ok(Event::Lost(_)) | Err(broadcast::error::RecvError::Closed) => return,
+            Ok(Event::Blocked(reason)) => health.blocked(Some(reason)),
+            Ok(Event::Unblocked) => health.blocked(None),
+            Err(broadcast::error::RecvError::Lagged(_)) => {}
+        }
+    }
 }
 
 /// Waits for answers about queues, unless none comes for so long: whoever asked goes on then. Gives out how long to wait for
