@@ -42,7 +42,7 @@ pub(crate) use self::allow::user_of;
 use self::calls::Calls;
 use self::health::Health;
 pub(crate) use self::letter::history;
-use self::message::Source;
+use self::reading::{Reading, Topology};
 use self::replies::Replies;
 pub use self::running::Running;
 use self::supervisor::Supervisor;
@@ -398,8 +398,8 @@ struct Site {
     /// The calls that had not started when the server began to drain, and were given back. It may be given one of them again,
     /// until the broker has heard that it takes no more.
     given_back: Mutex<HashSet<Uuid>>,
-    /// What is declared for each queue, by the place of what it is for.
-    topology: Mutex<BTreeMap<(usize, Source), Declared>>,
+    /// What is declared over the connection.
+    topology: Mutex<Topology>,
     /// Tells that the catalogue lacks a service that has dead letters.
     unentered: Notify,
     /// Read while bindings of an instance's queues are declared: a drain waits for that before it unbinds.
@@ -441,7 +441,13 @@ impl Site {
         self.given_back.lock().expect("no panic while holding what was given back")
     }
 
-    fn topology(&self) -> MutexGuard<'_, BTreeMap<(usize, Source), Declared>> {
-        self.topology.lock().expect("no panic while holding the topology")
+    fn topology(&self) -> Topology {
+        self.topology.lock().expect("no panic while holding the topology").clone()
+    }
+
+    /// From now on this is the connection.
+    fn serves_over(&self, reading: &Reading) {
+        *self.topology.lock().expect("no panic while holding the topology") = reading.topology.clone();
+        self.transports.send_replace(reading.transport.clone());
     }
 }

@@ -441,7 +441,7 @@ mod tests {
             let reading = Arc::new(Reading::over(1, transport.clone(), &running.site));
             for (queue, source) in [("work", Source::Work), ("calls", Source::Calls), ("own", Source::Instance)] {
                 let consumer = transport.consume(queue, Mode::Settle { prefetch: 8 }).await.expect("it is there");
-                tokio::spawn(worker.clone().run(consumer, reading.clone(), source));
+                tokio::spawn(worker.clone().run(consumer, reading.clone(), (0, source)));
             }
             let asker = transport.consume("asker", Mode::NoAck).await.expect("it is there");
             let asked = Self { running, worker, transport, full, asker };

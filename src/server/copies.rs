@@ -18,12 +18,14 @@ pub(super) struct Copies {
     ahead: HashMap<(Kind, Uuid), i64>,
     /// Nothing more comes over one of the two.
     one_is_left: bool,
+    /// What tells that one is left: the connection, and the id of the last frame that comes over it.
+    last: Option<(u64, Uuid)>,
 }
 
 impl Copies {
     /// From here on, what comes over one of these connections may come over the other, too.
     pub(super) fn of(old: u64, new: u64) -> Self {
-        Self { old, new, ahead: HashMap::new(), one_is_left: false }
+        Self { old, new, ahead: HashMap::new(), one_is_left: false, last: None }
     }
 
     /// Whether this has come before, over the other connection than this one.
@@ -42,6 +44,24 @@ impl Copies {
             self.ahead.insert((kind, id), ahead + step);
         }
         is_copy
+    }
+
+    /// Once a frame of this id comes, nothing more comes over this connection by an exchange.
+    pub(super) fn is_left_after(&mut self, id: Uuid, connection: u64) {
+        self.last = Some((connection, id));
+    }
+
+    /// Whether this is that frame.
+    pub(super) fn is_last(&mut self, id: Uuid) -> bool {
+        let Some((connection, _)) = self.last.take_if(|(_, last)| *last == id) else { return false };
+        self.is_left(connection);
+        true
+    }
+
+    /// How many copies are still to come.
+    #[cfg(test)]
+    pub(super) fn awaited(&self) -> usize {
+        self.ahead.len()
     }
 
     /// Nothing more comes over this connection: of what has come over the other one alone, there is no copy.

@@ -12,7 +12,7 @@ use tracing::{debug, warn};
 
 use super::health::Trouble;
 use super::message::Source;
-use super::reading::Reading;
+use super::reading::{Place, Reading};
 use super::worker::Worker;
 use super::{Declared, Site};
 use crate::client::short_id;
@@ -88,7 +88,7 @@ impl Keeper {
         reading: &Arc<Reading>,
         worker: &Arc<Worker>,
         origin: &Arc<Origin>,
-        place: (usize, Source),
+        place: Place,
     ) -> Self {
         let (at, source) = place;
         let (site, reading, worker, origin) = (site.clone(), reading.clone(), worker.clone(), origin.clone());
@@ -103,7 +103,7 @@ impl Keeper {
             self.worker.answers_at(&queue);
         }
         let declared = Declared { parts: parts.clone(), is_read: false };
-        let earlier = self.site.topology().insert((self.at, self.source), declared);
+        let earlier = self.reading.topology.lock().insert(self.place(), declared);
         if self.site.draining.is_cancelled() {
             // Whoever drains is not there for new calls.
             parts.retain(|part| !matches!(part, Declaration::Binding(binding) if self.site.is_presence(binding)));
@@ -232,9 +232,9 @@ impl Keeper {
 
     /// Has a queue read. Tells whether that was the end; otherwise it is to be consumed again.
     async fn has_read(&self, consumer: Consumer) -> bool {
-        let part = self.reading.part(self.source);
+        let part = self.reading.part(self.place());
         let life = consumer.life.clone();
-        let running = self.worker.clone().run(consumer, self.reading.clone(), self.source);
+        let running = self.worker.clone().run(consumer, self.reading.clone(), self.place());
         self.tasks().spawn(part.tasks.track_future(running));
         let end = tokio::select! {
             () = part.stop.cancelled() => return true,
@@ -269,9 +269,13 @@ impl Keeper {
 
     /// Notes whether the queue is read: what leads to one that is not is seen to with it alone.
     fn is_read(&self, is_read: bool) {
-        if let Some(declared) = self.site.topology().get_mut(&(self.at, self.source)) {
+        if let Some(declared) = self.reading.topology.lock().get_mut(&self.place()) {
             declared.is_read = is_read;
         }
+    }
+
+    fn place(&self) -> Place {
+        (self.at, self.source)
     }
 
     fn is_quorum(&self) -> bool {

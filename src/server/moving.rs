@@ -4,28 +4,31 @@
 //! connections for a while, and of the two copies that come then one is dropped. Shared queues are consumed over both, until
 //! what came over the old connection is answered there.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::StreamExt as _;
+use futures::future::join_all;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{debug, info};
 use uuid::Uuid;
 
+use super::Site;
 use super::copies::Copies;
 use super::keeper::{Away, Start, bindings};
 use super::message::Source;
-use super::reading::Reading;
+use super::reading::{Place, Reading};
 use super::supervisor::{Answers, Supervisor};
 use super::worker::Worker;
-use super::{Declared, Site};
+use crate::codec::Codec;
 use crate::error::Error;
+use crate::frame::{Frame, Kind, Metadata};
 use crate::state::State;
 use crate::topology::{Declaration, Queue};
-use crate::transport::{Role, Transport};
+use crate::transport::{Properties, Publication, Role, Transport};
 
 /// How often a server that is elsewhere tries its first address, a half sooner or later: those that have lost a node together do
 /// not come back together.
@@ -49,47 +52,45 @@ struct Move {
     new: Arc<Reading>,
     /// What looks after the new connection ends with the move, unless that comes to its end.
     lost: CancellationToken,
-    /// The queues of events are read over the old connection to the end, and then over the new one.
-    old_events_are_read: CancellationToken,
-    /// What the old connection has, and the instance's own queues there.
-    before: Option<(Topology, Vec<Arc<str>>)>,
+    /// What each worker subscribes to is read over the old connection to the end, and then over the new one.
+    old_events_are_read: Vec<CancellationToken>,
+    /// The instance's own queues on the old connection.
+    before: Option<Vec<Arc<str>>>,
 }
-
-type Topology = BTreeMap<(usize, Source), Declared>;
 
 impl Move {
     fn between(old: &Reading, new: Arc<Reading>, site: Arc<Site>, workers: Vec<Arc<Worker>>) -> Self {
-        let own_queues = workers.iter().map(|worker| worker.own_queue()).collect();
-        let before = Some((std::mem::take(&mut *site.topology()), own_queues));
+        let before = Some(workers.iter().map(|worker| worker.own_queue()).collect());
         for worker in &workers {
             *worker.copies() = Some(Copies::of(old.connection, new.connection));
         }
-        let (lost, old_events_are_read) = (CancellationToken::new(), CancellationToken::new());
+        let old_events_are_read = workers.iter().map(|_| CancellationToken::new()).collect();
+        let lost = CancellationToken::new();
         Self { site, workers, new, lost, old_events_are_read, before }
     }
 
     /// The server is there.
     fn succeeded(mut self, old: Arc<Reading>) -> CancellationToken {
-        let topology = self.before.take().map(|(topology, _)| topology).unwrap_or_default();
-        self.leave(old, topology);
+        self.before = None;
+        self.leave(old);
         self.lost.clone()
     }
 
-    fn leave(&self, reading: Arc<Reading>, topology: Topology) {
-        let (workers, events_are_read) = (self.workers.clone(), self.old_events_are_read.clone().drop_guard());
-        self.site.own.spawn(Leaving { reading, topology, workers, events_are_read }.leave());
+    fn leave(&self, reading: Arc<Reading>) {
+        let events_are_read = self.old_events_are_read.iter().map(|read| read.clone().drop_guard()).collect();
+        let leaving = Leaving { reading, workers: self.workers.clone() };
+        self.site.own.spawn(leaving.leave(events_are_read));
     }
 }
 
 impl Drop for Move {
     fn drop(&mut self) {
-        let Some((topology, own_queues)) = self.before.take() else { return };
+        let Some(own_queues) = self.before.take() else { return };
         self.lost.cancel();
-        let given_up = std::mem::replace(&mut *self.site.topology(), topology);
         for (worker, queue) in self.workers.iter().zip(&own_queues) {
             worker.answers_at(queue);
         }
-        self.leave(self.new.clone(), given_up);
+        self.leave(self.new.clone());
     }
 }
 
@@ -135,7 +136,7 @@ impl Supervisor {
         let all_declared = CancellationToken::new();
         for keeper in self.keepers(&new) {
             let (all_declared, consumed) = match keeper.source {
-                Source::Events => (moving.old_events_are_read.clone(), oneshot::channel().0),
+                Source::Events => (moving.old_events_are_read[keeper.at].clone(), oneshot::channel().0),
                 Source::Calls | Source::Work | Source::Instance => (all_declared.clone(), heard(&consumed)),
             };
             let start = Start { declared: heard(&declared), all_declared, consumed, away: Away::Refused };
@@ -149,8 +150,8 @@ impl Supervisor {
         self.events = events;
         let old = std::mem::replace(&mut self.reading, new);
         std::mem::replace(&mut self.lost, moving.succeeded(old)).cancel();
+        site.serves_over(&self.reading);
         drop(declaring);
-        site.transports.send_replace(self.reading.transport.clone());
         self.keep_all_dead_letters();
         self.look_after();
         self.enter_ready();
@@ -175,56 +176,95 @@ async fn all(answers: &mut Answers) -> Result<(), Error> {
 /// A connection that the server leaves.
 struct Leaving {
     reading: Arc<Reading>,
-    topology: Topology,
     workers: Vec<Arc<Worker>>,
-    /// From then on queues of events are read over another one.
-    events_are_read: DropGuard,
 }
 
 impl Leaving {
-    /// Reads what is left in the queues that nobody else reads, waits for what runs, and closes the connection.
-    async fn leave(self) {
-        let Self { reading: old, topology, workers, events_are_read } = self;
-        let own = topology.iter().filter(|((_, source), _)| matches!(source, Source::Instance | Source::Events));
-        let own: Vec<_> =
-            own.flat_map(|((_, source), declared)| declared.parts.iter().map(|part| (*source, part))).collect();
-        let leaving = async {
+    /// Reads what is left in the queues that nobody else reads, waits for what runs, and closes the connection. Each worker's
+    /// events are read over another one once its guard is dropped.
+    async fn leave(self, events_are_read: Vec<DropGuard>) {
+        let own = async {
+            let bindings = {
+                let declared = self.reading.topology.lock();
+                let own =
+                    declared.iter().filter(|((_, source), _)| matches!(source, Source::Instance | Source::Events));
+                bindings(own.flat_map(|(_, declared)| &declared.parts))
+            };
             // What cannot be unbound ends with the connection, and so does what is in there.
-            if old.transport.unbind(&bindings(own.iter().map(|(_, part)| *part))).await.is_ok() {
-                for (source, part) in &own {
-                    if let Declaration::Queue(Queue { name, .. }) = part {
-                        is_read_empty(&old, *source, name).await;
-                    }
+            let is_unbound = self.reading.transport.unbind(&bindings).await.is_ok();
+            let each = events_are_read.into_iter().enumerate().map(async |(at, events_are_read)| {
+                match self.workers[at].service.pattern {
+                    Some(_) => self.leave_events((at, Source::Events), is_unbound).await,
+                    None => self.leave_instance((at, Source::Instance), is_unbound).await,
                 }
-            }
-            old.part(Source::Events).end().await;
-            drop(events_are_read);
+                drop(events_are_read);
+            });
+            join_all(each).await;
         };
         // Who is asked about a call, or cancels it, finds the instance until its calls have ended.
-        tokio::join!(leaving, old.part(Source::Calls).end());
-        old.part(Source::Instance).end().await;
-        for worker in workers {
-            if let Some(copies) = worker.copies().as_mut() {
-                copies.is_left(old.connection);
-            }
-        }
-        old.transport.close().await;
+        tokio::join!(own, self.end(Source::Calls), self.end(Source::Work));
+        self.end(Source::Instance).await;
+        (0..self.workers.len()).for_each(|at| self.is_left(at));
+        self.reading.transport.close().await;
     }
-}
 
-/// Waits until an instance's own queue is empty, unless nobody reads it any more.
-async fn is_read_empty(reading: &Reading, source: Source, queue: &str) {
-    let part = reading.part(source);
-    part.tasks.close();
-    let is_empty = async {
-        while matches!(reading.transport.count(queue).await, Ok(Some(1..))) {
-            tokio::time::sleep(LOOK).await;
+    async fn leave_events(&self, place: Place, is_unbound: bool) {
+        if is_unbound {
+            self.is_read_empty(place).await;
         }
-    };
-    tokio::select! {
-        () = part.stop.cancelled() => {}
-        () = part.tasks.wait() => {}
-        () = is_empty => {}
+        self.reading.part(place).end().await;
+        self.is_left(place.0);
+    }
+
+    /// The queue is read on, for what is sent to it alone.
+    async fn leave_instance(&self, place: Place, is_unbound: bool) {
+        if !is_unbound {
+            return;
+        }
+        let Some(queue) = self.is_read_empty(place).await else { return self.is_left(place.0) };
+        let last = Uuid::new_v4();
+        if let Some(copies) = self.workers[place.0].copies().as_mut() {
+            copies.is_left_after(last, self.reading.connection);
+        }
+        // What the reader has not seen yet of the broker's copies, it sees before this.
+        let body = Frame::new(Kind::Cancel, last, Codec::Raw, Metadata::default(), Bytes::new()).to_body();
+        let (exchange, properties) = (String::new(), Properties::default());
+        // If it does not come, they are forgotten with the connection.
+        drop(self.reading.transport.publish(Publication { exchange, key: queue, mandatory: false, properties, body }));
+    }
+
+    /// Waits until an instance's own queue is empty, and gives it out; none if nobody reads it any more.
+    async fn is_read_empty(&self, place: Place) -> Option<String> {
+        let queue = self.reading.topology.lock().get(&place).and_then(|declared| {
+            declared.parts.iter().find_map(|part| match part {
+                Declaration::Queue(Queue { name, .. }) => Some(name.clone()),
+                Declaration::Exchange(_) | Declaration::Binding(_) => None,
+            })
+        })?;
+        let part = self.reading.part(place);
+        part.tasks.close();
+        let is_empty = async {
+            while matches!(self.reading.transport.count(&queue).await, Ok(Some(1..))) {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = part.stop.cancelled() => None,
+            () = part.tasks.wait() => None,
+            () = is_empty => Some(queue),
+        }
+    }
+
+    /// Has no queue of a kind read any more, and waits for the end of what came by them.
+    async fn end(&self, source: Source) {
+        join_all((0..self.workers.len()).map(async |at| self.reading.part((at, source)).end().await)).await;
+    }
+
+    fn is_left(&self, at: usize) {
+        if let Some(copies) = self.workers[at].copies().as_mut() {
+            copies.is_left(self.reading.connection);
+        }
     }
 }
 
@@ -241,6 +281,7 @@ mod tests {
     use crate::client::Client;
     use crate::context::Context;
     use crate::error::Fault;
+    use crate::server::reading::Topology;
     use crate::server::{Running, Server};
     use crate::service::{Method, Service};
     use crate::transport::Dial;
@@ -262,7 +303,8 @@ mod tests {
             let running = Server::connect(&url).await.expect("in memory").start().await.expect("it serves nothing");
             let mut supervisor = Supervisor::new(running.site.clone(), Dial::parse(&url).expect("a good address"));
             let (runs, heard) = (Arc::<AtomicU64>::default(), Arc::<Mutex<Vec<u64>>>::default());
-            let (hold, held) = mpsc::unbounded_channel();
+            let (hold, held) = mpsc::unbounded_channel::<(Context, oneshot::Sender<()>)>();
+            let hold_event = hold.clone();
             let (counted, noted) = (runs.clone(), heard.clone());
             let service = Service::new("work", 1)
                 .method(Method::new("count").oneway(), move |_: Context, (): ()| {
@@ -286,9 +328,18 @@ mod tests {
                 .prefetch(4)
                 .dispatch(crate::Dispatch::Inline)
                 .of_pattern("tick");
+            let slow = Service::new("events", 1)
+                .event(super::super::worker::EVENT, move |context: Context, (): ()| {
+                    let (release, released) = oneshot::channel();
+                    hold_event.send((context, release)).expect("the test listens");
+                    async move { drop(released.await) }
+                })
+                .dispatch(crate::Dispatch::Inline)
+                .of_pattern("slow");
             let id = |service: &Service| service.id.clone().expect("a name");
             supervisor.serve(id(&service), service).expect("it can be served");
             supervisor.subscribe("tick".to_owned(), id(&events), events).expect("it can be served");
+            supervisor.subscribe("slow".to_owned(), id(&slow), slow).expect("it can be served");
             supervisor.start().await.expect("all is new");
             let client = Client::connect(&url).await.expect("in memory");
             Self { url, client, running, supervisor, runs, held, heard }
@@ -389,10 +440,10 @@ mod tests {
         let mut moved = Moved::new().await;
         let (client, instance) = (moved.client.clone(), moved.running.instance().to_owned());
         let transport = Transport::connect(&moved.url, Role::Server).await.expect("in memory");
-        let topology = moved.running.site.topology().keys().copied().collect::<Vec<_>>();
+        let topology = moved.running.site.topology().lock().keys().copied().collect::<Vec<_>>();
         // As far as it comes in a step: the supervisor drops it where the old connection is lost, or the server drains.
         assert!(moved.supervisor.move_to(transport.clone()).now_or_never().is_none(), "it waits for answers");
-        assert_eq!(moved.running.site.topology().keys().copied().collect::<Vec<_>>(), topology);
+        assert_eq!(moved.running.site.topology().lock().keys().copied().collect::<Vec<_>>(), topology);
         for _ in 0..10 {
             client.call::<u64>("work", "count", ()).await.expect("answered");
             client.call::<u64>("work", "count", ()).to(&instance).await.expect("answered there");
@@ -405,6 +456,73 @@ mod tests {
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(*moved.heard.lock().expect("no panic"), [1]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_event_handler_that_runs_for_long_holds_up_no_other_subscription() {
+        let mut moved = Moved::new().await;
+        moved.client.publish("slow", &()).await.expect("it is subscribed to");
+        let (_, release) = moved.held.recv().await.expect("it runs");
+        moved.move_on().await;
+        moved.client.publish("slow", &()).await.expect("it is subscribed to");
+        moved.client.publish("tick", &1_u64).await.expect("it is subscribed to");
+        let is_heard = async {
+            while moved.heard.lock().expect("no panic").is_empty() {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        tokio::time::timeout(600 * LOOK, is_heard).await.expect("it waits for no other");
+        assert!(moved.held.recv().now_or_never().is_none(), "one after the other");
+        release.send(()).expect("it runs");
+        moved.held.recv().await.expect("it runs");
+        assert_eq!(*moved.heard.lock().expect("no panic"), [1]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_a_call_of_before_runs_on_nothing_that_comes_after_the_move_is_remembered() {
+        let mut moved = Moved::new().await;
+        let old = moved.supervisor.reading.transport.clone();
+        let pending = moved.client.call::<()>("work", "hold", ()).start().await.expect("on its way");
+        let (_, release) = moved.held.recv().await.expect("it runs");
+        moved.move_on().await;
+        for number in 0..50 {
+            moved.client.publish("tick", &number).await.expect("it is subscribed to");
+            let answers = moved.client.call::<u64>("work", "count", ()).all().gather(LOOK).await;
+            assert_eq!(answers.expect("it is asked").len(), 1);
+        }
+        while moved.heard.lock().expect("no panic").len() < 50 {
+            tokio::time::sleep(LOOK).await;
+        }
+        for worker in moved.supervisor.workers() {
+            assert_eq!(worker.copies().as_ref().map(Copies::awaited), Some(0), "{}", worker.name);
+        }
+        assert!(old.count("any").await.is_ok(), "the call runs there");
+        release.send(()).expect("it runs");
+        pending.await.expect("answered");
+        is_left(&old).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn as_a_server_moves_what_is_repaired_over_a_connection_is_what_it_has() {
+        let mut moved = Moved::new().await;
+        let (site, old) = (moved.running.site.clone(), moved.supervisor.reading.clone());
+        let declared = |topology: &Topology| format!("{:?}", *topology.lock());
+        let (before, workers) = (declared(&old.topology), moved.supervisor.workers());
+        let own_queue = workers[0].own_queue();
+        let transport = Transport::connect(&moved.url, Role::Server).await.expect("in memory");
+        {
+            let mut moving = std::pin::pin!(moved.supervisor.move_to(transport));
+            while workers[0].own_queue() == own_queue {
+                assert!(futures::poll!(&mut moving).is_pending(), "there are queues to be declared");
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(declared(&old.topology), before);
+            assert_eq!(declared(&site.topology()), before, "a drain has to do with the connection that there is");
+            moving.await.expect("all can be had there");
+        }
+        assert_eq!(declared(&old.topology), before);
+        assert_eq!(declared(&site.topology()), declared(&moved.supervisor.reading.topology));
+        assert_ne!(declared(&site.topology()), before);
     }
 
     #[tokio::test(start_paused = true)]

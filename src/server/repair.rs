@@ -8,6 +8,7 @@ use tracing::{debug, warn};
 
 use super::Site;
 use super::health::Trouble;
+use super::reading::{Reading, Topology};
 use crate::error::Error;
 use crate::topology::Declaration;
 use crate::transport::Transport;
@@ -23,7 +24,7 @@ const LOOKS: usize = 3;
 const REFUSALS: usize = 4;
 
 /// Looks until the server drains or the connection ends.
-pub(super) async fn keep_repaired(site: Arc<Site>, transport: Transport) {
+pub(super) async fn keep_repaired(site: Arc<Site>, reading: Arc<Reading>) {
     let (mut turn, mut pause) = (0, EVERY);
     loop {
         tokio::select! {
@@ -35,7 +36,7 @@ pub(super) async fn keep_repaired(site: Arc<Site>, transport: Transport) {
         if site.draining.is_cancelled() {
             return;
         }
-        let looking = look(&site, &transport, &mut turn);
+        let looking = look(&site, &reading.transport, &reading.topology, &mut turn);
         let looked = site.health.sees_through(&Trouble::Exchanges, "what leads to its queues", looking).await;
         drop(declaring);
         match looked {
@@ -56,8 +57,8 @@ pub(super) async fn keep_repaired(site: Arc<Site>, transport: Transport) {
 }
 
 /// Looks once: for every exchange, and at some of the bindings.
-async fn look(site: &Site, transport: &Transport, turn: &mut usize) -> Result<(), Error> {
-    let parts = parts(site);
+async fn look(site: &Site, transport: &Transport, topology: &Topology, turn: &mut usize) -> Result<(), Error> {
+    let parts = parts(site, topology);
     let exchanges: BTreeSet<String> = parts.iter().filter_map(exchange).collect();
     let missing = transport.missing(&exchanges.into_iter().collect::<Vec<_>>()).await?;
     if !missing.is_empty() {
@@ -103,9 +104,9 @@ async fn declare(site: &Site, transport: &Transport, parts: &[Declaration]) -> (
 }
 
 /// What leads to the server's queues: exchanges first.
-fn parts(site: &Site) -> Vec<Declaration> {
+fn parts(site: &Site, topology: &Topology) -> Vec<Declaration> {
     let mut parts = site.namespace.exchanges();
-    let topology = site.topology();
+    let topology = topology.lock();
     for kind in [is_exchange as fn(&Declaration) -> bool, is_binding] {
         let read = topology.values().filter(|declared| declared.is_read).flat_map(|declared| &declared.parts);
         parts.extend(read.filter(|part| kind(part)).cloned());
@@ -165,10 +166,10 @@ mod tests {
         let parts = ["gone", "there", "there", "gone", "there", "there", "gone", "there"];
         let parts: Vec<_> = (0..).zip(parts).map(|(number, queue)| binding(number, queue)).collect();
         let declared = Declared { parts, is_read: true };
-        site.topology().insert((1, crate::server::message::Source::Calls), declared);
+        site.topology().lock().insert((1, crate::server::message::Source::Calls), declared);
         let mut turn = 0;
         for _ in 0..LOOKS {
-            look(site, &transport, &mut turn).await.expect("whoever keeps the queue sees to that");
+            look(site, &transport, &site.topology(), &mut turn).await.expect("whoever keeps the queue sees to that");
         }
         for number in [1, 2, 4, 5, 7] {
             assert_eq!(publish(site, &key(number)).await, Confirm::Accepted, "{number}");
@@ -187,12 +188,12 @@ mod tests {
         let bindings: Vec<_> = (0..=20).map(binding).collect();
         assert_eq!(declare(site, &transport, &bindings).await.0, REFUSALS);
         let place = (1, crate::server::message::Source::Calls);
-        site.topology().insert(place, Declared { parts: bindings.clone(), is_read: false });
-        assert!(!parts(site).contains(&bindings[20]), "what is not read is seen to by its keeper");
-        site.topology().insert(place, Declared { parts: bindings, is_read: true });
+        site.topology().lock().insert(place, Declared { parts: bindings.clone(), is_read: false });
+        assert!(!parts(site, &site.topology()).contains(&bindings[20]), "what is not read is seen to by its keeper");
+        site.topology().lock().insert(place, Declared { parts: bindings, is_read: true });
         let mut turn = 0;
         for _ in 0..10 {
-            look(site, &transport, &mut turn).await.expect("whoever keeps the queue sees to that");
+            look(site, &transport, &site.topology(), &mut turn).await.expect("whoever keeps the queue sees to that");
         }
         assert_eq!(publish(site, "repaired.20").await, Confirm::Accepted);
     }
@@ -207,7 +208,7 @@ mod tests {
         let drained = tokio::spawn(running.drain());
         // As far as it comes.
         tokio::time::sleep(Duration::from_secs(2)).await;
-        site.transport().declare(&parts(&site)).await.expect("it is connected");
+        site.transport().declare(&parts(&site, &site.topology())).await.expect("it is connected");
         drop(repair);
         // Many more looks would come.
         tokio::time::sleep(100 * EVERY).await;

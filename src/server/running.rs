@@ -133,7 +133,8 @@ impl Running {
         let is_own = |source: &Source| matches!(source, Source::Instance | Source::Events);
         let bindings: Vec<_> = {
             let topology = self.site.topology();
-            let own = topology.iter().filter(|((_, source), _)| is_own(source));
+            let declared = topology.lock();
+            let own = declared.iter().filter(|((_, source), _)| is_own(source));
             bindings(own.flat_map(|(_, declared)| &declared.parts)).into_iter().filter(meant).collect()
         };
         if let Err(error) = self.site.transport().unbind(&bindings).await {

@@ -60,9 +60,10 @@ impl Supervisor {
     pub(super) fn new(site: Arc<Site>, dial: Dial) -> Self {
         let transport = site.transport();
         let events = transport.events();
-        let reading = Arc::new(Reading::over(1, transport, &site));
+        let mut reading = Reading::over(1, transport, &site);
+        reading.topology = site.topology();
         let (lost, look_at) = (CancellationToken::new(), next_look());
-        Self { site, dial, events, served: Vec::new(), reading, connections: 1, lost, look_at }
+        Self { site, dial, events, served: Vec::new(), reading: Arc::new(reading), connections: 1, lost, look_at }
     }
 
     /// The next connection.
@@ -202,10 +203,9 @@ impl Supervisor {
     async fn connect(&mut self) -> Result<(), Error> {
         let transport = self.dial.connect(Role::Server).await?;
         self.events = transport.events();
-        // The queues that they lead to went with the last connection.
-        self.site.topology().clear();
-        self.site.transports.send_replace(transport.clone());
+        // What the last one had declared went with it.
         self.reading = self.reading_over(transport.clone());
+        self.site.serves_over(&self.reading);
         self.look_at = next_look();
         if let Err(error) = transport.declare(&self.site.namespace.exchanges()).await {
             transport.close().await;
@@ -252,7 +252,7 @@ impl Supervisor {
     /// Looks after what is not consumed, until the connection ends.
     pub(super) fn look_after(&self) {
         let transport = self.site.transport();
-        self.while_connected(keep_repaired(self.site.clone(), transport.clone()));
+        self.while_connected(keep_repaired(self.site.clone(), self.reading.clone()));
         let services = self.served.iter().filter(|served| matches!(*served.origin, Origin::Service { .. }));
         let workers = services.map(|served| served.worker.clone()).collect();
         self.while_connected(keep_entered(self.site.clone(), transport, workers));
@@ -333,10 +333,16 @@ async fn answered(mut answers: Answers, patience: Duration) -> Result<Duration, 
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use uuid::Uuid;
 
     use super::*;
+    use crate::client::Client;
+    use crate::context::Context;
+    use crate::error::Fault;
     use crate::server::Server;
+    use crate::state::State;
+    use crate::transport::{Properties, Publication};
 
     #[tokio::test]
     async fn what_looks_after_a_connection_ends_before_there_is_another() {
@@ -355,5 +361,33 @@ mod tests {
         let first_ended = tokio::time::timeout(PATIENCE, first_ended).await.expect("it has ended");
         assert!(first_ended.is_err(), "it has not come to its end");
         assert!(second_ended.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Empty));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_that_takes_long_still_hears_of_an_alarm() {
+        let url = format!("memory://{}", Uuid::new_v4());
+        let service =
+            Service::new("work", 1).method("wait", |_: Context, (): ()| std::future::pending::<Result<(), Fault>>());
+        let running = Server::connect(&url).await.expect("in memory").serve(service).start().await.expect("all is new");
+        let client = Client::connect(&url).await.expect("in memory");
+        let day = Duration::from_secs(24 * 3600);
+        let pending = client.call::<()>("work", "wait", ()).timeout(day).start().await.expect("on its way");
+        let site = running.site.clone();
+        let mut state = running.state();
+        while site.tally().0 == 0 {
+            tokio::task::yield_now().await;
+        }
+        let drained = tokio::spawn(running.drain());
+        // The first address would have been tried several times.
+        tokio::time::sleep(day / 24).await;
+        assert!(!drained.is_finished(), "a call runs");
+        let Transport::Memory(connection) = site.transport() else { unreachable!("it is in memory") };
+        connection.alarm(Some("low on memory"));
+        let (exchange, key) = (String::new(), "any".to_owned());
+        let (properties, body) = (Properties::default(), Bytes::new());
+        let receipt = connection.publish(Publication { exchange, key, mandatory: false, properties, body });
+        state.wait_for(|state| matches!(state, State::Blocked { .. })).await.expect("it is told");
+        tokio::time::timeout(PATIENCE + START_PATIENCE, drained).await.expect("it ends early").expect("no panic");
+        drop((receipt, pending));
     }
 }

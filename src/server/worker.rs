@@ -20,7 +20,7 @@ use super::copies::Copies;
 use super::dead_letters::DeadQueue;
 use super::dedup::{Dedup, Known};
 use super::message::{Message, Source};
-use super::reading::Reading;
+use super::reading::{self, Reading};
 use crate::client::MAX_TIMEOUT;
 use crate::error::{Error, Fault};
 use crate::frame::{self, Frame, Kind};
@@ -137,8 +137,8 @@ impl Worker {
     }
 
     /// Reads one queue until that is to stop, or it is gone; then waits for the calls that it started.
-    pub(super) async fn run(self: Arc<Self>, mut queue: Consumer, reading: Arc<Reading>, source: Source) {
-        let stop = &reading.part(source).stop;
+    pub(super) async fn run(self: Arc<Self>, mut queue: Consumer, reading: Arc<Reading>, place: reading::Place) {
+        let stop = reading.part(place).stop;
         // Whoever waits for that hears of it, be it by a panic.
         let reader = queue.life.reader();
         let tasks = TaskTracker::new();
@@ -154,7 +154,7 @@ impl Worker {
                 delivery = queue.next() => delivery,
             };
             let Some(delivery) = delivery else { break };
-            self.deliver(delivery, &reading, source, &tasks).await;
+            self.deliver(delivery, &reading, place.1, &tasks).await;
         }
         drop(reader);
         tasks.close();
@@ -221,12 +221,16 @@ impl Worker {
         }
     }
 
-    /// Whether a frame has come over another connection, while the server moves: what goes to its own queues by an exchange.
+    /// Whether a frame has come over another connection, while the server moves: what goes to its own queues by an exchange. Or
+    /// it tells that no such frame comes any more over one of the two.
     fn is_copy(&self, frame: &Frame, message: &Message, reading: &Reading) -> bool {
-        if message.exchange.is_empty() || !matches!(message.source, Source::Instance | Source::Events) {
+        if !matches!(message.source, Source::Instance | Source::Events) {
             return false;
         }
-        self.copies().as_mut().is_some_and(|copies| copies.is_copy(reading.connection, frame.kind, frame.id))
+        self.copies().as_mut().is_some_and(|copies| match message.exchange.is_empty() {
+            true => copies.is_last(frame.id),
+            false => copies.is_copy(reading.connection, frame.kind, frame.id),
+        })
     }
 
     /// Whether a oneway call is one too many in its message. Who sent it does not know how long it takes, so slow ones may
