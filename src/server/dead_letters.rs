@@ -141,9 +141,18 @@ pub(super) async fn start_dead_letters(worker: Arc<Worker>, transport: Transport
 pub(super) async fn keep_dead_letters(worker: Arc<Worker>, transport: Transport) {
     let Worker { site, id, .. } = &*worker;
     let trouble = worker.dead_trouble();
+    let mut refused = false;
     loop {
-        let pause = match worker.declare_dead_queue(&transport).await {
-            Ok(_) => {
+        // After a refusal it is only declared: each answer that it is missing costs a channel, as each refusal does.
+        let there = if refused { Ok(None) } else { transport.count(&site.namespace.dead_queue(id)).await };
+        let declared = match there {
+            Ok(None) => worker.declare_dead_letters(&transport).await,
+            // Somebody else's queue is told by how it differs.
+            _ => worker.declare_dead_queue(&transport).await.map(drop),
+        };
+        refused = declared.is_err();
+        let pause = match declared {
+            Ok(()) => {
                 site.health.cured(&trouble);
                 AGAIN
             }
