@@ -42,7 +42,7 @@ where
         what: String,
     },
     /// The service's queue could not take the call, though it has no limit: it is out of reach, as when its node in a cluster is
-    /// away, or a moment before its first server has begun; or a policy of the broker limits it. The call was not run. A
+    /// away, or when its first server is just starting; or a policy of the broker limits it. The call was not run. A
     /// [quorum queue](crate::Service::quorum) outlives the loss of a node.
     #[error(
         "`{method}` has not run: its queue `{queue}` cannot be reached: is its node away? Try again when it is back; with `Service::quorum`, other nodes have it too"

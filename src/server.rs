@@ -153,8 +153,7 @@ impl ServerBuilder {
     /// Connects to the broker that `url` names: `memory://`, `amqp://` or `amqps://`; or to the first that answers of
     /// several, as [`ClientBuilder::connect`](crate::ClientBuilder::connect) reads them. A connection that is lost is made
     /// again, for as long as it takes, and everything is served again: see [`Running::state`]. A server that is connected to
-    /// another than the first of several addresses tries that one every 5 minutes, a half sooner or later, and moves there
-    /// when all can be served there: no call or event is missed meanwhile, and no call to it fails.
+    /// another than the first address in its own order tries that one every 2.5 to 7.5 minutes, and moves there when all can be served there: no call or event is missed meanwhile, and no call to it fails.
     ///
     /// # Errors
     /// `Invalid` for an address or a setting that cannot be used, `Connect` when no broker answers or it refuses.

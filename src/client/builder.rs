@@ -224,8 +224,8 @@ impl ClientBuilder {
     /// brackets. What is not a letter or a digit in a user, a password or a virtual host is percent-encoded. After a `?`
     /// come options with `&` between them: `heartbeat` (seconds, 10 unless set), `frame_max` (bytes, 131072), `channel_max`,
     /// `auth_mechanism` (`plain`, `amqplain`, `external`, `anonymous`), `connection_timeout` (milliseconds),
-    /// `order` (`random`, `given`). Several addresses are tried in an order that is another one for each client and server, so
-    /// that connections, and the queues that they make, spread over the nodes of a cluster; with `order=given`, as they are
+    /// `order` (`random`, `given`). Each client and server tries several addresses in a random order of its own, so that
+    /// connections, and the queues that they make, spread over the nodes of a cluster; with `order=given`, as they are
     /// written. While one does not answer for 2 s, the next is tried beside it.
     ///
     /// # Errors
