@@ -72,9 +72,12 @@ impl Health {
         self.condition().connected = false;
     }
 
-    /// The broker takes nothing, for this reason; or takes messages again.
+    /// The broker takes nothing, for this reason; or takes messages again. It may be told twice.
     pub(super) fn blocked(&self, reason: Option<Arc<str>>) {
-        self.condition().blocked = reason.map(|reason| (reason, Instant::now()));
+        let mut condition = self.condition();
+        let since = condition.blocked.as_ref().map_or_else(Instant::now, |(_, since)| *since);
+        condition.blocked = reason.map(|reason| (reason, since));
+        drop(condition);
         self.tell();
     }
 
@@ -170,13 +173,18 @@ mod tests {
         health.suffers(Trouble::Replies, "no replies");
         tokio::time::advance(Duration::from_secs(1)).await;
         health.suffers(Trouble::Exchanges, "no exchange");
+        let later = Instant::now();
         let degraded = |reason: &str, since| State::Degraded { reason: reason.into(), since };
         assert_eq!(state(), degraded("no replies", since));
         health.blocked(Some("low on memory".into()));
-        assert!(matches!(state(), State::Blocked { .. }));
+        let blocked = state();
+        assert!(matches!(blocked, State::Blocked { .. }));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        health.blocked(Some("low on memory".into()));
+        assert_eq!(state(), blocked, "it is the same alarm");
         health.blocked(None);
         health.cured(&Trouble::Replies);
-        assert_eq!(state(), degraded("no exchange", Instant::now()));
+        assert_eq!(state(), degraded("no exchange", later));
         health.cured(&Trouble::Exchanges);
         assert_eq!(state(), State::Ready);
     }

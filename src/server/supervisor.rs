@@ -390,4 +390,20 @@ mod tests {
         tokio::time::timeout(PATIENCE + START_PATIENCE, drained).await.expect("it ends early").expect("no panic");
         drop((receipt, pending));
     }
+
+    #[tokio::test]
+    async fn an_alarm_is_told_while_the_first_address_is_tried() {
+        let health = Arc::new(Health::new("books server 1".into()));
+        health.connected();
+        let (happens, events) = broadcast::channel(8);
+        let waiting = health.clone();
+        let waiting = tokio::spawn(async move { ended(events, &waiting).await });
+        let mut state = health.state.subscribe();
+        happens.send(Event::Blocked("low on memory".into())).expect("it is heard");
+        state.wait_for(|state| matches!(state, State::Blocked { .. })).await.expect("it is told");
+        happens.send(Event::Unblocked).expect("it is heard");
+        state.wait_for(|state| *state == State::Ready).await.expect("it is told");
+        happens.send(Event::Lost("the test has it lost".into())).expect("it is heard");
+        waiting.await.expect("no panic");
+    }
 }
