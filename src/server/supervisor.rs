@@ -386,7 +386,8 @@ mod tests {
         let (exchange, key) = (String::new(), "any".to_owned());
         let (properties, body) = (Properties::default(), Bytes::new());
         let receipt = connection.publish(Publication { exchange, key, mandatory: false, properties, body });
-        state.wait_for(|state| matches!(state, State::Blocked { .. })).await.expect("it is told");
+        let blocked = state.wait_for(|state| matches!(state, State::Blocked { .. }));
+        tokio::time::timeout(PATIENCE, blocked).await.expect("it is heard").expect("it is told");
         tokio::time::timeout(PATIENCE + START_PATIENCE, drained).await.expect("it ends early").expect("no panic");
         drop((receipt, pending));
     }
