@@ -117,8 +117,10 @@ impl Window {
             self.measured(now.saturating_duration_since(probe.at), probe.on_the_way, now);
         }
         self.away.drain(..count);
-        if self.shortest.is_some_and(|(shortest, _)| took <= shortest + shortest / 4) {
-            self.shortest = Some((self.shortest.map_or(took, |(shortest, _)| took.min(shortest)), now));
+        if let Some((shortest, seen)) = &mut self.shortest
+            && is_short(took, *shortest)
+        {
+            (*shortest, *seen) = (took.min(*shortest), now);
         }
         if self.emptying && self.away.is_empty() {
             (self.emptying, self.shortest) = (false, None);
@@ -168,8 +170,13 @@ impl Window {
         let unseen = now.saturating_duration_since(seen);
         // Where next to nothing is on the way, and takes long nevertheless, the way has become longer.
         let is_doubtful = took > allowed && self.size == LEAST && unseen > DOUBTFUL;
-        self.emptying = is_doubtful || took > shortest + shortest / 4 && unseen > STALE;
+        self.emptying = is_doubtful || !is_short(took, shortest) && unseen > STALE;
     }
+}
+
+/// Whether a round trip is about as short as the shortest.
+fn is_short(took: Duration, shortest: Duration) -> bool {
+    took <= shortest + shortest / 4
 }
 
 #[cfg(test)]

@@ -376,6 +376,7 @@ mod tests {
         assert_eq!(replies.runs_on(busy).map(|instance| &**instance), Some("elsewhere"));
         assert!(replies.forget(busy).is_some() && !replies.has_reports());
     }
+
     #[tokio::test(start_paused = true)]
     async fn who_was_suspended_first_reads_what_was_said_meanwhile() {
         let mut replies = Replies::default();

@@ -111,6 +111,7 @@ mod tests {
         }
         assert!(copies.ahead.is_empty());
     }
+
     #[test]
     fn once_a_move_is_given_up_what_has_come_over_the_new_connection_alone_is_still_known() {
         let id = Uuid::from_u128;

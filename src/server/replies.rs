@@ -191,7 +191,7 @@ impl Task {
                 () = at(next_end) => self.give_up(Instant::now()),
                 () = self.draining.cancelled(), if self.lost && !(self.unsent.is_empty() && self.stuck.is_empty()) => {
                     // There will be no other connection: the requests have gone back to their queue with this one.
-                    self.unsent.clear().for_each(drop);
+                    drop(self.unsent.clear());
                     self.stuck.clear();
                 }
             }
@@ -242,7 +242,7 @@ impl Task {
         loop {
             self.publish_outbox(now);
             let mut room = self.window.room();
-            if room == 0 || self.refused.is_some_and(|(until, _)| until > now) {
+            if room == 0 || self.is_refused(now) {
                 break;
             }
             while room > 0
@@ -263,6 +263,11 @@ impl Task {
         }
     }
 
+    /// Whether the broker is given no replies now, since it refuses them to this user.
+    fn is_refused(&self, now: Instant) -> bool {
+        self.refused.is_some_and(|(until, _)| until > now)
+    }
+
     /// Has the way to the broker measured, where that is to be done.
     fn probe(&mut self, now: Instant) {
         if self.window.is_to_probe(now) && self.refused.is_none() {
@@ -276,7 +281,7 @@ impl Task {
 
     fn publish_outbox(&mut self, now: Instant) {
         while self.window.room() > 0
-            && self.refused.is_none_or(|(until, _)| until <= now)
+            && !self.is_refused(now)
             && let Some(bundle) = self.outbox.next(self.window.room(), |_| true)
         {
             let lane = Lane::of(&bundle.address);
@@ -316,12 +321,13 @@ impl Task {
     /// A reply does not wait for the broker's confirm, but the request's settlement does.
     fn concluded(&mut self, away: Away, said: Result<Confirm, Lost>) {
         let Away { connection, number, letters } = away;
+        let now = Instant::now();
         if connection == self.connection {
-            self.window.arrived(number, Instant::now());
+            self.window.arrived(number, now);
         }
         let Some(Bundle { address: caller, parcels, .. }) = letters else { return };
         let lane = Lane::of(&caller);
-        self.lanes.concluded(lane, Instant::now());
+        self.lanes.concluded(lane, now);
         for (caller, letter) in self.stuck.remove(&lane).unwrap_or_default().clear() {
             self.hold(caller, letter);
         }

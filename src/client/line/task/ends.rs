@@ -29,13 +29,14 @@ const ATTEMPTS_ON_A_CONNECTION: u32 = 5;
 impl Task {
     /// The broker has said what became of a message.
     pub(super) fn concluded(&mut self, number: u64, said: Result<Confirm, Lost>) {
-        self.window.arrived(number, Instant::now());
+        let now = Instant::now();
+        self.window.arrived(number, now);
         self.kept.retain(|(message, _)| !self.window.has_arrived(*message));
         let Some(Away { bundle: Bundle { address, parcels }, given_up, .. }) = self.unconfirmed.remove(number) else {
             return;
         };
         let lane = address.lane();
-        self.lanes.concluded(lane, Instant::now());
+        self.lanes.concluded(lane, now);
         if !self.stuck.is_empty() {
             self.unstick(lane);
         }
