@@ -22,7 +22,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, oneshot};
 
 pub use self::consuming::{Consumer, ConsumerEnd, Death, Delivery, Mode, Settle};
-pub(crate) use self::consuming::{Life, Settler};
+pub(crate) use self::consuming::{Life, Settler, Stop};
 pub use self::dial::Dial;
 pub(crate) use self::dial::DialSettings;
 pub(crate) use self::dial::pause_before_next;

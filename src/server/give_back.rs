@@ -3,21 +3,28 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures::future::join_all;
 use tokio::time::Instant;
 use tracing::debug;
+use uuid::Uuid;
 
 use super::message::{End, Message, Source};
 use super::outcome::MAX_REASON;
+use super::reading::Reading;
 use super::worker::{Job, Worker};
+use crate::codec::Codec;
 use crate::error::{Code, Fault};
-use crate::frame::{Frame, Kind};
+use crate::frame::{CONTENT_TYPE, Frame, Kind, Metadata};
 use crate::service::Answer;
 use crate::topology::header;
-use crate::transport::{ANSWER_TIMEOUT, Confirm, Loss, Lost, Properties, Publication, Settle};
+use crate::transport::{ANSWER_TIMEOUT, Confirm, Life, Loss, Lost, Properties, Publication, Settle};
 
 /// How long what is published again waits for room in its queue before there is another way out, and how often it looks.
 const PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(20);
+/// How many messages that are nothing are published at once.
+const MAX_ROUND: u16 = 256;
 /// How often a message is published on a channel that ends each time.
 const MAX_TRIES: u32 = 10;
 
@@ -55,6 +62,36 @@ impl Worker {
             Source::Work => _ = self.publish_again(&frame, To::Work, &message).await,
             Source::Instance if frame.kind == Kind::Request => self.unavailable(&frame, &message),
             Source::Instance | Source::Events => message.finish(),
+        }
+    }
+
+    /// Publishes what is nothing to a quorum queue of calls, until this consumer of it has ended that is to be full before: calls
+    /// fill it sooner where there are enough of them.
+    pub(super) async fn fill(self: Arc<Self>, reading: Arc<Reading>, life: Arc<Life>) {
+        let properties = Properties {
+            content_type: Some(CONTENT_TYPE.to_owned()),
+            app_id: Some(self.site.instance.to_string()),
+            // Others get some of it, and the last one to leave may leave some of it behind.
+            expiration: Some(PATIENCE),
+            ..Properties::default()
+        };
+        let nothing = Publication {
+            exchange: String::new(),
+            key: self.site.namespace.calls_queue(&self.id),
+            mandatory: false,
+            properties,
+            body: Frame::new(Kind::Cancel, Uuid::nil(), Codec::Raw, Metadata::default(), Bytes::new()).to_body(),
+        };
+        let filling = async {
+            loop {
+                tokio::time::sleep(PAUSE).await;
+                let round = (0..self.prefetch().min(MAX_ROUND)).map(|_| reading.transport.publish(nothing.clone()));
+                join_all(round).await;
+            }
+        };
+        tokio::select! {
+            _ = life.ended() => {}
+            () = filling => {}
         }
     }
 

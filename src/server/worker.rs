@@ -27,7 +27,7 @@ use crate::frame::{self, Frame, Kind};
 use crate::outbox::{MAX_BYTES, Share};
 use crate::pace::Pace;
 use crate::service::{Answer, Dispatch, Handler, Method, Service};
-use crate::topology::ServiceId;
+use crate::topology::{QueueKind, ServiceId};
 use crate::transport::{Consumer, Delivery};
 
 /// The one method of a subscription.
@@ -147,7 +147,13 @@ impl Worker {
             let delivery = tokio::select! {
                 biased;
                 () = stop.cancelled(), if !stopped => {
-                    queue.cancel();
+                    match self.service.calls.kind {
+                        QueueKind::Quorum if place.1 == Source::Calls => {
+                            queue.cancel_when_full();
+                            tasks.spawn(self.clone().fill(reading.clone(), queue.life.clone()));
+                        }
+                        _ => queue.cancel(),
+                    }
                     stopped = true;
                     continue;
                 }

@@ -101,12 +101,20 @@ impl Life {
     }
 }
 
+/// When a consumer is cancelled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stop {
+    Now,
+    /// Once the broker has sent it as many messages as may be out at once, or is too late with them.
+    Full,
+}
+
 /// Deliveries of one queue, in order.
 #[derive(Debug)]
 pub struct Consumer {
     pub(crate) deliveries: mpsc::UnboundedReceiver<Delivery>,
     /// Told once that no more deliveries are wanted.
-    pub(crate) cancel: Option<oneshot::Sender<()>>,
+    pub(crate) cancel: Option<oneshot::Sender<Stop>>,
     pub(crate) life: Arc<Life>,
 }
 
@@ -123,9 +131,20 @@ impl Consumer {
 
     /// Asks for no more; what was prefetched still comes out of [`Consumer::next`], then `None`.
     pub fn cancel(&mut self) {
+        self.stop(Stop::Now);
+    }
+
+    /// Asks for no more of a quorum queue once as many deliveries are out as may be: the broker is not told before what has
+    /// been settled. A message that is on its way to a consumer as that is cancelled goes back to its queue, and counts as
+    /// delivered; to a consumer that is full, none is on its way. After 2 s it is cancelled all the same.
+    pub fn cancel_when_full(&mut self) {
+        self.stop(Stop::Full);
+    }
+
+    fn stop(&mut self, stop: Stop) {
         if let Some(cancel) = self.cancel.take() {
             // The other end is gone when the connection is: there is nothing left to cancel then.
-            let _ = cancel.send(());
+            let _ = cancel.send(stop);
         }
     }
 

@@ -17,7 +17,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use self::broker::State;
 use self::channel::Consumption;
-use super::{Consumer, Delivery, Event, Life, Lost, Mode, Publication, Receipt, Settle};
+use super::{Consumer, Delivery, Event, Life, Lost, Mode, Publication, Receipt, Settle, Stop};
 use crate::error::Error;
 use crate::topology::{Binding, Declaration};
 
@@ -238,7 +238,7 @@ fn closed() -> Lost {
 async fn serve(
     broker: Weak<Broker>,
     channel: u64,
-    mut cancelled: oneshot::Receiver<()>,
+    mut cancelled: oneshot::Receiver<Stop>,
     mut settled: mpsc::UnboundedReceiver<(u64, Settle)>,
 ) {
     let mut consuming = true;

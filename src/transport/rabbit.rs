@@ -40,7 +40,7 @@ use crate::topology::{Binding, Declaration};
 use crate::transport::address::RabbitAddress;
 use crate::transport::{
     ANSWER_TIMEOUT, Consumer, ConsumerEnd, Delivery, Dial, Event, Life, Mode, Publication, Receipt, Role, Settle,
-    Settler,
+    Settler, Stop,
 };
 use connection::{CLOSE_TIMEOUT, Link, News, Refusal};
 use diagnosis::Stage;
@@ -60,6 +60,8 @@ const BATCH: usize = 256;
 /// so no more than a part of it waits.
 const ACK_WITHIN: Duration = Duration::from_millis(2);
 const ACKS_OF_PREFETCH: usize = 4;
+/// How long a consumer that wants no more waits until it is full.
+const FULL_WITHIN: Duration = Duration::from_secs(2);
 /// How many channels of a connection no consumer has.
 const SPARE_CHANNELS: usize = 32;
 /// How long a delivery may stay unsettled, in milliseconds: as long as the broker's timers can count, less a margin.
@@ -334,10 +336,10 @@ async fn end_together(publishing: Arc<Link>, consuming: Arc<Link>, closing: Canc
 }
 
 /// Waits until a consumer wants no more: it says so, or is dropped.
-async fn unwanted(cancelled: &mut oneshot::Receiver<()>, deliver: &mpsc::UnboundedSender<Delivery>) {
+async fn unwanted(cancelled: &mut oneshot::Receiver<Stop>, deliver: &mpsc::UnboundedSender<Delivery>) -> Stop {
     tokio::select! {
-        _ = cancelled => {}
-        () = deliver.closed() => {}
+        stop = cancelled => stop.unwrap_or(Stop::Now),
+        () = deliver.closed() => Stop::Now,
     }
 }
 
@@ -352,6 +354,8 @@ struct Feed {
     /// Of those, what is to be acked, and how much of it does not wait for more.
     acked: BTreeSet<u64>,
     acks_at_once: usize,
+    /// How many may be unsettled at once.
+    prefetch: usize,
 }
 
 type Settlements = mpsc::UnboundedSender<(u64, Settle)>;
@@ -387,7 +391,7 @@ impl Feed {
         link: &Link,
         queue: ShortString,
         mode: Mode,
-    ) -> Result<(Consumer, Self, Option<Settlements>, oneshot::Receiver<()>), Refusal> {
+    ) -> Result<(Consumer, Self, Option<Settlements>, oneshot::Receiver<Stop>), Refusal> {
         let channel = link.channel().await?;
         if let Some(prefetch) = mode.prefetch() {
             link.hear(channel.basic_qos(prefetch, BasicQosOptions { global: false })).await?;
@@ -398,11 +402,12 @@ impl Feed {
         let (deliver, deliveries) = mpsc::unbounded_channel();
         let (settler, settled) = mpsc::unbounded_channel();
         let (cancel, cancelled) = oneshot::channel();
-        let acks_at_once = (usize::from(mode.prefetch().unwrap_or_default()) / ACKS_OF_PREFETCH).max(1);
+        let prefetch = usize::from(mode.prefetch().unwrap_or_default());
+        let acks_at_once = (prefetch / ACKS_OF_PREFETCH).max(1);
         let (unsettled, acked) = (BTreeSet::new(), BTreeSet::new());
         let life = Arc::new(Life::default());
         let consumer = Consumer { deliveries, cancel: Some(cancel), life: life.clone() };
-        let feed = Self { life, channel, stream, deliver, settled, unsettled, acked, acks_at_once };
+        let feed = Self { life, channel, stream, deliver, settled, unsettled, acked, acks_at_once, prefetch };
         Ok((consumer, feed, (mode != Mode::NoAck).then_some(settler), cancelled))
     }
 
@@ -411,7 +416,7 @@ impl Feed {
         mut self,
         link: Arc<Link>,
         settler: Option<Settlements>,
-        cancelled: oneshot::Receiver<()>,
+        cancelled: oneshot::Receiver<Stop>,
         closing: CancellationToken,
     ) {
         let settles = settler.is_some();
@@ -434,12 +439,16 @@ impl Feed {
         drop(stream);
     }
 
-    async fn deliver_and_settle(&mut self, settler: Option<Settlements>, mut cancelled: oneshot::Receiver<()>) {
+    async fn deliver_and_settle(&mut self, settler: Option<Settlements>, mut cancelled: oneshot::Receiver<Stop>) {
         let mut settled = Vec::with_capacity(BATCH);
-        let mut active = true;
+        let (mut active, mut filling) = (true, false);
+        let mut full_by = std::pin::pin!(tokio::time::sleep(FULL_WITHIN));
         let mut ack_by = std::pin::pin!(tokio::time::sleep(ACK_WITHIN));
         let mut end_by = std::pin::pin!(tokio::time::sleep(ANSWER_TIMEOUT));
         loop {
+            if filling && self.unsettled.len() >= self.prefetch {
+                full_by.as_mut().reset(Instant::now());
+            }
             tokio::select! {
                 delivery = self.stream.next() => match delivery {
                     Some(Ok(delivery)) => self.deliver(delivery, settler.as_ref()),
@@ -456,7 +465,7 @@ impl Feed {
                     }
                     None => break,
                 },
-                _ = self.settled.recv_many(&mut settled, BATCH), if settler.is_some() => {
+                _ = self.settled.recv_many(&mut settled, BATCH), if settler.is_some() && !filling => {
                     let waiting = !self.acked.is_empty();
                     self.settle(&mut settled);
                     if !active || self.acked.len() >= self.acks_at_once {
@@ -465,11 +474,17 @@ impl Feed {
                         ack_by.as_mut().reset(Instant::now() + ACK_WITHIN);
                     }
                 }
-                () = &mut ack_by, if !self.acked.is_empty() => self.ack(),
-                () = unwanted(&mut cancelled, &self.deliver), if active => {
-                    active = false;
-                    self.ack();
+                () = &mut ack_by, if !self.acked.is_empty() && !filling => self.ack(),
+                stop = unwanted(&mut cancelled, &self.deliver), if active && !filling => {
+                    filling = true;
+                    let patience = if stop == Stop::Full { FULL_WITHIN } else { Duration::ZERO };
+                    full_by.as_mut().reset(Instant::now() + patience);
+                }
+                () = &mut full_by, if filling => {
+                    (active, filling) = (false, false);
+                    // What is acked before that would make room.
                     self.cancel();
+                    self.ack();
                     end_by.as_mut().reset(Instant::now() + ANSWER_TIMEOUT);
                 }
                 // As when the queue has lost its leader.

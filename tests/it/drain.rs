@@ -3,13 +3,15 @@
 use std::collections::HashMap;
 use std::future::IntoFuture;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::join_all;
-use hopline::{Absent, Client, Code, Context, Error, Fault, Method, Service, Unanswered};
+use hopline::{Absent, Client, Coalesce, Code, Context, Error, Fault, Method, Service, Unanswered};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::node::when;
 use crate::support::{Arrival, Held, Scene, code, hold, soon};
 
 #[tokio::test]
@@ -48,6 +50,45 @@ async fn a_server_stopped_in_the_middle_loses_no_call_and_runs_none_twice() {
     let runs = runs.lock().expect("no panic");
     assert_eq!(runs.len(), 400);
     assert!(runs.values().all(|times| *times == 1), "some ran twice: {runs:?}");
+}
+
+/// What the broker is about to deliver to a consumer as that is cancelled, it marks as delivered before.
+#[tokio::test]
+async fn servers_that_come_and_go_fail_no_call_though_calls_wait_in_a_quorum_queue() {
+    let scene = Scene::new();
+    let runs = Arc::<AtomicU64>::default();
+    let service = || {
+        let runs = runs.clone();
+        let run = move |_: Context, (n,): (u64,)| {
+            runs.fetch_add(1, Ordering::SeqCst);
+            async move { Ok::<_, Fault>(n) }
+        };
+        Service::new("work", 1).method("do", run).quorum()
+    };
+    let _staying = scene.serve(service()).await;
+    // Each call is a message.
+    let client = Client::builder().namespace(&scene.namespace).coalesce(Coalesce::Off).connect(&scene.url);
+    let (client, enough) = (client.await.expect("it is there"), AtomicBool::new(false));
+    let caller = async || {
+        let mut made = 0;
+        while !enough.load(Ordering::SeqCst) {
+            let answer = soon(client.call::<u64>("work", "do", (made,)).into_future()).await;
+            assert_eq!(answer.expect("no call is lost or aborted"), made);
+            made += 1;
+        }
+        made
+    };
+    let coming_and_going = async {
+        for _ in 0..20 {
+            let before = runs.load(Ordering::SeqCst);
+            let leaving = scene.serve(service()).await;
+            when(async || runs.load(Ordering::SeqCst), |now| *now > before + 64).await;
+            soon(leaving.drain()).await;
+        }
+        enough.store(true, Ordering::SeqCst);
+    };
+    let (made, ()) = tokio::join!(join_all((0..32).map(|_| caller())), coming_and_going);
+    assert_eq!(runs.load(Ordering::SeqCst), made.iter().sum::<u64>());
 }
 
 #[tokio::test]
