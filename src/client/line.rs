@@ -178,6 +178,19 @@ struct Shared {
 }
 
 impl Shared {
+    fn new() -> Self {
+        Self {
+            state: Arc::new(watch::channel(State::Connecting { reason: None }).0),
+            over: OnceLock::new(),
+            messages_sent: AtomicU64::new(0),
+            calls_sent: AtomicU64::new(0),
+            messages_received: AtomicU64::new(0),
+            replies_received: AtomicU64::new(0),
+            replies_ignored: AtomicU64::new(0),
+            in_flight: AtomicUsize::new(0),
+        }
+    }
+
     /// Why no reply comes: what the connection says of itself.
     fn reason(&self) -> Arc<str> {
         let over = self.over.get().cloned();
@@ -189,16 +202,7 @@ impl Line {
     /// With a session that is open, or none, which is then opened for as long as it takes.
     pub(super) fn start(sessions: Sessions, session: Option<Session>, rules: Rules) -> Self {
         let (orders, waiting) = mpsc::unbounded_channel();
-        let shared = Arc::new(Shared {
-            state: Arc::new(watch::channel(State::Connecting { reason: None }).0),
-            over: OnceLock::new(),
-            messages_sent: AtomicU64::new(0),
-            calls_sent: AtomicU64::new(0),
-            messages_received: AtomicU64::new(0),
-            replies_received: AtomicU64::new(0),
-            replies_ignored: AtomicU64::new(0),
-            in_flight: AtomicUsize::new(0),
-        });
+        let shared = Arc::new(Shared::new());
         let task = Task::new(sessions, session, rules, waiting, shared.clone());
         tokio::spawn(task.run());
         Self { orders, shared }

@@ -204,6 +204,11 @@ impl<A> Replies<A> {
         silent.filter_map(|(id, (instance, _))| Some((id, instance, calls.remove(&id)?))).collect()
     }
 
+    /// Whether a reply is waited for to what one of these messages took.
+    pub(crate) fn awaits(&self, is_one: impl Fn(u64) -> bool) -> bool {
+        self.calls.values().any(|call| is_one(call.message))
+    }
+
     /// Forgets the calls whose message is no longer under way, and gives them back.
     pub(crate) fn forget_all(&mut self, under_way: impl Fn(u64) -> bool) -> Vec<(Uuid, Call<A>)> {
         let forgotten: Vec<_> = self.calls.extract_if(|_, call| !under_way(call.message)).collect();

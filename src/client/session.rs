@@ -55,6 +55,14 @@ impl Sessions {
         self.begin(self.dial.connect(Role::Client).await?).await
     }
 
+    /// Opens a session at the first address.
+    ///
+    /// # Errors
+    /// As [`Sessions::open`].
+    pub(super) async fn open_first(self: Arc<Self>) -> Result<Session, Error> {
+        self.begin(self.dial.connect_to_first(Role::Client).await?).await
+    }
+
     /// Opens a session, for as long as it takes: on `transport`, if that is still good, of which only the reply queue was
     /// lost.
     pub(super) async fn open_again(

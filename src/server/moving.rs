@@ -28,22 +28,13 @@ use crate::error::Error;
 use crate::frame::{Frame, Kind, Metadata};
 use crate::state::State;
 use crate::topology::{Declaration, Queue};
-use crate::transport::{Properties, Publication, Role, Transport};
+use crate::transport::{Properties, Publication, Role, Transport, next_look_back};
 
-/// How often a server that is elsewhere tries its first address, a half sooner or later: those that have lost a node together do
-/// not come back together.
-const EVERY: Duration = Duration::from_secs(300);
 /// How long the broker may take to declare all queues as a server moves, and then to have all of them consumed. If it takes
 /// longer, the server stays where it is; that is before its state would tell of any of them.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How often it is looked whether an instance's own queue of before is empty.
 const LOOK: Duration = Duration::from_millis(100);
-
-/// When the first address is tried the next time.
-pub(super) fn next_look() -> Instant {
-    let [random, ..] = Uuid::new_v4().into_bytes();
-    Instant::now() + EVERY.mul_f64(0.5 + f64::from(random) / 256.0)
-}
 
 /// A move that is under way. One that is given up leaves the new connection as another leaves the old one.
 struct Move {
@@ -99,7 +90,7 @@ impl Supervisor {
     /// half-way, the server serves.
     pub(super) async fn go_back(&mut self) {
         let site = self.site.clone();
-        self.look_at = next_look();
+        self.look_at = next_look_back();
         // Where something is wrong, it is not the time.
         if !self.dial.is_elsewhere(&self.reading.transport) || *site.health.state.borrow() != State::Ready {
             return;

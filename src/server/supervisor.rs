@@ -16,7 +16,6 @@ use super::dead_letters::{keep_dead_letters, keep_entered, start_dead_letters};
 use super::health::Health;
 use super::keeper::{Away, Keeper, Origin, Start};
 use super::message::Source;
-use super::moving::next_look;
 use super::reading::Reading;
 use super::repair::keep_repaired;
 use super::worker::Worker;
@@ -24,7 +23,7 @@ use crate::error::Error;
 use crate::service::Service;
 use crate::state::Attempts;
 use crate::topology::ServiceId;
-use crate::transport::{Dial, Event, Role, Transport};
+use crate::transport::{Dial, Event, Role, Transport, next_look_back};
 
 /// How long a new connection may take to have all queues consumed before it counts as ready: a queue that takes longer is
 /// told by its keeper.
@@ -62,7 +61,7 @@ impl Supervisor {
         let events = transport.events();
         let mut reading = Reading::over(1, transport, &site);
         reading.topology = site.topology();
-        let (lost, look_at) = (CancellationToken::new(), next_look());
+        let (lost, look_at) = (CancellationToken::new(), next_look_back());
         Self { site, dial, events, served: Vec::new(), reading: Arc::new(reading), connections: 1, lost, look_at }
     }
 
@@ -206,7 +205,7 @@ impl Supervisor {
         // What the last one had declared went with it.
         self.reading = self.reading_over(transport.clone());
         self.site.serves_over(&self.reading);
-        self.look_at = next_look();
+        self.look_at = next_look_back();
         if let Err(error) = transport.declare(&self.site.namespace.exchanges()).await {
             transport.close().await;
             return Err(error);

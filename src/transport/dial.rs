@@ -26,6 +26,9 @@ const HEAD_START: Duration = Duration::from_secs(2);
 /// The pause between two rounds over the addresses grows with the time without a connection, between these.
 const MIN_PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(10);
+/// How often whoever is elsewhere tries its first address, a half sooner or later: those that have lost a node together do not
+/// come back together.
+const LOOK_BACK: Duration = Duration::from_secs(300);
 /// The longest name of a connection, in bytes.
 const MAX_NAME: usize = 64;
 
@@ -226,6 +229,12 @@ pub(crate) fn pause_before_next(since: Instant) -> Duration {
     let pause = (since.elapsed() / 4).clamp(MIN_PAUSE, MAX_PAUSE);
     let [random, ..] = Uuid::new_v4().into_bytes();
     pause.mul_f64(0.5 + f64::from(random) / 512.0)
+}
+
+/// When whoever is elsewhere tries its first address the next time.
+pub(crate) fn next_look_back() -> Instant {
+    let [random, ..] = Uuid::new_v4().into_bytes();
+    Instant::now() + LOOK_BACK.mul_f64(0.5 + f64::from(random) / 256.0)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ mod asking;
 mod cancels;
 mod ends;
 mod late;
+mod moving;
 mod outgoing;
 mod unclear;
 
@@ -20,6 +21,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
 
 use self::ends::closed;
+use self::moving::{Former, Move};
 use self::unclear::Cause;
 use super::places::{Entry, Places};
 use super::unconfirmed::Unconfirmed;
@@ -32,7 +34,7 @@ use crate::frame::{self, Kind};
 use crate::lanes::{Lane, Lanes};
 use crate::outbox::{BATCH, Outbox, Parcel, UnderWay, take_all};
 use crate::state::{Attempts, State, enter};
-use crate::transport::{Confirm, Delivery, Lost, Role, Transport};
+use crate::transport::{Confirm, Delivery, Lost, Role, Transport, next_look_back};
 use crate::waiting::Waiting;
 use crate::window::Window;
 
@@ -58,6 +60,11 @@ pub(super) struct Task {
     opening: Option<BoxFuture<'static, Session>>,
     /// The last one, while something may still come of it.
     leaving: Option<Leaving>,
+    /// The connection of before a move, while replies are waited for there, and a move that is under way.
+    former: Option<Former>,
+    moving: Move,
+    /// When the first address is tried again, where this is another one.
+    back_at: Option<Instant>,
     outbox: Outbox<Address, Token>,
     replies: Replies<Addressed>,
     /// What waits for the connection, for the broker to take messages again, or for room on the way there.
@@ -116,6 +123,9 @@ impl Task {
             session: None,
             opening: None,
             leaving: None,
+            former: None,
+            moving: Move::None,
+            back_at: None,
             replies: Replies::default(),
             unsent: Waiting::default(),
             window: Window::default(),
@@ -171,6 +181,12 @@ impl Task {
                     None => self.left(),
                 },
                 session = opened(&mut self.opening) => self.opened(session),
+                happening = moving::next_of(&mut self.former) => match happening {
+                    Happening::Delivered(delivery) => self.read(delivery),
+                    Happening::Over(_) => self.lose_former(),
+                    Happening::Blocked(_) | Happening::Unblocked => {}
+                },
+                opened = self.moving.connected() => self.connected(opened),
                 Some((number, said)) = self.receipts.next(), if !self.receipts.is_empty() => {
                     match &mut self.leaving {
                         Some(leaving) if number < self.first => leaving.concluded.push((number, said)),
@@ -189,6 +205,7 @@ impl Task {
                 },
             }
             orders.drain(..).for_each(|order| self.follow(order));
+            self.switch();
             self.publish();
             // What leaves or is not wanted any more frees places: repeated until nobody waits or none is free.
             while self.seat() {
@@ -226,6 +243,7 @@ impl Task {
 
     fn opened(&mut self, session: Session) {
         self.opening = None;
+        self.back_at = self.sessions.dial.is_elsewhere(&session.transport).then(next_look_back);
         self.session = Some(session);
         self.enter(State::Ready);
         if let Some(reason) = self.session.as_ref().and_then(|session| session.transport.blocked()) {
@@ -257,6 +275,7 @@ impl Task {
             Order::Overdue(id) => self.overdue(id),
             Order::Close(done) => {
                 let transport = self.session.as_ref().map(|session| session.transport.clone());
+                // The connection of before closes as it is dropped.
                 // What came before leaves, as far as it can at once.
                 self.publish();
                 self.close("the client was closed");
@@ -301,12 +320,15 @@ impl Task {
 
     /// When something is to be done without anything happening.
     fn wake_at(&self) -> Option<Instant> {
-        let looks = self.replies.len() > 0 || !self.unconfirmed.is_empty() || self.late_since.is_some();
+        let looks = self.replies.len() > 0
+            || !self.unconfirmed.is_empty()
+            || self.late_since.is_some()
+            || self.former.is_some();
         let look = looks.then_some(self.look_at);
         let vacate = (!self.places.crowd.is_empty()).then_some(self.vacate_at);
         let ends = [&self.unsent, &self.places.crowd, &self.unheard].map(Waiting::next_end);
         let stuck = self.stuck.values().map(Waiting::next_end);
-        ends.into_iter().chain(stuck).chain([self.stuck_at, look, vacate]).flatten().min()
+        ends.into_iter().chain(stuck).chain([self.stuck_at, look, vacate, self.moves_at()]).flatten().min()
     }
 
     fn look(&mut self) {
@@ -320,6 +342,7 @@ impl Task {
         if !self.places.crowd.is_empty() {
             self.vacate();
         }
+        self.look_back(now);
         if self.look_at <= now {
             self.look_at = now + LOOK;
             if self.replies.has_reports() {
@@ -327,6 +350,7 @@ impl Task {
             }
             self.ask_about_unanswered(now);
             self.look_for_confirms(now);
+            self.leave_former();
         }
     }
 
@@ -335,7 +359,7 @@ impl Task {
         // The first reason is the one that is told.
         let _ = self.shared.over.set(reason.into());
         self.enter(State::Closed);
-        (self.session, self.opening) = (None, None);
+        (self.session, self.opening, self.former, self.moving) = (None, None, None, Move::None);
         self.first = self.number + 1;
         let mut parcels: Vec<_> = self.outbox.clear().collect();
         let waiting = [&mut self.places.crowd, &mut self.unsent, &mut self.unheard].into_iter();

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 use uuid::Uuid;
 
+use super::moving::Move;
 use super::{Leaving, Task};
 use crate::client::line::unconfirmed::Away;
 use crate::client::line::{Address, Addressed, Shared, Token};
@@ -155,6 +156,7 @@ impl Task {
     /// The connection or its reply queue is gone.
     pub(super) fn lose(&mut self, reason: &Arc<str>) {
         let Some(session) = self.session.take() else { return };
+        self.moving = Move::None;
         self.window = Window::default();
         self.kept.clear();
         (self.blocked, self.stuck_at) = (None, None);
@@ -178,8 +180,13 @@ impl Task {
     /// Sees to the calls that wait for a reply that has nowhere to come to, though their message is no longer under way.
     pub(super) fn end_answerless(&mut self) {
         let end = End::Lost(self.lost(true));
-        let (first, unconfirmed) = (self.first, &self.unconfirmed);
-        for (_, call) in self.replies.forget_all(|message| message >= first || unconfirmed.contains(message)) {
+        let (first, former, unconfirmed) = (self.first, &self.former, &self.unconfirmed);
+        let is_answered = |message| {
+            message >= first
+                || former.as_ref().is_some_and(|former| former.answers(message))
+                || unconfirmed.contains(message)
+        };
+        for (_, call) in self.replies.forget_all(is_answered) {
             self.again_or(call, &end);
         }
     }

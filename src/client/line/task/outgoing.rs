@@ -3,6 +3,7 @@
 use tokio::time::Instant;
 
 use super::ends::{closed, copy, renew};
+use super::moving::Move;
 use super::{LOOK, Task, add};
 use crate::client::line::{Address, Token};
 use crate::client::replies::{Call, End};
@@ -32,7 +33,7 @@ impl Task {
 
     /// Whether there is a broker that takes something.
     pub(super) fn takes(&self) -> bool {
-        self.session.is_some() && self.blocked.is_none()
+        self.session.is_some() && self.blocked.is_none() && !matches!(self.moving, Move::Holding(..))
     }
 
     fn hold(&mut self, address: Address, parcel: Parcel<Token>) {

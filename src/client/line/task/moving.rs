@@ -1,0 +1,306 @@
+//! Moving to another connection while calls wait: back to the first address, once that can be had again.
+//!
+//! What leaves does so over the new connection, once the broker has confirmed all that has left over the old one, so that
+//! nothing overtakes what was sent before it. Replies to that come over the old one, which is closed when none is waited for.
+
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use tokio::time::Instant;
+use tracing::{debug, info};
+
+use super::{Leaving, Task};
+use crate::client::session::{Happening, Session};
+use crate::error::Error;
+use crate::state::State;
+use crate::transport::next_look_back;
+use crate::window::Window;
+
+/// How long nothing leaves at most. If the broker has not confirmed all by then, the client stays where it is.
+const HOLD: Duration = Duration::from_millis(200);
+
+/// How far a move has come.
+#[derive(Default)]
+pub(super) enum Move {
+    /// There is none.
+    #[default]
+    None,
+    Connecting(BoxFuture<'static, Result<Session, Error>>),
+    /// Nothing leaves until all is confirmed, but no longer than this.
+    Holding(Session, Instant),
+}
+
+/// The connection of before.
+pub(super) struct Former {
+    session: Session,
+    /// The numbers of the first and the last message that left over it.
+    first: u64,
+    last: u64,
+}
+
+impl Former {
+    /// Whether the reply to what a message took comes over it.
+    pub(super) fn answers(&self, message: u64) -> bool {
+        (self.first..=self.last).contains(&message)
+    }
+}
+
+impl Move {
+    /// What connecting to the first address comes to, while that is done.
+    pub(super) async fn connected(&mut self) -> Result<Session, Error> {
+        match self {
+            Self::Connecting(connecting) => connecting.await,
+            Self::None | Self::Holding(..) => std::future::pending().await,
+        }
+    }
+}
+
+/// What comes over the connection of before, while there is one.
+pub(super) async fn next_of(former: &mut Option<Former>) -> Happening {
+    match former {
+        Some(former) => former.session.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Task {
+    /// When a move is to be seen to, if nothing happens before.
+    pub(super) fn moves_at(&self) -> Option<Instant> {
+        match &self.moving {
+            Move::None => self.back_at,
+            Move::Connecting(_) => None,
+            Move::Holding(_, until) => Some(*until),
+        }
+    }
+
+    /// Tries the first address where it is time for that, and gives a move up that has taken too long.
+    pub(super) fn look_back(&mut self, now: Instant) {
+        if self.moves_at().is_none_or(|at| at > now) {
+            return;
+        }
+        self.back_at = Some(next_look_back());
+        if let Move::Holding(session, _) = std::mem::take(&mut self.moving) {
+            debug!(name = self.name(), "not all was confirmed in time: the first address is not used yet");
+            return close(session);
+        }
+        // Where something is wrong, it is not the time.
+        let is_well = *self.shared.state.borrow() == State::Ready && self.leaving.is_none() && self.former.is_none();
+        if is_well && self.session.is_some() {
+            self.moving = Move::Connecting(self.sessions.clone().open_first().boxed());
+        }
+    }
+
+    /// There is a connection to the first address, or it cannot be had.
+    pub(super) fn connected(&mut self, opened: Result<Session, Error>) {
+        self.moving = match opened {
+            Ok(session) if session.transport.blocked().is_none() && self.takes() => {
+                Move::Holding(session, Instant::now() + HOLD)
+            }
+            Ok(session) => {
+                close(session);
+                Move::None
+            }
+            Err(error) => {
+                debug!(name = self.name(), %error, "the first address is not used yet");
+                Move::None
+            }
+        };
+    }
+
+    /// Uses the new connection, once nothing is under way over the old one but replies.
+    pub(super) fn switch(&mut self) {
+        if !matches!(self.moving, Move::Holding(..)) || !self.unconfirmed.is_empty() || !self.receipts.is_empty() {
+            return;
+        }
+        let Move::Holding(new, _) = std::mem::take(&mut self.moving) else { return };
+        info!(name = self.name(), broker = new.transport.broker(), "moved back to the first address");
+        let old = self.session.replace(new);
+        self.former = old.map(|session| Former { session, first: self.first, last: self.number });
+        self.first = self.number + 1;
+        (self.window, self.back_at) = (Window::default(), None);
+        self.kept.clear();
+    }
+
+    /// Closes the connection of before, if no reply is waited for there.
+    pub(super) fn leave_former(&mut self) {
+        let is_idle = |former: &mut Former| !self.replies.awaits(|message| former.answers(message));
+        if let Some(former) = self.former.take_if(is_idle) {
+            close(former.session);
+        }
+    }
+
+    /// The connection of before is lost, and what is waited for there with it.
+    pub(super) fn lose_former(&mut self) {
+        let Some(former) = self.former.take() else { return };
+        let (_, rest) = former.session.end();
+        match self.leaving {
+            // What arrived before the end is read before the end is told.
+            None => self.leaving = Some(Leaving { rest, concluded: Vec::new() }),
+            Some(_) => self.end_answerless(),
+        }
+    }
+}
+
+fn close(session: Session) {
+    tokio::spawn(async move { session.transport.close().await });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use tokio::sync::{mpsc, oneshot};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::client::line::{Address, Line, Rules, Shared, Token};
+    use crate::client::replies::{End, Waiter};
+    use crate::client::session::Sessions;
+    use crate::client::target::Target;
+    use crate::codec::Codec;
+    use crate::frame::{Frame, Kind, Metadata};
+    use crate::outbox::{Bundle, Parcel, Share};
+    use crate::topology::{Declaration, Namespace, Queue, QueueKind, ServiceId};
+    use crate::transport::{Confirm, Consumer, Dial, Mode, Properties, Publication, Role, Transport};
+
+    type Answer = oneshot::Receiver<Result<Frame, End>>;
+
+    /// A client that moves when it is told to, and who answers its calls.
+    struct Moved {
+        line: Line,
+        /// The connection that the client has first; what has it move, and then gives out the next one.
+        old: Transport,
+        moving: Option<(oneshot::Sender<()>, oneshot::Receiver<Transport>)>,
+        server: Transport,
+        calls: Consumer,
+    }
+
+    impl Moved {
+        async fn new(prepare: impl FnOnce(&mut Task)) -> Self {
+            let url = format!("memory://{}", Uuid::new_v4());
+            let server = Transport::connect(&url, Role::Server).await.expect("in memory");
+            let there = Declaration::Queue(Queue::new("there", QueueKind::Exclusive));
+            server.declare(&[there]).await.expect("a new queue");
+            let calls = server.consume("there", Mode::NoAck).await.expect("it is there");
+
+            let dial = Dial::parse(&url).expect("a good address");
+            let sessions = Sessions { dial, namespace: Namespace::default(), instance: "caller".into() };
+            let session = sessions.open().await.expect("in memory");
+            let old = session.transport.clone();
+            let rules = Rules { max_message_size: 1024, blocked_wait: Duration::ZERO, max_in_flight: None };
+            let (orders, waiting) = mpsc::unbounded_channel();
+            let shared = Arc::new(Shared::new());
+            let mut task = Task::new(sessions, Some(session), rules, waiting, shared.clone());
+            let ((go, gone), (tell, new)) = (oneshot::channel(), oneshot::channel());
+            let opening = task.sessions.clone().open_first();
+            let connecting = async move {
+                gone.await.expect("the test tells when");
+                let session = opening.await?;
+                // A test may not care.
+                let _ = tell.send(session.transport.clone());
+                Ok(session)
+            };
+            task.moving = Move::Connecting(connecting.boxed());
+            prepare(&mut task);
+            tokio::spawn(task.run());
+            Self { line: Line { orders, shared }, old, moving: Some((go, new)), server, calls }
+        }
+
+        /// Has the client begin to move, and gives out the connection that it moves to.
+        async fn go(&mut self) -> Transport {
+            let (go, new) = self.moving.take().expect("it moves once");
+            go.send(()).expect("it listens");
+            new.await.expect("it connects")
+        }
+
+        /// Makes a call; tells its id, where its reply is to go, and who waits for that.
+        async fn call(&mut self) -> (Uuid, String, Answer) {
+            let target = Arc::new(Target::new(ServiceId::new("demo", 1).expect("a good name"), "add"));
+            let (reply, answer) = oneshot::channel();
+            let until = Instant::now() + Duration::from_secs(60);
+            let token = Token { reply: Some((Waiter::One(reply), target)), ..Token::until(until) };
+            let address = Address { exchange: "".into(), key: "there".into(), kind: Kind::Request, priority: None };
+            let id = Uuid::new_v4();
+            let frame = Frame::new(Kind::Request, id, Codec::Raw, Metadata::default(), Bytes::new()).to_body();
+            self.line.post(address, Parcel { id, frame, share: Share::ALL, kind: None, expiration: None, token });
+            let delivery = self.calls.next().await.expect("it comes");
+            (id, delivery.properties.reply_to.expect("it is to be answered"), answer)
+        }
+
+        /// Answers a call; tells whether there was a queue for that.
+        async fn answer(&self, id: Uuid, reply_to: &str) -> bool {
+            let body = Frame::new(Kind::Reply, id, Codec::Raw, Metadata::default(), Bytes::new()).to_body();
+            let (exchange, key, properties) = (String::new(), reply_to.to_owned(), Properties::default());
+            let reply = Publication { exchange, key, mandatory: true, properties, body };
+            self.server.publish(reply).await.expect("in memory") == Confirm::Accepted
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_of_before_is_answered_over_its_connection_which_is_closed_after_that() {
+        let mut moved = Moved::new(|_| {}).await;
+        let (first, first_queue, first_answer) = moved.call().await;
+        moved.go().await;
+        let (second, second_queue, second_answer) = moved.call().await;
+        assert_ne!(first_queue, second_queue);
+        assert!(moved.answer(second, &second_queue).await);
+        assert_eq!(second_answer.await.expect("it is told").expect("a reply").id, second);
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert!(moved.answer(first, &first_queue).await, "it is waited for");
+        assert_eq!(first_answer.await.expect("it is told").expect("a reply").id, first);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert!(!moved.answer(first, &first_queue).await, "nothing is waited for there");
+        assert!(moved.old.count(&first_queue).await.is_err(), "it is closed");
+        assert_eq!(*moved.line.state().borrow(), State::Ready);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_of_before_is_lost_with_its_connection_and_no_other_is() {
+        let mut moved = Moved::new(|_| {}).await;
+        let (first, first_queue, first_answer) = moved.call().await;
+        let (answered, answered_queue, answer) = moved.call().await;
+        moved.go().await;
+        let (second, second_queue, second_answer) = moved.call().await;
+        assert!(moved.answer(answered, &answered_queue).await);
+        moved.old.close().await;
+        assert_eq!(answer.await.expect("it is told").expect("what had arrived is read").id, answered);
+        assert!(matches!(first_answer.await, Ok(Err(End::Lost(lost))) if lost.may_have_arrived()));
+        assert!(!moved.answer(first, &first_queue).await);
+        assert!(moved.answer(second, &second_queue).await);
+        assert_eq!(second_answer.await.expect("it is told").expect("a reply").id, second);
+        assert_eq!(*moved.line.state().borrow(), State::Ready);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_of_before_outlives_the_connection_that_the_client_moved_to() {
+        let mut moved = Moved::new(|_| {}).await;
+        let (first, first_queue, first_answer) = moved.call().await;
+        let new = moved.go().await;
+        let (_, _, second_answer) = moved.call().await;
+        new.close().await;
+        assert!(matches!(second_answer.await, Ok(Err(End::Lost(_)))));
+        assert!(moved.answer(first, &first_queue).await);
+        assert_eq!(first_answer.await.expect("it is told").expect("a reply").id, first);
+        let (third, third_queue, third_answer) = moved.call().await;
+        assert!(moved.answer(third, &third_queue).await);
+        assert_eq!(third_answer.await.expect("it is told").expect("a reply").id, third);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_stays_where_it_is_while_something_is_not_confirmed() {
+        let mut moved = Moved::new(|task| {
+            let address = Address { exchange: "".into(), key: "away".into(), kind: Kind::Oneway, priority: None };
+            task.unconfirmed.insert(0, Bundle { address, parcels: Vec::new() }, Instant::now());
+        })
+        .await;
+        let (_, first_queue, _answer) = moved.call().await;
+        let new = moved.go().await;
+        let since = Instant::now();
+        let (_, second_queue, _answer) = moved.call().await;
+        assert_eq!((second_queue, since.elapsed()), (first_queue, HOLD), "it is held for a moment");
+        tokio::time::sleep(HOLD).await;
+        assert!(new.declare(&[]).await.is_err(), "it is closed");
+    }
+}
