@@ -112,7 +112,7 @@ const A_LOOK: Duration = Duration::from_secs(500);
 
 #[tokio::test]
 #[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
-async fn a_server_leaves_a_node_in_maintenance_and_is_back_there_after_it_without_a_call_that_fails() {
+async fn a_server_and_a_client_leave_a_node_in_maintenance_and_are_back_there_after_it_without_a_call_that_fails() {
     let cluster = Cluster::start(&version()).await;
     let [first, second, _] = &cluster.nodes;
     // With a heartbeat, the time that the test puts forward would be silence.
@@ -132,22 +132,24 @@ async fn a_server_leaves_a_node_in_maintenance_and_is_back_there_after_it_withou
     });
     let running = running.start().await.expect("all is new");
     let client = elsewhere.client().await;
-    let call = async |number: u64, to: Option<&str>| {
+    let leaving = scene.client().await;
+    let call = async |client: &Client, number: u64, to: Option<&str>| {
         let call = client.call::<u64>("count", "count", (number,)).timeout(DEADLINE);
         let call = to.into_iter().fold(call, hopline::Call::to);
         assert_eq!(soon(call.into_future()).await.expect("answered"), number);
     };
-    call(0, None).await;
-    assert_eq!(first.own_connections().await, 2);
+    call(&leaving, 0, None).await;
+    let connections = first.own_connections().await;
+    assert_eq!(connections, 3, "two of the server and one of its client");
 
     assert_eq!(first.eval("rabbit_maintenance:drain().").await.trim(), "ok");
     when(async || first.own_connections().await, |own| *own == 0).await;
     let mut state = running.state();
     soon(state.wait_for(|state| *state == State::Ready)).await.expect("it serves elsewhere");
-    call(1, None).await;
+    call(&leaving, 1, None).await;
     assert_eq!(first.eval("rabbit_maintenance:revive().").await.trim(), "ok");
 
-    // It looks, and moves while calls and events come.
+    // They look, and move while calls and events come.
     tokio::time::pause();
     tokio::time::advance(A_LOOK).await;
     tokio::time::resume();
@@ -156,8 +158,8 @@ async fn a_server_leaves_a_node_in_maintenance_and_is_back_there_after_it_withou
         while !moved.load(Ordering::SeqCst) {
             number += 1;
             client.publish("tick", &number).await.expect("it is subscribed to");
-            call(number, None).await;
-            call(number, Some(running.instance())).await;
+            tokio::join!(call(&client, number, None), call(&leaving, number, None));
+            call(&client, number, Some(running.instance())).await;
             let to_all = client.oneway("count", "count", (number,)).timeout(DEADLINE).send_to_all();
             soon(to_all).await.expect("there is one");
         }
@@ -165,14 +167,14 @@ async fn a_server_leaves_a_node_in_maintenance_and_is_back_there_after_it_withou
     };
     let moving = async {
         when(async || second.own_connections().await, |own| *own == 1).await;
-        assert_eq!(first.own_connections().await, 2);
+        assert_eq!(first.own_connections().await, connections);
         moved.store(true, Ordering::SeqCst);
     };
     let (last, ()) = tokio::join!(load, moving);
     assert_eq!(*running.state().borrow(), State::Ready);
-    call(last + 1, Some(running.instance())).await;
-    // Two before, three each time, and the last one.
-    let all = 3 * (last - 1) + 3;
+    call(&leaving, last + 1, Some(running.instance())).await;
+    // Two before, four each time, and the last one.
+    let all = 4 * (last - 1) + 3;
     let noted = || events.lock().expect("no panic").clone();
     soon(async {
         while noted().last() != Some(&last) || runs.load(Ordering::SeqCst) < all {
