@@ -135,6 +135,15 @@ impl Transport {
         }
     }
 
+    /// Publishes a message again and again until this is dropped, apart from all others: whatever becomes of it, they leave. Some
+    /// are unconfirmed at any time, but few.
+    pub async fn repeat(&self, publication: Publication) {
+        match self {
+            Self::Memory(connection) => connection.repeat(publication).await,
+            Self::Rabbit(connection) => connection.repeat(publication).await,
+        }
+    }
+
     /// How many queues can be consumed at once; none where there is no limit.
     #[must_use]
     pub fn max_consumers(&self) -> Option<usize> {

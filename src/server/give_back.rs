@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::join_all;
 use tokio::time::Instant;
 use tracing::debug;
 use uuid::Uuid;
@@ -23,8 +22,6 @@ use crate::transport::{ANSWER_TIMEOUT, Confirm, Life, Loss, Lost, Properties, Pu
 /// How long what is published again waits for room in its queue before there is another way out, and how often it looks.
 const PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(20);
-/// How many messages that are nothing are published at once.
-const MAX_ROUND: u16 = 256;
 /// How often a message is published on a channel that ends each time.
 const MAX_TRIES: u32 = 10;
 
@@ -83,11 +80,8 @@ impl Worker {
             body: Frame::new(Kind::Cancel, Uuid::nil(), Codec::Raw, Metadata::default(), Bytes::new()).to_body(),
         };
         let filling = async {
-            loop {
-                tokio::time::sleep(PAUSE).await;
-                let round = (0..self.prefetch().min(MAX_ROUND)).map(|_| reading.transport.publish(nothing.clone()));
-                join_all(round).await;
-            }
+            tokio::time::sleep(PAUSE).await;
+            reading.transport.repeat(nothing).await;
         };
         tokio::select! {
             _ = life.ended() => {}

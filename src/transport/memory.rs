@@ -183,6 +183,13 @@ impl Connection {
         self.state()?.get(self.0.id, queue)
     }
 
+    /// Publishes a message again and again.
+    pub async fn repeat(&self, publication: Publication) {
+        while self.publish(publication.clone()).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// How many messages wait in a queue; none when there is no such queue.
     ///
     /// # Errors

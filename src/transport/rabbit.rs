@@ -8,6 +8,7 @@ mod pool;
 mod properties;
 mod publisher;
 mod pull;
+mod repeat;
 mod returns;
 mod socket;
 #[cfg(feature = "tls")]
@@ -243,6 +244,14 @@ impl Connection {
         self.0.publisher.publish(publication, Told::InPassing)
     }
 
+    /// On a task, which closes the channel when this is dropped.
+    pub(super) async fn repeat(&self, publication: Publication) {
+        let (link, user, until) = (self.0.publishing.clone(), self.0.user.clone(), CancellationToken::new());
+        let _until = until.clone().drop_guard();
+        // It ends with its runtime at the latest.
+        let _ = self.0.questions.spawn(repeat::repeat(link, user, publication, until)).await;
+    }
+
     pub(super) async fn consume(&self, queue: &str, mode: Mode) -> Result<Consumer, Error> {
         in_time(&format!("consume the queue `{queue}`"), self.consume_however_long(queue, mode)).await
     }
@@ -446,9 +455,7 @@ impl Feed {
         let mut ack_by = std::pin::pin!(tokio::time::sleep(ACK_WITHIN));
         let mut end_by = std::pin::pin!(tokio::time::sleep(ANSWER_TIMEOUT));
         loop {
-            if filling && self.unsettled.len() >= self.prefetch {
-                full_by.as_mut().reset(Instant::now());
-            }
+            let mut cancel = false;
             tokio::select! {
                 delivery = self.stream.next() => match delivery {
                     Some(Ok(delivery)) => self.deliver(delivery, settler.as_ref()),
@@ -476,22 +483,22 @@ impl Feed {
                 }
                 () = &mut ack_by, if !self.acked.is_empty() && !filling => self.ack(),
                 stop = unwanted(&mut cancelled, &self.deliver), if active && !filling => {
-                    filling = true;
-                    let patience = if stop == Stop::Full { FULL_WITHIN } else { Duration::ZERO };
-                    full_by.as_mut().reset(Instant::now() + patience);
+                    (filling, cancel) = (stop == Stop::Full, stop == Stop::Now);
+                    full_by.as_mut().reset(Instant::now() + FULL_WITHIN);
                 }
-                () = &mut full_by, if filling => {
-                    (active, filling) = (false, false);
-                    // What is acked before that would make room.
-                    self.cancel();
-                    self.ack();
-                    end_by.as_mut().reset(Instant::now() + ANSWER_TIMEOUT);
-                }
+                () = &mut full_by, if filling => cancel = true,
                 // As when the queue has lost its leader.
                 () = &mut end_by, if !active => {
                     warn!(queue = %self.stream.queue(), "a consumer's end was not confirmed within {ANSWER_TIMEOUT:?}");
                     break;
                 }
+            }
+            if cancel || filling && self.unsettled.len() >= self.prefetch {
+                (active, filling) = (false, false);
+                // What is acked before that would make room.
+                self.cancel();
+                self.ack();
+                end_by.as_mut().reset(Instant::now() + ANSWER_TIMEOUT);
             }
         }
         // The consumer's end: it sees `None` after the last delivery.

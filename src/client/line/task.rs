@@ -8,12 +8,12 @@ mod moving;
 mod outgoing;
 mod unclear;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, join_all};
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::mpsc;
@@ -43,9 +43,10 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How long the last cancels of a client that has gone wait until it is known whether their calls are in a queue.
 const PARTING: Duration = Duration::from_secs(5);
 
-/// A session whose end is told when all that arrived before it has been read.
+/// Sessions whose end is told when all that arrived before it has been read.
+#[derive(Default)]
 struct Leaving {
-    rest: Rest,
+    rests: VecDeque<Rest>,
     /// What was said meanwhile of its messages.
     concluded: Vec<(u64, Result<Confirm, Lost>)>,
 }
@@ -58,7 +59,7 @@ pub(super) struct Task {
     /// The connection; while there is none, it is being opened, unless the client is closed.
     session: Option<Session>,
     opening: Option<BoxFuture<'static, Session>>,
-    /// The last one, while something may still come of it.
+    /// Those that are lost, while something may still come of them.
     leaving: Option<Leaving>,
     /// The connection of before a move, while replies are waited for there, and a move that is under way.
     former: Option<Former>,
@@ -218,6 +219,7 @@ impl Task {
             let in_flight = self.replies.len() + waiting;
             self.shared.in_flight.store(in_flight, Ordering::Relaxed);
         }
+        self.stay();
         self.part().await;
         self.enter(State::Closed);
         // Closing writes what is still queued, such as cancels.
@@ -274,16 +276,15 @@ impl Task {
             Order::Forget(id, cancel) => self.forget(id, cancel.map(|cancel| *cancel)),
             Order::Overdue(id) => self.overdue(id),
             Order::Close(done) => {
-                let transport = self.session.as_ref().map(|session| session.transport.clone());
-                // The connection of before closes as it is dropped.
+                let sessions = self.session.iter().chain(self.former.as_ref().map(|former| &former.session));
+                let transports: Vec<_> = sessions.map(|session| session.transport.clone()).collect();
                 // What came before leaves, as far as it can at once.
+                self.stay();
                 self.publish();
                 self.close("the client was closed");
                 // Here the ends of what is under way are still waited for.
                 tokio::spawn(async move {
-                    if let Some(transport) = transport {
-                        transport.close().await;
-                    }
+                    join_all(transports.iter().map(Transport::close)).await;
                     // Whoever closed the client may not wait for it.
                     let _ = done.send(());
                 });
@@ -397,12 +398,16 @@ async fn next_of(session: &mut Option<Session>) -> Happening {
     }
 }
 
-/// The next of what arrived on the last connection; none once nothing more comes.
+/// The next of what arrived on connections that are lost; none once nothing more comes.
 async fn rest_of(leaving: &mut Option<Leaving>) -> Option<Delivery> {
-    match leaving {
-        Some(leaving) => leaving.rest.next().await,
-        None => std::future::pending().await,
+    let Some(leaving) = leaving else { return std::future::pending().await };
+    while let Some(rest) = leaving.rests.front_mut() {
+        if let Some(delivery) = rest.next().await {
+            return Some(delivery);
+        }
+        leaving.rests.pop_front();
     }
+    None
 }
 
 async fn opened(opening: &mut Option<BoxFuture<'static, Session>>) -> Session {

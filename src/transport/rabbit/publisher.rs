@@ -436,7 +436,7 @@ fn largest_message(reason: &str) -> Option<usize> {
 type Names = (ShortString, ShortString);
 
 /// A publication as lapin takes it. Its number travels as `message_id`, by which a return is known again.
-fn on_the_wire(
+pub(super) fn on_the_wire(
     publication: &Publication,
     user: Option<&ShortString>,
     number: u64,

@@ -415,6 +415,31 @@ async fn a_drain_that_gives_calls_back_to_a_queue_that_does_not_answer_ends() {
 
 #[tokio::test]
 #[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
+async fn a_drain_whose_quorum_queue_does_not_answer_keeps_back_no_reply_of_another_service() {
+    let node = shared().await;
+    let scene = node.scene();
+    let Held { service, mut arrived } = Held::new();
+    let quiet = Service::new("quiet", 1).method("do", |_: Context, (): ()| async { Ok::<_, Fault>(()) }).quorum();
+    let running = soon(scene.server().await.serve(service).serve(quiet).start()).await.expect("all is new");
+    let client = scene.client().await;
+    let pending = hold(&client, 1).start().await.expect("on its way");
+    let arrival = soon(arrived.recv()).await.expect("it runs");
+    let calls = format!("{}.quiet.v1.calls", scene.namespace);
+    node.answers(&calls, false).await;
+    let draining = tokio::spawn(running.drain());
+    // It tries to fill its consumer there, which begins with this question.
+    when(async || node.untold(&calls, "register_enqueuer").await, |questions| *questions == 1).await;
+    arrival.release();
+    assert_eq!(soon(pending).await.expect("answered"), 1);
+    soon(draining).await.expect("no panic");
+    node.answers(&calls, true).await;
+    drop(client);
+    node.delete_queues().await;
+    node.nothing_left().await;
+}
+
+#[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_drain_does_not_wait_for_a_consumer_of_a_queue_that_does_not_answer() {
     // RabbitMQ takes a minute to say that it cannot be consumed.
     const LESS: Duration = Duration::from_secs(30);

@@ -8,8 +8,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 use uuid::Uuid;
 
-use super::moving::Move;
-use super::{Leaving, Task};
+use super::Task;
 use crate::client::line::unconfirmed::Away;
 use crate::client::line::{Address, Addressed, Shared, Token};
 use crate::client::replies::{Call, End, Waiter};
@@ -156,7 +155,7 @@ impl Task {
     /// The connection or its reply queue is gone.
     pub(super) fn lose(&mut self, reason: &Arc<str>) {
         let Some(session) = self.session.take() else { return };
-        self.moving = Move::None;
+        self.stay();
         self.window = Window::default();
         self.kept.clear();
         (self.blocked, self.stuck_at) = (None, None);
@@ -166,8 +165,7 @@ impl Task {
         let (transport, rest) = session.end();
         self.open(Some(reason.clone()), Some(transport));
         // What arrived before the end is read before the end is told.
-        let concluded = self.leaving.take().map(|leaving| leaving.concluded).unwrap_or_default();
-        self.leaving = Some(Leaving { rest, concluded });
+        self.leaving.get_or_insert_default().rests.push_back(rest);
     }
 
     /// All that arrived on the last connection has been read, or is not waited for.
@@ -211,6 +209,7 @@ impl Task {
 
     pub(super) fn block(&mut self, reason: Arc<str>) {
         let since = Instant::now();
+        self.stay();
         self.stuck_at.get_or_insert(later(since, self.rules.blocked_wait));
         self.enter(State::Blocked { reason: reason.clone(), since });
         self.blocked.get_or_insert((since, reason));

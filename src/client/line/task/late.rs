@@ -15,6 +15,9 @@ const NAMED: usize = 3;
 impl Task {
     /// Tells in the state whether the broker confirms what it gets.
     pub(super) fn look_for_confirms(&mut self, now: Instant) {
+        if self.is_held() {
+            return;
+        }
         if !self.takes() {
             self.late_since = None;
             return;

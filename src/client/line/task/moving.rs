@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
-use super::{Leaving, Task};
+use super::Task;
 use crate::client::session::{Happening, Session};
 use crate::error::Error;
 use crate::state::State;
@@ -33,7 +33,7 @@ pub(super) enum Move {
 
 /// The connection of before.
 pub(super) struct Former {
-    session: Session,
+    pub(super) session: Session,
     /// The numbers of the first and the last message that left over it.
     first: u64,
     last: u64,
@@ -80,21 +80,44 @@ impl Task {
             return;
         }
         self.back_at = Some(next_look_back());
-        if let Move::Holding(session, _) = std::mem::take(&mut self.moving) {
+        if self.is_held() {
             debug!(name = self.name(), "not all was confirmed in time: the first address is not used yet");
-            return close(session);
-        }
-        // Where something is wrong, it is not the time.
-        let is_well = *self.shared.state.borrow() == State::Ready && self.leaving.is_none() && self.former.is_none();
-        if is_well && self.session.is_some() {
+            self.stay();
+        } else if self.is_well() && self.former.is_none() {
             self.moving = Move::Connecting(self.sessions.clone().open_first().boxed());
+        }
+    }
+
+    /// Whether all is as it should be: otherwise it is not the time to move.
+    fn is_well(&self) -> bool {
+        *self.shared.state.borrow() == State::Ready && self.takes() && self.leaving.is_none() && self.unsent.is_empty()
+    }
+
+    /// Whether nothing leaves, for the sake of a move.
+    pub(super) fn is_held(&self) -> bool {
+        matches!(self.moving, Move::Holding(..))
+    }
+
+    /// Gives a move up.
+    pub(super) fn stay(&mut self) {
+        if let Move::Holding(session, _) = std::mem::take(&mut self.moving) {
+            close(session);
+        }
+    }
+
+    /// Gives a move up that would keep something from leaving in its time.
+    pub(super) fn stay_for(&mut self, deadline: Instant) {
+        if let Move::Holding(_, until) = &self.moving
+            && deadline <= *until
+        {
+            self.stay();
         }
     }
 
     /// There is a connection to the first address, or it cannot be had.
     pub(super) fn connected(&mut self, opened: Result<Session, Error>) {
         self.moving = match opened {
-            Ok(session) if session.transport.blocked().is_none() && self.takes() => {
+            Ok(session) if session.transport.blocked().is_none() && self.is_well() => {
                 Move::Holding(session, Instant::now() + HOLD)
             }
             Ok(session) => {
@@ -110,7 +133,7 @@ impl Task {
 
     /// Uses the new connection, once nothing is under way over the old one but replies.
     pub(super) fn switch(&mut self) {
-        if !matches!(self.moving, Move::Holding(..)) || !self.unconfirmed.is_empty() || !self.receipts.is_empty() {
+        if !self.is_held() || !self.unconfirmed.is_empty() || !self.receipts.is_empty() {
             return;
         }
         let Move::Holding(new, _) = std::mem::take(&mut self.moving) else { return };
@@ -134,11 +157,8 @@ impl Task {
     pub(super) fn lose_former(&mut self) {
         let Some(former) = self.former.take() else { return };
         let (_, rest) = former.session.end();
-        match self.leaving {
-            // What arrived before the end is read before the end is told.
-            None => self.leaving = Some(Leaving { rest, concluded: Vec::new() }),
-            Some(_) => self.end_answerless(),
-        }
+        // What arrived before the end is read before the end is told.
+        self.leaving.get_or_insert_default().rests.push_back(rest);
     }
 }
 
@@ -177,6 +197,33 @@ mod tests {
         calls: Consumer,
     }
 
+    /// The task of a client, and what sends it orders.
+    async fn task(url: &str) -> (Task, Line) {
+        let dial = Dial::parse(url).expect("a good address");
+        let sessions = Sessions { dial, namespace: Namespace::default(), instance: "caller".into() };
+        let session = sessions.open().await.expect("in memory");
+        let rules = Rules { max_message_size: 1024, blocked_wait: Duration::ZERO, max_in_flight: None };
+        let (orders, waiting) = mpsc::unbounded_channel();
+        let shared = Arc::new(Shared::new());
+        (Task::new(sessions, Some(session), rules, waiting, shared.clone()), Line { orders, shared })
+    }
+
+    /// A message of which nothing is said.
+    fn keep_unconfirmed(task: &mut Task) {
+        let address = Address { exchange: "".into(), key: "away".into(), kind: Kind::Oneway, priority: None };
+        task.unconfirmed.insert(0, Bundle { address, parcels: Vec::new() }, Instant::now());
+    }
+
+    /// The same task, which would use another connection but for what is not confirmed.
+    async fn held() -> Task {
+        let (mut task, _) = task("memory://").await;
+        keep_unconfirmed(&mut task);
+        task.connected(task.sessions.clone().open_first().await);
+        task.switch();
+        assert!(task.is_held());
+        task
+    }
+
     impl Moved {
         async fn new(prepare: impl FnOnce(&mut Task)) -> Self {
             let url = format!("memory://{}", Uuid::new_v4());
@@ -185,14 +232,8 @@ mod tests {
             server.declare(&[there]).await.expect("a new queue");
             let calls = server.consume("there", Mode::NoAck).await.expect("it is there");
 
-            let dial = Dial::parse(&url).expect("a good address");
-            let sessions = Sessions { dial, namespace: Namespace::default(), instance: "caller".into() };
-            let session = sessions.open().await.expect("in memory");
-            let old = session.transport.clone();
-            let rules = Rules { max_message_size: 1024, blocked_wait: Duration::ZERO, max_in_flight: None };
-            let (orders, waiting) = mpsc::unbounded_channel();
-            let shared = Arc::new(Shared::new());
-            let mut task = Task::new(sessions, Some(session), rules, waiting, shared.clone());
+            let (mut task, line) = task(&url).await;
+            let old = task.session.as_ref().expect("it is connected").transport.clone();
             let ((go, gone), (tell, new)) = (oneshot::channel(), oneshot::channel());
             let opening = task.sessions.clone().open_first();
             let connecting = async move {
@@ -205,7 +246,7 @@ mod tests {
             task.moving = Move::Connecting(connecting.boxed());
             prepare(&mut task);
             tokio::spawn(task.run());
-            Self { line: Line { orders, shared }, old, moving: Some((go, new)), server, calls }
+            Self { line, old, moving: Some((go, new)), server, calls }
         }
 
         /// Has the client begin to move, and gives out the connection that it moves to.
@@ -217,16 +258,24 @@ mod tests {
 
         /// Makes a call; tells its id, where its reply is to go, and who waits for that.
         async fn call(&mut self) -> (Uuid, String, Answer) {
+            self.call_within(Duration::from_secs(60)).await
+        }
+
+        async fn call_within(&mut self, time: Duration) -> (Uuid, String, Answer) {
+            let (id, answer) = self.post(time);
+            let delivery = self.calls.next().await.expect("it comes");
+            (id, delivery.properties.reply_to.expect("it is to be answered"), answer)
+        }
+
+        fn post(&self, time: Duration) -> (Uuid, Answer) {
             let target = Arc::new(Target::new(ServiceId::new("demo", 1).expect("a good name"), "add"));
             let (reply, answer) = oneshot::channel();
-            let until = Instant::now() + Duration::from_secs(60);
-            let token = Token { reply: Some((Waiter::One(reply), target)), ..Token::until(until) };
+            let token = Token { reply: Some((Waiter::One(reply), target)), ..Token::until(Instant::now() + time) };
             let address = Address { exchange: "".into(), key: "there".into(), kind: Kind::Request, priority: None };
             let id = Uuid::new_v4();
             let frame = Frame::new(Kind::Request, id, Codec::Raw, Metadata::default(), Bytes::new()).to_body();
             self.line.post(address, Parcel { id, frame, share: Share::ALL, kind: None, expiration: None, token });
-            let delivery = self.calls.next().await.expect("it comes");
-            (id, delivery.properties.reply_to.expect("it is to be answered"), answer)
+            (id, answer)
         }
 
         /// Answers a call; tells whether there was a queue for that.
@@ -290,11 +339,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_stays_where_it_is_while_something_is_not_confirmed() {
-        let mut moved = Moved::new(|task| {
-            let address = Address { exchange: "".into(), key: "away".into(), kind: Kind::Oneway, priority: None };
-            task.unconfirmed.insert(0, Bundle { address, parcels: Vec::new() }, Instant::now());
-        })
-        .await;
+        let mut moved = Moved::new(keep_unconfirmed).await;
         let (_, first_queue, _answer) = moved.call().await;
         let new = moved.go().await;
         let since = Instant::now();
@@ -302,5 +347,57 @@ mod tests {
         assert_eq!((second_queue, since.elapsed()), (first_queue, HOLD), "it is held for a moment");
         tokio::time::sleep(HOLD).await;
         assert!(new.declare(&[]).await.is_err(), "it is closed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_with_little_time_is_not_held() {
+        let mut moved = Moved::new(keep_unconfirmed).await;
+        let (_, first_queue, _answer) = moved.call().await;
+        moved.go().await;
+        let since = Instant::now();
+        let (_, second_queue, _answer) = moved.call_within(HOLD / 2).await;
+        assert_eq!((second_queue, since.elapsed()), (first_queue, Duration::ZERO));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_held_leaves_as_the_client_closes() {
+        let mut moved = Moved::new(keep_unconfirmed).await;
+        moved.go().await;
+        let (_, _answer) = moved.post(Duration::from_secs(60));
+        moved.line.close().await;
+        moved.calls.next().await.expect("it has left");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_does_not_move_while_something_is_wrong() {
+        let mut task = held().await;
+        task.block("low on memory".into());
+        assert!(!task.is_held(), "it would not hear of the end");
+        task.connected(task.sessions.clone().open_first().await);
+        assert!(!task.is_held());
+        task.unblock();
+        task.connected(task.sessions.clone().open_first().await);
+        assert!(task.is_held());
+        task.stay();
+        let since = Instant::now();
+        task.enter(State::Degraded { reason: "nothing is confirmed".into(), since });
+        task.connected(task.sessions.clone().open_first().await);
+        assert!(!task.is_held(), "its state would stay like that");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_has_arrived_over_two_connections_is_read_though_both_are_lost() {
+        for former_first in [false, true] {
+            let mut task = held().await;
+            task.unconfirmed.remove(0);
+            task.switch();
+            assert!(task.former.is_some());
+            if former_first {
+                task.lose_former();
+            }
+            task.lose(&"it was cut".into());
+            task.lose_former();
+            assert_eq!(task.leaving.as_ref().map(|leaving| leaving.rests.len()), Some(2));
+        }
     }
 }

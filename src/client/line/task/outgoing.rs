@@ -3,7 +3,6 @@
 use tokio::time::Instant;
 
 use super::ends::{closed, copy, renew};
-use super::moving::Move;
 use super::{LOOK, Task, add};
 use crate::client::line::{Address, Token};
 use crate::client::replies::{Call, End};
@@ -18,6 +17,7 @@ use crate::waiting::Weight;
 impl Task {
     /// Lets a parcel leave with the next messages, or wait until it can.
     pub(super) fn route(&mut self, address: Address, parcel: Parcel<Token>) {
+        self.stay_for(parcel.token.deadline);
         if !self.stuck.is_empty() && self.stuck.contains_key(&address.lane()) {
             return self.stick(address, parcel);
         }
@@ -33,7 +33,7 @@ impl Task {
 
     /// Whether there is a broker that takes something.
     pub(super) fn takes(&self) -> bool {
-        self.session.is_some() && self.blocked.is_none() && !matches!(self.moving, Move::Holding(..))
+        self.session.is_some() && self.blocked.is_none() && !self.is_held()
     }
 
     fn hold(&mut self, address: Address, parcel: Parcel<Token>) {

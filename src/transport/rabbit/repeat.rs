@@ -1,0 +1,39 @@
+//! One message published again and again, apart from all others: a queue that does not answer holds up nothing else.
+
+use std::sync::Arc;
+
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use lapin::options::BasicPublishOptions;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::connection::Link;
+use super::declare;
+use super::publisher::{confirming, on_the_wire};
+use super::user::User;
+use crate::transport::Publication;
+
+/// How many of them may be unconfirmed: RabbitMQ stops reading a connection that has 32 to a quorum queue that does not answer.
+const MAX_UNCONFIRMED: usize = 16;
+
+/// Publishes a message again and again, on a channel of its own, until then. Whatever ends that sooner does so silently.
+pub(super) async fn repeat(link: Arc<Link>, user: Arc<User>, publication: Publication, until: CancellationToken) {
+    let Ok(channel) = confirming(&link).await else { return };
+    let repeating = async {
+        let (properties, (exchange, key)) = on_the_wire(&publication, user.name(), 0)?;
+        let publish = || {
+            let options = BasicPublishOptions { mandatory: publication.mandatory, immediate: false };
+            let (exchange, key, properties) = (exchange.clone(), key.clone(), properties.clone());
+            let sent = channel.basic_publish(exchange, key, options, &publication.body, properties);
+            async { sent.await?.await }
+        };
+        let each = stream::repeat_with(publish).buffer_unordered(MAX_UNCONFIRMED);
+        each.try_for_each(|_| std::future::ready(Ok(()))).await.map_err(|error: lapin::Error| error.to_string())
+    };
+    tokio::select! {
+        ended = repeating => debug!(name = link.name(), error = ended.err(), "a message is not repeated any more"),
+        _ = link.end() => return,
+        () = until.cancelled() => {}
+    }
+    declare::close(&link, &channel).await;
+}
