@@ -24,12 +24,20 @@ impl Cluster {
         Self::with(version, "").await
     }
 
+    /// The same, of nodes of which one goes on alone, whatever its version is.
+    pub(crate) async fn of_nodes_that_go_on_alone(version: &str) -> Self {
+        Self::with_all_of(version, "").await
+    }
+
     /// The same, of nodes with what `conf` says.
     pub(crate) async fn with(version: &str, conf: &str) -> Self {
-        let conf = if version == "3.10" { [conf, PAUSES].concat() } else { conf.to_owned() };
+        Self::with_all_of(version, &if version == "3.10" { [conf, PAUSES].concat() } else { conf.to_owned() }).await
+    }
+
+    async fn with_all_of(version: &str, conf: &str) -> Self {
         let links = Links::between(3);
-        let first = Node::of_cluster(version, &conf, links.epmd(0), None).await;
-        let join = |node| Node::of_cluster(version, &conf, links.epmd(node), Some(&first));
+        let first = Node::of_cluster(version, conf, links.epmd(0), None).await;
+        let join = |node| Node::of_cluster(version, conf, links.epmd(node), Some(&first));
         let (second, third) = tokio::join!(join(1), join(2));
         let cluster = Self { nodes: [first, second, third], links };
         cluster.is_whole().await;

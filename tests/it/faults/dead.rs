@@ -13,7 +13,7 @@ use crate::support::{Scene, soon};
 #[tokio::test]
 #[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn dead_letters_can_be_seen_to_while_a_node_is_away_and_say_so_while_most_are() {
-    let cluster = Cluster::start(&version()).await;
+    let cluster = Cluster::of_nodes_that_go_on_alone(&version()).await;
     let first = Scene::at(cluster.url(0));
     let third = first.by_way_of(cluster.url(2));
     let refuse = |_: Context, (): ()| async { Err::<(), _>(Fault::new(Code::InvalidArgument, "no address")) };
