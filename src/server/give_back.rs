@@ -10,14 +10,13 @@ use uuid::Uuid;
 
 use super::message::{End, Message, Source};
 use super::outcome::MAX_REASON;
-use super::reading::Reading;
 use super::worker::{Job, Worker};
 use crate::codec::Codec;
 use crate::error::{Code, Fault};
 use crate::frame::{CONTENT_TYPE, Frame, Kind, Metadata};
 use crate::service::Answer;
 use crate::topology::header;
-use crate::transport::{ANSWER_TIMEOUT, Confirm, Life, Loss, Lost, Properties, Publication, Settle};
+use crate::transport::{ANSWER_TIMEOUT, Confirm, Life, Loss, Lost, Properties, Publication, Settle, Transport};
 
 /// How long what is published again waits for room in its queue before there is another way out, and how often it looks.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -64,7 +63,7 @@ impl Worker {
 
     /// Publishes what is nothing to a quorum queue of calls, until this consumer of it has ended that is to be full before: calls
     /// fill it sooner where there are enough of them.
-    pub(super) async fn fill(self: Arc<Self>, reading: Arc<Reading>, life: Arc<Life>) {
+    pub(super) async fn fill(self: Arc<Self>, transport: Transport, life: Arc<Life>) {
         let properties = Properties {
             content_type: Some(CONTENT_TYPE.to_owned()),
             app_id: Some(self.site.instance.to_string()),
@@ -81,7 +80,7 @@ impl Worker {
         };
         let filling = async {
             tokio::time::sleep(PAUSE).await;
-            reading.transport.repeat(nothing).await;
+            transport.repeat(nothing).await;
         };
         tokio::select! {
             _ = life.ended() => {}

@@ -150,7 +150,7 @@ impl Worker {
                     match self.service.calls.kind {
                         QueueKind::Quorum if place.1 == Source::Calls => {
                             queue.cancel_when_full();
-                            tasks.spawn(self.clone().fill(reading.clone(), queue.life.clone()));
+                            tasks.spawn(self.clone().fill(reading.transport.clone(), queue.life.clone()));
                         }
                         _ => queue.cancel(),
                     }

@@ -165,7 +165,7 @@ impl Task {
                 clock.as_mut().reset(at);
             }
             tokio::select! {
-                happening = next_of(&mut self.session) => match happening {
+                happening = next_of(self.session.as_mut()) => match happening {
                     Happening::Delivered(delivery) => {
                         self.read(delivery);
                         for _ in 1..BATCH {
@@ -182,7 +182,7 @@ impl Task {
                     None => self.left(),
                 },
                 session = opened(&mut self.opening) => self.opened(session),
-                happening = moving::next_of(&mut self.former) => match happening {
+                happening = next_of(self.former.as_mut().map(|former| &mut former.session)) => match happening {
                     Happening::Delivered(delivery) => self.read(delivery),
                     Happening::Over(_) => self.lose_former(),
                     Happening::Blocked(_) | Happening::Unblocked => {}
@@ -391,7 +391,7 @@ impl Drop for Task {
 }
 
 /// The next of what happens on a connection, while there is one.
-async fn next_of(session: &mut Option<Session>) -> Happening {
+async fn next_of(session: Option<&mut Session>) -> Happening {
     match session {
         Some(session) => session.next().await,
         None => std::future::pending().await,

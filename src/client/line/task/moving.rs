@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tracing::{debug, info};
 
 use super::Task;
-use crate::client::session::{Happening, Session};
+use crate::client::session::Session;
 use crate::error::Error;
 use crate::state::State;
 use crate::transport::next_look_back;
@@ -53,14 +53,6 @@ impl Move {
             Self::Connecting(connecting) => connecting.await,
             Self::None | Self::Holding(..) => std::future::pending().await,
         }
-    }
-}
-
-/// What comes over the connection of before, while there is one.
-pub(super) async fn next_of(former: &mut Option<Former>) -> Happening {
-    match former {
-        Some(former) => former.session.next().await,
-        None => std::future::pending().await,
     }
 }
 
