@@ -53,7 +53,8 @@
 //! # Testing
 //!
 //! Tests of services and their callers need no RabbitMQ. Give each a broker of its own, [`testing::broker`]: on `memory://`,
-//! which is one broker for the whole process, tests that run side by side answer each other's calls.
+//! which is one broker for the whole process, tests that run side by side answer each other's calls. [`testing::Fake`] takes
+//! the place of a service that a test does not have.
 
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
