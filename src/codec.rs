@@ -22,6 +22,7 @@ const MAX_DEPTH: usize = 127;
 /// How a payload is written. The client chooses; the server answers in kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 #[repr(u8)]
+#[non_exhaustive]
 pub enum Codec {
     /// The bytes themselves: for a method with one argument of bytes, or none, and a result of bytes, or none.
     Raw = 0,
@@ -34,7 +35,7 @@ pub enum Codec {
     MessagePack = 3,
 }
 
-/// Arguments that cannot be written, or a result that cannot be read.
+/// A value that cannot be written, such as an argument, or one that cannot be read, such as a result.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct CodecError(pub(crate) String);

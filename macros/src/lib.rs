@@ -67,7 +67,8 @@ use proc_macro::TokenStream;
 ///   `hopline::Service`, which a `hopline::Server` serves.
 /// - `CalculatorClient::new(&client)`, with a method for each of the trait's. It returns a `hopline::Call`, which
 ///   does nothing until it is awaited, started or sent. `-> T` gives `Call<T>`, `-> Result<T, E>` gives
-///   `Call<T, E>`, or `Call<T>` if `E` is `hopline::Fault` by whatever name, and a oneway method gives `Call<Oneway>`.
+///   `Call<T, E>`, which fails with `hopline::CallError<E>`, and a oneway method gives `Call<Oneway>`. `Call<T>` is
+///   `Call<T, hopline::Fault>`, by whatever name `Fault` goes, and fails with `hopline::Error`.
 ///
 /// Both types have the trait's visibility. `#[cfg]`, `#[deprecated]`, `#[allow]` and docs of a method hold for its
 /// client method too, and a method that `#[cfg]` leaves out is not served.

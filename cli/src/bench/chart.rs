@@ -50,7 +50,7 @@ fn draw(text: &mut String, points: &[Point]) -> Result<(), Box<dyn std::error::E
         for coalesce in COALESCE {
             let style = match coalesce {
                 Coalesce::Off => colour.mix(0.55).stroke_width(1),
-                Coalesce::Auto | Coalesce::Fixed(_) => colour.stroke_width(3),
+                _ => colour.stroke_width(3),
             };
             let of_this = points.iter().filter(|point| point.load.size == size && point.load.coalesce == coalesce);
             let line = of_this.map(|point| (point.load.concurrency as f64, point.measured.calls_per_second()));

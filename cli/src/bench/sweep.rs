@@ -187,7 +187,12 @@ impl Other {
 async fn nobody_serves_yet(broker: &Broker) -> Result<(), Failed> {
     let client = broker.client(Coalesce::default()).await?;
     // The broker knows at once whether there is anybody to ask.
-    let asked = client.call::<ByteBuf>(SERVICE, &echo(0), (ByteBuf::new(),)).all().stream().await.map(drop);
+    let asked = client
+        .call::<ByteBuf>(SERVICE, &echo(0), (ByteBuf::new(),))
+        .all()
+        .replies(Duration::from_secs(30))
+        .await
+        .map(drop);
     client.close().await;
     match asked {
         Err(Error::NoService { .. }) => Ok(()),
