@@ -1,4 +1,4 @@
-//! The permissions that `docs/security.md` gives are enough, and no more than that; and users cannot be each other.
+//! The permissions that `docs/guide/src/security.md` gives are enough, and no more than that; and users cannot be each other.
 //!
 //! This needs a RabbitMQ of its own, of the version that `HOPLINE_TEST_NODE` names: `scripts/test users-3.10 users-4.3` runs
 //! it with both, and otherwise the tests are ignored.
@@ -16,7 +16,7 @@ mod node;
 
 use node::{Node, version};
 
-const DOCUMENT: &str = include_str!("../docs/security.md");
+const DOCUMENT: &str = include_str!("../docs/guide/src/security.md");
 /// How long a test waits for what has to come, before it fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
