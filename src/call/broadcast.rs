@@ -6,8 +6,9 @@ use std::time::Duration;
 use futures::{Stream, StreamExt};
 
 use super::{Answered, Call, Oneway, outcome};
-use crate::client::Gathering;
+use crate::client::{Gathering, Request};
 use crate::error::{Error, Fault};
+use crate::route::Route;
 use crate::service::Failure;
 
 /// A call to every instance of a service. It does nothing until its replies are [gathered](Broadcast::gather) or
@@ -120,7 +121,7 @@ impl Broadcast<Oneway> {
     /// As [`Call::send`].
     pub async fn send(self) -> Result<(), Error> {
         let Call { client, stage, .. } = self.0;
-        client.send(Call::<Oneway>::unsent(stage)?, true).await
+        client.send(Request { route: Route::All, ..Call::<Oneway>::unsent(stage)? }).await
     }
 }
 
