@@ -50,7 +50,7 @@ impl Codec {
         [Self::Raw, Self::Cbor, Self::Json, Self::MessagePack].into_iter().find(|codec| *codec as u8 == number)
     }
 
-    /// The name for people, as in docs/wire.md.
+    /// The name in the description of the wire and in error messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw bytes",

@@ -86,7 +86,7 @@ impl Compression {
         }
     }
 
-    /// The name as in docs/wire.md: `zstd` or `lz4`.
+    /// The name in the description of the wire: `zstd` or `lz4`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

@@ -8,8 +8,9 @@ use serde_json::Value;
 
 use super::written;
 use crate::frame::{self, CONTENT_TYPE, Frame, Kind};
+use crate::route::{Exchanges, Route};
 use crate::server::{history, user_of};
-use crate::topology::{Namespace, ONEWAY_DELIVERIES, ServiceId, header, instance_key};
+use crate::topology::{Namespace, ONEWAY_DELIVERIES, ServiceId, header};
 use crate::transport::{Death, Delivery, Properties, Publication};
 
 /// The longest header that a replayed message takes along, in bytes. The longest that Hopline itself writes, a history,
@@ -212,7 +213,11 @@ impl DeadLetter {
                 let address = match &self.instance {
                     // The call was for this instance, or for all instances, of which each got a copy. So it is replayed
                     // at this one.
-                    Some(instance) if to_one => (namespace.rpc(), instance_key(service, instance)),
+                    Some(instance) if to_one => {
+                        let (route, service) = (Route::One(instance.clone()), service.to_string());
+                        let own = Exchanges::of(namespace).oneway(&route, &service, &service.as_str().into());
+                        (own.exchange().to_string(), own.key().to_string())
+                    }
                     _ => work,
                 };
                 (address, body.into())
