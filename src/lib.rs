@@ -38,7 +38,8 @@
 //!   [sent](Call::send) oneway, or made to [all](Call::all) instances. Its options are on it, not on the client.
 //! - [`DeadLetters`]: what could not be run, for an operator.
 //! - [`Context`]: what a handler may know of the call it handles.
-//! - [`Error`]: what went wrong, in few variants; the method's own error is one of them.
+//! - [`Error`]: what went wrong, in few variants. A method with an error type of its own fails with a [`CallError`], which is
+//!   that error or an [`Error`].
 //!
 //! One URL picks the broker: `amqp://user:password@host:port/vhost` is RabbitMQ, and `memory://` or `memory://name` one
 //! in the process, which means the same, needs nothing, and ends with its last connection. `amqps://` asks for the cargo
@@ -77,6 +78,7 @@ mod window;
 mod clock;
 mod pace;
 mod frame;
+mod route;
 #[doc(hidden)]
 pub mod topology;
 #[doc(hidden)]
@@ -86,6 +88,8 @@ pub mod transport;
 pub mod bench;
 pub mod blocking;
 pub mod testing;
+#[cfg(doctest)]
+mod guide;
 
 pub use hopline_macros::service;
 
@@ -97,25 +101,10 @@ pub use context::Context;
 pub use dead::{
     DeadLetter, DeadLetters, DeadLettersBuilder, EarlierDeath, Fate, Handled, LetterKind, Listed, WhichLetters,
 };
-pub use error::{Code, Error, Fault, Unanswered};
+pub use error::{CallError, Code, Error, Fault, Unanswered};
 pub use registry::{Instance, InstanceStats, MethodInfo};
 pub use server::{Caller, Running, Server, ServerBuilder};
 pub use service::{Dispatch, Failure, IntoService, Method, Service};
 pub use state::State;
 #[cfg(feature = "tls")]
 pub use transport::Tls;
-
-/// The examples of the page on security compile.
-#[cfg(all(doctest, feature = "tls"))]
-#[doc = include_str!("../docs/security.md")]
-struct Security;
-
-/// The example of the page on changing a contract compiles.
-#[cfg(doctest)]
-#[doc = include_str!("../docs/changing-a-contract.md")]
-struct ChangingAContract;
-
-/// The README's example compiles and runs.
-#[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct Readme;

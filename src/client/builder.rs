@@ -15,6 +15,7 @@ use crate::codec::Codec;
 use crate::compression::Compression;
 use crate::error::Error;
 use crate::outbox::Share;
+use crate::route::Exchanges;
 use crate::topology::Namespace;
 #[cfg(feature = "tls")]
 use crate::transport::Tls;
@@ -23,6 +24,7 @@ use crate::transport::{DialSettings, Role};
 /// Which calls may share a message. A broker's cost is per message, so sharing is worth about ten times the throughput;
 /// what a call means and how it ends is the same either way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Coalesce {
     /// Calls that wait to leave at the same moment share a message when their methods are quick: at most 64 calls,
     /// 64 KiB, and 1 ms of work going by the handler times that replies report. Calls of slow methods, and of those that
@@ -259,13 +261,10 @@ impl ClientBuilder {
     }
 
     fn client(self, sessions: Sessions, session: Option<Session>) -> Client {
-        let namespace = &sessions.namespace;
-        let (rpc, oneway) = (namespace.rpc().into(), namespace.oneway().into());
         let Self { max_message_size, blocked_wait, max_in_flight, .. } = self;
         let rules = Rules { max_message_size, blocked_wait, max_in_flight };
         Client(Arc::new(Inner {
-            rpc,
-            oneway,
+            exchanges: Exchanges::of(&sessions.namespace),
             caller: match &self.dial.name {
                 Some(name) => format!("{name} {}", sessions.instance).into(),
                 None => sessions.instance.clone(),

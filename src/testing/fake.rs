@@ -98,7 +98,7 @@ impl Fake {
     ///
     /// ```
     /// use hopline::testing::{self, Fake};
-    /// use hopline::{Client, Error};
+    /// use hopline::{CallError, Client, Error};
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Error> {
@@ -106,7 +106,7 @@ impl Fake {
     /// let _bank = Fake::new("bank", 1).fails("withdraw", "no money".to_owned()).serve(&broker).await?;
     /// let client = Client::connect(&broker).await?;
     /// let failed = client.call::<()>("bank", "withdraw", (100,)).fails_with::<String>().await;
-    /// assert!(matches!(failed, Err(Error::Service(why)) if why == "no money"));
+    /// assert!(matches!(failed, Err(CallError::Service(why)) if why == "no money"));
     /// # Ok(()) }
     /// ```
     pub fn fails<E: Failure + Clone + Send + Sync + 'static>(self, method: impl Into<Method>, failure: E) -> Self {

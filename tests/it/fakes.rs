@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use hopline::testing::{self, Fake};
-use hopline::{Client, Code, Codec, Error, Fault, Method};
+use hopline::{CallError, Client, Code, Codec, Error, Fault, Method};
 use serde::{Deserialize, Serialize};
 
 use crate::support::{MathClient, MathError, code, soon};
@@ -32,7 +32,7 @@ async fn a_fake_answers_the_client_of_a_trait_as_it_is_told() {
     let calculator = MathClient::new(&client);
     assert_eq!(calculator.add(1, 2).await.expect("answered"), 5);
     match calculator.div(7, 0).await {
-        Err(Error::Service(error)) => assert_eq!(error, MathError::DivisionByZero { dividend: 7 }),
+        Err(CallError::Service(error)) => assert_eq!(error, MathError::DivisionByZero { dividend: 7 }),
         other => panic!("{other:?}"),
     }
     let words = vec!["a".to_owned(), "b".to_owned()];

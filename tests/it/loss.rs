@@ -191,7 +191,7 @@ async fn a_broadcast_ends_with_its_connection_after_the_replies_that_came() {
     let mut stage = Stage::of_requests().await;
     let Held { service, arrived: mut others } = Held::new();
     let _other = stage.scene.serve(service).await;
-    let mut replies = hold(&stage.client, 7).all().stream().await.expect("on its way");
+    let mut replies = hold(&stage.client, 7).all().replies(LONG).await.expect("on its way");
     stage.arrival().await.release();
     let _unanswered = soon(others.recv()).await.expect("it runs");
     let first = soon(replies.next()).await.expect("it answers");
