@@ -65,6 +65,7 @@ mod service;
 mod context;
 mod registry;
 mod state;
+mod settings;
 mod dead;
 mod error;
 mod codec;
@@ -84,6 +85,7 @@ pub mod transport;
 #[doc(hidden)]
 pub mod bench;
 pub mod blocking;
+pub mod environment;
 pub mod testing;
 
 pub use hopline_macros::service;
