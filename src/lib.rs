@@ -65,6 +65,7 @@ mod service;
 mod context;
 mod registry;
 mod state;
+mod settings;
 mod dead;
 mod error;
 mod codec;
@@ -85,6 +86,7 @@ pub mod transport;
 #[doc(hidden)]
 pub mod bench;
 pub mod blocking;
+pub mod environment;
 pub mod testing;
 #[cfg(doctest)]
 mod guide;
