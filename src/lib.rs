@@ -106,5 +106,6 @@ pub use registry::{Instance, InstanceStats, MethodInfo};
 pub use server::{Caller, Running, Server, ServerBuilder};
 pub use service::{Dispatch, Failure, IntoService, Method, Service};
 pub use state::State;
+pub use topology::ServiceId;
 #[cfg(feature = "tls")]
 pub use transport::Tls;

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use tracing::field::display;
 use tracing::info;
 
 use super::{Allow, Server};
