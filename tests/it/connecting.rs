@@ -116,7 +116,7 @@ impl Drop for Peer {
 /// The error of an attempt to connect.
 async fn reason(url: &str) -> String {
     match soon(Client::connect(url)).await {
-        Err(Error::Connect { url, reason }) => {
+        Err(Error::Connect { url, reason, .. }) => {
             assert!(!url.contains('@') && !reason.contains("s3cret"), "{url}: {reason}");
             reason
         }
