@@ -228,7 +228,7 @@ async fn a_server_that_may_not_reply_says_so_and_its_replies_come_when_it_may() 
     // Who starts now is told at once.
     let other = Server::connect(&address(&node, "server")).await.expect("it may log in");
     let add = |_: Context, (a, b): (i64, i64)| async move { Ok::<_, Fault>(a + b) };
-    match other.method("calculator", "add", add).start().await {
+    match other.serve(Service::new("calculator", 1).method("add", add)).start().await {
         Err(Error::Broker { reason, .. }) => assert!(reason.contains("write to `amq.default`"), "{reason}"),
         other => panic!("{other:?}"),
     }
