@@ -101,7 +101,12 @@ async fn the_documents_permissions_are_enough_and_no_more() {
     assert_eq!(client.call::<i64>("calculator", "add", (2, 3)).await.expect("answered"), 5);
     assert_eq!(client.call::<i64>("calculator", "add", (2, 3)).to(running.instance()).await.expect("answered"), 5);
     assert_eq!(client.call::<String>("calculator", "who", (1,)).await.expect("answered"), "client");
-    let mut all = client.call::<i64>("calculator", "add", (2, 3)).all().stream().await.expect("on its way");
+    let mut all = client
+        .call::<i64>("calculator", "add", (2, 3))
+        .all()
+        .replies(Duration::from_secs(30))
+        .await
+        .expect("on its way");
     assert_eq!(soon(all.next()).await.expect("it answers").outcome.expect("a result"), 5);
     client.publish("order.created", &()).await.expect("the broker has it");
     assert_eq!(soon(heard.recv()).await.expect("it runs"), "client");

@@ -182,7 +182,7 @@ async fn a_process_that_is_terminated_under_load_loses_no_call() {
     assert_eq!(status.code(), Some(0));
     assert_eq!(answered, CALLS - CALLS / 4);
 
-    let mut replies = demo.whoami().all().stream().await.expect("they are asked");
+    let mut replies = demo.whoami().all().replies(Duration::from_secs(30)).await.expect("they are asked");
     let mut instances = BTreeSet::new();
     while instances.len() < staying.len() {
         instances.insert(soon(replies.next()).await.expect("another one answers").instance);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::future::join_all;
-use hopline::{Client, Codec, Context, Error, Fault, Method, Service};
+use hopline::{CallError, Client, Codec, Context, Error, Fault, Method, Service};
 use tokio::sync::oneshot;
 
 use crate::support::{Calculator, Held, MathClient, MathError, MathServer, Scene, hold, soon};
@@ -45,7 +45,7 @@ async fn a_service_answers_in_the_callers_codec() {
         let words = vec!["a".to_owned(), "é".to_owned()];
         assert_eq!(math.join(words, None).codec(codec).await.expect("words"), "a, é", "{codec:?}");
         let error = math.div(7, 0).codec(codec).await.expect_err("no such number");
-        assert!(matches!(error, Error::Service(MathError::DivisionByZero { dividend: 7 })), "{codec:?}: {error}");
+        assert!(matches!(error, CallError::Service(MathError::DivisionByZero { dividend: 7 })), "{codec:?}: {error}");
     }
     let bytes = serde_bytes::ByteBuf::from((0..=255).collect::<Vec<u8>>());
     assert_eq!(math.echo(bytes.clone()).codec(Codec::Raw).await.expect("raw bytes"), bytes);

@@ -82,7 +82,7 @@ async fn dropping_a_broadcast_cancels_it_everywhere() {
     let _one = scene.serve(one.service).await;
     let _two = scene.serve(two.service).await;
     let client = scene.client().await;
-    let replies = hold(&client, 1).all().stream().await.expect("on its way");
+    let replies = hold(&client, 1).all().replies(Duration::from_secs(30)).await.expect("on its way");
     let first = soon(one.arrived.recv()).await.expect("it runs");
     let second = soon(two.arrived.recv()).await.expect("it runs");
     drop(replies);
@@ -97,7 +97,7 @@ async fn a_broadcast_ends_with_its_deadline() {
     let _server = scene.serve(service).await;
     let client = scene.client().await;
     let time = Duration::from_secs(5);
-    let mut replies = hold(&client, 1).timeout(time).all().stream().await.expect("on its way");
+    let mut replies = hold(&client, 1).timeout(Duration::from_secs(600)).all().replies(time).await.expect("on its way");
     let running = soon(arrived.recv()).await.expect("it runs");
     // The instance may report that its time was up, just in time; then the stream ends.
     let ends = async {

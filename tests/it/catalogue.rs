@@ -60,7 +60,7 @@ async fn services_that_do_not_run_are_counted_too() {
     assert_counts(&scene, &[("mail.v1", 0)]).await;
     // A service without oneway methods enters with its first dead letter.
     let client = scene.client().await;
-    client.oneway("asked.v2", "unheard_of", [(); 0]).send_to_all().await.expect("the broker has it");
+    client.oneway("asked.v2", "unheard_of", [(); 0]).all().send().await.expect("the broker has it");
     client.oneway("mail", "send", (1,)).send().await.expect("the broker has it");
     for dead in ["asked.v2.dead", "mail.v1.dead"] {
         scene.waiting(&transport, dead, 1).await;

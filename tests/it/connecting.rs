@@ -116,7 +116,7 @@ impl Drop for Peer {
 /// Why there is no connection.
 async fn reason(url: &str) -> String {
     match soon(Client::connect(url)).await {
-        Err(Error::Connect { url, reason }) => {
+        Err(Error::Connect { url, reason, .. }) => {
             assert!(!url.contains('@') && !reason.contains("s3cret"), "{url}: {reason}");
             reason
         }

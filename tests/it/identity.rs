@@ -1,5 +1,7 @@
 //! Who calls is who the broker says, and a server's rule decides what that user may do.
 
+use std::time::Duration;
+
 use futures::StreamExt as _;
 use hopline::transport::{Confirm, Mode, Properties, Publication, Role, Transport};
 use hopline::{Client, Code, Codec, Context, Error, Fault, Method, Server, Service};
@@ -64,7 +66,12 @@ async fn a_handler_knows_its_caller_as_the_broker_verified() {
     let alice = Some(known_as(&scene, "alice"));
 
     assert_eq!(client.call::<Option<String>>("reception", "who", (1,)).await.expect("answered"), alice);
-    let mut all = client.call::<Option<String>>("reception", "who", (1,)).all().stream().await.expect("on its way");
+    let mut all = client
+        .call::<Option<String>>("reception", "who", (1,))
+        .all()
+        .replies(Duration::from_secs(30))
+        .await
+        .expect("on its way");
     assert_eq!(soon(all.next()).await.expect("one answers").outcome.expect("a result"), alice);
     client.oneway("reception", "ring", (1,)).send().await.expect("the broker has it");
     assert_eq!(soon(rung.recv()).await.expect("it runs"), alice);

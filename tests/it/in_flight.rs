@@ -29,7 +29,7 @@ async fn one_call_too_many_in_flight_is_refused_at_once_and_runs_once_there_is_r
     let second = hold(&client, 2).start().await.expect("on its way");
     let (one, two) = (soon(arrived.recv()).await.expect("runs"), soon(arrived.recv()).await.expect("runs"));
     match soon(hold(&client, 3).into_future()).await {
-        Err(Error::Overloaded { what }) => assert!(what.contains("2 calls in flight"), "{what}"),
+        Err(Error::Overloaded { what, .. }) => assert!(what.contains("2 calls in flight"), "{what}"),
         other => panic!("expected to be refused, not {other:?}"),
     }
     one.release();

@@ -199,7 +199,9 @@ async fn only_oneway_methods_take_oneway_calls() {
     let refused = client.oneway("notes", "ask", [(); 0]).send().await.expect_err("it is none");
     assert!(refused.to_string().contains("`notes.v1` takes no oneway calls of `ask`"), "{refused}");
     match refused {
-        Error::NoService { service, method } => assert_eq!((&*service, method.as_deref()), ("notes.v1", Some("ask"))),
+        Error::NoService { service, method, .. } => {
+            assert_eq!((&*service, method.as_deref()), ("notes.v1", Some("ask")))
+        }
         other => panic!("{other:?}"),
     }
     client.call::<()>("notes", "note", ("answered, too",)).await.expect("answered");
@@ -216,7 +218,7 @@ async fn a_service_without_oneway_methods_leaves_no_queue_for_them() {
         assert_eq!(transport.count(&queue(name)).await.expect("it can be counted"), None, "{name}");
     }
     // What is given up is kept nevertheless.
-    client.oneway("asked", "unheard_of", [(); 0]).send_to_all().await.expect("the broker has it");
+    client.oneway("asked", "unheard_of", [(); 0]).all().send().await.expect("the broker has it");
     let dead = DeadLetters::builder().namespace(&scene.namespace).connect(&scene.url, "asked").await;
     let dead = dead.expect("the broker is there");
     let is_kept = async {
@@ -236,7 +238,7 @@ async fn a_oneway_call_to_all_runs_on_every_instance() {
     let (service, mut two) = notes();
     let _second = scene.serve(service).await;
     let client = scene.client().await;
-    client.oneway("notes", "note", ("all",)).send_to_all().await.expect("the broker has it");
+    client.oneway("notes", "note", ("all",)).all().send().await.expect("the broker has it");
     assert_eq!(soon(one.recv()).await.expect("it runs"), "all");
     assert_eq!(soon(two.recv()).await.expect("and there"), "all");
     client.oneway("notes", "note", ("one",)).to(first.instance()).send().await.expect("the broker has it");

@@ -28,14 +28,14 @@ async fn calls_can_have_all_the_time_there_is_and_none() {
 
     let heard = |client: &Client| MathClient::new(client).heard();
     heard(&patient).send().await.expect("the broker has it");
-    heard(&patient).send_to_all().await.expect("the broker has it");
+    heard(&patient).all().send().await.expect("the broker has it");
     is_unsent(heard(&hasty).send().await);
     patient.publish("something.happened", &()).await.expect("the broker has it");
     // Whether the broker was fast enough for no time at all, it may have it.
     let published = soon(hasty.publish("something.happened", &())).await;
     assert!(matches!(published, Ok(_) | Err(Error::Timeout { .. })), "{published:?}");
 
-    let mut replies = MathClient::new(&patient).whoami().all().stream().await.expect("it is there");
+    let mut replies = MathClient::new(&patient).whoami().all().replies(Duration::MAX).await.expect("it is there");
     assert_eq!(soon(replies.next()).await.expect("it answers").instance, server.instance());
     // They wait for others, who may come at any time.
     tokio::select! {
@@ -52,7 +52,7 @@ async fn services_can_be_told_to_wait_and_to_remember_for_ever_and_not_at_all() 
     let scene = Scene::new();
     for (name, time) in [("longest", Duration::MAX), ("shortest", Duration::ZERO)] {
         let fails = move |_: Context, _: [(); 0]| async move {
-            Err::<(), _>(Fault { retry_after: Some(time), ..Fault::new(Code::Unavailable, "not now") })
+            Err::<(), _>(Fault::new(Code::Unavailable, "not now").retry_after(time))
         };
         let service = Service::new(name, 1).grace(time).method(Method::new("fail").dedup(time), fails);
         let server = scene.serve(service).await;

@@ -275,7 +275,7 @@ pub(crate) fn frame(kind: u8, codec: Codec, id: uuid::Uuid, method: &str, payloa
 }
 
 /// The code of a fault.
-pub(crate) fn code<T: fmt::Debug, E: fmt::Debug>(outcome: Result<T, Error<E>>) -> Code {
+pub(crate) fn code<T: fmt::Debug>(outcome: Result<T, Error>) -> Code {
     match outcome {
         Err(Error::Fault(fault)) => fault.code,
         other => panic!("expected a fault, not {other:?}"),

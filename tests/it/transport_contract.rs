@@ -891,7 +891,7 @@ async fn declaring_with_other_arguments_names_each_that_differs_and_harms_nothin
     declared(&transport, queue.clone()).await;
     let other = Queue { max_length: Some(20), max_priority: Some(3), dead_letter, ..queue.clone() };
     let refused = soon(transport.declare(&[Declaration::Queue(other)])).await;
-    let Err(Error::Mismatch { name, differences }) = refused else { panic!("not a mismatch: {refused:?}") };
+    let Err(Error::Mismatch { name, differences, .. }) = refused else { panic!("not a mismatch: {refused:?}") };
     assert!(name.contains(&queue.name), "{name}");
     for argument in ["x-max-length", "x-max-priority", "x-dead-letter-exchange", "x-dead-letter-routing-key"] {
         let named = differences.iter().filter(|difference| difference.contains(argument)).count();
@@ -912,7 +912,7 @@ async fn declaring_a_queue_or_exchange_of_another_kind_is_a_mismatch() {
     ];
     for (part, expected) in parts.into_iter().zip([queue.name.as_str(), DIRECT]) {
         let refused = soon(transport.declare(&[part])).await;
-        let Err(Error::Mismatch { name, differences }) = refused else { panic!("not a mismatch: {refused:?}") };
+        let Err(Error::Mismatch { name, differences, .. }) = refused else { panic!("not a mismatch: {refused:?}") };
         assert!(name.contains(expected), "{name}");
         assert_eq!(differences.len(), 1, "{differences:?}");
     }

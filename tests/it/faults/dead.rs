@@ -119,7 +119,7 @@ async fn a_list_that_is_broken_off_has_the_letters_that_were_read() {
     let listed = soon(dead.list(10)).await.expect("one can be read");
     assert_eq!(listed.letters.len(), 1);
     match listed.broken_off {
-        Some(Error::Broker { operation, reason }) => assert!(operation.contains(&queue), "{operation}: {reason}"),
+        Some(Error::Broker { operation, reason, .. }) => assert!(operation.contains(&queue), "{operation}: {reason}"),
         other => panic!("{other:?}"),
     }
     drop((dead, proxy));

@@ -183,12 +183,12 @@ async fn a_service_whose_queue_of_dead_letters_was_deleted_is_counted_when_it_ha
     let service = Service::new("asked", 1).method("ask", ask);
     let running = scene.server().await.serve(hopeless()).serve(service).start().await.expect("it can be served");
     let client = scene.client().await;
-    client.oneway("asked", "absent", [(); 0]).send_to_all().await.expect("the broker has it");
+    client.oneway("asked", "absent", [(); 0]).all().send().await.expect("the broker has it");
     scene.waiting(&transport, "asked.v1.dead", 1).await;
     for queue in ["asked.v1.dead", "hopeless.v1.dead", "services"] {
         node.delete_queue(&format!("{}.{queue}", scene.namespace)).await;
     }
-    client.oneway("asked", "absent", [(); 0]).send_to_all().await.expect("the broker has it");
+    client.oneway("asked", "absent", [(); 0]).all().send().await.expect("the broker has it");
     scene.waiting(&transport, "asked.v1.dead", 1).await;
     // The server looks for the other one every 30 s.
     scene.waiting(&transport, "services", 2).await;

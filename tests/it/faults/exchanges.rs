@@ -32,7 +32,7 @@ async fn an_event_whose_exchange_is_gone_reaches_nobody_and_says_so_once() {
     let exchange = format!("{}.events", scene.namespace);
     node.delete_exchange(&exchange).await;
     match soon(client.publish("order.created", &2)).await {
-        Err(Error::Broker { operation, reason }) => {
+        Err(Error::Broker { operation, reason, .. }) => {
             assert!(operation.contains(&exchange) && reason.contains("declared again"), "{operation}: {reason}");
         }
         other => panic!("nobody got it: {other:?}"),

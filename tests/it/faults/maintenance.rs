@@ -160,7 +160,7 @@ async fn a_server_and_a_client_leave_a_node_in_maintenance_and_are_back_there_af
             client.publish("tick", &number).await.expect("it is subscribed to");
             tokio::join!(call(&client, number, None), call(&leaving, number, None));
             call(&client, number, Some(running.instance())).await;
-            let to_all = client.oneway("count", "count", (number,)).timeout(DEADLINE).send_to_all();
+            let to_all = client.oneway("count", "count", (number,)).timeout(DEADLINE).all().send();
             soon(to_all).await.expect("there is one");
         }
         number

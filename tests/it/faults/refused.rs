@@ -12,7 +12,7 @@ use crate::support::{Calculator, MathClient, MathServer, soon};
 async fn reason(node: &Node, user: &str, vhost: &str) -> String {
     let url = format!("amqp://{user}:{user}@{}/{vhost}", node.address());
     match soon(Server::connect(&url)).await {
-        Err(Error::Connect { url, reason }) => {
+        Err(Error::Connect { url, reason, .. }) => {
             assert_eq!(url, format!("amqp://{}/{vhost}", node.address()));
             reason
         }

@@ -37,7 +37,9 @@ async fn a_server_starts_though_the_node_with_one_of_its_queues_is_away() {
     // That a queue is out of reach is not taken for a full one, however often.
     for _ in 0..3 {
         match soon(client.call::<u64>("held", "hold", (1_u64,)).timeout(DEADLINE).into_future()).await {
-            Err(Error::Unreachable { method, queue }) => assert_eq!((&*method, queue), ("held.v1.hold", calls.clone())),
+            Err(Error::Unreachable { method, queue, .. }) => {
+                assert_eq!((&*method, queue), ("held.v1.hold", calls.clone()))
+            }
             other => panic!("{other:?}"),
         }
     }
