@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use serde::Serialize;
+use uuid::Uuid;
 
 use self::callback::Called;
 use crate::client::{Absent, Client, Dispatched, Gathering, Target};
@@ -69,6 +70,8 @@ pub(crate) struct Request {
     pub(crate) metadata: Vec<(String, String)>,
     pub(crate) idempotent: bool,
     pub(crate) absent: Option<Absent>,
+    /// The call that this is another attempt of; none for the first.
+    pub(crate) call_id: Option<Uuid>,
     /// Of the handler that makes the call.
     pub(crate) context: Option<Context>,
 }
@@ -304,6 +307,7 @@ impl Request {
             metadata: Vec::new(),
             idempotent: false,
             absent: None,
+            call_id: None,
             context: None,
         }
     }

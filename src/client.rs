@@ -208,7 +208,10 @@ impl Client {
             traceparent = trace.map(tracing::field::display),
         );
         let user = request.metadata;
-        let more = (!user.is_empty()).then(|| Box::new(More { user, ..More::default() }));
+        // A call's first request has the call's id as its own.
+        let call_id = request.call_id;
+        let has_more = !user.is_empty() || call_id.is_some();
+        let more = has_more.then(|| Box::new(More { user, call_id, ..More::default() }));
         let metadata = Metadata {
             method: Some(target.method.clone()),
             remaining: (kind == Kind::Request).then_some(timeout),

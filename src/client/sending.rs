@@ -11,10 +11,9 @@ use super::line::{Address, Addressed, Token};
 use super::pending::{Dispatched, Gathering, OVERDUE, Ticket};
 use super::replies::{End, Waiter};
 use super::target::Target;
-use super::{Absent, CANCEL_LATE, Client, Outgoing, traced};
+use super::{Absent, CANCEL_LATE, Client, Outgoing};
 use crate::call::Request;
 use crate::codec::Codec;
-use crate::context::Context;
 use crate::error::{Error, Unanswered};
 use crate::frame::{Frame, Kind, Metadata};
 use crate::outbox::Parcel;
@@ -96,7 +95,8 @@ impl Client {
     fn cancel(&self, ticket: &Ticket) -> Addressed {
         let Ticket { target, instance, id, deadline, .. } = ticket;
         let remaining = deadline.saturating_duration_since(Instant::now());
-        let metadata = Metadata { remaining: Some(remaining), ..self.metadata(traced(Context::current().as_ref())) };
+        let caller = Some(self.0.caller.clone());
+        let metadata = Metadata { remaining: Some(remaining), instance: caller, ..Metadata::default() };
         let parcel = Parcel {
             id: *id,
             frame: Frame::new(Kind::Cancel, *id, Codec::Raw, metadata, Bytes::new()).to_body(),

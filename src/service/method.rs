@@ -156,18 +156,24 @@ impl Method {
         self
     }
 
-    /// Runs a call once though it is delivered again, as far as one instance can tell: for so long after a call has ended,
-    /// another delivery with its request id gets the first reply without running, and while it still runs, waits for that.
-    /// So does a redelivered call that would be refused as `ABORTED`. Default: nothing is remembered.
+    /// Runs a call once though it comes again, as far as one instance can tell. For so long after a call has ended, whatever
+    /// comes with its [`call_id`](crate::Context::call_id) from the same [user](crate::Context::user) gets the first reply
+    /// without running; while the call still runs, it waits for that reply. So does a redelivered call that would be refused as
+    /// `ABORTED`. Default: nothing is remembered.
     ///
-    /// Of a oneway call, another delivery is acked without running if the first ended well; one that failed is tried
-    /// again as ever. Faults, such as of a panic, are replies too; a call whose caller gave up has none, unless its method
-    /// [`finishes`](Method::finishes).
+    /// What comes again is either another delivery of the same request, or another request that the caller sends for the same
+    /// call. A result and the method's own error answer both. A fault, such as of a panic or of a deadline that passed, answers
+    /// deliveries of the request that met it; another request runs then, since the caller sends it to try again. It also
+    /// runs when the first one was dropped because its caller gave it up. A method that [`finishes`](Method::finishes) has a
+    /// reply then too.
+    ///
+    /// Of a oneway call, another delivery is acknowledged without running if the first ended well; one that failed is tried
+    /// again as ever. Callers whose user is not known count as one user.
     ///
     /// Each instance remembers what it ran itself, in memory: at most 65 536 answers and 64 MiB of a service, and beyond
     /// those forgets first what it would forget first anyway. Another instance, and this one after a restart, knows
     /// nothing of it. What must not happen twice needs a record where it happens, such as a unique key in a database:
-    /// [`Context::request_id`](crate::Context::request_id) is the same in every delivery.
+    /// [`Context::call_id`](crate::Context::call_id) is the same whenever the call comes.
     ///
     /// ```
     /// use std::time::Duration;
