@@ -13,15 +13,15 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use serde::Serialize;
-use uuid::Uuid;
 
 use self::callback::Called;
-use crate::client::{Absent, Client, Dispatched, Gathering, Target};
+use crate::client::{Absent, Arguments, Client, Dispatched, Gathering, Request, Target};
 use crate::codec::{Codec, CodecError};
 use crate::compression::Refusal;
 use crate::context::Context;
 use crate::error::{Code, Error, Fault};
 use crate::frame::Frame;
+use crate::route::Route;
 use crate::service::Failure;
 
 /// One invocation of a method. It does nothing until it is awaited, [started](Call::start), given a
@@ -54,30 +54,10 @@ where
 #[derive(Debug)]
 enum Stage {
     /// To be sent when it is polled.
-    Ready(Box<Request>),
+    Ready(Box<Request<Arguments>>),
     Sent(Dispatched),
     Over,
 }
-
-/// What is to be sent, once somebody asks for it.
-pub(crate) struct Request {
-    pub(crate) target: Result<Arc<Target>, String>,
-    pub(crate) arguments: Arguments,
-    pub(crate) codec: Option<Codec>,
-    pub(crate) timeout: Option<Duration>,
-    pub(crate) instance: Option<String>,
-    pub(crate) priority: Option<u8>,
-    pub(crate) metadata: Vec<(String, String)>,
-    pub(crate) idempotent: bool,
-    pub(crate) absent: Option<Absent>,
-    /// The call that this is another attempt of; none for the first.
-    pub(crate) call_id: Option<Uuid>,
-    /// Of the handler that makes the call.
-    pub(crate) context: Option<Context>,
-}
-
-/// Appends the arguments to a frame, once the codec is known.
-type Arguments = Box<dyn FnOnce(Codec, &mut Vec<u8>) -> Result<(), CodecError> + Send>;
 
 type ReadError<E> = fn(Codec, &[u8]) -> Error<E>;
 type ReadResult<T> = fn(Codec, &[u8]) -> Result<T, CodecError>;
@@ -108,8 +88,8 @@ impl<T> Call<T> {
         arguments: impl Serialize + Send + 'static,
         read: ReadResult<T>,
     ) -> Self {
-        let request = Request::new(target, Box::new(move |codec, payload| codec.write(&arguments, payload)));
-        let request = Request { context: Context::current(), ..request };
+        let arguments: Arguments = Box::new(move |codec, payload| codec.write(&arguments, payload));
+        let request = Request { context: Context::current(), ..Request::new(target, arguments) };
         Self { client, stage: Stage::Ready(Box::new(request)), read, read_error: Fault::read }
     }
 
@@ -130,7 +110,7 @@ impl<T, E: fmt::Debug> Call<T, E> {
     /// To one instance, by the id that [`Context::instance`](crate::Context::instance) or a
     /// [reply](BroadcastReply::instance) told, instead of any.
     pub fn to(self, instance: impl Into<String>) -> Self {
-        self.with(|request| request.instance = Some(instance.into()))
+        self.with(|request| request.route = Route::One(instance.into()))
     }
 
     /// 0 to 9; calls of a higher priority overtake waiting ones of a lower, in a service with
@@ -164,14 +144,14 @@ impl<T, E: fmt::Debug> Call<T, E> {
     }
 
     /// Sets an option. Of a call that is on its way, none can be set any more.
-    fn with(mut self, set: impl FnOnce(&mut Request)) -> Self {
+    fn with(mut self, set: impl FnOnce(&mut Request<Arguments>)) -> Self {
         if let Stage::Ready(request) = &mut self.stage {
             set(request);
         }
         self
     }
 
-    fn unsent(stage: Stage) -> Result<Request, Error> {
+    fn unsent(stage: Stage) -> Result<Request<Arguments>, Error> {
         match stage {
             Stage::Ready(request) => Ok(*request),
             Stage::Sent(_) | Stage::Over => {
@@ -262,7 +242,7 @@ impl Call<Oneway> {
     /// then or the client was closed. While connections are lost the call is sent again, with the same id: after `Timeout`,
     /// or with `may_have_run: true`, it may run nevertheless.
     pub async fn send(self) -> Result<(), Error> {
-        self.client.send(Self::unsent(self.stage)?, false).await
+        self.client.send(Self::unsent(self.stage)?).await
     }
 
     /// Oneway broadcast: every instance that is up runs the method once, as soon as it can.
@@ -270,7 +250,7 @@ impl Call<Oneway> {
     /// # Errors
     /// As [`Call::send`].
     pub async fn send_to_all(self) -> Result<(), Error> {
-        self.client.send(Self::unsent(self.stage)?, true).await
+        self.client.send(Request { route: Route::All, ..Self::unsent(self.stage)? }).await
     }
 }
 
@@ -292,30 +272,6 @@ impl<T: Answered, E: fmt::Debug> Future for Call<T, E> {
             }
             outcome(&reply, dispatched.max_payload(), this.read, this.read_error)
         })
-    }
-}
-
-impl Request {
-    pub(crate) fn new(target: Result<Arc<Target>, String>, arguments: Arguments) -> Self {
-        Self {
-            target,
-            arguments,
-            codec: None,
-            timeout: None,
-            instance: None,
-            priority: None,
-            metadata: Vec::new(),
-            idempotent: false,
-            absent: None,
-            call_id: None,
-            context: None,
-        }
-    }
-}
-
-impl fmt::Debug for Request {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Request").field("target", &self.target).finish_non_exhaustive()
     }
 }
 

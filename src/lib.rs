@@ -76,6 +76,7 @@ mod window;
 mod clock;
 mod pace;
 mod frame;
+mod route;
 #[doc(hidden)]
 pub mod topology;
 #[doc(hidden)]

@@ -7,9 +7,7 @@ use futures::TryStreamExt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::call::Request;
-use crate::client::{Client, Target};
-use crate::codec::Codec;
+use crate::client::{Arguments, Client, Request, Target};
 use crate::error::{Code, Error};
 use crate::frame::Frame;
 use crate::topology::ServiceId;
@@ -93,11 +91,9 @@ impl Client {
 
 async fn ask<T: DeserializeOwned + Ord>(client: &Client, question: &str, window: Duration) -> Result<Vec<T>, Error> {
     let service = ServiceId::new("hopline", 1).map_err(Error::Invalid)?;
-    let arguments = |codec: Codec, payload: &mut Vec<u8>| codec.write::<[(); 0]>(&[], payload);
-    let request = Request {
-        timeout: Some(window),
-        ..Request::new(Ok(Arc::new(Target::new(service, question))), Box::new(arguments))
-    };
+    let arguments: Arguments = Box::new(|codec, payload| codec.write::<[(); 0]>(&[], payload));
+    let target = Arc::new(Target::new(service, question));
+    let request = Request { timeout: Some(window), ..Request::new(Ok(target), arguments) };
     let replies = match client.discover(request).await {
         Err(Error::NoService { .. }) => return Ok(Vec::new()),
         replies => replies?.try_collect::<Vec<Frame>>().await?,

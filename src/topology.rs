@@ -397,18 +397,18 @@ pub(crate) struct CallsQueue {
 }
 
 /// The key that reaches one instance on the exchange of calls.
-pub(crate) fn instance_key(service: &ServiceId, instance: &str) -> String {
+pub(crate) fn instance_key(service: impl fmt::Display, instance: &str) -> String {
     format!("{service}@{instance}")
 }
 
 /// The key that reaches all instances on the exchange of calls: no name has a `*` in it.
-pub(crate) fn all_key(service: &ServiceId) -> String {
+pub(crate) fn all_key(service: impl fmt::Display) -> String {
     format!("{service}@*")
 }
 
 /// The key of the question whether an instance is there whose service's queue of calls has no limit, so that it refuses none
 /// while it can be reached: no name has a `~` in it.
-pub(crate) fn unlimited_key(service: &ServiceId) -> String {
+pub(crate) fn unlimited_key(service: impl fmt::Display) -> String {
     format!("{service}@~")
 }
 

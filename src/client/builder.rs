@@ -15,6 +15,7 @@ use crate::codec::Codec;
 use crate::compression::Compression;
 use crate::error::Error;
 use crate::outbox::Share;
+use crate::route::Exchanges;
 use crate::topology::Namespace;
 #[cfg(feature = "tls")]
 use crate::transport::Tls;
@@ -259,13 +260,10 @@ impl ClientBuilder {
     }
 
     fn client(self, sessions: Sessions, session: Option<Session>) -> Client {
-        let namespace = &sessions.namespace;
-        let (rpc, oneway) = (namespace.rpc().into(), namespace.oneway().into());
         let Self { max_message_size, blocked_wait, max_in_flight, .. } = self;
         let rules = Rules { max_message_size, blocked_wait, max_in_flight };
         Client(Arc::new(Inner {
-            rpc,
-            oneway,
+            exchanges: Exchanges::of(&sessions.namespace),
             caller: match &self.dial.name {
                 Some(name) => format!("{name} {}", sessions.instance).into(),
                 None => sessions.instance.clone(),

@@ -9,7 +9,8 @@ use uuid::Uuid;
 use super::line::Token;
 use super::pending::{lost_with, no_exchange};
 use super::replies::End;
-use super::{Client, MAX_TIMEOUT, head_start, traced};
+use super::request::{head_start, traced};
+use super::{Client, MAX_TIMEOUT};
 use crate::codec::CodecError;
 use crate::context::Context;
 use crate::error::Error;
@@ -58,7 +59,7 @@ impl Client {
             .map_err(|error| CodecError(format!("the event {}", error.0)))?;
         let body = self.sized("event", body)?;
         let size = body.len();
-        let address = self.address(Kind::Event, self.namespace().events().into(), key.into());
+        let address = self.0.exchanges.event(key);
         let after = self.0.settings.timeout;
         let deadline = Instant::now() + after.min(MAX_TIMEOUT);
         let (sender, said) = oneshot::channel();
@@ -67,7 +68,7 @@ impl Client {
             id: frame.id,
             frame: body,
             share: self.0.settings.coalesce.share(),
-            kind: Some(address.key.clone()),
+            kind: Some(address.key().clone()),
             expiration: None,
             token,
         };

@@ -4,7 +4,6 @@ mod places;
 mod task;
 mod unconfirmed;
 
-use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -20,54 +19,10 @@ use super::replies::{Call, End, Place, Waiter};
 use super::session::{Session, Sessions};
 use super::target::Target;
 use super::{Absent, Traffic};
-use crate::frame::Kind;
-use crate::lanes::Lane;
 use crate::outbox::Parcel;
+use crate::route::Address;
 use crate::state::State;
 use crate::transport::Lost;
-
-/// What the messages of parcels that may share one agree on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Address {
-    pub(super) exchange: Arc<str>,
-    pub(super) key: Arc<str>,
-    /// Whether they are requests, oneway calls, events or cancels.
-    pub(super) kind: Kind,
-    pub(super) priority: Option<u8>,
-}
-
-impl Address {
-    /// Whether it says where replies go.
-    pub(super) fn is_answered(&self) -> bool {
-        self.kind == Kind::Request
-    }
-
-    /// Whether it is returned when no queue takes it. To an event, nobody has to listen.
-    pub(super) fn is_mandatory(&self) -> bool {
-        self.kind != Kind::Event
-    }
-
-    /// What goes to the same queue. The queue of oneway calls is that of all methods of a service.
-    pub(super) fn lane(&self) -> Lane {
-        let queue = match self.kind {
-            Kind::Oneway => self.key.rsplit_once('.').map_or(&*self.key, |(service, _)| service),
-            _ => &self.key,
-        };
-        Lane::of((self.kind as u8, queue))
-    }
-
-    /// Whether it outlives a restart of the broker.
-    pub(super) fn is_persistent(&self) -> bool {
-        matches!(self.kind, Kind::Oneway | Kind::Event)
-    }
-}
-
-impl Hash for Address {
-    /// By what differs most.
-    fn hash<H: Hasher>(&self, hasher: &mut H) {
-        self.key.hash(hasher);
-    }
-}
 
 /// Who is told of a parcel, and what may become of it.
 #[derive(Debug)]

@@ -18,6 +18,7 @@ use super::replies::End;
 use super::target::Target;
 use crate::error::{Code, Error, Fault, Unanswered};
 use crate::frame::Frame;
+use crate::route::Route;
 use crate::topology::instance_key;
 use crate::transport::{Confirm, Lost};
 
@@ -28,7 +29,7 @@ pub(super) const OVERDUE: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub(crate) struct Ticket {
     pub(super) target: Arc<Target>,
-    pub(super) instance: Option<String>,
+    pub(super) route: Route,
     pub(super) id: Uuid,
     pub(super) size: usize,
     pub(super) deadline: Instant,
@@ -46,8 +47,8 @@ impl Ticket {
     }
 
     fn no_service(&self) -> Error {
-        let service = match &self.instance {
-            Some(instance) => instance_key(&self.target.service, instance),
+        let service = match self.route.instance() {
+            Some(instance) => instance_key(&self.target.service_text, instance),
             None => self.target.service_text.to_string(),
         };
         Error::NoService { service, method: None }
@@ -59,7 +60,7 @@ impl Ticket {
             End::Said(Confirm::Accepted) => Ok(()),
             End::Said(Confirm::Returned) => Err(self.no_service()),
             // An instance's queue is never full: the broker refuses for a moment what it returns after it.
-            End::Said(Confirm::Refused) if self.instance.is_some() => Err(self.no_service()),
+            End::Said(Confirm::Refused) if self.route.instance().is_some() => Err(self.no_service()),
             End::Said(Confirm::Refused) => Err(queue_full(&self.target.service)),
             End::Said(Confirm::TooLarge(limit)) => Err(Error::TooLarge { what: "request", size: self.size, limit }),
             End::Lost(lost) => Err(lost_with(self.target.to_string(), lost)),

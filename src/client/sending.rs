@@ -7,51 +7,47 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
-use super::line::{Address, Addressed, Token};
+use super::line::{Addressed, Token};
 use super::pending::{Dispatched, Gathering, OVERDUE, Ticket};
 use super::replies::{End, Waiter};
+use super::request::{Outgoing, Payload, Request};
 use super::target::Target;
-use super::{Absent, CANCEL_LATE, Client, Outgoing};
-use crate::call::Request;
+use super::{Absent, CANCEL_LATE, Client};
 use crate::codec::Codec;
 use crate::error::{Error, Unanswered};
 use crate::frame::{Frame, Kind, Metadata};
 use crate::outbox::Parcel;
-use crate::topology::{all_key, instance_key};
+use crate::route::{Address, Route};
 use crate::transport::Lost;
 
 impl Client {
     /// Puts a request on its way.
-    pub(crate) fn dispatch(&self, request: Request) -> Result<Dispatched, Error> {
+    pub(crate) fn dispatch<P: Payload>(&self, request: Request<P>) -> Result<Dispatched, Error> {
         let outgoing = self.prepare(request, Kind::Request)?;
         let (sender, replied) = oneshot::channel();
-        let Ticket { target, instance, .. } = &outgoing.ticket;
+        let Ticket { target, route, .. } = &outgoing.ticket;
+        let address = self.0.exchanges.request(route, &target.service_text);
         // Who calls one instance hears at once if that is not there.
-        let (key, absent) = match instance {
-            Some(instance) => (instance_key(&target.service, instance).into(), Absent::Wait),
-            None => (target.service_text.clone(), outgoing.absent),
-        };
-        let address = self.address(Kind::Request, self.0.rpc.clone(), key);
+        let absent = if *route == Route::Any { outgoing.absent } else { Absent::Wait };
         let reply = Some((Waiter::One(sender), target.clone()));
         let leaving = outgoing.leaving.clone();
-        let token = Token { reply, repeatable: outgoing.idempotent, absent, leaving, ..self.token(&outgoing) };
+        let token = Token { reply, repeatable: outgoing.idempotent, absent, leaving, ..outgoing.token() };
         let share = self.0.settings.coalesce.share_of(target);
         let ticket = self.post(outgoing, address, share, token);
         Ok(Dispatched::new(self.clone(), ticket, replied))
     }
 
     /// Puts a request on its way to every instance of its service.
-    pub(crate) async fn broadcast(&self, request: Request) -> Result<Gathering, Error> {
-        let outgoing = self.prepare(request, Kind::Request)?;
-        let key = all_key(&outgoing.ticket.target.service);
-        self.gather(outgoing, self.address(Kind::Request, self.0.rpc.clone(), key.into()), true).await
+    pub(crate) async fn broadcast<P: Payload>(&self, request: Request<P>) -> Result<Gathering, Error> {
+        let outgoing = self.prepare(Request { route: Route::All, ..request }, Kind::Request)?;
+        let address = self.0.exchanges.request(&Route::All, &outgoing.ticket.target.service_text);
+        self.gather(outgoing, address, true).await
     }
 
     /// Puts a request on its way to every instance of every service.
-    pub(crate) async fn discover(&self, request: Request) -> Result<Gathering, Error> {
+    pub(crate) async fn discover<P: Payload>(&self, request: Request<P>) -> Result<Gathering, Error> {
         let outgoing = self.prepare(request, Kind::Request)?;
-        let address = self.address(Kind::Request, self.namespace().discovery().into(), "".into());
-        self.gather(outgoing, address, false).await
+        self.gather(outgoing, self.0.exchanges.discovery(), false).await
     }
 
     async fn gather(&self, outgoing: Outgoing, address: Address, cancels: bool) -> Result<Gathering, Error> {
@@ -59,7 +55,7 @@ impl Client {
         let target = outgoing.ticket.target.clone();
         let (confirm, said) = oneshot::channel();
         let reply = Some((Waiter::Many(sender), target.clone()));
-        let token = Token { said: Some(confirm), reply, ..self.token(&outgoing) };
+        let token = Token { said: Some(confirm), reply, ..outgoing.token() };
         let ticket = self.post(outgoing, address, self.0.settings.coalesce.share_of(&target), token);
         let gathering = Gathering::new(self.clone(), ticket, replies, cancels);
         match self.confirmed(gathering.ticket(), said).await {
@@ -69,31 +65,26 @@ impl Client {
         }
     }
 
-    /// Hands a oneway call to the broker, for some instance or for all.
-    pub(crate) async fn send(&self, request: Request, to_all: bool) -> Result<(), Error> {
+    /// Hands a oneway call to the broker.
+    pub(crate) async fn send<P: Payload>(&self, request: Request<P>) -> Result<(), Error> {
         let outgoing = self.prepare(request, Kind::Oneway)?;
-        let Ticket { target, instance, .. } = &outgoing.ticket;
-        let (exchange, key) = match instance {
-            _ if to_all => (self.0.rpc.clone(), all_key(&target.service).into()),
-            Some(instance) => (self.0.rpc.clone(), instance_key(&target.service, instance).into()),
-            None => (self.0.oneway.clone(), target.text.clone()),
-        };
-        let address = self.address(Kind::Oneway, exchange, key);
+        let Ticket { target, route, .. } = &outgoing.ticket;
+        let address = self.0.exchanges.oneway(route, &target.service_text, &target.text);
         let (confirm, said) = oneshot::channel();
-        let token = Token { said: Some(confirm), repeatable: true, ..self.token(&outgoing) };
+        let token = Token { said: Some(confirm), repeatable: true, ..outgoing.token() };
         let ticket = self.post(outgoing, address, self.0.settings.coalesce.share(), token);
-        match self.confirmed(&ticket, said).await {
-            Err(Error::Overloaded { .. }) if to_all => Ok(()),
-            Err(Error::NoService { service, .. }) if !to_all && ticket.instance.is_none() => {
+        match (self.confirmed(&ticket, said).await, &ticket.route) {
+            (Err(Error::Overloaded { .. }), Route::All) => Ok(()),
+            (Err(Error::NoService { service, .. }), Route::Any) => {
                 Err(Error::NoService { service, method: Some(ticket.target.method.to_string()) })
             }
-            confirmed => confirmed,
+            (confirmed, _) => confirmed,
         }
     }
 
     /// What tells whoever may run a call that nobody waits for it any more.
     fn cancel(&self, ticket: &Ticket) -> Addressed {
-        let Ticket { target, instance, id, deadline, .. } = ticket;
+        let Ticket { target, route, id, deadline, .. } = ticket;
         let remaining = deadline.saturating_duration_since(Instant::now());
         let caller = Some(self.0.caller.clone());
         let metadata = Metadata { remaining: Some(remaining), instance: caller, ..Metadata::default() };
@@ -106,11 +97,7 @@ impl Client {
             // Nobody waits to hear what becomes of it, and twice is as good as once.
             token: Token { repeatable: true, ..Token::until(*deadline + CANCEL_LATE) },
         };
-        let key = match instance {
-            Some(instance) => instance_key(&target.service, instance),
-            None => all_key(&target.service),
-        };
-        (self.address(Kind::Cancel, self.0.rpc.clone(), key.into()), parcel)
+        (self.0.exchanges.cancel(route, &target.service_text), parcel)
     }
 
     /// Nobody waits for a call any more; with its ticket, whoever runs it is told.

@@ -164,12 +164,13 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::client::line::{Address, Line, Rules, Token};
+    use crate::client::line::{Line, Rules, Token};
     use crate::client::replies::{End, Waiter};
     use crate::client::target::Target;
     use crate::codec::Codec;
     use crate::frame::{Frame, Kind, Metadata};
     use crate::outbox::{Parcel, Share};
+    use crate::route::Address;
     use crate::state::State;
     use crate::topology::ServiceId;
     use crate::transport::{Confirm, Properties};
@@ -177,7 +178,7 @@ mod tests {
     /// Puts something on its way to the queue `there`, and tells its id.
     fn post(line: &Line, token: Token) -> Uuid {
         let kind = if token.reply.is_some() { Kind::Request } else { Kind::Oneway };
-        let address = Address { exchange: "".into(), key: "there".into(), kind, priority: None };
+        let address = Address::queue("there", kind);
         let (id, frame) = (Uuid::new_v4(), Bytes::new());
         line.post(address, Parcel { id, frame, share: Share::ALL, kind: None, expiration: None, token });
         id

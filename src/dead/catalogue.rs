@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::{Held, answered, take};
 use crate::error::Error;
+use crate::route::to_queue;
 use crate::topology::{Namespace, ServiceId};
 use crate::transport::{Confirm, Delivery, Dial, Properties, Publication, Role, Settle, Transport, forbids};
 
@@ -167,5 +168,5 @@ fn entry(namespace: &Namespace, service: &ServiceId) -> Publication {
     let properties =
         Properties { persistent: true, content_type: Some("text/plain".to_owned()), ..Properties::default() };
     let body = Bytes::from(service.to_string());
-    Publication { exchange: String::new(), key: namespace.catalogue_queue(), mandatory: true, properties, body }
+    to_queue(namespace.catalogue_queue(), properties, body)
 }

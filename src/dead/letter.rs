@@ -7,8 +7,9 @@ use serde_json::Value;
 
 use super::written;
 use crate::frame::{self, CONTENT_TYPE, Frame, Kind};
+use crate::route::{Exchanges, Route};
 use crate::server::{history, user_of};
-use crate::topology::{Namespace, ONEWAY_DELIVERIES, ServiceId, header, instance_key};
+use crate::topology::{Namespace, ONEWAY_DELIVERIES, ServiceId, header};
 use crate::transport::{Death, Delivery, Properties, Publication};
 
 /// How long a header may be that is taken along, in bytes: a history takes less.
@@ -200,7 +201,11 @@ impl DeadLetter {
                 let to_one = !exchange.is_empty() && exchange != namespace.oneway();
                 let address = match &self.instance {
                     // Sent to this instance, or to all, of which the others had copies of their own.
-                    Some(instance) if to_one => (namespace.rpc(), instance_key(service, instance)),
+                    Some(instance) if to_one => {
+                        let (route, service) = (Route::One(instance.clone()), service.to_string());
+                        let own = Exchanges::of(namespace).oneway(&route, &service, &service.as_str().into());
+                        (own.exchange().to_string(), own.key().to_string())
+                    }
                     _ => work,
                 };
                 (address, body.into())

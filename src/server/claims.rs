@@ -19,8 +19,8 @@ use super::worker::{Job, Worker};
 use crate::codec::Codec;
 use crate::error::{Code, Fault};
 use crate::frame::{CONTENT_TYPE, Frame, Kind, Metadata};
-use crate::topology::{all_key, instance_key};
-use crate::transport::{Confirm, Properties, Publication};
+use crate::route::{Exchanges, Route};
+use crate::transport::{Confirm, Properties};
 
 /// How long instances have to say that they run a call: of one whose caller waits for the answer, and of a oneway call.
 const CALLER_WAITS: Duration = Duration::from_millis(250);
@@ -286,15 +286,15 @@ impl Worker {
         let Some(message) = jobs.first().map(|job| job.message.clone()) else { return };
         let ids: Vec<Uuid> = jobs.iter().map(|job| job.frame.id).collect();
         let listening = jobs.into_iter().map(|job| (Listener::of(&self, job.frame.id), job)).collect::<Vec<_>>();
-        self.ask(&ids, all_key(&self.id), &message).await;
+        self.ask(&ids, &Route::All, &message).await;
         let asked_at = Instant::now();
         let deciding = listening.into_iter().map(|(heard, job)| self.clone().decide(job, heard, asked_at));
         futures::future::join_all(deciding).await;
     }
 
     /// Publishes the question who runs these calls. Tells whether it is certain that it reached nobody.
-    async fn ask(&self, ids: &[Uuid], key: String, message: &Message) -> bool {
-        let (exchange, mut body) = (self.site.namespace.rpc(), Vec::new());
+    async fn ask(&self, ids: &[Uuid], route: &Route, message: &Message) -> bool {
+        let mut body = Vec::new();
         for &id in ids {
             let metadata = Metadata { instance: Some(self.site.instance.clone()), ..Metadata::default() };
             Frame::new(Kind::Locate, id, Codec::Raw, metadata, Bytes::new()).encode(&mut body);
@@ -305,8 +305,8 @@ impl Worker {
             app_id: Some(self.site.instance.to_string()),
             ..Properties::default()
         };
-        let asking =
-            message.transport.publish(Publication { exchange, key, mandatory: true, properties, body: body.into() });
+        let asked = Exchanges::of(&self.site.namespace).locate(route, &self.name);
+        let asking = message.transport.publish(asked.publication(properties, body.into()));
         // A broker that takes nothing is asked in vain.
         let said = tokio::time::timeout(NOBODY_WAITS, asking).await;
         matches!(said, Ok(Ok(Confirm::Returned | Confirm::Refused)))
@@ -374,7 +374,7 @@ impl Worker {
                         continue;
                     }
                     silent += ASK_EVERY;
-                    let gone = self.ask(&[job.frame.id], instance_key(&self.id, &instance), &job.message).await;
+                    let gone = self.ask(&[job.frame.id], &Route::One(instance.to_string()), &job.message).await;
                     if gone || silent >= SILENCE {
                         return self.run_again(job).await;
                     }
@@ -403,6 +403,7 @@ mod tests {
     use super::*;
     use crate::context::Context;
     use crate::frame;
+    use crate::route::to_queue;
     use crate::server::reading::Reading;
     use crate::server::{Running, Server};
     use crate::service::{Method, Service};
@@ -453,9 +454,10 @@ mod tests {
 
         async fn publish(&self, queue: &str, body: Bytes) {
             let properties = Properties { reply_to: Some("asker".to_owned()), ..Properties::default() };
-            let (exchange, key) = (String::new(), queue.to_owned());
-            let publication = Publication { exchange, key, mandatory: true, properties, body };
-            assert_eq!(self.transport.publish(publication).await, Ok(Confirm::Accepted));
+            assert_eq!(
+                self.transport.publish(to_queue(queue.to_owned(), properties, body)).await,
+                Ok(Confirm::Accepted)
+            );
         }
 
         /// Sends a frame, and lets what comes of it happen.

@@ -14,6 +14,7 @@ use super::worker::{Job, Worker};
 use crate::codec::Codec;
 use crate::error::{Code, Fault};
 use crate::frame::{CONTENT_TYPE, Frame, Kind, Metadata};
+use crate::route::to_queue;
 use crate::service::Answer;
 use crate::topology::header;
 use crate::transport::{ANSWER_TIMEOUT, Confirm, Life, Loss, Lost, Properties, Publication, Settle, Transport};
@@ -71,13 +72,9 @@ impl Worker {
             expiration: Some(PATIENCE),
             ..Properties::default()
         };
-        let nothing = Publication {
-            exchange: String::new(),
-            key: self.site.namespace.calls_queue(&self.id),
-            mandatory: false,
-            properties,
-            body: Frame::new(Kind::Cancel, Uuid::nil(), Codec::Raw, Metadata::default(), Bytes::new()).to_body(),
-        };
+        let body = Frame::new(Kind::Cancel, Uuid::nil(), Codec::Raw, Metadata::default(), Bytes::new()).to_body();
+        let queue = self.site.namespace.calls_queue(&self.id);
+        let nothing = Publication { mandatory: false, ..to_queue(queue, properties, body) };
         let filling = async {
             tokio::time::sleep(PAUSE).await;
             transport.repeat(nothing).await;
@@ -124,13 +121,8 @@ impl Worker {
         let mut tries = 0;
         loop {
             tries += 1;
-            let publication = Publication {
-                exchange: String::new(),
-                key: queue.clone(),
-                mandatory: true,
-                properties: Properties { expiration, headers: headers.clone(), ..message.properties.clone() },
-                body: body.clone(),
-            };
+            let properties = Properties { expiration, headers: headers.clone(), ..message.properties.clone() };
+            let publication = to_queue(queue.clone(), properties, body.clone());
             let confirm = tokio::select! {
                 biased;
                 confirm = message.transport.publish(publication) => confirm,
@@ -212,13 +204,7 @@ mod tests {
         let full = Queue { max_length: Some(0), ..Queue::new(&name, QueueKind::Classic) };
         let parts = [full, Queue::new("work", QueueKind::Classic)].map(Declaration::Queue);
         transport.declare(&parts).await.expect("new queues");
-        let publication = Publication {
-            exchange: String::new(),
-            key: "work".to_owned(),
-            mandatory: true,
-            properties: Properties::default(),
-            body: Bytes::new(),
-        };
+        let publication = to_queue("work".to_owned(), Properties::default(), Bytes::new());
         assert_eq!(transport.publish(publication).await, Ok(Confirm::Accepted));
         let mut work = transport.consume("work", Mode::Settle { prefetch: 1 }).await.expect("it is there");
         let delivery = work.next().await.expect("a message");

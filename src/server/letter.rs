@@ -12,8 +12,9 @@ use super::outcome::{cut, shortened};
 use super::worker::Worker;
 use crate::context::unix_millis;
 use crate::frame::CONTENT_TYPE;
+use crate::route::to_queue;
 use crate::topology::header;
-use crate::transport::{Confirm, Loss, Lost, Properties, Publication, Settle};
+use crate::transport::{Confirm, Loss, Lost, Properties, Settle};
 
 /// The pause before a letter is published again that its queue did not take grows from one to the other.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -81,8 +82,7 @@ impl Worker {
             headers: letter.headers(&self.site.instance, message),
             ..Properties::default()
         };
-        let (exchange, key) = (String::new(), self.site.namespace.dead_queue(&self.id));
-        let publication = Publication { exchange, key, mandatory: true, properties, body: letter.body };
+        let publication = to_queue(self.site.namespace.dead_queue(&self.id), properties, letter.body);
         let (trouble, title) = (self.dead_trouble(), self.dead_title());
         let mut pause = FIRST_PAUSE;
         loop {

@@ -26,6 +26,7 @@ use super::worker::Worker;
 use crate::codec::Codec;
 use crate::error::Error;
 use crate::frame::{Frame, Kind, Metadata};
+use crate::route::to_queue;
 use crate::state::State;
 use crate::topology::{Declaration, Queue};
 use crate::transport::{Properties, Publication, Role, Transport, next_look_back};
@@ -219,9 +220,9 @@ impl Leaving {
         }
         // What the reader has not seen yet of the broker's copies, it sees before this.
         let body = Frame::new(Kind::Cancel, last, Codec::Raw, Metadata::default(), Bytes::new()).to_body();
-        let (exchange, properties) = (String::new(), Properties::default());
         // If it does not come, they are forgotten with the connection.
-        drop(self.reading.transport.publish(Publication { exchange, key: queue, mandatory: false, properties, body }));
+        let told = Publication { mandatory: false, ..to_queue(queue, Properties::default(), body) };
+        drop(self.reading.transport.publish(told));
     }
 
     /// Waits until an instance's own queue is empty, and gives it out; none if nobody reads it any more.

@@ -22,6 +22,7 @@ use crate::context::at;
 use crate::frame::CONTENT_TYPE;
 use crate::lanes::{Lane, Lanes};
 use crate::outbox::{BATCH, Bundle, Outbox, Parcel, Share, UnderWay, take_all};
+use crate::route::to_queue;
 use crate::transport::{Confirm, Loss, Lost, Properties, Publication, Transport};
 use crate::waiting::{Waiting, Weight};
 use crate::window::Window;
@@ -301,10 +302,8 @@ impl Task {
                 app_id: Some(self.instance.to_string()),
                 ..Properties::default()
             };
-            let key = bundle.address.to_string();
-            let body = bundle.body();
-            // The default exchange; mandatory tells when the caller has gone.
-            let publication = Publication { exchange: String::new(), key, mandatory: true, properties, body };
+            // Mandatory tells when the caller has gone.
+            let publication = to_queue(bundle.address.to_string(), properties, bundle.body());
             // Nobody waits for it: only the request's settlement does.
             let receipt = self.transport.publish_quietly(publication);
             self.number += 1;

@@ -25,7 +25,7 @@ use self::moving::{Former, Move};
 use self::unclear::Cause;
 use super::places::{Entry, Places};
 use super::unconfirmed::Unconfirmed;
-use super::{Address, Addressed, Order, Rules, Shared, Token};
+use super::{Addressed, Order, Rules, Shared, Token};
 use crate::client::RUNTIME_ENDED;
 use crate::client::replies::{End, Place, Replies, Waiter};
 use crate::client::session::{Happening, Rest, Session, Sessions};
@@ -33,6 +33,7 @@ use crate::client::target::Target;
 use crate::frame::{self, Kind};
 use crate::lanes::{Lane, Lanes};
 use crate::outbox::{BATCH, Outbox, Parcel, UnderWay, take_all};
+use crate::route::{Address, Exchanges};
 use crate::state::{Attempts, State, enter};
 use crate::transport::{Confirm, Delivery, Lost, Role, Transport, next_look_back};
 use crate::waiting::Waiting;
@@ -53,6 +54,7 @@ struct Leaving {
 
 pub(super) struct Task {
     sessions: Arc<Sessions>,
+    exchanges: Exchanges,
     rules: Rules,
     waiting: mpsc::UnboundedReceiver<Order>,
     shared: Arc<Shared>,
@@ -115,6 +117,7 @@ impl Task {
     ) -> Self {
         let now = Instant::now();
         let mut task = Self {
+            exchanges: Exchanges::of(&sessions.namespace),
             sessions: Arc::new(sessions),
             outbox: Outbox::new(rules.max_message_size),
             places: Places::new(rules.max_in_flight),

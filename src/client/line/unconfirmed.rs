@@ -6,9 +6,10 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{Address, Addressed, Token};
+use super::{Addressed, Token};
 use crate::client::replies::End;
 use crate::outbox::Bundle;
+use crate::route::Address;
 
 /// A message that is under way.
 pub(super) struct Away {
@@ -46,7 +47,7 @@ impl Unconfirmed {
     /// The keys of the messages that were sent before, the earliest first.
     pub(super) fn keys_before(&self, time: Instant) -> impl Iterator<Item = &str> {
         let before = self.messages.values().take_while(move |away| away.since <= time);
-        before.map(|away| &*away.bundle.address.key)
+        before.map(|away| &**away.bundle.address.key())
     }
 
     /// Takes out a message of which the broker has spoken, or will not speak any more.
@@ -99,7 +100,7 @@ mod tests {
     use crate::outbox::{Parcel, Share};
 
     fn address() -> Address {
-        Address { exchange: "x".into(), key: "k".into(), kind: Kind::Oneway, priority: None }
+        Address::queue("k", Kind::Oneway)
     }
 
     fn parcel(said: Option<oneshot::Sender<End>>) -> Parcel<Token> {

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::Task;
 use super::ends::renew;
 use crate::client::Absent;
-use crate::client::line::{Address, Addressed, Token};
+use crate::client::line::{Addressed, Token};
 use crate::client::presence::Moment;
 use crate::client::replies::End;
 use crate::client::target::Target;
@@ -21,7 +21,7 @@ use crate::codec::Codec;
 use crate::error::Unanswered;
 use crate::frame::{CONTENT_TYPE, Frame, Kind, Metadata};
 use crate::outbox::{Parcel, UnderWay};
-use crate::topology::presence_key;
+use crate::route::{Address, Question};
 use crate::transport::{Confirm, Lost, Properties, Publication};
 use crate::waiting::Weight;
 
@@ -70,25 +70,21 @@ impl Task {
 
     fn ask(&mut self, target: Arc<Target>) {
         let Some(session) = &self.session else { return };
-        let receipt = session.transport.publish(self.question(presence_key(&target.service)));
+        let receipt = session.transport.publish(self.question(Question::IsThere, &target));
         self.questions.push(UnderWay::new((target, self.number), receipt));
     }
 
-    /// A question to whoever is bound by this key: the broker answers it.
-    pub(super) fn question(&self, key: String) -> Publication {
+    /// A question about a service, which the broker answers by returning it or not.
+    pub(super) fn question(&self, question: Question, target: &Target) -> Publication {
         let instance = &self.sessions.instance;
         let metadata = Metadata { instance: Some(instance.clone()), ..Metadata::default() };
-        Publication {
-            exchange: self.sessions.namespace.rpc(),
-            key,
-            mandatory: true,
-            properties: Properties {
-                content_type: Some(CONTENT_TYPE.to_owned()),
-                app_id: Some(instance.to_string()),
-                ..Properties::default()
-            },
-            body: Frame::new(Kind::Cancel, Uuid::nil(), Codec::Raw, metadata, Bytes::new()).to_body(),
-        }
+        let properties = Properties {
+            content_type: Some(CONTENT_TYPE.to_owned()),
+            app_id: Some(instance.to_string()),
+            ..Properties::default()
+        };
+        let body = Frame::new(Kind::Cancel, Uuid::nil(), Codec::Raw, metadata, Bytes::new()).to_body();
+        self.exchanges.question(question, &target.service_text).publication(properties, body)
     }
 
     /// The broker has said whether a service has an instance, or will not say it any more. It was asked when this message was

@@ -1,6 +1,5 @@
 //! Cancels: sent once a queue has the call, and again when nobody has heard them.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -8,9 +7,9 @@ use tracing::debug;
 use uuid::Uuid;
 
 use super::{PARTING, Task};
-use crate::client::line::{Address, Addressed, Token};
+use crate::client::line::{Addressed, Token};
 use crate::outbox::Parcel;
-use crate::topology::instance_key;
+use crate::route::Address;
 use crate::waiting::Weight;
 
 /// How long after a cancel that nobody has heard the next is sent, and twice as long after each other: a server that has
@@ -44,7 +43,7 @@ impl Task {
         }
         let Some((mut address, cancel)) = cancel else { return };
         if let Some(instance) = instance.filter(|_| call.for_any) {
-            address.key = Arc::from(instance_key(&call.target.service, &instance));
+            address = address.at(&call.target.service_text, &instance);
         }
         // Only a request that some queue has taken can be cancelled.
         if let Some((address, cancel)) = self.unconfirmed.give_up(call.message, (address, cancel)) {
@@ -59,7 +58,7 @@ impl Task {
         if again < cancel.token.deadline && self.unheard.len() < MAX_UNHEARD {
             self.unheard.push(cancel.id, again, Weight::default(), (address, cancel));
         } else {
-            debug!(id = %cancel.id, key = &*address.key, "nobody has heard a cancel: the deadline ends the call");
+            debug!(id = %cancel.id, key = &**address.key(), "nobody has heard a cancel: the deadline ends the call");
         }
     }
 

@@ -10,15 +10,16 @@ use uuid::Uuid;
 
 use super::Task;
 use crate::client::line::unconfirmed::Away;
-use crate::client::line::{Address, Addressed, Shared, Token};
+use crate::client::line::{Addressed, Shared, Token};
 use crate::client::replies::{Call, End, Waiter};
 use crate::clock::later;
 use crate::error::Unanswered;
 use crate::frame::{self, Kind};
 use crate::outbox::{Bundle, Parcel, Share};
+use crate::route::Address;
 use crate::state::State;
 use crate::topology::Declaration;
-use crate::transport::{Confirm, Loss, Lost, Publication};
+use crate::transport::{Confirm, Loss, Lost};
 use crate::window::Window;
 
 /// How long an instance that runs a long call may say nothing.
@@ -45,8 +46,8 @@ impl Task {
         if may_run || said.as_ref().is_err_and(Lost::may_have_arrived) {
             given_up.into_iter().for_each(|(address, cancel)| self.route(address, cancel));
         }
-        if address.kind == Kind::Event && said == Ok(Confirm::Returned) {
-            return self.restore(address.exchange, parcels);
+        if address.kind() == Kind::Event && said == Ok(Confirm::Returned) {
+            return self.restore(address.exchange().clone(), parcels);
         }
         let too_large_together = matches!(said, Ok(Confirm::TooLarge(_))) && parcels.len() > 1;
         // The reply queue that it names was that of an earlier session.
@@ -71,7 +72,7 @@ impl Task {
                     renew(&mut parcel);
                     self.route(address.clone(), parcel);
                 }
-            } else if address.kind == Kind::Cancel && said == Ok(Confirm::Returned) {
+            } else if address.kind() == Kind::Cancel && said == Ok(Confirm::Returned) {
                 self.keep_cancel(address.clone(), parcel);
             } else if answerless && said == Ok(Confirm::Accepted) {
                 if self.call_back(&address, &mut parcel) {
@@ -317,7 +318,7 @@ impl Task {
         }
         if let Some(session) = self.session.as_ref().filter(|_| self.replies.is_silent(SILENCE / 2)) {
             // A broker that takes nothing keeps signs of life back, and says so to whoever publishes.
-            session.transport.publish_quietly(Publication::to_nobody(self.sessions.namespace.rpc()));
+            session.transport.publish_quietly(self.exchanges.probe());
         }
         let mut silent = BTreeMap::<Arc<str>, usize>::new();
         for (id, instance, call) in self.replies.forget_silent(SILENCE) {

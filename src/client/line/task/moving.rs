@@ -167,13 +167,14 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::client::line::{Address, Line, Rules, Shared, Token};
+    use crate::client::line::{Line, Rules, Shared, Token};
     use crate::client::replies::{End, Waiter};
     use crate::client::session::Sessions;
     use crate::client::target::Target;
     use crate::codec::Codec;
     use crate::frame::{Frame, Kind, Metadata};
     use crate::outbox::{Bundle, Parcel, Share};
+    use crate::route::Address;
     use crate::topology::{Declaration, Namespace, Queue, QueueKind, ServiceId};
     use crate::transport::{Confirm, Consumer, Dial, Mode, Properties, Publication, Role, Transport};
 
@@ -202,7 +203,7 @@ mod tests {
 
     /// A message of which nothing is said.
     fn keep_unconfirmed(task: &mut Task) {
-        let address = Address { exchange: "".into(), key: "away".into(), kind: Kind::Oneway, priority: None };
+        let address = Address::queue("away", Kind::Oneway);
         task.unconfirmed.insert(0, Bundle { address, parcels: Vec::new() }, Instant::now());
     }
 
@@ -263,7 +264,7 @@ mod tests {
             let target = Arc::new(Target::new(ServiceId::new("demo", 1).expect("a good name"), "add"));
             let (reply, answer) = oneshot::channel();
             let token = Token { reply: Some((Waiter::One(reply), target)), ..Token::until(Instant::now() + time) };
-            let address = Address { exchange: "".into(), key: "there".into(), kind: Kind::Request, priority: None };
+            let address = Address::queue("there", Kind::Request);
             let id = Uuid::new_v4();
             let frame = Frame::new(Kind::Request, id, Codec::Raw, Metadata::default(), Bytes::new()).to_body();
             self.line.post(address, Parcel { id, frame, share: Share::ALL, kind: None, expiration: None, token });

@@ -4,14 +4,15 @@ use tokio::time::Instant;
 
 use super::ends::{closed, copy, renew};
 use super::{LOOK, Task, add};
-use crate::client::line::{Address, Token};
+use crate::client::line::Token;
 use crate::client::replies::{Call, End};
 use crate::client::session::Session;
 use crate::clock::later;
 use crate::frame::{CONTENT_TYPE, Kind};
 use crate::lanes::Lane;
 use crate::outbox::{Bundle, Parcel, UnderWay};
-use crate::transport::{Properties, Publication, Receipt};
+use crate::route::Address;
+use crate::transport::{Properties, Receipt};
 use crate::waiting::Weight;
 
 impl Task {
@@ -59,7 +60,7 @@ impl Task {
     pub(super) fn patience(&self, address: &Address, parcel: &Parcel<Token>) -> Instant {
         let deadline = parcel.token.deadline;
         match self.blocked {
-            Some(_) if address.kind != Kind::Cancel => deadline.min(later(Instant::now(), self.rules.blocked_wait)),
+            Some(_) if address.kind() != Kind::Cancel => deadline.min(later(Instant::now(), self.rules.blocked_wait)),
             _ => deadline,
         }
     }
@@ -127,7 +128,7 @@ impl Task {
         let Some(session) = self.session.as_ref().filter(|_| self.window.probing_since().is_none()) else { return };
         self.number += 1;
         self.window.probed(self.number, now);
-        let receipt = session.transport.publish(Publication::to_nobody(self.sessions.namespace.rpc()));
+        let receipt = session.transport.publish(self.exchanges.probe());
         self.receipts.push(UnderWay::new(self.number, receipt));
     }
 
@@ -162,7 +163,7 @@ impl Task {
                 parcel.token.attempts += 1;
                 if let Some((waiter, target)) = parcel.token.reply.take() {
                     let again = parcel.token.repeatable.then(|| Box::new((bundle.address.clone(), copy(parcel))));
-                    let for_any = bundle.address.key == target.service_text;
+                    let for_any = bundle.address.is_for_any(&target.service_text);
                     let left_before = parcel.token.attempts > 1;
                     let (place, leaving) = (parcel.token.place.take(), parcel.token.leaving.take());
                     let call =
@@ -182,30 +183,23 @@ impl Task {
 
 /// When a parcel leaves, of several that wait. Cancels spare servers work.
 fn weight(address: &Address, parcel: &Parcel<Token>) -> Weight {
-    let urgency = if address.kind == Kind::Cancel { u8::MAX } else { address.priority.unwrap_or(0) };
-    Weight { urgency, bytes: parcel.frame.len(), keeps_order: address.kind == Kind::Event }
+    let urgency = if address.kind() == Kind::Cancel { u8::MAX } else { address.priority().unwrap_or(0) };
+    Weight { urgency, bytes: parcel.frame.len(), keeps_order: address.kind() == Kind::Event }
 }
 
 /// Hands a bundle over.
 fn published(bundle: &Bundle<Address, Token>, session: &Session, instance: &str) -> Receipt {
     let address = &bundle.address;
-    let publication = Publication {
-        exchange: address.exchange.to_string(),
-        key: address.key.to_string(),
-        mandatory: address.is_mandatory(),
-        properties: Properties {
-            correlation_id: bundle.correlation_id(),
-            reply_to: address.is_answered().then(|| session.reply_queue.clone()),
-            expiration: bundle.expiration(),
-            kind: bundle.kind(),
-            content_type: Some(CONTENT_TYPE.to_owned()),
-            persistent: address.is_persistent(),
-            priority: address.priority,
-            app_id: Some(instance.to_owned()),
-            ..Properties::default()
-        },
-        body: bundle.body(),
+    let properties = Properties {
+        correlation_id: bundle.correlation_id(),
+        reply_to: address.is_answered().then(|| session.reply_queue.clone()),
+        expiration: bundle.expiration(),
+        kind: bundle.kind(),
+        content_type: Some(CONTENT_TYPE.to_owned()),
+        app_id: Some(instance.to_owned()),
+        ..Properties::default()
     };
+    let publication = address.publication(properties, bundle.body());
     if bundle.parcels.iter().any(|parcel| parcel.token.said.is_some()) {
         session.transport.publish(publication)
     } else {

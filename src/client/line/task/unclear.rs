@@ -9,12 +9,11 @@ use std::collections::hash_map::Entry;
 use uuid::Uuid;
 
 use super::Task;
-use crate::client::line::{Address, Token};
+use crate::client::line::Token;
 use crate::client::replies::End;
 use crate::client::target::Target;
-use crate::frame::Kind;
 use crate::outbox::{Parcel, UnderWay};
-use crate::topology::{presence_key, unlimited_key};
+use crate::route::{Address, Question};
 use crate::transport::{Confirm, Lost};
 use crate::waiting::{Waiting, Weight};
 
@@ -26,11 +25,11 @@ pub(super) enum Cause {
 }
 
 impl Cause {
-    /// Where somebody is bound if the queue is out of reach.
-    fn key(self, target: &Target) -> String {
+    /// What is asked, to which the answer is yes if the queue is out of reach.
+    fn question(self) -> Question {
         match self {
-            Self::Refused => unlimited_key(&target.service),
-            Self::Returned => presence_key(&target.service),
+            Self::Refused => Question::HasNoLimit,
+            Self::Returned => Question::IsThere,
         }
     }
 
@@ -57,15 +56,16 @@ impl Task {
             Confirm::Accepted | Confirm::TooLarge(_) => return Some(parcel),
         };
         let namespace = &self.sessions.namespace;
-        if cause == Cause::Refused && address.kind == Kind::Oneway && *address.exchange == *namespace.oneway() {
-            // The key ends in the method, which has no dot in it. A queue of oneway calls has no limit.
-            let Some((service, _)) = address.key.rsplit_once('.') else { return Some(parcel) };
+        if cause == Cause::Refused
+            && let Some(service) = address.worked_off_by()
+        {
+            // A queue of oneway calls has no limit.
             parcel.token.end(&End::Unreachable(namespace.work_queue(service).into()));
             return None;
         }
         // An instance's own queue is another matter, and an alarm keeps questions from being answered.
         let target = parcel.token.reply.as_ref().map(|(_, target)| target.clone());
-        let target = target.filter(|target| address.kind == Kind::Request && address.key == target.service_text);
+        let target = target.filter(|target| address.is_for_any(&target.service_text));
         let (Some(target), Some(session), None) = (target, &self.session, &self.blocked) else { return Some(parcel) };
         match self.unclear.entry((target.service_text.clone(), cause)) {
             Entry::Occupied(mut asked) => {
@@ -74,7 +74,7 @@ impl Task {
             Entry::Vacant(new) => {
                 let (id, until) = (parcel.id, parcel.token.deadline);
                 new.insert_entry(Waiting::default()).get_mut().push(id, until, Weight::default(), parcel);
-                let receipt = session.transport.publish(self.question(cause.key(&target)));
+                let receipt = session.transport.publish(self.question(cause.question(), &target));
                 self.causes.push(UnderWay::new((target, cause), receipt));
             }
         }

@@ -1,0 +1,326 @@
+//! Where messages go: which exchange and which key a call, an event, a cancel or a question gets. No other file puts an
+//! exchange and a key together; their names are made in [`topology`](crate::topology).
+
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::frame::Kind;
+use crate::lanes::Lane;
+use crate::topology::{Namespace, all_key, instance_key, presence_key, unlimited_key};
+use crate::transport::{Properties, Publication};
+
+/// Which instances of its service a call is for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// Any one of them.
+    #[default]
+    Any,
+    /// This one alone, by its id.
+    One(String),
+    /// Each that is up.
+    All,
+}
+
+impl Route {
+    /// The one instance that the call is for, if it is for one.
+    pub(crate) fn instance(&self) -> Option<&str> {
+        match self {
+            Self::One(instance) => Some(instance),
+            Self::Any | Self::All => None,
+        }
+    }
+}
+
+/// What the frames of one message agree on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Address {
+    exchange: Arc<str>,
+    key: Arc<str>,
+    kind: Kind,
+    priority: Option<u8>,
+}
+
+/// What a client asks about a service. It asks by a cancel of no call at all: the broker returns it when the answer is no.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Question {
+    /// Is there an instance that takes calls?
+    IsThere,
+    /// Is there an instance whose queue of calls has no limit?
+    HasNoLimit,
+}
+
+/// The exchanges of one namespace.
+#[derive(Debug, Clone)]
+pub(crate) struct Exchanges {
+    rpc: Arc<str>,
+    oneway: Arc<str>,
+    events: Arc<str>,
+    discovery: Arc<str>,
+}
+
+impl Exchanges {
+    pub(crate) fn of(namespace: &Namespace) -> Self {
+        Self {
+            rpc: namespace.rpc().into(),
+            oneway: namespace.oneway().into(),
+            events: namespace.events().into(),
+            discovery: namespace.discovery().into(),
+        }
+    }
+
+    /// Where a request to a `service`, written `name.vMAJOR`, goes.
+    pub(crate) fn request(&self, route: &Route, service: &Arc<str>) -> Address {
+        match route {
+            Route::Any => Address::new(&self.rpc, service.clone(), Kind::Request),
+            Route::One(_) | Route::All => self.to_instances(route, service, Kind::Request),
+        }
+    }
+
+    /// Where a oneway call goes: `method` is written `name.vMAJOR.method`.
+    pub(crate) fn oneway(&self, route: &Route, service: &str, method: &Arc<str>) -> Address {
+        match route {
+            Route::Any => Address::new(&self.oneway, method.clone(), Kind::Oneway),
+            Route::One(_) | Route::All => self.to_instances(route, service, Kind::Oneway),
+        }
+    }
+
+    /// Where an event goes.
+    pub(crate) fn event(&self, key: &str) -> Address {
+        Address::new(&self.events, key.into(), Kind::Event)
+    }
+
+    /// Where the cancel of a call goes that took this route. Any instance may run a call that any may take.
+    pub(crate) fn cancel(&self, route: &Route, service: &str) -> Address {
+        self.to_instances(route, service, Kind::Cancel)
+    }
+
+    /// Where the question goes who runs a call.
+    pub(crate) fn locate(&self, route: &Route, service: &str) -> Address {
+        self.to_instances(route, service, Kind::Locate)
+    }
+
+    /// Where a request to each instance of every service goes.
+    pub(crate) fn discovery(&self) -> Address {
+        Address::new(&self.discovery, "".into(), Kind::Request)
+    }
+
+    /// Where a question about a service goes.
+    pub(crate) fn question(&self, question: Question, service: &str) -> Address {
+        let key = match question {
+            Question::IsThere => presence_key(service),
+            Question::HasNoLimit => unlimited_key(service),
+        };
+        Address::new(&self.rpc, key.into(), Kind::Cancel)
+    }
+
+    /// A message that nobody gets, which the broker confirms as soon as it has read it.
+    pub(crate) fn probe(&self) -> Publication {
+        Publication::to_nobody(self.rpc.to_string())
+    }
+
+    /// The queues of their own that instances have.
+    fn to_instances(&self, route: &Route, service: &str, kind: Kind) -> Address {
+        let key = match route {
+            Route::One(instance) => instance_key(service, instance),
+            Route::Any | Route::All => all_key(service),
+        };
+        Address::new(&self.rpc, key.into(), kind)
+    }
+}
+
+impl Address {
+    fn new(exchange: &Arc<str>, key: Arc<str>, kind: Kind) -> Self {
+        Self { exchange: exchange.clone(), key, kind, priority: None }
+    }
+
+    /// A queue, by its name.
+    #[cfg(test)]
+    pub(crate) fn queue(name: &str, kind: Kind) -> Self {
+        Self { exchange: "".into(), key: name.into(), kind, priority: None }
+    }
+
+    /// The same for messages of this priority, 0 to 9.
+    pub(crate) fn with_priority(self, priority: Option<u8>) -> Self {
+        Self { priority, ..self }
+    }
+
+    /// The same exchange, and the key of one instance of a service.
+    pub(crate) fn at(self, service: &str, instance: &str) -> Self {
+        Self { key: instance_key(service, instance).into(), ..self }
+    }
+
+    /// Whether they are requests, oneway calls, events or cancels.
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    pub(crate) fn exchange(&self) -> &Arc<str> {
+        &self.exchange
+    }
+
+    pub(crate) fn key(&self) -> &Arc<str> {
+        &self.key
+    }
+
+    pub(crate) fn priority(&self) -> Option<u8> {
+        self.priority
+    }
+
+    /// Whether it says where replies go.
+    pub(crate) fn is_answered(&self) -> bool {
+        self.kind == Kind::Request
+    }
+
+    /// Whether the broker returns it when no queue takes it. To an event, nobody has to listen.
+    pub(crate) fn is_mandatory(&self) -> bool {
+        self.kind != Kind::Event
+    }
+
+    /// Whether it outlives a restart of the broker.
+    pub(crate) fn is_persistent(&self) -> bool {
+        matches!(self.kind, Kind::Oneway | Kind::Event)
+    }
+
+    /// Whether any instance of the service may take it, from the queue of its calls.
+    pub(crate) fn is_for_any(&self, service: &str) -> bool {
+        self.kind == Kind::Request && *self.key == *service
+    }
+
+    /// The service of a oneway call that any instance may take, from the queue of such calls.
+    pub(crate) fn worked_off_by(&self) -> Option<&str> {
+        // An instance's key ends in `@` and its id; that of a oneway call in the method, which has no dot in it.
+        let (service, method) = self.key.rsplit_once('.').filter(|_| self.kind == Kind::Oneway)?;
+        (!method.contains('@')).then_some(service)
+    }
+
+    /// What goes to the same queue. The queue of oneway calls is that of all methods of a service.
+    pub(crate) fn lane(&self) -> Lane {
+        Lane::of((self.kind as u8, self.worked_off_by().unwrap_or(&self.key)))
+    }
+
+    /// A message to there. What else is known of it by its address is set in its `properties`.
+    pub(crate) fn publication(&self, properties: Properties, body: Bytes) -> Publication {
+        Publication {
+            exchange: self.exchange.to_string(),
+            key: self.key.to_string(),
+            mandatory: self.is_mandatory(),
+            properties: Properties { persistent: self.is_persistent(), priority: self.priority, ..properties },
+            body,
+        }
+    }
+}
+
+/// A message to a queue, by its name: the default exchange leads to each. It is returned if the queue is not there.
+pub(crate) fn to_queue(name: String, properties: Properties, body: Bytes) -> Publication {
+    Publication { exchange: String::new(), key: name, mandatory: true, properties, body }
+}
+
+impl Hash for Address {
+    /// By what differs most.
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        self.key.hash(hasher);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exchanges() -> Exchanges {
+        Exchanges::of(&Namespace::new("shop").expect("a good name"))
+    }
+
+    fn one() -> Route {
+        Route::One("a1".to_owned())
+    }
+
+    /// Exchange, key and kind.
+    fn parts(address: &Address) -> (&str, &str, Kind) {
+        (address.exchange(), address.key(), address.kind())
+    }
+
+    #[test]
+    fn a_request_goes_to_the_queue_of_its_service_or_to_the_queues_of_its_instances() {
+        let (exchanges, service) = (exchanges(), Arc::from("demo.v1"));
+        for (route, key) in [(Route::Any, "demo.v1"), (one(), "demo.v1@a1"), (Route::All, "demo.v1@*")] {
+            let address = exchanges.request(&route, &service);
+            assert_eq!(parts(&address), ("shop.rpc", key, Kind::Request));
+            assert!(address.is_answered() && address.is_mandatory() && !address.is_persistent());
+            assert_eq!(address.is_for_any("demo.v1"), route == Route::Any);
+        }
+    }
+
+    #[test]
+    fn a_oneway_call_goes_to_the_work_queue_by_its_method_or_to_the_queues_of_instances() {
+        let (exchanges, method) = (exchanges(), Arc::from("demo.v1.note"));
+        for (route, exchange, key, worked_off_by) in [
+            (Route::Any, "shop.oneway", "demo.v1.note", Some("demo.v1")),
+            (one(), "shop.rpc", "demo.v1@a1", None),
+            (Route::All, "shop.rpc", "demo.v1@*", None),
+        ] {
+            let address = exchanges.oneway(&route, "demo.v1", &method);
+            assert_eq!(parts(&address), (exchange, key, Kind::Oneway));
+            assert!(!address.is_answered() && address.is_mandatory() && address.is_persistent());
+            assert_eq!(address.worked_off_by(), worked_off_by);
+        }
+    }
+
+    #[test]
+    fn an_event_goes_to_whoever_listens_be_it_nobody() {
+        let address = exchanges().event("order.created");
+        assert_eq!(parts(&address), ("shop.events", "order.created", Kind::Event));
+        assert!(!address.is_answered() && !address.is_mandatory() && address.is_persistent());
+        assert_eq!(address.worked_off_by(), None);
+    }
+
+    #[test]
+    fn a_cancel_goes_to_whoever_may_run_the_call() {
+        for (route, key) in [(Route::Any, "demo.v1@*"), (one(), "demo.v1@a1"), (Route::All, "demo.v1@*")] {
+            let address = exchanges().cancel(&route, "demo.v1");
+            assert_eq!(parts(&address), ("shop.rpc", key, Kind::Cancel));
+            assert!(address.is_mandatory() && !address.is_persistent());
+            let located = exchanges().locate(&route, "demo.v1");
+            assert_eq!(parts(&located), ("shop.rpc", key, Kind::Locate));
+        }
+        let at_one = exchanges().cancel(&Route::Any, "demo.v1").at("demo.v1", "b2");
+        assert_eq!(parts(&at_one), ("shop.rpc", "demo.v1@b2", Kind::Cancel));
+    }
+
+    #[test]
+    fn questions_go_to_all_or_to_nobody_in_particular() {
+        let exchanges = exchanges();
+        assert_eq!(parts(&exchanges.discovery()), ("shop.discovery", "", Kind::Request));
+        for (question, key) in [(Question::IsThere, "demo.v1@?"), (Question::HasNoLimit, "demo.v1@~")] {
+            let address = exchanges.question(question, "demo.v1");
+            assert_eq!(parts(&address), ("shop.rpc", key, Kind::Cancel));
+            assert!(address.is_mandatory(), "the return is the answer");
+        }
+        let probe = exchanges.probe();
+        assert_eq!((&*probe.exchange, &*probe.key, probe.mandatory), ("shop.rpc", "", false));
+    }
+
+    #[test]
+    fn what_goes_to_one_queue_shares_a_lane() {
+        let exchanges = exchanges();
+        let oneway = |method: &str| exchanges.oneway(&Route::Any, "demo.v1", &method.into()).lane();
+        assert_eq!(oneway("demo.v1.note"), oneway("demo.v1.other"));
+        assert_ne!(oneway("demo.v1.note"), oneway("demo.v2.note"));
+        let service = Arc::from("demo.v1");
+        assert_ne!(exchanges.request(&Route::Any, &service).lane(), exchanges.request(&one(), &service).lane());
+        let urgent = exchanges.request(&Route::Any, &service).with_priority(Some(9));
+        assert_eq!(exchanges.request(&Route::Any, &service).lane(), urgent.lane());
+    }
+
+    #[test]
+    fn a_publication_has_what_its_address_says() {
+        let address = exchanges().oneway(&Route::Any, "demo.v1", &"demo.v1.note".into()).with_priority(Some(3));
+        let published = address.publication(Properties::default(), Bytes::from_static(b"x"));
+        assert_eq!((&*published.exchange, &*published.key), ("shop.oneway", "demo.v1.note"));
+        assert_eq!((published.mandatory, published.properties.persistent), (true, true));
+        assert_eq!((published.properties.priority, &*published.body), (Some(3), &b"x"[..]));
+        let to_queue = to_queue("shop.reply@c3".to_owned(), Properties::default(), Bytes::new());
+        assert_eq!((&*to_queue.exchange, &*to_queue.key, to_queue.mandatory), ("", "shop.reply@c3", true));
+    }
+}
