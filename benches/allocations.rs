@@ -1,6 +1,6 @@
 //! What calls take from the allocator: allocations and bytes of a call, and the memory of calls in flight.
 //!
-//! `cargo bench --bench allocations` counts on the broker in memory, and with `-- --url amqp://localhost` on RabbitMQ.
+//! `cargo bench -p hopline-benches --bench allocations` counts on the broker in memory, and with `-- --url amqp://localhost` on RabbitMQ.
 //! Only there can the server and the broker be other processes, as the memory of the client alone asks for.
 
 use std::alloc::System;
@@ -38,7 +38,7 @@ const STILL: Duration = Duration::from_millis(500);
 /// What the process of a server prints when it can be called.
 const READY: &str = "serving";
 
-const USAGE: &str = "usage: cargo bench --bench allocations [-- --url URL]";
+const USAGE: &str = "usage: cargo bench -p hopline-benches --bench allocations [-- --url URL]";
 
 /// What this process is for.
 enum Part {

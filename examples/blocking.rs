@@ -1,15 +1,14 @@
 //! A program that is not async: every operation can be waited for on a plain thread.
 
-use hopline::{Client, Context, Error, Fault, Server, blocking};
+use hopline::{Client, Context, Error, Fault, Server, Service, blocking};
 
 fn main() -> Result<(), Error> {
     let url = std::env::args().nth(1).or_else(|| std::env::var("HOPLINE_URL").ok());
     let url = url.unwrap_or_else(|| "memory://".to_owned());
 
-    let server =
-        blocking::wait(Server::connect(&url))?
-            .method("blocking", "add", |_: Context, (a, b): (i64, i64)| async move { Ok::<_, Fault>(a + b) });
-    let server = blocking::wait(server.start())?;
+    let add = |_: Context, (a, b): (i64, i64)| async move { Ok::<_, Fault>(a + b) };
+    let service = Service::new("blocking", 1).method("add", add);
+    let server = blocking::wait(blocking::wait(Server::connect(&url))?.serve(service).start())?;
 
     let client = blocking::wait(Client::connect(&url))?;
     let sum: i64 = blocking::wait(client.call("blocking", "add", (2, 3)))?;

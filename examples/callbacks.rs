@@ -1,16 +1,15 @@
 //! Callback style: calls in a loop, outcomes wherever they come.
 
-use hopline::{Client, Context, Fault, Server};
+use hopline::{Client, Context, Fault, Server, Service};
 use tokio::sync::mpsc;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let url = std::env::args().nth(1).or_else(|| std::env::var("HOPLINE_URL").ok());
     let url = url.unwrap_or_else(|| "memory://".to_owned());
-    let server = Server::connect(&url)
-        .await?
-        .method("callbacks", "square", |_: Context, (n,): (u64,)| async move { Ok::<_, Fault>(n * n) });
-    let server = server.start().await?;
+    let square = |_: Context, (n,): (u64,)| async move { Ok::<_, Fault>(n * n) };
+    let service = Service::new("callbacks", 1).method("square", square);
+    let server = Server::connect(&url).await?.serve(service).start().await?;
     let client = Client::connect(&url).await?;
 
     let (outcomes, mut collected) = mpsc::unbounded_channel();

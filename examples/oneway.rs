@@ -1,6 +1,6 @@
 //! Oneway calls wait in a durable queue: they are sent while no server is up, and none is lost.
 
-use hopline::{Client, Context, Error, Fault, Method, Server};
+use hopline::{Client, Context, Error, Fault, Method, Server, Service};
 use tokio::sync::mpsc;
 
 #[tokio::main]
@@ -31,5 +31,6 @@ async fn serve(url: &str, lines: &mpsc::UnboundedSender<String>) -> Result<hopli
         let printed = lines.send(line);
         async move { printed.map_err(|error| Fault::new(hopline::Code::Unavailable, error.to_string())) }
     };
-    Server::connect(url).await?.method("oneway", Method::new("print").oneway(), print).start().await
+    let service = Service::new("oneway", 1).method(Method::new("print").oneway(), print);
+    Server::connect(url).await?.serve(service).start().await
 }

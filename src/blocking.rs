@@ -14,16 +14,17 @@ use std::sync::LazyLock;
 
 use tokio::runtime::{Builder, Runtime};
 
-/// Connections made in [`wait`] live here: one thread reads and writes for them between the calls.
+/// The runtime in which [`wait`] runs everything. It has one thread, which reads and writes for connections that were
+/// made in [`wait`], also while nothing waits.
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
     let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("hopline-blocking").enable_all().build();
     runtime.expect("the system gives one thread and one poll descriptor")
 });
 
-/// Blocks the calling thread until `operation` is done: a call, a `connect`, a `send`, a `gather`.
+/// Blocks the calling thread until `operation` is done: a call, a `connect`, a `send`, a `gather`. Returns its result.
 ///
 /// # Panics
-/// When called where a tokio runtime already runs tasks: `.await` the operation there.
+/// When a task of a tokio runtime calls it. There, `.await` the operation.
 pub fn wait<F: IntoFuture>(operation: F) -> F::Output {
     RUNTIME.block_on(async { operation.await })
 }

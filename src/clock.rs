@@ -1,13 +1,15 @@
-//! Points in time that are there to be waited for.
+//! Adding a time that a user has set to a point in time, without an overflow.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// As long as anything waits that is to wait for ever: a clock that counts on from there does not overflow.
+/// The longest wait, 30 years. It stands for every longer one, so that adding several of them stays within what the
+/// clock can express.
 const FOREVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
-/// The time `wait` after `instant`, however long a user has set that to be.
+/// The point in time that is `wait` after `instant`. Use this wherever `wait` comes from a user:
+/// `Instant + Duration::MAX` panics, and people write `Duration::MAX` for "never".
 pub(crate) fn later(instant: Instant, wait: Duration) -> Instant {
     instant + wait.min(FOREVER)
 }

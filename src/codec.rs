@@ -1,4 +1,7 @@
-//! Payloads: arguments and results as raw bytes, CBOR, JSON or MessagePack.
+//! Codecs: how arguments and results become the bytes of a payload.
+//!
+//! The client's calls write arguments and read results with a [`Codec`]; a server reads the arguments and answers with
+//! the same codec. What is common to all codecs is here: nesting is limited, and trailing bytes are refused.
 
 mod arguments;
 mod raw;
@@ -15,36 +18,39 @@ use self::arguments::Array;
 pub(crate) use self::arguments::Misfit;
 use self::readable::Readable;
 
-/// How deep values may nest in a payload that is read: a much deeper one would overflow the stack. What the libraries of
-/// CBOR and JSON read, and all are held to.
+/// How deep values may nest in a payload that is read. A value that nests much deeper would overflow the stack. This is
+/// the limit of the libraries for CBOR and JSON; the other codecs are held to the same.
 const MAX_DEPTH: usize = 127;
 
-/// How a payload is written. The client chooses; the server answers in kind.
+/// How a payload is written. The client chooses with [`ClientBuilder::codec`](crate::ClientBuilder::codec), and the
+/// server answers with the same codec. Default: [`Codec::Cbor`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 #[repr(u8)]
 pub enum Codec {
-    /// The bytes themselves: for a method with one argument of bytes, or none, and a result of bytes, or none.
+    /// The payload is the bytes themselves. For methods that take one argument of bytes or text, or none, and return
+    /// bytes or text, or nothing.
     Raw = 0,
-    /// [RFC 8949](https://www.rfc-editor.org/rfc/rfc8949): compact and self-describing.
+    /// [CBOR](https://www.rfc-editor.org/rfc/rfc8949): compact, and it carries the names of fields.
     #[default]
     Cbor = 1,
-    /// For people and for clients that have nothing else.
+    /// JSON: for people who read messages, and for clients that have nothing else.
     Json = 2,
-    /// [MessagePack](https://msgpack.org), structs as maps.
+    /// [MessagePack](https://msgpack.org). Structs are maps, with the names of their fields.
     MessagePack = 3,
 }
 
-/// Arguments that cannot be written, or a result that cannot be read.
+/// Arguments could not be written, or a result could not be read. The text says which codec and why.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct CodecError(pub(crate) String);
 
 impl Codec {
+    /// The codec with this number in a frame.
     pub(crate) fn from_number(number: u8) -> Option<Self> {
         [Self::Raw, Self::Cbor, Self::Json, Self::MessagePack].into_iter().find(|codec| *codec as u8 == number)
     }
 
-    /// The name, as in the wire's description.
+    /// The name in the description of the wire and in error messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw bytes",
@@ -54,13 +60,14 @@ impl Codec {
         }
     }
 
+    /// Writes `value` into a new payload.
     pub(crate) fn encode<T: Serialize>(self, value: &T) -> Result<Vec<u8>, CodecError> {
         let mut payload = Vec::new();
         self.write(value, &mut payload)?;
         Ok(payload)
     }
 
-    /// Appends `value` to `payload`.
+    /// Appends `value` to `payload`. If that fails, `payload` may hold a part of it.
     pub(crate) fn write<T: Serialize>(self, value: &T, payload: &mut Vec<u8>) -> Result<(), CodecError> {
         let written = match self {
             Self::Raw => raw::to_vec(value).map(|bytes| payload.extend(bytes)).map_err(|error| error.to_string()),
@@ -74,11 +81,15 @@ impl Codec {
         written.map_err(|why| CodecError(format!("cannot be written as {}: {why}", self.name())))
     }
 
+    /// Reads a whole payload as one value.
     pub(crate) fn decode<T: DeserializeOwned>(self, payload: &[u8]) -> Result<T, CodecError> {
         self.read(payload, PhantomData).map_err(|why| CodecError(self.unread(&why)))
     }
 
-    /// Reads a method's arguments.
+    /// Reads a method's arguments from a payload.
+    ///
+    /// If that fails, the payload is read once more, only to count what is in it. So the error can tell apart a wrong
+    /// number of arguments, which usually means another version of the method, from an argument of a wrong type.
     pub(crate) fn arguments<A: Arguments>(self, payload: &[u8]) -> Result<A, Misfit> {
         let misses = Cell::new(false);
         self.array(payload, Array::new(&misses)).map_err(|why| {
@@ -90,6 +101,7 @@ impl Codec {
         })
     }
 
+    /// Reads the array of arguments. Raw bytes are an array of one element, or of none.
     fn array<A: Arguments>(self, payload: &[u8], array: Array<'_, A>) -> Result<A, String> {
         match self {
             Self::Raw => array.deserialize(raw::Arguments(payload, A::COUNT)).map_err(|error| error.to_string()),
@@ -97,20 +109,22 @@ impl Codec {
         }
     }
 
+    /// The sentence for a payload that cannot be read.
     fn unread(self, why: &str) -> String {
         format!("cannot be read as {}: {why}", self.name())
     }
 
+    /// Reads one value, to the end of the payload: bytes after it are an error.
     fn read<'de, S: DeserializeSeed<'de>>(self, mut payload: &'de [u8], seed: S) -> Result<S::Value, String> {
         match self {
             Self::Raw => seed.deserialize(raw::Reader(payload)).map_err(|error| error.to_string()),
-            // Its depth is limited by itself.
+            // The library limits the depth by itself.
             Self::Cbor => {
                 let mut reader = serde_cbor::Deserializer::from_slice(payload);
                 let value = seed.deserialize(Readable(&mut reader)).map_err(|error| error.to_string())?;
                 reader.end().map(|()| value).map_err(|error| error.to_string())
             }
-            // Its own limit is not that of what the type ignores.
+            // The library's own limit does not hold for values that the type ignores.
             Self::Json if is_too_deep(payload) => Err(format!("nested deeper than {MAX_DEPTH} levels")),
             Self::Json => {
                 let mut reader = serde_json::Deserializer::from_slice(payload);
@@ -130,10 +144,10 @@ impl Codec {
     }
 }
 
-/// Whether JSON nests deeper than is read. Of what is no JSON it may say either.
+/// Whether JSON nests deeper than [`MAX_DEPTH`]. For text that is not JSON the result means nothing.
 fn is_too_deep(json: &[u8]) -> bool {
     let opens = |byte: &u8| matches!(byte, b'[' | b'{');
-    // A first look, at many bytes at a time, spares the others in most cases.
+    // Counting brackets is fast. In most payloads there are so few that the second look is not needed.
     if json.iter().filter(|byte| opens(byte)).count() <= MAX_DEPTH {
         return false;
     }

@@ -1,46 +1,53 @@
-//! Payloads made smaller on their way: by lz4, and by zstd where it is built in.
+//! Compression of payloads: lz4 always, zstd if the cargo feature is enabled.
+//!
+//! The client compresses arguments, the server results. Frames carry a payload as it came; it is decompressed just
+//! before its handler runs, or when the caller reads the result.
 
 use std::fmt;
 
 use crate::error::Code;
 
-/// The smallest payload that is compressed, in bytes: of less, too little is saved to pay for the work.
+/// The smallest payload that is compressed, in bytes. A smaller one would save less than the work costs.
 pub(crate) const MIN_SIZE: usize = 1024;
 
-/// How payloads are compressed: a setting of [`ClientBuilder`](crate::ClientBuilder::compression) for arguments, and of
-/// [`ServerBuilder`](crate::ServerBuilder::compression) for results.
+/// How payloads are compressed. Set it with [`ClientBuilder::compression`](crate::ClientBuilder::compression) for
+/// arguments and with [`ServerBuilder::compression`](crate::ServerBuilder::compression) for results. Default: not at
+/// all.
 ///
-/// Whatever is set, every peer reads what it can, and says so: lz4 always, zstd with the cargo feature `zstd`. A payload
-/// is compressed only for a peer that has said that it can read it, if it has at least 1024 bytes, and if that makes it
-/// smaller.
+/// Whatever is set here, every peer can read lz4; with the cargo feature `zstd` it can read zstd as well. Peers tell
+/// each other what they can read. A payload is compressed only if the receiver can read it, if it has at least 1024
+/// bytes, and if it gets smaller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 #[repr(u8)]
 pub enum Compression {
-    /// [zstd](https://facebook.github.io/zstd/) at its default level: text takes a third to a tenth. Needs the cargo
-    /// feature `zstd`, without which connecting with this setting is an error.
+    /// [zstd](https://facebook.github.io/zstd/) at its default level. Text shrinks to between a third and a tenth. It
+    /// needs the cargo feature `zstd`; without that, connecting with this setting fails.
     Zstd = 1,
-    /// [lz4](https://lz4.org/): several times as fast as zstd, and half as good.
+    /// [lz4](https://lz4.org/): several times as fast as zstd, and about half as effective.
     Lz4 = 2,
 }
 
-/// Why a payload is not decompressed.
+/// Why a payload could not be decompressed. The text goes into the fault that answers the call.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
+    /// This program was built without the compression.
     #[error(
         "compression {number} ({0}) is not built in here: send it uncompressed, or enable the cargo feature `{0}`",
         number = *.0 as u8
     )]
     #[cfg_attr(feature = "zstd", expect(dead_code, reason = "with it, everything is built in"))]
     NotBuiltIn(Compression),
+    /// The payload is damaged, or somebody made it wrong on purpose.
     #[error("the payload is not what {0} makes: {1}")]
     Corrupt(Compression, String),
+    /// The payload would take more memory than is allowed. Both are in bytes.
     #[error("the payload decompresses to {size} bytes or more, over the cap of {cap}")]
     TooLarge { size: usize, cap: usize },
 }
 
 impl Refusal {
-    /// How an answer to it names the fault.
+    /// The code of the fault that answers the call.
     pub(crate) fn code(&self) -> Code {
         match self {
             Self::NotBuiltIn(_) => Code::Unimplemented,
@@ -50,21 +57,26 @@ impl Refusal {
     }
 }
 
-/// The compressions that a peer can read, in its own words: bit 0 is zstd, bit 1 lz4. Nothing is said by 0.
+/// The set of compressions that a peer can read. Each compression has a bit: 1 is zstd, 2 is lz4. 0 means that the peer
+/// has not said anything.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Readable(pub(crate) u64);
 
 impl Readable {
-    /// What is built in here.
+    /// What this program can read.
     pub(crate) const HERE: Self = Self(if cfg!(feature = "zstd") { 0b11 } else { 0b10 });
 
+    /// Whether the peer can read this compression.
     pub(crate) fn includes(self, compression: Compression) -> bool {
         self.0 & (1 << (compression as u8 - 1)) != 0
     }
 }
 
 impl Compression {
-    /// The number's compression, and none for 0; an error for one that version 1 of the wire does not define.
+    /// The compression with this number in a frame; `None` for 0, which means uncompressed.
+    ///
+    /// # Errors
+    /// A sentence, if version 1 of the wire does not define the number.
     pub(crate) fn from_number(number: u8) -> Result<Option<Self>, String> {
         match number {
             0 => Ok(None),
@@ -74,7 +86,7 @@ impl Compression {
         }
     }
 
-    /// The name, as in the wire's description.
+    /// The name in the description of the wire: `zstd` or `lz4`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -83,10 +95,10 @@ impl Compression {
         }
     }
 
-    /// A setting that can be used.
+    /// Checks that a setting can be used in this build. Builders call it when they connect.
     ///
     /// # Errors
-    /// A sentence that says why not.
+    /// A sentence that says what to enable.
     pub(crate) fn check(setting: Option<Self>) -> Result<(), String> {
         match setting {
             Some(compression) if !Readable::HERE.includes(compression) => {
@@ -96,7 +108,8 @@ impl Compression {
         }
     }
 
-    /// Appends `payload`, compressed. Tells whether it did: what cannot be compressed is sent as it is.
+    /// Appends the compressed `payload` to `body`. Returns `false` if that was not possible; the payload is then sent
+    /// as it is.
     pub(crate) fn compress(self, payload: &[u8], body: &mut Vec<u8>) -> bool {
         match self {
             Self::Zstd => zstd::compress(payload, body),
@@ -104,7 +117,8 @@ impl Compression {
         }
     }
 
-    /// What `payload` was before it was compressed: no more than `cap` bytes, and nothing is allocated for more.
+    /// The payload as it was before it was compressed. It may have at most `cap` bytes; no memory is allocated for
+    /// more.
     pub(crate) fn decompress(self, payload: &[u8], cap: usize) -> Result<Vec<u8>, Refusal> {
         match self {
             Self::Zstd => zstd::decompress(payload, cap),
@@ -119,13 +133,14 @@ impl fmt::Display for Compression {
     }
 }
 
-/// The size in 4 bytes, little-endian, then one block of lz4.
+/// The format: the size of the payload in 4 bytes, little-endian, then one block of lz4.
 mod lz4 {
     use lz4_flex::block;
 
     use super::{Compression, Refusal};
 
-    /// How many bytes one byte of a block can stand for.
+    /// The most bytes that one byte of a block can stand for. A block that claims more is refused before memory is
+    /// allocated.
     const MAX_RATIO: usize = 255;
 
     pub(super) fn compress(payload: &[u8], body: &mut Vec<u8>) -> bool {
@@ -167,8 +182,8 @@ mod zstd {
 
     use super::{Compression, Refusal};
 
-    /// Whatever the cap, windows of this size are read (2 MiB), which the default level takes, and none over the larger
-    /// (128 MiB): powers of two.
+    /// The window sizes that are read, as powers of two. A window of 2 MiB, which the default level uses, is read
+    /// whatever the cap is. A window over 128 MiB is never read.
     const WINDOWS: (u32, u32) = (21, 27);
 
     pub(super) fn compress(payload: &[u8], body: &mut Vec<u8>) -> bool {
@@ -180,7 +195,7 @@ mod zstd {
     pub(super) fn decompress(payload: &[u8], cap: usize) -> Result<Vec<u8>, Refusal> {
         let corrupt = |why| Refusal::Corrupt(Compression::Zstd, why);
         let broken = |error: std::io::Error| corrupt(error.to_string());
-        // What it says of its size is not believed, but spares the work where it says too much.
+        // The frame may tell its size. It is not trusted, but if it is over the cap, nothing needs to be decompressed.
         let named = zstd::zstd_safe::get_frame_content_size(payload).map_err(|error| corrupt(error.to_string()))?;
         let named = named.map(|size| usize::try_from(size).unwrap_or(usize::MAX));
         if let Some(size) = named.filter(|size| *size > cap) {
@@ -260,7 +275,7 @@ mod tests {
 
     #[test]
     fn a_size_that_lz4_cannot_reach_is_refused_before_anything_is_allocated_for_it() {
-        // 4 GiB less one byte, within a cap that would allow it.
+        // The block claims 4 GiB minus one byte, and the cap would allow that.
         for block in [&[][..], &[0], &[0x1f, 0, 1, 0, 0xff, 0xff]] {
             let claim = [&[0xff; 4], block].concat();
             let refusal = Compression::Lz4.decompress(&claim, usize::MAX).expect_err("it is not there");
@@ -319,7 +334,7 @@ mod tests {
                     prop_assert!(plain.len() <= cap);
                 }
             }
-            // As far as into the block itself, and into the frame.
+            // With a plausible beginning, the decompressors read as far as the block and the frame itself.
             if body.len() > 6 {
                 body[..4].copy_from_slice(&400_u32.to_le_bytes());
                 let _ = Compression::Lz4.decompress(&body, cap);

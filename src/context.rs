@@ -1,4 +1,7 @@
-//! What a handler may know of the call it handles; calls made inside it inherit its deadline and its trace.
+//! The context of a call: what its handler can know about it. Calls that are made in a handler inherit its deadline and
+//! trace.
+//!
+//! The server makes a [`Context`] for each call and runs the handler in its scope.
 
 use std::fmt;
 use std::future::Future;
@@ -15,9 +18,20 @@ tokio::task_local! {
     static CURRENT: Context;
 }
 
-/// The call being handled. Cloning is cheap; a clone may outlive the handler.
+/// The call that is being handled. Cloning is cheap, and a clone may outlive the handler.
 ///
-/// A method of a service trait may take `ctx: &Context` as its first argument; it is not part of the call's arguments.
+/// A method of a service trait may take `ctx: &Context` as its first argument. It is not one of the call's arguments:
+/// the server passes it.
+///
+/// ```
+/// use hopline::{Context, Fault, Method, Service};
+///
+/// let whoami = |ctx: Context, _: [(); 0]| async move {
+///     Ok::<_, Fault>(format!("{} calls {}.{}", ctx.user().unwrap_or("somebody"), ctx.service(), ctx.method()))
+/// };
+/// let service = Service::new("demo", 1).method(Method::new("whoami"), whoami);
+/// # let _ = service;
+/// ```
 #[derive(Clone)]
 pub struct Context(Arc<Inner>);
 
@@ -48,15 +62,15 @@ impl Context {
         Self(Arc::new(inner))
     }
 
-    /// The context of the handler that runs this task, if one does. A task that the handler spawned has none, unless
-    /// [`Context::spawn`] or [`Context::scope`] gave it one.
+    /// The context of the handler that runs on this task. `None` outside of a handler, and on a task that a handler has
+    /// spawned, unless it used [`Context::spawn`] or [`Context::scope`].
     #[must_use]
     pub fn current() -> Option<Self> {
         CURRENT.try_with(Self::clone).ok()
     }
 
-    /// `future` as a part of the handling of this call, wherever it runs: calls made in it inherit the deadline and the
-    /// trace, and [`Context::current`] is this. For what runs on tasks and threads of its own:
+    /// Makes `future` a part of this call, on whatever task or thread it runs: calls made in it inherit the deadline
+    /// and the trace, and [`Context::current`] returns this context. Use it for work on tasks and threads of its own:
     ///
     /// ```
     /// use hopline::{Client, Context};
@@ -73,17 +87,17 @@ impl Context {
     /// }
     /// ```
     ///
-    /// On a thread that blocks, it is [`blocking::wait(context.scope(...))`](crate::blocking::wait).
+    /// On a blocking thread, write [`blocking::wait(context.scope(...))`](crate::blocking::wait).
     pub fn scope<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<F> {
         CURRENT.scope(self.clone(), future)
     }
 
     /// Runs `future` on a task of its own, as [`tokio::spawn`] does, within this call's [scope](Context::scope).
     ///
-    /// The task goes on when the handler has ended, be it dropped, and a drain does not wait for it. Calls made in it have what
-    /// is left of the caller's time, also after the reply. What is of no use then ends itself by
-    /// [`Context::cancelled`]; what is to end with the handler is a [`JoinSet`](tokio::task::JoinSet) with
-    /// [`Context::scope`].
+    /// The task goes on after the handler has ended or was dropped, and a drain does not wait for it. Calls that it
+    /// makes have what is left of the caller's time, also after the reply. It can end itself by [`Context::cancelled`]
+    /// when its work is of no more use. A task that is to end with the handler belongs in a
+    /// [`JoinSet`](tokio::task::JoinSet), with [`Context::scope`].
     pub fn spawn<F>(&self, future: F) -> tokio::task::JoinHandle<F::Output>
     where
         F: Future + Send + 'static,
@@ -92,7 +106,7 @@ impl Context {
         tokio::spawn(self.scope(future))
     }
 
-    /// The same for what does not wait.
+    /// The same as [`Context::scope`], for code that does not wait.
     pub(crate) fn scope_of<T>(self, part: impl FnOnce() -> T) -> T {
         CURRENT.sync_scope(self, part)
     }
@@ -109,7 +123,7 @@ impl Context {
         &self.0.method
     }
 
-    /// The id of the server instance that handles the call: what [`Call::to`](crate::Call::to) takes.
+    /// The id of the server instance that handles the call. [`Call::to`](crate::Call::to) accepts it.
     #[must_use]
     pub fn instance(&self) -> &str {
         &self.0.instance
@@ -147,21 +161,24 @@ impl Context {
         self.0.call_id
     }
 
-    /// The calling client, if it says who it is: the [name](crate::ClientBuilder::name) that people chose for it, if they did,
-    /// a space, and the id that it gave itself, such as `billing-web a1b2c3d4e5f6`. It is what the client says, not proof.
+    /// The calling client, as it names itself; `None` if it does not. It is the [name](crate::ClientBuilder::name) that
+    /// people gave it, if they did, a space, and its id: for example `billing-web a1b2c3d4e5f6`. The client could say
+    /// anything here, so do not use it as a proof of who called.
     #[must_use]
     pub fn caller(&self) -> Option<&str> {
         self.0.caller.as_deref()
     }
 
-    /// The user that the caller is to the broker, as the broker has verified; `None` where its message carries none, as
-    /// those of clients that are not Hopline's may. Everybody who logs in as the same user is the same here.
+    /// The user with whom the caller is logged in at the broker, verified by the broker. `None` if the message does not
+    /// carry it: clients other than Hopline may leave it out. All callers that log in as the same user look the same
+    /// here.
     #[must_use]
     pub fn user(&self) -> Option<&str> {
         self.0.user.as_deref()
     }
 
-    /// Time left until nobody waits for the reply; `None` when the call has no deadline, as oneway calls and events.
+    /// How long the caller still waits for the reply. `None` if the call has no deadline, as with oneway calls and
+    /// events.
     #[must_use]
     pub fn remaining(&self) -> Option<Duration> {
         self.deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()))
@@ -171,70 +188,78 @@ impl Context {
         self.0.deadline
     }
 
-    /// The time that calls have which are made in the handler; none if they have their own.
+    /// The time that calls have which are made in this handler. `None` if they have their client's own: the call has no
+    /// deadline, or its method [finishes](crate::Method::finishes).
     pub(crate) fn inherited(&self) -> Option<Duration> {
         self.remaining().filter(|_| !self.finishes())
     }
 
-    /// What is cancelled when the server drains that runs this handler, if it serves `service`.
+    /// The token that is cancelled when this handler's server drains, if that server serves `service`. The drain waits
+    /// for this handler, and this server may have been the last with the service. So the client asks then whether there
+    /// is still an instance, and otherwise ends the call.
     pub(crate) fn leaving(&self, service: &str) -> Option<CancellationToken> {
         let Inner { draining, services, .. } = &*self.0;
         services.iter().any(|own| **own == *service).then(|| draining.clone())
     }
 
-    /// Whether the handler runs to its end though nobody waits any more.
+    /// Whether the handler runs to its end even when nobody waits for it any more.
     pub(crate) fn finishes(&self) -> bool {
         self.0.finishes
     }
 
-    /// Whether the broker delivered the call before: it may have run, in whole or in part. A oneway call that shared its
-    /// message with others is published anew when it has to be tried again, and then does not say so;
-    /// [`Context::attempt`] does.
+    /// Whether the broker has delivered the call before. Then it may have run already, completely or in part.
+    ///
+    /// A oneway call that shared its message with others is published again when another attempt is needed. It is a new
+    /// message then, so this is `false`; [`Context::attempt`] counts such attempts as well.
     #[must_use]
     pub fn redelivered(&self) -> bool {
         self.0.redelivered
     }
 
-    /// Which attempt to run the call this is: 1 for the first. A oneway call that fails has
-    /// [`Method::attempts`](crate::Method::attempts). One whose instance died counts too, and on RabbitMQ before 4.0 so does
-    /// each time that a draining instance gave the call back.
+    /// Which attempt to run the call this is; the first is 1. How many there are for a oneway call that fails is set
+    /// with [`Method::attempts`](crate::Method::attempts). An attempt whose instance died counts as well. On RabbitMQ
+    /// before 4.0, so does each time that a draining instance gave the call back.
     #[must_use]
     pub fn attempt(&self) -> u64 {
         self.0.attempt
     }
 
-    /// What the caller set with [`Call::metadata`](crate::Call::metadata) under `name`.
+    /// The value that the caller set under `name` with [`Call::metadata`](crate::Call::metadata).
     #[must_use]
     pub fn metadata(&self, name: &str) -> Option<&str> {
         self.0.metadata.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
-    /// The W3C `traceparent` of this call's span.
+    /// The W3C `traceparent` of this call's span, for headers of requests that the handler sends elsewhere.
     #[must_use]
     pub fn traceparent(&self) -> String {
         self.trace().to_string()
     }
 
+    /// The trace of this call: a new span under the caller's. Its ids are made the first time that somebody asks.
     pub(crate) fn trace(&self) -> Trace {
         let parent = || self.0.parent.as_ref().and_then(|parent| Trace::parse(parent.as_str()));
         *self.0.trace.get_or_init(|| Trace::under(parent()))
     }
 
-    /// Whether anybody else has it.
+    /// Whether somebody else holds this context, such as a task that the handler spawned. The server then has to tell
+    /// it that the handler has ended.
     pub(crate) fn is_shared(&self) -> bool {
         Arc::strong_count(&self.0) > 1
     }
 
-    /// Resolves when the caller gave up, the deadline passed, or the handler has ended, with a result too: for work handed
-    /// to other tasks or threads that is of no use after it. The handler's own future is dropped by itself, unless its
-    /// method [`finishes`](crate::Method::finishes): then it hears of it here and goes on. Handlers of oneway calls and events
-    /// are never cancelled.
+    /// Resolves when the work is of no more use: the caller gave up, the deadline passed, or the handler has ended,
+    /// with or without a result. It is for work that was handed to other tasks or threads.
+    ///
+    /// The handler's own future is dropped in the first two cases, without hearing of it here, unless its method
+    /// [finishes](crate::Method::finishes): that is told here and goes on. Handlers of oneway calls and events are
+    /// never cancelled.
     pub async fn cancelled(&self) {
         self.0.cancelled.cancelled().await;
     }
 
-    /// Whether that has happened. Code that runs without awaiting hears here that its caller gave up, but not of the deadline
-    /// itself: that is in [`Context::remaining`].
+    /// Whether [`Context::cancelled`] has resolved, for code that runs without awaiting. Such code hears here that its
+    /// caller gave up, but not that the deadline passes: for that, look at [`Context::remaining`].
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.0.cancelled.is_cancelled()
@@ -253,7 +278,7 @@ impl fmt::Debug for Context {
     }
 }
 
-/// Resolves at an instant, if there is one.
+/// Resolves at `instant`. Never resolves without one, which is useful in a `select!`.
 pub(crate) async fn at(instant: Option<Instant>) {
     match instant {
         Some(instant) => tokio::time::sleep_until(instant).await,
@@ -261,7 +286,7 @@ pub(crate) async fn at(instant: Option<Instant>) {
     }
 }
 
-/// This machine's clock, in milliseconds since 1970.
+/// The time by this machine's clock, in milliseconds since 1970.
 pub(crate) fn unix_millis() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)

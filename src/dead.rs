@@ -34,13 +34,13 @@ const HELPS: &str = "start the node that the queue is on, or most of its nodes, 
 /// puts them back.
 ///
 /// ```
-/// use hopline::{Context, DeadLetters, Fault, Method, Server, WhichLetters};
+/// use hopline::{Context, DeadLetters, Fault, Method, Server, Service, WhichLetters};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), hopline::Error> {
 /// let send = |_: Context, (to,): (String,)| async move { Ok::<_, Fault>(println!("{to}")) };
-/// let server = Server::connect("memory://").await?;
-/// let server = server.method("mail", Method::new("send").oneway(), send).start().await?;
+/// let mail = Service::new("mail", 1).method(Method::new("send").oneway(), send);
+/// let server = Server::connect("memory://").await?.serve(mail).start().await?;
 /// let dead = DeadLetters::connect("memory://", "mail").await?;
 /// for letter in dead.list(100).await?.letters {
 ///     println!("{} {:?}: {}", letter.id, letter.method, letter.reason);

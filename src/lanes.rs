@@ -1,7 +1,8 @@
-//! Which queues take what they get: a queue that does not answer is to hold up no other.
+//! Which queues do not confirm what they are sent, so that one such queue does not hold up all others.
 //!
-//! RabbitMQ stops reading a connection that has published 32 messages to a quorum queue that does not confirm them, or 400 to
-//! a classic queue. What follows them then waits, wherever it is to go. So no more is sent to where nothing is confirmed.
+//! RabbitMQ stops reading from a connection when too many of its messages are unconfirmed: 32 to a quorum queue, 400 to
+//! a classic queue. Everything that is sent on this connection then waits, whichever queue it goes to. So a client's
+//! line and a server's task of replies send nothing more to a queue before that happens.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -9,16 +10,19 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How many messages of a lane may be unconfirmed when the broker confirms none.
+/// How many unconfirmed messages a queue may have. It gets more only if it has confirmed something lately.
 const MOST: usize = 30;
-/// For how long it may confirm none, on top of a round trip.
+/// How long a queue may confirm nothing, in addition to one round trip, before it counts as stuck.
 const PATIENCE: Duration = Duration::from_millis(50);
 
-/// Where a message goes: those that go to the same queue share a lane.
+/// The messages that go to the same queue. It is a hash of whatever names the queue.
+///
+/// Two queues with the same hash would count as one. That does no harm: at worst, one of them waits for the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Lane(u64);
 
 impl Lane {
+    /// The lane of a queue. `queue` is anything that is the same for all messages to it, such as its name.
     pub(crate) fn of(queue: impl Hash) -> Self {
         let mut hasher = DefaultHasher::new();
         queue.hash(&mut hasher);
@@ -26,23 +30,26 @@ impl Lane {
     }
 }
 
-/// The lanes in which messages are on their way.
+/// The lanes with unconfirmed messages.
 #[derive(Debug, Default)]
 pub(crate) struct Lanes(HashMap<Lane, Traffic>);
 
+/// What is known of the unconfirmed messages of one lane.
 #[derive(Debug)]
 struct Traffic {
+    /// How many messages are unconfirmed, at least 1.
     unconfirmed: usize,
-    /// When the broker last confirmed something, or the first was sent.
+    /// When the broker last confirmed one of its messages. Before the first confirm: when the first message was sent.
     progress: Instant,
 }
 
 impl Lanes {
+    /// Notes that a message was sent on a lane.
     pub(crate) fn sent(&mut self, lane: Lane, now: Instant) {
         self.0.entry(lane).or_insert(Traffic { unconfirmed: 0, progress: now }).unconfirmed += 1;
     }
 
-    /// The broker has said what became of a message.
+    /// Notes that the broker has told what became of a message: it was confirmed, returned or refused, or it was lost.
     pub(crate) fn concluded(&mut self, lane: Lane, now: Instant) {
         let Some(traffic) = self.0.get_mut(&lane) else { return };
         (traffic.unconfirmed, traffic.progress) = (traffic.unconfirmed - 1, now);
@@ -51,7 +58,8 @@ impl Lanes {
         }
     }
 
-    /// Whether a lane is to get nothing more for now.
+    /// Whether nothing more is to be sent on a lane for now. `round_trip` is the shortest known time to the broker and
+    /// back.
     pub(crate) fn is_stuck(&self, lane: Lane, round_trip: Duration, now: Instant) -> bool {
         self.0
             .get(&lane)

@@ -86,6 +86,8 @@ pub mod transport;
 pub mod bench;
 pub mod blocking;
 pub mod testing;
+#[cfg(doctest)]
+mod guide;
 
 pub use hopline_macros::service;
 
@@ -104,18 +106,3 @@ pub use service::{Dispatch, Failure, IntoService, Method, Service};
 pub use state::State;
 #[cfg(feature = "tls")]
 pub use transport::Tls;
-
-/// The examples of the page on security compile.
-#[cfg(all(doctest, feature = "tls"))]
-#[doc = include_str!("../docs/security.md")]
-struct Security;
-
-/// The example of the page on changing a contract compiles.
-#[cfg(doctest)]
-#[doc = include_str!("../docs/changing-a-contract.md")]
-struct ChangingAContract;
-
-/// The README's example compiles and runs.
-#[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct Readme;

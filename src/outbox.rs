@@ -1,4 +1,7 @@
-//! Frames that wait to leave, and which of them share a message.
+//! The outbox: frames that wait to be published, and the rule which of them share a message.
+//!
+//! A client's line puts requests into it, a server's task of replies puts replies into it. Both use the same rule, so
+//! it is one module. It does no I/O and knows no time: whoever owns an outbox asks it for the next message.
 
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
@@ -15,22 +18,26 @@ use uuid::Uuid;
 use crate::frame::MAX_FRAMES;
 use crate::transport::{Confirm, Lost, Receipt};
 
-/// How many calls share a message at most, unless a client says otherwise.
+/// The most calls that share a message, unless a client sets another number with [`Coalesce`](crate::Coalesce).
 const MAX_SHARING: usize = 64;
-/// How many bytes of frames share a message at most. A frame over it goes alone.
+/// The most bytes of frames that share a message. A larger frame is published in a message of its own.
 pub(crate) const MAX_BYTES: usize = 64 * 1024;
-/// How much work shares a message at most.
+/// The longest time that the handlers of the calls in one message may take together, as far as it is known. A message
+/// with more work than this would keep one instance busy while others have nothing to do.
 const MAX_WORK: Duration = Duration::from_millis(1);
-/// How much is taken before what waits leaves.
+/// The most items that a task receives before it publishes what waits.
 pub(crate) const BATCH: usize = 256;
-/// How often other tasks go first.
+/// How many times [`take_all`] lets other tasks run before it returns.
 const ROUNDS: usize = 2;
 
-/// Waits until something is sent, and takes it with what else is there.
+/// Waits until something is sent to `sent`. Then moves it to `batch`, with everything else that has been sent by then,
+/// up to [`BATCH`] items. Returns how many items it has moved; 0 means that nobody can send any more.
 ///
-/// A task that sends wakes the receiver, which then runs next, though the tasks that are ready to run may be about to send
-/// as well: several callers, say, whose replies came in one message. So those go first. There is no timer in it: with no
-/// other task that is ready this takes no time. Cancelled, it leaves in `batch` what it has taken.
+/// The task that sends wakes the receiver, which then runs next. But other tasks that are ready may be about to send as
+/// well: for example several callers whose replies came in one message. So this function yields a few times and lets
+/// them run first. It uses no timer: if no other task is ready, yielding takes no time.
+///
+/// It is cancel safe: if the future is dropped, the items that it has moved are in `batch`.
 pub(crate) async fn take_all<T>(sent: &mut mpsc::UnboundedReceiver<T>, batch: &mut Vec<T>) -> usize {
     let mut count = sent.recv_many(batch, BATCH).await;
     for _ in 0..ROUNDS {
@@ -48,53 +55,70 @@ pub(crate) async fn take_all<T>(sent: &mut mpsc::UnboundedReceiver<T>, batch: &m
     count
 }
 
-/// How much of a message a frame takes up.
+/// The part of a message that a frame takes up. A message is full when the shares of its frames add up to
+/// [`Share::ALL`].
+///
+/// There are three limits for what shares a message: a number of frames, the work of their handlers, and bytes. A share
+/// expresses the first two; bytes are counted apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(crate) struct Share(u32);
 
 impl Share {
-    /// The whole of it: such a frame never waits for others.
+    /// The whole message: a frame with this share never shares a message.
     pub(crate) const ALL: Self = Self(1 << 20);
-    /// As little as a frame can.
+    /// The smallest share: 64 such frames fill a message.
     pub(crate) const LEAST: Self = Self(Self::ALL.0 / MAX_SHARING as u32);
 
-    /// That of one frame in a message of `frames`, or of as many as receivers take.
+    /// The share of a frame where a message holds `frames` of them. Counts outside 1 to 1024 are brought within, since
+    /// receivers refuse a message with more frames.
     pub(crate) fn one_of(frames: usize) -> Self {
         Self(Self::ALL.0 / frames.clamp(1, MAX_FRAMES) as u32)
     }
 
+    /// The sum of two shares. It stops at the largest number instead of overflowing.
     pub(crate) fn plus(self, other: Self) -> Self {
         Self(self.0.saturating_add(other.0))
     }
 
-    /// That of a call whose handler takes so long.
+    /// The share of a call whose handler takes `time`: a call of 1 ms or more is published alone, and one of less than
+    /// 16 µs takes up the smallest share.
     pub(crate) fn of_work(time: Duration) -> Self {
         let part = time.as_nanos().saturating_mul(Self::ALL.0.into()) / MAX_WORK.as_nanos();
         Self(u32::try_from(part).unwrap_or(u32::MAX).clamp(Self::LEAST.0, Self::ALL.0))
     }
 }
 
-/// A frame that is to leave, and what belongs to it.
+/// A frame that is to be published, with what the outbox has to know about it.
+///
+/// `T` is what the owner wants back once it is known what became of the frame: a client keeps the waiting caller there,
+/// a server the request that is answered.
 #[derive(Debug)]
 pub(crate) struct Parcel<T> {
+    /// The frame's id, which becomes the AMQP `correlation_id` if the frame is alone in its message.
     pub(crate) id: Uuid,
+    /// The encoded frame.
     pub(crate) frame: Bytes,
+    /// How much of a message it takes up.
     pub(crate) share: Share,
-    /// The AMQP `type`, such as `demo.v1.add`.
+    /// The AMQP `type`, such as `demo.v1.add`: for people who look at a queue.
     pub(crate) kind: Option<Arc<str>>,
-    /// After this time in a queue nobody wants it any more.
+    /// How long the frame is of use after it has come to a queue. `None`: for ever.
     pub(crate) expiration: Option<Duration>,
+    /// What the owner keeps with the frame.
     pub(crate) token: T,
 }
 
-/// Parcels that share a message.
+/// Parcels that are published as one message. [`Outbox::next`] makes them.
 #[derive(Debug)]
 pub(crate) struct Bundle<A, T> {
+    /// Where the message goes. All parcels have the same address.
     pub(crate) address: A,
+    /// The parcels, at least one, in the order in which they were pushed.
     pub(crate) parcels: Vec<Parcel<T>>,
 }
 
 impl<A, T> Bundle<A, T> {
+    /// The body of the message: all frames, one after the other. A single frame is not copied.
     pub(crate) fn body(&self) -> Bytes {
         if let [alone] = &*self.parcels {
             return alone.frame.clone();
@@ -106,36 +130,41 @@ impl<A, T> Bundle<A, T> {
         body.freeze()
     }
 
-    /// How many bytes the frames have.
+    /// The size of the message's body, in bytes.
     pub(crate) fn size(&self) -> usize {
         self.parcels.iter().map(|parcel| parcel.frame.len()).sum()
     }
 
-    /// The longest of theirs: each frame tells its own.
+    /// The AMQP `expiration` of the message: the longest time of its frames. It is `None` if a frame does not expire.
+    /// Each frame carries its own time as well, so a receiver knows which of them are over.
     pub(crate) fn expiration(&self) -> Option<Duration> {
         self.parcels.iter().filter_map(|parcel| parcel.expiration).max()
     }
 
-    /// The AMQP `type`, if it is the same for all.
+    /// The AMQP `type` of the message, if all frames have the same; otherwise `None`, since it would be wrong for some.
     pub(crate) fn kind(&self) -> Option<String> {
         let (first, others) = self.parcels.split_first()?;
         let alike = others.iter().all(|other| other.kind == first.kind);
         first.kind.as_deref().filter(|_| alike).map(str::to_owned)
     }
 
-    /// The AMQP `correlation_id`, of a frame that is alone.
+    /// The AMQP `correlation_id` of the message: the frame's id if there is one frame, otherwise `None`.
     pub(crate) fn correlation_id(&self) -> Option<String> {
         if let [alone] = &*self.parcels { Some(alone.id.to_string()) } else { None }
     }
 }
 
-/// A bundle of which the broker has not said yet what became of it.
+/// A message that was published, and that the broker has not confirmed yet.
+///
+/// It is a future. It gives back what was kept with the message, together with what the broker said of it. Owners
+/// collect these futures in a `FuturesUnordered`.
 pub(crate) struct UnderWay<B> {
     bundle: Option<B>,
     receipt: Receipt,
 }
 
 impl<B> UnderWay<B> {
+    /// Keeps `bundle` until `receipt` tells what became of the message.
     pub(crate) fn new(bundle: B, receipt: Receipt) -> Self {
         Self { bundle: Some(bundle), receipt }
     }
@@ -151,15 +180,16 @@ impl<B: Unpin> Future for UnderWay<B> {
     }
 }
 
-/// Frames that wait to leave, by address: those that agree on it may share a message.
+/// Frames that wait to be published, by address. Only frames with the same address share a message.
 ///
-/// There is no timer: whatever waits when its owner comes to publish goes.
+/// There is no timer: its owner publishes everything that waits, as soon as it comes to publish.
 #[derive(Debug)]
 pub(crate) struct Outbox<A, T> {
+    /// The parcels that wait, in the order in which they were pushed. An address without any is removed.
     lanes: HashMap<A, VecDeque<Parcel<T>>>,
-    /// The lanes, in the order in which something came to wait there.
+    /// The addresses with parcels, in the order in which the first parcel of each was pushed.
     order: VecDeque<A>,
-    /// How many bytes share a message.
+    /// The most bytes of frames that share a message.
     max_bytes: usize,
 }
 
@@ -170,13 +200,19 @@ impl<A, T> Default for Outbox<A, T> {
 }
 
 impl<A, T> Outbox<A, T> {
-    /// For messages of no more than so many bytes, unless one frame has more.
+    /// An empty outbox. Its messages have at most `max_message_size` bytes, and never more than [`MAX_BYTES`], unless a
+    /// single frame is larger.
     pub(crate) fn new(max_message_size: usize) -> Self {
         Self { lanes: HashMap::new(), order: VecDeque::new(), max_bytes: max_message_size.min(MAX_BYTES) }
     }
 }
 
-/// Whether what expires after these times, or never, may share a message, which expires after the longest.
+/// Whether frames can share a message whose times to live lie between `shortest` and `longest`; `None` stands for a
+/// frame that never expires.
+///
+/// The message lives as long as the longest of them. A frame with a much shorter time would stay in the queue long
+/// after its caller has given up. So the times may differ by a quarter, and a frame that expires never shares with one
+/// that does not.
 fn expire_together(shortest: Option<Duration>, longest: Option<Duration>) -> bool {
     match (shortest, longest) {
         (Some(shortest), Some(longest)) => longest <= shortest.saturating_add(shortest / 4),
@@ -185,6 +221,7 @@ fn expire_together(shortest: Option<Duration>, longest: Option<Duration>) -> boo
 }
 
 impl<A: Clone + Eq + Hash, T> Outbox<A, T> {
+    /// Adds a parcel behind all others to the same address.
     pub(crate) fn push(&mut self, address: A, parcel: Parcel<T>) {
         if let Some(lane) = self.lanes.get_mut(&address) {
             return lane.push_back(parcel);
@@ -193,14 +230,16 @@ impl<A: Clone + Eq + Hash, T> Outbox<A, T> {
         self.lanes.insert(address, VecDeque::from([parcel]));
     }
 
-    /// What leaves next, if anything waits: the first of a lane, and what goes along with it, in no more than `room` bytes
-    /// unless one alone has more. Parcels that are no longer `wanted` are dropped.
+    /// Takes out the next message: the first parcel of an address, and those behind it that can share its message.
+    ///
+    /// The message has at most `room` bytes, unless its only frame is larger. Parcels that are not `wanted` any more
+    /// are dropped: their callers have gone. Returns `None` when the outbox is empty.
     pub(crate) fn next(&mut self, room: usize, mut wanted: impl FnMut(&T) -> bool) -> Option<Bundle<A, T>> {
         let max_bytes = self.max_bytes.min(room);
         while let Some(address) = self.order.front() {
             let lane = self.lanes.get_mut(address).expect("a lane is in the order for as long as it is there");
             let (mut parcels, mut share, mut bytes) = (Vec::with_capacity(lane.len().min(MAX_SHARING)), Share(0), 0);
-            // The shortest and the longest time.
+            // The shortest and the longest time to live of the parcels taken so far.
             let mut times = None;
             while let Some(next) = lane.front() {
                 let (more_share, more_bytes) = (share.plus(next.share), bytes + next.frame.len());
@@ -234,7 +273,7 @@ impl<A: Clone + Eq + Hash, T> Outbox<A, T> {
         self.order.is_empty()
     }
 
-    /// Takes out all that waits.
+    /// Empties the outbox. Returns the parcels with their addresses.
     pub(crate) fn clear(&mut self) -> impl Iterator<Item = (A, Parcel<T>)> {
         let mut lanes = std::mem::take(&mut self.lanes);
         std::mem::take(&mut self.order).into_iter().flat_map(move |address| {
@@ -294,7 +333,7 @@ mod tests {
         assert_eq!(sizes(Share::one_of(8), 10, 20), [8, 8, 4]);
         assert_eq!(sizes(Share::one_of(0), 10, 2), [1, 1]);
         assert_eq!(sizes(Share::one_of(1000), 10, 1001), [1000, 1]);
-        // Receivers take no more.
+        // Receivers accept no more frames in one message.
         assert_eq!(sizes(Share::one_of(usize::MAX), 10, 2049), [MAX_FRAMES, MAX_FRAMES, 1]);
     }
 

@@ -1,9 +1,13 @@
-//! How long a method's handler takes, going by how long it took.
+//! The usual time of a method's handler, estimated from the times that were measured.
+//!
+//! A client keeps one [`Pace`] for each method that it calls, from the times that replies report, and decides by it how
+//! many calls share a message. A server keeps one for the oneway calls of each method, and decides by it how many calls
+//! of one message it runs itself.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// A moving average of handler times.
+/// A moving average of the times that a handler took.
 #[derive(Debug, Default)]
 pub(crate) struct Pace(
     /// In nanoseconds; 0 before the first report.
@@ -11,10 +15,11 @@ pub(crate) struct Pace(
 );
 
 impl Pace {
-    /// Takes one more report into a moving average.
+    /// Adds a measured time to the average.
     ///
-    /// A single slow reply, as of a thread that had to wait for its turn, moves it little: it may rise by a half at a time.
-    /// So a method that becomes slow is known as slow after some twenty replies.
+    /// The average moves by an eighth of the difference, and it rises by at most a half at a time. So a single slow
+    /// reply changes little: perhaps its thread only had to wait for a CPU. A method that has become slow is known as
+    /// slow after about twenty replies.
     pub(crate) fn report(&self, time: Duration) {
         let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).max(1);
         let average = self.0.load(Ordering::Relaxed);
@@ -23,10 +28,11 @@ impl Pace {
             _ if time > average => average + ((time - average) / 8).min(average / 2 + 1_000),
             _ => average - (average - time) / 8,
         };
-        // One task reports; the others may read what was true a moment ago.
+        // Only one task writes. The others may read a value that was true a moment ago.
         self.0.store(next.max(1), Ordering::Relaxed);
     }
 
+    /// The average, or `None` if nothing was reported yet.
     pub(crate) fn average(&self) -> Option<Duration> {
         match self.0.load(Ordering::Relaxed) {
             0 => None,

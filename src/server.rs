@@ -28,7 +28,6 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, RwLock, watch};
 use tokio_util::sync::CancellationToken;
@@ -48,11 +47,10 @@ pub use self::running::Running;
 use self::supervisor::Supervisor;
 use self::worker::EVENT;
 use crate::client::{MAX_MESSAGE_SIZE, short_id};
-use crate::codec::Arguments;
 use crate::compression::Compression;
 use crate::context::Context;
 use crate::error::Error;
-use crate::service::{Dispatch, Failure, IntoService, Method, Service};
+use crate::service::{Dispatch, IntoService, Service};
 use crate::topology::{Binding, Declaration, Namespace, ServiceId, check_event_pattern, is_presence_key};
 #[cfg(feature = "tls")]
 use crate::transport::Tls;
@@ -64,11 +62,11 @@ const EVENTS_PREFETCH: u16 = 64;
 /// Serves any number of services over one connection for each direction.
 ///
 /// ```
-/// use hopline::{Context, Fault, Server};
+/// use hopline::{Context, Fault, Server, Service};
 ///
 /// # async fn example() -> Result<(), hopline::Error> {
-/// let server = Server::connect("memory://").await?
-///     .method("calculator.v1", "add", |_: Context, (a, b): (i64, i64)| async move { Ok::<_, Fault>(a + b) });
+/// let add = |_: Context, (a, b): (i64, i64)| async move { Ok::<_, Fault>(a + b) };
+/// let server = Server::connect("memory://").await?.serve(Service::new("calculator", 1).method("add", add));
 /// server.run_until(std::future::ready(())).await?;
 /// # Ok(()) }
 /// ```
@@ -197,33 +195,11 @@ impl Server {
         &self.instance
     }
 
-    /// Serves a service, such as `CalculatorServer::new(implementation)`; several, and several versions of one, stand side
-    /// by side.
+    /// Serves a service: `CalculatorServer::new(implementation)` of a service trait, or a [`Service`] put together by hand.
+    /// A server may serve several services, and several versions of one.
     #[must_use]
     pub fn serve(mut self, service: impl IntoService) -> Self {
         self.services.push(service.into_service());
-        self
-    }
-
-    /// Serves one method without a service trait: `service` is `name` or `name.vMAJOR`, and `method` a name, or a [`Method`]
-    /// that says more, such as that it is [oneway](Method::oneway). Methods of the same service are served together, with
-    /// default settings; [`Service`] has others.
-    #[must_use]
-    pub fn method<A, R, E, F, Fut>(mut self, service: &str, method: impl Into<Method>, handler: F) -> Self
-    where
-        F: Fn(Context, A) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<R, E>> + Send + 'static,
-        A: Arguments + Send + 'static,
-        R: Serialize + Send + 'static,
-        E: Failure + Send + 'static,
-    {
-        let id = ServiceId::parse(service);
-        let known = self.services.iter().position(|known| id.is_ok() && known.id == id);
-        let service = match known {
-            Some(at) => self.services.remove(at),
-            None => Service::with_id(id),
-        };
-        self.services.push(service.method(method, handler));
         self
     }
 

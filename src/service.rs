@@ -81,12 +81,8 @@ impl Service {
     /// A service without methods yet. A name that is not `[A-Za-z0-9_-]+` is reported when the server starts.
     #[must_use]
     pub fn new(name: &str, version: u32) -> Self {
-        Self::with_id(ServiceId::new(name, version))
-    }
-
-    pub(crate) fn with_id(id: Result<ServiceId, String>) -> Self {
         Self {
-            id,
+            id: ServiceId::new(name, version),
             methods: BTreeMap::new(),
             pattern: None,
             problems: Vec::new(),

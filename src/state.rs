@@ -1,4 +1,7 @@
-//! Whether there is a connection to the broker, and what becomes of it.
+//! The state of a connection to the broker, and the attempts to get one.
+//!
+//! Clients and servers publish a [`State`] that programs can watch. A client's session and a server's supervisor use
+//! [`Attempts`] while they connect.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,55 +15,62 @@ use crate::clock::later;
 use crate::error::Error;
 use crate::transport::{Transport, pause_before_next};
 
-/// How long nothing more is said of attempts that fail: after the first for the one, and twice as long after each other, up
-/// to the other.
+/// How long nothing is logged at `WARN` after the first failed attempt of an outage.
 const FIRST_SILENCE: Duration = Duration::from_secs(30);
+/// The silence doubles after each warning, up to this.
 const LONGEST_SILENCE: Duration = Duration::from_secs(600);
 
 /// What the connection of a [`Client`](crate::Client) or of a [`Running`](crate::Running) server is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum State {
-    /// There has been no connection yet; why not, if an attempt has failed.
+    /// There has been no connection yet.
     Connecting {
-        /// What the last attempt ended with.
+        /// Why the last attempt failed. `None` if none has failed yet.
         reason: Option<Arc<str>>,
     },
-    /// Calls can be made and are served.
+    /// There is a connection: calls can be made and are served.
     Ready,
-    /// The broker takes nothing for now, being short of memory or disk. What it has not taken
-    /// waits, and then ends as [`Error::Blocked`]; replies wait for the end of it, and their callers until their deadline.
+    /// The broker is short of memory or disk, and accepts no messages for now.
+    ///
+    /// Calls that it has not accepted wait, and fail with [`Error::Blocked`] after
+    /// [`blocked_wait`](crate::ClientBuilder::blocked_wait). Replies wait until the broker accepts messages again;
+    /// their callers wait until their deadlines.
     Blocked {
-        /// The broker's words.
+        /// The reason in the broker's words.
         reason: Arc<str>,
-        /// Since when.
+        /// When the broker said so.
         since: Instant,
     },
-    /// Of a server: it is connected, and something keeps it from serving all that it should, such as a queue that cannot be
-    /// consumed or a permission that is missing. It serves what it can, and what is wrong is tried again for as long as it
-    /// takes. Of a client: it is connected, and for more than 5 s the broker has not confirmed what it was sent, or some of
-    /// it, as when a queue has lost its node. What else is called is sent as ever.
+    /// There is a connection, but a part of the work is not possible.
+    ///
+    /// A server: it cannot serve everything that it should. For example, a queue cannot be consumed, or a permission is
+    /// missing. It serves what it can, and tries the rest again until that works.
+    ///
+    /// A client: for more than 5 s the broker has not confirmed something that it was sent, for example because a queue
+    /// has lost its node. Other calls are sent as usual.
     Degraded {
-        /// What is wrong, and what helps; of several things, the one that has been wrong for the longest time.
+        /// What is wrong, and what helps. If several things are wrong: the one that has been wrong for the longest
+        /// time.
         reason: Arc<str>,
-        /// Since when.
+        /// When it went wrong.
         since: Instant,
     },
-    /// The connection was lost, and is being made again, for as long as it takes. Calls wait until their deadline.
+    /// The connection was lost. It is opened again, however many attempts that takes. Calls wait until their deadlines.
     Reconnecting {
-        /// Which attempt is under way, or was the last, from 1.
+        /// The number of the attempt that is being made, or of the last one. The first is 1.
         attempt: u32,
-        /// Since when there is no connection.
+        /// When the connection was lost.
         since: Instant,
-        /// What ended the connection, or the last attempt.
+        /// Why the connection was lost, or why the last attempt failed.
         reason: Arc<str>,
     },
-    /// Closed by this program, or ended with the runtime in which it was begun; nothing follows.
+    /// This program has closed it, or the runtime in which it was started has ended. This state is final.
     Closed,
 }
 
 impl State {
-    /// Why there is no connection, if there is none.
+    /// Why there is no connection; `None` if there is one. Errors of calls that could not be sent show this.
     pub(crate) fn missing(&self) -> Option<Arc<str>> {
         match self {
             Self::Ready | Self::Blocked { .. } | Self::Degraded { .. } => None,
@@ -71,25 +81,30 @@ impl State {
     }
 }
 
-/// Attempts to connect, told to whoever watches the state.
+/// The attempts to open one connection. They tell the state and the log what happens.
 #[derive(Debug)]
 pub(crate) struct Attempts {
+    /// Where whoever watches the client or the server reads the state.
     state: Arc<watch::Sender<State>>,
-    /// What the connection is called.
+    /// The connection's name in the log.
     name: String,
+    /// When the attempts began.
     since: Instant,
-    /// What ended the connection, if there has been one.
+    /// Why the connection was lost before; `None` if there has not been one.
     lost: Option<Arc<str>>,
-    /// What ended it, or the last attempt.
+    /// Why the last attempt failed; before that, the same as `lost`.
     reason: Option<Arc<str>>,
+    /// The number of the attempt that is being made, from 1.
     number: u32,
-    /// Until when nothing is said of attempts that fail, and for how long then.
+    /// Until when failed attempts are not logged at `WARN`.
     silent_until: Instant,
+    /// How long the silence after the next warning is.
     silence: Duration,
 }
 
 impl Attempts {
-    /// For the connection called `name`. `reason` is what ended it; none if there has not been one.
+    /// Begins to connect. `name` is the connection's name in the log. `reason` tells why the connection before was
+    /// lost; `None` means that there has not been one.
     pub(crate) fn new(state: Arc<watch::Sender<State>>, name: String, reason: Option<Arc<str>>) -> Self {
         let (since, lost) = (Instant::now(), reason.clone());
         let mut attempts =
@@ -98,7 +113,7 @@ impl Attempts {
         attempts
     }
 
-    /// Waits before the next attempt, for a time that grows.
+    /// Waits after an attempt that failed with `error`. The pause grows with the time without a connection.
     pub(crate) async fn after(&mut self, error: &Error) {
         let pause = pause_before_next(self.since);
         let (attempt, after) = (self.number, self.since.elapsed());
@@ -114,7 +129,8 @@ impl Attempts {
         self.tell();
     }
 
-    /// Whether an attempt that fails now is worth a warning: hundreds of an outage say no more than some of them.
+    /// Whether an attempt that fails now is worth a warning. In a long outage hundreds of attempts fail, and some
+    /// warnings tell as much as all of them.
     fn is_news(&mut self) -> bool {
         let now = Instant::now();
         let is_news = self.silent_until <= now;
@@ -125,7 +141,8 @@ impl Attempts {
         is_news
     }
 
-    /// There is a connection, which is `transport`.
+    /// Logs that `transport` is connected. The caller sets the state, since more may have to be done before it is
+    /// `Ready`.
     pub(crate) fn succeeded(&self, transport: &Transport) {
         let (name, broker, attempts, after) =
             (&self.name, transport.broker().map(display), self.number, self.since.elapsed());
@@ -135,6 +152,7 @@ impl Attempts {
         }
     }
 
+    /// Publishes the state of the attempts.
     fn tell(&mut self) {
         let reason = self.reason.clone();
         let new = match (&self.lost, reason) {
@@ -145,7 +163,8 @@ impl Attempts {
     }
 }
 
-/// Resolves when the broker has taken nothing for so long.
+/// Resolves when the broker has been blocked for `long` without a break. Never resolves if the state can change no
+/// more.
 pub(crate) async fn blocked_for(mut state: watch::Receiver<State>, long: Duration) {
     loop {
         let blocked = state.wait_for(|state| matches!(state, State::Blocked { .. })).await;
@@ -159,7 +178,8 @@ pub(crate) async fn blocked_for(mut state: watch::Receiver<State>, long: Duratio
     }
 }
 
-/// Replaces a state, unless it is final; tells whether it has changed.
+/// Replaces `state` by `new`, unless it is `Closed`, which is final. Returns whether it has changed: a watcher is told
+/// only then.
 pub(crate) fn enter(state: &mut State, new: State) -> bool {
     let changes = *state != State::Closed && *state != new;
     if changes {
@@ -185,8 +205,8 @@ mod tests {
             warnings
         };
         assert_eq!(until(Duration::from_secs(18)).await, 1);
-        // At the first attempt, and after 30 s and 1, 2, 4, 8 and 10 minutes, or some seconds more, the last of these again
-        // and again.
+        // At the first attempt, after 30 s, after 1, 2, 4 and 8 minutes more, and then every 10 minutes, each time some
+        // seconds later.
         assert!((135..150).contains(&until(Duration::from_secs(24 * 3600)).await));
     }
 }

@@ -1,63 +1,86 @@
-//! What cannot leave at this moment, each until a time of its own, and which of it leaves first.
+//! Entries that cannot be sent yet: each waits until its own time is over, and a rule decides which is sent first.
+//!
+//! A client's line keeps calls here that wait for a connection, for a place among the calls in flight, or for room on
+//! the way to the broker. A server's task of replies keeps replies here. It does no I/O.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use tokio::time::Instant;
 use uuid::Uuid;
 
-/// The size in the place of which that counts which keeps its order.
+/// The size, in bytes, that is assumed for every entry that keeps its order. With its real size, a small entry would be
+/// sent before a large one that came earlier.
 const IN_ORDER: usize = 1024;
-/// By how many bits the count of turns is finer than a byte: many may share one.
+/// By how many bits `turns_taken` is finer than one byte. When many entries wait, each gets only a fraction of a byte
+/// for every byte that is sent.
 const FINE: u32 = 16;
 
-/// Entries that wait, each of which is wanted until its time.
+/// A queue of entries. Each is wanted until its own time.
 ///
-/// They leave in the order in which they came, with these exceptions:
-/// - The more urgent one leaves first.
-/// - The smaller one leaves first, unless a larger one would have left by now if all that wait had left byte by byte, in
-///   turns.
-/// - What keeps its order leaves in that, as if all of it had the same size.
-/// - One that has waited for more than half of its time leaves when no other is there. Where more comes than can leave, all
-///   would else leave at the end of their time, when it is of no more use to anybody.
+/// Entries are sent in the order in which they came, with these exceptions:
+///
+/// - A more urgent entry is sent first.
+/// - A smaller entry is sent before a larger one. But small entries cannot hold up a large one for ever. Imagine that
+///   all entries were sent side by side, one byte of each in turn. No entry is sent later than it would be finished in
+///   that case.
+/// - Entries that keep their order, such as events, are sent in that order, whatever their sizes.
+/// - An entry that has waited for more than half of its time is sent when no other entry is left. Without this rule,
+///   every entry would wait almost until its end when there is more to send than the connection carries, and its result
+///   would be of no use to anybody.
 #[derive(Debug)]
 pub(crate) struct Waiting<T> {
+    /// All entries. The first one is sent next.
     entries: BTreeMap<Turn, Entry<T>>,
+    /// Finds an entry by its id.
     turns: HashMap<Uuid, Turn>,
+    /// Finds the entry whose time is over first.
     times: BTreeSet<(Instant, Turn)>,
-    /// The number of the next entry.
+    /// The number of the next entry that is pushed.
     next: u64,
-    /// How many bytes would have left of each that has waited all the time, if they took turns.
+    /// How many bytes would have been sent of an entry that has waited since the beginning, if all entries were sent
+    /// side by side. In units of 2^-16 bytes.
     turns_taken: u64,
 }
 
+/// What is kept of one entry.
 #[derive(Debug)]
 struct Entry<T> {
     id: Uuid,
+    /// When it was pushed.
     since: Instant,
+    /// When nobody wants it any more.
     until: Instant,
+    /// Its size, in bytes.
     bytes: usize,
+    /// Whether it is sent in the order of arrival, whatever its size and age.
     keeps_order: bool,
     what: T,
 }
 
-/// How an entry stands to the others: the least leaves first.
+/// The place of an entry among the others. The smallest is sent first; the fields are compared from the first to the
+/// last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Turn {
-    /// Whether it has waited for more than half of its time, and then since when: the last of them leaves first.
+    /// `None` until the entry has waited for half of its time; then the moment at which that half was over. Such
+    /// entries come after all others, the newest first.
     late: Option<std::cmp::Reverse<Instant>>,
+    /// Greater urgency comes first.
     urgency: std::cmp::Reverse<u8>,
-    /// It would have left when as many turns were taken.
+    /// The value of `turns_taken` at which the entry would have been sent completely.
     after: u64,
+    /// The order of arrival. It makes every turn different.
     number: u64,
 }
 
-/// What decides when an entry leaves.
+/// What decides when an entry is sent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Weight {
-    /// The greater leaves first.
+    /// Greater urgency is sent first. 0 is normal; calls use their priority, cancels and signs of life use 255.
     pub(crate) urgency: u8,
+    /// The size of the entry, in bytes: smaller is sent first.
     pub(crate) bytes: usize,
-    /// Whether it leaves in the order of all others that do, as events do, however large it is and however long it has waited.
+    /// Whether the entry is sent in the order of arrival among all others that have this set. Then its size and the
+    /// time that it has waited do not count. Events need this.
     pub(crate) keeps_order: bool,
 }
 
@@ -68,6 +91,7 @@ impl<T> Default for Waiting<T> {
 }
 
 impl<T> Waiting<T> {
+    /// Adds an entry that is wanted until `until`.
     pub(crate) fn push(&mut self, id: Uuid, until: Instant, weight: Weight, what: T) {
         let place = if weight.keeps_order { IN_ORDER } else { weight.bytes };
         let (urgency, after) = (std::cmp::Reverse(weight.urgency), self.turns_taken + ((place as u64) << FINE));
@@ -83,7 +107,10 @@ impl<T> Waiting<T> {
         self.entries.insert(turn, entry);
     }
 
-    /// The next to leave.
+    /// Takes out the entry that is to be sent next.
+    ///
+    /// An entry at the front may have become late since it was pushed. It is then put back with its new turn, and the
+    /// next one is looked at.
     pub(crate) fn pop(&mut self, now: Instant) -> Option<T> {
         loop {
             let (&turn, entry) = self.entries.first_key_value()?;
@@ -98,13 +125,14 @@ impl<T> Waiting<T> {
         }
     }
 
-    /// The one of this id, the last if there are several.
+    /// Takes out the entry with this id; the last one if there are several.
     pub(crate) fn remove(&mut self, id: Uuid) -> Option<T> {
         let turn = *self.turns.get(&id)?;
         Some(self.take(turn)?.what)
     }
 
-    /// Gives each entry another time.
+    /// Gives every entry a new end. A client does this when the broker's alarm begins or ends: calls wait for less time
+    /// then.
     pub(crate) fn retime(&mut self, until: impl Fn(&T) -> Instant) {
         self.times.clear();
         for (turn, entry) in &mut self.entries {
@@ -122,12 +150,12 @@ impl<T> Waiting<T> {
         Some(entry)
     }
 
-    /// When the next one's time is over.
+    /// When the next entry's time is over: its owner wakes up then and calls [`Waiting::pop_ended`].
     pub(crate) fn next_end(&self) -> Option<Instant> {
         self.times.first().map(|(until, _)| *until)
     }
 
-    /// One whose time is over.
+    /// Takes out an entry whose time is over, if there is one.
     pub(crate) fn pop_ended(&mut self, now: Instant) -> Option<T> {
         let (until, turn) = *self.times.first()?;
         if until > now {
@@ -136,7 +164,7 @@ impl<T> Waiting<T> {
         Some(self.take(turn)?.what)
     }
 
-    /// Takes out all of them.
+    /// Empties the queue. Returns the entries in the order in which they would have been sent.
     pub(crate) fn clear(&mut self) -> impl Iterator<Item = T> {
         self.turns.clear();
         self.times.clear();
@@ -208,7 +236,7 @@ mod tests {
         waiting.push(Uuid::new_v4(), until, bytes(1000), 1000);
         let mut order = Vec::new();
         for _ in 0..30 {
-            // As one comes, one leaves.
+            // For each entry that comes, one is sent.
             waiting.push(Uuid::new_v4(), until, bytes(100), 100);
             order.extend(waiting.pop(now));
         }

@@ -1,54 +1,68 @@
-//! How many bytes may be on their way to the broker at once: as many as the connection carries without making them wait
-//! there, where nothing can be taken back. What is over it waits here, and can be.
+//! The window: how many bytes may be on their way to the broker at once.
+//!
+//! Bytes that were given to a socket cannot be taken back, even if their caller gives up. So a client's line and a
+//! server's task of replies give the socket only as many bytes as the connection carries without a queue of its own.
+//! Everything else waits in [`Waiting`](crate::waiting::Waiting), where it can still be dropped or overtaken.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How long what is handed over may wait on its way, on top of the shortest round trip: with less, a connection whose
-/// speed changes is idle at times; with more, everything comes later.
+/// How long a message may wait on its way, in addition to the shortest round trip. With less, a connection whose speed
+/// changes would be idle at times. With more, every message would arrive later.
 const QUEUEING: Duration = Duration::from_millis(100);
-/// What a window is at first, at least and at most, in bytes. A message may always leave when none is on its way.
+/// The size of a new window, in bytes.
 const FIRST: usize = 64 * 1024;
+/// The smallest size of a window, in bytes. When nothing is on its way, a message of any size may be sent.
 const LEAST: usize = 4 * 1024;
+/// The largest size of a window, in bytes.
 const MOST: usize = 16 * 1024 * 1024;
-/// How many bytes a message takes up around its body, about.
+/// About how many bytes a message needs around its body: AMQP's frames, its properties and the names of exchange and
+/// key.
 const AROUND: usize = 200;
-/// The shortest round trip is measured again when it has not been seen for so long: the way may be another one. The latter
-/// holds where it seems to be.
+/// The shortest round trip is measured again when it was not seen for this long, since the route may have changed.
 const STALE: Duration = Duration::from_secs(30);
+/// The same, when the measured times already suggest that the route has become longer.
 const DOUBTFUL: Duration = Duration::from_secs(3);
 
-/// The bytes on their way, which are those of messages after the last that is known to have arrived.
+/// The bytes on their way: those of all messages after the last one that is known to have arrived.
 ///
-/// That a message has arrived is known by the broker's confirm of it or of a later one. But a queue may take its time over
-/// a confirm. So a *probe* follows what fills the window: a message to nobody, which the broker confirms as soon as it
-/// reads it. The time that it takes says how fast the connection is, and the window grows or shrinks to what that carries
-/// within the shortest round trip and [`QUEUEING`].
+/// The broker reads a connection in order. So a message has arrived when the broker has confirmed it or a later one.
+/// But a queue may take long to confirm. That is why a *probe* is sent when the window is full: a message to nobody,
+/// which the broker confirms as soon as it reads it. The time until its confirm tells how fast the connection is. The
+/// window then grows or shrinks to the number of bytes that arrive within the shortest round trip plus [`QUEUEING`].
 #[derive(Debug)]
 pub(crate) struct Window {
+    /// How many bytes may be on their way.
     size: usize,
+    /// The messages on their way, in the order in which they were sent.
     away: VecDeque<Away>,
+    /// How many bytes have been sent on this connection in all.
     sent: u64,
+    /// How many of these are known to have arrived.
     arrived: u64,
-    /// The number of the probe that is on its way.
+    /// The number of the probe that is on its way. There is at most one.
     probe: Option<u64>,
-    /// Whether something was held back since the last probe left.
+    /// Whether something had to wait for room since the last probe was sent.
     full: bool,
-    /// The shortest round trip, and when it was last seen.
+    /// The shortest round trip, and when one about as short was last seen.
     shortest: Option<(Duration, Instant)>,
-    /// Whether nothing is to leave until all has arrived: what is alone shows the shortest round trip.
+    /// Whether nothing is sent until everything has arrived. A probe that is alone on its way then shows the shortest
+    /// round trip.
     emptying: bool,
 }
 
+/// A message on its way.
 #[derive(Debug)]
 struct Away {
+    /// The number that its sender gave it.
     number: u64,
-    /// How many bytes had been sent with it.
+    /// The value of [`Window::sent`] after this message: once it has arrived, so have all these bytes.
     end: u64,
+    /// When it was sent.
     at: Instant,
-    /// How many were on their way then, its own included.
+    /// How many bytes were on their way at that moment, with its own.
     on_the_way: usize,
 }
 
@@ -68,8 +82,11 @@ impl Default for Window {
 }
 
 impl Window {
-    /// How many bytes may leave; none while there is no room. One message may be larger. A little room is none: else each
-    /// message would take one call, when the next might share it.
+    /// How many bytes may be sent now; 0 when there is no room. When nothing is on its way, a larger message may be
+    /// sent as well.
+    ///
+    /// A little room counts as none. Otherwise each confirm would make room for one call, which would be sent in a
+    /// message of its own, though it could share the next one.
     pub(crate) fn room(&self) -> usize {
         match self.on_the_way() {
             0 => self.size,
@@ -82,31 +99,31 @@ impl Window {
         (self.sent - self.arrived) as usize
     }
 
-    /// Something is held back, since there is no room.
+    /// Notes that something has to wait, since there is no room. This causes the next probe.
     pub(crate) fn hold(&mut self) {
         self.full = true;
     }
 
-    /// Whether a probe is to leave now, before what else leaves.
+    /// Whether a probe is to be sent now, before anything else.
     pub(crate) fn is_to_probe(&self, now: Instant) -> bool {
         let is_stale = || self.shortest.is_none_or(|(_, seen)| now.saturating_duration_since(seen) > STALE);
         self.probe.is_none() && (self.full || self.away.is_empty() && is_stale())
     }
 
-    /// A message has left: each has a greater number than the one before.
+    /// Notes that a message of `bytes` was sent. Each has a greater `number` than the one before.
     pub(crate) fn sent(&mut self, number: u64, bytes: usize, now: Instant) {
         self.sent += (bytes + AROUND) as u64;
         self.away.push_back(Away { number, end: self.sent, at: now, on_the_way: self.on_the_way() });
     }
 
-    /// A probe has left.
+    /// Notes that a probe was sent.
     pub(crate) fn probed(&mut self, number: u64, now: Instant) {
         self.sent(number, 0, now);
         self.probe = Some(number);
         self.full = false;
     }
 
-    /// The broker has said something of a message, and so has read it and all before it.
+    /// Notes that the broker has said something of a message: it has read this one, and all before it.
     pub(crate) fn arrived(&mut self, number: u64, now: Instant) {
         let count = self.away.partition_point(|away| away.number <= number);
         let probe = self.probe.take_if(|probe| *probe <= number);
@@ -127,48 +144,49 @@ impl Window {
         }
     }
 
-    /// The shortest round trip that is known.
+    /// The shortest known round trip; 0 before the first measurement.
     pub(crate) fn round_trip(&self) -> Duration {
         self.shortest.map_or(Duration::ZERO, |(shortest, _)| shortest)
     }
 
-    /// Whether a message has arrived, for all that is known.
+    /// Whether a message is known to have arrived.
     pub(crate) fn has_arrived(&self, number: u64) -> bool {
         self.away.front().is_none_or(|first| first.number > number)
     }
 
-    /// Since when the first of what is on its way is, if anything is.
+    /// When the oldest message on its way was sent.
     pub(crate) fn waits_since(&self) -> Option<Instant> {
         self.away.front().map(|first| first.at)
     }
 
-    /// Since when the probe is on its way, if one is.
+    /// When the probe on its way was sent. If that was long ago, something is wrong with the broker or the connection.
     pub(crate) fn probing_since(&self) -> Option<Instant> {
         let probe = self.probe?;
         self.away.iter().rev().find(|away| away.number == probe).map(|away| away.at)
     }
 
-    /// A probe took so long, behind so many bytes.
+    /// Uses the measurement of a probe: it was confirmed after `took`, and `bytes` were on their way when it was sent.
     fn measured(&mut self, took: Duration, bytes: usize, now: Instant) {
         let Some((shortest, seen)) = self.shortest else {
             self.shortest = Some((took, now));
             return;
         };
         let allowed = shortest.min(took) + QUEUEING;
-        // What was on its way arrived in this time: so much arrives in the time that is allowed.
+        // `bytes` arrived within `took`. So this many arrive within the time that is allowed.
         let carries = (bytes as f64 * allowed.as_secs_f64() / took.as_secs_f64().max(1e-6)) as usize;
         self.size = if took > allowed {
             carries.clamp(self.size / 4, self.size).max(LEAST)
         } else if !self.full {
             self.size
         } else if took <= shortest + QUEUEING / 4 {
-            // Far from all that it carries: where the way is long, the rest would take its time.
+            // Almost nothing waits on the way, so the connection carries much more. On a long route, growing in smaller
+            // steps would take too much time.
             (self.size * 2).min(MOST)
         } else {
             carries.clamp(self.size, self.size * 2).min(MOST)
         };
         let unseen = now.saturating_duration_since(seen);
-        // Where next to nothing is on the way, and takes long nevertheless, the way has become longer.
+        // The window is as small as it can be, and the probe still takes long: so the route has probably become longer.
         let is_doubtful = took > allowed && self.size == LEAST && unseen > DOUBTFUL;
         self.emptying = is_doubtful || !is_short(took, shortest) && unseen > STALE;
     }
@@ -192,11 +210,11 @@ mod tests {
         rate: f64,
         round_trip: Duration,
         free_at: Instant,
-        /// What is on its way, and when its confirm comes; not at all for what a queue does not confirm.
+        /// The messages whose confirms will come, with the time of each. A queue that confirms nothing adds none.
         confirms: VecDeque<(u64, Instant)>,
         confirmed: bool,
         delivered: usize,
-        /// The longest that something has waited on the way, for less than the round trip.
+        /// The longest time that a message has waited on the link, without the round trip.
         waited: Duration,
     }
 
@@ -234,8 +252,8 @@ mod tests {
             }
         }
 
-        /// Sends messages of this size for so long, as many as may leave, and gives the part of the link's rate that they
-        /// took up.
+        /// Sends messages of `size` bytes for `time`, as many as the window allows. Returns how much of the link's rate
+        /// they used.
         fn run(&mut self, time: Duration, size: usize) -> f64 {
             let (until, before) = (self.now + time, self.delivered);
             self.waited = Duration::ZERO;

@@ -1,4 +1,4 @@
-//! The permissions that `docs/security.md` gives are enough, and no more than that; and users cannot be each other.
+//! The permissions that `docs/guide/src/security.md` gives are enough, and no more than that; and users cannot be each other.
 //!
 //! This needs a RabbitMQ of its own, of the version that `HOPLINE_TEST_NODE` names: `scripts/test users-3.10 users-4.3` runs
 //! it with both, and otherwise the tests are ignored.
@@ -16,7 +16,7 @@ mod node;
 
 use node::{Node, version};
 
-const DOCUMENT: &str = include_str!("../docs/security.md");
+const DOCUMENT: &str = include_str!("../docs/guide/src/security.md");
 /// How long a test waits for what has to come, before it fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -228,7 +228,7 @@ async fn a_server_that_may_not_reply_says_so_and_its_replies_come_when_it_may() 
     // Who starts now is told at once.
     let other = Server::connect(&address(&node, "server")).await.expect("it may log in");
     let add = |_: Context, (a, b): (i64, i64)| async move { Ok::<_, Fault>(a + b) };
-    match other.method("calculator", "add", add).start().await {
+    match other.serve(Service::new("calculator", 1).method("add", add)).start().await {
         Err(Error::Broker { reason, .. }) => assert!(reason.contains("write to `amq.default`"), "{reason}"),
         other => panic!("{other:?}"),
     }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::{Output, Stdio};
 use std::sync::LazyLock;
 
-use hopline::{Client, Context, DeadLetters, Error, Fault, Method, Running, Server, Tls};
+use hopline::{Client, Context, DeadLetters, Error, Fault, Method, Running, Server, Service, Tls};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
 
 mod node;
@@ -141,7 +141,7 @@ impl Scene {
 async fn calculator(namespace: &str, tls: Tls, url: &str) -> Running {
     let server = Server::builder().namespace(namespace).tls(tls).connect(url).await.expect("it is trusted");
     let add = |_: Context, (a, b): (i64, i64)| async move { Ok::<_, Fault>(a + b) };
-    server.method("calculator", Method::new("add").oneway(), add).start().await.expect("served")
+    server.serve(Service::new("calculator", 1).method(Method::new("add").oneway(), add)).start().await.expect("served")
 }
 
 async fn connected(tls: Tls, url: &str) -> Result<Client, Error> {
@@ -234,7 +234,7 @@ async fn who_has_a_certificate_needs_no_password() {
     let url = format!("amqps://localhost:{}", scene.strict_port);
     let server = Server::builder().tls(scene.known_by(&scene.billing)).connect(&url).await.expect("it may log in");
     let who = |context: Context, (_,): (u8,)| async move { Ok::<_, Fault>(context.user().map(str::to_owned)) };
-    let _server = server.method("reception", "who", who).start().await.expect("served");
+    let _server = server.serve(Service::new("reception", 1).method("who", who)).start().await.expect("served");
     let client = connected(scene.known_by(&scene.billing), &url).await.expect("it may log in");
     let user = client.call::<Option<String>>("reception", "who", (1,)).await.expect("answered");
     assert_eq!(user.as_deref(), Some("billing"));

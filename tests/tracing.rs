@@ -50,7 +50,8 @@ async fn a_call_has_a_span_on_either_side_in_one_trace() {
     LazyLock::force(&LISTENING);
     let namespace = format!("tracing-{}", Uuid::new_v4().simple());
     let server = Server::builder().namespace(&namespace).connect(&broker()).await.expect("the broker is there");
-    let server = server.method("traced", "add", |_: Context, (a, b): (i64, i64)| async move { Ok::<_, Fault>(a + b) });
+    let add = |_: Context, (a, b): (i64, i64)| async move { Ok::<_, Fault>(a + b) };
+    let server = server.serve(Service::new("traced", 1).method("add", add));
     let _running = server.start().await.expect("it can be served");
     let client = Client::builder().namespace(&namespace).connect(&broker()).await.expect("the broker is there");
     client.call::<i64>("traced", "add", (2, 3)).await.expect("answered");
@@ -118,8 +119,9 @@ async fn who_closes_does_not_break_connections_off() {
     for _ in 0..40 {
         let namespace = format!("tracing-{}", Uuid::new_v4().simple());
         let server = Server::builder().namespace(&namespace).connect(&broker()).await.expect("the broker is there");
-        let server = server.method("closed", "one", |_: Context, (): ()| async move { Ok::<_, Fault>(1) });
-        let running = server.start().await.expect("it can be served");
+        let one = |_: Context, (): ()| async move { Ok::<_, Fault>(1) };
+        let running =
+            server.serve(Service::new("closed", 1).method("one", one)).start().await.expect("it can be served");
         let client = Client::builder().namespace(&namespace).connect(&broker()).await.expect("the broker is there");
         assert_eq!(client.call::<i64>("closed", "one", ()).await.expect("answered"), 1);
         tokio::join!(client.close(), running.drain());

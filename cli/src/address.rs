@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use clap::Args;
 use hopline::{Client, ClientBuilder, DeadLetters, DeadLettersBuilder, Error, Server, ServerBuilder, Tls};
-use tokio::process::Command;
 
 /// How long an address may take until its connection can be used, if nothing shorter is asked for.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -63,17 +62,6 @@ impl Address {
             Some(tls) => builder.tls(tls),
             None => builder,
         })
-    }
-
-    /// Has another process of this program go to the same broker.
-    pub(crate) fn give_to(&self, command: &mut Command) {
-        // Not as an argument: those of a process are for all to see, and there may be a password in it.
-        command.env("HOPLINE_URL", &self.url);
-        for (option, file) in [("--ca", &self.ca), ("--cert", &self.cert), ("--key", &self.key)] {
-            if let Some(file) = file {
-                command.arg(option).arg(file);
-            }
-        }
     }
 
     /// What is set for TLS, if anything is.

@@ -2,10 +2,9 @@
 
 mod serve;
 mod call;
+mod measured;
 mod load;
 mod report;
-mod sweep;
-mod chart;
 mod process;
 
 use std::fmt::Display;
@@ -31,7 +30,6 @@ const MAX_SECONDS: f64 = 86_400.0;
 pub(crate) enum Bench {
     Serve(serve::Serve),
     Call(call::Call),
-    Sweep(sweep::Sweep),
 }
 
 /// Where the broker is, and a place on it that real services do not use.
@@ -97,7 +95,6 @@ impl Bench {
         let outcome = match self {
             Self::Serve(serve) => runtime.block_on(serve.run()),
             Self::Call(call) => runtime.block_on(call.run()),
-            Self::Sweep(sweep) => runtime.block_on(sweep.run()),
         };
         match outcome {
             Ok(()) => ExitCode::SUCCESS,

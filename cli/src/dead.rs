@@ -32,7 +32,8 @@ pub(crate) enum Dead {
     /// off between the two, it may run once more. Calls with a reply are kept, since nobody waits for it any more.
     Replay(Replay),
     /// Remove dead letters for good
-    Drop(Drop),
+    #[command(name = "drop")]
+    Discard(Discard),
 }
 
 /// How long connecting may take unless it is said otherwise.
@@ -109,7 +110,7 @@ pub(crate) struct Replay {
 }
 
 #[derive(Args)]
-pub(crate) struct Drop {
+pub(crate) struct Discard {
     #[command(flatten)]
     meant: Meant,
 }
@@ -161,7 +162,7 @@ impl Dead {
                 Self::Ls(ls) => ls.run().await,
                 Self::Show(show) => show.run().await,
                 Self::Replay(Replay { meant, unread }) => meant.replay(unread).await,
-                Self::Drop(Drop { meant }) => meant.discard().await,
+                Self::Discard(Discard { meant }) => meant.discard().await,
             }
         });
         let (said, code) = match outcome {

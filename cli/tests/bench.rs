@@ -5,11 +5,10 @@
 
 use std::collections::BTreeSet;
 use std::future::Future;
-use std::path::PathBuf;
 use std::process::{ExitStatus, Output, Stdio};
 use std::time::Duration;
 
-use hopline::{Client, Context, Error, Server};
+use hopline::{Client, Context, Error, Server, Service};
 use serde_bytes::ByteBuf;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -58,8 +57,18 @@ fn failure(output: &Output) -> String {
 fn object(printed: &str) -> Value {
     let object: Value = serde_json::from_str(printed).expect("it is JSON, and one value");
     let keys: BTreeSet<&str> = object.as_object().expect("it is an object").keys().map(String::as_str).collect();
-    let expected =
-        ["calls", "calls_per_message", "calls_per_s", "concurrency", "errors", "p50_us", "p999_us", "p99_us", "size"];
+    let expected = [
+        "calls",
+        "calls_per_message",
+        "calls_per_s",
+        "concurrency",
+        "cpu_us_per_call",
+        "errors",
+        "p50_us",
+        "p999_us",
+        "p99_us",
+        "size",
+    ];
     assert_eq!(keys, BTreeSet::from(expected));
     object
 }
@@ -119,57 +128,6 @@ async fn ended(mut process: Child, signal: &str) -> ExitStatus {
     soon(process.wait()).await.expect("it can be waited for")
 }
 
-/// A folder of this test run, gone with this.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(name: &str) -> Self {
-        Self(std::env::temp_dir().join(format!("hopline-bench-{}-{name}", std::process::id())))
-    }
-
-    fn path(&self) -> &str {
-        self.0.to_str().expect("a path of letters")
-    }
-
-    fn read(&self, file: &str) -> String {
-        std::fs::read_to_string(self.0.join(file)).expect("it was written")
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // A test that failed before it wrote anything has none.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-/// The files of a sweep: a row for each load, and a line in the chart for each size and way to coalesce.
-fn assert_swept(output: Output, folder: &Folder) {
-    let told = printed(output);
-    assert!(told.contains("sweep.md") && told.contains("sweep.svg"), "{told}");
-    let table = folder.read("sweep.md");
-    let rows: Vec<Vec<&str>> = table
-        .lines()
-        .filter(|line| line.starts_with('|'))
-        .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
-        .collect();
-    assert_eq!(rows[0][..4], ["in flight", "size", "coalesce", "calls/s"], "{table}");
-    assert_eq!(rows.len(), 2 + 30, "{table}");
-    assert!(rows.iter().all(|row| row.len() == 8), "{table}");
-    assert_eq!(rows[2][..3], ["1", "64 B", "auto"], "{table}");
-    assert_eq!(rows[31][..3], ["1024", "16 KiB", "off"], "{table}");
-    let calls: f64 = rows[2..].iter().map(|row| row[3].parse::<f64>().expect("a number")).sum();
-    assert!(calls > 0.0, "{table}");
-
-    let chart = folder.read("sweep.svg");
-    assert!(chart.starts_with("<svg") && chart.trim_end().ends_with("</svg>"), "{chart}");
-    for size in ["64 B", "1 KiB", "16 KiB"] {
-        for coalesce in ["auto", "off"] {
-            assert!(chart.contains(&format!("{size}, coalesce {coalesce}")), "{chart}");
-        }
-    }
-}
-
 #[tokio::test]
 async fn json_is_one_object_with_the_figures() {
     let arguments: &[&[&str]] = &[&["call"], MEMORY, SHORT, &["--json", "--size", "100"]];
@@ -226,7 +184,7 @@ async fn bad_usage_exits_with_2_and_says_what_to_write() {
         (&["serve", "--instances", "0"], "write a number from 1 to 100"),
         (&["serve", "--methods", "0"], "write a number from 1 to 1000"),
         (&["serve", "--url", "memory://"], "`hopline bench call` serves for itself there"),
-        (&["sweep", "--seconds=-1"], "write a number of seconds above 0"),
+        (&["call", "--seconds=-1"], "write a number of seconds above 0"),
     ];
     for (arguments, said) in cases {
         let output = run(&[*arguments]).await;
@@ -243,23 +201,6 @@ async fn a_payload_that_leaves_no_room_for_the_rest_of_a_message_is_told_at_once
     let line = failure(&output);
     assert!(line.contains("over the cap of 16777216: send less"), "{line}");
     assert!(output.stdout.is_empty(), "{output:?}");
-}
-
-#[tokio::test]
-async fn a_sweep_in_memory_writes_a_table_and_a_chart() {
-    let folder = Folder::new("memory");
-    let output = run(&[&["sweep"], MEMORY, &["--seconds", "0.05", "--out", folder.path()]]).await;
-    assert_swept(output, &folder);
-    assert!(folder.read("sweep.md").starts_with("# Calls through the broker in memory"));
-}
-
-#[tokio::test]
-async fn a_sweep_that_cannot_write_says_so_before_it_measures() {
-    // No folder can be made in a file.
-    let program = assert_cmd::cargo::cargo_bin!("hopline").join("sweep");
-    let out = program.to_str().expect("a path of letters");
-    let line = failure(&run(&[&["sweep"], MEMORY, &["--out", out]]).await);
-    assert!(line.starts_with(&format!("cannot make `{out}`: ")), "{line}");
 }
 
 #[tokio::test]
@@ -290,11 +231,6 @@ async fn client_and_server_meet_on_a_broker() {
     let line = failure(&scene.call(&["--methods", "3"]).await);
     assert!(line.starts_with("UNIMPLEMENTED: `bench.v1` has no method `echo2`"), "{line}");
     assert!(line.ends_with("(start `hopline bench serve --methods 3`)"), "{line}");
-    // A sweep would have to share it.
-    let folder = Folder::new("shared");
-    let line = failure(&run(&[&["sweep"], &scene.here(), &["--out", folder.path()]]).await);
-    assert!(line.starts_with("somebody already serves `bench.v1` in the namespace"), "{line}");
-
     assert_eq!(ended(server, "TERM").await.code(), Some(0));
     assert!(!scene.served().await);
 }
@@ -314,7 +250,7 @@ async fn handlers_that_take_time_are_waited_for() {
 
 #[tokio::test]
 #[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
-async fn the_server_side_of_a_sweep_ends_with_it_however_it_ends() {
+async fn a_server_that_is_told_so_ends_with_its_input() {
     let scene = Scene::new("orphan");
     let mut server = scene.serve(&["--until-input-ends"]).await;
     soon(async { while !scene.served().await {} }).await;
@@ -322,6 +258,18 @@ async fn the_server_side_of_a_sweep_ends_with_it_however_it_ends() {
     drop(server.stdin.take());
     assert_eq!(soon(server.wait()).await.expect("it can be waited for").code(), Some(0));
     assert!(!scene.served().await);
+    // What it served is gone soon, and nothing of it is in the way of the next one.
+    let client = Client::builder().namespace(&scene.namespace).connect(&scene.url).await.expect("the broker is there");
+    let gone = async {
+        loop {
+            let call =
+                client.call::<ByteBuf>("bench.v1", "echo", (ByteBuf::new(),)).timeout(Duration::from_millis(200));
+            if let Err(Error::NoService { .. }) = call.await {
+                return;
+            }
+        }
+    };
+    soon(gone).await;
 }
 
 #[tokio::test]
@@ -342,11 +290,11 @@ async fn that_nobody_serves_is_told_at_once_with_the_way_out() {
 async fn a_wrong_reply_is_an_error() {
     let scene = Scene::new("wrong");
     let server = Server::builder().namespace(&scene.namespace).connect(&scene.url).await.expect("the broker is there");
-    let server = server.method("bench.v1", "echo", |_: Context, (mut payload,): (ByteBuf,)| async move {
+    let service = Service::new("bench", 1).method("echo", |_: Context, (mut payload,): (ByteBuf,)| async move {
         payload.push(1);
-        Ok::<_, ()>(payload)
+        Ok::<_, hopline::Fault>(payload)
     });
-    let server = server.start().await.expect("it can be served");
+    let server = server.serve(service).start().await.expect("it can be served");
     let output = scene.call(&["--json"]).await;
     let line = failure(&output);
     assert!(line.ends_with(" calls failed, the first one with: a reply had other bytes than its call"), "{line}");
@@ -363,36 +311,13 @@ async fn a_failed_call_is_an_error() {
     let scene = Scene::new("failed");
     let server = Server::builder().namespace(&scene.namespace).connect(&scene.url).await.expect("the broker is there");
     let first = std::sync::atomic::AtomicBool::new(true);
-    let server = server.method("bench.v1", "echo", move |_: Context, (payload,): (ByteBuf,)| {
+    let service = Service::new("bench", 1).method("echo", move |_: Context, (payload,): (ByteBuf,)| {
         // The bench looks once whether there is anybody at all.
         let first = first.swap(false, std::sync::atomic::Ordering::Relaxed);
         async move { if first { Ok(payload) } else { Err(hopline::Fault::new(hopline::Code::Internal, "no more")) } }
     });
-    let server = server.start().await.expect("it can be served");
+    let server = server.serve(service).start().await.expect("it can be served");
     let line = failure(&scene.call(&["--json"]).await);
     assert!(line.ends_with(" calls failed, the first one with: INTERNAL: no more"), "{line}");
     server.drain().await;
-}
-
-#[tokio::test]
-#[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
-async fn a_sweep_on_a_broker_starts_its_server_and_ends_it() {
-    let scene = Scene::new("sweep");
-    let folder = Folder::new("broker");
-    let short = ["--seconds", "0.05", "--out", folder.path()];
-    assert_swept(run(&[&["sweep"], &scene.here(), &short]).await, &folder);
-    assert!(folder.read("sweep.md").starts_with("# Calls through RabbitMQ"));
-    assert!(!scene.served().await);
-    // What it called is gone soon, and nothing of it is in the way of the next one.
-    let client = Client::builder().namespace(&scene.namespace).connect(&scene.url).await.expect("the broker is there");
-    let gone = async {
-        loop {
-            let call =
-                client.call::<ByteBuf>("bench.v1", "echo", (ByteBuf::new(),)).timeout(Duration::from_millis(200));
-            if let Err(Error::NoService { .. }) = call.await {
-                return;
-            }
-        }
-    };
-    soon(gone).await;
 }

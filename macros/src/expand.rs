@@ -1,4 +1,4 @@
-//! From the model of a service to its code: the trait, the server and the client.
+//! Writes the code for the model of a service: the trait, the server and the client.
 
 use proc_macro2::{Span, TokenStream};
 use quote::{ToTokens, format_ident, quote, quote_spanned};
@@ -10,7 +10,7 @@ use crate::parse::{Method, Outcome, Service};
 use crate::text::type_text;
 use crate::types::is_unit;
 
-/// All generated code. Every path is absolute, since the user's module may have names of its own.
+/// All generated code. Every path in it is absolute, since the user's module may have items with the same names.
 pub(crate) fn service(service: &Service) -> TokenStream {
     let definition = definition(service);
     let server = server(service);
@@ -22,7 +22,7 @@ pub(crate) fn service(service: &Service) -> TokenStream {
     }
 }
 
-/// The trait as written, with `Send` futures.
+/// The trait as written, but with functions that return `Send` futures in place of `async fn`s.
 fn definition(service: &Service) -> ItemTrait {
     let mut definition = service.definition.clone();
     let functions = definition.items.iter_mut().filter_map(|item| match item {
@@ -36,6 +36,7 @@ fn definition(service: &Service) -> ItemTrait {
     definition
 }
 
+/// Turns an `async fn` into a function that returns a `Send` future.
 fn with_send_future(function: &mut TraitItemFn, method: &Method) {
     let output = &method.returned;
     // Errors in the generated code, such as a future that is not `Send`, point at the method.
@@ -71,6 +72,7 @@ fn with_send_future(function: &mut TraitItemFn, method: &Method) {
     };
 }
 
+/// The type `XServer`, whose `new` makes the service.
 fn server(service: &Service) -> TokenStream {
     let (name, version) = (&service.name, service.version);
     let Declared { vis, calculator, doc_name, on_type, cfg } = Declared::of(service);
@@ -106,7 +108,7 @@ fn served(method: &Method, calculator: &Ident) -> TokenStream {
     let (ident, wire_name, signature) = (&method.ident, &method.wire_name, signature(method));
     let cfg = carried(&method.attrs, &["cfg"]);
     let (idents, types) = (method.argument_idents(), method.argument_types());
-    // Tuples start at one element: serde would write `()` as null, and writes `[(); 0]` as an empty array.
+    // A method without arguments takes `[(); 0]`, which serde writes as an empty array. It would write `()` as null.
     let (pattern, arguments) = match idents.as_slice() {
         [] => (quote!(_), quote!([(); 0])),
         idents => (quote!((#(#idents,)*)), quote!((#(#types,)*))),
@@ -116,11 +118,11 @@ fn served(method: &Method, calculator: &Ident) -> TokenStream {
     let lent_context = method.context.then(|| quote_spanned!(at=> &#context,));
     let answer = quote_spanned!(at=> #calculator::#ident(&*implementation, #lent_context #(#idents),*).await);
     let never_fails = quote_spanned!(at=> ::core::result::Result::<_, ()>::Ok(#answer));
-    // Named where they were written, so that an error about one of them points there.
+    // The types are named with the spans where they were written, so that errors about them point there.
     let (result, returned) = match &method.outcome {
         Outcome::Fallible(result, error) => (answer, quote_spanned!(at=> #result, #error)),
         Outcome::FallibleOneway(error) => (answer, quote_spanned!(at=> (), #error)),
-        // `()` stands for an error that is never made: serde cannot write `Infallible`.
+        // `()` stands for an error that never occurs: serde cannot write `Infallible`.
         Outcome::Plain(result) => (never_fails, quote_spanned!(at=> #result, ())),
         Outcome::Oneway => (never_fails, quote_spanned!(at=> (), ())),
     };
@@ -150,6 +152,7 @@ fn served(method: &Method, calculator: &Ident) -> TokenStream {
     }
 }
 
+/// The type `XClient`, with a method for each of the trait's.
 fn client(service: &Service) -> TokenStream {
     let (name, version) = (&service.name, service.version);
     let Declared { vis, doc_name, calculator, on_type, cfg } = Declared::of(service);
@@ -179,7 +182,7 @@ fn client(service: &Service) -> TokenStream {
     }
 }
 
-/// The client's method: a call to `target` as a value.
+/// A method of the client: it returns a call of `target` that has not been made yet.
 fn called(method: &Method, vis: &Visibility, target: &str) -> TokenStream {
     let (ident, wire_name) = (&method.ident, &method.wire_name);
     let at = Span::mixed_site().located_at(ident.span());
@@ -220,13 +223,17 @@ fn called(method: &Method, vis: &Visibility, target: &str) -> TokenStream {
     }
 }
 
-/// What the generated types take over from the trait.
+/// What the generated types have in common with the trait.
 struct Declared<'a> {
+    /// The trait's visibility.
     vis: &'a Visibility,
+    /// The trait's name.
     calculator: &'a Ident,
     /// The trait's name without `r#`.
     doc_name: Ident,
+    /// The trait's attributes that the generated types get as well.
     on_type: Vec<&'a Attribute>,
+    /// The trait's `#[cfg]`s, which `impl` blocks need as well.
     cfg: Vec<&'a Attribute>,
 }
 
@@ -243,7 +250,7 @@ impl<'a> Declared<'a> {
     }
 }
 
-/// The method as people read it, in docs and in error messages: `add(a: i64, b: i64) -> i64`.
+/// The method as people read it in docs and in error messages: `add(a: i64, b: i64) -> i64`.
 fn signature(method: &Method) -> String {
     let text = |ty: &Type| type_text(ty.to_token_stream());
     let arguments = method.arguments.iter();
@@ -260,7 +267,7 @@ fn signature(method: &Method) -> String {
     format!("{}({}){result}", method.wire_name.value(), arguments.join(", "))
 }
 
-/// The attributes that hold for generated items too.
+/// The attributes with these names, for an item that is generated.
 fn carried<'a>(attrs: &'a [Attribute], names: &[&str]) -> Vec<&'a Attribute> {
     let named = |attribute: &&Attribute| names.iter().any(|name| attribute.path().is_ident(name));
     attrs.iter().filter(named).collect()

@@ -1,6 +1,6 @@
-//! The attribute of the `hopline` crate: from a service trait to its server and its client.
+//! The procedural macro of the `hopline` crate: `#[hopline::service]` makes a server and a client out of a trait.
 //!
-//! Use it as `#[hopline::service]`; this crate has no other purpose.
+//! Use it as `#[hopline::service]`. This crate has no other purpose.
 
 mod expand;
 mod options;
@@ -60,17 +60,19 @@ use proc_macro::TokenStream;
 /// # What it generates
 ///
 /// - The trait as written, without the `#[rpc]` attributes. Each `async fn` becomes a function that returns
-///   `impl Future + Send`; an implementation writes plain `async fn`, and what it awaits must be `Send`.
-///   A method with a body is a default, and asks for `Self: Sync`. When a call's caller gives up, or its deadline passes,
-///   that future is dropped at the `.await` where it is, and what comes after is not run: see `finishes` below.
-/// - `CalculatorServer::new(implementation)`, for an implementation that is `Send + Sync + 'static`: a
-///   `hopline::Service`, which a `hopline::Server` serves.
-/// - `CalculatorClient::new(&client)`, with a method for each of the trait's. It returns a `hopline::Call`, which
-///   does nothing until it is awaited, started or sent. `-> T` gives `Call<T>`, `-> Result<T, E>` gives
-///   `Call<T, E>`, or `Call<T>` if `E` is `hopline::Fault` by whatever name, and a oneway method gives `Call<Oneway>`.
+///   `impl Future + Send`. An implementation still writes plain `async fn`, and everything that it awaits must be
+///   `Send`. A method with a body is a default, and needs `Self: Sync`.
+/// - `CalculatorServer::new(implementation)`: a `hopline::Service`, which a `hopline::Server` serves. The
+///   implementation has to be `Send + Sync + 'static`.
+/// - `CalculatorClient::new(&client)`, with a method for each of the trait's. It returns a `hopline::Call`, which does
+///   nothing until it is awaited, started or sent. `-> T` gives `Call<T>`, and a oneway method gives `Call<Oneway>`.
+///   `-> Result<T, E>` gives `Call<T, E>`, or `Call<T>` if `E` is `hopline::Fault` by whatever name.
 ///
-/// Both types have the trait's visibility. `#[cfg]`, `#[deprecated]`, `#[allow]` and docs of a method hold for its
-/// client method too, and a method that `#[cfg]` leaves out is not served.
+/// When the caller of a call gives up, or its deadline passes, the server drops the handler's future at the `.await`
+/// where it is, and the rest of it does not run. The option `finishes` below changes that.
+///
+/// Both types have the trait's visibility. `#[cfg]`, `#[deprecated]`, `#[allow]` and the docs of a method hold for its
+/// client method too. A method that `#[cfg]` leaves out is not served.
 ///
 /// # Options of the trait
 ///
@@ -79,52 +81,60 @@ use proc_macro::TokenStream;
 /// | option | meaning | default |
 /// | --- | --- | --- |
 /// | `name = "..."` | the service's name on the broker: `[A-Za-z0-9_-]+`, at most 64 bytes | the trait's name in `snake_case` |
-/// | `version = N` | its major version, 1 or more; versions are separate services, which can run side by side | 1 |
+/// | `version = N` | its major version, 1 or more. Versions are separate services, which can run side by side | 1 |
 ///
 /// # Options of a method
 ///
 /// `#[rpc(idempotent, timeout = "500ms")]`
 ///
+/// Times are written as a whole number with the unit `ms`, `s` or `m`.
+///
 /// | option | meaning | default |
 /// | --- | --- | --- |
-/// | `idempotent` | running it twice does no harm: it is tried again when a server or the connection is lost | not tried again |
-/// | `finishes` | a handler that has begun runs to its end, though its caller gives up or the deadline passes: for work that must not stay half done, see `hopline::Method::finishes` | it is dropped where it waits |
-/// | `oneway` | there is no answer; the broker keeps the call until a server has run it, at least once. It fails by a panic, or by an error if it returns `Result<(), E>`, and is then tried again | a call with an answer |
-/// | `attempts = N` | how often a oneway call is tried, the first time included, before it goes to the dead letters | 8 |
-/// | `pause = "..."` | how long a oneway call waits after its first failed attempt, twice as long after each other, up to 30 s: a whole number of `ms`, `s` or `m` | `500ms`: with 8 attempts 61.5 s in all |
-/// | `dedup = "..."` | for this time after a call has ended, another delivery of it to the same instance gets the first reply without running, and while it runs, waits for that; a oneway call that ended well is not run again. Instances remember in memory, each for itself: see `hopline::Method::dedup` | each delivery runs |
-/// | `timeout = "..."` | how long a call may take, unless the caller says otherwise: a whole number of `ms`, `s` or `m` | the client's timeout |
+/// | `idempotent` | running it twice does no harm: when a server or the connection is lost, the call is run again | it is not run again |
+/// | `finishes` | a handler that has begun runs to its end, even when its caller gives up or the deadline passes. For work that must not stay half done: see `hopline::Method::finishes` | it is dropped where it waits |
+/// | `oneway` | there is no answer. The broker keeps the call until a server has run it, at least once. It fails if the handler panics, or returns an error where the method returns `Result<(), E>`; then it is tried again | a call with an answer |
+/// | `attempts = N` | how many attempts a oneway call has, with the first one, before it becomes a dead letter | 8 |
+/// | `pause = "..."` | how long a oneway call waits after its first failed attempt. Each further pause is twice as long, up to 30 s | `500ms`: 61.5 s in all with 8 attempts |
+/// | `dedup = "..."` | for this time after a call has ended, another delivery of it to the same instance gets the first reply without running. While the first run goes on, it waits for its end. A oneway call that has ended well is not run again. Each instance remembers for itself, in memory: see `hopline::Method::dedup` | each delivery runs |
+/// | `timeout = "..."` | how long a call may take, unless the caller sets another time | the client's timeout |
 /// | `name = "..."` | the method's name on the wire: `[A-Za-z0-9_-]+`, at most 64 bytes | the method's name, without `r#` |
 ///
 /// # Arguments and results
 ///
-/// Arguments are at most 16 plain names with owned types that serde writes and reads: `String`, not `&str`. They
-/// travel as one array, in the order of declaration. A first argument `&Context` is not one of them: the server
-/// passes it in, with the deadline and the cancellation of the call.
+/// A method has at most 16 arguments. Each is a plain name with an owned type that serde writes and reads: `String`,
+/// not `&str`. They are sent as one array, in the order of declaration. A first argument `&Context` is not one of them:
+/// the server passes it, with the deadline and the cancellation of the call.
 ///
-/// A method may get an argument more at its end, if that is an `Option` or a struct of which every field is one or has a
-/// `#[serde(default)]`: for callers that do not know of it, it is absent. Servers are to know of it first.
+/// A method can get one more argument at its end if its type is an `Option`, or a struct in which every field is an
+/// `Option` or has `#[serde(default)]`. For callers that do not know it yet, it is absent. Update the servers first.
 ///
-/// What serde cannot bring back in every serialization:
+/// Some values do not come back from every codec:
 ///
-/// - `Some` of what is null itself arrives as `None`: `Some(())`, `Some(None)`, `Some(serde_json::Value::Null)`. `Option<()>` and
-///   `Option<Option<T>>` are refused where they are written.
-/// - `u128` and `i128` beyond 64 bits do not go through CBOR, the default.
-/// - In JSON, NaN and infinite floats become null, which no float reads, and maps have keys that are text, numbers or `bool`s.
-/// - What nests deeper than 127 levels is refused.
+/// - `Some` of a value that is null itself arrives as `None`: `Some(())`, `Some(None)`,
+///   `Some(serde_json::Value::Null)`. `Option<()>` and `Option<Option<T>>` do not compile.
+/// - CBOR, the default, carries `u128` and `i128` only up to 64 bits.
+/// - JSON writes NaN and infinite floats as null, which no float reads. Its maps have keys that are text, numbers or
+///   `bool`s.
+/// - Values that nest deeper than 127 levels are refused.
 ///
-/// What serde writes in a form of its own for people, such as an `IpAddr`, has that form in all of them.
+/// Types such as `IpAddr`, which serde writes in another form for people, have that form in all codecs.
 ///
-/// The macro sees names, not types. So a fallible method returns `Result<T, E>`, with both types written out, and
-/// an argument type `Context` is always hopline's.
+/// The macro sees names, not types. So write a fallible method as `Result<T, E>` with both types, and use the name
+/// `Context` for hopline's type only.
 ///
 /// # Errors
 ///
-/// What cannot be a service does not compile; each error points at the spot and says what to write instead. These
-/// are refused: anything but a plain trait of `async fn`s with `&self`; type parameters, lifetimes and `where`
-/// clauses; borrowed or `impl Trait` arguments and results; an `Option` of what is null too; a method called `new`; two
-/// methods with one wire name; a oneway method with a result, a timeout, `idempotent` or `finishes`, and another one with
-/// `attempts` or `pause`; unknown, repeated or malformed options.
+/// A trait that cannot be a service does not compile. Each error points to the code and says what to write instead.
+/// These are refused:
+///
+/// - anything but a plain trait of `async fn`s with `&self`;
+/// - type parameters, lifetimes and `where` clauses;
+/// - borrowed or `impl Trait` arguments and results, and an `Option` of a type that may be null itself;
+/// - a method called `new`, and two methods with one name on the wire;
+/// - a oneway method with a result, a `timeout`, `idempotent` or `finishes`;
+/// - `attempts` or `pause` on a method that is not oneway;
+/// - unknown, repeated or malformed options.
 #[proc_macro_attribute]
 pub fn service(options: TokenStream, item: TokenStream) -> TokenStream {
     parse::service(options.into(), item.into())

@@ -1,4 +1,4 @@
-//! The options in `#[hopline::service(...)]` and `#[rpc(...)]`.
+//! The options of a service, in `#[hopline::service(...)]`, and of a method, in `#[rpc(...)]`.
 
 use proc_macro2::TokenStream;
 use quote::ToTokens;
@@ -10,10 +10,10 @@ use syn::{Attribute, Expr, Ident, Lit, LitStr, Meta, Token};
 use crate::refusals::Refusals;
 use crate::text::{snake_case, type_text};
 
-/// The longest name of a service or method on the broker, in bytes.
+/// The longest name of a service or method, in bytes. Routing keys hold several names within AMQP's 255 bytes.
 const MAX_NAME: usize = 64;
 
-/// What `#[hopline::service(...)]` says, or its defaults.
+/// The options of `#[hopline::service(...)]`, with the defaults for those that are not written.
 pub(crate) struct ServiceOptions {
     pub(crate) name: String,
     pub(crate) version: u32,
@@ -46,7 +46,7 @@ impl ServiceOptions {
     }
 }
 
-/// What the `#[rpc(...)]` attributes of a method say.
+/// The options of all `#[rpc(...)]` attributes of a method. Times are in milliseconds.
 #[derive(Default)]
 pub(crate) struct MethodOptions {
     pub(crate) name: Option<LitStr>,
@@ -57,7 +57,8 @@ pub(crate) struct MethodOptions {
     pub(crate) idempotent: bool,
     pub(crate) finishes: bool,
     pub(crate) oneway: bool,
-    /// Refused already: what else looks wrong with the method follows from it.
+    /// Whether `stream` was written, which is refused. Other errors of the method would only follow from it, so they
+    /// are not reported.
     pub(crate) stream: bool,
 }
 
@@ -108,7 +109,7 @@ impl MethodOptions {
     }
 }
 
-/// The options of all `#[rpc(...)]` attributes together.
+/// The options in all `#[rpc(...)]` attributes of a method.
 fn rpc_options(attrs: &[Attribute], refusals: &mut Refusals) -> Vec<Meta> {
     let mut options = Vec::new();
     for attribute in attrs.iter().filter(|attribute| attribute.path().is_ident("rpc")) {
@@ -147,7 +148,7 @@ fn key(option: &Meta) -> String {
 /// The literal in `key = literal`.
 fn literal(option: &Meta) -> Option<&Lit> {
     let mut value = &option.require_name_value().ok()?.value;
-    // A literal that comes through `macro_rules!` is wrapped in a group.
+    // The compiler wraps a literal that comes through `macro_rules!` in a group.
     while let Expr::Group(group) = value {
         value = &group.expr;
     }
@@ -157,7 +158,7 @@ fn literal(option: &Meta) -> Option<&Lit> {
     }
 }
 
-/// An option without a value.
+/// An option that is written without a value.
 fn flag(option: &Meta, refusals: &mut Refusals) -> bool {
     if option.require_path_only().is_err() {
         let key = key(option);
@@ -197,7 +198,7 @@ fn attempts(option: &Meta, refusals: &mut Refusals) -> Option<u32> {
     None
 }
 
-/// A time in milliseconds; `key` is the option's name, `such_as` an example of it.
+/// A time, in milliseconds. `key` is the name of the option, and `such_as` an example of a value for error messages.
 fn duration(key: &str, such_as: &str, option: &Meta, refusals: &mut Refusals) -> Option<u64> {
     let Some(Lit::Str(text)) = literal(option) else {
         let why = format!("write the {key} as a string: a number and a unit, such as `{key} = \"{such_as}\"`");
@@ -219,7 +220,7 @@ fn duration(key: &str, such_as: &str, option: &Meta, refusals: &mut Refusals) ->
     None
 }
 
-/// Reads a whole number and a unit: `500ms`, `2s`, `1m`.
+/// Reads a whole number with a unit: `500ms`, `2s` or `1m`.
 fn milliseconds(text: &str) -> Option<u64> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
     let unit = match unit {
@@ -231,7 +232,10 @@ fn milliseconds(text: &str) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(unit)
 }
 
-/// Whether `name` can be a part of a name on the broker; if not, why.
+/// Checks a name that becomes part of a routing key.
+///
+/// # Errors
+/// A sentence that says what is wrong with the name.
 pub(crate) fn check_name(what: &str, name: &str) -> Result<(), String> {
     if name.is_empty() {
         return Err(format!("a {what} needs a name: write one of letters, digits, `_` and `-`"));

@@ -1,4 +1,4 @@
-//! From a trait's tokens to the model of a service, with everything that is refused.
+//! Reads a trait into the model of a service, and reports everything that cannot be part of one.
 
 use proc_macro2::{Span, TokenStream};
 use syn::ext::IdentExt;
@@ -14,9 +14,9 @@ use crate::types::{ContextType, as_context, is_unit, refuse_borrows, refuse_lost
 /// The longest tuple that serde reads and writes.
 const MAX_ARGUMENTS: usize = 16;
 
-/// A trait that can be served.
+/// A trait that can be served: what `expand.rs` makes code of.
 pub(crate) struct Service {
-    /// The trait as written.
+    /// The trait as it was written.
     pub(crate) definition: ItemTrait,
     pub(crate) name: String,
     pub(crate) version: u32,
@@ -27,10 +27,10 @@ pub(crate) struct Service {
 /// One method of the trait.
 pub(crate) struct Method {
     pub(crate) ident: Ident,
-    /// Points at where the name was written.
+    /// The method's name on the wire. Its span is where the name was written, so that errors point there.
     pub(crate) wire_name: LitStr,
     pub(crate) attrs: Vec<Attribute>,
-    /// Whether the first argument is a `&Context`, which is not among `arguments`.
+    /// Whether the first argument is a `&Context`. It is not one of `arguments`.
     pub(crate) context: bool,
     pub(crate) arguments: Vec<Argument>,
     /// The type after `->`, as written.
@@ -49,22 +49,28 @@ impl Method {
     }
 }
 
-/// One argument that travels.
+/// One argument that is sent with the call.
 pub(crate) struct Argument {
     pub(crate) ident: Ident,
     pub(crate) ty: Type,
 }
 
-/// What the caller gets.
+/// What a call of the method returns, as the type after `->` tells.
 pub(crate) enum Outcome {
+    /// A result; the method has no error of its own.
     Plain(Box<Type>),
+    /// `Result<T, E>`: a result, or the method's own error.
     Fallible(Box<Type>, Box<Type>),
+    /// A oneway method that returns nothing.
     Oneway,
-    /// Nothing; but the server hears whether to try again.
+    /// A oneway method that returns `Result<(), E>`. Its caller hears nothing; the server tries again after an error.
     FallibleOneway(Box<Type>),
 }
 
-/// The service that `item` declares, or all that is wrong with it.
+/// Reads the trait in `item`.
+///
+/// # Errors
+/// Everything that is wrong with the trait, together, so that a user can mend all of it at once.
 pub(crate) fn service(options: TokenStream, item: TokenStream) -> Result<Service> {
     let definition = read_trait(item)?;
     let mut refusals = Refusals::default();
@@ -76,6 +82,7 @@ pub(crate) fn service(options: TokenStream, item: TokenStream) -> Result<Service
     Ok(Service { definition, name, version, methods })
 }
 
+/// Reads the item as a trait. An item of another kind gets an error that says so.
 fn read_trait(item: TokenStream) -> Result<ItemTrait> {
     syn::parse2(item.clone()).map_err(|error| match syn::parse2::<Item>(item) {
         Ok(Item::Trait(_)) | Err(_) => error,
@@ -107,7 +114,8 @@ fn refuse_trait(definition: &ItemTrait, refusals: &mut Refusals) {
     }
 }
 
-/// Two methods with one name could not be told apart; those under `#[cfg]` may never meet.
+/// Refuses two methods with the same name on the wire. If both have a `#[cfg]`, perhaps only one of them is compiled,
+/// so they are accepted.
 fn refuse_shared_wire_names(methods: &[Method], refusals: &mut Refusals) {
     let conditional = |method: &Method| method.attrs.iter().any(|attribute| attribute.path().is_ident("cfg"));
     for (i, method) in methods.iter().enumerate() {
@@ -139,6 +147,7 @@ fn method(item: &TraitItem, refusals: &mut Refusals) -> Option<Method> {
     None
 }
 
+/// Reads one method. Returns `None` if nothing can be made of it; the reason is then among the refusals.
 fn function_method(function: &TraitItemFn, refusals: &mut Refusals) -> Option<Method> {
     let sig = &function.sig;
     let options = MethodOptions::parse(&function.attrs, refusals);
@@ -220,7 +229,7 @@ fn refuse_receiver(sig: &Signature, refusals: &mut Refusals) {
     refusals.add(receiver, why);
 }
 
-/// Whether the context comes first, and the arguments that travel.
+/// Whether the first argument is the context, and the arguments that are sent.
 fn arguments(sig: &Signature, refusals: &mut Refusals) -> (bool, Vec<Argument>) {
     let typed = sig.inputs.iter().filter_map(|input| match input {
         FnArg::Typed(typed) => Some(typed),
@@ -262,6 +271,7 @@ fn arguments(sig: &Signature, refusals: &mut Refusals) -> (bool, Vec<Argument>) 
     (context, arguments)
 }
 
+/// What the method returns, as far as its type's name tells.
 fn outcome(returned: &Type, options: &MethodOptions, refusals: &mut Refusals) -> Outcome {
     refuse_borrows("a result", returned, refusals);
     refuse_lost_options(returned, refusals);

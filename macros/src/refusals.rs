@@ -1,16 +1,16 @@
-//! Everything that is wrong with a trait, reported at once.
+//! Collects everything that is wrong with a trait, so that the compiler reports it at once.
 
 use std::fmt::Display;
 
 use quote::ToTokens;
 use syn::{Error, Result};
 
-/// The errors found so far, each at its spot.
+/// The errors found so far. Each points to the code that it is about.
 #[derive(Default)]
 pub(crate) struct Refusals(Option<Error>);
 
 impl Refusals {
-    /// Adds an error at `spot`: one sentence with what to write instead.
+    /// Adds an error that points to `spot`. `sentence` says what to write instead.
     pub(crate) fn add(&mut self, spot: impl ToTokens, sentence: impl Display) {
         self.push(Error::new_spanned(spot, sentence));
     }

@@ -1,8 +1,8 @@
-//! Names and types as people write them.
+//! Names and types as people write them, for names on the wire and for error messages.
 
 use proc_macro2::{Delimiter, Spacing, TokenStream, TokenTree};
 
-/// `KeyValueStore` as `key_value_store`, `HTTPServer` as `http_server`.
+/// A trait's name in snake case: `KeyValueStore` becomes `key_value_store`, and `HTTPServer` becomes `http_server`.
 pub(crate) fn snake_case(name: &str) -> String {
     let chars: Vec<char> = name.chars().collect();
     let mut snake = String::new();
@@ -18,7 +18,7 @@ pub(crate) fn snake_case(name: &str) -> String {
     snake
 }
 
-/// A type without the spaces that printing its tokens leaves: `Vec<u8>`, not `Vec < u8 >`.
+/// A type as people write it: `Vec<u8>`. Printing its tokens would leave spaces: `Vec < u8 >`.
 pub(crate) fn type_text(tokens: TokenStream) -> String {
     let mut text = String::new();
     write(tokens, &mut text);
@@ -55,7 +55,8 @@ fn write(tokens: TokenStream, text: &mut String) {
             },
             word @ (TokenTree::Ident(_) | TokenTree::Literal(_)) => {
                 let word = word.to_string();
-                // Only `as` follows a `>`, in `<Vec<u8> as IntoIterator>::Item`.
+                // A word after a word needs a space. So does `as`, which alone can follow a `>`: `<Vec<u8> as
+                // Iterator>::Item`.
                 if text.ends_with(|c: char| c.is_alphanumeric() || c == '_') || word == "as" {
                     text.push(' ');
                 }

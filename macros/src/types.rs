@@ -1,4 +1,4 @@
-//! What can be told from a type's name alone.
+//! What the name of a type tells. A macro sees no more of a type than its name.
 
 use quote::ToTokens;
 use syn::visit::{self, Visit};
@@ -25,12 +25,13 @@ fn type_arguments(segment: &PathSegment) -> Vec<&Type> {
 
 /// A type called `Context`.
 pub(crate) enum ContextType {
-    /// `&Context`
+    /// `&Context`: the right way to write it.
     Lent,
-    /// `Context`, `&mut Context`, `&'a Context`
+    /// `Context`, `&mut Context` or `&'a Context`: refused with a hint.
     Other,
 }
 
+/// Whether a type is called `Context`, and how it is written.
 pub(crate) fn as_context(ty: &Type) -> Option<ContextType> {
     let is_context =
         |ty| last_segment(ty).is_some_and(|segment| segment.ident == "Context" && segment.arguments.is_none());
@@ -50,7 +51,8 @@ fn last_segment(ty: &Type) -> Option<&PathSegment> {
     }
 }
 
-/// The type without parentheses, and without the group around one that comes through `macro_rules!`.
+/// The type without parentheses around it, and without the group that the compiler adds to one that comes through
+/// `macro_rules!`.
 fn peel(mut ty: &Type) -> &Type {
     loop {
         ty = match ty {
@@ -65,7 +67,8 @@ pub(crate) fn is_unit(ty: &Type) -> bool {
     matches!(peel(ty), Type::Tuple(tuple) if tuple.elems.is_empty())
 }
 
-/// Refuses what means something only here and now: it could not be read at the other end.
+/// Refuses types with references, lifetimes, `impl Trait` and `Self`. They mean something only in this program, so the
+/// other side could not read them. `what` says in the error whether it is an argument or a result.
 pub(crate) fn refuse_borrows(what: &'static str, ty: &Type, refusals: &mut Refusals) {
     Borrows { what, refusals }.visit_type(ty);
 }
@@ -100,7 +103,8 @@ impl<'ast> Visit<'ast> for Borrows<'_> {
     }
 }
 
-/// Refuses an `Option` of what is null too: `Some` of it would come back as `None`.
+/// Refuses an `Option` of a type that is written as null itself, such as `Option<()>`. `Some` of it would arrive as
+/// `None`.
 pub(crate) fn refuse_lost_options(ty: &Type, refusals: &mut Refusals) {
     LostOptions(refusals).visit_type(ty);
 }
@@ -133,7 +137,7 @@ fn may_be_null(ty: &Type) -> bool {
     }
 }
 
-/// What to write for a borrowed type.
+/// The owned type to write in place of a borrowed one.
 fn owned(borrowed: &Type) -> String {
     match peel(borrowed) {
         Type::Reference(reference) => owned(&reference.elem),

@@ -1,4 +1,6 @@
-//! A method's arguments, read from one array: optional ones at its end may be missing.
+//! Reading a method's arguments from one array. Optional arguments at its end may be missing.
+//!
+//! So a method can get one more argument, and callers that do not know it yet are answered as before.
 
 use std::cell::Cell;
 use std::fmt;
@@ -7,12 +9,12 @@ use std::marker::PhantomData;
 use serde::de::value::MapDeserializer;
 use serde::de::{self, DeserializeOwned, DeserializeSeed, Deserializer, SeqAccess, Visitor};
 
-/// What a method takes: a tuple of up to 16 types that serde reads, or `[(); 0]` for no arguments; arrays and `Vec`s of one
-/// type are fine too.
+/// The arguments of a method, as a handler takes them: a tuple of up to 16 types that serde can read. A method without
+/// arguments takes `[(); 0]`. Arrays and `Vec`s of one type work as well.
 ///
-/// Arguments at the end that a caller does not send read as absent where they are an `Option`, or a struct all fields of
-/// which are `Option`s or have a `#[serde(default)]`. So a method may get such an argument more, and callers that do
-/// not know of it yet are answered as before.
+/// A caller may leave out arguments at the end. They are then read as absent, if their type is an `Option`, or a struct
+/// in which every field is an `Option` or has `#[serde(default)]`. So a method can get one more argument of such a
+/// type, and callers that do not know it yet are answered as before.
 ///
 /// ```
 /// use hopline::{Context, Fault, Method, Service};
@@ -29,10 +31,11 @@ use serde::de::{self, DeserializeOwned, DeserializeSeed, Deserializer, SeqAccess
     note = "write `(a,): (i64,)` for one argument, `(a, b): (i64, String)` for two, and `_: [(); 0]` for none"
 )]
 pub trait Arguments: Sized {
-    /// How many there are, where that is fixed.
+    /// The number of arguments, if it is fixed.
     #[doc(hidden)]
     const COUNT: Option<usize>;
 
+    /// Reads one argument after the other.
     #[doc(hidden)]
     fn read<'de, S: SeqAccess<'de>>(elements: &mut Elements<S>) -> Result<Self, S::Error>;
 }
@@ -80,23 +83,25 @@ impl<T: DeserializeOwned> Arguments for Vec<T> {
     }
 }
 
-/// Why arguments do not fit.
+/// Why a payload does not fit the arguments of a method.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Misfit {
-    /// There are too few or too many.
+    /// The method takes another number of arguments than the payload has.
     Count { takes: usize, got: usize },
-    /// In words.
+    /// Anything else, as a sentence.
     Other(String),
 }
 
-/// The array that arguments travel as.
+/// Reads the array of arguments. It is a seed, since serde passes no state to `Deserialize`.
 pub(super) struct Array<'a, A> {
-    /// Whether one is missing that has to be there: the formats' errors are words.
+    /// Is set if an argument is missing that is not optional. The errors of the codecs are only text, so they cannot
+    /// tell that.
     misses: &'a Cell<bool>,
     arguments: PhantomData<A>,
 }
 
 impl<'a, A: Arguments> Array<'a, A> {
+    /// A seed that reports a missing argument in `misses`.
     pub(super) fn new(misses: &'a Cell<bool>) -> Self {
         Self { misses, arguments: PhantomData }
     }
@@ -124,7 +129,7 @@ impl<'de, A: Arguments> Visitor<'de> for Array<'_, A> {
         arguments
     }
 
-    /// Nothing, in the place of an array of nothing.
+    /// A null instead of an array means no arguments: serde writes `()` so.
     fn visit_unit<E: de::Error>(self) -> Result<A, E> {
         self.visit_seq(de::value::SeqDeserializer::new(std::iter::empty::<()>()))
     }
@@ -134,10 +139,12 @@ impl<'de, A: Arguments> Visitor<'de> for Array<'_, A> {
 #[derive(Debug)]
 pub struct Elements<S> {
     array: S,
+    /// Whether an argument was missing that is not optional.
     misses: bool,
 }
 
 impl<'de, S: SeqAccess<'de>> Elements<S> {
+    /// The next argument. If the array has ended, an argument that may be absent is absent, and any other is an error.
     fn next<T: DeserializeOwned>(&mut self) -> Result<T, S::Error> {
         if let Some(argument) = self.array.next_element()? {
             return Ok(argument);
@@ -148,7 +155,7 @@ impl<'de, S: SeqAccess<'de>> Elements<S> {
     }
 }
 
-/// In the place of an argument that was not sent: what can be absent is.
+/// Stands for an argument that was not sent. A type that can be absent reads from it; every other gets an error.
 struct Missing<E>(PhantomData<E>);
 
 impl<'de, E: de::Error> Deserializer<'de> for Missing<E> {

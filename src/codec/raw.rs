@@ -1,23 +1,28 @@
-//! Raw bytes as a serde format: a value that is bytes is its payload, anything else is refused.
+//! Raw bytes as a codec: a value of bytes or text is its own payload, and every other value is refused.
+//!
+//! It is written as a serde format, so that the rest of the library need not know it from the others.
 
 use serde::de::value::SeqDeserializer;
 use serde::de::{self, Deserializer, IntoDeserializer, Visitor};
 use serde::ser::{self, Impossible, Serialize, Serializer};
 
-/// Serde's ready-made error: a sentence.
+/// Serde's own simple error, which holds a sentence.
 type Error = de::value::Error;
 
+/// Writes a value: bytes, text, nothing, or a tuple with one of these.
 pub(super) fn to_vec<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, Error> {
     value.serialize(Writer)
 }
 
+/// The error for every value that is not bytes.
 fn refused<T>() -> Result<T, Error> {
     Err(ser::Error::custom("raw bytes carry one value of bytes: choose CBOR, JSON or MessagePack"))
 }
 
+/// Writes one value.
 struct Writer;
 
-/// The bytes of a `Vec<u8>`.
+/// The bytes of a `Vec<u8>`, which serde writes one by one.
 struct Bytes(Vec<u8>);
 
 impl ser::SerializeSeq for Bytes {
@@ -34,7 +39,7 @@ impl ser::SerializeSeq for Bytes {
     }
 }
 
-/// The elements of a tuple: none, or one of bytes.
+/// The elements of a tuple of arguments: none, or one of bytes.
 struct Elements(Option<Vec<u8>>);
 
 impl ser::SerializeTuple for Elements {
@@ -159,7 +164,7 @@ impl Serializer for Writer {
     }
 }
 
-/// Writes one element of a `Vec<u8>`.
+/// Writes one byte of a `Vec<u8>`.
 struct Byte;
 
 impl Serializer for Byte {
@@ -192,7 +197,7 @@ impl Serializer for Byte {
     }
 }
 
-/// Reads a value.
+/// Reads one value from all bytes of a payload.
 pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 
 impl<'de> Deserializer<'de> for Reader<'de> {
@@ -213,7 +218,7 @@ impl<'de> Deserializer<'de> for Reader<'de> {
         self.deserialize_str(visitor)
     }
 
-    /// Where an argument is optional, no bytes are none.
+    /// An optional argument is absent if there are no bytes.
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         if self.0.is_empty() { visitor.visit_none() } else { visitor.visit_some(self) }
     }
@@ -252,7 +257,8 @@ impl<'de> IntoDeserializer<'de, Error> for Reader<'de> {
     }
 }
 
-/// Reads the arguments of a method that takes so many: one, of all bytes.
+/// Reads the arguments of a method that takes this many: all bytes are one argument. If the method takes none, there
+/// must be no bytes.
 pub(super) struct Arguments<'a>(pub(super) &'a [u8], pub(super) Option<usize>);
 
 impl<'de> Deserializer<'de> for Arguments<'de> {

@@ -1,14 +1,15 @@
-//! One form for each value in all serializations: what serde writes for people, in formats that are not for people too.
+//! Makes CBOR write and read values in serde's form for people, so that a value has one form in all codecs.
 //!
-//! Types such as `IpAddr` have two forms, and serde's tagged, untagged and flattened types read only the one for people,
-//! whichever was written. So a format that says that it is not for people is wrapped into one that says that it is.
+//! Types such as `IpAddr` have two forms in serde: text in formats for people, such as JSON, and bytes in other
+//! formats. But serde's tagged, untagged and flattened types can read only the text, even where the bytes were written.
+//! So a format that says that it is not for people is wrapped into one that says that it is.
 
 use std::fmt;
 
 use serde::de::{self, DeserializeSeed, Deserializer, EnumAccess, MapAccess, SeqAccess, VariantAccess, Visitor};
 use serde::ser::{self, Serialize, Serializer};
 
-/// A serializer or deserializer, and whatever is handed to or from it on the way.
+/// Wraps a serializer or a deserializer, and everything that is passed through it: values, parts, visitors and seeds.
 pub(super) struct Readable<T>(pub(super) T);
 
 impl<T: Serialize + ?Sized> Serialize for Readable<&T> {
@@ -122,7 +123,7 @@ impl<S: Serializer> Serializer for Readable<S> {
     }
 }
 
-/// The parts of a value that has several.
+/// The writers for the parts of a value with several parts.
 macro_rules! write_parts {
     ($($trait:ident $method:ident($($key:ident: $type:ty)?)),*) => {
         $(impl<S: ser::$trait> ser::$trait for Readable<S> {

@@ -1,5 +1,11 @@
-//! The catalogue: which services have dead letters. The broker tells no client what queues there are, and a service that does
-//! not run is the one whose dead letters matter most.
+//! The catalogue: a queue that names every service with dead letters.
+//!
+//! Operators need it, since AMQP cannot list queues, and since the dead letters of a service that does not run matter
+//! most. Servers enter their services with [`enter`]; [`DeadLettersBuilder::counts`](crate::DeadLettersBuilder::counts)
+//! reads them.
+//!
+//! The catalogue is a queue with one message for each service. To read it, all messages are taken out and put back.
+//! Several readers can do that at the same time, so each may see only a part.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -15,27 +21,35 @@ use crate::route::to_queue;
 use crate::topology::{Namespace, ServiceId};
 use crate::transport::{Confirm, Delivery, Dial, Properties, Publication, Role, Settle, Transport, forbids};
 
-/// How many queues are counted at once: those that do not answer hold up few others. Each takes a channel or two.
+/// How many queues are counted at the same time. With many, a queue that does not answer holds up few others. Each
+/// question takes one channel or two.
 const AT_ONCE: usize = 128;
-/// The catalogue is read until it is twice the same, so long apart: what another reader has out is back then.
+/// The catalogue is read until it was twice the same. This is the pause in between: by then, another reader has put
+/// back what it had taken out.
 const APART: Duration = Duration::from_millis(300);
-/// An entry is never taken out for good: a catalogue without any is one that somebody reads, for so long at least.
+/// Entries are never removed for good. So if the catalogue is empty, somebody else may be reading it: it is read again
+/// for this long before it counts as empty.
 const HELD: Duration = Duration::from_secs(3);
-/// How long closing may take.
+/// How long closing the connection may take.
 const CLOSING: Duration = Duration::from_secs(1);
 
-/// How many dead letters services have, or why their queues do not say.
+/// The number of dead letters of each service, or why its queue did not tell.
 type Counts = Vec<(String, Result<u64, Error>)>;
 
-/// Sees to it that the catalogue names `services`.
+/// Enters `services` into the catalogue, if they are not in it. Servers call this before the first letter can come.
+///
+/// # Errors
+/// `Broker` if the queue refuses an entry, `Disconnected`. The server tries again.
 pub(crate) async fn enter(transport: &Transport, namespace: &Namespace, services: &[ServiceId]) -> Result<(), Error> {
     if services.is_empty() {
         return Ok(());
     }
-    // Its node may be away: another attempt meanwhile would stay at the broker as well.
+    // The queue's node may be down. A second declaration would wait at the broker beside this one, so this one is
+    // awaited.
     transport.declare_however_long(&[namespace.catalogue()]).await?;
-    // Entries that somebody else has out at this moment are not seen: whoever reads next drops one of the two. Those that
-    // are seen go back at once, since an alarm may hold up what is published for long.
+    // An entry that another reader has taken out at this moment is not seen, and is entered a second time. The next
+    // reader drops one of the two. The entries that were taken out are put back at once, since publishing may be held
+    // up by an alarm.
     let entered = read(transport, namespace).await?.into_keys().collect::<BTreeSet<_>>();
     for service in services.iter().filter(|service| !entered.contains(service)) {
         match transport.publish(entry(namespace, service)).await? {
@@ -49,8 +63,10 @@ pub(crate) async fn enter(transport: &Transport, namespace: &Namespace, services
     Ok(())
 }
 
-/// How many dead letters each service in the catalogue has, or why its queue does not say. A service whose queue of them is
-/// not there is left out; it stays in the catalogue, since the queue may be declared again.
+/// Counts the dead letters of every service in the catalogue. Each queue has `timeout` to answer.
+///
+/// A service is left out if its queue of dead letters does not exist. It stays in the catalogue, since the queue may be
+/// declared again.
 pub(super) async fn counts(dial: &Dial, namespace: &Namespace, timeout: Duration) -> Result<Counts, Error> {
     let transport = dial.connect(Role::Operator).await?;
     let catalogue = namespace.catalogue_queue();
@@ -71,7 +87,8 @@ pub(super) async fn counts(dial: &Dial, namespace: &Namespace, timeout: Duration
     Ok(counts.into_iter().map(|(service, count)| (service.to_string(), count)).collect())
 }
 
-/// RabbitMQ may say 0 of a queue most of whose nodes are away. Only one that is empty says that it has no message to give.
+/// Takes a message from each queue that is said to be empty, and puts it back. RabbitMQ may report 0 for a queue most
+/// of whose nodes are down; but only a queue that is really empty answers that it has no message.
 async fn look_into_empty(
     counts: &mut [(ServiceId, Result<u64, Error>)],
     dial: &Dial,
@@ -92,14 +109,15 @@ async fn look_into_empty(
         for (answer, entry) in answers {
             match answer {
                 Ok(None) => {}
-                // It has come in the meantime, and goes back at once.
+                // A letter has come in the meantime. It is put back at once.
                 Ok(Some(delivery)) => {
                     delivery.settle(Settle::GiveBack);
                     entry.1 = Ok(1);
                 }
-                // Whoever may not read it has to believe what the broker says.
+                // This user may not read the queue, so the broker's number has to do.
                 Err(Error::Broker { reason, .. }) if forbids(&reason) => {}
-                // Another queue has taken the connection along.
+                // The broker closes the connection over a queue that has lost its leader. The other queues are asked
+                // again.
                 Err(lost @ Error::Disconnected { .. }) => {
                     error = Some(lost);
                     unsure.push(entry);
@@ -116,12 +134,13 @@ async fn look_into_empty(
     }
 }
 
-/// Closes a connection, unless that takes long: the broker does not confirm it while a queue owes an answer.
+/// Closes a connection, but waits for at most [`CLOSING`]: the broker does not confirm it while a queue owes an answer.
 async fn close(transport: &Transport) {
     let _ = tokio::time::timeout(CLOSING, transport.close()).await;
 }
 
-/// The services that the catalogue names, though others read it at the same time.
+/// The services that the catalogue names. Reads it until it has been twice the same, since others may read it at the
+/// same time.
 async fn named(transport: &Transport, namespace: &Namespace, timeout: Duration) -> Result<BTreeSet<ServiceId>, Error> {
     let (begun, operation) = (Instant::now(), format!("read the catalogue `{}`", namespace.catalogue_queue()));
     let (mut all, mut last) = (BTreeSet::new(), None);
@@ -129,26 +148,27 @@ async fn named(transport: &Transport, namespace: &Namespace, timeout: Duration) 
         let left = timeout.saturating_sub(begun.elapsed());
         let read: BTreeSet<_> = match answered(left, &operation, read(transport, namespace)).await {
             Ok(read) => read.into_keys().collect(),
-            // What has been read is worth more than that the rest came late.
+            // The services that were read so far are worth more than an error.
             Err(Error::Broker { .. }) if !all.is_empty() => return Ok(all),
             Err(error) => return Err(error),
         };
         all.extend(read.iter().cloned());
         let is_settled = !all.is_empty() || begun.elapsed() >= HELD;
-        // Those who never stop reading are not waited for without end.
+        // Other readers may never stop, so this ends with the time-out.
         let is_late = begun.elapsed() + APART >= timeout;
         if last.is_some() && (is_late || is_settled && last.as_ref() == Some(&read)) {
             return Ok(all);
         }
         last = Some(read);
-        // Two that read together do not do so again.
+        // The pause is random, so that two readers that met once do not meet again.
         let [random, ..] = Uuid::new_v4().into_bytes();
         let apart = APART.mul_f64(1.0 + f64::from(random) / 256.0);
         tokio::time::sleep(apart.min(timeout.saturating_sub(begun.elapsed()) / 2)).await;
     }
 }
 
-/// One entry of each service, to be put back when it is dropped. What is in the catalogue besides is gone.
+/// Takes out one entry of each service. They are put back when the result is dropped. Duplicates, and messages that are
+/// not entries, are removed for good.
 async fn read(transport: &Transport, namespace: &Namespace) -> Result<BTreeMap<ServiceId, Held>, Error> {
     let mut entries = BTreeMap::<ServiceId, Held>::new();
     while let Some(delivery) = transport.get(&namespace.catalogue_queue()).await? {
@@ -160,10 +180,12 @@ async fn read(transport: &Transport, namespace: &Namespace) -> Result<BTreeMap<S
     Ok(entries)
 }
 
+/// The service that an entry names; `None` if the message is not an entry.
 fn service(entry: &Delivery) -> Option<ServiceId> {
     ServiceId::parse(std::str::from_utf8(&entry.body).ok()?).ok()
 }
 
+/// The message that enters `service` into the catalogue.
 fn entry(namespace: &Namespace, service: &ServiceId) -> Publication {
     let properties =
         Properties { persistent: true, content_type: Some("text/plain".to_owned()), ..Properties::default() };

@@ -1,4 +1,5 @@
-//! One dead letter: what it says of itself, and how it is sent again.
+//! A dead letter: reading what a message in the queue of dead letters says of itself, and making the message that
+//! replays it.
 
 use std::collections::BTreeMap;
 
@@ -12,84 +13,93 @@ use crate::server::{history, user_of};
 use crate::topology::{Namespace, ONEWAY_DELIVERIES, ServiceId, header};
 use crate::transport::{Death, Delivery, Properties, Publication};
 
-/// How long a header may be that is taken along, in bytes: a history takes less.
+/// The longest header that a replayed message takes along, in bytes. The longest that Hopline itself writes, a history,
+/// is shorter. A longer one could make the message's headers too large for an AMQP frame.
 const MAX_HEADER: usize = 8 * 1024;
-/// RabbitMQ's word for a message that failed too often.
+/// RabbitMQ's word for a message that was delivered too often without being acknowledged.
 const DELIVERY_LIMIT: &str = "delivery_limit";
-/// In place of what is not known.
+/// What a line of the history says for a value that is not known.
 const UNKNOWN: &str = "-";
 
-/// A message that ended among the dead letters of a service.
+/// A message in the queue of dead letters of a service. [`DeadLetters::list`](crate::DeadLetters::list) and
+/// [`DeadLetters::find`](crate::DeadLetters::find) return them.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct DeadLetter {
-    /// The request's id, which it keeps when it is replayed; of a message that cannot be read, an id of the letter's own.
+    /// The id of the request, which it keeps when it is replayed. A message that cannot be read has no such id: then this
+    /// is one that is made from its bytes.
     pub id: String,
     /// The id of the call, as [`Context::call_id`](crate::Context::call_id): another than [`id`](Self::id) only if the caller
     /// had sent the call before. None for a message that cannot be read.
     pub call_id: Option<String>,
     /// The service, as `name.vMAJOR`.
     pub service: String,
-    /// What it is.
+    /// What kind of message it is.
     pub kind: LetterKind,
-    /// The method, if it can be told.
+    /// The method, if the message tells it.
     pub method: Option<String>,
-    /// Why it is here: a fault's message, a panic's text, the method's own error as JSON, or what was wrong with the message.
+    /// Why it is here: the message of a fault, the text of a panic, the method's own error as JSON, or what was wrong
+    /// with the message.
     pub reason: String,
-    /// How often it was tried, the last time included; one that was refused unrun counts that as an attempt.
+    /// How many attempts were made to run it, with the last one. A call that was refused without running counts that
+    /// refusal as an attempt.
     pub attempts: Option<u64>,
-    /// When it came here, in milliseconds since 1970, by the clock of the instance or the broker that brought it.
+    /// When it became a dead letter, in milliseconds since 1970, by the clock of the instance or of the broker that put
+    /// it here.
     pub failed_at: Option<u64>,
-    /// The instance that gave it up; none if the broker did.
+    /// The instance that gave it up. `None` if the broker did.
     pub instance: Option<String>,
-    /// Who called, as it says of itself: as [`Context::caller`](crate::Context::caller).
+    /// The caller, as the caller names itself: the same as [`Context::caller`](crate::Context::caller).
     pub caller: Option<String>,
-    /// The user that the caller was to the broker, as the instance says that gave it up.
+    /// The user with whom the caller was logged in at the broker, as told by the instance that gave the call up.
     pub user: Option<String>,
-    /// What the caller set with [`Call::metadata`](crate::Call::metadata).
+    /// The metadata that the caller set with [`Call::metadata`](crate::Call::metadata).
     pub metadata: BTreeMap<String, String>,
-    /// The message's size, in bytes.
+    /// The size of the message, in bytes.
     pub size: usize,
-    /// How many calls are in it: 1, but for those that the broker brought here unread.
+    /// How many calls are in the message. It is 1, except for messages that the broker put here, which may hold more.
     pub calls: usize,
-    /// The name of the arguments' serialization.
+    /// The name of the codec of the arguments.
     pub codec: Option<String>,
-    /// The arguments, if they can be read as JSON, CBOR or MessagePack and be shown as JSON, and are not too long for a list.
+    /// The arguments as JSON. `None` if they cannot be read or expressed as JSON, or are longer than
+    /// [`DeadLetters::list`](crate::DeadLetters::list) shows.
     pub arguments: Option<Value>,
-    /// Earlier deaths of a letter that was replayed before: the latest ten, the latest last.
+    /// The earlier times that it became a dead letter and was replayed: the latest ten, the latest last.
     pub history: Vec<EarlierDeath>,
 }
 
-/// What a dead letter is.
+/// What kind of message a dead letter is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum LetterKind {
-    /// A oneway call: it can be replayed.
+    /// A oneway call. It can be replayed.
     Oneway,
-    /// A call: it cannot, since nobody waits for its reply any more.
+    /// A call with an answer. It cannot be replayed, since nobody waits for the answer any more.
     Call,
-    /// Another message of Hopline, which does not belong to a service.
+    /// Another message of Hopline, which does not belong in a service's queue.
     Other,
     /// A message that cannot be read.
     Unreadable,
 }
 
-/// An earlier time that a letter died.
+/// An earlier time that a letter became a dead letter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct EarlierDeath {
     /// When, in milliseconds since 1970.
     pub failed_at: Option<u64>,
-    /// The instance that gave it up; none if the broker did.
+    /// The instance that gave it up. `None` if the broker did.
     pub instance: Option<String>,
-    /// How often it was tried.
+    /// How many attempts were made to run it.
     pub attempts: Option<u64>,
-    /// Why; the beginning of it, if it was long.
+    /// Why it was given up. A long reason is cut.
     pub reason: String,
 }
 
 impl EarlierDeath {
+    /// Reads one line of the header `x-hopline-history`: time, instance, attempts and reason, with a space between
+    /// them.
     fn read(line: &str) -> Self {
         let mut parts = line.splitn(4, ' ');
         let mut next = || parts.next().filter(|part| *part != UNKNOWN).map(str::to_owned);
@@ -103,10 +113,10 @@ impl EarlierDeath {
 }
 
 impl DeadLetter {
-    /// Reads what a message from the dead letters of a service says of itself, with arguments of so many bytes at most.
+    /// Reads a message out of the dead letters of `service`. Arguments of more than `arguments` bytes are left out.
     pub(super) fn read(service: &ServiceId, delivery: &Delivery, arguments: usize) -> Self {
         let headers = &delivery.properties.headers;
-        // If the broker brought it here, the headers are of an earlier life.
+        // If the broker put the message here, the headers tell of an earlier time.
         let said = |name| header::value(headers, name).filter(|_| delivery.death.is_none());
         let frames = frames(delivery).unwrap_or_default();
         let first = frames.first();
@@ -164,7 +174,11 @@ impl DeadLetter {
         }
     }
 
-    /// The message that has it run again; or why it cannot be. `unread`: what cannot be read goes where it came from.
+    /// The message that makes the call run again. If `unread` is true, a message that cannot be read is sent again as
+    /// well, to where it came from.
+    ///
+    /// # Errors
+    /// A sentence that says why the letter cannot be replayed.
     pub(super) fn replayed(
         &self,
         namespace: &Namespace,
@@ -178,7 +192,8 @@ impl DeadLetter {
         let work = (String::new(), namespace.work_queue(service));
         let ((exchange, key), body) = match self.kind {
             LetterKind::Unreadable if unread => {
-                // Whoever may publish dead letters is not to choose where an operator publishes.
+                // The headers say where the message was sent. Whoever can publish dead letters could write anything
+                // there, but must not choose where an operator publishes.
                 let to_service = key == service.to_string() || key.starts_with(&format!("{service}@"));
                 let ours = exchange == namespace.rpc() && to_service && delivery.death.is_none();
                 (if ours { (exchange, key) } else { work }, delivery.body.clone())
@@ -190,7 +205,7 @@ impl DeadLetter {
             LetterKind::Other => return Err("it is not a call of this service".to_owned()),
             LetterKind::Oneway => {
                 let mut frames = frames(delivery).map_err(|error| error.to_string())?;
-                // All its attempts are before it again.
+                // The call starts again with its first attempt.
                 let mut body = Vec::new();
                 for frame in &mut frames {
                     if frame.metadata.more().attempt.is_some() {
@@ -200,7 +215,8 @@ impl DeadLetter {
                 }
                 let to_one = !exchange.is_empty() && exchange != namespace.oneway();
                 let address = match &self.instance {
-                    // Sent to this instance, or to all, of which the others had copies of their own.
+                    // The call was for this instance, or for all instances, of which each got a copy. So it is replayed
+                    // at this one.
                     Some(instance) if to_one => {
                         let (route, service) = (Route::One(instance.clone()), service.to_string());
                         let own = Exchanges::of(namespace).oneway(&route, &service, &service.as_str().into());
@@ -211,7 +227,7 @@ impl DeadLetter {
                 (address, body.into())
             }
         };
-        // Who brings it back is not whose it is.
+        // The operator publishes the message, but it keeps the caller's user.
         let mut headers = self.headers(delivery);
         headers.retain(|(name, _)| name != header::USER);
         let user = user_of(&delivery.properties, own_user);
@@ -228,15 +244,16 @@ impl DeadLetter {
         Ok(Publication { exchange, key, mandatory: true, properties, body })
     }
 
-    /// The headers that it takes along, so that its deaths are told should it come back.
+    /// The headers of the replayed message. They hold its history, in case it becomes a dead letter again.
     fn headers(&self, delivery: &Delivery) -> Vec<(String, String)> {
         let mut headers = delivery.properties.headers.clone();
-        // What else a peer has filled them with has to fit into a frame with what is added.
+        // Headers that a peer has added are dropped: they could be too large for a frame together with Hopline's own.
         headers.retain(|(name, value)| name.starts_with("x-hopline-") && value.len() <= MAX_HEADER);
         if delivery.death.is_none() {
             return headers;
         }
-        // The broker tells of it in headers of its own, which would not say so of the next death.
+        // The broker told of this death in headers of its own. It would not tell it again at the next one, so it is
+        // written into the history.
         let past = history(&headers);
         headers.retain(|(name, _)| !name.starts_with("x-hopline-"));
         let number = |number: Option<u64>| number.map_or_else(|| UNKNOWN.to_owned(), |number| number.to_string());
@@ -251,11 +268,12 @@ impl DeadLetter {
     }
 }
 
+/// All frames of the message, or the first error.
 fn frames(delivery: &Delivery) -> Result<Vec<Frame>, frame::FrameError> {
     frame::decode(delivery.body.clone()).collect()
 }
 
-/// The broker's reason in a sentence.
+/// The reason that the broker gives, as a sentence.
 fn told(death: &Death) -> String {
     match death.reason.as_str() {
         DELIVERY_LIMIT => "each instance that had it died or was lost (delivery_limit)".to_owned(),
@@ -263,7 +281,7 @@ fn told(death: &Death) -> String {
     }
 }
 
-/// FNV-1a: the same for the same bytes, in every program.
+/// FNV-1a, a hash that is the same in every program and version. It makes an id for a message without one.
 fn fingerprint(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }

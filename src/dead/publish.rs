@@ -1,4 +1,4 @@
-//! Publishing that waits neither for the end of a broker's alarm nor for a queue that does not answer.
+//! Publishing a dead letter without waiting for ever: for a broker under an alarm, or for a queue that does not answer.
 
 use std::time::Duration;
 
@@ -6,12 +6,13 @@ use crate::client::BLOCKED_WAIT;
 use crate::error::Error;
 use crate::transport::{Confirm, Publication, Transport, is_end};
 
-/// Publishes once the broker takes messages, and waits for its word: none when it has not said one for `timeout`, as of a
-/// quorum queue without its majority. The message may be in it.
+/// Publishes a message as soon as the broker accepts messages, and waits for its confirm. Returns `None` if that does
+/// not come within `timeout`, for example since most nodes of a quorum queue are down. The message may be in the queue
+/// then.
 ///
 /// # Errors
-/// `Blocked` when it has taken nothing for [`BLOCKED_WAIT`]: the message has left, or will when it can, if `may_have_run`
-/// says so. `Disconnected`.
+/// `Blocked` if the broker has accepted nothing for [`BLOCKED_WAIT`]. If `may_have_run` is true, the message was handed
+/// over, and is published when the alarm ends. `Disconnected` if the connection is lost.
 pub(super) async fn publish(
     transport: &Transport,
     publication: Publication,
@@ -27,7 +28,11 @@ pub(super) async fn publish(
     }
 }
 
-/// Waits until the broker takes messages, or is gone, which whoever publishes is told.
+/// Waits until the broker accepts messages. Also returns when the connection is lost: publishing then fails with the
+/// reason.
+///
+/// # Errors
+/// `Blocked` after [`BLOCKED_WAIT`], with `may_have_run` as given.
 async fn until_open(transport: &Transport, may_have_run: bool) -> Result<(), Error> {
     let mut events = transport.events();
     let Some(reason) = transport.blocked() else { return Ok(()) };
@@ -40,7 +45,7 @@ async fn until_open(transport: &Transport, may_have_run: bool) -> Result<(), Err
     })
 }
 
-/// Waits until the broker has taken nothing for too long; for ever if it is gone.
+/// Waits until the broker has accepted nothing for [`BLOCKED_WAIT`]. Never resolves once the connection is lost.
 async fn blocked_for_long(transport: &Transport) -> Error {
     let mut events = transport.events();
     loop {

@@ -1,10 +1,24 @@
-//! A method's name and nature, and when its oneway calls are tried again.
+//! What a service says of one of its methods: its name, how its calls are treated, and when a failed oneway call is
+//! tried again.
 
 use std::time::Duration;
 
 use crate::registry::MethodInfo;
 
-/// A method's name and nature.
+/// The description of a method: its name, and how its calls are treated. [`Service::method`](crate::Service::method)
+/// takes one together with the handler.
+///
+/// The macro `#[hopline::service]` makes it from the options in `#[rpc(...)]`. Without further settings a method
+/// answers calls, is not idempotent, and its handler is dropped when the caller gives up.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use hopline::Method;
+///
+/// let method = Method::new("import").idempotent().dedup(Duration::from_secs(60));
+/// # let _ = method;
+/// ```
 #[derive(Debug, Clone)]
 pub struct Method {
     pub(crate) name: String,
@@ -19,13 +33,15 @@ pub struct Method {
 /// When a oneway call that failed is tried again.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Retry {
+    /// How many attempts there are in all. 0 counts as 1.
     attempts: u32,
+    /// The pause after the first attempt.
     pub(super) pause: Duration,
 }
 
-/// The longest pause, unless the first is longer.
+/// The longest pause between two attempts, unless the first is set to a longer one.
 const LONG_PAUSE: Duration = Duration::from_secs(30);
-/// The longest that the first may be: the broker counts no more.
+/// The longest first pause that can be set. A message's time to live cannot be longer at the broker.
 pub(super) const MAX_PAUSE: Duration = Duration::from_secs(40 * 24 * 3600);
 
 impl Default for Retry {
@@ -35,7 +51,7 @@ impl Default for Retry {
 }
 
 impl Retry {
-    /// The pause after the failed attempt of this number; none after the last.
+    /// The pause after a failed attempt; the first attempt has the number 1. `None` if there is no further attempt.
     pub(crate) fn pause_after(self, attempt: u64) -> Option<Duration> {
         let doublings = u32::try_from(attempt.saturating_sub(1)).unwrap_or(u32::MAX);
         let pause = self.pause.saturating_mul(2_u32.saturating_pow(doublings)).min(LONG_PAUSE.max(self.pause));
@@ -44,7 +60,8 @@ impl Retry {
 }
 
 impl Method {
-    /// A method that is called as `name`, `[A-Za-z0-9_-]+`.
+    /// A method that is called by `name`: 1 to 64 characters out of `[A-Za-z0-9_-]`. A server that serves another name
+    /// does not start.
     #[must_use]
     pub fn new(name: impl Into<String>) -> Self {
         let name = name.into();
@@ -59,17 +76,21 @@ impl Method {
         }
     }
 
-    /// How it is written, for messages about arguments that do not fit. Default: the name.
+    /// Sets how the method is written, for error messages about arguments that do not fit, and for
+    /// [`Client::instances`](crate::Client::instances). Default: the name.
     #[must_use]
     pub fn signature(mut self, signature: impl Into<String>) -> Self {
         self.signature = signature.into();
         self
     }
 
-    /// It takes oneway calls, which the broker keeps until they have run: the service gets a queue for them, and one for those
-    /// that fail for good. Both stay with what is in them when the last server leaves. Without it, a oneway call for any
-    /// instance is refused with [`NoService`](crate::Error::NoService); one to a given instance, or to all, needs no queue
-    /// and arrives. It can be called for an answer as well.
+    /// The method accepts oneway calls. The broker keeps them until they have run.
+    ///
+    /// The service gets two more queues: one for its oneway calls, and one for those that fail for good. Both stay,
+    /// with what is in them, when the last server has gone. The method can still be called for an answer.
+    ///
+    /// Without this setting, a oneway call for any instance fails with [`NoService`](crate::Error::NoService). A oneway
+    /// call for a given instance, or for all, needs no queue of its own and arrives in any case.
     ///
     /// ```
     /// use hopline::{Context, Fault, Method, Service};
@@ -84,20 +105,23 @@ impl Method {
         self
     }
 
-    /// Running it twice does no more than running it once: after a worker's death another instance runs it again.
+    /// Running the method twice has the same effect as running it once. So if an instance dies or its connection is
+    /// lost, another instance runs the call again. Default: the call fails, and its error says that it may have run.
     #[must_use]
     pub fn idempotent(mut self) -> Self {
         self.idempotent = true;
         self
     }
 
-    /// What has begun is finished: when the caller gives up or the deadline passes, the handler goes on to its end instead of
-    /// being dropped half-way. [`Context::cancelled`](crate::Context::cancelled) tells it that nobody waits any more, a drain waits for it, and
-    /// its result is dropped. Calls that it makes have time of their own from the beginning, and do not inherit its deadline:
-    /// what undoes a step is needed most when the time is over. Default: it is dropped where it waits, and logged: at
-    /// `WARN`, since something may be half done, or at `DEBUG` if the method is [`idempotent`](Method::idempotent).
+    /// A handler that has begun runs to its end, even when the caller gives up or the deadline passes. Default: its
+    /// future is dropped where it waits, and that is logged: at `WARN`, since something may be half done, or at `DEBUG`
+    /// if the method is [`idempotent`](Method::idempotent).
     ///
-    /// A call that has not begun to run by then is not run in any case. Handlers of oneway calls and of events always finish.
+    /// [`Context::cancelled`](crate::Context::cancelled) tells the handler that nobody waits any more. A drain waits
+    /// for the handler, and its result is dropped. Calls that it makes do not inherit its deadline, but have their own
+    /// time from the beginning: what undoes a step is needed most when the time is over.
+    ///
+    /// A call that has not begun by then is not run. Handlers of oneway calls and of events always run to their end.
     ///
     /// ```
     /// use hopline::{Client, Context, Fault, Method, Service};
@@ -123,11 +147,12 @@ impl Method {
         self
     }
 
-    /// How often a oneway call is tried before it goes to the dead letters, the first time included. Default 8; 0 counts as 1.
-    /// Calls to one instance or to all, and events, are not tried again.
+    /// Sets how many attempts a oneway call has before it becomes a dead letter, with the first one. Default: 8. 0
+    /// counts as 1. Calls to one instance or to all, and events, have only one.
     ///
-    /// An attempt fails by an error that the handler returns, or by a panic. A [`Fault`](crate::Fault) with the code `INVALID_ARGUMENT` or
-    /// `UNIMPLEMENTED` says that no other attempt can help: then there is none.
+    /// An attempt fails when the handler returns an error or panics. A [`Fault`](crate::Fault) with the code
+    /// `INVALID_ARGUMENT` or `UNIMPLEMENTED` says that no other attempt can help: the call becomes a dead letter at
+    /// once.
     ///
     /// ```
     /// use std::time::Duration;
@@ -146,33 +171,34 @@ impl Method {
         self
     }
 
-    /// How long a oneway call waits after its first failed attempt: twice as long after each other, but no longer than 30 s, or
-    /// this if it is longer. Default 500 ms, which with 8 attempts makes 61.5 s in all; at most 40 days. The call waits
-    /// at the broker meanwhile, behind others that have failed: it may come later, where one of these waits for longer. Then
-    /// any instance has it, behind what is in the queue.
+    /// Sets how long a oneway call waits after its first failed attempt. Each further pause is twice as long, up to 30
+    /// s, or up to this if it is longer. Default: 500 ms, which adds up to 61.5 s with 8 attempts. At most 40 days.
+    ///
+    /// The call waits in a queue at the broker, behind others that have failed. It comes later if one of these waits
+    /// for longer. After that any instance may get it.
     #[must_use]
     pub fn pause(mut self, pause: Duration) -> Self {
         self.retry.pause = pause;
         self
     }
 
-    /// Runs a call once though it comes again, as far as one instance can tell. For so long after a call has ended, whatever
-    /// comes with its [`call_id`](crate::Context::call_id) from the same [user](crate::Context::user) gets the first reply
-    /// without running; while the call still runs, it waits for that reply. So does a redelivered call that would be refused as
-    /// `ABORTED`. Default: nothing is remembered.
+    /// Remembers how calls have ended for `time`, so that a call that comes again to the same instance does not run again. It
+    /// gets the first reply. While the first run goes on, it waits for its end. This also holds for a redelivered call that
+    /// would otherwise be refused as `ABORTED`. Default: nothing is remembered.
     ///
-    /// What comes again is either another delivery of the same request, or another request that the caller sends for the same
-    /// call. A result and the method's own error answer both. A fault, such as of a panic or of a deadline that passed, answers
-    /// deliveries of the request that met it; another request runs then, since the caller sends it to try again. It also
-    /// runs when the first one was dropped because its caller gave it up. A method that [`finishes`](Method::finishes) has a
-    /// reply then too.
+    /// It is the same call if its [`call_id`](crate::Context::call_id) and the caller's [user](crate::Context::user) are the
+    /// same; callers whose user is not known count as one user. It comes again either because the same request is delivered
+    /// again, or because the caller sends another request for it. A result and the method's own error answer both. A fault, for
+    /// example after a panic or at the deadline, answers only the request that met it: another request runs, since the caller
+    /// sends it to try again. It also runs if the first request was dropped because its caller gave up. If the method
+    /// [`finishes`](Method::finishes), there is a reply even then.
     ///
-    /// Of a oneway call, another delivery is acknowledged without running if the first ended well; one that failed is tried
-    /// again as ever. Callers whose user is not known count as one user.
+    /// A oneway call that has ended well is acknowledged without running again. One that has failed is tried again as
+    /// usual.
     ///
-    /// Each instance remembers what it ran itself, in memory: at most 65 536 answers and 64 MiB of a service, and beyond
-    /// those forgets first what it would forget first anyway. Another instance, and this one after a restart, knows
-    /// nothing of it. What must not happen twice needs a record where it happens, such as a unique key in a database:
+    /// Each instance remembers in memory what it ran itself: up to 65 536 answers and 64 MiB for a service, and forgets
+    /// the oldest when there are more. Other instances know nothing of them, nor does this one after a restart. So what
+    /// must never happen twice needs a record where it happens, such as a unique key in a database:
     /// [`Context::call_id`](crate::Context::call_id) is the same whenever the call comes.
     ///
     /// ```
@@ -190,6 +216,7 @@ impl Method {
         self
     }
 
+    /// What the registry tells of the method.
     pub(crate) fn info(&self) -> MethodInfo {
         MethodInfo {
             name: self.name.clone(),
@@ -200,7 +227,7 @@ impl Method {
     }
 }
 
-/// A method of this name, and nothing else said of it.
+/// A method with this name and the default settings.
 impl From<&str> for Method {
     fn from(name: &str) -> Self {
         Self::new(name)

@@ -228,11 +228,9 @@ async fn services_and_versions_stand_side_by_side_on_one_server() {
         .serve(OldServer::new(Greeter))
         .serve(NewServer::new(Greeter))
         .serve(MathServer::new(Calculator));
-    let server = server.method("extra", "one", |_: Context, _: [(); 0]| async { Ok::<_, Fault>(1) }).method(
-        "extra",
-        "two",
-        |_: Context, _: [(); 0]| async { Ok::<_, Fault>(2) },
-    );
+    let one = |_: Context, (): ()| async { Ok::<_, Fault>(1) };
+    let two = |_: Context, (): ()| async { Ok::<_, Fault>(2) };
+    let server = server.serve(Service::new("extra", 1).method("one", one).method("two", two));
     let _running = server.start().await.expect("all can be served");
     let client = scene.client().await;
     assert_eq!(OldClient::new(&client).greet("Ann".into()).await.expect("version 1"), "hi Ann");

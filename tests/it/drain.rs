@@ -171,10 +171,9 @@ async fn a_call_addressed_to_a_leaving_instance_is_told_so() {
 #[tokio::test]
 async fn run_until_serves_until_it_is_told_to_stop() {
     let scene = Scene::new();
-    let server = scene
-        .server()
-        .await
-        .method("ping", "ping", |_: Context, _: [(); 0]| async { Ok::<_, Fault>("pong".to_owned()) });
+    let server = scene.server().await.serve(
+        Service::new("ping", 1).method("ping", |_: Context, (): ()| async { Ok::<_, Fault>("pong".to_owned()) }),
+    );
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = tokio::spawn(server.run_until(stopped));
     let client = scene.client().await;

@@ -417,9 +417,8 @@ async fn a_request_over_the_cap_never_leaves() {
 async fn a_reply_over_the_cap_is_known_to_the_caller() {
     let scene = Scene::new();
     let server = Server::builder().namespace(&scene.namespace).max_message_size(1000).connect(&scene.url).await;
-    let server = server
-        .expect("connects")
-        .method("long", "text", |_: Context, (length,): (usize,)| async move { Ok::<_, Fault>("x".repeat(length)) });
+    let text = |_: Context, (length,): (usize,)| async move { Ok::<_, Fault>("x".repeat(length)) };
+    let server = server.expect("connects").serve(Service::new("long", 1).method("text", text));
     let _running = server.start().await.expect("can be served");
     let client = scene.client().await;
     match client.call::<String>("long", "text", (5000,)).await {
@@ -474,7 +473,8 @@ async fn names_that_cannot_be_on_the_broker_are_refused() {
     };
     let server = scene.server().await.serve(Service::new("a.b", 1));
     assert!(refused(server.start().await).contains("`a.b`"));
-    let server = scene.server().await.method("a", "m n", |_: Context, _: [(); 0]| async { Ok::<_, Fault>(()) });
+    let misnamed = Service::new("a", 1).method("m n", |_: Context, (): ()| async { Ok::<_, Fault>(()) });
+    let server = scene.server().await.serve(misnamed);
     assert!(refused(server.start().await).contains("`m n`"));
     let server = scene.server().await.serve(MathServer::new(Calculator)).serve(MathServer::new(Calculator));
     assert!(refused(server.start().await).contains("`math.v1` is served twice"));

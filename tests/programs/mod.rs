@@ -23,7 +23,8 @@ pub(crate) static DEMO: Mutex<()> = Mutex::const_new(());
 /// Where each example's program is, once cargo has built them.
 static PROGRAMS: LazyLock<BTreeMap<String, PathBuf>> = LazyLock::new(|| {
     let mut build = std::process::Command::new(env!("CARGO"));
-    build.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet", "--examples", "--message-format=json"]);
+    build.current_dir(env!("CARGO_MANIFEST_DIR"));
+    build.args(["build", "--quiet", "--package", "hopline-examples", "--examples", "--message-format=json"]);
     // What cargo says to tests of their own package would make it build dependencies anew that look at that.
     for (variable, _) in std::env::vars_os() {
         if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|own| variable.to_string_lossy().starts_with(own)) {
@@ -31,7 +32,7 @@ static PROGRAMS: LazyLock<BTreeMap<String, PathBuf>> = LazyLock::new(|| {
         }
     }
     if cfg!(feature = "zstd") {
-        build.args(["--features", "zstd"]);
+        build.args(["--features", "hopline/zstd"]);
     }
     let built = build.stderr(Stdio::inherit()).output().expect("cargo can be run");
     assert!(built.status.success(), "the examples are built");

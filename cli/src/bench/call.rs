@@ -6,7 +6,8 @@ use clap::Args;
 use hopline::Coalesce;
 use indicatif::ProgressBar;
 
-use super::load::{Load, Style};
+use super::load;
+use super::measured::{Load, Style};
 use super::serve::{Offer, Serving};
 use super::{Broker, Failed, coalesce, concurrency, methods, print, progress, report, seconds, size};
 
@@ -61,7 +62,7 @@ impl Call {
         };
         let served_here = served.is_some();
         let bar = if json { ProgressBar::hidden() } else { progress(load.length()) };
-        let measured = load.run(&broker, &bar).await;
+        let measured = load::run(&load, &broker, &bar).await;
         bar.finish_and_clear();
         if let Some(serving) = served {
             serving.drain().await;

@@ -4,88 +4,55 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
-use clap::ValueEnum;
 use hdrhistogram::Histogram;
-use hopline::{Client, Coalesce, Code, Error};
+use hopline::{Client, Code, Error};
 use indicatif::ProgressBar;
 use serde_bytes::ByteBuf;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use super::report::Measured;
+use super::measured::{Load, Measured, Style};
 use super::serve::{NOTE, SERVICE, echo};
 use super::{Broker, Failed, millis, process};
 
 /// How many histograms the callers share: few enough to stay small, many enough that none is waited for.
 const HISTOGRAMS: usize = 64;
-/// The longest warm-up.
-const WARM_UP: Duration = Duration::from_secs(1);
 /// How often the progress bar moves.
 const TICK: Duration = Duration::from_millis(100);
 
-/// What is to be measured.
-#[derive(Clone, Copy)]
-pub(super) struct Load {
-    pub(super) concurrency: usize,
-    pub(super) size: usize,
-    pub(super) coalesce: Coalesce,
-    pub(super) style: Style,
-    pub(super) methods: usize,
-    pub(super) measured: Duration,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Style {
-    /// Request and reply
-    Call,
-    /// Sent when the broker has it
-    Oneway,
-}
-
-impl Load {
-    /// How long the load runs: a warm-up that does not count, and then what is measured.
-    pub(super) fn length(&self) -> Duration {
-        self.warm_up() + self.measured
+/// Runs a load on a client of its own.
+///
+/// # Errors
+/// When nobody can be called. Calls that fail later are counted, and no error of this.
+pub(super) async fn run(load: &Load, broker: &Broker, progress: &ProgressBar) -> Result<Measured, Failed> {
+    let client = broker.client(load.coalesce).await?;
+    let run = Arc::new(Run::new(*load, client));
+    run.probe().await?;
+    let mut callers = JoinSet::new();
+    for number in 0..load.concurrency {
+        callers.spawn(run.clone().calls(number));
     }
 
-    fn warm_up(&self) -> Duration {
-        WARM_UP.min(self.measured / 5)
+    run.wait(load.warm_up(), progress).await;
+    let (before, cpu_before) = (run.client.traffic(), process::cpu_time());
+    let began = *run.began.get_or_init(Instant::now);
+    run.wait(load.measured, progress).await;
+    let ended = *run.ended.get_or_init(Instant::now);
+    let (after, cpu_after) = (run.client.traffic(), process::cpu_time());
+
+    // Each finishes its last call: one that is broken off would cost the server as well.
+    while let Some(caller) = callers.join_next().await {
+        caller.map_err(|error| Failed::at("a caller broke down", error))?;
     }
-
-    /// Runs the load on a client of its own.
-    ///
-    /// # Errors
-    /// When nobody can be called. Calls that fail later are counted, and no error of this.
-    pub(super) async fn run(&self, broker: &Broker, progress: &ProgressBar) -> Result<Measured, Failed> {
-        let client = broker.client(self.coalesce).await?;
-        let run = Arc::new(Run::new(*self, client));
-        run.probe().await?;
-        let mut callers = JoinSet::new();
-        for number in 0..self.concurrency {
-            callers.spawn(run.clone().calls(number));
-        }
-
-        run.wait(self.warm_up(), progress).await;
-        let (before, cpu_before) = (run.client.traffic(), process::cpu_time());
-        let began = *run.began.get_or_init(Instant::now);
-        run.wait(self.measured, progress).await;
-        let ended = *run.ended.get_or_init(Instant::now);
-        let (after, cpu_after) = (run.client.traffic(), process::cpu_time());
-
-        // Each finishes its last call: one that is broken off would cost the server as well.
-        while let Some(caller) = callers.join_next().await {
-            caller.map_err(|error| Failed::at("a caller broke down", error))?;
-        }
-        run.client.close().await;
-        Ok(Measured {
-            latencies: run.latencies(),
-            elapsed: ended - began,
-            errors: run.errors.load(Ordering::Relaxed),
-            first_error: run.first_error.get().cloned(),
-            traffic: after.since(before),
-            cpu: cpu_after.zip(cpu_before).map(|(after, before)| after.saturating_sub(before)),
-        })
-    }
+    run.client.close().await;
+    Ok(Measured {
+        latencies: run.latencies(),
+        elapsed: ended - began,
+        errors: run.errors.load(Ordering::Relaxed),
+        first_error: run.first_error.get().cloned(),
+        traffic: after.since(before),
+        cpu: cpu_after.zip(cpu_before).map(|(after, before)| after.saturating_sub(before)),
+    })
 }
 
 /// What the callers of a load share.

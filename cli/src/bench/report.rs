@@ -1,60 +1,11 @@
 //! What a load came to, in words and as JSON.
 
 use std::fmt::Display;
-use std::time::Duration;
 
-use hdrhistogram::Histogram;
-use hopline::Traffic;
 use serde_json::{Value, json};
 
-use super::load::{Load, Style};
+use super::measured::{Load, Measured, Style};
 use super::{bytes, coalescing};
-
-/// What a load came to.
-pub(super) struct Measured {
-    /// Of the calls that ended well while it was measured, in microseconds.
-    pub(super) latencies: Histogram<u64>,
-    /// How long it was measured.
-    pub(super) elapsed: Duration,
-    /// Calls that failed, also before and after it was measured.
-    pub(super) errors: u64,
-    pub(super) first_error: Option<String>,
-    /// While it was measured.
-    pub(super) traffic: Traffic,
-    /// Of this process while it was measured, where the system tells it.
-    pub(super) cpu: Option<Duration>,
-}
-
-impl Measured {
-    pub(super) fn calls(&self) -> u64 {
-        self.latencies.len()
-    }
-
-    pub(super) fn calls_per_second(&self) -> f64 {
-        self.calls() as f64 / self.elapsed.as_secs_f64()
-    }
-
-    /// The latency that this part of the calls did not exceed, in microseconds.
-    pub(super) fn latency(&self, part: f64) -> Option<u64> {
-        (self.calls() > 0).then(|| self.latencies.value_at_quantile(part))
-    }
-
-    fn messages_per_second(&self) -> Option<f64> {
-        let Traffic { messages_sent, messages_received, .. } = self.traffic;
-        (messages_sent > 0).then(|| (messages_sent + messages_received) as f64 / self.elapsed.as_secs_f64())
-    }
-
-    pub(super) fn calls_per_message(&self) -> Option<f64> {
-        let Traffic { messages_sent, calls_sent, .. } = self.traffic;
-        (messages_sent > 0).then(|| calls_sent as f64 / messages_sent as f64)
-    }
-
-    /// In microseconds.
-    pub(super) fn cpu_per_call(&self) -> Option<f64> {
-        let cpu = self.cpu.filter(|_| self.calls() > 0)?;
-        Some(cpu.as_secs_f64() * 1e6 / self.calls() as f64)
-    }
-}
 
 /// The report for people, a line for each figure.
 pub(super) fn text(load: &Load, measured: &Measured, served_here: bool) -> String {
@@ -109,11 +60,17 @@ pub(super) fn json(load: &Load, measured: &Measured) -> Value {
         "concurrency": load.concurrency,
         "size": load.size,
         "calls_per_message": measured.calls_per_message(),
+        "cpu_us_per_call": measured.cpu_per_call(),
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use hdrhistogram::Histogram;
+    use hopline::Traffic;
+
     use super::*;
 
     fn load(style: Style) -> Load {
@@ -157,7 +114,9 @@ mod tests {
     fn figures_are_those_of_the_time_that_was_measured() {
         let json = json(&load(Style::Call), &measured());
         let expected = [("calls_per_s", 50.0), ("p50_us", 50e3), ("p99_us", 99e3), ("p999_us", 100e3)];
-        for (key, expected) in expected.into_iter().chain([("calls_per_message", 10.0), ("errors", 3.0)]) {
+        for (key, expected) in
+            expected.into_iter().chain([("calls_per_message", 10.0), ("cpu_us_per_call", 50.0), ("errors", 3.0)])
+        {
             assert!(about(&json[key], expected), "{key}, not {expected}: {json}");
         }
         let text = text(&load(Style::Oneway), &measured(), false);

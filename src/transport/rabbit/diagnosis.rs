@@ -1,4 +1,7 @@
-//! Why there is no connection: a sentence with the culprit and the way out.
+//! Why a connection could not be opened: sentences for people that say what is wrong, and what to look at.
+//!
+//! `connection.rs` and `pool.rs` ask for them when an attempt fails. They know what RabbitMQ, TLS and some other
+//! servers do when something is wrong.
 
 use std::fmt;
 use std::io;
@@ -11,19 +14,22 @@ use super::connection::{Refusal, code, ended_by, words};
 use super::tls;
 use crate::transport::address::{Host, RabbitAddress, Scheme};
 
-/// How far an attempt has come.
+/// How far an attempt to connect has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
+    /// The host's name is being looked up.
     Resolving,
+    /// A socket is being opened to one of the host's addresses.
     Connecting,
-    /// The other side has accepted; TLS is put on.
+    /// The other side has accepted the socket; TLS is being negotiated.
     Encrypting,
+    /// AMQP has begun; user and virtual host are being checked.
     LoggingIn,
-    /// Logged in; channels are opened.
+    /// The login has succeeded; channels are being opened.
     Opening,
 }
 
-/// An attempt was given up, since nothing had come of it `within` its time.
+/// The attempt did not get beyond `stage` in the time `within`, and was given up.
 pub(super) fn silence(stage: Stage, address: &RabbitAddress, within: Duration) -> String {
     let what = match stage {
         Stage::Resolving => "the name server does not say where this host is",
@@ -65,11 +71,12 @@ pub(super) fn unreachable(error: &io::Error) -> String {
     }
 }
 
-/// TLS did not come about.
+/// The TLS handshake has failed.
 pub(super) fn unencrypted(error: &io::Error) -> String {
     tls::refusal(error).unwrap_or_else(|| broken_off(error))
 }
 
+/// The other side has ended the TLS handshake without a reason.
 fn broken_off(error: impl fmt::Display) -> String {
     format!(
         "the broker broke TLS off: it may ask for a client certificate, given with `Tls::identity`, or not accept the one \
@@ -77,8 +84,8 @@ fn broken_off(error: impl fmt::Display) -> String {
     )
 }
 
-/// The other side accepted the connection, and it did not come to a login, or that was refused. `first_words` is what it
-/// said first.
+/// The other side has accepted the socket, but the login has failed. `first_words` is the first that it sent: it tells
+/// whether it is RabbitMQ at all.
 pub(super) fn refused(error: &lapin::Error, uri: &AMQPUri, address: &RabbitAddress, first_words: &[u8]) -> String {
     if let ErrorKind::IOError(error) = error.kind()
         && let Some(why) = tls::refusal(error)
@@ -90,7 +97,7 @@ pub(super) fn refused(error: &lapin::Error, uri: &AMQPUri, address: &RabbitAddre
     let is_reset = ended_by(error, &[io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe]);
     let by_certificate = uri.query.auth_mechanism == Some(SASLMechanism::External);
     match first_words {
-        // AMQP's first frame is one of a method, on channel 0.
+        // RabbitMQ begins with a frame of a method on channel 0.
         [1, 0, 0, ..] => {}
         [] if address.scheme == Scheme::Amqps && is_reset => return broken_off(words),
         [] if is_closed || is_reset => {
@@ -104,7 +111,7 @@ pub(super) fn refused(error: &lapin::Error, uri: &AMQPUri, address: &RabbitAddre
     }
     let is_over = is_closed || is_reset;
     match code(error) {
-        // It says nothing then.
+        // RabbitMQ closes the connection without a word if it does not offer EXTERNAL.
         0 if by_certificate && is_over => format!(
             "the broker ended the connection at the login, which means that it does not offer EXTERNAL: enable its plugin \
              rabbitmq_auth_mechanism_ssl, and EXTERNAL in its auth_mechanisms ({words})"
@@ -122,7 +129,7 @@ pub(super) fn refused(error: &lapin::Error, uri: &AMQPUri, address: &RabbitAddre
     }
 }
 
-/// The broker does not open what it was asked for, after the login.
+/// The login has succeeded, but the broker does not open the channels.
 pub(super) fn unopened(refusal: Refusal, address: &RabbitAddress) -> String {
     match refusal {
         Refusal::Ended(reason) if reason.starts_with("NOT_ALLOWED") => not_allowed(&reason, address),
@@ -131,7 +138,7 @@ pub(super) fn unopened(refusal: Refusal, address: &RabbitAddress) -> String {
     }
 }
 
-/// What the broker's NOT_ALLOWED comes to, in its `words`.
+/// The broker has said NOT_ALLOWED. There are several reasons for that; `words` are the broker's.
 fn not_allowed(words: &str, address: &RabbitAddress) -> String {
     let vhost = &address.vhost;
     let is = |part: &str| words.contains(part);
@@ -167,10 +174,10 @@ fn not_allowed(words: &str, address: &RabbitAddress) -> String {
     format!("{what} ({words})")
 }
 
-/// What something says that is no AMQP 0-9-1.
+/// The other side does not speak AMQP 0-9-1. `said` is the first that it sent.
 fn foreign(said: &[u8]) -> String {
     let what = match said {
-        // An alert of TLS.
+        // The first bytes of a TLS alert.
         [0x15, 3, ..] => return "it speaks TLS at this port, which the address does not: use amqps://".to_owned(),
         [b'A', b'M', b'Q', b'P', ..] => "AMQP of another version than RabbitMQ's 0-9-1",
         [b'H', b'T', b'T', b'P', ..] => "HTTP",

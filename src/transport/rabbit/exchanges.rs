@@ -1,22 +1,23 @@
-//! Which exchanges are there, as far as is known, and the publications that wait to hear it.
+//! Which exchanges exist, as far as is known, and the publications that wait until the broker has told.
 //!
-//! A publication to a missing exchange ends its channel, and takes what is in flight along; in a burst even the connection,
-//! since lapin goes on sending on the closed channel what it had queued. So the broker is asked first, once.
+//! A publication to an exchange that does not exist makes the broker close the channel, and everything in flight on it
+//! is lost. In a burst, even the connection is lost, since lapin goes on sending on the closed channel. So the
+//! publisher asks the broker once before it publishes to an exchange for the first time.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
-/// The exchanges of one connection that were there when they were last heard of.
+/// The exchanges that are known to exist. All channels of one connection share it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Known(Arc<Mutex<HashSet<String>>>);
 
 impl Known {
-    /// An exchange has been declared, or found.
+    /// Notes that an exchange was declared or found.
     pub(super) fn add(&self, exchange: &str) {
         self.0.lock().expect("no panic while holding the set").insert(exchange.to_owned());
     }
 
-    /// An exchange is gone; without a name, any may be.
+    /// Notes that an exchange does not exist any more. Without a name, it could be any of them.
     fn forget(&self, exchange: Option<&str>) {
         let mut known = self.0.lock().expect("no panic while holding the set");
         match exchange {
@@ -25,25 +26,27 @@ impl Known {
         }
     }
 
+    /// Whether the exchange is known to exist. The default exchange, whose name is empty, always does.
     fn has(&self, exchange: &str) -> bool {
         exchange.is_empty() || self.0.lock().expect("no panic while holding the set").contains(exchange)
     }
 }
 
-/// What is published, by exchange: those to exchanges that are known to be there wait for nobody.
+/// The publications that wait until the broker has told whether their exchange exists. Those to known exchanges do not
+/// wait.
 #[derive(Debug)]
 pub(super) struct Exchanges<T> {
     known: Known,
-    /// What waits for an answer, in order.
+    /// What waits, by exchange, in the order of publishing.
     waiting: HashMap<String, Vec<T>>,
 }
 
-/// What becomes of a publication.
+/// What is done with a publication.
 #[derive(Debug, PartialEq)]
 pub(super) enum Admitted<T> {
-    /// Its exchange is there.
+    /// It is published now: its exchange exists.
     Goes(T),
-    /// It waits for an answer, for which the broker is to be asked if this is the first.
+    /// It waits for the broker's answer. `ask` is true for the first one: its publisher has to ask the broker.
     Waits { ask: bool },
 }
 
@@ -52,6 +55,7 @@ impl<T> Exchanges<T> {
         Self { known, waiting: HashMap::new() }
     }
 
+    /// Decides what is done with a publication. Keeps it if it has to wait.
     pub(super) fn admit(&mut self, exchange: &str, publication: T) -> Admitted<T> {
         if let Some(waiting) = self.waiting.get_mut(exchange) {
             waiting.push(publication);
@@ -64,7 +68,7 @@ impl<T> Exchanges<T> {
         Admitted::Waits { ask: true }
     }
 
-    /// The broker has said whether an exchange is there. Gives out what has waited for that.
+    /// Notes whether the exchange exists, and returns what has waited for that, in the order of publishing.
     pub(super) fn answered(&mut self, exchange: &str, there: bool) -> Vec<T> {
         if there {
             self.known.add(exchange);
@@ -72,22 +76,24 @@ impl<T> Exchanges<T> {
         self.waiting.remove(exchange).unwrap_or_default()
     }
 
-    /// The broker has closed a channel, for this reason.
+    /// Notes that the broker has closed a channel. If its reason names an exchange, that one does not exist; otherwise
+    /// nothing is sure any more.
     pub(super) fn channel_closed(&self, reason: &str) {
         self.known.forget(missing_exchange(reason));
     }
 
+    /// Whether a publication waits.
     pub(super) fn is_waited_for(&self) -> bool {
         !self.waiting.is_empty()
     }
 
-    /// Takes out all that waits.
+    /// Takes out everything that waits, when the channel is lost.
     pub(super) fn drain(&mut self) -> impl Iterator<Item = T> {
         self.waiting.drain().flat_map(|(_, waiting)| waiting)
     }
 }
 
-/// The exchange in the broker's "NOT_FOUND - no exchange 'a.b' in vhost '/'".
+/// The exchange in the broker's words "NOT_FOUND - no exchange 'a.b' in vhost '/'".
 fn missing_exchange(reason: &str) -> Option<&str> {
     let (_, rest) = reason.split_once("no exchange '")?;
     rest.split_once("' in vhost").map(|(exchange, _)| exchange)

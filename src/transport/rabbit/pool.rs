@@ -1,4 +1,7 @@
-//! The pool that connections come from, which has lapin speak on sockets of our own.
+//! Opens connections: lapin gets them from a pool, over sockets that Hopline has opened itself.
+//!
+//! lapin's own way to a socket has no time-out, and tries only one address of a host. So the pool is given a runtime
+//! ([`Kit`]) that does not connect to anything, but hands out the socket that was made before.
 
 use std::future::Future;
 use std::io::{self, Read, Write};
@@ -22,35 +25,36 @@ use super::tls::Connector;
 use crate::transport::Dial;
 use crate::transport::address::{Mechanism, RabbitAddress, Scheme};
 
-/// The heartbeat, unless the address says otherwise, in seconds: each side says twice as often that it is there. After two of
-/// silence, or half a one more, this side gives the other up, and the broker after two to three: with RabbitMQ's own minute, a
-/// partition would go unnoticed for as many minutes.
+/// The heartbeat in seconds, unless the address sets another. Each side sends a sign of life twice in this time. After
+/// two to three times of silence, a side gives up the other. With RabbitMQ's own 60 s, a broken network would be
+/// noticed after minutes.
 const HEARTBEAT: u16 = 10;
-/// The largest frame, unless the address says otherwise, in bytes. It is what RabbitMQ would say as well, but too late:
-/// lapin makes its buffers before, and to grow them it touches all of their 8 MiB.
+/// The largest AMQP frame in bytes, unless the address sets another. RabbitMQ would propose the same, but too late:
+/// lapin makes its buffers before that, and growing them later costs 8 MiB of memory for each connection.
 const FRAME_MAX: u32 = 128 * 1024;
-/// Who logs in with an address that names nobody.
+/// The user and the password that are used with an address that names no user.
 const GUEST: &str = "guest";
 
-/// Where the connections of one transport come from.
+/// Opens the connections of one transport, all to the same address.
 pub(super) struct Source<'a> {
     address: &'a RabbitAddress,
     uri: AMQPUri,
     tls: Option<&'a Connector>,
+    /// The runtime that hands lapin its socket.
     kit: Kit,
     pool: Pool,
 }
 
 impl<'a> Source<'a> {
-    /// Connections to `address`, called `label` on the broker.
+    /// Prepares connections to `address`. `label` is their name on the broker, for its management page.
     ///
     /// # Errors
-    /// Why there can be none, in a sentence.
+    /// A sentence that says what is wrong with the settings.
     pub(super) fn of(address: &'a RabbitAddress, dial: &'a Dial, label: String) -> Result<Self, String> {
         let (kit, uri) = (Kit::new(), uri(address, dial.tls.as_ref().is_some_and(Connector::has_identity)));
         let properties = move || ConnectionProperties::default().with_connection_name(label.as_str().into());
         let manager = Manager::new(uri.to_string(), properties, Runtime::new(kit.clone()));
-        // Each is taken once, and for good.
+        // Each connection is taken out of the pool once and never returned.
         let pool = Pool::builder(manager).max_size(1).build().map_err(|error| error.to_string())?;
         let tls = match address.scheme {
             Scheme::Amqp => None,
@@ -59,10 +63,11 @@ impl<'a> Source<'a> {
         Ok(Self { address, uri, tls, kit, pool })
     }
 
-    /// Opens a connection. If the future is dropped, nothing is left of it. `stage` tells how far it has come.
+    /// Opens a connection. `stage` tells how far it has come, for the error message if the caller gives up. When the
+    /// future is dropped, the socket is closed.
     ///
     /// # Errors
-    /// Why not, in a sentence.
+    /// A sentence that says why, and what to look at.
     pub(super) async fn connect(&self, stage: &mut Stage) -> Result<lapin::Connection, String> {
         let (socket, cutter) = Socket::open(self.address, self.tls, stage).await?;
         *stage = Stage::LoggingIn;
@@ -80,7 +85,7 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Where they lead.
+    /// The address of the broker.
     pub(super) fn address(&self) -> &RabbitAddress {
         self.address
     }
@@ -91,8 +96,8 @@ impl<'a> Source<'a> {
     }
 }
 
-/// What lapin has to know of an address: all but where it is, and whether TLS leads there. The pool hands it over as text,
-/// which lapin reads.
+/// The address as lapin is told: user, virtual host and options, but not the host, since lapin does not connect itself.
+/// The pool hands it over as text, which lapin reads again.
 fn uri(address: &RabbitAddress, has_identity: bool) -> AMQPUri {
     let options = &address.options;
     let auth_mechanism = match options.mechanism {
@@ -100,7 +105,7 @@ fn uri(address: &RabbitAddress, has_identity: bool) -> AMQPUri {
         Some(Mechanism::AmqPlain) => SASLMechanism::AMQPlain,
         Some(Mechanism::External) => SASLMechanism::External,
         Some(Mechanism::Anonymous) => SASLMechanism::Anonymous,
-        // Without a user, who has a certificate logs in with that.
+        // A client with a certificate, and an address without a user: log in with the certificate.
         None if has_identity && address.login.is_none() => SASLMechanism::External,
         None => SASLMechanism::Plain,
     };
@@ -128,13 +133,18 @@ fn uri(address: &RabbitAddress, has_identity: bool) -> AMQPUri {
     }
 }
 
-/// tokio as lapin uses it, except that it connects to nobody: it hands out the socket that it was offered. And whoever sleeps
-/// wakes when what has arrived at these sockets by then has been read: lapin sleeps until it judges by heartbeats whether the
-/// other side has gone, and a process that was suspended has yet to read them, and replies.
+/// The runtime that lapin uses: tokio, with two differences.
+///
+/// - It does not connect. It hands out the socket that was offered with [`Kit::offer`].
+/// - A sleep ends only after everything that has arrived at the sockets was read. lapin sleeps before it judges by the
+///   heartbeats whether the other side is gone. After a process was suspended, heartbeats and replies may have arrived
+///   that it has not read.
 #[derive(Debug, Clone)]
 struct Kit {
     tokio: Tokio,
+    /// The socket for the next connection.
     offered: Arc<Mutex<Option<Socket>>>,
+    /// What tells, for each socket, that everything was read that had arrived.
     unread: Arc<Mutex<Vec<Unread>>>,
 }
 
@@ -143,6 +153,7 @@ impl Kit {
         Self { tokio: Tokio::current(), offered: Arc::default(), unread: Arc::default() }
     }
 
+    /// Gives lapin the socket for its next connection.
     fn offer(&self, socket: Socket) {
         self.unread.lock().expect("no panic while holding the list").push(socket.unread());
         *self.offered.lock().expect("no panic while holding the socket") = Some(socket);

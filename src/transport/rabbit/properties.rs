@@ -1,4 +1,4 @@
-//! Hopline's properties and AMQP's, one into the other.
+//! Translates the properties of messages: Hopline's [`Properties`] to AMQP's, and back.
 
 use std::time::Duration;
 
@@ -7,24 +7,25 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 
 use crate::transport::{Death, Properties};
 
-/// AMQP's name of a mode of delivery: kept on disk in a durable queue.
+/// AMQP's delivery mode for messages that a durable queue writes to disk.
 const PERSISTENT: u8 = 2;
-/// RabbitMQ closes the channel over a longer time to live.
+/// The longest time to live, in milliseconds. RabbitMQ closes the channel over a longer one.
 const MAX_EXPIRATION_MS: u128 = u32::MAX as u128;
-/// Where a quorum queue tells how many deliveries of a message have failed.
+/// The header in which a quorum queue counts the failed deliveries of a message.
 const DELIVERY_COUNT: &str = "x-delivery-count";
-/// Where the broker tells how it dead-lettered a message, the latest time first.
+/// The header in which the broker tells how it dead-lettered a message, the latest time first.
 const DEATHS: &str = "x-death";
 
-/// A name for the wire, where names end at 255 bytes.
+/// A name as AMQP writes it, in at most 255 bytes.
 ///
 /// # Errors
-/// A sentence with the name in it.
+/// A sentence that contains the name.
 pub(super) fn short(name: &str) -> Result<ShortString, String> {
     ShortString::try_new(name).map_err(|_| format!("`{name}` is longer than the 255 bytes that AMQP allows for a name"))
 }
 
-/// What the broker reads of a message with these `properties`, except who publishes it.
+/// The AMQP properties of a message. The `user_id` is not among them: the publisher sets it, since only it knows the
+/// user.
 ///
 /// # Errors
 /// A sentence that names the text that is too long for AMQP.
@@ -65,7 +66,8 @@ pub(super) fn written(properties: &Properties) -> Result<BasicProperties, String
     Ok(written)
 }
 
-/// The properties of a message that came from the broker; what is not ours, or is not text, is left out.
+/// The properties of a message that came from the broker. Headers that are not text, and what Hopline does not use, are
+/// left out.
 pub(super) fn read(properties: &BasicProperties) -> Properties {
     let text = |value: &Option<ShortString>| value.as_ref().map(ToString::to_string);
     let expiration = properties.expiration().as_ref().and_then(|text| text.as_str().parse().ok());
@@ -84,13 +86,13 @@ pub(super) fn read(properties: &BasicProperties) -> Properties {
     }
 }
 
-/// How many deliveries of a message have failed, as far as its queue counts them.
+/// How many deliveries of a message have failed. 0 if its queue does not count them.
 pub(super) fn failures(properties: &BasicProperties) -> u32 {
     let count = properties.headers().as_ref().and_then(|headers| headers.inner().get(DELIVERY_COUNT));
     count.and_then(integer).map_or(0, |count| u32::try_from(count.max(0)).unwrap_or(u32::MAX))
 }
 
-/// How the broker dead-lettered a message, most recently.
+/// How the broker dead-lettered a message the last time. `None` if it did not.
 pub(super) fn death(properties: &BasicProperties) -> Option<Death> {
     let deaths = properties.headers().as_ref()?.inner().get(DEATHS)?;
     let AMQPValue::FieldArray(deaths) = deaths else { return None };
@@ -106,7 +108,7 @@ pub(super) fn death(properties: &BasicProperties) -> Option<Death> {
     Some(Death { reason: text("reason"), queue: text("queue"), at })
 }
 
-/// Brokers write numbers in whichever width they like.
+/// A number. RabbitMQ uses several widths for the same header.
 fn integer(value: &AMQPValue) -> Option<i64> {
     match *value {
         AMQPValue::ShortShortInt(number) => Some(number.into()),
@@ -120,6 +122,7 @@ fn integer(value: &AMQPValue) -> Option<i64> {
     }
 }
 
+/// A header, if it is text.
 fn header(name: &ShortString, value: &AMQPValue) -> Option<(String, String)> {
     let AMQPValue::LongString(value) = value else {
         return None;

@@ -1,4 +1,5 @@
-//! Messages that are asked for one by one, on a channel for each queue, and how many there are.
+//! Takes single messages out of queues (`basic.get`), and counts the messages in a queue. The dead letters are read in
+//! this way.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -18,13 +19,16 @@ use crate::error::Error;
 use crate::transport::rabbit::properties::short;
 use crate::transport::{Delivery, Life, Settle, Settler};
 
-/// How long a channel stays open for the next question when nothing is out on it.
+/// How long a channel stays open for the next question when all its deliveries are settled.
 const IDLE: Duration = Duration::from_secs(1);
 
+/// The answer to a question: a message, or none if the queue is empty.
 type Pulled = Result<Handed, Refusal>;
+/// Where the answer goes.
 type Answer = oneshot::Sender<Pulled>;
 
-/// A message on its way to whoever asked for it: it goes back when nobody waits for it any more.
+/// A message on its way to whoever asked for it. If nobody waits for it any more, it is dropped, and the message is
+/// requeued.
 #[derive(Debug)]
 struct Handed(Option<Delivery>);
 
@@ -36,17 +40,20 @@ impl Drop for Handed {
     }
 }
 
-/// Where messages are asked for. Each queue has a task and a channel of its own: with a refusal the broker closes the
-/// channel, and takes back what is out on it.
+/// Asks for messages. Each queue has a task and a channel of its own: the broker closes the channel when it refuses a
+/// question, and requeues what was delivered on it.
 #[derive(Debug)]
 pub(super) struct Puller {
     link: Arc<Link>,
+    /// Cancelled when the transport closes.
     closing: CancellationToken,
+    /// The tasks of the queues. Closing waits for them.
     tasks: TaskTracker,
-    /// What is asked and not answered.
+    /// What the broker has not answered. Closing does not wait for it.
     questions: TaskTracker,
+    /// The runtime in which the transport was opened.
     runtime: Handle,
-    /// Where the tasks are asked, which end with the connection.
+    /// The task of each queue. It ends with the connection.
     queues: Mutex<HashMap<String, mpsc::UnboundedSender<Answer>>>,
 }
 
@@ -55,6 +62,10 @@ impl Puller {
         Self { link, closing, tasks, questions, runtime: Handle::current(), queues: Mutex::default() }
     }
 
+    /// Takes a message out of a queue; `None` if it is empty. If the future is dropped, the message is requeued.
+    ///
+    /// # Errors
+    /// `Broker` for a refusal, `Disconnected`, `Invalid` for a name that is too long.
     pub(super) async fn get(&self, queue: &str) -> Result<Option<Delivery>, Error> {
         let (answer, told) = oneshot::channel();
         self.ask(queue, short(queue).map_err(Error::Invalid)?, answer);
@@ -64,6 +75,7 @@ impl Puller {
             .map_err(|refusal| refusal.during(format!("get a message of the queue `{queue}`")))
     }
 
+    /// Passes a question to the task of the queue, which it starts if there is none.
     fn ask(&self, queue: &str, name: ShortString, answer: Answer) {
         let mut queues = self.queues.lock().expect("no panic while holding the queues");
         let questions = queues.entry(queue.to_owned()).or_insert_with(|| {
@@ -72,13 +84,17 @@ impl Puller {
             self.tasks.spawn_on(pulling, &self.runtime);
             ask
         });
-        // Without a task the connection has ended, and the answer's channel with it.
+        // If the task has ended, the connection has. `answer` is dropped then, which the caller sees.
         let _ = questions.send(answer);
     }
 
+    /// Counts the messages in a queue that are ready to be delivered. `None` if there is no such queue.
+    ///
+    /// # Errors
+    /// As [`Puller::get`].
     pub(super) async fn count(&self, queue: &str) -> Result<Option<u64>, Error> {
         let counting = count(self.link.clone(), short(queue).map_err(Error::Invalid)?);
-        // Whoever stops waiting leaves its channel to be closed here.
+        // It runs on a task, so that the channel is closed even if the caller stops waiting.
         let counted = self.questions.spawn_on(counting, &self.runtime).await;
         counted
             .unwrap_or_else(|_| Err(ended()))
@@ -86,11 +102,12 @@ impl Puller {
     }
 }
 
+/// What callers are told after the connection has ended.
 fn ended() -> Refusal {
     Refusal::Ended("the connection was closed".into())
 }
 
-/// Counts on a channel that nothing is out on.
+/// Counts on a channel of its own, since the broker closes the channel if there is no such queue.
 async fn count(link: Arc<Link>, queue: ShortString) -> Result<Option<u64>, Refusal> {
     let channel = link.channel().await?;
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
@@ -104,12 +121,12 @@ async fn count(link: Arc<Link>, queue: ShortString) -> Result<Option<u64>, Refus
     }
 }
 
-/// Whether there is no such queue, by the broker's words: it does not find one whose node is away either.
+/// Whether the queue does not exist. The broker also says NOT_FOUND of a queue whose node is down, but in other words.
 fn is_missing(text: &str) -> bool {
     text.contains("no queue")
 }
 
-/// Answers until the connection ends or closes, or nobody can ask any more.
+/// The task of one queue. It answers questions until the connection ends or closes, or until nobody can ask any more.
 async fn pull(
     link: Arc<Link>,
     queue: ShortString,
@@ -159,9 +176,9 @@ async fn pull(
         };
         open = open.filter(|_| pulled.is_ok());
         let is_empty = matches!(&pulled, Ok(Handed(None)));
-        // Unheard, the answer gives back what it holds.
+        // If nobody waits for the answer any more, it is dropped, and its message is requeued.
         let _ = answer.send(pulled);
-        // A queue without a message is seldom asked again at once, and others may need the channel.
+        // An empty queue is seldom asked again at once, and there may be few channels left.
         if is_empty && let Some(pulling) = open.take_if(|pulling| pulling.out == 0) {
             declare::close(&link, &pulling.channel).await;
         }
@@ -171,7 +188,8 @@ async fn pull(
             pulling.settle(tag, settle);
         }
         if is_asked {
-            // A channel that is dropped before its connection has ended is the end of that.
+            // The broker has not answered on this channel. Dropping the channel now would end the connection in lapin,
+            // so a task keeps it until the connection has ended.
             unanswered.spawn(async move { (link.end().await, pulling.channel) });
         } else {
             declare::close(&link, &pulling.channel).await;
@@ -179,7 +197,7 @@ async fn pull(
     }
 }
 
-/// What is said of the next delivery; never resolves while there is no channel.
+/// How the next delivery was settled. Never resolves while there is no channel.
 async fn settled(open: &mut Option<Pulling>) -> Option<(u64, Settle)> {
     match open {
         Some(pulling) => pulling.settled.recv().await,
@@ -187,6 +205,7 @@ async fn settled(open: &mut Option<Pulling>) -> Option<(u64, Settle)> {
     }
 }
 
+/// The open channel, or a new one.
 async fn opened<'a>(open: &'a mut Option<Pulling>, link: &Link) -> Result<&'a mut Pulling, Refusal> {
     let pulling = match open.take() {
         Some(pulling) => pulling,
@@ -198,17 +217,19 @@ async fn opened<'a>(open: &'a mut Option<Pulling>, link: &Link) -> Result<&'a mu
     Ok(open.insert(pulling))
 }
 
-/// A channel, and what is said of its deliveries: tags mean nothing on another channel.
+/// An open channel and its deliveries. Their tags mean nothing on another channel.
 struct Pulling {
     channel: lapin::Channel,
-    /// How many of its deliveries are not settled.
+    /// How many deliveries are not settled.
     out: usize,
     life: Arc<Life>,
+    /// Deliveries send their tag here when they are settled.
     settler: mpsc::UnboundedSender<(u64, Settle)>,
     settled: mpsc::UnboundedReceiver<(u64, Settle)>,
 }
 
 impl Pulling {
+    /// Asks the broker for the next message.
     async fn next(&mut self, link: &Link, queue: ShortString) -> Pulled {
         let message = link.hear(self.channel.basic_get(queue, BasicGetOptions { no_ack: false })).await?;
         self.out += usize::from(message.is_some());
@@ -221,7 +242,8 @@ impl Pulling {
         })))
     }
 
-    /// Polled once, each of these sends its frame.
+    /// Settles a delivery. Each of these futures sends its AMQP frame when it is polled for the first time; there is
+    /// nothing to wait for.
     fn settle(&mut self, tag: u64, settle: Settle) {
         self.out -= 1;
         let _ = match settle {

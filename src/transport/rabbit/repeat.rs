@@ -1,4 +1,8 @@
-//! One message published again and again, apart from all others: a queue that does not answer holds up nothing else.
+//! Publishes one message again and again, on a channel of its own. If its queue does not answer, nothing else is held
+//! up.
+//!
+//! A server that drains uses it. Messages without content push calls through a quorum queue to its consumer, before the
+//! consumer is cancelled.
 
 use std::sync::Arc;
 
@@ -13,10 +17,12 @@ use super::publisher::{confirming, on_the_wire};
 use super::user::User;
 use crate::transport::Publication;
 
-/// How many of them may be unconfirmed: RabbitMQ stops reading a connection that has 32 to a quorum queue that does not answer.
+/// How many of the messages may be unconfirmed. RabbitMQ stops reading from a connection that has sent 32 unconfirmed
+/// messages to a quorum queue.
 const MAX_UNCONFIRMED: usize = 16;
 
-/// Publishes a message again and again, on a channel of its own, until then. Whatever ends that sooner does so silently.
+/// Publishes the message again and again, until `until` is cancelled. If the channel or the connection ends before
+/// that, it stops without an error: the caller looks at its consumer, not at these messages.
 pub(super) async fn repeat(link: Arc<Link>, user: Arc<User>, publication: Publication, until: CancellationToken) {
     let Ok(channel) = confirming(&link).await else { return };
     let repeating = async {

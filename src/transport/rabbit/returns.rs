@@ -1,4 +1,5 @@
-//! What became of a publication, when lapin attaches a return to another's confirm.
+//! Tells which publications the broker has returned. lapin does not: it attaches a return to the confirm of another
+//! publication.
 
 use std::collections::HashSet;
 use std::future::Future;
@@ -12,23 +13,26 @@ use futures::{Stream as _, StreamExt as _};
 
 use crate::transport::Confirm;
 
-/// Tells a returned publication from an accepted one.
+/// Finds out which publications were returned and which were accepted.
 ///
-/// The broker sends a publication's return before its confirm. lapin puts returns in a queue, and attaches the first
-/// in it to whichever publication is confirmed next. So the return of a confirmed publication is either attached to
-/// a confirm that came no later, or still in lapin's queue; and then
-/// - the queue has not been empty since it came, so each confirm since carried a return. Those are as many returns
-///   as confirms: were all of them returns of confirmed publications, ours would be among them. While a return is
-///   [`ahead`](Self::ahead) of its own confirm, and only then, others may be missing;
-/// - returns come and are attached in the order of publishing, so ours has a higher number than all that were seen.
+/// The broker sends the return of a publication before its confirm. lapin puts returns into a queue, and attaches the
+/// first of them to whichever publication is confirmed next. So when a publication is confirmed, its return, if there
+/// is one, was attached to this confirm or to an earlier one, or it is still in lapin's queue. In the last case:
 ///
-/// Both need that every confirm before the ones in hand has been seen, which [`ended_so_far`] sees to.
+/// - The queue was not empty since the return came, so each confirm since then had a return attached. That makes as
+///   many returns as confirms. If all of them belonged to confirmed publications, ours would be among them. So some
+///   belong to publications that are not confirmed yet: they are [`ahead`](Self::ahead).
+/// - Returns come and are attached in the order of publishing. So ours has a higher number than all that were attached
+///   so far.
+///
+/// So a confirm is certain if no return is ahead, or if a return with a higher number was seen. Both hold only if every
+/// earlier confirm has been seen: [`ended_so_far`] makes sure of that.
 pub(super) struct Returns<T> {
-    /// Returned, and not yet confirmed.
+    /// The numbers of publications that were returned and are not confirmed yet.
     pub(super) ahead: HashSet<u64>,
-    /// The highest number that was returned.
+    /// The highest number of a publication that was returned.
     up_to: u64,
-    /// Confirmed with an ack or a nack, while a return of theirs may still come.
+    /// Publications that were confirmed (`true` for an ack) while their return may still come.
     pub(super) held: Vec<(u64, bool, T)>,
 }
 
@@ -39,8 +43,8 @@ impl<T> Default for Returns<T> {
 }
 
 impl<T> Returns<T> {
-    /// Takes the number, the ack or nack and the attached return of each publication confirmed since the last time;
-    /// gives those of which the outcome is certain.
+    /// Takes what was confirmed since the last time: for each publication its number, whether it was acked, the number
+    /// of the attached return, and its token. Returns the publications whose outcome is certain now.
     pub(super) fn decide(&mut self, confirmed: Vec<(u64, bool, Option<u64>, T)>) -> Vec<(T, Confirm)> {
         for (number, acked, returned, token) in confirmed {
             self.held.push((number, acked, token));
@@ -71,16 +75,17 @@ impl<T> Returns<T> {
     }
 }
 
-/// Waits for a flight to end, then takes every flight that has ended.
+/// Waits until one of the publications is confirmed, then takes all that are.
 pub(super) async fn all_ended<F: Future>(flights: &mut FuturesUnordered<F>) -> Vec<F::Output> {
     let mut ended: Vec<_> = flights.next().await.into_iter().collect();
     ended.append(&mut ended_so_far(flights));
     ended
 }
 
-/// Takes every flight that has ended; the end of another wakes nobody.
+/// Takes all publications that are confirmed by now, without waiting.
 ///
-/// `Pending` alone does not mean that none is left: the set also yields now and then, and wakes itself when it does.
+/// `Pending` alone does not mean that no other is ready: `FuturesUnordered` yields now and then, and wakes itself when
+/// it does. So it is polled again as long as it was woken.
 pub(super) fn ended_so_far<F: Future>(flights: &mut FuturesUnordered<F>) -> Vec<F::Output> {
     let mut ended = Vec::new();
     let woken = Arc::new(Woken::default());
@@ -95,6 +100,7 @@ pub(super) fn ended_so_far<F: Future>(flights: &mut FuturesUnordered<F>) -> Vec<
     }
 }
 
+/// A waker that only notes that it was woken.
 #[derive(Default)]
 struct Woken(AtomicBool);
 

@@ -1,4 +1,6 @@
-//! TLS towards RabbitMQ: with a CA and an identity of one's own, and what was wrong in words.
+//! TLS for connections to RabbitMQ: with the user's own CA and certificate, and errors that say what to do.
+//!
+//! A build without the cargo feature `tls` has `without_tls.rs` in its place.
 
 use std::io;
 
@@ -12,11 +14,11 @@ use crate::error::Error;
 use crate::transport::Tls;
 use crate::transport::address::Host;
 
-/// Settings for TLS as they are used, made once for all connections.
+/// The settings for TLS, ready for use. They are read once and used for all connections.
 #[derive(Debug, Clone)]
 pub(in crate::transport) struct Connector {
     connector: RustlsConnector,
-    /// Whether there is a certificate to log in with.
+    /// Whether there is a client certificate, which can be used to log in.
     identified: bool,
 }
 
@@ -24,7 +26,7 @@ impl Connector {
     /// Reads certificates and keys.
     ///
     /// # Errors
-    /// `Invalid` with what cannot be used.
+    /// `Invalid` with what is wrong with them.
     pub(in crate::transport) fn new(tls: &Tls) -> Result<Self, Error> {
         let roots = match &tls.ca {
             Some(pem) => RustlsConnectorConfig::default().with_parsable_certificates(certificates("CA", pem)?),
@@ -54,11 +56,15 @@ impl Connector {
         Ok(Self { connector, identified: tls.identity.is_some() })
     }
 
+    /// Whether there is a client certificate.
     pub(in crate::transport) fn has_identity(&self) -> bool {
         self.identified
     }
 
-    /// Puts TLS on a socket; the other side has to prove that it is `host`.
+    /// Negotiates TLS on a socket. The other side has to prove that it is `host`.
+    ///
+    /// # Errors
+    /// Those of the socket and of rustls. [`refusal`] makes a sentence of the latter.
     pub(super) async fn encrypt<S>(&self, socket: AsyncTcpStream<S>, host: &Host) -> io::Result<AsyncTcpStream<S>>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -71,6 +77,7 @@ impl Connector {
     }
 }
 
+/// Reads certificates in PEM. `whose` names them in the error.
 fn certificates(whose: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Error> {
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     match read {
@@ -82,13 +89,13 @@ fn certificates(whose: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>,
     }
 }
 
-/// What TLS says of an error, however deep in it that is.
+/// The error of rustls in an I/O error, however deep it is wrapped.
 fn said(error: &io::Error) -> Option<&rustls::Error> {
     let inner = error.get_ref()?;
     inner.downcast_ref().or_else(|| said(inner.downcast_ref()?))
 }
 
-/// Why there is no connection, in a sentence that says what to look at, if TLS is the reason.
+/// Why there is no connection, if TLS is the reason: a sentence that says what to look at.
 pub(super) fn refusal(error: &io::Error) -> Option<String> {
     let error = said(error)?;
     let what = match error {

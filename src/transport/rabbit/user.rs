@@ -1,4 +1,7 @@
-//! Whom the broker takes this connection's user for: the name that its messages carry.
+//! The user as whom the broker knows this connection. Its name stands in the property `user_id` of each message.
+//!
+//! RabbitMQ refuses a message with another name there. The name in the address is not always the right one: with a
+//! certificate or a token, only the broker knows it. So the broker is asked.
 
 use std::sync::OnceLock;
 
@@ -11,35 +14,38 @@ use uuid::Uuid;
 
 use super::connection::{ACCESS_REFUSED, Link, Refusal};
 
-/// The user of one transport's connections, who is the same on all of them.
+/// The user of one transport. All connections of the transport have the same.
 #[derive(Debug)]
 pub(super) struct User {
+    /// The name in the address; empty where the address does not tell it.
     guess: ShortString,
-    /// The name in the broker's words, once it has said one; `None` where it does not tell.
+    /// The name that the broker has confirmed or told. `None` inside if it does not tell it; messages then carry no
+    /// name.
     name: OnceLock<Option<ShortString>>,
-    /// The broker's words when this user may not write to the default exchange, if it has said so.
+    /// The broker's words, if it has said that this user may not write to the default exchange.
     refusal: OnceLock<String>,
 }
 
 impl User {
-    /// The user who logs in by this.
+    /// The user who logs in with this address. The broker has not been asked yet.
     pub(super) fn of(uri: &AMQPUri) -> Self {
         let guess = match uri.query.auth_mechanism {
             None | Some(SASLMechanism::Plain | SASLMechanism::AMQPlain | SASLMechanism::RabbitCrDemo) => {
                 uri.authority.userinfo.username.as_str()
             }
-            // The broker makes the name of a certificate, or of its settings. This one is nobody's.
+            // The broker takes the name from the certificate or from its own settings. The empty name is nobody's, so
+            // the broker corrects it.
             Some(SASLMechanism::External | SASLMechanism::Anonymous) => "",
         };
         Self { guess: ShortString::try_new(guess).unwrap_or_default(), name: OnceLock::new(), refusal: OnceLock::new() }
     }
 
-    /// The name, if the broker has said it.
+    /// The name, if the broker has been asked and has told it.
     pub(super) fn name(&self) -> Option<&ShortString> {
         self.name.get().and_then(Option::as_ref)
     }
 
-    /// Why this user cannot reply to anybody, if the broker has said so.
+    /// Why this user may not send replies, if the broker has said so: replies go to the default exchange.
     pub(super) fn refusal(&self) -> Option<&str> {
         self.refusal.get().map(String::as_str)
     }
@@ -49,10 +55,14 @@ impl User {
         self.name.get().is_some()
     }
 
-    /// Asks the broker, with a message to nobody on a channel that confirms: it takes only those that carry the name of
-    /// their connection's user, and names that user otherwise. Tells whether the channel is still open after that.
+    /// Asks the broker for the name: sends a message to nobody on `channel`, which has to be in confirm mode. The
+    /// broker confirms it if the name in it is right. Otherwise it closes the channel, and its words tell the right
+    /// name. Returns whether the channel is still open.
     ///
-    /// Under a broker's alarm this waits for the alarm's end, as any publication does.
+    /// During an alarm of the broker, this waits until the alarm ends, as any publication does.
+    ///
+    /// # Errors
+    /// The connection has ended, or the broker refused the channel for another reason.
     pub(super) async fn ask(&self, link: &Link, channel: &Channel) -> Result<bool, Refusal> {
         let nobody: ShortString = Uuid::new_v4().to_string().into();
         let properties = BasicProperties::default().with_user_id(self.guess.clone());
@@ -84,9 +94,9 @@ impl User {
     }
 }
 
-/// The user in the broker's "PRECONDITION_FAILED - user_id property set to 'x' but authenticated user was 'y'", or in its
-/// "ACCESS_REFUSED - write access to exchange 'amq.default' in vhost '/' refused for user 'y'". The broker cuts its words
-/// at 255 bytes, perhaps within.
+/// The name of the user in the broker's words: "PRECONDITION_FAILED - user_id property set to 'x' but authenticated
+/// user was 'y'", or "ACCESS_REFUSED - write access to exchange 'amq.default' in vhost '/' refused for user 'y'".
+/// `None` if the name is not complete: the broker cuts its words after 255 bytes.
 fn named(words: &str) -> Option<&str> {
     let (_, name) =
         ["authenticated user was '", "refused for user '"].iter().find_map(|before| words.split_once(before))?;

@@ -1,7 +1,7 @@
 //! Clusters of three nodes of which one is missing, in one way or another.
 //!
 //! Most of these put a steady load on all nodes, count what became of each call, and print that as a row of the table in
-//! docs/reliability.md: `scripts/test cluster-4.3` shows all of them.
+//! docs/guide/src/reliability.md: `scripts/test cluster-4.3` shows all of them.
 
 mod away;
 mod changed;

@@ -1,10 +1,9 @@
 //! The chart of a sweep: calls/s over calls in flight, a line for each size and way to coalesce.
 
-use hopline::Coalesce;
 use plotters::prelude::*;
 
-use super::sweep::{COALESCE, CONCURRENCY, Point, SIZES};
-use super::{Failed, bytes, coalescing};
+use super::load::Coalesce;
+use super::{Point, bytes};
 
 /// Width and height, in pixels.
 const CANVAS: (u32, u32) = (960, 600);
@@ -13,19 +12,26 @@ const TEXT: (&str, u32) = ("sans-serif", 17);
 /// One for each size, which are told apart by those who see fewer colours, too.
 const COLOURS: [RGBColor; 3] = [RGBColor(0, 114, 178), RGBColor(213, 94, 0), RGBColor(0, 158, 115)];
 
-/// The chart as an SVG file.
+/// The chart of `points` as an SVG file. `concurrency` is how many calls are in flight in them, in order, and `sizes` is
+/// what each sends.
 ///
 /// # Errors
 /// When it cannot be drawn.
-pub(super) fn svg(points: &[Point]) -> Result<String, Failed> {
+pub(super) fn svg(points: &[Point], concurrency: &[u32], sizes: &[u32]) -> Result<String, String> {
     let mut text = String::new();
-    draw(&mut text, points).map_err(|error| Failed::at("cannot draw the chart", error))?;
+    draw(&mut text, points, concurrency, sizes).map_err(|error| format!("cannot draw the chart: {error}"))?;
     Ok(text)
 }
 
-fn draw(text: &mut String, points: &[Point]) -> Result<(), Box<dyn std::error::Error>> {
-    let most = points.iter().map(|point| point.measured.calls_per_second()).fold(1.0, f64::max);
-    let [fewest, .., widest] = CONCURRENCY.map(|calls| calls as f64);
+fn draw(
+    text: &mut String,
+    points: &[Point],
+    concurrency: &[u32],
+    sizes: &[u32],
+) -> Result<(), Box<dyn std::error::Error>> {
+    let most = points.iter().map(|point| point.figures.calls_per_s).fold(1.0, f64::max);
+    let fewest = concurrency.first().copied().map_or(1.0, f64::from);
+    let widest = concurrency.last().copied().map_or(1.0, f64::from);
     let canvas = SVGBackend::with_string(text, CANVAS).into_drawing_area();
     canvas.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&canvas)
@@ -46,17 +52,17 @@ fn draw(text: &mut String, points: &[Point]) -> Result<(), Box<dyn std::error::E
         .axis_desc_style(TEXT)
         .draw()?;
 
-    for (size, colour) in SIZES.into_iter().zip(COLOURS) {
-        for coalesce in COALESCE {
+    for (size, colour) in sizes.iter().copied().zip(COLOURS) {
+        for coalesce in Coalesce::BOTH {
             let style = match coalesce {
+                Coalesce::Auto => colour.stroke_width(3),
                 Coalesce::Off => colour.mix(0.55).stroke_width(1),
-                Coalesce::Auto | Coalesce::Fixed(_) => colour.stroke_width(3),
             };
             let of_this = points.iter().filter(|point| point.load.size == size && point.load.coalesce == coalesce);
-            let line = of_this.map(|point| (point.load.concurrency as f64, point.measured.calls_per_second()));
+            let line = of_this.map(|point| (f64::from(point.load.concurrency), point.figures.calls_per_s));
             chart
                 .draw_series(LineSeries::new(line, style).point_size(3))?
-                .label(format!("{}, coalesce {}", bytes(size), coalescing(coalesce)))
+                .label(format!("{}, coalesce {}", bytes(size), coalesce.name()))
                 .legend(move |(x, y)| PathElement::new([(x, y), (x + 24, y)], style));
         }
     }
