@@ -37,7 +37,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
 
     // The same as a stream: take the first, and the others are told that nobody waits for them.
-    let first = demo.whoami().all().stream().await?.next().await;
+    let first = demo.whoami().all().replies(Duration::from_secs(1)).await?.next().await;
     println!("first: {}", first.ok_or("no instance answered")?.instance);
 
     for server in servers {

@@ -10,7 +10,7 @@ mod demo;
 use std::process::ExitCode;
 
 use demo::{DemoClient, MathError};
-use hopline::{Client, Error};
+use hopline::{CallError, Client};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -33,7 +33,7 @@ async fn run() -> Result<(), Box<dyn std::error::Error>> {
     println!("add(2, 3) = {}", demo.add(2, 3).await?);
     println!("echo of {} bytes", demo.echo(vec![7; 1024]).await?.len());
     match demo.div(1, 0).await {
-        Err(Error::Service(MathError::DivisionByZero)) => println!("div(1, 0): division by zero"),
+        Err(CallError::Service(MathError::DivisionByZero)) => println!("div(1, 0): division by zero"),
         other => return Err(format!("div(1, 0) gave {other:?}").into()),
     }
     demo.note("hello from a client".to_owned()).send().await?;

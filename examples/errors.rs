@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hopline::{Client, Error, Server};
+use hopline::{CallError, Client, Error, Server};
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -43,7 +43,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     // The method's own error, typed.
     match account.withdraw(150).await {
-        Err(Error::Service(AccountError::Overdrawn { missing_cents })) => {
+        Err(CallError::Service(AccountError::Overdrawn { missing_cents })) => {
             println!("overdrawn by {missing_cents} cents")
         }
         other => println!("{other:?}"),

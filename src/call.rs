@@ -1,5 +1,6 @@
 //! One invocation as a value: its options, and the styles in which it can be made.
 
+mod broadcast;
 mod callback;
 
 use std::convert::Infallible;
@@ -11,11 +12,11 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
-use futures::{Stream, StreamExt};
 use serde::Serialize;
 
+pub use self::broadcast::{Broadcast, BroadcastReply};
 use self::callback::Called;
-use crate::client::{Absent, Arguments, Client, Dispatched, Gathering, Request, Target};
+use crate::client::{Absent, Arguments, Client, Dispatched, Request, Target};
 use crate::codec::{Codec, CodecError};
 use crate::compression::Refusal;
 use crate::context::Context;
@@ -27,8 +28,9 @@ use crate::service::Failure;
 /// One invocation of a method. It does nothing until it is awaited, [started](Call::start), given a
 /// [callback](Call::then), [sent](Call::send) or [gathered](Call::all).
 ///
-/// `T` is the result, `E` the method's own error. Options are set on the call, not on the client, and before it is
-/// awaited:
+/// `T` is the result. `E` is the error that the method returns: its own type, with which the call fails as
+/// [`CallError<E>`](crate::CallError), or [`Fault`], with which it fails as [`Error`] like any call. Options are set on the
+/// call, not on the client, and before it is awaited:
 ///
 /// ```
 /// # use std::time::Duration;
@@ -41,14 +43,11 @@ use crate::service::Failure;
 /// is on its way cancels it, on the server too. One that is made in a handler inherits that call's deadline and trace,
 /// wherever it is awaited.
 #[must_use = "a call does nothing until it is awaited, started or sent"]
-pub struct Call<T, E = Infallible>
-where
-    E: fmt::Debug,
-{
+pub struct Call<T, E = Fault> {
     client: Client,
     stage: Stage,
     read: ReadResult<T>,
-    read_error: ReadError<E>,
+    fails_with: PhantomData<fn() -> E>,
 }
 
 #[derive(Debug)]
@@ -59,7 +58,6 @@ enum Stage {
     Over,
 }
 
-type ReadError<E> = fn(Codec, &[u8]) -> Error<E>;
 type ReadResult<T> = fn(Codec, &[u8]) -> Result<T, CodecError>;
 
 /// In the place of a result: a call that has none, not even an empty one. It is [sent](Call::send), not awaited.
@@ -73,8 +71,8 @@ pub struct Oneway {
 /// A result that a call can wait for: any, but for a [`Oneway`] call's, which has none.
 #[diagnostic::on_unimplemented(
     message = "a oneway call has no answer to wait for",
-    label = "not to be awaited, started or gathered",
-    note = "write `.send().await` instead: it returns when the broker has the call"
+    label = "only for a call that has an answer",
+    note = "a oneway call is sent: `.send().await`, or `.all().send().await`, returns when the broker has it"
 )]
 pub trait Answered {}
 
@@ -90,17 +88,11 @@ impl<T> Call<T> {
     ) -> Self {
         let arguments: Arguments = Box::new(move |codec, payload| codec.write(&arguments, payload));
         let request = Request { context: Context::current(), ..Request::new(target, arguments) };
-        Self { client, stage: Stage::Ready(Box::new(request)), read, read_error: Fault::read }
-    }
-
-    /// The type of the error that the method itself returns. With [`Fault`], which has a place of its own among the errors
-    /// of every call, it changes nothing.
-    pub fn fails_with<E: Failure>(self) -> Call<T, E::Own> {
-        Call { client: self.client, stage: self.stage, read: self.read, read_error: E::read }
+        Self { client, stage: Stage::Ready(Box::new(request)), read, fails_with: PhantomData }
     }
 }
 
-impl<T, E: fmt::Debug> Call<T, E> {
+impl<T, E> Call<T, E> {
     /// How long the call may take, from now to its result, or a oneway call until the broker has it. Default: the
     /// client's, 30 s unless set. Inside a handler, no longer than what is left of the call being handled.
     pub fn timeout(self, timeout: Duration) -> Self {
@@ -115,7 +107,8 @@ impl<T, E: fmt::Debug> Call<T, E> {
 
     /// 0 to 9; calls of a higher priority overtake waiting ones of a lower, in a service with
     /// [`Service::priorities`](crate::Service::priorities) or [`Service::quorum`](crate::Service::quorum): in others it
-    /// changes nothing. Default 0; more than 9 counts as 9.
+    /// changes nothing. Default 0; more than 9 counts as 9. The queue of oneway calls is a quorum queue: RabbitMQ 4 and later
+    /// tell two priorities apart there, 0 to 4 and 5 to 9.
     pub fn priority(self, priority: u8) -> Self {
         self.with(|request| request.priority = Some(priority))
     }
@@ -136,11 +129,10 @@ impl<T, E: fmt::Debug> Call<T, E> {
         self.with(|request| request.codec = Some(codec))
     }
 
-    /// Says that the method may run twice without harm: the client sends the call again when its connection, or the instance
-    /// that runs it, is lost. Whether another instance runs what a dead one held is up to
-    /// [`Method::idempotent`](crate::Method::idempotent) on the server. `#[rpc(idempotent)]` says both.
-    pub fn idempotent(self) -> Self {
-        self.with(|request| request.idempotent = true)
+    /// Broadcast style: every instance of the service that is up runs the method. Of a oneway call each runs it once, as soon
+    /// as it can; of others each answers.
+    pub fn all(self) -> Broadcast<T, E> {
+        Broadcast::new(self)
     }
 
     /// Sets an option. Of a call that is on its way, none can be set any more.
@@ -161,16 +153,47 @@ impl<T, E: fmt::Debug> Call<T, E> {
     }
 
     /// Puts the call on its way, if it is not.
-    fn dispatch(&mut self) -> Result<(), Error<E>> {
+    fn dispatch(&mut self) -> Result<(), Error> {
         self.stage = match std::mem::replace(&mut self.stage, Stage::Over) {
-            Stage::Ready(request) => Stage::Sent(self.client.dispatch(*request).map_err(Error::widen)?),
+            Stage::Ready(request) => Stage::Sent(self.client.dispatch(*request)?),
             stage => stage,
         };
         Ok(())
     }
 }
 
-impl<T, E: fmt::Debug> Call<T, E> {
+/// What only a call with an answer has.
+impl<T, E> Call<T, E> {
+    /// The type of the error that the method returns: from here on the call fails as
+    /// [`CallError<F>`](crate::CallError). With [`Fault`], which is the default, it fails as [`Error`].
+    ///
+    /// ```
+    /// use hopline::{CallError, Client};
+    ///
+    /// # async fn example(client: Client) {
+    /// let outcome = client.call::<i64>("calculator.v1", "div", (2, 0)).fails_with::<String>().await;
+    /// if let Err(CallError::Service(refusal)) = outcome {
+    ///     println!("the method says: {refusal}");
+    /// }
+    /// # }
+    /// ```
+    pub fn fails_with<F: Failure>(self) -> Call<T, F>
+    where
+        T: Answered,
+    {
+        Call { client: self.client, stage: self.stage, read: self.read, fails_with: PhantomData }
+    }
+
+    /// Says that the method may run twice without harm: the client sends the call again when its connection, or the instance
+    /// that runs it, is lost. Whether another instance runs what a dead one held is up to
+    /// [`Method::idempotent`](crate::Method::idempotent) on the server. `#[rpc(idempotent)]` says both.
+    pub fn idempotent(self) -> Self
+    where
+        T: Answered,
+    {
+        self.with(|request| request.idempotent = true)
+    }
+
     /// Whether the call waits for an instance to come back while there is none. For calls to any instance; those to one or
     /// to all end at once. Default: the client's, [`Absent::Wait`] unless set.
     ///
@@ -190,7 +213,7 @@ impl<T, E: fmt::Debug> Call<T, E> {
     ///
     /// # Errors
     /// What can be said at once: a bad name, arguments that cannot be written or are too large, a client that was closed.
-    pub async fn start(mut self) -> Result<Pending<T, E>, Error<E>>
+    pub async fn start(mut self) -> Result<Pending<T, E>, Error>
     where
         T: Answered,
     {
@@ -201,10 +224,10 @@ impl<T, E: fmt::Debug> Call<T, E> {
     /// Callback style: the call is on its way, and `callback` gets its outcome, once, on a task of the runtime in which the
     /// client connected. If that has ended, or ends before, the outcome is [`Error::Disconnected`], and `callback` gets it
     /// on the thread that makes the call or ends the runtime.
-    pub fn then(mut self, callback: impl FnOnce(Result<T, Error<E>>) + Send + 'static)
+    pub fn then(mut self, callback: impl FnOnce(Result<T, E::Error>) + Send + 'static)
     where
         T: Answered + 'static,
-        E: Send + 'static,
+        E: Failure + 'static,
     {
         let runtime = self.client.runtime().clone();
         let method = match &self.stage {
@@ -222,14 +245,6 @@ impl<T, E: fmt::Debug> Call<T, E> {
             }
         });
     }
-
-    /// Broadcast style: every instance of the service runs the method and answers.
-    pub fn all(self) -> Broadcast<T, E>
-    where
-        T: Answered,
-    {
-        Broadcast(self)
-    }
 }
 
 impl Call<Oneway> {
@@ -244,18 +259,10 @@ impl Call<Oneway> {
     pub async fn send(self) -> Result<(), Error> {
         self.client.send(Self::unsent(self.stage)?).await
     }
-
-    /// Oneway broadcast: every instance that is up runs the method once, as soon as it can.
-    ///
-    /// # Errors
-    /// As [`Call::send`].
-    pub async fn send_to_all(self) -> Result<(), Error> {
-        self.client.send(Request { route: Route::All, ..Self::unsent(self.stage)? }).await
-    }
 }
 
-impl<T: Answered, E: fmt::Debug> Future for Call<T, E> {
-    type Output = Result<T, Error<E>>;
+impl<T: Answered, E: Failure> Future for Call<T, E> {
+    type Output = Result<T, E::Error>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
@@ -264,18 +271,18 @@ impl<T: Answered, E: fmt::Debug> Future for Call<T, E> {
         }
         let Stage::Sent(dispatched) = &mut this.stage else { panic!("a call was polled after its end") };
         Pin::new(&mut *dispatched).poll(context).map(|reply| {
-            let reply = reply.map_err(Error::widen)?;
+            let reply = reply?;
             if reply.status == Code::DeadlineExceeded
                 && let Some(error) = dispatched.timed_out()
             {
-                return Err(error.widen());
+                return Err(error.into());
             }
-            outcome(&reply, dispatched.max_payload(), this.read, this.read_error)
+            outcome::<T, E>(&reply, dispatched.max_payload(), this.read)
         })
     }
 }
 
-impl<T, E: fmt::Debug> fmt::Debug for Call<T, E> {
+impl<T, E> fmt::Debug for Call<T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Call").field(&self.stage).finish()
     }
@@ -283,113 +290,41 @@ impl<T, E: fmt::Debug> fmt::Debug for Call<T, E> {
 
 /// A call on its way. Awaiting it gives the outcome; dropping it cancels the call, on the server too.
 #[must_use = "dropping a pending call cancels it"]
-pub struct Pending<T, E = Infallible>(Call<T, E>)
-where
-    E: fmt::Debug;
+pub struct Pending<T, E = Fault>(Call<T, E>);
 
-impl<T: Answered, E: fmt::Debug> Future for Pending<T, E> {
-    type Output = Result<T, Error<E>>;
+impl<T: Answered, E: Failure> Future for Pending<T, E> {
+    type Output = Result<T, E::Error>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Self::Output> {
         Pin::new(&mut self.0).poll(context)
     }
 }
 
-impl<T, E: fmt::Debug> fmt::Debug for Pending<T, E> {
+impl<T, E> fmt::Debug for Pending<T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Pending").field(&self.0.stage).finish()
     }
 }
 
-/// A call to every instance of a service.
-#[must_use = "a broadcast does nothing until its replies are gathered"]
-pub struct Broadcast<T, E = Infallible>(Call<T, E>)
-where
-    E: fmt::Debug;
-
-/// One instance's answer to a broadcast.
-#[derive(Debug)]
-pub struct BroadcastReply<T, E = Infallible>
-where
-    E: fmt::Debug,
-{
-    /// The instance that answered.
-    pub instance: String,
-    /// What it answered.
-    pub outcome: Result<T, Error<E>>,
-}
-
-impl<T: Answered, E: fmt::Debug> Broadcast<T, E> {
-    /// The replies that arrive within `window`, in the order they arrive.
-    ///
-    /// # Errors
-    /// `NoService` when no instance is there, `Disconnected` when the connection is lost meanwhile, and what can be said
-    /// at once, as for [`Call::start`].
-    pub async fn gather(self, window: Duration) -> Result<Vec<BroadcastReply<T, E>>, Error<E>> {
-        let mut stream = Self(self.0.timeout(window)).replies().await.map_err(Error::widen)?;
-        let mut replies = Vec::new();
-        while let Some(reply) = stream.next().await {
-            replies.push(reply.map_err(Error::widen)?);
-        }
-        Ok(replies)
-    }
-
-    /// The replies as they arrive, until the call's timeout. Dropping the stream cancels the call on instances that
-    /// still run it. When the connection is lost, the last item says so, and its instance is empty.
-    ///
-    /// # Errors
-    /// As [`Broadcast::gather`].
-    pub async fn stream(self) -> Result<impl Stream<Item = BroadcastReply<T, E>> + Send + Unpin, Error<E>> {
-        let replies = self.replies().await.map_err(Error::widen)?;
-        Ok(replies.map(|reply| {
-            reply.unwrap_or_else(|lost| BroadcastReply { instance: String::new(), outcome: Err(lost.widen()) })
-        }))
-    }
-
-    /// The replies; a lost connection is the last item.
-    async fn replies(self) -> Result<impl Stream<Item = Result<BroadcastReply<T, E>, Error>> + Send + Unpin, Error> {
-        let Call { client, stage, read, read_error } = self.0;
-        let max_payload = client.max_payload();
-        let gathering: Gathering = client.broadcast(Call::<T, E>::unsent(stage)?).await?;
-        Ok(gathering.map(move |reply| {
-            let reply = reply?;
-            let instance = reply.metadata.instance.as_deref().unwrap_or_default().to_owned();
-            Ok(BroadcastReply { instance, outcome: outcome(&reply, max_payload, read, read_error) })
-        }))
-    }
-}
-
-impl<T, E: fmt::Debug> fmt::Debug for Broadcast<T, E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Broadcast").field(&self.0).finish()
-    }
-}
-
 /// What a reply says; a compressed one may have a payload of so many bytes.
-fn outcome<T, E: fmt::Debug>(
-    reply: &Frame,
-    max_payload: usize,
-    read: ReadResult<T>,
-    read_error: ReadError<E>,
-) -> Result<T, Error<E>> {
+fn outcome<T, E: Failure>(reply: &Frame, max_payload: usize, read: ReadResult<T>) -> Result<T, E::Error> {
     let payload = || {
         reply.plain_payload(max_payload).map_err(|refusal| match refusal {
             Refusal::TooLarge { size, cap } => Error::TooLarge { what: "reply", size, limit: cap },
-            refusal => Error::Codec(CodecError(format!("the reply cannot be read: {refusal}"))),
+            refusal => Error::UnreadableReply(CodecError(format!("the reply cannot be read: {refusal}"))),
         })
     };
     if reply.service_error {
-        return Err(read_error(reply.codec, &payload()?));
+        return Err(E::read(reply.codec, &payload()?));
     }
     if let Some((size, limit)) = reply.metadata.more().too_large {
         let bytes = |number| usize::try_from(number).unwrap_or(usize::MAX);
-        return Err(Error::TooLarge { what: "reply", size: bytes(size), limit: bytes(limit) });
+        return Err(Error::TooLarge { what: "reply", size: bytes(size), limit: bytes(limit) }.into());
     }
     match reply.status {
-        Code::Ok if reply.metadata.more().error.is_none() => {
-            read(reply.codec, &payload()?).map_err(|error| Error::Codec(CodecError(format!("the reply {}", error.0))))
-        }
-        _ => Err(Error::Fault(fault(reply))),
+        Code::Ok if reply.metadata.more().error.is_none() => read(reply.codec, &payload()?)
+            .map_err(|error| Error::UnreadableReply(CodecError(format!("the reply {}", error.0))).into()),
+        _ => Err(Error::Fault(fault(reply)).into()),
     }
 }
 

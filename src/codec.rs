@@ -26,6 +26,7 @@ const MAX_DEPTH: usize = 127;
 /// server answers with the same codec. Default: [`Codec::Cbor`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 #[repr(u8)]
+#[non_exhaustive]
 pub enum Codec {
     /// The payload is the bytes themselves. For methods that take one argument of bytes or text, or none, and return
     /// bytes or text, or nothing.

@@ -60,6 +60,7 @@ pub struct DeadLetters {
 
 /// Which dead letters are meant.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum WhichLetters {
     /// All that are there, and that come meanwhile.
     All,
@@ -94,6 +95,7 @@ pub enum Fate {
 
 /// A dead letter that was meant, and what became of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Handled {
     /// Its [`DeadLetter::id`].
     pub id: String,

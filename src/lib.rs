@@ -38,7 +38,8 @@
 //!   [sent](Call::send) oneway, or made to [all](Call::all) instances. Its options are on it, not on the client.
 //! - [`DeadLetters`]: what could not be run, for an operator.
 //! - [`Context`]: what a handler may know of the call it handles.
-//! - [`Error`]: what went wrong, in few variants; the method's own error is one of them.
+//! - [`Error`]: what went wrong, in few variants. A method with an error type of its own fails with a [`CallError`], which is
+//!   that error or an [`Error`].
 //!
 //! One URL picks the broker: `amqp://user:password@host:port/vhost` is RabbitMQ, and `memory://` or `memory://name` one
 //! in the process, which means the same, needs nothing, and ends with its last connection. `amqps://` asks for the cargo
@@ -99,7 +100,7 @@ pub use context::Context;
 pub use dead::{
     DeadLetter, DeadLetters, DeadLettersBuilder, EarlierDeath, Fate, Handled, LetterKind, Listed, WhichLetters,
 };
-pub use error::{Code, Error, Fault, Unanswered};
+pub use error::{CallError, Code, Error, Fault, Unanswered};
 pub use registry::{Instance, InstanceStats, MethodInfo};
 pub use server::{Caller, Running, Server, ServerBuilder};
 pub use service::{Dispatch, Failure, IntoService, Method, Service};

@@ -18,7 +18,8 @@ pub(crate) const INFO: &str = "hopline.info";
 pub(crate) const STATS: &str = "hopline.stats";
 
 /// What an instance of a service says that it serves.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Instance {
     /// The service, as `name.vMAJOR`.
     pub service: String,
@@ -31,7 +32,8 @@ pub struct Instance {
 }
 
 /// What an instance says of one of its methods.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct MethodInfo {
     /// The name to call it by.
     pub name: String,
@@ -45,7 +47,8 @@ pub struct MethodInfo {
 }
 
 /// How busy an instance of a service is.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct InstanceStats {
     /// The service, as `name.vMAJOR`.
     pub service: String,
@@ -73,23 +76,28 @@ pub struct InstanceStats {
 
 impl Client {
     /// The instances that are up and what they serve, as those tell that answer within `window`; none is fine too.
+    /// Sorted by service and instance.
     ///
     /// # Errors
     /// `Disconnected`, `Blocked`.
     pub async fn instances(&self, window: Duration) -> Result<Vec<Instance>, Error> {
-        ask(self, INFO, window).await
+        let mut told: Vec<Instance> = ask(self, INFO, window).await?;
+        told.sort_by(|one, other| (&one.service, &one.instance).cmp(&(&other.service, &other.instance)));
+        Ok(told)
     }
 
-    /// How busy the instances are that answer within `window`.
+    /// How busy the instances are that answer within `window`. Sorted by service and instance.
     ///
     /// # Errors
     /// As [`Client::instances`].
     pub async fn stats(&self, window: Duration) -> Result<Vec<InstanceStats>, Error> {
-        ask(self, STATS, window).await
+        let mut told: Vec<InstanceStats> = ask(self, STATS, window).await?;
+        told.sort_by(|one, other| (&one.service, &one.instance).cmp(&(&other.service, &other.instance)));
+        Ok(told)
     }
 }
 
-async fn ask<T: DeserializeOwned + Ord>(client: &Client, question: &str, window: Duration) -> Result<Vec<T>, Error> {
+async fn ask<T: DeserializeOwned>(client: &Client, question: &str, window: Duration) -> Result<Vec<T>, Error> {
     let service = ServiceId::new("hopline", 1).map_err(Error::Invalid)?;
     let arguments: Arguments = Box::new(|codec, payload| codec.write::<[(); 0]>(&[], payload));
     let target = Arc::new(Target::new(service, question));
@@ -101,7 +109,5 @@ async fn ask<T: DeserializeOwned + Ord>(client: &Client, question: &str, window:
     // One that does not know the question, being of another make, is no reason to hear none.
     let known = replies.iter().filter(|reply| reply.status == Code::Ok);
     let read = |reply: &Frame| reply.codec.decode(&reply.plain_payload(client.max_payload()).ok()?).ok();
-    let mut answers: Vec<T> = known.filter_map(read).collect();
-    answers.sort();
-    Ok(answers)
+    Ok(known.filter_map(read).collect())
 }

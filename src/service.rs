@@ -3,7 +3,6 @@
 mod method;
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
@@ -19,7 +18,7 @@ use self::method::MAX_PAUSE;
 pub use self::method::Method;
 use crate::codec::{Arguments, Codec, CodecError, Misfit};
 use crate::context::Context;
-use crate::error::{Code, Error, Fault};
+use crate::error::{CallError, Code, Error, Fault};
 use crate::topology::{CallsQueue, QueueKind, ServiceId, check_name};
 
 /// A service to be served: its methods, and how an instance runs them.
@@ -49,6 +48,7 @@ pub struct Service {
 
 /// How handlers run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Dispatch {
     /// On the task that reads the queue, one after the other: for handlers of a few microseconds.
     Inline,
@@ -286,22 +286,44 @@ impl IntoService for Service {
     }
 }
 
-/// What a handler may fail with: any serde type that is `Debug`, which reaches the caller as
-/// [`Error::Service`](crate::Error::Service), or a [`Fault`], which does as [`Error::Fault`].
+/// What a method may fail with: an error type of its own, or a [`Fault`].
+///
+/// Any type with serde's `Serialize` and `Deserialize` and with `Debug` is an error type of a method's own: it reaches the
+/// caller as [`CallError::Service`]. A [`Fault`] reaches the caller as [`Error::Fault`]. Which one a type is goes by the
+/// type, not by its name. The trait cannot be implemented by hand.
+///
+/// ```
+/// use hopline::{Call, CallError, Error, Failure, Fault};
+///
+/// # async fn example(plain: Call<u8>, own: Call<u8, String>) {
+/// let _: Result<u8, Error> = plain.await;
+/// let _: Result<u8, CallError<String>> = own.await;
+/// # }
+/// /// Works for calls of methods with and without an error of their own.
+/// async fn or_zero<E: Failure>(call: Call<u8, E>) -> u8 {
+///     match call.await.map_err(Into::<CallError<E>>::into) {
+///         Ok(number) => number,
+///         Err(error) => {
+///             println!("{}", error.code());
+///             0
+///         }
+///     }
+/// }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not an error that a method can return",
     label = "not a `Fault`, and not `Serialize`, `Deserialize` and `Debug`",
     note = "derive `Debug`, `serde::Serialize` and `serde::Deserialize` for an error type of your own, or return `hopline::Fault`"
 )]
-pub trait Failure {
-    /// What callers have in `Error::Service`: the type itself; of a fault, nothing.
-    type Own: fmt::Debug;
+pub trait Failure: Sized {
+    /// How a call of the method fails: as [`CallError<Self>`](CallError), or of a [`Fault`] as plain [`Error`].
+    type Error: From<Error> + Into<CallError<Self>> + fmt::Debug;
 
     #[doc(hidden)]
     fn into_failure(self, codec: Codec) -> Result<Vec<u8>, Failed>;
 
     #[doc(hidden)]
-    fn read(codec: Codec, payload: &[u8]) -> Error<Self::Own>;
+    fn read(codec: Codec, payload: &[u8]) -> Self::Error;
 }
 
 /// Why a failure does not travel as the method's own error.
@@ -316,22 +338,22 @@ pub enum Failed {
 
 #[diagnostic::do_not_recommend]
 impl<E: Serialize + for<'de> Deserialize<'de> + fmt::Debug> Failure for E {
-    type Own = E;
+    type Error = CallError<E>;
 
     fn into_failure(self, codec: Codec) -> Result<Vec<u8>, Failed> {
         codec.encode(&self).map_err(Failed::Codec)
     }
 
-    fn read(codec: Codec, payload: &[u8]) -> Error<E> {
+    fn read(codec: Codec, payload: &[u8]) -> CallError<E> {
         match codec.decode(payload) {
-            Ok(error) => Error::Service(error),
-            Err(error) => Error::Codec(CodecError(format!("the service's error {}", error.0))),
+            Ok(error) => CallError::Service(error),
+            Err(error) => Error::UnreadableReply(CodecError(format!("the service's error {}", error.0))).into(),
         }
     }
 }
 
 impl Failure for Fault {
-    type Own = Infallible;
+    type Error = Error;
 
     fn into_failure(mut self, _: Codec) -> Result<Vec<u8>, Failed> {
         if self.code == Code::Ok {

@@ -139,9 +139,8 @@ fn bytes(size: usize) -> String {
 /// How the reports name a way to coalesce: as it is written after `--coalesce`.
 fn coalescing(coalesce: Coalesce) -> String {
     match coalesce {
-        Coalesce::Auto => "auto".to_owned(),
-        Coalesce::Off => "off".to_owned(),
         Coalesce::Fixed(calls) => calls.to_string(),
+        other => format!("{other:?}").to_lowercase(),
     }
 }
 

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use hopline::topology::{ServiceId, check_name};
-use hopline::{Codec, Error};
+use hopline::{CallError, Codec, Error};
 use serde_json::Value;
 
-use crate::address::{Address, connect_timeout, duration, one_line, said, within};
+use crate::address::{Address, connect_timeout, duration, said, within};
 
 /// How long the connection may take to close, with a call that is cancelled to be told of.
 const CLOSING: Duration = Duration::from_secs(1);
@@ -94,13 +94,16 @@ impl Call {
         // A broker that does not answer any more is not waited for.
         let _ = tokio::time::timeout(CLOSING, client.close()).await;
         reply.map_err(|error| match error {
-            Error::Service(error) => Failed(format!("the service returned its own error: {error}"), 1),
-            // Of one for which connecting has left no time it says that it was not sent.
-            Error::Timeout { method, after, why } => {
-                Error::Timeout { method, after: if after.is_zero() { after } else { timeout }, why }.into()
+            CallError::Service(error) => Failed(format!("the service returned its own error: {error}"), 1),
+            CallError::Failed(mut error) => {
+                // If connecting took all the time, the error says that the call was not sent: that stays as it is.
+                if let Error::Timeout { after, .. } = &mut error
+                    && !after.is_zero()
+                {
+                    *after = timeout;
+                }
+                error.into()
             }
-            Error::Invalid(why) => Error::Invalid(why).into(),
-            other => Failed(one_line(&other), 1),
         })
     }
 }

@@ -290,7 +290,7 @@ impl Meant {
         };
         close(dead).await;
         let mut left = Vec::new();
-        for Handled { id, fate } in &handled {
+        for Handled { id, fate, .. } in &handled {
             match fate {
                 Fate::Kept(why) => left.push(format!("{id} is kept: {why}")),
                 Fate::Absent => left.push(absent(&self.service, id)),

@@ -3,7 +3,6 @@
 use proc_macro2::{Span, TokenStream};
 use quote::{ToTokens, format_ident, quote, quote_spanned};
 use syn::ext::IdentExt;
-use syn::spanned::Spanned;
 use syn::{Attribute, Ident, ItemTrait, TraitItem, TraitItemFn, Type, Visibility, parse_quote, parse_quote_spanned};
 
 use crate::parse::{Method, Outcome, Service};
@@ -200,8 +199,7 @@ fn called(method: &Method, vis: &Visibility, target: &str) -> TokenStream {
             (quote_spanned!(at=> ::hopline::Call<#result>), quote_spanned!(at=> .call::<#result>))
         }
         Outcome::Fallible(result, error) => {
-            let own = quote_spanned!(at.located_at(error.span())=> <#error as ::hopline::Failure>::Own);
-            (quote_spanned!(at=> ::hopline::Call<#result, #own>), quote_spanned!(at=> .call::<#result>))
+            (quote_spanned!(at=> ::hopline::Call<#result, #error>), quote_spanned!(at=> .call::<#result>))
         }
         Outcome::Oneway | Outcome::FallibleOneway(_) => {
             (quote_spanned!(at=> ::hopline::Call<::hopline::Oneway>), quote_spanned!(at=> .oneway))

@@ -66,7 +66,8 @@ use proc_macro::TokenStream;
 ///   implementation has to be `Send + Sync + 'static`.
 /// - `CalculatorClient::new(&client)`, with a method for each of the trait's. It returns a `hopline::Call`, which does
 ///   nothing until it is awaited, started or sent. `-> T` gives `Call<T>`, and a oneway method gives `Call<Oneway>`.
-///   `-> Result<T, E>` gives `Call<T, E>`, or `Call<T>` if `E` is `hopline::Fault` by whatever name.
+///   `-> Result<T, E>` gives `Call<T, E>`, which fails with `hopline::CallError<E>`. If `E` is `hopline::Fault`, by
+///   whatever name, that is the same type as `Call<T>`, which fails with `hopline::Error`.
 ///
 /// When the caller of a call gives up, or its deadline passes, the server drops the handler's future at the `.await`
 /// where it is, and the rest of it does not run. The option `finishes` below changes that.

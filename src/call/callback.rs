@@ -1,6 +1,5 @@
 //! Callback style: a callback is called once, whatever becomes of its call and of the runtime.
 
-use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -8,20 +7,20 @@ use crate::client::RUNTIME_ENDED;
 use crate::error::Error;
 
 /// A callback, which is called when this is dropped: without an outcome, the runtime has ended that waited for it.
-pub(super) struct Called<T, E, F>
+pub(super) struct Called<T, X, F>
 where
-    E: fmt::Debug,
-    F: FnOnce(Result<T, Error<E>>),
+    X: From<Error>,
+    F: FnOnce(Result<T, X>),
 {
     callback: Option<F>,
     method: Option<Arc<str>>,
     /// Why the call could not be put on its way, if it could not.
-    refused: Option<Error<E>>,
-    result: PhantomData<fn(T)>,
+    refused: Option<Error>,
+    result: PhantomData<fn(Result<T, X>)>,
 }
 
-impl<T, E: fmt::Debug, F: FnOnce(Result<T, Error<E>>)> Called<T, E, F> {
-    pub(super) fn new(callback: F, method: Option<Arc<str>>, refused: Option<Error<E>>) -> Self {
+impl<T, X: From<Error>, F: FnOnce(Result<T, X>)> Called<T, X, F> {
+    pub(super) fn new(callback: F, method: Option<Arc<str>>, refused: Option<Error>) -> Self {
         Self { callback: Some(callback), method, refused, result: PhantomData }
     }
 
@@ -30,18 +29,18 @@ impl<T, E: fmt::Debug, F: FnOnce(Result<T, Error<E>>)> Called<T, E, F> {
         self.refused.is_some()
     }
 
-    pub(super) fn with(mut self, outcome: Result<T, Error<E>>) {
+    pub(super) fn with(mut self, outcome: Result<T, X>) {
         if let Some(callback) = self.callback.take() {
             callback(outcome);
         }
     }
 }
 
-impl<T, E: fmt::Debug, F: FnOnce(Result<T, Error<E>>)> Drop for Called<T, E, F> {
+impl<T, X: From<Error>, F: FnOnce(Result<T, X>)> Drop for Called<T, X, F> {
     fn drop(&mut self) {
         let Some(callback) = self.callback.take() else { return };
         let method = self.method.as_deref().map(str::to_owned);
-        let ended = || Error::Disconnected { method, may_have_run: true, reason: RUNTIME_ENDED.to_owned() }.widen();
-        callback(Err(self.refused.take().unwrap_or_else(ended)));
+        let ended = || Error::Disconnected { method, may_have_run: true, reason: RUNTIME_ENDED.to_owned() };
+        callback(Err(self.refused.take().unwrap_or_else(ended).into()));
     }
 }

@@ -24,6 +24,7 @@ use crate::transport::{DialSettings, Role};
 /// Which calls may share a message. A broker's cost is per message, so sharing is worth about ten times the throughput;
 /// what a call means and how it ends is the same either way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Coalesce {
     /// Calls that wait to leave at the same moment share a message when their methods are quick: at most 64 calls,
     /// 64 KiB, and 1 ms of work going by the handler times that replies report. Calls of slow methods, and of those that

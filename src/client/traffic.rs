@@ -2,6 +2,7 @@
 
 /// How much a client has sent and received since it connected: calls, and the messages they shared.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Traffic {
     /// Messages published: requests, oneway calls, events and cancels.
     pub messages_sent: u64,

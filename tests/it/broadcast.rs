@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::join_all;
-use hopline::{Code, Context, DeadLetters, Error, Fault, Method, Service};
+use hopline::{CallError, Code, Context, DeadLetters, Error, Fault, Method, Service};
 
 use crate::support::{Calculator, Held, MathClient, MathError, MathServer, Scene, code, hold, later, soon};
 
@@ -19,7 +19,7 @@ async fn every_instance_answers_a_broadcast_with_its_id() {
         servers.push(scene.serve(MathServer::new(Calculator)).await);
     }
     let mut answers = BTreeSet::new();
-    let mut replies = math.whoami().all().stream().await.expect("on its way");
+    let mut replies = math.whoami().all().replies(Duration::from_secs(30)).await.expect("on its way");
     for _ in 0..3 {
         let reply = soon(replies.next()).await.expect("one from each");
         assert_eq!(reply.outcome.expect("its id"), reply.instance);
@@ -57,12 +57,14 @@ async fn errors_of_single_instances_are_gathered_like_results() {
     let scene = Scene::new();
     let _server = scene.serve(MathServer::new(Calculator)).await;
     let client = scene.client().await;
-    let mut replies = MathClient::new(&client).div(1, 0).all().stream().await.expect("on its way");
+    let mut replies =
+        MathClient::new(&client).div(1, 0).all().replies(Duration::from_secs(30)).await.expect("on its way");
     match soon(replies.next()).await.expect("it answers").outcome {
-        Err(Error::Service(MathError::DivisionByZero { dividend: 1 })) => {}
+        Err(CallError::Service(MathError::DivisionByZero { dividend: 1 })) => {}
         other => panic!("{other:?}"),
     }
-    let mut replies = client.call::<()>("math", "absent", [(); 0]).all().stream().await.expect("on its way");
+    let mut replies =
+        client.call::<()>("math", "absent", [(); 0]).all().replies(Duration::from_secs(30)).await.expect("on its way");
     assert_eq!(code(soon(replies.next()).await.expect("it answers").outcome), Code::Unimplemented);
 }
 
@@ -95,7 +97,7 @@ async fn broadcasts_to_any_number_of_services_that_nobody_serves_cost_no_connect
         for outcome in soon(futures::future::join_all((0..100).map(gather))).await {
             assert!(matches!(outcome, Err(Error::NoService { .. })), "{outcome:?}");
         }
-        let sent = soon(client.oneway(&format!("made-up-{round}"), "call", [(); 0]).send_to_all()).await;
+        let sent = soon(client.oneway(&format!("made-up-{round}"), "call", [(); 0]).all().send()).await;
         assert!(matches!(sent, Err(Error::NoService { .. })), "{sent:?}");
     }
     assert!(!state.has_changed().expect("it is there"), "{:?}", *state.borrow());
@@ -137,7 +139,7 @@ async fn a_burst_of_oneway_broadcasts_runs_on_every_instance_whatever_it_can_run
         servers.push(scene.serve(service.concurrency(2)).await);
     }
     let client = scene.client().await;
-    let notes = (0..BURST).map(|n| client.oneway("burst", "note", (n,)).send_to_all());
+    let notes = (0..BURST).map(|n| client.oneway("burst", "note", (n,)).all().send());
     soon(join_all(notes)).await.into_iter().for_each(|sent| sent.expect("the broker has it"));
     let mut seen = HashSet::new();
     while seen.len() < 2 * usize::try_from(BURST).expect("a few") {

@@ -1,4 +1,4 @@
-//! Calls from where there is no runtime, and clients and servers whose runtime has ended.
+//! Calls from threads without a runtime, and clients and servers whose runtime has ended.
 
 use std::future::IntoFuture;
 use std::time::Duration;
@@ -31,16 +31,16 @@ fn calls_in_every_style_can_be_made_where_there_is_no_runtime() {
     block_on(client.publish("something.happened", &1)).expect("the broker has it");
     let replies = block_on(math.whoami().all().gather(WINDOW)).expect("it is there");
     assert!(replies.len() <= 1, "it may take longer than the window: {replies:?}");
-    let mut replies = block_on(math.whoami().all().stream()).expect("it is there");
+    let mut replies = block_on(math.whoami().all().replies(Duration::from_secs(30))).expect("it is there");
     assert_eq!(block_on(replies.next()).expect("it answers").instance, server.instance());
     block_on(client.instances(WINDOW)).expect("they are asked");
     runtime.block_on(server.drain());
 }
 
-/// That an outcome says of `held.v1.hold` whether it has run, and that its runtime has ended.
+/// Checks that an outcome says whether `held.v1.hold` has run, and that its runtime has ended.
 fn is_over<T: std::fmt::Debug>(outcome: Result<T, Error>, ran: bool) {
     match outcome {
-        Err(Error::Disconnected { method, may_have_run, reason }) => {
+        Err(Error::Disconnected { method, may_have_run, reason, .. }) => {
             assert_eq!((method.as_deref(), may_have_run), (Some("held.v1.hold"), ran));
             assert_eq!(reason, "the runtime in which the client connected has ended");
         }
@@ -90,7 +90,7 @@ fn a_server_whose_runtime_has_ended_drains_at_once() {
     drop(theirs);
     ours.block_on(soon(async {
         state.wait_for(|state| *state == State::Closed).await.expect("it is told");
-        // The broker has 30 s for an answer, and would not give it.
+        // The broker has 30 s for an answer, and does not give it.
         let drained = tokio::time::timeout(Duration::from_secs(20), server.drain());
         drained.await.expect("there is nothing to wait for");
     }));

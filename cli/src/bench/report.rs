@@ -84,18 +84,15 @@ mod tests {
         for millis in 1..=100 {
             latencies.record(millis * 1000).expect("it grows");
         }
+        let mut traffic = Traffic::default();
+        (traffic.messages_sent, traffic.calls_sent) = (10, 100);
+        (traffic.messages_received, traffic.replies_received) = (30, 100);
         Measured {
             latencies,
             elapsed: Duration::from_secs(2),
             errors: 3,
             first_error: None,
-            traffic: Traffic {
-                messages_sent: 10,
-                calls_sent: 100,
-                messages_received: 30,
-                replies_received: 100,
-                replies_ignored: 0,
-            },
+            traffic,
             cpu: Some(Duration::from_millis(5)),
         }
     }

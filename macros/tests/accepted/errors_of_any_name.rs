@@ -1,7 +1,7 @@
 //! Which error is hopline's goes by the type, whatever it is called.
 #![deny(warnings)]
 
-use hopline::{Call, Client, Fault as Refusal};
+use hopline::{Call, CallError, Client, Fault as Refusal};
 
 mod shop {
     /// An error of the service's own.
@@ -67,6 +67,16 @@ fn calls(client: &Client) {
     let _: (Call<u8, shop::Fault>, Call<u8, shop::Fault>) = (shop.own(), shop.own_at_a_path());
     let _: (Call<u8>, Call<u8>, Call<u8>) = (shop.alias(), shop.renamed(), shop.at_a_path());
     let _: (Call<hopline::Oneway>, Call<hopline::Oneway>) = (shop.oneway(), shop.oneway_alias(1));
+}
+
+/// Its own error is apart from all others, and `?` brings these to it; without an error of its own there are only these.
+#[allow(dead_code)]
+async fn outcomes(client: &Client) -> Result<u8, CallError<Fault>> {
+    let shop = ShopClient::new(client);
+    let own: Result<u8, CallError<shop::Fault>> = shop.own().await;
+    let none: Result<u8, hopline::Error> = shop.alias().await;
+    let pending = shop.own_at_a_path().start().await?;
+    Ok(own? + none? + pending.await?)
 }
 
 #[allow(dead_code)]

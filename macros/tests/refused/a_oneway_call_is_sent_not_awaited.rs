@@ -10,7 +10,7 @@ async fn calls(log: LogClient) {
     log.line(String::new()).await.unwrap();
     log.line(String::new()).start().await.unwrap();
     log.line(String::new()).then(|_| {});
-    let _ = log.line(String::new()).all();
+    let _ = log.line(String::new()).all().gather(std::time::Duration::ZERO);
     spawn(log.line(String::new()));
 }
 
