@@ -102,7 +102,6 @@
 mod fake;
 
 use std::fmt;
-use std::ops::Deref;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -188,10 +187,8 @@ impl Broker {
 }
 
 /// Its address.
-impl Deref for Broker {
-    type Target = str;
-
-    fn deref(&self) -> &str {
+impl AsRef<str> for Broker {
+    fn as_ref(&self) -> &str {
         &self.url
     }
 }
@@ -216,7 +213,7 @@ mod tests {
     use crate::transport::{Role, Transport};
 
     async fn connect(broker: &Broker) -> Transport {
-        Transport::connect(broker, Role::Client).await.expect("it is in this process")
+        Transport::connect(broker.url(), Role::Client).await.expect("it is in this process")
     }
 
     #[tokio::test]

@@ -165,7 +165,7 @@ impl Fake {
     ///
     /// # Errors
     /// As [`Server::connect`] and [`Server::start`].
-    pub async fn serve(self, url: &str) -> Result<FakeServer, Error> {
+    pub async fn serve(self, url: impl AsRef<str>) -> Result<FakeServer, Error> {
         let heard = Arc::new(Heard::default());
         let name = self.service.id.as_ref().map(ToString::to_string).unwrap_or_default();
         let mut service = self.service;

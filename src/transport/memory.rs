@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use uuid::Uuid;
 
 use self::broker::{Peer, State};
 use self::channel::Consumption;
@@ -117,9 +118,16 @@ impl Connection {
         if tokio::time::timeout(patience, broker.answers()).await.is_err() {
             return Err(format!("no answer within {patience:?}: the broker in memory is stalled"));
         }
-        let (runtime, user) = (Handle::current(), user.map(Arc::from));
+        let down = broker.state().faults.down.clone();
+        match down {
+            Some(reason) => Err(reason.to_string()),
+            None => Ok(Self::to(broker, user)),
+        }
+    }
+
+    fn to(broker: Arc<Broker>, user: Option<&str>) -> Self {
+        let (runtime, user, end) = (Handle::current(), user.map(Arc::from), End::default());
         let (events, _) = broadcast::channel(EVENTS);
-        let end = End::default();
         let peer = Peer {
             runtime: runtime.clone(),
             user: user.clone(),
@@ -127,13 +135,18 @@ impl Connection {
             end: end.clone(),
             blocked: false,
         };
-        let mut state = broker.state();
-        if let Some(reason) = state.faults.down.clone() {
-            return Err(reason.to_string());
-        }
-        let id = state.connect(peer);
-        drop(state);
-        Ok(Self(Arc::new(Link { id, user, broker, runtime, events, end })))
+        let id = broker.state().connect(peer);
+        Self(Arc::new(Link { id, user, broker, runtime, events, end }))
+    }
+
+    /// One that has ended already, to a broker that nobody else can reach.
+    ///
+    /// # Panics
+    /// As [`Connection::open`].
+    pub(crate) fn absent() -> Self {
+        let connection = Self::to(Broker::named(&Uuid::new_v4().to_string()), None);
+        connection.close();
+        connection
     }
 
     /// The user that the connection was opened as.
@@ -148,6 +161,7 @@ impl Connection {
     /// `Mismatch` where something exists with other arguments, `Broker` for what is missing or belongs to another
     /// connection, `Disconnected` after [`Connection::close`].
     pub async fn declare(&self, parts: &[Declaration]) -> Result<(), Error> {
+        drop(self.answers(None).await?);
         for part in parts {
             let queue = match part {
                 Declaration::Queue(queue) => Some(&*queue.name),

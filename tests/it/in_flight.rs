@@ -1,4 +1,4 @@
-//! What a client's own limits do to its calls, and a client that connects later.
+//! What a client's limits do to its calls; and clients that connect later.
 
 use std::future::IntoFuture as _;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use hopline::{Client, Error, State, WhenFull};
 use crate::support::{Held, Nobody, Scene, hold, later, soon, told};
 
 const LONG: Duration = Duration::from_secs(60);
-/// A time that a test puts forward.
+/// A time-out that the test reaches by advancing the clock.
 const BRIEF: Duration = Duration::from_secs(5);
 
 async fn limited(scene: &Scene, calls: usize, when_full: WhenFull) -> Client {
@@ -90,7 +90,7 @@ async fn a_call_that_gets_no_place_by_its_deadline_is_told_so_and_never_sent() {
 #[tokio::test]
 async fn a_call_that_nobody_collects_keeps_its_place_until_its_deadline_only() {
     let scene = Scene::new();
-    // Of its service only the queue is left: nobody answers.
+    // Only the queue of the service is left, so nobody answers.
     soon(scene.serve(Held::new().service).await.drain()).await;
     for when_full in [WhenFull::Refuse, WhenFull::Wait] {
         let client = limited(&scene, 1, when_full).await;
@@ -125,7 +125,7 @@ async fn a_call_that_is_given_up_before_it_leaves_gives_its_place_to_the_next() 
     let Held { service, mut arrived } = Held::new();
     let _server = scene.serve(service).await;
     let client = limited(&scene, 1, WhenFull::Wait).await;
-    // Without a pause between them, the client's task sees all three at once.
+    // Without a pause in between, the client's task sees all three at once.
     let first = hold(&client, 1).start().await.expect("on its way");
     let second = hold(&client, 2).start().await.expect("on its way");
     drop(first);
@@ -147,7 +147,7 @@ async fn a_call_that_is_given_up_before_it_leaves_gives_its_place_to_the_next() 
 async fn what_is_given_up_while_there_is_no_connection_leaves_nothing_behind() {
     let nobody = Nobody::new();
     let builder = Client::builder().timeout(LONG).max_in_flight(1, WhenFull::Refuse);
-    let client = builder.connect_lazy(&nobody.url()).expect("a good address");
+    let client = builder.connect_lazy(nobody.url()).expect("a good address");
     drop(hold(&client, 1).start().await.expect("it waits"));
     let next = hold(&client, 2).timeout(BRIEF).start().await.expect("it waits");
     let next = later(BRIEF, next).await;
@@ -163,7 +163,7 @@ async fn what_is_given_up_while_there_is_no_connection_leaves_nothing_behind() {
 #[tokio::test]
 async fn a_broadcast_that_waits_for_a_connection_ends_with_its_client() {
     let nobody = Nobody::new();
-    let client = Client::builder().connect_lazy(&nobody.url()).expect("a good address");
+    let client = Client::builder().connect_lazy(nobody.url()).expect("a good address");
     let gathering = client.call::<u64>("held", "hold", (1,)).all().gather(Duration::from_secs(3600));
     let (gathered, ()) = soon(futures::future::join(gathering, client.close())).await;
     assert!(matches!(gathered, Err(Error::Disconnected { may_have_run: false, .. })), "{gathered:?}");
@@ -197,7 +197,7 @@ async fn a_client_that_connects_later_makes_its_calls_once_it_has() {
 #[tokio::test]
 async fn a_call_without_a_connection_says_why_at_its_deadline() {
     let nobody = Nobody::new();
-    let client = Client::builder().connect_lazy(&nobody.url()).expect("a good address");
+    let client = Client::builder().connect_lazy(nobody.url()).expect("a good address");
     let mut state = client.state();
     let refused = state.wait_for(|state| matches!(state, State::Connecting { reason: Some(_) }));
     soon(refused).await.expect("it is told");
@@ -205,7 +205,7 @@ async fn a_call_without_a_connection_says_why_at_its_deadline() {
     let answered = call().timeout(BRIEF).into_future();
     let sent = client.oneway("held", "hold", (1,)).timeout(BRIEF).send();
     let gathered = call().all().gather(BRIEF);
-    // All three wait before their time is put forward.
+    // All three wait before the clock is advanced.
     let mut calls = Box::pin(join3(answered, sent, gathered));
     assert!(calls.as_mut().now_or_never().is_none(), "there is no connection");
     let (answered, sent, gathered) = later(BRIEF, calls).await;
