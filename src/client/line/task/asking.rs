@@ -19,7 +19,6 @@ use crate::client::presence::Moment;
 use crate::client::replies::End;
 use crate::client::target::Target;
 use crate::codec::Codec;
-use crate::context::unix_millis;
 use crate::error::Unanswered;
 use crate::frame::{CONTENT_TYPE, Frame, Kind, Metadata};
 use crate::outbox::{Parcel, UnderWay};
@@ -81,8 +80,7 @@ impl Task {
     /// The message that asks a question about a service. The broker answers by returning it or not.
     pub(super) fn question(&self, question: Question, target: &Target) -> Publication {
         let instance = &self.sessions.instance;
-        let metadata =
-            Metadata { sent_at: Some(unix_millis()), instance: Some(instance.clone()), ..Metadata::default() };
+        let metadata = Metadata { instance: Some(instance.clone()), ..Metadata::default() };
         let properties = Properties {
             content_type: Some(CONTENT_TYPE.to_owned()),
             app_id: Some(instance.to_string()),
