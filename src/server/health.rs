@@ -28,7 +28,7 @@ pub(super) enum Trouble {
     DeadLetters(Arc<str>),
     /// The broker does not let this user send replies.
     Replies,
-    /// The broker has taken back what was not settled in time, of this queue.
+    /// The broker has requeued deliveries of this queue that were not acknowledged in time.
     TakenBack(Arc<str>),
 }
 
@@ -222,7 +222,6 @@ mod tests {
         let health = Health::new("books server 1".into());
         health.connected();
         let minute = Duration::from_secs(60);
-        /// The broker has requeued deliveries of this queue that were not acknowledged in time.
         health.suffered(Trouble::TakenBack("queue".into()), "too slow", minute);
         tokio::time::advance(minute / 2).await;
         health.look();
