@@ -1,5 +1,6 @@
 //! The serving side: connects, declares what it serves, runs it, and drains.
 
+mod about;
 mod admit;
 mod allow;
 mod calls;
@@ -19,6 +20,7 @@ mod reading;
 mod repair;
 mod replies;
 mod running;
+mod served_method;
 mod supervisor;
 mod worker;
 

@@ -38,4 +38,5 @@ mod registry;
 mod runtimes;
 mod settings;
 mod sharing;
+mod statistics;
 mod transport_contract;
