@@ -1,26 +1,25 @@
-//! `hopline call`: one call, its reply as JSON.
+//! `hopline call`: makes one call and prints its reply as JSON.
 
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use hopline::topology::{ServiceId, check_name};
-use hopline::{CallError, Codec, Error};
+use hopline::{CallError, Codec, Error, ServiceId, environment};
 use serde_json::Value;
 
-use crate::address::{Address, connect_timeout, duration, said, within};
+use crate::address::{Address, Namespace, said, within};
 
-/// How long the connection may take to close, with a call that is cancelled to be told of.
+/// How long closing the connection may take. If the call was cancelled, its server is told in this time.
 const CLOSING: Duration = Duration::from_secs(1);
 
 /// Call a method and print its reply as JSON.
 ///
-/// Exits with 0 when the method answered, with 1 and the error in one line on stderr when the call failed, and with 2
-/// on bad usage.
+/// Exits with 0 when the method has answered, with 1 and a one-line error on stderr when the call has failed, and with
+/// 2 on wrong usage.
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  hopline call demo.add '[2, 3]'\n  hopline call billing.v2.total '[42]' --timeout 5s"
+    after_help = "Examples:\n  hopline call demo.add '[2, 3]'\n  hopline call billing.v2.total '[42]' --timeout 5s --metadata user=alice"
 )]
 pub(crate) struct Call {
     /// What to call: SERVICE.METHOD, or SERVICE.vMAJOR.METHOD for a version other than 1
@@ -31,13 +30,18 @@ pub(crate) struct Call {
     arguments: Arguments,
     #[command(flatten)]
     address: Address,
-    /// How long it may take in all, connecting included, such as 500ms, 5s or 2m
-    #[arg(long, default_value = "30s", value_parser = duration)]
+    /// How long it may take in all, with connecting, such as 500ms, 5s or 2m
+    #[arg(
+        long, env = environment::TIMEOUT, default_value = "30s", value_parser = environment::duration,
+        hide_env_values = true
+    )]
     timeout: Duration,
-    /// The prefix of every name on the broker
-    #[arg(long, default_value = "hopline")]
-    namespace: String,
-    /// One instance instead of any
+    #[command(flatten)]
+    namespace: Namespace,
+    /// Text for the handler, such as user=alice; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = entry)]
+    metadata: Vec<Entry>,
+    /// The instance to call, and not any other
     #[arg(long, value_name = "INSTANCE")]
     to: Option<String>,
 }
@@ -48,16 +52,24 @@ struct Target {
     method: String,
 }
 
-/// The arguments, one by one: clap would take a bare `Vec` for an option that may be repeated.
+/// The arguments of the call. It is a type of its own, since clap would take a `Vec` for an option that may be
+/// repeated.
 #[derive(Clone)]
 struct Arguments(Vec<Value>);
 
-/// Why there is no reply, and what the command exits with: 1 when the call failed, 2 on bad usage.
+/// An entry of the metadata.
+#[derive(Clone)]
+struct Entry {
+    name: String,
+    value: String,
+}
+
+/// Why there is no reply, and the exit code: 1 if the call has failed, 2 for wrong usage.
 struct Failed(String, u8);
 
 impl From<Error> for Failed {
     fn from(error: Error) -> Self {
-        // A name or an address that cannot be used is a matter of usage.
+        // A name or an address that cannot be used is wrong usage.
         let code = if matches!(error, Error::Invalid(_)) { 2 } else { 1 };
         Self(said(&error), code)
     }
@@ -68,7 +80,7 @@ impl Call {
         match hopline::blocking::wait(self.reply()) {
             Ok(reply) => match writeln!(std::io::stdout(), "{reply}") {
                 Ok(()) => ExitCode::SUCCESS,
-                // Whoever reads this program's output has gone.
+                // Nobody reads the output of this program any more.
                 Err(_) => ExitCode::FAILURE,
             },
             Err(Failed(said, code)) => {
@@ -79,19 +91,21 @@ impl Call {
     }
 
     async fn reply(self) -> Result<Value, Failed> {
-        let Self { target, arguments, address, timeout, namespace, to } = self;
+        let Self { target, arguments, address, timeout, namespace: Namespace { namespace }, metadata, to } = self;
         let began = Instant::now();
-        let builder =
-            address.client()?.namespace(&namespace).codec(Codec::Json).connect_timeout(connect_timeout(timeout));
+        let builder = address.client(timeout)?.namespace(namespace).codec(Codec::Json);
         let client = within(timeout, builder.connect(&address.url), |late| Failed(late, 1)).await?;
         let left = timeout.saturating_sub(began.elapsed());
         let mut call =
             client.call::<Value>(&target.service, &target.method, arguments.0).fails_with::<Value>().timeout(left);
+        for Entry { name, value } in metadata {
+            call = call.metadata(name, value);
+        }
         if let Some(instance) = to {
             call = call.to(instance);
         }
         let reply = call.await;
-        // A broker that does not answer any more is not waited for.
+        // If the broker does not answer any more, this ends without it.
         let _ = tokio::time::timeout(CLOSING, client.close()).await;
         reply.map_err(|error| match error {
             CallError::Service(error) => Failed(format!("the service returned its own error: {error}"), 1),
@@ -109,12 +123,15 @@ impl Call {
 }
 
 fn target(text: &str) -> Result<Target, String> {
-    let Some((service, method)) = text.rsplit_once('.') else {
-        return Err("write SERVICE.METHOD, such as demo.add".to_owned());
-    };
-    ServiceId::parse(service)?;
-    check_name("method", method)?;
-    Ok(Target { service: service.to_owned(), method: method.to_owned() })
+    let (service, method) = ServiceId::with_method(text).map_err(|error| error.to_string())?;
+    Ok(Target { service: service.to_string(), method: method.to_owned() })
+}
+
+fn entry(text: &str) -> Result<Entry, String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok(Entry { name: name.to_owned(), value: value.to_owned() }),
+        _ => Err("write NAME=VALUE, such as user=alice".to_owned()),
+    }
 }
 
 fn arguments(text: &str) -> Result<Arguments, String> {
