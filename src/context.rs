@@ -40,6 +40,7 @@ pub(crate) struct Inner {
     pub(crate) method: Arc<str>,
     pub(crate) instance: Arc<str>,
     pub(crate) id: Uuid,
+    pub(crate) call_id: Uuid,
     pub(crate) caller: Option<Arc<str>>,
     pub(crate) user: Option<Arc<str>>,
     pub(crate) deadline: Option<Instant>,
@@ -128,10 +129,36 @@ impl Context {
         &self.0.instance
     }
 
-    /// The request's id, the same in every attempt.
+    /// The id of this request: of the frame that the caller sent, to which the reply, a cancel and the log refer.
+    ///
+    /// It stays the same when that frame is delivered again: by the broker, by a client that lost its connection and sends it once
+    /// more, or as the next [attempt](Context::attempt) of a oneway call that failed. A caller that makes the call anew, since
+    /// the first request failed or is slow, sends a request with another id, and with the same [`call_id`](Context::call_id).
     #[must_use]
     pub fn request_id(&self) -> Uuid {
         self.0.id
+    }
+
+    /// The id of the call: the same in all requests that a caller sends to get this one call done, and in every delivery of
+    /// each. The first request of a call has it as its own [`request_id`](Context::request_id).
+    ///
+    /// What must not happen twice is recorded under this id where it happens, such as by a unique key in a database. The caller
+    /// chooses it: where users must not get at each other's records, the key is this and [`Context::user`].
+    ///
+    /// ```
+    /// use hopline::{Context, Fault, Service};
+    ///
+    /// let charge = |ctx: Context, (cents,): (u64,)| async move {
+    ///     let key = format!("{} {}", ctx.user().unwrap_or("-"), ctx.call_id());
+    ///     // insert into charges (key, cents) values (...) on conflict do nothing
+    ///     Ok::<_, Fault>(format!("{key}: {cents}"))
+    /// };
+    /// let service = Service::new("billing", 1).method("charge", charge);
+    /// # let _ = service;
+    /// ```
+    #[must_use]
+    pub fn call_id(&self) -> Uuid {
+        self.0.call_id
     }
 
     /// The calling client, as it names itself; `None` if it does not. It is the [name](crate::ClientBuilder::name) that
@@ -245,6 +272,7 @@ impl fmt::Debug for Context {
             .field("service", &self.service())
             .field("method", &self.method())
             .field("request_id", &self.request_id())
+            .field("call_id", &self.call_id())
             .field("remaining", &self.remaining())
             .finish_non_exhaustive()
     }

@@ -47,6 +47,8 @@ pub(crate) struct Request<P = Bytes> {
     pub(crate) priority: Option<u8>,
     pub(crate) metadata: Vec<(String, String)>,
     pub(crate) idempotent: bool,
+    /// The call that this is another attempt of; none for the first, whose own id is that of the call.
+    pub(crate) call_id: Option<Uuid>,
     /// Of the handler that makes the call.
     pub(crate) context: Option<Context>,
 }
@@ -86,6 +88,7 @@ impl<P> Request<P> {
             priority: None,
             metadata: Vec::new(),
             idempotent: false,
+            call_id: None,
             context: None,
         }
     }
@@ -147,8 +150,9 @@ impl Client {
             id = %id,
             traceparent = trace.map(tracing::field::display),
         );
-        let user = request.metadata;
-        let more = (!user.is_empty()).then(|| Box::new(More { user, ..More::default() }));
+        let (user, call_id) = (request.metadata, request.call_id);
+        let has_more = !user.is_empty() || call_id.is_some();
+        let more = has_more.then(|| Box::new(More { user, call_id, ..More::default() }));
         let metadata = Metadata {
             method: Some(target.method.clone()),
             remaining: (kind == Kind::Request).then_some(timeout),

@@ -3,19 +3,30 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::task::TaskTracker;
+
 use super::allow::Caller;
 use super::claims::Heard;
 use super::dedup::Known;
 use super::message::{End, Message, Source};
-use super::worker::{EVENT, Worker};
+use super::worker::{EVENT, Job, Worker};
+use crate::client::MAX_TIMEOUT;
 use crate::codec::Codec;
 use crate::error::{Code, Fault};
 use crate::frame::{Frame, Kind};
 use crate::registry::{self, Instance};
 use crate::service::{Answer, Handler};
 
+/// What of a frame is still to be done.
+pub(super) enum Taken {
+    /// It is to run.
+    Run(Job),
+    /// The same, unless another instance runs it: it was delivered before.
+    Ask(Job),
+}
+
 /// What is to be done about a frame.
-pub(super) enum Admitted {
+enum Admitted {
     /// A handler runs it, and its answer is remembered for this time.
     Run(Handler, Option<Duration>),
     /// The same, unless another instance runs it: it was delivered before.
@@ -29,8 +40,42 @@ pub(super) enum Admitted {
 }
 
 impl Worker {
+    /// Gives out what is to run. Whatever else is to be done about a frame is seen to.
+    pub(super) fn take(self: &Arc<Self>, frame: Frame, message: &Arc<Message>, tasks: &TaskTracker) -> Option<Taken> {
+        let job = |frame: Frame, handler, dedup| {
+            // Nobody waits for the end of the others, so no time of theirs can be over.
+            let remaining = frame.metadata.remaining.filter(|_| frame.kind == Kind::Request);
+            let deadline = remaining.map(|remaining| message.received + remaining.min(MAX_TIMEOUT));
+            Job { frame, handler, dedup, deadline, message: message.clone() }
+        };
+        match self.admit(&frame, message) {
+            Ok(Admitted::Run(handler, dedup)) => return Some(Taken::Run(job(frame, handler, dedup))),
+            Ok(Admitted::Ask(handler, dedup)) => match self.runs(frame.id) {
+                // Its reply is its answer.
+                true if frame.kind == Kind::Request => message.finish(),
+                true => drop(tasks.spawn(self.clone().hold_here(job(frame, handler, dedup)))),
+                false => return Some(Taken::Ask(job(frame, handler, dedup))),
+            },
+            Ok(Admitted::Answered(answer)) => self.answer(&frame, answer, None, message),
+            Ok(Admitted::Done) => message.finish(),
+            Ok(Admitted::Runs) => {}
+            Err(fault) => drop(tasks.spawn(self.clone().refuse(frame, fault, message.clone()))),
+        }
+        None
+    }
+
+    /// Sees anew to an attempt that has waited for another one of its call, which came to no result.
+    pub(super) fn take_again(self: &Arc<Self>, frame: Frame, message: &Arc<Message>) {
+        let tasks = message.tasks();
+        match self.take(frame, message, tasks) {
+            Some(Taken::Run(job)) => drop(tasks.spawn(self.clone().start_when_free(job))),
+            Some(Taken::Ask(job)) => drop(tasks.spawn(self.clone().ask_first(vec![job]))),
+            None => {}
+        }
+    }
+
     /// What is to be done about a frame; a fault for what must not run.
-    pub(super) fn admit(&self, frame: &Frame, message: &Arc<Message>) -> Result<Admitted, Fault> {
+    fn admit(&self, frame: &Frame, message: &Arc<Message>) -> Result<Admitted, Fault> {
         match (frame.kind, message.source) {
             // Who cancels no call asks whether there is an instance, and is answered by the broker.
             (Kind::Cancel, _) if frame.id.is_nil() => return Ok(Admitted::Done),
@@ -139,9 +184,9 @@ impl Worker {
         Some(written.map_or_else(|error| Answer::Fault(Fault::new(Code::Internal, error.to_string())), Answer::Result))
     }
 
-    /// What is known of a call whose method runs once for each id. When it runs, its end is this delivery's end too.
+    /// What is known of a call that is to run once. When it runs, its end is this delivery's end too.
     fn recall(&self, frame: &Frame, message: &Arc<Message>) -> Option<Known> {
-        self.dedup().recall(frame, || (frame.clone(), message.clone()))
+        self.dedup().recall(frame, message.user.as_ref(), || (frame.clone(), message.clone()))
     }
 }
 

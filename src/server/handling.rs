@@ -254,6 +254,7 @@ impl Worker {
             method: frame.metadata.method.clone().unwrap_or_default(),
             instance: self.site.instance.clone(),
             id: frame.id,
+            call_id: frame.call_id(),
             caller: frame.metadata.instance.clone(),
             user: message.user.clone(),
             deadline: job.deadline,

@@ -34,10 +34,15 @@ impl Worker {
             Ending::Runs => return,
             Ending::Recalled(answer) => return self.tell(frame, answer, None, message, None, tasks),
             Ending::Refused(fault) => {
-                let others = dedup.map(|window| self.dedup().end(&frame, None, window)).unwrap_or_default();
-                for (frame, message) in others.into_iter().chain([(frame, message)]) {
-                    tasks.spawn(self.clone().refuse(frame, fault.clone(), message));
+                let user = message.user.as_ref();
+                let waiting = dedup.map(|window| self.dedup().end(&frame, user, None, window)).unwrap_or_default();
+                for (other, waits) in waiting {
+                    match other.id == frame.id {
+                        true => drop(tasks.spawn(self.clone().refuse(other, fault.clone(), waits))),
+                        false => self.take_again(other, &waits),
+                    }
                 }
+                tasks.spawn(self.clone().refuse(frame, fault, message));
                 return;
             }
             Ending::Forgotten => (None, None),
@@ -51,11 +56,13 @@ impl Worker {
             // A oneway call that failed is to run again.
             let remembered = |answer: &&Answer| frame.kind == Kind::Request || matches!(answer, Answer::Result(_));
             let remembered = answer.as_ref().filter(remembered).cloned();
-            let waiting = self.dedup().end(&frame, remembered, window);
-            for (frame, message) in waiting {
-                match answer.clone() {
-                    Some(answer) => self.tell(frame, answer, None, message, None, tasks),
-                    None => message.finish(),
+            let waiting = self.dedup().end(&frame, message.user.as_ref(), remembered, window);
+            for (other, waits) in waiting {
+                match &answer {
+                    // Its caller has given up the one that ran, or makes another attempt when one fails.
+                    None | Some(Answer::Fault(_)) if other.id != frame.id => self.take_again(other, &waits),
+                    Some(answer) => self.tell(other, answer.clone(), None, waits, None, tasks),
+                    None => waits.finish(),
                 }
             }
         }
