@@ -1,4 +1,4 @@
-//! Messages that go to an exchange, and what becomes of each.
+//! Messages to be published, and the outcome of each.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -11,23 +11,23 @@ use tokio::sync::oneshot;
 
 use crate::error::Error;
 
-/// A message on its way to an exchange.
+/// A message to be published.
 #[derive(Debug, Clone)]
 pub struct Publication {
-    /// Where to; the empty name is the default exchange, which sends to the queue that the key names.
+    /// The exchange. The empty name is the default exchange, which routes to the queue with the name of the key.
     pub exchange: String,
     /// The routing key.
     pub key: String,
-    /// Return it when no queue takes it.
+    /// Whether the broker returns the message if no queue gets it.
     pub mandatory: bool,
-    /// What the broker reads.
+    /// The properties, which the broker reads.
     pub properties: Properties,
-    /// What it does not.
+    /// The body, which it does not read.
     pub body: Bytes,
 }
 
 impl Publication {
-    /// One that nobody gets, on an exchange whose queues are bound by keys: the broker confirms it as soon as it reads it.
+    /// A message that no queue gets. `exchange` must route by keys. The broker confirms it as soon as it has read it.
     pub(crate) fn to_nobody(exchange: String) -> Self {
         let (key, properties) = (String::new(), Properties::default());
         Self { exchange, key, mandatory: false, properties, body: Bytes::new() }
@@ -37,77 +37,77 @@ impl Publication {
 /// The AMQP properties that Hopline uses.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Properties {
-    /// The request's id, as text.
+    /// The request's id as text.
     pub correlation_id: Option<String>,
     /// The queue for replies.
     pub reply_to: Option<String>,
-    /// Time in a queue after which the message is dropped or dead-lettered.
+    /// The time in a queue after which the broker drops the message or makes it a dead letter.
     pub expiration: Option<Duration>,
-    /// What the message is: `service.v1.method`.
+    /// The AMQP `type`: what the message is, as `service.v1.method`.
     pub kind: Option<String>,
     /// The media type of the body.
     pub content_type: Option<String>,
-    /// Whether it survives a restart of the broker in a durable queue.
+    /// Whether a durable queue writes it to disk, so that it survives a restart of the broker.
     pub persistent: bool,
-    /// 0 to 9, higher first, in queues that distinguish priorities.
+    /// 0 to 9. In queues with priorities, a higher one is delivered first.
     pub priority: Option<u8>,
-    /// The instance that sent it.
+    /// The instance that has published it.
     pub app_id: Option<String>,
-    /// The user who published it, as the broker has verified. The transport sets it to its own, whatever a publication
-    /// says.
+    /// The user who has published it, verified by the broker. The transport sets it when it publishes, whatever is in
+    /// the publication.
     pub user_id: Option<String>,
-    /// Text headers; other types of header are not read.
+    /// Headers that are text. Others are not read.
     pub headers: Vec<(String, String)>,
 }
 
-/// What became of a publication.
+/// The outcome of a publication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Confirm {
-    /// Some queue has it, or it was not mandatory.
+    /// A queue has it, or it was not mandatory.
     Accepted,
-    /// Mandatory, and no queue takes it.
+    /// It was mandatory, and no queue gets it.
     Returned,
-    /// A queue refused it, being full.
+    /// A queue has refused it, since it is full.
     Refused,
-    /// The broker takes no messages over this size, in bytes; nothing has it.
+    /// The broker accepts no messages over this size, in bytes. No queue has it.
     TooLarge(usize),
 }
 
-/// Why the broker has not said what became of a publication, and will not.
+/// The outcome of a publication is not known, and never will be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lost {
-    /// What was lost, and with it what is known of the message.
+    /// What was lost. It tells whether the message may have arrived.
     pub loss: Loss,
-    /// The broker's words, or what else ended it.
+    /// The broker's words, or another reason.
     pub reason: Arc<str>,
 }
 
 /// What was lost before the outcome of a publication was known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Loss {
-    /// The connection, before the message was handed over.
+    /// The connection, before the message was sent.
     Unsent,
-    /// The connection; the message may have reached the broker.
+    /// The connection. The message may have arrived.
     Connection,
-    /// Only the channel, over somebody else's message. This one may have reached the broker, and can be published again.
+    /// Only the channel, because of another message. This one may have arrived, and can be published again.
     Channel,
-    /// Only the channel, over this very message, which the broker refuses.
+    /// Only the channel, because of this message, which the broker refuses.
     Refused,
 }
 
 impl Lost {
-    /// Of a connection that has ended.
+    /// The loss of a connection. `handed_over` tells whether the message may have been sent.
     pub(crate) fn connection(handed_over: bool, reason: Arc<str>) -> Self {
         Self { loss: if handed_over { Loss::Connection } else { Loss::Unsent }, reason }
     }
 
-    /// Whether the message may have reached the broker.
+    /// Whether the message may have arrived at the broker.
     #[must_use]
     pub fn may_have_arrived(&self) -> bool {
         matches!(self.loss, Loss::Connection | Loss::Channel)
     }
 
-    /// Whether the connection lives on.
+    /// Whether the connection is still there.
     #[must_use]
     pub fn is_connected(&self) -> bool {
         matches!(self.loss, Loss::Channel | Loss::Refused)
@@ -126,7 +126,7 @@ impl From<Lost> for Error {
     }
 }
 
-/// Resolves once the broker has said what became of a publication.
+/// Resolves with the outcome of a publication.
 #[derive(Debug)]
 pub struct Receipt(oneshot::Receiver<Result<Confirm, Lost>>);
 
@@ -147,7 +147,7 @@ impl Future for Receipt {
     }
 }
 
-/// Whether the broker refuses something because of the user, by its words.
+/// Whether these words of the broker mean that the user lacks a permission.
 pub(crate) fn forbids(reason: &str) -> bool {
     reason.starts_with("ACCESS_REFUSED")
 }
