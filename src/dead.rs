@@ -59,6 +59,15 @@ pub struct DeadLetters {
 }
 
 /// Which dead letters are meant.
+///
+/// ```
+/// use hopline::WhichLetters;
+///
+/// # async fn example(dead: hopline::DeadLetters) -> Result<(), hopline::Error> {
+/// dead.discard(&WhichLetters::Ids(vec!["0b2f".to_owned()]), |_| {}).await?;
+/// dead.replay(&WhichLetters::All, |_| {}).await?;
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WhichLetters {
@@ -70,6 +79,16 @@ pub enum WhichLetters {
 }
 
 /// The dead letters of a service, as far as they could be read.
+///
+/// ```
+/// # async fn example(dead: hopline::DeadLetters) -> Result<(), hopline::Error> {
+/// let listed = dead.list(100).await?;
+/// println!("{} letters", listed.letters.len());
+/// if let Some(error) = listed.broken_off {
+///     eprintln!("and perhaps more: {error}");
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Listed {
@@ -80,6 +99,18 @@ pub struct Listed {
 }
 
 /// What became of a dead letter that was meant.
+///
+/// ```
+/// use hopline::Fate;
+///
+/// fn told(fate: &Fate) -> String {
+///     match fate {
+///         Fate::Replayed => "it runs again".to_owned(),
+///         Fate::Kept(why) => format!("it is kept: {why}"),
+///         other => format!("{other:?}"),
+///     }
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fate {
@@ -94,6 +125,18 @@ pub enum Fate {
 }
 
 /// A dead letter that was meant, and what became of it.
+///
+/// ```
+/// use hopline::{Fate, WhichLetters};
+///
+/// # async fn example(dead: hopline::DeadLetters) -> Result<(), hopline::Error> {
+/// for handled in dead.replay(&WhichLetters::All, |_| {}).await? {
+///     if let Fate::Kept(why) = handled.fate {
+///         println!("{} is kept: {why}", handled.id);
+///     }
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Handled {

@@ -25,6 +25,16 @@ const BLOCKED_DRAIN: Duration = Duration::from_secs(10);
 
 /// A server that serves, and connects again whenever it has to. Dropping it closes the connection at once;
 /// [`Running::drain`] is the polite way.
+///
+/// ```
+/// use hopline::{Running, Server, Service};
+///
+/// # async fn example(calculator: Service) -> Result<(), hopline::Error> {
+/// let running: Running = Server::connect("memory://").await?.serve(calculator).start().await?;
+/// println!("{} serves: {:?}", running.instance(), *running.state().borrow());
+/// running.drain().await;
+/// # Ok(()) }
+/// ```
 #[must_use = "dropping a running server ends it"]
 pub struct Running {
     pub(super) site: Arc<Site>,
