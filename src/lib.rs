@@ -151,7 +151,8 @@
 //! # Testing
 //!
 //! Tests need no RabbitMQ. Give each a broker of its own, [`testing::broker`]: on `memory://`, which is one broker for the
-//! whole process, tests that run side by side answer each other's calls.
+//! whole process, tests that run side by side answer each other's calls. A [`testing::Fake`] takes the place of a service that
+//! a test does not have.
 //!
 //! # For operators
 //!

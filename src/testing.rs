@@ -1,7 +1,8 @@
-//! For the tests of what is built on Hopline: a broker for each, which nobody else has.
+//! For the tests of what is built on Hopline: a broker for each test, which nobody else has and which fails when the test says
+//! so; and services that are not there, in a line each.
 //!
 //! `memory://` is one broker for the whole process, and `cargo test` runs the tests of a file side by side in one process:
-//! two tests on `memory://` answer each other's calls. On a broker of its own, a test is alone:
+//! two tests on `memory://` answer each other's calls. On a [`broker`] of its own, a test is alone:
 //!
 //! ```test_harness
 //! use hopline::{Client, Error, Server, testing};
@@ -29,34 +30,211 @@
 //! }
 //! ```
 //!
-//! Its time is tokio's: with `#[tokio::test(start_paused = true)]` a test of a deadline of an hour takes no time. That holds
-//! for handlers that run in the test's own runtime, so not with [`Dispatch::Pool`](crate::Dispatch::Pool).
+//! # Fakes
+//!
+//! A [`Fake`] takes the place of a service that the program under test calls. It answers as it is told, and knows what it was
+//! asked:
+//!
+//! ```test_harness
+//! use hopline::testing::{self, Fake};
+//! use hopline::{Client, Code, Error, Fault};
+//!
+//! /// What is tested: it calls a service that somebody else runs.
+//! async fn total(client: &Client, prices: Vec<u64>) -> Result<u64, Error> {
+//!     client.call("calculator", "sum", (prices,)).await
+//! }
+//!
+//! #[tokio::test]
+//! async fn the_calculator_is_asked_for_the_sum() -> Result<(), Error> {
+//!     let broker = testing::broker();
+//!     let calculator = Fake::new("calculator", 1).returns("sum", 5_u64).serve(&broker).await?;
+//!     let client = Client::connect(&broker).await?;
+//!     assert_eq!(total(&client, vec![2, 3]).await?, 5);
+//!     calculator.assert_called("sum", (vec![2_u64, 3],));
+//!     Ok(())
+//! }
+//!
+//! #[tokio::test]
+//! async fn a_calculator_that_cannot_is_not_hidden() -> Result<(), Error> {
+//!     let broker = testing::broker();
+//!     let full = Fault::new(Code::ResourceExhausted, "too many prices");
+//!     let _calculator = Fake::new("calculator", 1).fails("sum", full.clone()).serve(&broker).await?;
+//!     let client = Client::connect(&broker).await?;
+//!     let failed = total(&client, vec![]).await.expect_err("it fails");
+//!     assert!(failed.to_string().contains("too many prices"));
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # Time
+//!
+//! A broker in memory takes its time from tokio. With `#[tokio::test(start_paused = true)]`, which needs tokio's feature
+//! `test-util`, the clock stands still while anything can run, and jumps ahead when all wait: a test of a deadline of an hour
+//! takes no time, and no busy machine makes it fail. This holds for what runs in the test's own runtime, so not for handlers
+//! with [`Dispatch::Pool`](crate::Dispatch::Pool) or [`Dispatch::Blocking`](crate::Dispatch::Blocking), and not for RabbitMQ.
+//!
+//! # Faults
+//!
+//! A broker in memory fails when a test says so: [`Broker::alarm`], [`Broker::stall`], [`Broker::cut`] and
+//! [`Broker::take_down`], until [`Broker::restore`]. Together with time that is paused, this shows what a program does when its
+//! broker is away for a while:
+//!
+//! ```test_harness
+//! use std::time::Duration;
+//!
+//! use hopline::testing::{self, Fake};
+//! use hopline::{Client, Error};
+//!
+//! #[tokio::test(start_paused = true)]
+//! async fn a_call_outlives_half_a_minute_without_a_broker() -> Result<(), Error> {
+//!     let broker = testing::broker();
+//!     let _calculator = Fake::new("calculator", 1).returns("add", 5).serve(&broker).await?;
+//!     let client = Client::builder().timeout(Duration::from_secs(60)).connect(&broker).await?;
+//!     broker.take_down();
+//!     let call = client.call::<i64>("calculator", "add", (2, 3)).start().await?;
+//!     tokio::time::sleep(Duration::from_secs(30)).await;
+//!     broker.restore();
+//!     assert_eq!(call.await?, 5);
+//!     Ok(())
+//! }
+//! ```
+
+mod fake;
+
+use std::fmt;
+use std::sync::Arc;
 
 use uuid::Uuid;
 
-/// The address of a broker in this process that nobody else has, for [`Client::connect`](crate::Client::connect) and
-/// [`Server::connect`](crate::Server::connect).
+pub use self::fake::{Fake, FakeServer};
+use crate::transport::memory;
+
+/// A broker in this process that nobody else has.
 ///
-/// The broker is there as long as somebody is connected to it: it ends, with all that waits there, when its last client
-/// and its last server are dropped or closed.
+/// It stands for its address: `&broker` is what [`Client::connect`](crate::Client::connect) and
+/// [`Server::connect`](crate::Server::connect) take, and `broker.to_string()` is for programs that want a `String`.
+///
+/// The broker is there as long as this is, or somebody is connected to it. Then it ends, with all that waits there.
 #[must_use]
-pub fn broker() -> String {
-    format!("memory://{}", Uuid::new_v4().simple())
+pub fn broker() -> Broker {
+    let name = Uuid::new_v4().simple().to_string();
+    Broker { url: format!("memory://{name}"), state: memory::Broker::named(&name) }
+}
+
+/// A [`broker`] in this process, and its faults.
+///
+/// A fault begins at once, and lasts until [`Broker::restore`]. Several may be there at the same time.
+///
+/// ```
+/// use hopline::{Client, Error, State, testing};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Error> {
+/// let broker = testing::broker();
+/// let client = Client::connect(&broker).await?;
+/// let mut state = client.state();
+/// broker.cut();
+/// state.wait_for(|state| matches!(state, State::Reconnecting { .. })).await.expect("the client is there");
+/// state.wait_for(|state| *state == State::Ready).await.expect("the client is there");
+/// # Ok(()) }
+/// ```
+pub struct Broker {
+    url: String,
+    state: Arc<memory::Broker>,
+}
+
+impl Broker {
+    /// The address, such as `memory://3f2a...`.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Sets off an alarm, as RabbitMQ does when it is short of memory or disk, for a reason such as `low on memory`.
+    ///
+    /// The broker takes nothing of what is published, and says so to whoever publishes: clients and servers are
+    /// [`State::Blocked`](crate::State::Blocked) from then on. Calls wait for
+    /// [`blocked_wait`](crate::ClientBuilder::blocked_wait), and then end as [`Error::Blocked`](crate::Error::Blocked).
+    pub fn alarm(&self, reason: &str) {
+        self.state.alarm(reason);
+    }
+
+    /// Stalls the broker: it takes nothing, answers nothing and delivers nothing, and tells nobody. Connections stand.
+    ///
+    /// Calls end by their deadlines. Clients and servers are [`State::Degraded`](crate::State::Degraded) after some seconds, if
+    /// they wait for an answer. Whoever connects waits for its
+    /// [`connect_timeout`](crate::ClientBuilder::connect_timeout).
+    pub fn stall(&self) {
+        self.state.stall();
+    }
+
+    /// Cuts all connections, as a network does for a moment: clients and servers can connect again at once.
+    ///
+    /// What was delivered and not settled is delivered again.
+    pub fn cut(&self) {
+        self.state.cut();
+    }
+
+    /// Takes the broker down: all connections are lost, and nobody can connect. Its queues stay, with all that waits there.
+    pub fn take_down(&self) {
+        self.state.take_down();
+    }
+
+    /// Ends the alarm and the stall, and has the broker take connections again. Whatever waited for that goes on, in order.
+    pub fn restore(&self) {
+        self.state.restore();
+    }
+}
+
+/// Its address.
+impl AsRef<str> for Broker {
+    fn as_ref(&self) -> &str {
+        &self.url
+    }
+}
+
+/// Its address.
+impl fmt::Display for Broker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.url)
+    }
+}
+
+impl fmt::Debug for Broker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Broker").field(&self.url).finish()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::topology::{Declaration, Queue, QueueKind};
     use crate::transport::{Role, Transport};
+
+    async fn connect(broker: &Broker) -> Transport {
+        Transport::connect(broker.url(), Role::Client).await.expect("it is in this process")
+    }
 
     #[tokio::test]
     async fn each_address_is_a_broker_of_its_own() {
-        use crate::topology::{Declaration, Queue, QueueKind};
         let [one, other] = [broker(), broker()];
-        let connect = async |url: &str| Transport::connect(url, Role::Client).await.expect("it is in this process");
         let (first, second, stranger) = (connect(&one).await, connect(&one).await, connect(&other).await);
         first.declare(&[Declaration::Queue(Queue::new("queue", QueueKind::Classic))]).await.expect("a new queue");
         assert_eq!(second.count("queue").await.expect("an answer"), Some(0));
         assert_eq!(stranger.count("queue").await.expect("an answer"), None);
+    }
+
+    #[tokio::test]
+    async fn a_broker_outlives_its_connections_until_it_is_dropped() {
+        let broker = broker();
+        let first = connect(&broker).await;
+        first.declare(&[Declaration::Queue(Queue::new("queue", QueueKind::Classic))]).await.expect("a new queue");
+        drop(first);
+        assert_eq!(connect(&broker).await.count("queue").await.expect("an answer"), Some(0));
+        let url = broker.to_string();
+        drop(broker);
+        let later = Transport::connect(&url, Role::Client).await.expect("it is in this process");
+        assert_eq!(later.count("queue").await.expect("an answer"), None);
     }
 }

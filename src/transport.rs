@@ -88,7 +88,7 @@ impl Transport {
     /// 30 s.
     pub async fn declare(&self, parts: &[Declaration]) -> Result<(), Error> {
         match self {
-            Self::Memory(connection) => connection.declare(parts),
+            Self::Memory(connection) => in_time("declare what it was asked to", connection.declare(parts)).await,
             Self::Rabbit(connection) => connection.declare(parts).await,
         }
     }
@@ -99,7 +99,7 @@ impl Transport {
     /// As [`Transport::declare`].
     pub async fn declare_however_long(&self, parts: &[Declaration]) -> Result<(), Error> {
         match self {
-            Self::Memory(connection) => connection.declare(parts),
+            Self::Memory(connection) => connection.declare(parts).await,
             Self::Rabbit(connection) => connection.declare_however_long(parts).await,
         }
     }
@@ -111,7 +111,7 @@ impl Transport {
     /// `Broker` for any other refusal, `Disconnected` when the broker is gone.
     pub async fn missing(&self, exchanges: &[String]) -> Result<Vec<String>, Error> {
         match self {
-            Self::Memory(connection) => connection.missing(exchanges),
+            Self::Memory(connection) => connection.missing(exchanges).await,
             Self::Rabbit(connection) => connection.missing(exchanges).await,
         }
     }
@@ -122,7 +122,7 @@ impl Transport {
     /// `Broker` for a refusal, `Disconnected` when the broker is gone.
     pub async fn unbind(&self, bindings: &[Binding]) -> Result<(), Error> {
         match self {
-            Self::Memory(connection) => connection.unbind(bindings),
+            Self::Memory(connection) => connection.unbind(bindings).await,
             Self::Rabbit(connection) => connection.unbind(bindings).await,
         }
     }
@@ -168,7 +168,7 @@ impl Transport {
     /// it is gone.
     pub async fn consume(&self, queue: &str, mode: Mode) -> Result<Consumer, Error> {
         match self {
-            Self::Memory(connection) => connection.consume(queue, mode),
+            Self::Memory(connection) => in_time("start a consumer", connection.consume(queue, mode)).await,
             Self::Rabbit(connection) => connection.consume(queue, mode).await,
         }
     }
@@ -179,7 +179,7 @@ impl Transport {
     /// As [`Transport::consume`].
     pub async fn consume_however_long(&self, queue: &str, mode: Mode) -> Result<Consumer, Error> {
         match self {
-            Self::Memory(connection) => connection.consume(queue, mode),
+            Self::Memory(connection) => connection.consume(queue, mode).await,
             Self::Rabbit(connection) => connection.consume_however_long(queue, mode).await,
         }
     }
@@ -193,7 +193,7 @@ impl Transport {
     /// As [`Transport::consume`].
     pub async fn get(&self, queue: &str) -> Result<Option<Delivery>, Error> {
         match self {
-            Self::Memory(connection) => connection.get(queue),
+            Self::Memory(connection) => connection.get(queue).await,
             Self::Rabbit(connection) => connection.get(queue).await,
         }
     }
@@ -205,7 +205,7 @@ impl Transport {
     /// `Broker` when the queue is another's, `Disconnected` when the broker is gone.
     pub async fn count(&self, queue: &str) -> Result<Option<u64>, Error> {
         match self {
-            Self::Memory(connection) => connection.count(queue),
+            Self::Memory(connection) => connection.count(queue).await,
             Self::Rabbit(connection) => connection.count(queue).await,
         }
     }
@@ -263,6 +263,15 @@ impl Transport {
             Self::Rabbit(connection) => connection.close().await,
         }
     }
+}
+
+/// What the broker in memory answers, unless a test has it take too long.
+async fn in_time<T>(operation: &str, answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let silent = |_| {
+        let reason = format!("it gave no answer within {ANSWER_TIMEOUT:?}");
+        Err(Error::Broker { operation: operation.to_owned(), reason })
+    };
+    tokio::time::timeout(ANSWER_TIMEOUT, answer).await.unwrap_or_else(silent)
 }
 
 /// A message on its way to an exchange.

@@ -358,6 +358,7 @@ mod tests {
     use crate::error::Fault;
     use crate::server::Server;
     use crate::state::State;
+    use crate::testing;
     use crate::transport::{Properties, Publication};
 
     #[tokio::test]
@@ -381,11 +382,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_drain_that_takes_long_still_hears_of_an_alarm() {
-        let url = format!("memory://{}", Uuid::new_v4());
+        let broker = testing::broker();
         let service =
             Service::new("work", 1).method("wait", |_: Context, (): ()| std::future::pending::<Result<(), Fault>>());
-        let running = Server::connect(&url).await.expect("in memory").serve(service).start().await.expect("all is new");
-        let client = Client::connect(&url).await.expect("in memory");
+        let running =
+            Server::connect(&broker).await.expect("in memory").serve(service).start().await.expect("all is new");
+        let client = Client::connect(&broker).await.expect("in memory");
         let day = Duration::from_secs(24 * 3600);
         let pending = client.call::<()>("work", "wait", ()).timeout(day).start().await.expect("on its way");
         let site = running.site.clone();
@@ -397,11 +399,11 @@ mod tests {
         // The first address would have been tried several times.
         tokio::time::sleep(day / 24).await;
         assert!(!drained.is_finished(), "a call runs");
-        let Transport::Memory(connection) = site.transport() else { unreachable!("it is in memory") };
-        connection.alarm(Some("low on memory"));
+        let transport = site.transport();
+        broker.alarm("low on memory");
         let (exchange, key) = (String::new(), "any".to_owned());
         let (properties, body) = (Properties::default(), Bytes::new());
-        let receipt = connection.publish(Publication { exchange, key, mandatory: false, properties, body });
+        let receipt = transport.publish(Publication { exchange, key, mandatory: false, properties, body });
         let blocked = state.wait_for(|state| matches!(state, State::Blocked { .. }));
         tokio::time::timeout(PATIENCE, blocked).await.expect("it is heard").expect("it is told");
         tokio::time::timeout(PATIENCE + START_PATIENCE, drained).await.expect("it ends early").expect("no panic");

@@ -1,4 +1,4 @@
-//! A broker's address: read strictly, so that nothing in it is misunderstood, and shown without anything that could be a
+//! Addresses of brokers. They are read strictly, so that no part is misunderstood, and are shown without anything
 //! secret.
 
 use std::fmt;
@@ -9,21 +9,19 @@ use std::time::Duration;
 
 use crate::error::Error;
 
-/// The largest frame that an address may ask for, in bytes: two buffers of 32 frames are allocated.
+/// The largest frame that an address may set, in bytes. lapin allocates two buffers of 32 frames for each connection.
 const MAX_FRAME: u32 = 16 * 1024 * 1024;
-/// The smallest that RabbitMQ 4 accepts.
+/// The smallest frame that RabbitMQ 4 accepts, in bytes.
 const MIN_FRAME: u32 = 8192;
-/// The longest name that AMQP and DNS can carry, in bytes.
+/// The longest name in AMQP and in DNS, in bytes.
 const LONGEST: usize = 255;
 
-/// Where a broker is. Shown, as text or by `{:?}`, it has neither user nor password nor options.
+/// Where a broker is. Text and `{:?}` show neither user, password nor options.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Address {
-    /// The broker of this name in this process.
-    Memory {
-        name: String,
-        user: Option<String>,
-    },
+    /// The broker with this name in this process.
+    Memory { name: String, user: Option<String> },
+    /// A RabbitMQ.
     Rabbit(RabbitAddress),
 }
 
@@ -38,31 +36,35 @@ pub(crate) struct RabbitAddress {
     pub(crate) options: Options,
 }
 
+/// The part before `://`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scheme {
+    /// Without encryption.
     Amqp,
-    /// By TLS.
+    /// With TLS.
     Amqps,
 }
 
+/// User and password. They are never shown.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Login {
     pub(crate) user: String,
     pub(crate) password: Option<String>,
 }
 
+/// The host: a name that is looked up, or an IP address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Host {
     Name(String),
     Ip(IpAddr),
 }
 
-/// What an address says after its `?`.
+/// The options after the `?` of an address. `None` means the default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Options {
-    /// In seconds; 0 is none.
+    /// In seconds. 0 means no heartbeats.
     pub(crate) heartbeat: Option<u16>,
-    /// In bytes.
+    /// The largest AMQP frame, in bytes.
     pub(crate) frame_max: Option<u32>,
     pub(crate) channel_max: Option<u16>,
     pub(crate) mechanism: Option<Mechanism>,
@@ -70,11 +72,12 @@ pub(crate) struct Options {
     pub(crate) order: Option<Order>,
 }
 
-/// In which order several addresses are tried.
+/// The order in which several addresses are tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// Another one each time: connections spread over the nodes of a cluster. The default.
+    /// In a random order, so that connections spread over the nodes of a cluster. This is the default.
     Random,
+    /// In the order in which they are written.
     Given,
 }
 
@@ -83,15 +86,12 @@ pub(crate) enum Order {
 pub(crate) enum Mechanism {
     Plain,
     AmqPlain,
-    /// By the certificate.
+    /// With the client certificate.
     External,
     Anonymous,
 }
 
-/// Reads an address, or several: hosts of one, or whole ones, with commas between them.
-///
-/// # Errors
-/// `Invalid`, which says what cannot be understood and shows no more of it than its scheme.
+/// Reads the text after the `?`.
 pub(crate) fn read(text: &str) -> Result<Vec<Address>, Error> {
     let whole: Vec<&str> = whole_addresses(text).collect();
     let mut addresses = Vec::new();
@@ -107,7 +107,7 @@ pub(crate) fn read(text: &str) -> Result<Vec<Address>, Error> {
     Ok(addresses)
 }
 
-/// The parts of `text` with a comma before another address, and not one in a password.
+/// Splits the text at commas that stand before another scheme. A comma in a password does not.
 fn whole_addresses(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = Some(text);
     std::iter::from_fn(move || {
@@ -118,14 +118,17 @@ fn whole_addresses(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// A scheme that is known, and what comes after its `://`.
+/// The scheme, if it is known, and the text after `://`.
 fn scheme(text: &str) -> Option<(&'static str, &str)> {
     let (scheme, rest) = text.split_once("://")?;
     let known = ["memory", "amqp", "amqps"].into_iter().find(|known| scheme.eq_ignore_ascii_case(known))?;
     Some((known, rest))
 }
 
-/// An address for each of the hosts that this one names; or why not, in words that follow its name.
+/// An address for each host in one whole address.
+///
+/// # Errors
+/// What is wrong, as the rest of a sentence that begins with the address's name.
 fn hosts_of(text: &str) -> Result<Vec<Address>, String> {
     let Some((scheme, rest)) = scheme(text) else {
         let why = match text {
@@ -173,6 +176,7 @@ fn hosts_of(text: &str) -> Result<Vec<Address>, String> {
     each.collect()
 }
 
+/// An address that begins with `memory://`.
 fn memory(user: Option<&str>, name: &str, path: &str, query: Option<&str>) -> Result<Address, String> {
     let is_name = name.is_empty() || is_host_name(name);
     if !is_name || !path.is_empty() || query.is_some() || user.is_some_and(|user| user.contains(':')) {
@@ -186,13 +190,14 @@ fn memory(user: Option<&str>, name: &str, path: &str, query: Option<&str>) -> Re
     Ok(Address::Memory { name: name.to_owned(), user })
 }
 
+/// The part before the `@`.
 fn read_login(text: &str) -> Result<Login, String> {
     let (user, password) = text.split_once(':').map_or((text, None), |(user, password)| (user, Some(password)));
     let password = password.map(|password| read_part("password", password)).transpose()?;
     Ok(Login { user: read_part("user", user)?, password })
 }
 
-/// A user or a password.
+/// A user or a password, without its percent-encoding.
 fn read_part(what: &str, text: &str) -> Result<String, String> {
     let part = decoded(what, text)?;
     if part.is_empty() {
@@ -204,6 +209,7 @@ fn read_part(what: &str, text: &str) -> Result<String, String> {
     Ok(part)
 }
 
+/// The virtual host, without its percent-encoding.
 fn read_vhost(text: &str) -> Result<String, String> {
     if text.contains('/') {
         return Err("has a `/` in its virtual host: it is written %2F".to_owned());
@@ -216,7 +222,7 @@ fn read_vhost(text: &str) -> Result<String, String> {
     }
 }
 
-/// A host, and a port if there is one.
+/// A host, and its port if there is one.
 fn read_host(text: &str) -> Result<(Host, Option<u16>), String> {
     let bracketed = text.strip_prefix('[').map(|rest| rest.split_once(']').unwrap_or((rest, "")));
     let (host, port) = bracketed.unwrap_or_else(|| text.split_at(text.find(':').unwrap_or(text.len())));
@@ -241,6 +247,7 @@ fn read_host(text: &str) -> Result<(Host, Option<u16>), String> {
     Ok((host, port))
 }
 
+/// A host that is not in brackets.
 fn read_name(name: &str) -> Result<Host, String> {
     if name.is_empty() {
         return Err("has no host".to_owned());
@@ -251,7 +258,7 @@ fn read_name(name: &str) -> Result<Host, String> {
     if !is_host_name(name) {
         return Err("has a host that is no name: letters, digits, `-`, `_` and `.`".to_owned());
     }
-    // Resolvers read `127.1` and `0x7f000001` as addresses, which are hardly meant.
+    // Name servers read `127.1` and `0x7f000001` as IP addresses. Hardly anybody means that.
     let last = name.trim_end_matches('.').rsplit('.').next().unwrap_or_default();
     let hex = last.strip_prefix("0x").or_else(|| last.strip_prefix("0X"));
     if is_number(last) || hex.is_some_and(|hex| hex.bytes().all(|digit| digit.is_ascii_hexdigit())) {
@@ -269,12 +276,12 @@ fn is_number(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|digit| digit.is_ascii_digit())
 }
 
-/// A number written in digits alone, within `range`.
+/// A number that is written only with digits and lies in `range`.
 fn number<T: FromStr + PartialOrd>(text: &str, range: RangeInclusive<T>) -> Option<T> {
     text.parse().ok().filter(|number| is_number(text) && range.contains(number))
 }
 
-/// Undoes the percent-encoding of a part.
+/// Removes the percent-encoding of a part. `what` names the part in the error.
 fn decoded(what: &str, text: &str) -> Result<String, String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -364,7 +371,7 @@ impl Mechanism {
 }
 
 impl Scheme {
-    /// Where brokers listen for it.
+    /// The port where brokers usually listen.
     fn port(self) -> u16 {
         match self {
             Self::Amqp => 5672,
@@ -374,7 +381,7 @@ impl Scheme {
 }
 
 impl Address {
-    /// Whether it is to be tried in its place among others.
+    /// Whether it asks to be tried in the order in which it was written.
     pub(crate) fn has_its_place(&self) -> bool {
         matches!(self, Self::Rabbit(address) if address.options.order == Some(Order::Given))
     }
@@ -402,7 +409,7 @@ impl fmt::Display for RabbitAddress {
             Scheme::Amqps => "amqps",
         };
         write!(f, "{scheme}://{}:{}", self.host, self.port)?;
-        // The usual one is what an address without one means.
+        // An address without a virtual host means the usual one, `/`.
         if self.vhost == "/" { Ok(()) } else { write!(f, "/{}", encoded(&self.vhost)) }
     }
 }
@@ -414,7 +421,7 @@ impl fmt::Debug for RabbitAddress {
 }
 
 impl fmt::Display for Host {
-    /// As it stands before the port.
+    /// The host as it is written in front of a port.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Name(name) => f.write_str(name),
@@ -424,7 +431,7 @@ impl fmt::Display for Host {
     }
 }
 
-/// A part of an address, percent-encoded.
+/// The percent-encoding of a part.
 fn encoded(part: &str) -> String {
     let mut encoded = String::with_capacity(part.len());
     for byte in part.bytes() {

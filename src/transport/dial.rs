@@ -168,7 +168,10 @@ impl Dial {
 
     async fn open(&self, address: &Address, role: Role) -> Result<Transport, String> {
         match address {
-            Address::Memory { name, user } => Ok(Transport::Memory(memory::Connection::open_as(user.as_deref(), name))),
+            Address::Memory { name, user } => {
+                let opened = memory::Connection::open(name, user.as_deref(), self.connect_timeout).await;
+                opened.map(Transport::Memory)
+            }
             Address::Rabbit(address) => rabbit::Connection::open(address, self, role).await.map(Transport::Rabbit),
         }
     }

@@ -1,33 +1,30 @@
 //! The state of a broker in memory and what each operation does to it.
 //!
-//! Between operations no queue has both a message that waits and a consumer with room for it.
+//! Between operations no queue has both a message that waits and a consumer with room for it, unless the broker is stalled.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Weak};
 
 use tokio::runtime::Handle;
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::broadcast;
 use tokio::time::{Instant, sleep_until};
 
 use super::Broker;
 use super::channel::Channel;
+use super::faults::{End, Faults};
 use super::queue::{Queue, Timer, difference, invalid_argument};
 use crate::error::Error;
 use crate::topology::{self, Binding, Declaration, ExchangeKind, QueueKind};
-use crate::transport::{Confirm, ConsumerEnd, Death, Event, Lost, Publication};
-
-/// Where it is told what became of a publication.
-type Said = oneshot::Sender<Result<Confirm, Lost>>;
+use crate::transport::{ConsumerEnd, Death, Event, Publication};
 
 /// Everything that a broker knows.
 pub(super) struct State {
     /// Itself, for its timers and for what is pulled.
     pub(super) broker: Weak<Broker>,
     next_id: u64,
-    connections: BTreeMap<u64, Peer>,
-    /// Why no publications are taken now, and those that wait for the end of that.
-    alarm: Option<Arc<str>>,
-    held: Vec<(u64, Publication, Said)>,
+    pub(super) connections: BTreeMap<u64, Peer>,
+    /// What is wrong with it, and what waits for the end of that.
+    pub(super) faults: Faults,
     pub(super) exchanges: HashMap<String, Exchange>,
     pub(super) queues: HashMap<Arc<str>, Queue>,
     pub(super) channels: HashMap<u64, Channel>,
@@ -36,12 +33,14 @@ pub(super) struct State {
 }
 
 /// Who is connected.
-struct Peer {
+pub(super) struct Peer {
     /// Where tasks can run for it.
-    runtime: Handle,
-    events: broadcast::Sender<Event>,
+    pub(super) runtime: Handle,
+    pub(super) user: Option<Arc<str>>,
+    pub(super) events: broadcast::Sender<Event>,
+    pub(super) end: End,
     /// Whether it has been told of an alarm.
-    blocked: bool,
+    pub(super) blocked: bool,
 }
 
 /// An exchange: each key or pattern, and the queues bound with it.
@@ -56,8 +55,7 @@ impl State {
             broker,
             next_id: 0,
             connections: BTreeMap::new(),
-            alarm: None,
-            held: Vec::new(),
+            faults: Faults::default(),
             exchanges: HashMap::new(),
             queues: HashMap::new(),
             channels: HashMap::new(),
@@ -70,45 +68,15 @@ impl State {
         self.next_id
     }
 
-    pub(super) fn connect(&mut self, runtime: Handle, events: broadcast::Sender<Event>) -> u64 {
+    pub(super) fn connect(&mut self, peer: Peer) -> u64 {
         let id = self.new_id();
-        self.connections.insert(id, Peer { runtime, events, blocked: false });
+        let is_first = self.connections.is_empty();
+        self.connections.insert(id, peer);
+        if is_first {
+            // There was nobody whose runtime the timers could have run on.
+            self.set_timers();
+        }
         id
-    }
-
-    /// Begins or ends to take no publications.
-    pub(super) fn alarm(&mut self, reason: Option<Arc<str>>) {
-        self.alarm = reason;
-        if self.alarm.is_some() {
-            return;
-        }
-        for peer in self.connections.values_mut().filter(|peer| peer.blocked) {
-            peer.blocked = false;
-            // Not everybody listens.
-            let _ = peer.events.send(Event::Unblocked);
-        }
-        for (connection, publication, said) in std::mem::take(&mut self.held) {
-            self.take(connection, publication, said);
-        }
-    }
-
-    /// Why a connection is blocked, if it has been told so.
-    pub(super) fn blocked(&self, connection: u64) -> Option<Arc<str>> {
-        self.alarm.clone().filter(|_| self.connections.get(&connection).is_some_and(|peer| peer.blocked))
-    }
-
-    /// Publishes at once, or at the end of the alarm, of which like RabbitMQ it tells whoever publishes.
-    pub(super) fn take(&mut self, connection: u64, publication: Publication, said: Said) {
-        let Some(reason) = self.alarm.clone() else {
-            // Nobody has to read a receipt.
-            let _ = said.send(Ok(self.publish(publication)));
-            return;
-        };
-        self.held.push((connection, publication, said));
-        if let Some(peer) = self.connections.get_mut(&connection).filter(|peer| !peer.blocked) {
-            peer.blocked = true;
-            let _ = peer.events.send(Event::Blocked(reason));
-        }
     }
 
     pub(super) fn is_connected(&self, connection: u64) -> bool {
@@ -121,7 +89,7 @@ impl State {
             return;
         }
         // Those who wait for it hear that the connection has ended.
-        self.held.retain(|(publisher, ..)| *publisher != connection);
+        self.faults.held.retain(|held| held.connection != connection);
         let channels = self.channels.iter().filter(|(_, channel)| channel.connection == connection);
         let channels = channels.inspect(|(_, channel)| channel.lose(ConsumerEnd::Connection));
         let channels: Vec<_> = channels.map(|(id, _)| *id).collect();
@@ -132,9 +100,7 @@ impl State {
         self.end(&channels);
         // Timers may run on a runtime that goes with this connection.
         self.queues.values_mut().for_each(|queue| queue.timer = None);
-        for name in self.queues.keys().cloned().collect::<Vec<_>>() {
-            self.set_timer(&name);
-        }
+        self.set_timers();
     }
 
     pub(super) fn declare(&mut self, connection: u64, part: &Declaration) -> Result<(), Error> {
@@ -207,7 +173,7 @@ impl State {
     }
 
     /// Drops the bindings and consumers of a queue that was removed.
-    fn forget(&mut self, name: &str) {
+    pub(super) fn forget(&mut self, name: &str) {
         let of_queue = self.channels.extract_if(|_, channel| *channel.queue == *name);
         of_queue.for_each(|(_, channel)| channel.lose(ConsumerEnd::Cancelled));
         for exchange in self.exchanges.values_mut() {
@@ -221,6 +187,12 @@ impl State {
 
 // Time.
 impl State {
+    fn set_timers(&mut self) {
+        for name in self.queues.keys().cloned().collect::<Vec<_>>() {
+            self.set_timer(&name);
+        }
+    }
+
     /// Makes sure that the queue is looked at when its next message, or it itself, expires.
     pub(super) fn set_timer(&mut self, name: &str) {
         let Some(queue) = self.queues.get_mut(name) else {
@@ -246,11 +218,16 @@ impl State {
     }
 
     /// A queue's timer rings.
-    fn ring(&mut self, name: &str) {
+    pub(super) fn ring(&mut self, name: &str) {
+        let is_silent = self.faults.is_silent(Some(name));
         let Some(queue) = self.queues.get_mut(name) else {
             return;
         };
         queue.timer = None;
+        if is_silent {
+            // It is looked at when it goes on.
+            return;
+        }
         if queue.expires_at().is_some_and(|at| at <= Instant::now()) {
             self.queues.remove(name);
             self.forget(name);

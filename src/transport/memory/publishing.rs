@@ -38,7 +38,7 @@ impl State {
     }
 
     /// The queues that a message goes to, each once; `None` when there is no such exchange.
-    fn routes(&self, exchange: &str, key: &str) -> Option<Vec<Arc<str>>> {
+    pub(super) fn routes(&self, exchange: &str, key: &str) -> Option<Vec<Arc<str>>> {
         if exchange.is_empty() {
             return Some(self.queues.get_key_value(key).map(|(queue, _)| queue.clone()).into_iter().collect());
         }
@@ -67,7 +67,8 @@ impl State {
         }
         let entry = queue.entry(message, Instant::now());
         // A consumer that waits gets it even when it may not wait at all.
-        if queue.is_empty()
+        if !self.faults.is_silent(Some(name))
+            && queue.is_empty()
             && let Some(consumer) = next_consumer(queue, &mut self.channels)
         {
             consumer.deliver(entry);
@@ -80,6 +81,9 @@ impl State {
 
     /// Hands out what waits while there are consumers with room for it, and buries what has expired.
     pub(super) fn turn(&mut self, name: &str) {
+        if self.faults.is_silent(Some(name)) {
+            return;
+        }
         let Some(queue) = self.queues.get_mut(name) else {
             return;
         };
