@@ -172,6 +172,7 @@ mod server;
 mod service;
 mod context;
 mod registry;
+mod document;
 mod state;
 mod settings;
 mod dead;
@@ -209,8 +210,8 @@ pub use context::Context;
 pub use dead::{
     DeadLetter, DeadLetters, DeadLettersBuilder, EarlierDeath, Fate, Handled, LetterKind, Listed, WhichLetters,
 };
+pub use document::{Histogram, Instance, InstanceStats, MethodInfo, MethodStats};
 pub use error::{CallError, Code, Error, Fault, Unanswered};
-pub use registry::{Instance, InstanceStats, MethodInfo};
 pub use server::{Caller, Running, Server, ServerBuilder};
 pub use service::{Dispatch, Failure, IntoService, Method, Service};
 pub use state::State;

@@ -4,75 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::TryStreamExt;
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 
 use crate::client::{Arguments, Client, Request, Target};
+use crate::document::{Document, Instance, InstanceStats, Typed};
 use crate::error::{Code, Error};
 use crate::frame::Frame;
 use crate::topology::ServiceId;
-
-/// The questions. Their names have a dot, so no method of a service can be taken for one.
-pub(crate) const PING: &str = "hopline.ping";
-pub(crate) const INFO: &str = "hopline.info";
-pub(crate) const STATS: &str = "hopline.stats";
-
-/// What an instance of a service says that it serves.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct Instance {
-    /// The service, as `name.vMAJOR`.
-    pub service: String,
-    /// The instance's id: what [`Call::to`](crate::Call::to) takes.
-    pub instance: String,
-    /// The version of Hopline that it runs.
-    pub hopline: String,
-    /// Its methods, by name.
-    pub methods: Vec<MethodInfo>,
-}
-
-/// What an instance says of one of its methods.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct MethodInfo {
-    /// The name to call it by.
-    pub name: String,
-    /// How it is written in the service's language; the bare name if that is not known.
-    pub signature: String,
-    /// Whether it takes oneway calls.
-    #[serde(default)]
-    pub oneway: bool,
-    /// Whether it may run twice without harm.
-    pub idempotent: bool,
-}
-
-/// How busy an instance of a service is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct InstanceStats {
-    /// The service, as `name.vMAJOR`.
-    pub service: String,
-    /// The instance's id.
-    pub instance: String,
-    /// Calls that run now.
-    pub running: u64,
-    /// Calls that it has run since it started, however they ended.
-    pub finished: u64,
-    /// Deliveries that got the reply of an earlier one, by [`Method::dedup`](crate::Method::dedup); 0 from an instance
-    /// that does not tell.
-    #[serde(default)]
-    pub repeated: u64,
-    /// Frames that came to it and could not be read; what followed each in its message counts with it.
-    #[serde(default)]
-    pub malformed: u64,
-    /// Frames that could be read and were not to be run: unknown methods, bombs, what does not belong where it came, and
-    /// what came back to be run twice.
-    #[serde(default)]
-    pub refused: u64,
-    /// Cancels of calls that did not run here: of another instance's, for each hears of each; late or forged.
-    #[serde(default)]
-    pub cancels_ignored: u64,
-}
 
 impl Client {
     /// The instances that are up and what they serve, as those tell that answer within `window`; none is fine too.
@@ -81,9 +18,7 @@ impl Client {
     /// # Errors
     /// `Disconnected`, `Blocked`.
     pub async fn instances(&self, window: Duration) -> Result<Vec<Instance>, Error> {
-        let mut told: Vec<Instance> = ask(self, INFO, window).await?;
-        told.sort_by(|one, other| (&one.service, &one.instance).cmp(&(&other.service, &other.instance)));
-        Ok(told)
+        ask(self, window).await
     }
 
     /// How busy the instances are that answer within `window`. Sorted by service and instance.
@@ -91,16 +26,15 @@ impl Client {
     /// # Errors
     /// As [`Client::instances`].
     pub async fn stats(&self, window: Duration) -> Result<Vec<InstanceStats>, Error> {
-        let mut told: Vec<InstanceStats> = ask(self, STATS, window).await?;
-        told.sort_by(|one, other| (&one.service, &one.instance).cmp(&(&other.service, &other.instance)));
-        Ok(told)
+        ask(self, window).await
     }
 }
 
-async fn ask<T: DeserializeOwned>(client: &Client, question: &str, window: Duration) -> Result<Vec<T>, Error> {
+/// The documents that instances give out when they are asked for them, by service and instance.
+async fn ask<D: Document>(client: &Client, window: Duration) -> Result<Vec<D>, Error> {
     let service = ServiceId::new("hopline", 1).map_err(Error::Invalid)?;
     let arguments: Arguments = Box::new(|codec, payload| codec.write::<[(); 0]>(&[], payload));
-    let target = Arc::new(Target::new(service, question));
+    let target = Arc::new(Target::new(service, D::QUESTION));
     let request = Request { timeout: Some(window), ..Request::new(Ok(target), arguments) };
     let replies = match client.discover(request).await {
         Err(Error::NoService { .. }) => return Ok(Vec::new()),
@@ -108,6 +42,14 @@ async fn ask<T: DeserializeOwned>(client: &Client, question: &str, window: Durat
     };
     // One that does not know the question, being of another make, is no reason to hear none.
     let known = replies.iter().filter(|reply| reply.status == Code::Ok);
-    let read = |reply: &Frame| reply.codec.decode(&reply.plain_payload(client.max_payload()).ok()?).ok();
-    Ok(known.filter_map(read).collect())
+    let mut documents: Vec<D> = known.filter_map(|reply| read(reply, client.max_payload())).collect();
+    documents.sort_by(|one, other| one.source().cmp(&other.source()));
+    Ok(documents)
+}
+
+/// The document that a reply has, of at most so many bytes; none if it is another one than was asked for.
+fn read<D: Document>(reply: &Frame, most: usize) -> Option<D> {
+    let payload = reply.plain_payload(most).ok()?;
+    let typed: Typed = reply.codec.decode(&payload).ok()?;
+    typed.is::<D>().then(|| reply.codec.decode(&payload).ok())?
 }

@@ -1,8 +1,8 @@
-//! For the tests of what is built on Hopline: a broker for each test, which nobody else has and which fails when the test says
-//! so; and services that are not there, in a line each.
+//! For tests of programs that use Hopline: a broker for each test, which fails when the test says so, and fakes of
+//! services that do not run.
 //!
-//! `memory://` is one broker for the whole process, and `cargo test` runs the tests of a file side by side in one process:
-//! two tests on `memory://` answer each other's calls. On a [`broker`] of its own, a test is alone:
+//! `memory://` is one broker for the whole process, and `cargo test` runs the tests of a file in one process at the
+//! same time. So two tests on `memory://` would answer each other's calls. On a [`broker`] of its own, a test is alone:
 //!
 //! ```test_harness
 //! use hopline::{Client, Error, Server, testing};
@@ -32,8 +32,8 @@
 //!
 //! # Fakes
 //!
-//! A [`Fake`] takes the place of a service that the program under test calls. It answers as it is told, and knows what it was
-//! asked:
+//! A [`Fake`] takes the place of a service that the program under test calls. It answers as it is told, and remembers
+//! what it was asked:
 //!
 //! ```test_harness
 //! use hopline::testing::{self, Fake};
@@ -68,16 +68,17 @@
 //!
 //! # Time
 //!
-//! A broker in memory takes its time from tokio. With `#[tokio::test(start_paused = true)]`, which needs tokio's feature
-//! `test-util`, the clock stands still while anything can run, and jumps ahead when all wait: a test of a deadline of an hour
-//! takes no time, and no busy machine makes it fail. This holds for what runs in the test's own runtime, so not for handlers
-//! with [`Dispatch::Pool`](crate::Dispatch::Pool) or [`Dispatch::Blocking`](crate::Dispatch::Blocking), and not for RabbitMQ.
+//! A broker in memory uses tokio's clock. With `#[tokio::test(start_paused = true)]`, which needs tokio's feature
+//! `test-util`, the clock stands still while anything can run, and jumps ahead when everything waits. So a test of a
+//! deadline of an hour takes no time, and does not fail on a busy machine. This holds for everything in the test's own
+//! runtime. It does not hold for handlers with [`Dispatch::Pool`](crate::Dispatch::Pool) or
+//! [`Dispatch::Blocking`](crate::Dispatch::Blocking), nor for RabbitMQ.
 //!
 //! # Faults
 //!
-//! A broker in memory fails when a test says so: [`Broker::alarm`], [`Broker::stall`], [`Broker::cut`] and
-//! [`Broker::take_down`], until [`Broker::restore`]. Together with time that is paused, this shows what a program does when its
-//! broker is away for a while:
+//! A broker in memory fails when a test says so, with [`Broker::alarm`], [`Broker::stall`], [`Broker::cut`] and
+//! [`Broker::take_down`], until [`Broker::restore`]. With a paused clock, this shows what a program does while its
+//! broker is down:
 //!
 //! ```test_harness
 //! use std::time::Duration;
@@ -109,21 +110,21 @@ use uuid::Uuid;
 pub use self::fake::{Fake, FakeServer};
 use crate::transport::memory;
 
-/// A broker in this process that nobody else has.
+/// A broker in this process that only this test has.
 ///
-/// It stands for its address: `&broker` is what [`Client::connect`](crate::Client::connect) and
-/// [`Server::connect`](crate::Server::connect) take, and `broker.to_string()` is for programs that want a `String`.
+/// It stands for its address: [`Client::connect`](crate::Client::connect) and
+/// [`Server::connect`](crate::Server::connect) accept `&broker`. Code that needs a `String` gets it by
+/// `broker.to_string()`.
 ///
-/// The broker is there as long as this is, or somebody is connected to it. Then it ends, with all that waits there.
+/// The broker ends, with its messages, when this is dropped and nobody is connected to it any more.
 #[must_use]
 pub fn broker() -> Broker {
     let name = Uuid::new_v4().simple().to_string();
     Broker { url: format!("memory://{name}"), state: memory::Broker::named(&name) }
 }
 
-/// A [`broker`] in this process, and its faults.
-///
-/// A fault begins at once, and lasts until [`Broker::restore`]. Several may be there at the same time.
+/// A [`broker`] in this process, and its faults. A fault begins at once, and lasts until [`Broker::restore`]. Several
+/// can be there at the same time.
 ///
 /// ```
 /// use hopline::{Client, Error, State, testing};
@@ -150,37 +151,36 @@ impl Broker {
         &self.url
     }
 
-    /// Sets off an alarm, as RabbitMQ does when it is short of memory or disk, for a reason such as `low on memory`.
+    /// Raises an alarm, as RabbitMQ does when it is short of memory or disk. `reason` is for example `low on memory`.
     ///
-    /// The broker takes nothing of what is published, and says so to whoever publishes: clients and servers are
-    /// [`State::Blocked`](crate::State::Blocked) from then on. Calls wait for
-    /// [`blocked_wait`](crate::ClientBuilder::blocked_wait), and then end as [`Error::Blocked`](crate::Error::Blocked).
+    /// The broker accepts no messages, and says so to those who publish: clients and servers become
+    /// [`State::Blocked`](crate::State::Blocked). Calls wait for [`blocked_wait`](crate::ClientBuilder::blocked_wait),
+    /// and then fail with [`Error::Blocked`](crate::Error::Blocked).
     pub fn alarm(&self, reason: &str) {
         self.state.alarm(reason);
     }
 
-    /// Stalls the broker: it takes nothing, answers nothing and delivers nothing, and tells nobody. Connections stand.
+    /// Stalls the broker: it accepts, answers and delivers nothing, and tells nobody. Connections stay open.
     ///
-    /// Calls end by their deadlines. Clients and servers are [`State::Degraded`](crate::State::Degraded) after some seconds, if
-    /// they wait for an answer. Whoever connects waits for its
+    /// Calls end by their deadlines. Clients and servers that wait for an answer become
+    /// [`State::Degraded`](crate::State::Degraded) after some seconds. Those who connect wait for their
     /// [`connect_timeout`](crate::ClientBuilder::connect_timeout).
     pub fn stall(&self) {
         self.state.stall();
     }
 
-    /// Cuts all connections, as a network does for a moment: clients and servers can connect again at once.
-    ///
-    /// What was delivered and not settled is delivered again.
+    /// Cuts all connections, as a network may do for a moment. Clients and servers can reconnect at once. What was
+    /// delivered and not settled is delivered again.
     pub fn cut(&self) {
         self.state.cut();
     }
 
-    /// Takes the broker down: all connections are lost, and nobody can connect. Its queues stay, with all that waits there.
+    /// Takes the broker down: all connections are lost, and nobody can connect. Its queues keep their messages.
     pub fn take_down(&self) {
         self.state.take_down();
     }
 
-    /// Ends the alarm and the stall, and has the broker take connections again. Whatever waited for that goes on, in order.
+    /// Ends all faults. What they held up goes on in order, and connections are accepted again.
     pub fn restore(&self) {
         self.state.restore();
     }

@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::message::{Message, Source};
+use crate::document::InstanceStats;
 use crate::frame::{Frame, Kind};
-use crate::registry::InstanceStats;
 
 /// How many cancels are remembered of calls that have not arrived. The oldest are forgotten first.
 const MAX_REMEMBERED: usize = 65_536;
@@ -101,11 +101,11 @@ impl Calls {
         (self.running.len(), self.finished)
     }
 
-    /// What an instance tells of itself.
-    pub(super) fn stats(&self, service: String, instance: String, repeated: u64) -> InstanceStats {
+    /// What it has counted.
+    pub(super) fn stats(&self) -> InstanceStats {
         let Self { finished, malformed, refused, cancels_ignored, .. } = *self;
         let running = self.running.len() as u64;
-        InstanceStats { service, instance, running, finished, repeated, malformed, refused, cancels_ignored }
+        InstanceStats { running, finished, malformed, refused, cancels_ignored, ..InstanceStats::default() }
     }
 
     /// Cancels a running call. If it does not run here, the cancel is remembered, since the call may still arrive:

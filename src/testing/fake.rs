@@ -1,4 +1,4 @@
-//! A service that is not there: it answers as a test says, and knows what it was asked.
+//! Fakes: a fake answers in place of a service as a test says, and remembers what it was asked.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,14 +17,14 @@ use crate::error::{Error, Fault};
 use crate::server::{Running, Server};
 use crate::service::{Failure, Handler, Method, Service, arguments_of, running};
 
-/// How long a test waits for a call or an event that does not come.
+/// How long a test waits for a call or an event before it fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A service in the place of one that a test does not have: what it answers is said in a line for each method.
+/// A fake of a service that a test does not have. A line for each method says what it answers.
 ///
-/// Methods are named as on the wire, which for a `#[hopline::service]` is as in the trait. Say [`Method::oneway`] of those that
-/// take oneway calls. A method that is told several answers gives them in this order, one to each call, and the last one to all
-/// later calls. A method that is told none is refused as `UNIMPLEMENTED`.
+/// Methods have their names on the wire; for a `#[hopline::service]` these are the names in the trait. Give
+/// [`Method::oneway`] for those that accept oneway calls. A method with several answers gives them in this order, one
+/// to each call, and the last one to all later calls. A method without answers is refused as `UNIMPLEMENTED`.
 ///
 /// ```
 /// use hopline::testing::{self, Fake};
@@ -63,7 +63,7 @@ pub struct Fake {
     patterns: Vec<String>,
 }
 
-/// What a method answers: the first call, the second, and so on; the last one all others.
+/// What a method answers: to the first call, to the second, and so on. The last answer is for all later calls.
 struct Answers(Vec<Handler>);
 
 impl fmt::Debug for Answers {
@@ -73,7 +73,7 @@ impl fmt::Debug for Answers {
 }
 
 impl Fake {
-    /// A service of this name and major version, which has no methods yet.
+    /// A fake of the service with this name and major version. It has no methods yet.
     pub fn new(service: &str, version: u32) -> Self {
         Self {
             service: Service::new(service, version),
@@ -83,18 +83,18 @@ impl Fake {
         }
     }
 
-    /// Serves in this namespace. Default: that of [`Server::connect`].
+    /// Sets the namespace. Default: that of [`Server::connect`].
     pub fn namespace(mut self, namespace: &str) -> Self {
         self.namespace = Some(namespace.to_owned());
         self
     }
 
-    /// The method returns this, whatever its arguments are.
+    /// Makes the method return `result`, whatever its arguments are.
     pub fn returns<R: Serialize + Clone + Send + Sync + 'static>(self, method: impl Into<Method>, result: R) -> Self {
         self.add(method.into(), running(ignored, move |_, ()| ready(Ok::<_, Fault>(result.clone()))))
     }
 
-    /// The method fails with this: an error of its own, as the trait declares it, or a [`Fault`].
+    /// Makes the method fail with `failure`: an error of its own, as the trait declares it, or a [`Fault`].
     ///
     /// ```
     /// use hopline::testing::{self, Fake};
@@ -113,7 +113,7 @@ impl Fake {
         self.add(method.into(), running(ignored, move |_, ()| ready(Err::<(), _>(failure.clone()))))
     }
 
-    /// The method answers what this function makes of its [arguments](Arguments), which are one tuple.
+    /// Makes the method answer what `answer` returns for its [arguments](Arguments), which are one tuple.
     pub fn answers<A, R, E>(
         self,
         method: impl Into<Method>,
@@ -149,7 +149,7 @@ impl Fake {
         self.add(method.into(), running(ignored, |_, ()| pending::<Result<(), Fault>>()))
     }
 
-    /// Listens to events whose key matches this pattern, as [`Server::subscribe`] reads it.
+    /// Subscribes to the events whose key matches this pattern: see [`Server::subscribe`].
     pub fn listens(mut self, pattern: &str) -> Self {
         self.patterns.push(pattern.to_owned());
         self
@@ -161,7 +161,7 @@ impl Fake {
         self
     }
 
-    /// Serves it on a [`broker`](super::broker), or any other, until what this returns is dropped.
+    /// Serves the fake on a [`broker`](super::broker) or any other, until what this returns is dropped.
     ///
     /// # Errors
     /// As [`Server::connect`] and [`Server::start`].
@@ -191,21 +191,22 @@ impl Fake {
     }
 }
 
-/// For answers that do not depend on the arguments.
+/// Reads no arguments, for answers that do not depend on them.
 fn ignored(_: Codec, _: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// What a fake has heard, and whoever waits for more.
+/// What a fake has heard. Those who wait for more are woken.
 #[derive(Debug, Default)]
 struct Heard {
     book: Mutex<Book>,
     more: watch::Sender<()>,
 }
 
+/// The calls and events that a fake has heard.
 #[derive(Debug, Default)]
 struct Book {
-    /// The arguments of each call as they came, by method.
+    /// The payload of each call, by method.
     calls: BTreeMap<String, Vec<(Codec, Bytes)>>,
     events: Vec<(String, serde_cbor::Value)>,
 }
@@ -220,7 +221,7 @@ impl Heard {
         self.more.send_replace(());
     }
 
-    /// What runs a method: it notes each call before it answers it.
+    /// A handler that notes each call before it answers.
     fn keeping(self: Arc<Self>, method: String, answers: Answers) -> Handler {
         Arc::new(move |context, codec, payload| {
             let mut number = 0;
@@ -240,26 +241,28 @@ impl Heard {
 pub struct FakeServer {
     name: String,
     heard: Arc<Heard>,
-    /// How many calls of each method, and how many events, [`FakeServer::next_call`] and [`FakeServer::next_event`] have told.
+    /// How many calls of each method, and how many events, [`FakeServer::next_call`] and [`FakeServer::next_event`]
+    /// have returned.
     told: Mutex<BTreeMap<Option<String>, usize>>,
     running: Running,
 }
 
 impl FakeServer {
-    /// The arguments of all calls of a method so far, in the order in which they came. Requests, oneway calls and broadcasts
-    /// count alike. A request that has been answered is among them; for others, [`FakeServer::next_call`] waits.
+    /// The arguments of all calls of a method so far, in the order of arrival: requests, oneway calls and broadcasts. A
+    /// request that was answered is among them. To wait for others, use [`FakeServer::next_call`].
     ///
     /// # Panics
-    /// If the fake has no such method, or these are not its arguments.
+    /// If the fake has no such method, or the arguments are of another type.
     #[must_use]
     pub fn calls<A: Arguments>(&self, method: &str) -> Vec<A> {
         self.kept(method).iter().map(|call| self.read(method, call)).collect()
     }
 
-    /// Waits for the next call of a method that this has not told yet, and tells its arguments.
+    /// Waits for the next call of a method that this has not returned yet. Returns its arguments.
     ///
     /// # Panics
-    /// If none comes within a minute of tokio's time, if the fake has no such method, or if these are not its arguments.
+    /// If none comes within a minute of tokio's time, if the fake has no such method, or if the arguments are of
+    /// another type.
     pub async fn next_call<A: Arguments>(&self, method: &str) -> A {
         let next = |told| self.kept(method).get(told).map(|call| self.read(method, call));
         match self.next(Some(method.to_owned()), next).await {
@@ -268,7 +271,7 @@ impl FakeServer {
         }
     }
 
-    /// All events so far: the key of each, and what was published.
+    /// All events so far, each with its key.
     ///
     /// # Panics
     /// If one of them cannot be read as `T`.
@@ -277,7 +280,7 @@ impl FakeServer {
         self.heard.lock().events.clone().into_iter().map(read_event).collect()
     }
 
-    /// Waits for the next event that this has not told yet, and tells its key, and what was published.
+    /// Waits for the next event that this has not returned yet. Returns its key and the event.
     ///
     /// # Panics
     /// If none comes within a minute of tokio's time, or it cannot be read as `T`.
@@ -289,10 +292,10 @@ impl FakeServer {
         }
     }
 
-    /// That a method was called with these arguments, at least once.
+    /// Asserts that a method was called with these arguments, at least once.
     ///
     /// # Panics
-    /// If it was not. The message tells with which arguments it was called instead.
+    /// If it was not. The message tells the arguments with which it was called.
     #[track_caller]
     pub fn assert_called<A: Arguments + PartialEq + fmt::Debug>(&self, method: &str, arguments: A) {
         let calls = self.calls::<A>(method);

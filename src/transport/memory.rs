@@ -1,7 +1,7 @@
-//! A broker inside the process, with RabbitMQ's semantics as far as Hopline relies on them.
+//! A broker inside this process. It behaves like RabbitMQ, as far as Hopline relies on that.
 //!
-//! Everybody in the process who opens the same name meets there. A broker goes, with all that it holds, when the last
-//! connection to it is dropped.
+//! Everybody in the process who opens the same name meets there. A broker ends, with all its messages, when the last
+//! connection to it is dropped. Tests can make it fail: see `memory/faults.rs`.
 
 mod broker;
 mod channel;
@@ -25,24 +25,24 @@ use super::{Consumer, Delivery, Event, Life, Lost, Mode, Publication, Receipt, S
 use crate::error::Error;
 use crate::topology::{Binding, Declaration};
 
-/// The brokers of this process that somebody is connected to.
+/// The brokers of this process that somebody is connected to, by name.
 static BROKERS: Mutex<BTreeMap<String, Weak<Broker>>> = Mutex::new(BTreeMap::new());
 
-/// How many events a slow subscriber may be behind.
+/// How many events a slow subscriber may be behind before it misses some.
 const EVENTS: usize = 64;
 
-/// How many settled deliveries of a channel are handled under one lock.
+/// The most settlements of a channel that are handled while the lock is held once.
 const SETTLES_AT_ONCE: usize = 64;
 
-/// One broker: its state, and the lock around it. It goes when this and all connections to it are dropped.
+/// One broker: its state behind a lock. It ends when this and all connections to it are dropped.
 pub struct Broker {
     state: Mutex<State>,
-    /// Whether nothing is heard of it, or of one of its queues. It is sent whenever somebody may hear something again.
+    /// Whether the broker, or one of its queues, does not answer. It is sent whenever that may have changed.
     silent: watch::Sender<bool>,
 }
 
 impl Broker {
-    /// The broker of this name; a new one when nobody is connected to it, or has it.
+    /// The broker with this name. It is made if nobody has it or is connected to it.
     #[must_use]
     pub fn named(name: &str) -> Arc<Self> {
         let mut brokers = BROKERS.lock().expect("no panic while holding the brokers");
@@ -62,11 +62,11 @@ impl Broker {
         self.state.lock().expect("no panic while holding the broker's state")
     }
 
-    /// Waits until it answers somebody, or whoever asks is not to be answered any more.
+    /// Waits until the broker is not stalled.
     async fn answers(&self) {
         let mut silent = self.silent.subscribe();
         while self.state().faults.stalled {
-            // The sender is in this.
+            // This cannot fail: the sender is in `self`.
             let _ = silent.changed().await;
         }
     }
@@ -78,7 +78,7 @@ impl fmt::Debug for Broker {
     }
 }
 
-/// A connection to a broker in this process; it closes when its last clone is dropped.
+/// A connection to a broker in this process. It is closed when its last clone is dropped.
 #[derive(Clone)]
 pub struct Connection(Arc<Link>);
 
@@ -105,14 +105,14 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    /// Connects to the broker of this name, which is made when it does not exist, as a user or none. Users need not be known,
-    /// and are who they say they are.
+    /// Connects to the broker with this name, as a user or without one. The broker is made if it does not exist. It
+    /// knows every user, and believes everybody.
     ///
     /// # Errors
-    /// Why not, when the broker is [down](Broker::take_down), or has not answered for so long.
+    /// A sentence, if the broker is [down](Broker::take_down) or has not answered within `patience`.
     ///
     /// # Panics
-    /// Outside a tokio runtime: the broker's timers need one.
+    /// Outside of a tokio runtime, which the broker's timers need.
     pub async fn open(name: &str, user: Option<&str>, patience: Duration) -> Result<Self, String> {
         let broker = Broker::named(name);
         if tokio::time::timeout(patience, broker.answers()).await.is_err() {
@@ -125,6 +125,7 @@ impl Connection {
         }
     }
 
+    /// A connection to this broker.
     fn to(broker: Arc<Broker>, user: Option<&str>) -> Self {
         let (runtime, user, end) = (Handle::current(), user.map(Arc::from), End::default());
         let (events, _) = broadcast::channel(EVENTS);
@@ -139,7 +140,7 @@ impl Connection {
         Self(Arc::new(Link { id, user, broker, runtime, events, end }))
     }
 
-    /// One that has ended already, to a broker that nobody else can reach.
+    /// A connection that has ended already.
     ///
     /// # Panics
     /// As [`Connection::open`].
@@ -149,17 +150,17 @@ impl Connection {
         connection
     }
 
-    /// The user that the connection was opened as.
+    /// The user as whom the connection was opened.
     #[must_use]
     pub fn user(&self) -> Option<&str> {
         self.0.user.as_deref()
     }
 
-    /// Declares each part in order.
+    /// Declares each part in this order.
     ///
     /// # Errors
-    /// `Mismatch` where something exists with other arguments, `Broker` for what is missing or belongs to another
-    /// connection, `Disconnected` after [`Connection::close`].
+    /// `Mismatch` if something exists with other arguments. `Broker` for what does not exist or belongs to another
+    /// connection. `Disconnected` after [`Connection::close`].
     pub async fn declare(&self, parts: &[Declaration]) -> Result<(), Error> {
         drop(self.answers(None).await?);
         for part in parts {
@@ -172,7 +173,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Which of these exchanges are not there.
+    /// Which of these exchanges do not exist.
     ///
     /// # Errors
     /// `Disconnected` after [`Connection::close`].
@@ -181,7 +182,7 @@ impl Connection {
         Ok(exchanges.iter().filter(|name| !state.exchanges.contains_key(*name)).cloned().collect())
     }
 
-    /// Takes bindings away.
+    /// Deletes bindings.
     ///
     /// # Errors
     /// `Disconnected` after [`Connection::close`].
@@ -191,14 +192,14 @@ impl Connection {
         Ok(())
     }
 
-    /// Routes a message at once, and the receipt is resolved when this returns; while the broker has a [fault](faults) that
-    /// concerns the message, after that.
+    /// Routes a message. The receipt is resolved when this returns, unless the broker has a [fault](faults) that
+    /// concerns the message.
     pub fn publish(&self, mut publication: Publication) -> Receipt {
         publication.properties.user_id = self.0.user.as_deref().map(str::to_owned);
         let (said, receipt) = Receipt::new();
         let mut state = self.0.broker.state();
         if !state.is_connected(self.0.id) {
-            // Nobody has to read a receipt.
+            // An error means that nobody waits for the receipt.
             let _ = said.send(Err(self.closed()));
         } else {
             state.take(self.0.id, publication, said);
@@ -206,16 +207,17 @@ impl Connection {
         receipt
     }
 
-    /// Why the broker takes no publications of this connection, once it has said so.
+    /// The broker's reason for accepting no messages of this connection, after it has told it.
     #[must_use]
     pub fn blocked(&self) -> Option<Arc<str>> {
         self.0.broker.state().blocked(self.0.id)
     }
 
-    /// Starts to consume a queue.
+    /// Begins to consume a queue.
     ///
     /// # Errors
-    /// `Broker` when the queue does not exist or is another connection's, `Disconnected` after [`Connection::close`].
+    /// `Broker` if the queue does not exist or belongs to another connection, `Disconnected` after
+    /// [`Connection::close`].
     pub async fn consume(&self, queue: &str, mode: Mode) -> Result<Consumer, Error> {
         let mut state = self.answers(Some(queue)).await?;
         let (sent, deliveries) = mpsc::unbounded_channel();
@@ -229,7 +231,7 @@ impl Connection {
         Ok(Consumer { deliveries, cancel: Some(cancel), life })
     }
 
-    /// Takes one message out of a queue; none when none waits.
+    /// Takes one message out of a queue. `None` if none is ready.
     ///
     /// # Errors
     /// As [`Connection::consume`].
@@ -244,38 +246,42 @@ impl Connection {
         }
     }
 
-    /// How many messages wait in a queue; none when there is no such queue.
+    /// How many messages of a queue are ready. `None` if there is no such queue.
     ///
     /// # Errors
-    /// `Broker` when it is another connection's, `Disconnected` after [`Connection::close`].
+    /// `Broker` if the queue belongs to another connection, `Disconnected` after [`Connection::close`].
     pub async fn count(&self, queue: &str) -> Result<Option<u64>, Error> {
         self.answers(Some(queue)).await?.count(self.0.id, queue)
     }
 
-    /// What happens to the connection from now on.
+    /// Tells what happens to the connection from now on.
     #[must_use]
     pub fn events(&self) -> broadcast::Receiver<Event> {
         self.0.events.subscribe()
     }
 
-    /// Closes the connection for all its clones: unsettled deliveries go back, exclusive queues are deleted.
+    /// Closes the connection for all its clones. Deliveries that are not settled are requeued, and exclusive queues are
+    /// deleted.
     pub fn close(&self) {
         self.0.broker.state().disconnect(self.0.id);
     }
 
-    /// Waits until the broker answers, about a queue or about anything else; its state, if it still knows this connection.
+    /// Waits until the broker answers, about a queue or about anything else. Returns its state, locked.
+    ///
+    /// # Errors
+    /// The connection has ended.
     async fn answers(&self, queue: Option<&str>) -> Result<MutexGuard<'_, State>, Error> {
         let mut silent = self.0.broker.silent.subscribe();
         loop {
             if let Some(answer) = self.answer(queue) {
                 return answer;
             }
-            // The sender is in the broker.
+            // This cannot fail: the sender is in the broker, which this connection holds.
             let _ = silent.changed().await;
         }
     }
 
-    /// The same, if it answers now.
+    /// The same without waiting. `None` if the broker does not answer now.
     fn answer(&self, queue: Option<&str>) -> Option<Result<MutexGuard<'_, State>, Error>> {
         let state = self.0.broker.state();
         if !state.is_connected(self.0.id) {
@@ -290,14 +296,14 @@ impl Connection {
     }
 }
 
-/// A message that was taken out of a queue without consuming it: it has a channel of its own.
+/// A message that was taken out of a queue without a consumer. It has a channel of its own.
 pub(crate) struct Pull {
     broker: Weak<Broker>,
     channel: u64,
 }
 
 impl Pull {
-    /// Settles the message; with its broker or its connection gone, there is nothing left to settle.
+    /// Settles the message. If the broker or the connection is gone, there is nothing to settle.
     pub(crate) fn settle(self, settle: Settle) {
         if let Some(broker) = self.broker.upgrade() {
             broker.state().hear_of_pulled(self.channel, settle);
@@ -311,7 +317,7 @@ impl fmt::Debug for Pull {
     }
 }
 
-/// Carries to the broker what is said of a channel's deliveries, until nobody can say anything any more.
+/// The task of a consumer. It passes settlements to the broker until nobody can send any more.
 async fn serve(
     (broker, mut silent): (Weak<Broker>, watch::Receiver<bool>),
     (channel, queue): (u64, String),
@@ -323,7 +329,7 @@ async fn serve(
     loop {
         let mut stops = false;
         let count = tokio::select! {
-            // A consumer that is dropped is cancelled too.
+            // Dropping a consumer cancels it as well.
             _ = &mut cancelled, if consuming => {
                 stops = true;
                 0
@@ -331,7 +337,7 @@ async fn serve(
             count = settled.recv_many(&mut settles, SETTLES_AT_ONCE) => count,
         };
         let broker = loop {
-            // A look at this takes less than one at the state, and mostly tells.
+            // This is cheaper than locking the state, and mostly enough.
             let is_silent = *silent.borrow_and_update();
             let Some(broker) = broker.upgrade() else { return };
             if !is_silent || !broker.state().hears_nothing_of(channel, &queue) {

@@ -41,4 +41,5 @@ mod registry;
 mod runtimes;
 mod settings;
 mod sharing;
+mod statistics;
 mod transport_contract;

@@ -288,7 +288,8 @@ fn named(method: &str) -> Vec<u8> {
     [&[0x01, 0x60 | u8::try_from(method.len()).expect("under 24")], method.as_bytes()].concat()
 }
 
-fn with_metadata(kind: u8, codec: Codec, id: uuid::Uuid, metadata: &[u8], payload: &[u8]) -> Vec<u8> {
+/// A frame of the wire with these bytes as its metadata.
+pub(crate) fn with_metadata(kind: u8, codec: Codec, id: uuid::Uuid, metadata: &[u8], payload: &[u8]) -> Vec<u8> {
     let length = |bytes: &[u8]| u32::try_from(bytes.len()).expect("a short one").to_be_bytes();
     let header = [b'H', b'L', 1, codec as u8, kind, 0, 0, 0];
     [&header, id.as_bytes().as_slice(), &length(metadata), &length(payload), metadata, payload].concat()

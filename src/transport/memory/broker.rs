@@ -1,6 +1,7 @@
-//! The state of a broker in memory and what each operation does to it.
+//! The state of a broker in memory, and what connecting, declaring and time do to it.
 //!
-//! Between operations no queue has both a message that waits and a consumer with room for it, unless the broker is stalled.
+//! Between two operations, no queue has both a waiting message and a consumer with room for it, unless the broker is
+//! stalled.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Weak};
@@ -19,33 +20,35 @@ use crate::transport::{ConsumerEnd, Death, Event, Publication};
 
 /// Everything that a broker knows.
 pub(super) struct State {
-    /// Itself, for its timers and for what is pulled.
+    /// The broker itself, for its timers and for messages that are taken out singly.
     pub(super) broker: Weak<Broker>,
+    /// The last id that was given to a connection or a channel.
     next_id: u64,
     pub(super) connections: BTreeMap<u64, Peer>,
-    /// What is wrong with it, and what waits for the end of that.
+    /// What is wrong with the broker, and what waits until that is over.
     pub(super) faults: Faults,
     pub(super) exchanges: HashMap<String, Exchange>,
     pub(super) queues: HashMap<Arc<str>, Queue>,
     pub(super) channels: HashMap<u64, Channel>,
-    /// Dead letters that no queue has taken.
+    /// Dead letters that no queue has accepted.
     pub(super) unburied: Vec<(Publication, Death)>,
 }
 
-/// Who is connected.
+/// Somebody who is connected.
 pub(super) struct Peer {
-    /// Where tasks can run for it.
+    /// The runtime of the connection, in which tasks can run.
     pub(super) runtime: Handle,
     pub(super) user: Option<Arc<str>>,
     pub(super) events: broadcast::Sender<Event>,
     pub(super) end: End,
-    /// Whether it has been told of an alarm.
+    /// Whether it was told of an alarm.
     pub(super) blocked: bool,
 }
 
-/// An exchange: each key or pattern, and the queues bound with it.
+/// An exchange.
 pub(super) struct Exchange {
     pub(super) kind: ExchangeKind,
+    /// The queues that are bound, by key or pattern.
     pub(super) bindings: HashMap<String, Vec<Arc<str>>>,
 }
 
@@ -73,7 +76,7 @@ impl State {
         let is_first = self.connections.is_empty();
         self.connections.insert(id, peer);
         if is_first {
-            // There was nobody whose runtime the timers could have run on.
+            // Without a connection, there was no runtime for the timers.
             self.set_timers();
         }
         id
@@ -83,12 +86,12 @@ impl State {
         self.connections.contains_key(&connection)
     }
 
-    /// Ends a connection, its channels and its exclusive queues; there is nothing to do when it has ended already.
+    /// Ends a connection, its channels and its exclusive queues. Nothing happens if it has ended already.
     pub(super) fn disconnect(&mut self, connection: u64) {
         if self.connections.remove(&connection).is_none() {
             return;
         }
-        // Those who wait for it hear that the connection has ended.
+        // Dropping these tells their senders that the connection has ended.
         self.faults.held.retain(|held| held.connection != connection);
         let channels = self.channels.iter().filter(|(_, channel)| channel.connection == connection);
         let channels = channels.inspect(|(_, channel)| channel.lose(ConsumerEnd::Connection));
@@ -98,7 +101,7 @@ impl State {
             self.forget(&name);
         }
         self.end(&channels);
-        // Timers may run on a runtime that goes with this connection.
+        // Timers may run in a runtime that ends with this connection, so they are set anew.
         self.queues.values_mut().for_each(|queue| queue.timer = None);
         self.set_timers();
     }
@@ -172,7 +175,7 @@ impl State {
         Ok(())
     }
 
-    /// Drops the bindings and consumers of a queue that was removed.
+    /// Ends the consumers of a queue that was removed, and deletes its bindings.
     pub(super) fn forget(&mut self, name: &str) {
         let of_queue = self.channels.extract_if(|_, channel| *channel.queue == *name);
         of_queue.for_each(|(_, channel)| channel.lose(ConsumerEnd::Cancelled));
@@ -187,23 +190,24 @@ impl State {
 
 // Time.
 impl State {
+    /// Sets the timers of all queues.
     fn set_timers(&mut self) {
         for name in self.queues.keys().cloned().collect::<Vec<_>>() {
             self.set_timer(&name);
         }
     }
 
-    /// Makes sure that the queue is looked at when its next message, or it itself, expires.
+    /// Sets a timer for the moment at which the queue's next message, or the queue itself, expires.
     pub(super) fn set_timer(&mut self, name: &str) {
         let Some(queue) = self.queues.get_mut(name) else {
             return;
         };
         let Some(at) = queue.due() else { return };
-        // One that rings too early does no harm: it is set again then.
+        // A timer that rings too early does no harm: it is set again then.
         if queue.timer.as_ref().is_some_and(|timer| timer.at <= at) {
             return;
         }
-        // Without a connection there is nobody left to notice.
+        // Without a connection there is nobody who could notice.
         let Some(Peer { runtime, .. }) = self.connections.values().next() else {
             return;
         };
@@ -217,7 +221,7 @@ impl State {
         queue.timer = Some(Timer { at, task });
     }
 
-    /// A queue's timer rings.
+    /// The timer of a queue rings: the queue or its messages may have expired.
     pub(super) fn ring(&mut self, name: &str) {
         let is_silent = self.faults.is_silent(Some(name));
         let Some(queue) = self.queues.get_mut(name) else {
@@ -225,7 +229,7 @@ impl State {
         };
         queue.timer = None;
         if is_silent {
-            // It is looked at when it goes on.
+            // The queue is looked at when it answers again.
             return;
         }
         if queue.expires_at().is_some_and(|at| at <= Instant::now()) {
@@ -245,10 +249,12 @@ fn kind(kind: ExchangeKind) -> &'static str {
     }
 }
 
+/// The error for a queue or an exchange that does not exist.
 pub(super) fn missing(operation: String, what: &str) -> Error {
     Error::Broker { operation, reason: format!("NOT_FOUND: there is no such {what}") }
 }
 
+/// The error for a queue that belongs to another connection.
 pub(super) fn locked(operation: String) -> Error {
     Error::Broker {
         operation,

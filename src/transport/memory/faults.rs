@@ -1,4 +1,4 @@
-//! Faults of the broker in memory, which a test sets off: an alarm, a stall, lost connections, and queues that go away.
+//! Faults of the broker in memory, for tests: an alarm, a stall, lost connections, and queues that do not answer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
@@ -9,83 +9,84 @@ use super::Broker;
 use super::broker::State;
 use crate::transport::{Confirm, ConsumerEnd, Event, Loss, Lost, Publication, Settle};
 
-/// Where it is told what became of a publication.
+/// Where the outcome of a publication is told.
 pub(super) type Said = oneshot::Sender<Result<Confirm, Lost>>;
 
-/// What is wrong with a broker, and the publications that wait for the end of that.
+/// What is wrong with a broker, and what waits until that is over.
 #[derive(Default)]
 pub(super) struct Faults {
-    /// Why no publications are taken, and whoever publishes is told so.
+    /// The reason of an alarm. Publications wait, and those who publish are told.
     pub(super) alarm: Option<Arc<str>>,
-    /// Whether nothing is taken, answered or delivered, and nobody is told.
+    /// Whether the broker accepts, answers and delivers nothing, without telling anybody.
     pub(super) stalled: bool,
-    /// Queues that take, confirm, answer and deliver nothing.
+    /// Queues that accept, confirm, answer and deliver nothing.
     silent: BTreeSet<String>,
-    /// Exchanges to which nobody may publish, and the words in which that is refused.
+    /// Exchanges to which nobody may publish, with the words of the refusal.
     refused: BTreeMap<String, Arc<str>>,
     /// Why nobody can connect.
     pub(super) down: Option<Arc<str>>,
-    /// What waits until it is taken, in order.
+    /// The publications that wait, in order.
     pub(super) held: Vec<Held>,
-    /// What was said of messages that were pulled, by channel, and is heard later.
+    /// Settlements of messages that were taken out singly, by channel. They are handled when the fault is over.
     settled: Vec<(u64, Settle)>,
 }
 
-/// A publication that nobody has taken yet.
+/// A publication that waits.
 pub(super) struct Held {
     pub(super) connection: u64,
     publication: Publication,
     said: Said,
 }
 
-/// Why a connection has ended, once it has.
+/// Why a connection has ended.
 pub(super) type End = Arc<OnceLock<Arc<str>>>;
 
 impl Faults {
-    /// Whether nothing keeps publications from being taken.
+    /// Whether no fault holds up publications.
     fn let_all_pass(&self) -> bool {
         self.alarm.is_none() && !self.stalled && self.silent.is_empty() && self.refused.is_empty()
     }
 
-    /// Whether nothing is heard of a queue, or of the whole broker.
+    /// Whether a queue, or the whole broker, does not answer.
     pub(super) fn is_silent(&self, queue: Option<&str>) -> bool {
         self.stalled || queue.is_some_and(|queue| self.silent.contains(queue))
     }
 }
 
-/// All of these are for tests. What a fault holds up goes on with [`Broker::restore`].
+/// The faults. Each lasts until [`Broker::restore`].
 impl Broker {
-    /// The broker is short of memory, for this reason: what anybody publishes waits, and whoever publishes is told.
+    /// Raises an alarm: the broker is short of memory, for this reason. Publications wait, and those who publish are
+    /// told.
     pub fn alarm(&self, reason: &str) {
         self.change(|state| state.faults.alarm = Some(reason.into()));
     }
 
-    /// The broker takes nothing, answers nothing and delivers nothing. Connections stand, and nobody is told.
+    /// Stalls the broker: it accepts, answers and delivers nothing. Connections stay open, and nobody is told.
     pub fn stall(&self) {
         self.change(|state| state.faults.stalled = true);
     }
 
-    /// The same of one queue alone, as when its node is away.
+    /// Stalls one queue, as if its node was down.
     pub fn stall_queue(&self, queue: &str) {
         self.change(|state| _ = state.faults.silent.insert(queue.to_owned()));
     }
 
-    /// Refuses all publications to this exchange, in these words.
+    /// Refuses all publications to this exchange, with these words.
     pub fn refuse(&self, exchange: &str, words: &str) {
         self.change(|state| _ = state.faults.refused.insert(exchange.to_owned(), words.into()));
     }
 
-    /// All connections are lost. New ones can be made at once.
+    /// Cuts all connections. New ones can be opened at once.
     pub fn cut(&self) {
         self.change(|state| state.cut(None));
     }
 
-    /// Only the connections of this user are lost.
+    /// Cuts the connections of this user.
     pub fn cut_user(&self, user: &str) {
         self.change(|state| state.cut(Some(user)));
     }
 
-    /// All connections are lost, and nobody can connect. What the queues hold stays there.
+    /// Cuts all connections and accepts no new ones. The queues keep their messages.
     pub fn take_down(&self) {
         self.change(|state| {
             state.faults.down = Some("the broker in memory is down".into());
@@ -93,23 +94,24 @@ impl Broker {
         });
     }
 
-    /// Ends all faults but lost connections: whatever was held up goes on, in order.
+    /// Ends all faults. What they held up goes on in order. Connections that were cut stay lost.
     pub fn restore(&self) {
         self.change(State::restore);
     }
 
-    /// The channels end over which something was published that waits: it may have arrived. The connections stand.
+    /// Ends the channels over which the waiting publications were sent. They may have arrived. The connections stay
+    /// open.
     pub fn lose_publishing_channels(&self) {
         self.change(|state| {
             for held in std::mem::take(&mut state.faults.held) {
                 let lost = Lost { loss: Loss::Channel, reason: "a test has the channel lost".into() };
-                // Nobody has to read a receipt.
+                // An error means that nobody waits for the receipt.
                 let _ = held.said.send(Err(lost));
             }
         });
     }
 
-    /// All channels end that consume a queue, for this reason; what is out on them goes back.
+    /// Ends all channels that consume a queue, for this reason. What they have not settled is requeued.
     pub fn lose_consumers(&self, queue: &str, end: &ConsumerEnd) {
         self.change(|state| {
             let of_queue = state.channels.iter().filter(|(_, channel)| *channel.queue == *queue);
@@ -119,7 +121,7 @@ impl Broker {
         });
     }
 
-    /// Deletes a queue with all that is in it, as an operator may.
+    /// Deletes a queue with its messages, as an operator can.
     pub fn delete_queue(&self, queue: &str) {
         self.change(|state| {
             state.queues.remove(queue);
@@ -127,43 +129,44 @@ impl Broker {
         });
     }
 
-    /// Deletes an exchange and its bindings, as an operator may.
+    /// Deletes an exchange and its bindings, as an operator can.
     pub fn delete_exchange(&self, exchange: &str) {
         self.change(|state| _ = state.exchanges.remove(exchange));
     }
 
-    /// Changes the state, and has everybody look at it who waits for an answer.
+    /// Changes the state, and wakes everybody who waits for an answer.
     fn change(&self, change: impl FnOnce(&mut State)) {
         let mut state = self.state();
         change(&mut state);
         let silent = state.faults.stalled || !state.faults.silent.is_empty();
-        // Those who look take the lock.
+        // Those who are woken take the lock, so it is released first.
         drop(state);
         self.silent.send_replace(silent);
     }
 }
 
 impl State {
-    /// Publishes at once, unless a fault is in the way.
+    /// Publishes a message, or lets it wait if a fault holds it up.
     pub(super) fn take(&mut self, connection: u64, publication: Publication, said: Said) {
         if self.faults.let_all_pass() {
-            // Nobody has to read a receipt.
+            // An error means that nobody waits for the receipt.
             let _ = said.send(Ok(self.publish(publication)));
         } else {
             self.take_despite_faults(connection, publication, said);
         }
     }
 
+    /// The same, while there is a fault.
     fn take_despite_faults(&mut self, connection: u64, publication: Publication, said: Said) {
         let queues = self.routes(&publication.exchange, &publication.key).unwrap_or_default();
         if self.faults.stalled || queues.iter().any(|queue| self.faults.is_silent(Some(queue))) {
             self.faults.held.push(Held { connection, publication, said });
         } else if let Some(reason) = self.faults.alarm.clone() {
             self.faults.held.push(Held { connection, publication, said });
-            // Like RabbitMQ, it tells whoever publishes.
+            // RabbitMQ also tells those who publish.
             if let Some(peer) = self.connections.get_mut(&connection).filter(|peer| !peer.blocked) {
                 peer.blocked = true;
-                // Not everybody listens, here and below.
+                // An error means that nobody listens, here and below.
                 let _ = peer.events.send(Event::Blocked(reason));
             }
         } else {
@@ -176,12 +179,12 @@ impl State {
         }
     }
 
-    /// Whether what is said of the deliveries of a channel does not arrive now.
+    /// Whether settlements of a channel have to wait.
     pub(super) fn hears_nothing_of(&self, channel: u64, queue: &str) -> bool {
         self.channels.contains_key(&channel) && self.faults.is_silent(Some(queue))
     }
 
-    /// Settles a message that was pulled, once that is heard.
+    /// Settles a message that was taken out singly, at once or when the fault is over.
     pub(super) fn hear_of_pulled(&mut self, channel: u64, settle: Settle) {
         let queue = self.channels.get(&channel).map(|channel| channel.queue.clone());
         match queue.is_some_and(|queue| self.faults.is_silent(Some(&queue))) {
@@ -190,21 +193,21 @@ impl State {
         }
     }
 
-    /// Why a connection is blocked, if it has been told so.
+    /// The reason of the alarm, if this connection was told of it.
     pub(super) fn blocked(&self, connection: u64) -> Option<Arc<str>> {
         self.faults.alarm.clone().filter(|_| self.connections.get(&connection).is_some_and(|peer| peer.blocked))
     }
 
-    /// Ends connections, all of them or those of a user.
+    /// Ends all connections, or those of one user.
     fn cut(&mut self, user: Option<&str>) {
         let reason: Arc<str> = "a test has the connection lost".into();
         let is_cut = |peer: &super::Peer| user.is_none_or(|user| peer.user.as_deref() == Some(user));
         let cut = self.connections.iter().filter(|(_, peer)| is_cut(peer));
         let cut: Vec<_> = cut.map(|(id, peer)| (*id, peer.events.clone(), peer.end.clone())).collect();
-        // What goes back goes to none of those that are cut next.
+        // With a stall, nothing that is requeued is delivered to a connection that is cut next.
         let stalled = std::mem::replace(&mut self.faults.stalled, true);
         for (id, events, end) in cut {
-            // The first reason is the one that is told.
+            // Only the first reason counts.
             let _ = end.set(reason.clone());
             for held in self.faults.held.extract_if(.., |held| held.connection == id) {
                 let _ = held.said.send(Err(Lost::connection(true, reason.clone())));
@@ -216,6 +219,7 @@ impl State {
         self.look_at_all();
     }
 
+    /// Ends all faults, and lets everything go on that has waited.
     fn restore(&mut self) {
         let Faults { held, settled, .. } = std::mem::take(&mut self.faults);
         for peer in self.connections.values_mut().filter(|peer| peer.blocked) {
@@ -231,7 +235,7 @@ impl State {
         self.look_at_all();
     }
 
-    /// Looks at all queues: hands out what waits there, and drops what has expired.
+    /// Delivers what waits in all queues, and drops what has expired.
     fn look_at_all(&mut self) {
         for queue in self.queues.keys().cloned().collect::<Vec<_>>() {
             self.ring(&queue);
