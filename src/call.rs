@@ -2,6 +2,7 @@
 
 mod broadcast;
 mod callback;
+mod making;
 
 use std::convert::Infallible;
 use std::fmt;

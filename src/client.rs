@@ -16,12 +16,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use uuid::Uuid;
 
-pub(crate) use self::builder::BLOCKED_WAIT;
 use self::builder::CallSettings;
 pub use self::builder::{Absent, ClientBuilder, Coalesce, WhenFull};
 pub use self::events::Published;
@@ -31,16 +28,9 @@ pub(crate) use self::request::{Arguments, Request};
 pub(crate) use self::target::Target;
 use self::target::Targets;
 pub use self::traffic::Traffic;
-use crate::call::{Call, Oneway};
-use crate::codec::{Codec, CodecError};
 use crate::error::Error;
 use crate::route::Exchanges;
 use crate::state::State;
-
-/// The largest message that is sent or accepted unless set otherwise: what RabbitMQ 4 takes by default.
-pub(crate) const MAX_MESSAGE_SIZE: usize = 16 * 1024 * 1024;
-/// The broker counts a message's time in 32 bits of milliseconds, which is a little more than this.
-pub(crate) const MAX_TIMEOUT: Duration = Duration::from_secs(40 * 24 * 3600);
 
 /// Makes calls. Cloning is cheap, and the clones share one connection; it closes with the last of them.
 ///
@@ -100,22 +90,6 @@ impl Client {
         ClientBuilder::default()
     }
 
-    /// A call without a service trait: `service` is `name` or `name.vMAJOR`, `args` whatever serializes as an array: a
-    /// tuple, an array, a `Vec`.
-    pub fn call<R>(&self, service: &str, method: &str, args: impl Serialize + Send + 'static) -> Call<R>
-    where
-        // `DeserializeOwned` spelled out: of this, rustc tells what to derive.
-        R: for<'de> Deserialize<'de> + Send + 'static,
-    {
-        Call::new(self.clone(), self.0.targets.find(service, method), args, Codec::decode)
-    }
-
-    /// A oneway call without a service trait, to be [sent](Call::send).
-    pub fn oneway(&self, service: &str, method: &str, args: impl Serialize + Send + 'static) -> Call<Oneway> {
-        let no_result = |_: Codec, _: &[u8]| Err(CodecError("a oneway call has no result".to_owned()));
-        Call::new(self.clone(), self.0.targets.find(service, method), args, no_result)
-    }
-
     /// The id of this client: the same for all its clones, and for all its connections. The broker shows it with the
     /// connection, and [`Context::caller`](crate::Context::caller) ends in it.
     ///
@@ -169,16 +143,14 @@ impl Client {
         self.0.settings.max_message_size
     }
 
+    /// What calls of this method have in common.
+    pub(crate) fn target(&self, service: &str, method: &str) -> Result<Arc<Target>, String> {
+        self.0.targets.find(service, method)
+    }
+
     pub(crate) fn runtime(&self) -> &Handle {
         &self.0.runtime
     }
-}
-
-/// 48 random bits as text: enough to tell the instances of one namespace apart, short enough to read aloud.
-pub(crate) fn short_id() -> String {
-    let mut id = Uuid::new_v4().simple().to_string();
-    id.truncate(12);
-    id
 }
 
 impl fmt::Debug for Client {

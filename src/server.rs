@@ -41,11 +41,9 @@ use uuid::Uuid;
 
 use self::allow::Allow;
 pub use self::allow::Caller;
-pub(crate) use self::allow::user_of;
 pub use self::builder::ServerBuilder;
 use self::calls::Calls;
 use self::health::Health;
-pub(crate) use self::letter::history;
 use self::reading::{Reading, Topology};
 use self::replies::Replies;
 pub use self::running::Running;
@@ -55,12 +53,10 @@ use self::worker::EVENT;
 use crate::compression::Compression;
 use crate::context::Context;
 use crate::error::Error;
+use crate::limits::EVENTS_PREFETCH;
 use crate::service::{Dispatch, IntoService, Service};
 use crate::topology::{Binding, Declaration, Namespace, ServiceId, check_event_pattern, is_presence_key};
 use crate::transport::{Dial, Role, Transport};
-
-/// How many events an instance holds unsettled, of each subscription.
-const EVENTS_PREFETCH: u16 = 64;
 
 /// Serves any number of services over one connection for each direction.
 ///

@@ -7,6 +7,8 @@ mod words;
 use std::fmt;
 use std::time::Duration;
 
+use uuid::Uuid;
+
 pub use self::declaration::{Binding, Declaration, Exchange, ExchangeKind, Queue, QueueKind};
 pub use self::service::ServiceId;
 pub(crate) use self::words::{check_event_key, check_event_pattern};
@@ -41,6 +43,11 @@ pub(crate) mod header {
     pub(crate) const ID: &str = "x-hopline-id";
     /// Earlier deaths of a message that was replayed: a line for each, the latest last.
     pub(crate) const HISTORY: &str = "x-hopline-history";
+
+    /// Whether a header of this name is Hopline's own.
+    pub(crate) fn is_ours(name: &str) -> bool {
+        name.starts_with("x-hopline-")
+    }
 
     /// What the header `wanted` says.
     pub(crate) fn value<'a>(headers: &'a [(String, String)], wanted: &str) -> Option<&'a str> {
@@ -218,6 +225,13 @@ pub(crate) struct CallsQueue {
     pub(crate) grace: Duration,
     pub(crate) max_length: Option<u32>,
     pub(crate) priorities: bool,
+}
+
+/// 48 random bits as text: enough to tell the instances of one namespace apart, short enough to read aloud.
+pub(crate) fn short_id() -> String {
+    let mut id = Uuid::new_v4().simple().to_string();
+    id.truncate(12);
+    id
 }
 
 /// The key that reaches one instance on the exchange of calls.

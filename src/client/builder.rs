@@ -10,14 +10,16 @@ use tracing::info;
 use super::line::{Line, Rules};
 use super::session::{Session, Sessions};
 use super::target::{Target, Targets};
-use super::{Client, Inner, MAX_MESSAGE_SIZE, short_id};
+use super::{Client, Inner};
 use crate::codec::Codec;
 use crate::compression::Compression;
 use crate::environment;
 use crate::error::Error;
+use crate::limits::{BLOCKED_WAIT, MAX_MESSAGE_SIZE, TIMEOUT};
 use crate::outbox::Share;
 use crate::route::Exchanges;
 use crate::settings::{Decided, Settings, common_settings};
+use crate::topology::short_id;
 use crate::transport::Role;
 
 /// Which calls may share a message. A broker's cost is per message, so sharing is worth about ten times the throughput;
@@ -64,11 +66,6 @@ impl Coalesce {
         }
     }
 }
-
-/// How long a call may take, unless it is said otherwise.
-const TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a broker that takes nothing is waited for, unless it is said otherwise.
-pub(crate) const BLOCKED_WAIT: Duration = Duration::from_secs(5);
 
 /// What a client may be told before it connects.
 ///

@@ -6,15 +6,16 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::Client;
 use super::line::Token;
 use super::pending::{lost_with, no_exchange};
 use super::replies::End;
 use super::request::{head_start, traced};
-use super::{Client, MAX_TIMEOUT};
 use crate::codec::CodecError;
 use crate::context::Context;
 use crate::error::Error;
 use crate::frame::{Frame, Kind, Metadata};
+use crate::limits::MAX_TIMEOUT;
 use crate::outbox::Parcel;
 use crate::topology::check_event_key;
 use crate::transport::Confirm;

@@ -10,9 +10,9 @@ use super::dedup::Known;
 use super::message::{End, Message, Source};
 use super::served_method::ServedMethod;
 use super::worker::{Job, Worker};
-use crate::client::MAX_TIMEOUT;
 use crate::error::{Code, Fault};
 use crate::frame::{Frame, Kind};
+use crate::limits::MAX_TIMEOUT;
 use crate::service::Answer;
 
 /// What of a frame is still to be done.

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use tracing::info;
 
 use super::{Allow, Server};
-use crate::client::{MAX_MESSAGE_SIZE, short_id};
 use crate::compression::Compression;
 use crate::environment;
 use crate::error::Error;
+use crate::limits::MAX_MESSAGE_SIZE;
 use crate::settings::{Decided, Settings, common_settings};
+use crate::topology::short_id;
 use crate::transport::{Dial, Role, Transport};
 
 /// What a server may be told before it connects.

@@ -19,9 +19,8 @@ use super::message::Source;
 use super::reading::{Place, Reading};
 use super::worker::Worker;
 use super::{Declared, Site};
-use crate::client::short_id;
 use crate::error::Error;
-use crate::topology::{Binding, CallsQueue, Declaration, QueueKind, ServiceId};
+use crate::topology::{Binding, CallsQueue, Declaration, QueueKind, ServiceId, short_id};
 use crate::transport::{Consumer, ConsumerEnd, Mode, forbids};
 
 /// How long a drain waits for the broker's answer about a consumer. About a queue whose node is down, the answer comes

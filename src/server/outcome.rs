@@ -18,6 +18,7 @@ use crate::codec::Codec;
 use crate::compression::{Compression, Readable};
 use crate::error::{Code, Fault};
 use crate::frame::{self, Frame, FrameError, Kind, Metadata};
+use crate::headers::cut;
 use crate::service::Answer;
 
 /// How much of a reason is told, in bytes.
@@ -286,10 +287,4 @@ fn letter<'a>(frame: &'a Frame, reason: &'a str, message: &Message) -> Letter<'a
 /// A reason's first part: it may quote what the peer sent, and has to fit into metadata and into an AMQP header.
 pub(super) fn shortened(reason: &str) -> &str {
     cut(reason, MAX_REASON)
-}
-
-/// As many whole letters of a text as fit into so many bytes.
-pub(super) fn cut(text: &str, bytes: usize) -> &str {
-    let end = (0..=text.len().min(bytes)).rev().find(|end| text.is_char_boundary(*end));
-    &text[..end.unwrap_or_default()]
 }

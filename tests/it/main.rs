@@ -34,6 +34,7 @@ mod in_flight;
 mod long_calls;
 mod loss;
 mod stalled;
+mod tidy;
 mod oneway;
 mod outcomes;
 mod redelivery;
