@@ -116,8 +116,8 @@ impl Client {
         Call::new(self.clone(), self.0.targets.find(service, method), args, no_result)
     }
 
-    /// The id of this client on the broker, the same for all its clones and for all its connections: [`Context::caller`] has
-    /// it at its end, and the broker shows it with the connection.
+    /// The id of this client: the same for all its clones, and for all its connections. The broker shows it with the
+    /// connection, and [`Context::caller`](crate::Context::caller) ends in it.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]

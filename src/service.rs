@@ -47,6 +47,14 @@ pub struct Service {
 }
 
 /// How handlers run.
+///
+/// ```
+/// use hopline::{Context, Dispatch, Fault, Service};
+///
+/// let hash = |_: Context, (text,): (String,)| async move { Ok::<_, Fault>(text.len()) };
+/// // Its handlers keep a processor busy: they get two threads of their own.
+/// let service = Service::new("hashes", 1).dispatch(Dispatch::Pool(2)).method("hash", hash);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Dispatch {
@@ -247,6 +255,14 @@ impl fmt::Debug for Service {
 }
 
 /// What [`Server::serve`](crate::Server::serve) takes: a [`Service`].
+///
+/// ```
+/// use hopline::{Error, IntoService, Running, Server};
+///
+/// async fn serve(service: impl IntoService) -> Result<Running, Error> {
+///     Server::connect_env().await?.serve(service).start().await
+/// }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a service",
     label = "an implementation is served by the server of its trait",
