@@ -42,7 +42,7 @@ pub(crate) fn history(headers: &[(String, String)]) -> Option<String> {
     Some(lines[lines.len().saturating_sub(MAX_HISTORY)..].join("\n"))
 }
 
-/// As many whole letters of a text as fit into so many bytes.
+/// The longest beginning of `text` that has at most `bytes` bytes and ends with a whole character.
 pub(crate) fn cut(text: &str, bytes: usize) -> &str {
     let end = (0..=text.len().min(bytes)).rev().find(|end| text.is_char_boundary(*end));
     &text[..end.unwrap_or_default()]

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::dead_letters::SILENCE;
 use super::message::{End, Message, Source};
-use super::outcome::shortened;
+use super::reason::shortened;
 use super::worker::Worker;
 use crate::clock::unix_millis;
 use crate::frame::CONTENT_TYPE;

@@ -14,9 +14,7 @@ const MAX_LINES: usize = 400;
 const LONGER: &[(&str, usize)] = &[
     ("src/client/line/task.rs", 460),
     ("src/dead.rs", 500),
-    ("src/server/claims.rs", 415),
-    ("src/server/replies.rs", 405),
-    ("src/service.rs", 420),
+    ("src/service.rs", 430),
 ];
 
 /// Names that several types have. Nothing may be added here: give the new type a name of its own.
