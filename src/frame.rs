@@ -1,5 +1,6 @@
 //! The wire: frames of a fixed header, metadata and payload, several in one message. `docs/wire.md` specifies it.
 
+mod entries;
 mod metadata;
 mod trace;
 
@@ -8,6 +9,7 @@ use std::fmt;
 use bytes::{BufMut, Bytes};
 use uuid::Uuid;
 
+pub(crate) use self::entries::{Entries, Excess, check as check_entries, set as set_entry};
 use self::metadata::Names;
 pub(crate) use self::metadata::{MAX_USER_ENTRIES, Metadata, More};
 pub(crate) use self::trace::{Trace, Traceparent};

@@ -77,6 +77,8 @@ mod window;
 mod clock;
 mod pace;
 mod frame;
+mod middleware;
+mod panics;
 mod route;
 #[doc(hidden)]
 pub mod topology;
@@ -101,6 +103,7 @@ pub use dead::{
     DeadLetter, DeadLetters, DeadLettersBuilder, EarlierDeath, Fate, Handled, LetterKind, Listed, WhichLetters,
 };
 pub use error::{CallError, Code, Error, Fault, Unanswered};
+pub use middleware::{Finished, Invocation, Middleware, Next, Reply, Style};
 pub use registry::{Instance, InstanceStats, MethodInfo};
 pub use server::{Caller, Running, Server, ServerBuilder};
 pub use service::{Dispatch, Failure, IntoService, Method, Service};

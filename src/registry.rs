@@ -8,8 +8,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::client::{Arguments, Client, Request, Target};
-use crate::error::{Code, Error};
-use crate::frame::Frame;
+use crate::error::Error;
+use crate::route::Route;
 use crate::topology::ServiceId;
 
 /// The questions. Their names have a dot, so no method of a service can be taken for one.
@@ -101,13 +101,12 @@ async fn ask<T: DeserializeOwned>(client: &Client, question: &str, window: Durat
     let service = ServiceId::new("hopline", 1).map_err(Error::Invalid)?;
     let arguments: Arguments = Box::new(|codec, payload| codec.write::<[(); 0]>(&[], payload));
     let target = Arc::new(Target::new(service, question));
-    let request = Request { timeout: Some(window), ..Request::new(Ok(target), arguments) };
-    let replies = match client.discover(request).await {
+    let request = Request { timeout: Some(window), route: Route::Everywhere, ..Request::new(Ok(target), arguments) };
+    let answers = match client.ask(request).await {
         Err(Error::NoService { .. }) => return Ok(Vec::new()),
-        replies => replies?.try_collect::<Vec<Frame>>().await?,
+        answers => answers?.try_collect::<Vec<_>>().await?,
     };
     // One that does not know the question, being of another make, is no reason to hear none.
-    let known = replies.iter().filter(|reply| reply.status == Code::Ok);
-    let read = |reply: &Frame| reply.codec.decode(&reply.plain_payload(client.max_payload()).ok()?).ok();
-    Ok(known.filter_map(read).collect())
+    let known = answers.into_iter().filter_map(|(_, reply)| reply.ok()).filter(|reply| !reply.is_own_error());
+    Ok(known.filter_map(|reply| reply.codec().decode(reply.payload()).ok()).collect())
 }

@@ -8,12 +8,15 @@ use tokio::sync::Semaphore;
 use tracing::info;
 
 use super::line::{Line, Rules};
+use super::request::check_metadata;
 use super::session::{Session, Sessions};
 use super::target::{Target, Targets};
 use super::{Client, Inner, MAX_MESSAGE_SIZE, short_id};
 use crate::codec::Codec;
 use crate::compression::Compression;
 use crate::error::Error;
+use crate::frame::set_entry;
+use crate::middleware::{Chain, Middleware};
 use crate::outbox::Share;
 use crate::route::Exchanges;
 use crate::topology::Namespace;
@@ -72,6 +75,8 @@ pub struct ClientBuilder {
     pub(super) blocked_wait: Duration,
     pub(super) max_in_flight: Option<(usize, WhenFull)>,
     pub(super) absent: Absent,
+    pub(super) metadata: Vec<(String, String)>,
+    pub(super) middleware: Chain,
     pub(super) dial: DialSettings,
 }
 
@@ -110,6 +115,8 @@ impl Default for ClientBuilder {
             max_in_flight: None,
             absent: Absent::default(),
             compression: None,
+            metadata: Vec::new(),
+            middleware: Chain::default(),
             dial: DialSettings::default(),
         }
     }
@@ -175,6 +182,31 @@ impl ClientBuilder {
     #[must_use]
     pub fn absent(mut self, absent: Absent) -> Self {
         self.absent = absent;
+        self
+    }
+
+    /// Text that every call, event and question of this client carries, as if [`Call::metadata`](crate::Call::metadata) had set
+    /// it; a call that sets the name itself has its own text. Setting a name again replaces its text. Default: none.
+    ///
+    /// What changes over time, such as a token that is renewed, is set by a [`Middleware`] instead.
+    ///
+    /// ```
+    /// # async fn example() -> Result<(), hopline::Error> {
+    /// let client = hopline::Client::builder().metadata("tenant", "acme").connect("amqp://localhost").await?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn metadata(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        set_entry(&mut self.metadata, name.into(), value.into());
+        self
+    }
+
+    /// Has a [`Middleware`] go around every call, oneway call, broadcast and event of this client, and around its questions of
+    /// discovery, which are broadcasts to `hopline.v1`. The first that is added is the outermost. Default: none, which costs
+    /// nothing.
+    #[must_use]
+    pub fn with(mut self, middleware: impl Middleware) -> Self {
+        self.middleware.push(middleware);
         self
     }
 
@@ -255,6 +287,7 @@ impl ClientBuilder {
     fn sessions(&self, url: &str) -> Result<Sessions, Error> {
         let namespace = self.namespace.clone().map_err(Error::Invalid)?;
         Compression::check(self.compression).map_err(Error::Invalid)?;
+        check_metadata(&self.metadata)?;
         let instance: Arc<str> = short_id().into();
         let dial = self.dial.dial(url)?.of(instance.clone());
         Ok(Sessions { dial, namespace, instance })

@@ -16,8 +16,11 @@ use uuid::Uuid;
 use super::Client;
 use super::replies::End;
 use super::target::Target;
+use crate::codec::CodecError;
+use crate::compression::Refusal;
 use crate::error::{Code, Error, Fault, Unanswered};
 use crate::frame::Frame;
+use crate::middleware::Reply;
 use crate::route::Route;
 use crate::topology::instance_key;
 use crate::transport::{Confirm, Lost};
@@ -122,20 +125,14 @@ impl Dispatched {
         Self { client, ticket, deadline: None, reply, overdue: false, ended: false }
     }
 
-    /// The largest payload that is read, in bytes, if it comes compressed.
-    pub(crate) fn max_payload(&self) -> usize {
-        self.client.max_payload()
-    }
-
-    /// The error of a reply that says that the deadline passed; none if it did not, and the handler just says so.
-    pub(crate) fn timed_out(&self) -> Option<Error> {
-        (self.ticket.deadline <= Instant::now()).then(|| self.ticket.timed_out(Unanswered::Unknown))
-    }
-
-    /// What came in the place of a reply, or of anything.
-    fn end(&self, end: Result<Result<Frame, End>, oneshot::error::RecvError>) -> Result<Frame, Error> {
+    /// What came: a reply, or something in its place.
+    fn end(&self, end: Result<Result<Frame, End>, oneshot::error::RecvError>) -> Result<Reply, Error> {
         match end {
-            Ok(Ok(reply)) => return Ok(reply),
+            // A handler may say so too, before the deadline.
+            Ok(Ok(reply)) if reply.status == Code::DeadlineExceeded && self.ticket.deadline <= Instant::now() => {
+                return Err(self.ticket.timed_out(Unanswered::Unknown));
+            }
+            Ok(Ok(reply)) => return read(reply, self.client.max_payload()),
             Ok(Err(end)) => self.ticket.outcome(end)?,
             Err(_) => {}
         }
@@ -144,7 +141,7 @@ impl Dispatched {
 }
 
 impl Future for Dispatched {
-    type Output = Result<Frame, Error>;
+    type Output = Result<Reply, Error>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let span = self.ticket.span.clone();
@@ -185,7 +182,10 @@ impl fmt::Debug for Dispatched {
     }
 }
 
-/// Replies to a broadcast as they arrive, until its deadline; a lost connection is the last item.
+/// What an instance answers to a broadcast: its id, if it tells it, and its reply.
+pub(crate) type Answer = (Option<Arc<str>>, Result<Reply, Error>);
+
+/// What is answered to a broadcast, as it arrives, until its deadline; a lost connection is the last item.
 pub(crate) struct Gathering {
     client: Client,
     ticket: Ticket,
@@ -208,14 +208,17 @@ impl Gathering {
 }
 
 impl Stream for Gathering {
-    type Item = Result<Frame, Error>;
+    type Item = Result<Answer, Error>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         if self.ended {
             return Poll::Ready(None);
         }
         match self.replies.poll_recv(context) {
-            Poll::Ready(Some(reply)) => Poll::Ready(Some(Ok(reply))),
+            Poll::Ready(Some(reply)) => {
+                let instance = reply.metadata.instance.clone();
+                Poll::Ready(Some(Ok((instance, read(reply, self.client.max_payload())))))
+            }
             Poll::Ready(None) => {
                 self.ended = true;
                 Poll::Ready(Some(Err(self.client.disconnected(&self.ticket.target, true))))
@@ -235,5 +238,41 @@ impl Drop for Gathering {
     fn drop(&mut self) {
         let cancel = (self.cancels && !self.ended).then_some(&self.ticket);
         self.client.forget(self.ticket.id, cancel);
+    }
+}
+
+/// What a reply says; a compressed one may have a payload of so many bytes.
+fn read(mut frame: Frame, max_payload: usize) -> Result<Reply, Error> {
+    let more = frame.metadata.more();
+    if !frame.service_error {
+        if let Some((size, limit)) = more.too_large {
+            let bytes = |number| usize::try_from(number).unwrap_or(usize::MAX);
+            return Err(Error::TooLarge { what: "reply", size: bytes(size), limit: bytes(limit) });
+        }
+        if frame.status != Code::Ok || more.error.is_some() {
+            return Err(Error::Fault(fault(&frame)));
+        }
+    }
+    let payload = frame.plain_payload(max_payload).map_err(|refusal| match refusal {
+        Refusal::TooLarge { size, cap } => Error::TooLarge { what: "reply", size, limit: cap },
+        refusal => Error::UnreadableReply(CodecError(format!("the reply cannot be read: {refusal}"))),
+    })?;
+    Ok(Reply {
+        payload,
+        own_error: frame.service_error,
+        instance: frame.metadata.instance.take(),
+        handler_time: frame.metadata.handler_time,
+        metadata: frame.metadata.more.take().map(|more| more.user.into()).unwrap_or_default(),
+        ..Reply::empty(frame.codec)
+    })
+}
+
+fn fault(reply: &Frame) -> Fault {
+    let reason = reply.metadata.more().error.clone().filter(|reason| !reason.is_empty());
+    Fault {
+        // What tells of an error is none, whatever its status says.
+        code: if reply.status == Code::Ok { Code::Unknown } else { reply.status },
+        message: reason.unwrap_or_else(|| "the server gave no reason".to_owned()),
+        retry_after: reply.metadata.more().retry_after,
     }
 }
