@@ -186,7 +186,7 @@ impl<B: Unpin> Future for UnderWay<B> {
 #[derive(Debug)]
 pub(crate) struct Outbox<A, T> {
     /// The parcels that wait, in the order in which they were pushed. An address without any is removed.
-    lanes: HashMap<A, VecDeque<Parcel<T>>>,
+    by_address: HashMap<A, VecDeque<Parcel<T>>>,
     /// The addresses with parcels, in the order in which the first parcel of each was pushed.
     order: VecDeque<A>,
     /// The most bytes of frames that share a message.
@@ -203,7 +203,7 @@ impl<A, T> Outbox<A, T> {
     /// An empty outbox. Its messages have at most `max_message_size` bytes, and never more than [`MAX_BYTES`], unless a
     /// single frame is larger.
     pub(crate) fn new(max_message_size: usize) -> Self {
-        Self { lanes: HashMap::new(), order: VecDeque::new(), max_bytes: max_message_size.min(MAX_BYTES) }
+        Self { by_address: HashMap::new(), order: VecDeque::new(), max_bytes: max_message_size.min(MAX_BYTES) }
     }
 }
 
@@ -223,11 +223,11 @@ fn expire_together(shortest: Option<Duration>, longest: Option<Duration>) -> boo
 impl<A: Clone + Eq + Hash, T> Outbox<A, T> {
     /// Adds a parcel behind all others to the same address.
     pub(crate) fn push(&mut self, address: A, parcel: Parcel<T>) {
-        if let Some(lane) = self.lanes.get_mut(&address) {
-            return lane.push_back(parcel);
+        if let Some(waiting) = self.by_address.get_mut(&address) {
+            return waiting.push_back(parcel);
         }
         self.order.push_back(address.clone());
-        self.lanes.insert(address, VecDeque::from([parcel]));
+        self.by_address.insert(address, VecDeque::from([parcel]));
     }
 
     /// Takes out the next message: the first parcel of an address, and those behind it that can share its message.
@@ -237,11 +237,12 @@ impl<A: Clone + Eq + Hash, T> Outbox<A, T> {
     pub(crate) fn next(&mut self, room: usize, mut wanted: impl FnMut(&T) -> bool) -> Option<Bundle<A, T>> {
         let max_bytes = self.max_bytes.min(room);
         while let Some(address) = self.order.front() {
-            let lane = self.lanes.get_mut(address).expect("a lane is in the order for as long as it is there");
-            let (mut parcels, mut share, mut bytes) = (Vec::with_capacity(lane.len().min(MAX_SHARING)), Share(0), 0);
+            let waiting =
+                self.by_address.get_mut(address).expect("an address is in the order for as long as it has parcels");
+            let (mut parcels, mut share, mut bytes) = (Vec::with_capacity(waiting.len().min(MAX_SHARING)), Share(0), 0);
             // The shortest and the longest time to live of the parcels taken so far.
             let mut times = None;
-            while let Some(next) = lane.front() {
+            while let Some(next) = waiting.front() {
                 let (more_share, more_bytes) = (share.plus(next.share), bytes + next.frame.len());
                 let time = next.expiration;
                 let (shortest, longest) =
@@ -250,14 +251,14 @@ impl<A: Clone + Eq + Hash, T> Outbox<A, T> {
                 if !parcels.is_empty() && !fits {
                     break;
                 }
-                let Some(next) = lane.pop_front() else { break };
+                let Some(next) = waiting.pop_front() else { break };
                 if wanted(&next.token) {
                     (share, bytes, times) = (more_share, more_bytes, Some((shortest, longest)));
                     parcels.push(next);
                 }
             }
-            let address = if lane.is_empty() {
-                self.lanes.remove(address);
+            let address = if waiting.is_empty() {
+                self.by_address.remove(address);
                 self.order.pop_front()?
             } else {
                 address.clone()
@@ -275,10 +276,10 @@ impl<A: Clone + Eq + Hash, T> Outbox<A, T> {
 
     /// Empties the outbox. Returns the parcels with their addresses.
     pub(crate) fn clear(&mut self) -> impl Iterator<Item = (A, Parcel<T>)> {
-        let mut lanes = std::mem::take(&mut self.lanes);
+        let mut all = std::mem::take(&mut self.by_address);
         std::mem::take(&mut self.order).into_iter().flat_map(move |address| {
-            let lane = lanes.remove(&address).unwrap_or_default();
-            lane.into_iter().map(move |parcel| (address.clone(), parcel))
+            let waiting = all.remove(&address).unwrap_or_default();
+            waiting.into_iter().map(move |parcel| (address.clone(), parcel))
         })
     }
 }
@@ -371,7 +372,7 @@ mod tests {
         assert_eq!(sent(&mut outbox).len(), 2);
         outbox.push("there", small(0));
         assert!(outbox.next(MAX_BYTES, |_| false).is_none());
-        assert!(outbox.lanes.is_empty() && outbox.order.is_empty());
+        assert!(outbox.by_address.is_empty() && outbox.order.is_empty());
         (0..3).for_each(|token| outbox.push("here", small(token)));
         assert_eq!(outbox.clear().count(), 3);
         assert!(outbox.next(MAX_BYTES, |_| true).is_none());

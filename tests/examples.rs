@@ -1,5 +1,5 @@
-//! Every example runs as a user runs it and prints what it promises, on the broker that `HOPLINE_TEST_URL` names, or
-//! in memory.
+//! Runs every example as a user would, and checks what it prints, on the broker that `HOPLINE_TEST_URL` names, or in
+//! memory.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ async fn output(mut command: Command) -> Output {
     soon(command.output()).await.expect("it can be run")
 }
 
-/// The lines that the program prints when all is well.
+/// The lines that the program prints. It has to end well.
 async fn lines(command: Command) -> Vec<String> {
     let output = output(command).await;
     assert!(output.status.success(), "it ended with {}: {output:?}", output.status);
@@ -32,7 +32,7 @@ async fn lines(command: Command) -> Vec<String> {
     String::from_utf8(output.stdout).expect("it prints text").lines().map(str::to_owned).collect()
 }
 
-/// What an example prints, each time that it is told of the broker in another way.
+/// What an example prints for each way of telling it the broker's address.
 async fn every_way(name: &str) -> Vec<Vec<String>> {
     let mut by_argument = example(name);
     by_argument.arg(url());
@@ -51,7 +51,7 @@ fn sorted<'a>(lines: impl IntoIterator<Item = &'a String>) -> Vec<&'a str> {
     lines
 }
 
-/// The instances that `instance ID says …` lines name, each of which says its own id.
+/// The instances in the lines `instance ID says …`, each of which says its own id.
 fn instances(lines: &[String]) -> BTreeSet<&str> {
     let said = lines.iter().filter_map(|line| line.trim_start().strip_prefix("instance "));
     said.map(|said| {
@@ -62,7 +62,7 @@ fn instances(lines: &[String]) -> BTreeSet<&str> {
     .collect()
 }
 
-/// What an example prints once so many instances answer it: on a busy machine, one may take longer than its window.
+/// Runs an example until this many instances answer it. On a busy machine one may take longer than the example waits.
 async fn once_all_answer(count: usize, run: impl AsyncFn() -> Vec<Vec<String>>) -> Vec<Vec<String>> {
     for _ in 0..20 {
         let printed = run().await;
@@ -160,7 +160,7 @@ async fn errors_are_sentences_that_say_what_to_do() {
 #[tokio::test]
 async fn events_reach_every_subscription_that_matches() {
     for lines in every_way("events").await {
-        // The two subscriptions do not wait for each other; each hears in order.
+        // The two subscriptions do not wait for each other. Each gets its events in order.
         let (every, shipped): (Vec<_>, Vec<_>) = lines.iter().partition(|line| line.starts_with("order.* "));
         let order = "Order { id: 1, total_cents: 4200 }";
         let heard = ["created", "shipped"].map(|what| format!("order.* heard order.{what}: {order}"));

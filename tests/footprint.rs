@@ -1,4 +1,4 @@
-//! What clients cost their process. It is one of its own, in which nobody else takes memory.
+//! The memory that clients need. The test is a process of its own, in which nothing else uses memory.
 
 use std::fs;
 use std::future::Future;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 use hopline::Client;
 
-/// How long a test waits for what has to come, before it fails.
+/// How long a test waits for an event before it fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn soon<F: Future>(event: F) -> F::Output {
@@ -30,7 +30,7 @@ async fn two_hundred_clients_take_less_than_a_mib_each() {
     let clients: Result<Vec<_>, _> = soon(join_all(connecting)).await.into_iter().collect();
     let clients = clients.expect("the broker is there");
     let connected = began.elapsed();
-    // Each has been used.
+    // Each client has been used.
     for published in soon(join_all(clients.iter().map(|client| client.publish("footprint", &7)))).await {
         published.expect("the broker has it");
     }

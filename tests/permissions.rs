@@ -1,7 +1,8 @@
-//! The permissions that `docs/guide/src/security.md` gives are enough, and no more than that; and users cannot be each other.
+//! The permissions in `docs/guide/src/security.md` are enough, and not more than needed. Users cannot pose as each
+//! other.
 //!
-//! This needs a RabbitMQ of its own, of the version that `HOPLINE_TEST_NODE` names: `scripts/test users-3.10 users-4.3` runs
-//! it with both, and otherwise the tests are ignored.
+//! This needs a RabbitMQ node of the version that `HOPLINE_TEST_NODE` names. `scripts/test users-3.10 users-4.3` runs
+//! it with both versions. Otherwise the tests are ignored.
 
 use std::future::Future;
 use std::time::Duration;
@@ -17,27 +18,27 @@ mod node;
 use node::{Node, version};
 
 const DOCUMENT: &str = include_str!("../docs/guide/src/security.md");
-/// How long a test waits for what has to come, before it fails.
+/// How long a test waits for an event before it fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn soon<F: Future>(event: F) -> F::Output {
     tokio::time::timeout(PATIENCE, event).await.expect("what has to happen happens within a minute")
 }
 
-/// The commands of this name in the document, each as its arguments without quotes.
+/// The commands with this name in the document, each as its arguments without quotes.
 fn commands(name: &str) -> impl Iterator<Item = Vec<&str>> {
     let lines = DOCUMENT.lines().filter_map(|line| line.strip_prefix("rabbitmqctl "));
     let words = lines.map(|line| line.split_whitespace().map(|word| word.trim_matches('\'')).collect::<Vec<_>>());
     words.filter(move |words| words[0] == name)
 }
 
-/// What stands between ```LANGUAGE and ``` in the document, the first time.
+/// The text of the first code block in this language in the document.
 fn block(language: &str) -> &'static str {
     let (_, rest) = DOCUMENT.split_once(&format!("```{language}\n")).expect("the document has one");
     rest.split_once("```").expect("it ends").0
 }
 
-/// A node with the exchanges and users of the document, and one who is called `mallory` and may do what a client may.
+/// A node with the exchanges and users in the document, and with a user `mallory` who has the permissions of a client.
 async fn with_users(version: &str) -> Node {
     let node = Node::with(version, "# exchanges.json is in @conf@\n", &[("exchanges.json", block("json"))], &[]).await;
     node.ctl(&["import_definitions", &format!("{}/exchanges.json", node.folder().await)]).await;
@@ -58,7 +59,7 @@ async fn with_users(version: &str) -> Node {
     node
 }
 
-/// The address for a user whose password is the same as the name.
+/// The address for a user whose password is its name.
 fn address(node: &Node, user: &str) -> String {
     let (_, host) = node.url().split_once('@').expect("a user and a host");
     format!("amqp://{user}:{user}@{host}")
@@ -70,7 +71,7 @@ struct Served {
     heard: mpsc::UnboundedReceiver<String>,
 }
 
-/// A server of `calculator.v1`, as the document's.
+/// A server of `calculator.v1`, as in the document.
 async fn serve(node: &Node, change: impl FnOnce(Server) -> Server) -> Served {
     let (note, noted) = mpsc::unbounded_channel();
     let (hear, heard) = mpsc::unbounded_channel();
@@ -132,7 +133,7 @@ async fn the_documents_permissions_are_enough_and_no_more() {
         }
     }
 
-    // The operator finds the bad one, and publishes it again.
+    // The operator finds the bad letter and publishes it again.
     assert_eq!(counted(&address(&node, "operator")).await, ("calculator.v1".to_owned(), 1));
     let operator = Transport::connect(&address(&node, "operator"), Role::Client).await.expect("it may log in");
     let mut letters =
@@ -151,7 +152,7 @@ async fn the_documents_permissions_are_enough_and_no_more() {
     Client::connect(&address(&node, "operator")).await.expect("it may be a client").close().await;
     soon(running.drain()).await;
 
-    // What none of them may do.
+    // None of them may do these things.
     let client = Transport::connect(&address(&node, "client"), Role::Client).await.expect("it may log in");
     let forbidden = |outcome: Result<(), Error>| {
         let said = outcome.expect_err("it is forbidden").to_string();
@@ -185,7 +186,7 @@ async fn who_may_only_read_the_catalogue_and_queues_of_dead_letters_counts_them(
     assert!(said.contains("ACCESS_REFUSED") && said.contains("hopline.services"), "{said}");
 }
 
-/// The document's permissions of the server, and the same without that to reply.
+/// The server's permissions in the document, and the same without the permission to reply.
 fn with_and_without_replies() -> [Vec<&'static str>; 2] {
     let allowed = commands("set_permissions").find(|words| words[3] == "server").expect("the document has one");
     let less = allowed.iter().enumerate().map(|(at, word)| if at == 5 { &"^hopline\\." } else { word }).copied();
@@ -204,7 +205,7 @@ async fn counted(url: &str) -> (String, u64) {
     soon(counted).await
 }
 
-/// The connections that there are.
+/// The open connections.
 async fn open(node: &Node) -> Vec<String> {
     let open = node.connections().await.into_iter().filter(|connection| connection.state == "running");
     open.map(|connection| connection.name).collect()
@@ -218,7 +219,7 @@ async fn a_server_that_may_not_reply_says_so_and_its_replies_come_when_it_may() 
     let Served { running, .. } = serve(&node, |server| server).await;
     let client = Client::connect(&address(&node, "client")).await.expect("it may declare what it needs");
     node.ctl(&less).await;
-    // A channel remembers what it was allowed for as long as it is busy: these are new.
+    // A busy channel keeps the permissions that it was opened with, so the connections are opened anew.
     node.ctl(&["close_all_connections", "as the test asks"]).await;
     let mut state = running.state();
     let call =
@@ -230,7 +231,7 @@ async fn a_server_that_may_not_reply_says_so_and_its_replies_come_when_it_may() 
     assert!(reason.contains("the permission to write to `amq.default`"), "{reason}");
     assert!(futures::poll!(&mut call).is_pending(), "it waits for its reply");
     let connections = open(&node).await;
-    // Who starts now is told at once.
+    // A server that starts now is told at once.
     let other = Server::connect(&address(&node, "server")).await.expect("it may log in");
     let add = |_: Context, (a, b): (i64, i64)| async move { Ok::<_, Fault>(a + b) };
     match other.serve(Service::new("calculator", 1).method("add", add)).start().await {
@@ -238,7 +239,7 @@ async fn a_server_that_may_not_reply_says_so_and_its_replies_come_when_it_may() 
         other => panic!("{other:?}"),
     }
     node.ctl(&allowed).await;
-    // It has not connected again over that, which would not have helped.
+    // The server has not reconnected because of this, which would not have helped.
     let open = open(&node).await;
     assert!(connections.iter().all(|connection| open.contains(connection)), "{connections:?} became {open:?}");
     assert_eq!(soon(call).await.expect("answered"), 5);
@@ -273,7 +274,7 @@ async fn the_documents_topic_permissions_look_at_keys() {
     client.publish("order.created", &()).await.expect("the client goes on");
 }
 
-/// That the broker does not take what is published there.
+/// Checks that the broker refuses what is published there.
 fn refused(outcome: Result<(), Error>, place: &str) {
     match outcome {
         Err(Error::Broker { reason, .. }) => {
@@ -299,7 +300,8 @@ async fn users_cannot_be_each_other() {
         Err(Error::Fault(fault)) => assert!(fault.message.contains("`mallory` may not call"), "{fault}"),
         other => panic!("{other:?}"),
     }
-    // A claim in a header is not believed of mallory, and one in the property is never sent.
+    // Mallory claims to be somebody else. A server does not believe the header, and the transport replaces the property
+    // `user_id`.
     for user in ["mallory", "client"] {
         let transport = Transport::connect(&address(&node, user), Role::Client).await.expect("it may log in");
         let publication = Publication {
@@ -329,7 +331,7 @@ async fn operator_of(node: &Node, service: &str) -> (Transport, hopline::transpo
     (operator, letters)
 }
 
-/// A oneway call of `note`, by hand.
+/// A oneway call of `note`, as a frame written by hand.
 fn note_frame(line: &str) -> Vec<u8> {
     let metadata = [&[0xa1, 0x01, 0x64], b"note".as_slice()].concat();
     let payload = format!("[\"{line}\"]").into_bytes();

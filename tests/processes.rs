@@ -1,8 +1,9 @@
-//! Servers as processes of their own: shared, stopped, killed, fed with garbage.
+//! Servers as processes: several share the work, and they are stopped, killed and sent garbage.
 //!
-//! Processes share no memory, so this needs the RabbitMQ that `HOPLINE_TEST_URL` names: `scripts/test processes-3.10
-//! processes-4.3` runs it with both, and otherwise the tests that need one are ignored. The servers are the example
-//! `server`, on the service `demo` of the default namespace, which nobody else may serve or call meanwhile.
+//! Processes share no memory, so this needs the RabbitMQ that `HOPLINE_TEST_URL` names.
+//! `scripts/test processes-3.10 processes-4.3` runs it with both versions. Otherwise the tests that need one are
+//! ignored. The servers are the example `server`, on the service `demo` of the default namespace. Nobody else may serve
+//! or call that service at the same time.
 
 use std::collections::{BTreeSet, HashMap};
 use std::process::Stdio;
@@ -25,7 +26,7 @@ mod programs;
 use demo::DemoClient;
 use programs::{DEMO, Server, example, soon};
 
-/// Longer than [`soon`] waits: what is answered by then was not answered by its deadline.
+/// A time-out that is longer than [`soon`] waits: a call that is answered within `soon` did not end by its deadline.
 const LONG: Duration = Duration::from_secs(300);
 
 /// The RabbitMQ under test.
@@ -39,7 +40,7 @@ async fn client(url: &str) -> (Client, DemoClient) {
     (client, demo)
 }
 
-/// A server that takes a call at a time.
+/// A server that accepts one call at a time.
 async fn unhurried(url: &str) -> Server {
     Server::run(example("server").arg(url).env("PREFETCH", "1")).await
 }
@@ -51,7 +52,7 @@ fn memory_of(server: &Server) -> i64 {
     memory.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
-/// The ids of a message's replies. What takes a second reports in meanwhile.
+/// The ids of the replies in a message, without signs of life.
 fn ids(mut body: &[u8]) -> Vec<String> {
     const REPLY: u8 = 2;
     let mut ids = Vec::new();
@@ -65,7 +66,7 @@ fn ids(mut body: &[u8]) -> Vec<String> {
     ids
 }
 
-/// A peer that speaks to the service's exchange directly.
+/// A peer that publishes directly to the service's exchange.
 struct Stranger {
     transport: Transport,
     reply_to: String,
@@ -81,7 +82,8 @@ impl Stranger {
         Self { transport, reply_to, replies }
     }
 
-    /// Publishes each body with an id of its own, and tells the ids that its answers will name, as many as it has.
+    /// Publishes each body with an id of its own. Returns the ids that the answers will name, and how many answers each
+    /// will have.
     async fn send(&self, bodies: impl Iterator<Item = (Vec<u8>, bool, usize)>) -> HashMap<String, usize> {
         let mut ids = HashMap::new();
         let mut receipts = Vec::new();
@@ -92,7 +94,7 @@ impl Stranger {
                 correlation_id: Some(id.clone()),
                 ..Properties::default()
             };
-            // An answer names the frame that it is to, if that has got so far, and the message otherwise.
+            // An answer names the frame that it belongs to, if that could be read, and otherwise the message.
             let named = body.get(8..24).filter(|_| answerable && body.starts_with(b"HL"));
             let named = named.map_or(id, |bytes| Uuid::from_slice(bytes).expect("16 bytes").to_string());
             *ids.entry(named).or_default() += answers;
@@ -110,7 +112,7 @@ impl Stranger {
         ids
     }
 
-    /// Sends so many calls, and tells the one instance that answers them all.
+    /// Makes this many calls, and returns the instance that answers all of them.
     async fn answered_by(&mut self, calls: usize) -> String {
         self.send((0..calls).map(|_| (request("add", b"[2,3]"), true, 1))).await;
         let (mut instances, mut answers) = (BTreeSet::new(), 0);
@@ -135,11 +137,11 @@ async fn of_processes_that_take_a_call_at_a_time_whoever_is_free_takes_the_next(
     let _demo = DEMO.lock().await;
     let mut servers = vec![unhurried(&url).await, unhurried(&url).await];
     let mut stranger = Stranger::new(&url).await;
-    // One takes this and has enough to do: all that comes then is the other's.
+    // One server gets this call and is busy. All following calls go to the other.
     stranger.send([(request("sleep", b"[3600000]"), true, 1)].into_iter()).await;
     let free = stranger.answered_by(100).await;
     assert!(servers.iter().any(|server| server.instance == free), "{free}");
-    // Once neither is free, who comes takes what waits.
+    // When neither is free, a new server gets what waits.
     stranger.send([(request("sleep", b"[3600000]"), true, 1)].into_iter()).await;
     soon(async {
         while stranger.transport.count("hopline.demo.v1.calls").await.expect("an answer") != Some(0) {
@@ -202,7 +204,7 @@ async fn a_call_that_a_killed_process_held_is_aborted_at_once() {
     let killed = Server::start(&url).await;
     let (_client, demo) = client(&url).await;
     let held = demo.sleep(u64::try_from(LONG.as_millis()).expect("it is short")).start().await.expect("on its way");
-    // Calls are delivered in order: with this one answered, the one before it is held.
+    // Calls are delivered in order. When this one is answered, the one before it is running.
     assert_eq!(soon(demo.add(2, 3).into_future()).await.expect("answered"), 5);
 
     let living = Server::start(&url).await;
@@ -223,7 +225,7 @@ async fn a_call_that_a_killed_process_held_is_aborted_at_once() {
 async fn a_hundred_thousand_hostile_bodies_leave_a_process_as_it_was() {
     let url = rabbit();
     let _demo = DEMO.lock().await;
-    // It would warn of every body that it keeps.
+    // Otherwise it would log a warning for every body that it keeps.
     let server = Server::run(example("server").arg(&url).env("RUST_LOG", "error,lapin=off")).await;
     let mut stranger = Stranger::new(&url).await;
     let mode = Mode::Settle { prefetch: 1000 };
@@ -231,7 +233,7 @@ async fn a_hundred_thousand_hostile_bodies_leave_a_process_as_it_was() {
     const BATCH: usize = 10_000;
     let mut hostile = Hostile::default();
     let mut memory = Vec::new();
-    // The first of them warm it up: what grows after that would grow on.
+    // The first bodies warm it up: growth after that would go on.
     for _ in 0..11 {
         let mut awaited = stranger.send(hostile.by_ref().take(BATCH)).await;
         let mut open: usize = awaited.values().sum();
@@ -247,7 +249,7 @@ async fn a_hundred_thousand_hostile_bodies_leave_a_process_as_it_was() {
                     }
                 };
                 for id in told {
-                    // A test before this one may have left letters.
+                    // An earlier test may have left letters.
                     if let Some(more) = awaited.get_mut(&id).filter(|more| **more > 0) {
                         (*more, open) = (*more - 1, open - 1);
                     }
@@ -289,7 +291,7 @@ async fn a_process_that_is_interrupted_finishes_what_it_runs_and_ends_in_silence
 
 #[tokio::test]
 async fn a_process_without_a_broker_says_which_and_hides_the_password() {
-    // A port that is taken, and that nobody listens on.
+    // A port that is taken, but nobody listens on it.
     let taken = TcpSocket::new_v4().expect("there is room for one");
     taken.bind(([127, 0, 0, 1], 0).into()).expect("there is a free port");
     let port = taken.local_addr().expect("it is bound").port();
@@ -306,7 +308,7 @@ async fn a_process_without_a_broker_says_which_and_hides_the_password() {
     assert!(output.stdout.is_empty(), "it is not ready");
 }
 
-/// A request of the wire, written by hand from its description.
+/// A request frame, written by hand after the description of the wire.
 fn request(method: &str, arguments: &[u8]) -> Vec<u8> {
     // A CBOR map of one entry: 1 => the method, a text of under 24 bytes.
     let metadata = [&[0xa1, 0x01, 0x60 | u8::try_from(method.len()).expect("short")], method.as_bytes()].concat();
@@ -321,18 +323,18 @@ fn with_metadata(codec: Codec, flags: u8, metadata: &[u8], payload: &[u8]) -> Ve
     [header.as_slice(), &length(metadata), &length(payload), metadata, payload].concat()
 }
 
-/// How a request begins, up to and with its id.
+/// The beginning of a request, up to its id.
 fn header(codec: Codec, flags: u8, id: &[u8]) -> Vec<u8> {
     [&[b'H', b'L', 1, codec as u8, 1, 0, flags, 0], id].concat()
 }
 
-/// Bodies that nobody should send, of many sorts, the same in every run but for their ids. Each comes with the number of
-/// answers or dead letters that it leads to.
+/// Bodies that nobody should send, of many kinds. They are the same in every run, except for their ids. Each comes with
+/// the number of answers or dead letters that it causes.
 struct Hostile {
     count: usize,
-    /// Of Marsaglia's xorshift.
+    /// The state of Marsaglia's xorshift.
     state: u64,
-    /// 16 MiB and a byte, compressed by lz4: within what it can do, and over the cap.
+    /// 16 MiB and one byte, compressed by lz4: possible for lz4, and over the cap.
     lz4_bomb: Vec<u8>,
 }
 
@@ -355,7 +357,7 @@ impl Hostile {
         (0..bytes).map(|_| self.byte()).collect()
     }
 
-    /// A request for `add` whose payload is this.
+    /// A request for `add` with this payload.
     fn with_payload(codec: Codec, flags: u8, payload: &[u8]) -> Vec<u8> {
         with_metadata(codec, flags, b"\xa1\x01\x63add", payload)
     }
@@ -372,44 +374,44 @@ impl Iterator for Hostile {
         let size = self.byte();
         let noise = self.noise(size);
         let good = request("add", b"[2,3]");
-        // An idea that takes much on the wire comes but once in a thousand, each at its own time.
+        // Bodies that are expensive come only once in a thousand, each kind at its own time.
         let sort = match n % 1000 {
             1 => 100,
             2 => 101,
             3 => 102,
-            // It is answered a thousand times over.
+            // This one is answered a thousand times.
             4 if n % 10_000 == 4 => 103,
             _ => n % 23,
         };
         let body = match sort {
-            // Nothing that could be a frame, and headers of noise.
+            // Noise that cannot be a frame, with noise as headers.
             0 => noise,
             1 => header(Codec::Json, 0, &noise),
             2 => [header(Codec::Json, 0, &self.noise(16)), vec![0, 0, 0, size], vec![0; 4], noise].concat(),
             3 => good[..usize::from(size) % good.len()].to_vec(),
-            // Lengths that are not there.
+            // Lengths that are longer than the body.
             4 => [&good[..24], &[0xff; 4], &good[28..]].concat(),
             5 => [&good[..28], &[0xff; 4], &good[32..]].concat(),
             6 => [&good[..24], &[0, 1, 0, 1], &good[28..]].concat(),
-            // Flags and other bytes of the header that mean nothing.
+            // Flags and other bytes of the header without a meaning.
             7 => Self::with_payload(Codec::Json, size | 0x10, b"[2,3]"),
             8 => Self::with_payload(Codec::Json, LZ4 | ZSTD, b"[2,3]"),
             9 => [&good[..2], &[size | 2], &good[3..]].concat(),
             10 => [&good[..4], &[9 + size % 200 + 1], &good[5..]].concat(),
-            // What claims to decompress to 4 GiB, to 16 MiB, and what is cut off, or noise.
+            // Payloads that claim to decompress to 4 GiB or to 16 MiB, and some that are cut off, or noise.
             11 => Self::with_payload(Codec::Cbor, LZ4, &[&[0xff; 4], &noise[..]].concat()),
             12 => Self::with_payload(Codec::Cbor, LZ4, &[&[0, 0, 0, 1], &noise[..]].concat()),
             13 => Self::with_payload(Codec::Cbor, LZ4, &[&[size, 1, 0, 0], &noise[..]].concat()),
             14 => Self::with_payload(Codec::Cbor, LZ4, &self.lz4_bomb[..100]),
             15 => Self::with_payload(Codec::Cbor, ZSTD, &[b"\x28\xb5\x2f\xfd", &noise[..]].concat()),
             16 => Self::with_payload(Codec::Cbor, ZSTD, b"\x28\xb5\x2f\xfd\xa0\xff\xff\xff\xff\x03\x00\x00"),
-            // Nested deeply, and arrays and texts of 2^32 elements and more.
+            // Deep nesting, and arrays and texts of 2^32 elements and more.
             17 => Self::with_payload(Codec::Json, 0, &b"[".repeat(10_000)),
             18 => Self::with_payload(Codec::Cbor, 0, &[0x81].repeat(10_000)),
             19 => Self::with_payload(Codec::MessagePack, 0, &[0x91].repeat(10_000)),
             20 => Self::with_payload(Codec::MessagePack, 0, &[0xdd, 0xff, 0xff, 0xff, 0xff, 2, 3]),
             21 => Self::with_payload(Codec::Cbor, 0, &[0x9b, 0, 0, 0, 1, 0, 0, 0, 0, 2, 3]),
-            // Metadata: 2^60 entries, and 60 000 levels of what is skipped.
+            // Metadata with 2^60 entries, and with 60 000 levels in an unknown entry.
             22 => with_metadata(Codec::Cbor, 0, &[0xa1, 10, 0xbb, 0x10, 0, 0, 0, 0, 0, 0, 0], b""),
             100 => with_metadata(Codec::Cbor, 0, &[&[0xa1, 0x18, 99][..], &[0x81].repeat(60_000), &[0]].concat(), b""),
             // A user's map of 30 000 empty names.
@@ -419,11 +421,11 @@ impl Iterator for Hostile {
                 &[&[0xa1, 10, 0xb9, 0x75, 0x30][..], &[0x60].repeat(60_000)].concat(),
                 b"",
             ),
-            // A whole bomb, and one frame too many.
+            // A complete bomb, and a message with one frame too many.
             102 => Self::with_payload(Codec::Cbor, LZ4, &self.lz4_bomb),
             _ => request("absent", b"[]").repeat(1025),
         };
-        // Of a body that can be read in part, each frame is answered, and then the rest.
+        // If a body can be read in part, each frame is answered, and then the rest.
         let answers = if sort == 103 { 1025 } else { 1 };
         Some((body, n.is_multiple_of(3), answers))
     }

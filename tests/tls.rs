@@ -1,8 +1,8 @@
-//! `amqps://`: with a CA of one's own, with a certificate instead of a password, and what is wrong when there is no
-//! connection.
+//! `amqps://`: with a CA of one's own, with a certificate instead of a password, and with errors that say what is
+//! wrong.
 //!
-//! This needs a RabbitMQ of its own, of the version that `HOPLINE_TEST_NODE` names: `scripts/test users-3.10 users-4.3` runs
-//! it with both, and otherwise the tests that need one are ignored.
+//! This needs a RabbitMQ node of the version that `HOPLINE_TEST_NODE` names. `scripts/test users-3.10 users-4.3` runs
+//! it with both versions. Otherwise the tests that need one are ignored.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -19,26 +19,27 @@ use node::Node;
 use proxy::Proxy;
 use tokio::sync::{OnceCell, RwLock};
 
-/// A node that speaks TLS, and who is who.
+/// A node that speaks TLS, and certificates for several clients.
 struct Scene {
     node: Node,
     ca: String,
     other_ca: String,
-    /// The certificate and the key of the user `billing`, of one who is nobody, and one of another CA.
+    /// The certificate and key of the user `billing`; then those of somebody unknown, and those of another CA.
     billing: (String, String),
     nobody: (String, String),
     stranger: (String, String),
     /// Takes who has a certificate, and who has none.
     port: u16,
-    /// Takes those only who have one.
+    /// Accepts only clients with a certificate.
     strict_port: u16,
-    /// Has a certificate that has expired.
+    /// Shows a certificate that has expired.
     expired_port: u16,
-    /// Has a certificate for the IP addresses of this machine alone.
+    /// Shows a certificate for this machine's IP addresses only.
     ip_port: u16,
 }
 
-/// Held by who logs in by certificate, and alone by who forbids that for a moment.
+/// Tests that log in with a certificate hold this for reading. A test that forbids such logins for a moment holds it
+/// for writing.
 static BY_CERTIFICATE: RwLock<()> = RwLock::const_new(());
 
 type Ca = CertifiedIssuer<'static, KeyPair>;
@@ -49,7 +50,7 @@ fn ca() -> Ca {
     CertifiedIssuer::self_signed(parameters, KeyPair::generate().expect("a key")).expect("it can be signed")
 }
 
-/// A certificate of `ca` with this common name, for these hosts, and its key.
+/// A certificate by `ca` with this common name, for these hosts, and its key.
 fn issued(ca: &Ca, name: &str, hosts: &[&str], change: impl FnOnce(&mut CertificateParams)) -> (String, String) {
     let key = KeyPair::generate().expect("a key");
     let hosts: Vec<String> = hosts.iter().map(ToString::to_string).collect();
@@ -59,7 +60,7 @@ fn issued(ca: &Ca, name: &str, hosts: &[&str], change: impl FnOnce(&mut Certific
     (parameters.signed_by(&key, ca).expect("it can be signed").pem(), key.serialize_pem())
 }
 
-/// Ports that nobody has, and that the system gives to nobody by itself.
+/// Ports that nobody uses, outside of the range from which the system takes ports.
 fn free_ports<const N: usize>() -> [u16; N] {
     let any = || 10_000 + (uuid::Uuid::new_v4().as_u128() % 10_000) as u16;
     let free = || std::iter::repeat_with(any).find_map(|port| TcpListener::bind(("127.0.0.1", port)).ok());
@@ -111,7 +112,7 @@ impl Scene {
             let listener = format!("rabbit_networking:start_ssl_listener({{\"127.0.0.1\", {port}}}, {options}, 2).");
             node.eval(&listener).await;
         }
-        // Without a password, it is known by its certificate only.
+        // The user has no usable password, so only its certificate can log it in.
         node.ctl(&["add_user", "billing", "x"]).await;
         node.ctl(&["clear_password", "billing"]).await;
         node.ctl(&["set_permissions", "billing", ".*", ".*", ".*"]).await;
@@ -122,7 +123,7 @@ impl Scene {
         Self { node, ca, other_ca, billing, nobody, stranger, port, strict_port, expired_port, ip_port }
     }
 
-    /// The one scene of all tests. It goes with the process.
+    /// The one scene that all tests share. It ends with the process.
     async fn get() -> &'static Self {
         static SCENE: OnceCell<Scene> = OnceCell::const_new();
         SCENE.get_or_init(async || Self::start(&node::version()).await).await
@@ -148,7 +149,7 @@ async fn connected(tls: Tls, url: &str) -> Result<Client, Error> {
     Client::builder().tls(tls).connect(url).await
 }
 
-/// Why there is no connection.
+/// The error of an attempt to connect.
 async fn refusal(tls: Tls, url: &str) -> String {
     match connected(tls, url).await {
         Err(Error::Connect { reason, .. }) => reason,
@@ -170,7 +171,7 @@ async fn a_ca_of_ones_own_is_trusted_and_no_other() {
         let reason = refusal(tls, &url).await;
         assert!(reason.contains("unknown CA"), "{reason}");
     }
-    // Without settings, by the system's roots.
+    // Without settings, the system's CAs are used.
     match Client::connect(&url).await {
         Err(Error::Connect { reason, .. }) => assert!(reason.contains("unknown CA"), "{reason}"),
         other => panic!("{other:?}"),
@@ -222,7 +223,7 @@ async fn a_broker_that_asks_for_a_certificate_says_so() {
     assert!(reason.contains("client certificate") && reason.contains("Tls::identity"), "{reason}");
     let reason = refusal(scene.known_by(&scene.stranger), &url).await;
     assert!(reason.contains("client certificate"), "{reason}");
-    // With a user in the address, that one logs in.
+    // A user in the address is used instead of the certificate.
     connected(scene.known_by(&scene.nobody), &url).await.expect("the password does");
 }
 
@@ -252,7 +253,7 @@ async fn who_has_a_certificate_needs_no_password() {
 #[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn of_several_addresses_each_is_connected_to_as_it_says() {
     let scene = Scene::get().await;
-    // The first one is not trusted, and the other has no TLS.
+    // The first node's certificate is not trusted, and the other node has no TLS.
     let url = format!("amqps://localhost:{}?order=given,{}", scene.port, scene.node.url());
     Client::connect(&url).await.expect("the second one is there").close().await;
 }
@@ -293,7 +294,7 @@ async fn dead_letters_are_looked_at_by_tls() {
     }
 }
 
-/// The command `hopline`, once cargo has built it.
+/// The command `hopline`, after cargo has built it.
 static HOPLINE: LazyLock<PathBuf> = LazyLock::new(|| {
     let mut build = std::process::Command::new(env!("CARGO"));
     build.current_dir(env!("CARGO_MANIFEST_DIR"));
@@ -320,7 +321,7 @@ async fn hopline(arguments: &[&str]) -> Output {
 #[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn the_command_has_options_for_tls() {
     let scene = Scene::get().await;
-    // Before somebody serves on this thread, who would miss the heartbeats of a minute.
+    // The command is built before a server runs on this thread, which would miss its heartbeats for a minute.
     tokio::task::spawn_blocking(|| LazyLock::force(&HOPLINE)).await.expect("it is built");
     let _may = BY_CERTIFICATE.read().await;
     let url = format!("amqps://localhost:{}", scene.strict_port);
@@ -343,7 +344,7 @@ async fn the_command_has_options_for_tls() {
     assert_eq!(called, (Some(0), "5\n".to_owned(), String::new()));
     let listed = run(&["dead", "ls", "calculator", "--json"], &by_tls).await;
     assert_eq!(listed, (Some(0), "[]\n".to_owned(), String::new()));
-    // It has got so far that it knows that nobody serves a bench.
+    // The command has connected: it says that nobody serves the benchmark.
     let (code, _, said) = run(&["bench", "call", "--seconds", "0.1"], &by_tls).await;
     assert!(code == Some(1) && said.contains("nobody serves `bench.v1`"), "{said}");
 

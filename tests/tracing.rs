@@ -1,6 +1,6 @@
-//! What a subscriber of `tracing` sees: a span for each call on both sides, in one trace, and nothing secret.
+//! What a subscriber of `tracing` sees: a span for each call on both sides, in one trace, and no secrets.
 //!
-//! A process of its own: what is logged is decided once for all threads of one.
+//! It is a process of its own, since the subscriber is set once for all threads of a process.
 
 use std::io::Write;
 use std::sync::{LazyLock, Mutex};
@@ -70,7 +70,7 @@ async fn a_call_has_a_span_on_either_side_in_one_trace() {
 #[tokio::test]
 async fn a_password_is_never_logged() {
     LazyLock::force(&LISTENING);
-    // Nobody listens there; and a broker, if one is under test, that refuses the password.
+    // At the first address nobody listens. The second, if a broker is under test, refuses the password.
     let mut urls = vec!["amqp://bob:s3cret@127.0.0.1:1".to_owned()];
     let broker = broker();
     if let Some((_, address)) = broker.split_once('@') {
@@ -95,7 +95,7 @@ async fn a_password_is_never_logged() {
 async fn what_is_logged_of_a_connection_says_whose_it_is() {
     LazyLock::force(&LISTENING);
     let process = std::process::id();
-    // Nobody listens there, as it will find out again and again.
+    // Nobody listens at this address, so the attempts to connect fail.
     let client =
         Client::builder().name("billing-web").connect_lazy("amqp://bob:s3cret@127.0.0.1:1/v").expect("an address");
     let failed = |state: &State| matches!(state, State::Connecting { reason: Some(_) });
@@ -127,12 +127,12 @@ async fn who_closes_does_not_break_connections_off() {
         tokio::join!(client.close(), running.drain());
     }
     let log = logged();
-    // What lapin says before it ends a connection without the broker's consent.
+    // What lapin logs before it ends a connection without the broker's consent.
     let broken: Vec<&str> = log.lines().filter(|line| line.contains("Connection error error=invalid")).collect();
     assert!(broken.is_empty(), "{broken:#?}");
 }
 
-/// The one line in which all this stands, once it is there.
+/// Waits for the one line that contains all of these.
 async fn told(said: &[&str]) -> String {
     let told = async {
         loop {
@@ -155,12 +155,12 @@ fn assert_says(line: &str, all: &[&str]) {
     }
 }
 
-/// The line that says of this call that its handler was dropped.
+/// Waits for the line that says that the handler of this call was dropped.
 async fn told_of(id: Uuid) -> String {
     told(&["half-way", &id.to_string()]).await
 }
 
-/// A server and a client of this `name`, in a namespace of their own, which comes last.
+/// A server and a client with this `name`, in a namespace of their own, which is returned last.
 async fn named(name: &str) -> (Server, Client, String) {
     LazyLock::force(&LISTENING);
     let namespace = format!("tracing-{}", Uuid::new_v4().simple());
@@ -169,7 +169,7 @@ async fn named(name: &str) -> (Server, Client, String) {
     (server.expect("the broker is there"), client.expect("the broker is there"), namespace)
 }
 
-/// A request of the method, by hand, that has 100 ms and is never cancelled.
+/// A request of the method, written by hand. It has 100 ms and is never cancelled.
 fn request(id: Uuid, method: &str) -> Vec<u8> {
     // A CBOR map: 1 => the method, a text of under 24 bytes; 2 => the time.
     let text = 0x60 | u8::try_from(method.len()).expect("a short one");
@@ -306,7 +306,7 @@ async fn a_drain_tells_how_much_runs_and_at_its_end_what_became_of_it() {
     };
     let service = Service::new("held", 1).method(Method::new("hold"), hold).concurrency(1).prefetch(10);
     let (come, mut comes) = mpsc::unbounded_channel();
-    // Asked about each call that has come, before it waits for its place.
+    // The rule is asked for each call that has arrived, before the call waits for a place.
     let rule = move |_: &Caller<'_>, _: &str| come.send(()).is_ok();
     let running = server.serve(service).allow(rule).start().await.expect("it can be served");
     let first = client.call::<()>("held", "hold", [(); 0]).start().await.expect("on its way");
@@ -346,7 +346,7 @@ async fn who_is_dropped_while_calls_run_warns_of_them() {
 async fn an_outage_is_told_when_it_begins_and_when_it_ends_and_not_by_every_attempt() {
     LazyLock::force(&LISTENING);
     let broker = broker();
-    // A broker in this process is never away.
+    // A broker in memory is never away.
     let Some((_, address)) = broker.split_once('@') else { return };
     let address = tokio::net::lookup_host(address.trim_end_matches('/')).await.expect("it is known").next();
     let proxy = Proxy::to(address.expect("it has an address")).await;

@@ -1,6 +1,8 @@
-//! The links between the nodes of a cluster, each by way of a proxy, so that a node can be cut off from the others.
+//! The links between the nodes of a cluster. Each goes through a proxy, so that a test can cut a node off from the
+//! others.
 //!
-//! Nodes ask epmd at which port another one listens. Here each of them has an epmd of its own, which answers with a proxy's.
+//! Erlang nodes ask a daemon, epmd, at which port another node listens. Here each node has an epmd of its own, which
+//! answers with the port of a proxy.
 
 use std::collections::HashMap;
 use std::io;
@@ -13,7 +15,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::proxy::Proxy;
 
-/// Of epmd's protocol: what a node asks for, and what it is told.
+/// The first byte of a message in epmd's protocol: questions of a node, and answers.
 const REGISTER: u8 = 120;
 const REGISTERED: u8 = 118;
 const LOOK_UP: u8 = 122;
@@ -21,20 +23,21 @@ const LOOKED_UP: u8 = 119;
 const NAMES: u8 = 110;
 const ORDINARY_NODE: u8 = 77;
 
-/// One epmd for each node. All ends when this is dropped.
+/// One epmd for each node. All of them end when this is dropped.
 #[derive(Debug)]
 pub(super) struct Links {
     ports: Vec<u16>,
     known: Arc<Mutex<Known>>,
-    /// A thread of their own: nodes talk while the test's waits for their end.
+    /// They have threads of their own, since nodes still talk to each other while the test's thread waits for them to
+    /// end.
     runtime: Option<Runtime>,
 }
 
 #[derive(Debug, Default)]
 struct Known {
-    /// Where each name listens, by whose epmd, and in which of its lives.
+    /// Where each node listens, by its name.
     nodes: HashMap<String, Listening>,
-    /// From the node with this epmd to the one of that name.
+    /// The proxy from the node with this epmd to the node with this name.
     links: HashMap<(usize, String), Arc<Proxy>>,
     cut: Option<usize>,
     lives: u32,
@@ -65,7 +68,7 @@ impl Links {
         self.ports[node]
     }
 
-    /// From now on nothing passes between this node and the others, and nobody is told; or everything again.
+    /// Cuts a node off: nothing passes between it and the others, and no connection is closed. `None` heals everything.
     pub(super) fn cut(&self, node: Option<usize>) {
         let mut known = locked(&self.known);
         known.cut = node;
@@ -94,13 +97,13 @@ fn locked(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
     known.lock().expect("no panic while holding it")
 }
 
-/// The epmd of a node.
+/// Runs the epmd of a node.
 async fn listen(epmd: usize, listener: std::net::TcpListener, known: Arc<Mutex<Known>>) {
     listener.set_nonblocking(true).expect("it is a socket");
     let listener = TcpListener::from_std(listener).expect("it is a socket");
     loop {
         let (asker, _) = listener.accept().await.expect("the process may open as many");
-        // Whoever breaks off does not want to know.
+        // An error only means that the node has broken its question off.
         tokio::spawn(answer(epmd, asker, known.clone()));
     }
 }
@@ -122,7 +125,7 @@ async fn answer(epmd: usize, mut asker: TcpStream, known: Arc<Mutex<Known>>) -> 
                 life
             };
             asker.write_all(&[&[REGISTERED, 0][..], &life.to_be_bytes()].concat()).await?;
-            // It is there for as long as it keeps this open.
+            // The node is registered for as long as it keeps this connection open.
             while asker.read(&mut [0; 64]).await.is_ok_and(|read| read > 0) {}
             let mut known = locked(&known);
             if known.nodes.get(&name).is_some_and(|node| node.life == life) {
@@ -136,7 +139,7 @@ async fn answer(epmd: usize, mut asker: TcpStream, known: Arc<Mutex<Known>>) -> 
                 return asker.write_all(&[LOOKED_UP, 1]).await;
             };
             let length = u16::try_from(name.len()).expect("a short one");
-            // Both versions of the distribution's protocol, as all that run here speak them.
+            // The highest and the lowest version of the distribution protocol. All nodes here speak both.
             let versions = [0, 6, 0, 5];
             let parts = [&[LOOKED_UP, 0][..], &port.to_be_bytes(), &[ORDINARY_NODE, 0], &versions];
             asker.write_all(&[&parts.concat(), &length.to_be_bytes()[..], name.as_bytes(), &[0, 0]].concat()).await
@@ -157,7 +160,8 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).expect("names are text")
 }
 
-/// Where a node reaches one of this name: itself, and the commands that share its epmd, directly.
+/// The port at which the node with the epmd `from` reaches the node `to`. It reaches itself directly, as do the
+/// commands that use its epmd, and others through a proxy.
 async fn port(from: usize, to: &str, known: &Mutex<Known>) -> Option<u16> {
     let port = {
         let known = locked(known);

@@ -1,6 +1,6 @@
-//! Three RabbitMQ nodes in a cluster, of which a test may break any, and the links between them.
+//! A cluster of three RabbitMQ nodes, of which a test may break any, and the links between them.
 
-// Each program of tests needs a part of this.
+// Each test program uses only a part of this module.
 #![allow(dead_code)]
 
 mod links;
@@ -8,8 +8,8 @@ mod links;
 use self::links::Links;
 use crate::node::{Node, when};
 
-/// A node of RabbitMQ 3.10 that is cut off from the others waits for them: without this, the two sides of a partition stay
-/// apart for good. One of 4.3 does so by itself.
+/// With this setting, a node of RabbitMQ 3.10 that is cut off pauses until it sees the others again. Without it, the
+/// two sides of a partition never become one cluster again. RabbitMQ 4.3 needs no setting for that.
 const PAUSES: &str = "cluster_partition_handling = pause_minority\n";
 
 /// Three nodes in a cluster.
@@ -24,12 +24,12 @@ impl Cluster {
         Self::with(version, "").await
     }
 
-    /// The same, of nodes of which one goes on alone, whatever its version is.
+    /// A cluster in which a node that is cut off goes on alone, in all versions.
     pub(crate) async fn of_nodes_that_go_on_alone(version: &str) -> Self {
         Self::with_all_of(version, "").await
     }
 
-    /// The same, of nodes with what `conf` says.
+    /// A cluster whose nodes have the settings in `conf`.
     pub(crate) async fn with(version: &str, conf: &str) -> Self {
         Self::with_all_of(version, &if version == "3.10" { [conf, PAUSES].concat() } else { conf.to_owned() }).await
     }
@@ -51,13 +51,13 @@ impl Cluster {
         }
     }
 
-    /// One URL with the addresses of all three, the one of `first` before the others.
+    /// A URL with the addresses of all three nodes, that of `first` before the others.
     pub(crate) fn url(&self, first: usize) -> String {
         let [one, two, three] = [0, 1, 2].map(|next| self.nodes[(first + next) % 3].authority());
         format!("amqp://guest:guest@{one},{two},{three}?order=given")
     }
 
-    /// Has nothing pass between a node and the others, and nobody told, until [`heal`](Self::heal).
+    /// Lets nothing pass between a node and the others, without closing connections, until [`heal`](Self::heal).
     pub(crate) fn cut_off(&self, node: usize) {
         self.links.cut(Some(node));
     }

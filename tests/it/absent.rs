@@ -1,4 +1,4 @@
-//! Calls while no instance is there: they wait for one, or do not, and say which.
+//! Calls while no instance is there. Some wait for one and others do not; the outcome says which.
 
 use std::future::IntoFuture;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::support::{Calculator, Held, MathClient, MathServer, Scene, hold, soon
 
 const LONG: Duration = Duration::from_secs(3600);
 
-/// Of its instances only the queue is left.
+/// Starts and drains a server, so that only the queue of its service is left.
 async fn gone(scene: &Scene, service: Service) {
     soon(scene.serve(service).await.drain()).await;
 }
@@ -23,7 +23,7 @@ async fn a_call_that_nobody_was_there_to_take_says_so_at_its_deadline() {
     gone(&scene, MathServer::new(Calculator)).await;
     let client = scene.client().await;
     let math = MathClient::new(&client);
-    // Each asks; how soon the broker answers is up to the machine.
+    // Each call asks the broker. How soon that answers depends on the machine.
     let told = async {
         loop {
             let error = math.add(1, 2).timeout(Duration::from_millis(200)).await.expect_err("nobody is there");
@@ -40,7 +40,7 @@ async fn a_call_that_nobody_was_there_to_take_says_so_at_its_deadline() {
     soon(told).await;
     let _server = scene.serve(MathServer::new(Calculator)).await;
     assert_eq!(math.add(1, 2).await.expect("answered"), 3);
-    // Now somebody is known to be there.
+    // The client now knows that there is an instance.
     match math.add(1, 2).to("nobody").timeout(LONG).await {
         Err(Error::NoService { .. }) => {}
         other => panic!("{other:?}"),
@@ -77,7 +77,7 @@ async fn a_call_whose_only_instance_died_is_not_said_to_be_nobodys() {
     first.release();
     let (answered, late) = if first_number == 2 { (other, taken) } else { (taken, other) };
     soon(answered).await.expect("answered");
-    // Another call was answered since it left, so an instance was there and may have taken it.
+    // A later call was answered, so an instance was there and may have received this one.
     drop(server);
     let late = late.await;
     assert!(matches!(late, Err(Error::Timeout { why: Unanswered::Unknown, .. })), "{late:?}");
@@ -157,7 +157,7 @@ async fn asking_whether_somebody_is_there_does_not_make_the_grace_period_longer(
     let scene = Scene::new();
     gone(&scene, Held::new().service.grace(Duration::from_secs(3))).await;
     let client = scene.client().await;
-    // They ask, from time to time.
+    // They ask from time to time whether there is an instance.
     let _waiting = hold(&client, 1).timeout(LONG).start().await.expect("it waits");
     let is_over = async {
         loop {
@@ -175,7 +175,7 @@ async fn asking_whether_somebody_is_there_does_not_make_the_grace_period_longer(
 async fn any_number_of_calls_that_wait_ask_once_every_few_seconds() {
     let (scene, broker) = Scene::alone();
     let server = scene.serve(Held::new().service).await;
-    // Whoever hears the questions counts as somebody who is there.
+    // Whoever receives these questions counts as an instance.
     let listening = [
         Declaration::Queue(Queue::new("ear", QueueKind::Exclusive)),
         Declaration::Binding(Binding {

@@ -1,4 +1,5 @@
-//! Calls while the broker takes nothing, on one in memory: it says so to whoever publishes, and what was published waits.
+//! Calls while the broker accepts nothing, on a broker in memory. It tells everybody who publishes, and what was
+//! published waits.
 
 use std::future::IntoFuture;
 use std::time::Duration;
@@ -14,14 +15,14 @@ use crate::support::{Held, Scene, hold, soon};
 
 const LONG: Duration = Duration::from_secs(3600);
 const MEMORY: Option<&str> = Some("low on memory");
-/// The type of a frame that is a cancel.
+/// The frame type of a cancel.
 const CANCEL: u8 = 7;
 
 fn builder(scene: &Scene) -> ClientBuilder {
     Client::builder().namespace(&scene.namespace).timeout(LONG).blocked_wait(LONG)
 }
 
-/// Sets off the alarm, and has the client hear of it.
+/// Raises the alarm, and waits until the client knows of it.
 async fn block(broker: &memory::Connection, client: &Client) {
     broker.alarm(MEMORY);
     let publisher = client.clone();
@@ -35,7 +36,7 @@ async fn unblock(broker: &memory::Connection, client: &Client) {
     soon(client.state().wait_for(|state| *state == State::Ready)).await.expect("it is told");
 }
 
-/// On a thread of its own, since a client that never lets go of its thread would hold up the test for ever.
+/// Runs a test on a thread of its own. A client that never yields would otherwise hang the test for ever.
 fn on_a_thread_of_its_own(test: impl Future<Output = ()> + Send + 'static) {
     let (done, ended) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
@@ -65,7 +66,7 @@ fn a_call_that_waits_for_a_place_during_an_alarm_waits_in_peace() {
                 let late = tokio::time::timeout(Duration::from_secs(120), first).await.expect("its time is over");
                 assert!(matches!(late, Err(Error::Timeout { .. })), "{late:?}");
             }
-            // The time is virtual, and longer than a call waits for a blocked broker.
+            // The time is virtual. It is longer than a call waits for a blocked broker.
             tokio::time::sleep(Duration::from_secs(10)).await;
             assert!((&mut second).now_or_never().is_none(), "it waits");
             unblock(&broker, &client).await;
@@ -129,7 +130,7 @@ async fn a_client_that_is_dropped_just_after_its_call_still_cancels_it() {
     soon(state.wait_for(|state| matches!(state, State::Blocked { .. }))).await.expect("it is told");
     drop(unconfirmed);
     drop(client);
-    // Well before the client has waited long enough.
+    // The alarm ends well before the client would give up.
     broker.alarm(None);
     assert_eq!(soon(heard.next()).await.expect("it is sent").body[4], CANCEL);
 }

@@ -1,4 +1,4 @@
-//! A call that goes well, in every style and with every option.
+//! Calls that go well, in every style and with every option.
 
 use std::time::Duration;
 
@@ -68,7 +68,7 @@ async fn a_client_has_a_codec_and_a_timeout_of_its_own() {
     let left: Option<u64> =
         client.call("echo", "left", [(); 0]).timeout(Duration::from_secs(100)).await.expect("answers");
     assert!((50..=100).contains(&left.expect("a deadline")), "{left:?}");
-    // For ever is a long time: some weeks.
+    // "For ever" is cut to the longest time that the wire can carry, some weeks.
     let left: Option<u64> = client.call("echo", "left", [(); 0]).timeout(Duration::MAX).await.expect("answers");
     assert!(left.expect("a deadline") > 1_000_000, "{left:?}");
     let error = client.call::<()>("echo", "left", [(); 0]).timeout(Duration::ZERO).await.expect_err("no time at all");
@@ -125,10 +125,10 @@ async fn a_waiting_call_of_higher_priority_is_served_first() {
     let client = scene.client().await;
     let first = hold(&client, 0).start().await.expect("on its way");
     let busy = soon(arrived.recv()).await.expect("it came");
-    // While the only place is taken: low, then high.
+    // The only place is taken. First comes a call with a low priority, then one with a high priority.
     let low = hold(&client, 1).priority(1).start().await.expect("on its way");
     let high = hold(&client, 9).priority(9).start().await.expect("on its way");
-    // The broker has both once it has answered a later call of this client.
+    // Once the broker has answered this later call, it has received both.
     let error = client.call::<()>("nobody", "home", ()).await.expect_err("nobody is there");
     assert!(matches!(error, Error::NoService { .. }), "{error}");
     busy.release();

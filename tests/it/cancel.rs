@@ -1,4 +1,4 @@
-//! Giving up a call ends it on the server too.
+//! A call that its caller gives up is ended on the server too.
 
 use std::time::Duration;
 
@@ -64,7 +64,7 @@ async fn a_cancel_that_nobody_hears_reaches_the_server_that_comes_back() {
     drop(hold(&client, 1).timeout(Duration::from_secs(3600)).start().await.expect("it waits in the queue"));
     let Held { service, mut arrived } = Held::new();
     let _server = scene.serve(service).await;
-    // It comes before the cancel, or not at all.
+    // This call arrives before the cancel, or not at all.
     let pending = hold(&client, 2).start().await.expect("on its way");
     let mut next = soon(arrived.recv()).await.expect("it runs");
     if next.number == 1 {
@@ -99,7 +99,7 @@ async fn a_broadcast_ends_with_its_deadline() {
     let time = Duration::from_secs(5);
     let mut replies = hold(&client, 1).timeout(Duration::from_secs(600)).all().replies(time).await.expect("on its way");
     let running = soon(arrived.recv()).await.expect("it runs");
-    // The instance may report that its time was up, just in time; then the stream ends.
+    // The instance may still report that the time is over. Then the stream ends.
     let ends = async {
         while let Some(reply) = replies.next().await {
             assert!(matches!(reply.outcome, Err(Error::Fault(_))), "{reply:?}");

@@ -1,4 +1,5 @@
-//! Services that have dead letters are found whether they run or not, whatever others do to the catalogue meanwhile.
+//! The services with dead letters are found, whether they run or not, and whatever others do to the catalogue at the
+//! same time.
 
 use std::time::Duration;
 
@@ -8,13 +9,14 @@ use hopline::{Code, Context, Fault, Method, Service, State};
 
 use crate::support::{Scene, soon};
 
-/// A service with a method that takes oneway calls, all in vain.
+/// A service with a oneway method that always fails.
 fn mail() -> Service {
     let refuse = |_: Context, _: (u64,)| async { Err::<(), _>(Fault::new(Code::InvalidArgument, "no address")) };
     Service::new("mail", 1).method(Method::new("send").oneway(), refuse)
 }
 
-/// A service that has dead letters only once there is a message that nobody can be told about.
+/// A service without oneway methods. It has a queue of dead letters only after a message came that nobody can be told
+/// about.
 fn asked() -> Service {
     Service::new("asked", 2).method("ask", |_: Context, _: [(); 0]| async { Ok::<_, Fault>(()) })
 }
@@ -28,14 +30,14 @@ fn services(scene: &Scene) -> String {
     format!("{}.services", scene.namespace)
 }
 
-/// What somebody else declares, under this name and the namespace.
+/// Declares a queue with this name in the scene's namespace, as a foreign program might.
 async fn declare(scene: &Scene, transport: &Transport, queue: &str, kind: QueueKind) {
     let delivery_limit = (kind == QueueKind::Quorum).then_some(2_000_000_000);
     let queue = Queue { delivery_limit, ..Queue::new(format!("{}.{queue}", scene.namespace), kind) };
     transport.declare(&[Declaration::Queue(queue)]).await.expect("it is nobody's");
 }
 
-/// Publishes to a queue, and waits until the broker has it.
+/// Publishes to a queue, and waits for the confirm.
 async fn publish(scene: &Scene, transport: &Transport, queue: &str, body: &str) {
     let publication = Publication {
         exchange: String::new(),
@@ -58,7 +60,7 @@ async fn services_that_do_not_run_are_counted_too() {
         servers.push(scene.serve(service).await);
     }
     assert_counts(&scene, &[("mail.v1", 0)]).await;
-    // A service without oneway methods enters with its first dead letter.
+    // A service without oneway methods is entered with its first dead letter.
     let client = scene.client().await;
     client.oneway("asked.v2", "unheard_of", [(); 0]).all().send().await.expect("the broker has it");
     client.oneway("mail", "send", (1,)).send().await.expect("the broker has it");
@@ -70,7 +72,7 @@ async fn services_that_do_not_run_are_counted_too() {
     }
     assert_counts(&scene, &[("asked.v2", 1), ("mail.v1", 1)]).await;
     scene.waiting(&transport, "services", 2).await;
-    // A program that knows nothing of it cannot spoil it.
+    // A foreign program that publishes nonsense to the catalogue does no harm.
     publish(&scene, &transport, "services", "not a.service").await;
     publish(&scene, &transport, "services", "mail.v1").await;
     assert_counts(&scene, &[("asked.v2", 1), ("mail.v1", 1)]).await;
@@ -87,14 +89,14 @@ async fn what_another_reader_holds_is_counted_once_it_is_back() {
         publish(&scene, &transport, "services", service).await;
     }
     let all = [("mail.v1", 0), ("post.v1", 0), ("post.v2", 0)];
-    // All of them for longer, or one for as long as a reading takes.
+    // Another reader holds all entries for long, or one entry for as long as reading takes.
     for (held, time) in [(3, 1000), (1, 100)] {
         let mut out = Vec::new();
         for _ in 0..held {
             out.push(transport.get(&services(&scene)).await.expect("an answer").expect("it is there"));
         }
         let back = async {
-            // The time is virtual: for so long the other one holds them.
+            // The time is virtual: it is how long the other reader holds the entries.
             tokio::time::sleep(Duration::from_millis(time)).await;
             out.into_iter().for_each(|entry| entry.settle(Settle::GiveBack));
         };
@@ -132,7 +134,7 @@ async fn a_server_that_cannot_enter_for_an_alarm_keeps_nobody_from_reading() {
     declare(&scene, &transport, "asked.v2.dead", QueueKind::Quorum).await;
     broker.alarm(Some("low on memory"));
     let server = scene.serve(asked()).await;
-    // It has published its entry.
+    // The server has published its entry.
     soon(server.state().wait_for(|state| matches!(state, State::Blocked { .. }))).await.expect("it serves");
     assert_counts(&scene, &[("mail.v1", 0)]).await;
     broker.alarm(None);
@@ -159,11 +161,11 @@ async fn a_server_that_could_not_enter_tries_again_after_a_few_seconds() {
     let (transport, other) = (scene.transport().await, scene.transport().await);
     declare(&scene, &other, "services", QueueKind::Exclusive).await;
     let _server = scene.serve(mail()).await;
-    // The time is virtual, here and below: it tries at once, and then after the pause that is tested.
+    // The time is virtual, here and below. The server tries at once, and then after the pause that is tested.
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(other.count(&services(&scene)).await.expect("an answer"), Some(0), "it could not enter");
     other.close().await;
-    // Longer than that pause.
+    // This is longer than that pause.
     tokio::time::sleep(Duration::from_secs(6)).await;
     assert_eq!(transport.count(&services(&scene)).await.expect("an answer"), Some(1));
 }

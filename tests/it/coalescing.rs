@@ -1,4 +1,4 @@
-//! Calls that share a message: each has an outcome of its own, the same as if it had been alone.
+//! Calls that share a message. Each has its own outcome, the same as if it had been alone.
 
 use std::collections::HashMap;
 use std::future::IntoFuture;
@@ -42,7 +42,7 @@ async fn calls_of_a_method_share_messages_while_it_is_known_to_be_quick() {
     let server = scene.serve(MathServer::new(Calculator)).await;
     let client = scene.client().await;
     let math = MathClient::new(&client);
-    // A peer in the server's place says how long each call took.
+    // A peer takes the server's place. Its replies say how long each call took.
     server.drain().await;
     let mut impostor = Impostor::new(&scene, "math.v1").await;
     for (messages, took) in [(CALLS, quick), (1, slow), (CALLS, quick)] {
@@ -98,7 +98,7 @@ async fn calls_that_go_alone_are_shared_evenly() {
     let mut servers = Vec::new();
     for _ in 0..SERVERS {
         let Held { service, arrived } = Held::new();
-        // It would run more at once, were it given more.
+        // The service would run more calls at once if it got them.
         servers.push((scene.serve(service.prefetch(EACH as u16)).await, arrived));
     }
     let client = scene.client().await;
@@ -106,7 +106,7 @@ async fn calls_that_go_alone_are_shared_evenly() {
     for n in 0..(SERVERS * EACH) as u64 {
         pending.push(hold(&client, n).start().await.expect("on its way"));
     }
-    // Who has its part gets no more while that runs, and the others get the rest.
+    // An instance that has its share gets no more while that runs; the others get the rest.
     let mut running = Vec::new();
     for (_, arrived) in &mut servers {
         running.extend(held(arrived, EACH).await.into_values());
@@ -136,7 +136,7 @@ async fn a_refused_message_of_many_is_overloaded_to_each_and_none_of_them_runs()
     let client = sharing(&scene, Coalesce::Fixed(10)).await;
     let running = hold(&client, 1).start().await.expect("on its way");
     let busy = soon(arrived.recv()).await.expect("it runs");
-    // The queue holds one message, and RabbitMQ may take a few more before it notices.
+    // The queue holds one message. RabbitMQ may accept a few more before it notices.
     let mut waiting = Vec::new();
     for n in 0..250 {
         waiting.push(hold(&client, n).start().await.expect("on its way"));
@@ -170,7 +170,7 @@ async fn a_refused_message_of_many_is_overloaded_to_each_and_none_of_them_runs()
 #[tokio::test]
 async fn of_a_message_that_comes_again_what_was_answered_stays_and_the_rest_is_as_if_alone() {
     let scene = Scene::new();
-    // One method that may run twice, and one that may not, in one message.
+    // One message holds a call of an idempotent method and one of another.
     let held_twice = || {
         let (announce, arrived) = mpsc::unbounded_channel::<(&'static str, u64, bool)>();
         let handler = |name: &'static str, announce: mpsc::UnboundedSender<_>| {
@@ -212,7 +212,7 @@ async fn of_a_message_that_comes_again_what_was_answered_stays_and_the_rest_is_a
 
 #[tokio::test]
 async fn the_shorter_of_two_deadlines_of_calls_sent_together_holds_for_its_own_call() {
-    // Calls share a message only if their times differ by a quarter at most.
+    // Calls share a message only if their time-outs differ by at most a quarter.
     const SHORTER: Duration = Duration::from_secs(400);
     const LONGER: Duration = Duration::from_secs(480);
     let scene = Scene::new();
@@ -229,7 +229,7 @@ async fn the_shorter_of_two_deadlines_of_calls_sent_together_holds_for_its_own_c
     assert_eq!(client.traffic().messages_sent, 2, "the two share one");
     let expired = later(SHORTER, shorter).await;
     assert!(matches!(expired, Err(Error::Timeout { .. })), "{expired:?}");
-    // Whoever may run it is told.
+    // The cancel goes to every instance that may run the call.
     soon(cancels.next()).await.expect("a cancel");
     has_read(&client, "held", server.instance()).await;
     busy.release();
@@ -287,7 +287,7 @@ async fn what_has_not_started_of_a_message_is_given_back_at_a_drain() {
     arrived.try_recv().expect_err("nothing more was started");
 }
 
-/// A service of oneway calls that take until the test lets go of them, and what came.
+/// A service of oneway calls that run until the test lets them end, and the calls that have come.
 fn slow_notes() -> (Service, mpsc::UnboundedReceiver<u64>, Arc<tokio::sync::Semaphore>) {
     let (keep, kept) = mpsc::unbounded_channel();
     let go = Arc::new(tokio::sync::Semaphore::new(0));
@@ -321,7 +321,7 @@ async fn oneway_calls_share_messages_and_instances_share_the_slow_ones() {
     note_all(&client, 20).await;
     assert_eq!(client.traffic().messages_sent, 1);
     let mut notes = Vec::new();
-    // Each takes as many as it may run, though all came in one message.
+    // Each instance runs as many as it may, although all came in one message.
     for _ in 0..4 {
         notes.push(soon(one.recv()).await.expect("it runs"));
         notes.push(soon(two.recv()).await.expect("it runs"));

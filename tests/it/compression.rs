@@ -1,4 +1,4 @@
-//! Payloads that are compressed: for whom, when, and what becomes of those that are not what they say.
+//! Compressed payloads: for whom, when, and what happens if they are not what they claim to be.
 
 use std::future::IntoFuture;
 
@@ -14,13 +14,13 @@ use crate::support::{Calculator, Held, MathClient, MathServer, Scene, code, fram
 const LZ4: u8 = 2;
 const MIB: usize = 1024 * 1024;
 
-/// An array of one argument in CBOR, for `echo`.
+/// An array with one argument in CBOR, for `echo`.
 fn one(bytes: &[u8]) -> Vec<u8> {
     let length = u32::try_from(bytes.len()).expect("a short one").to_be_bytes();
     [&[0x81, 0x5a][..], &length, bytes].concat()
 }
 
-/// A frame whose payload is compressed, as the number says, to these bytes.
+/// A frame with this payload, which is compressed as `number` says.
 fn compressed(kind: u8, number: u8, method: &str, payload: &[u8]) -> (Uuid, Vec<u8>) {
     let id = Uuid::new_v4();
     let mut frame = frame(kind, Codec::Cbor, id, method, payload);
@@ -28,7 +28,7 @@ fn compressed(kind: u8, number: u8, method: &str, payload: &[u8]) -> (Uuid, Vec<
     (id, frame)
 }
 
-/// A request from somebody who reads these compressions.
+/// A request whose sender can read these compressions.
 fn from_reader(accepts: u8, method: &str, payload: &[u8]) -> Vec<u8> {
     let mut request = frame(1, Codec::Cbor, Uuid::new_v4(), method, payload);
     request[27] += 2;
@@ -81,7 +81,7 @@ async fn a_client_compresses_once_the_service_has_said_that_it_reads_it_and_no_m
     let client = client(&scene).await;
     let math = MathClient::new(&client);
     let text = ByteBuf::from(b"hopline ".repeat(1000));
-    // From now on a peer in the server's place sees what it is sent.
+    // From now on a peer in the server's place sees what is sent to it.
     server.drain().await;
     let mut impostor = Impostor::new(&scene, "math.v1").await;
     for (says, expected) in [(Some(0b10), 0), (Some(0b11), LZ4), (None, LZ4), (Some(0b10), 0), (Some(0b10), 0)] {
@@ -104,7 +104,7 @@ async fn what_goes_through_compressed_comes_out_as_it_was() {
     for _ in 0..3 {
         assert_eq!(soon(math.echo(half.clone()).into_future()).await.expect("half"), half);
     }
-    // Over the client's own cap as it is, and not compressed; on its way back it would be over it.
+    // Uncompressed, the argument is over the client's cap. So would be the result.
     match soon(math.echo(whole).into_future()).await {
         Err(Error::TooLarge { what: "reply", size, limit: MIB, .. }) => assert!(size > MIB),
         other => panic!("{other:?}"),
@@ -146,7 +146,7 @@ async fn bombs_and_what_cannot_be_decompressed_are_refused_and_the_frames_beside
             assert!(answered == beside || (answered == id && String::from_utf8_lossy(&body).contains(said)), "{said}");
         }
     }
-    // What nobody is told of is kept as it came.
+    // A call whose caller cannot be told is kept as it came.
     let mut letters = scene.dead_letters(&stranger.transport, "math.v1").await;
     let (_, body) = compressed(3, LZ4, "heard", &good[..20]);
     stranger.send("oneway", "math.v1.heard", body.clone(), None, None).await;

@@ -1,4 +1,4 @@
-//! Connecting: to whom and to nobody else, for how long, and what is said when there is no connection.
+//! Connecting: to the broker and nobody else, within a time, and with an error that says what is wrong.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,28 +17,28 @@ use tokio::task::JoinHandle;
 use crate::node::when;
 use crate::support::{Scene, soon};
 
-/// Somebody who is no RabbitMQ.
+/// A server that is not RabbitMQ.
 struct Peer {
     address: SocketAddr,
     came: Arc<AtomicUsize>,
     accepting: JoinHandle<()>,
 }
 
-/// What such a peer does with a connection.
+/// What such a server does with a connection.
 #[derive(Debug, Clone, Copy)]
 enum Does {
-    /// Says this at once, and waits for the other side to end.
+    /// Sends this at once, and waits until the other side ends.
     Greets(&'static [u8]),
-    /// Says this when something was said to it, and ends.
+    /// Sends this after it has received something, and ends.
     Answers(&'static [u8]),
     Ends,
-    /// Nothing.
+    /// Does nothing.
     Waits,
-    /// Logs in whoever comes, and does nothing from then on.
+    /// Accepts every login, and does nothing after that.
     LogsIn,
 }
 
-/// A frame of AMQP with this method of the class `connection`.
+/// An AMQP frame with this method of the class `connection`.
 fn method(id: u8, arguments: &[u8]) -> Vec<u8> {
     let size = u32::try_from(4 + arguments.len()).expect("a short one").to_be_bytes();
     [&[1, 0, 0][..], &size, &[0, 10, 0, id], arguments, &[0xce]].concat()
@@ -113,7 +113,7 @@ impl Drop for Peer {
     }
 }
 
-/// Why there is no connection.
+/// The error of an attempt to connect.
 async fn reason(url: &str) -> String {
     match soon(Client::connect(url)).await {
         Err(Error::Connect { url, reason, .. }) => {
@@ -124,13 +124,13 @@ async fn reason(url: &str) -> String {
     }
 }
 
-/// The RabbitMQ under test, if it is one, as its host and port.
+/// The host and port of the RabbitMQ under test. `None` in memory.
 fn rabbit() -> Option<String> {
     let url = Scene::new().url;
     url.strip_prefix("amqp://guest:guest@").map(str::to_owned)
 }
 
-/// A port that nobody listens at; it was free a moment ago.
+/// A port at which nobody listens. It was free a moment ago.
 async fn nowhere() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.and_then(|listener| listener.local_addr()).expect("there is a free port")
 }
@@ -142,7 +142,7 @@ async fn who_is_no_rabbitmq_is_told_by_what_it_says() {
     for (does, said) in [
         (Does::Greets(nats), "it speaks NATS at this port"),
         (Does::Answers(http), "it speaks HTTP at this port"),
-        // An alert, as a TLS listener sends it to who does not begin with TLS.
+        // An alert: a TLS listener sends it to a client that does not begin with TLS.
         (
             Does::Answers(b"\x15\x03\x03\x00\x02\x02\x46"),
             "it speaks TLS at this port, which the address does not: use amqps://",
@@ -174,7 +174,7 @@ async fn who_says_nothing_is_waited_for_no_longer_than_was_allowed() {
     assert!(reason.starts_with("no answer within the `connection_timeout` of 50ms: "), "{reason}");
 }
 
-/// How many sockets of this process that are connected to `port` are still somebody's.
+/// How many sockets of this process are connected to `port`.
 fn sockets_to(port: u16) -> usize {
     let sockets = std::fs::read_to_string("/proc/net/tcp").expect("it runs on Linux");
     let columns = sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
@@ -186,14 +186,14 @@ fn sockets_to(port: u16) -> usize {
 async fn who_says_nothing_keeps_neither_socket_nor_thread_of_those_who_gave_it_up() {
     let peer = Peer::new(Does::Waits).await;
     let url = peer.url();
-    // lapin has a thread for each, which has its socket until it ends.
+    // lapin has a thread for each connection, which keeps the socket until it ends.
     let attempts = (0..20).map(|_| Client::builder().connect_timeout(Duration::from_millis(100)).connect(&url));
     for outcome in soon(join_all(attempts)).await {
         assert!(matches!(outcome, Err(Error::Connect { .. })), "{outcome:?}");
     }
     assert!(peer.came() > 0);
     when(async || sockets_to(peer.address.port()), |left| *left == 0).await;
-    // Dropped in the middle, it leaves nothing either.
+    // A future that is dropped in the middle leaves nothing behind either.
     let mut connecting = Box::pin(Client::connect(&url));
     let came = peer.came();
     tokio::select! {
@@ -248,7 +248,7 @@ async fn an_ip_address_leads_there_and_to_nobody_else() {
     let port = here.address.port();
     reason(&format!("amqp://guest:s3cret@[::1]:{port}")).await;
     assert_eq!((here.came(), trap.came()), (1, 0));
-    // Of the network for documentation: nobody is there.
+    // This address is from the network for documentation: nobody has it.
     let nobody = format!("amqp://guest:s3cret@[2001:db8::1]:{port}?connection_timeout=200");
     reason(&nobody).await;
     assert_eq!((here.came(), trap.came()), (1, 0));
@@ -342,7 +342,7 @@ async fn the_next_broker_is_taken_when_one_is_none() {
     let client =
         soon(Client::builder().namespace(&scene.namespace).connect(&url)).await.expect("the third one is there");
     client.close().await;
-    // When none is there, each is named with its reason.
+    // If no address works, the error names each with its reason.
     let url = format!("amqp://guest:s3cret@{},{}", nowhere().await, peer.address);
     match soon(Client::connect(&url)).await {
         Err(Error::Connect { reason, .. }) => {
@@ -356,7 +356,7 @@ async fn the_next_broker_is_taken_when_one_is_none() {
 async fn a_broker_that_says_nothing_keeps_nobody_from_the_next() {
     let (silent, next) = (Peer::new(Does::Waits).await, Peer::new(Does::Waits).await);
     let url = format!("{},{}?order=given", silent.url(), next.url());
-    // For so long it would be waited for alone.
+    // With a single address it would wait this long.
     let connecting = Client::builder().connect_timeout(Duration::from_secs(3600)).connect(&url);
     tokio::select! {
         outcome = connecting => panic!("nobody answers: {outcome:?}"),
@@ -389,7 +389,7 @@ async fn refusals_one_after_the_other_cost_a_connection_their_channels_and_no_mo
     for _ in 0..20 {
         assert_eq!(soon(transport.count(&missing)).await.expect("an answer"), None);
     }
-    // All numbers come several times.
+    // The loop is long enough that every order comes several times.
     for _ in 0..200 {
         soon(transport.declare(&[])).await.expect("there are good ones");
     }

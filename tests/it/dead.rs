@@ -1,4 +1,4 @@
-//! Dead letters are looked into where they are, replayed and dropped.
+//! Dead letters are listed where they are, replayed and dropped.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -15,10 +15,11 @@ use uuid::Uuid;
 
 use crate::support::{Scene, frame, soon};
 
-/// How often the broker delivers a oneway call before it gives up by itself.
+/// How many times the broker delivers a oneway call before it gives up.
 const DELIVERIES: u64 = 20;
 
-/// A service that refuses letters until it is told otherwise, and tells those that it takes, with their ids and attempts.
+/// A service that refuses letters until it is told to accept them, and reports those that it accepts, with their ids
+/// and attempts.
 struct Mail {
     service: Service,
     open: Arc<AtomicBool>,
@@ -65,7 +66,7 @@ async fn send(scene: &Scene, transport: &Transport, line: &str) -> String {
     id.to_string()
 }
 
-/// Waits until so many letters are there.
+/// Waits until there are this many letters.
 async fn until(dead: &DeadLetters, count: u64) {
     let counted = async {
         while dead.count().await.expect("it is there") != count {
@@ -167,7 +168,7 @@ async fn calls_and_what_cannot_be_read_are_kept_when_others_are_replayed() {
     let letters = dead.list(10).await.expect("they are there").letters;
     let kinds: Vec<_> = letters.iter().map(|letter| letter.kind).collect();
     assert_eq!(kinds, [LetterKind::Call, LetterKind::Unreadable]);
-    // What is sent again unread is read no better.
+    // A letter that is replayed unread cannot be read afterwards either.
     let unread = letters[1].id.clone();
     let handled = dead.replay_unread(&WhichLetters::Ids(vec![unread]), |_| {}).await.expect("it goes");
     assert_eq!(handled[0].fate, Fate::Replayed);
@@ -250,7 +251,7 @@ async fn a_replay_that_is_dropped_leaves_its_letter_where_others_see_it() {
     let (dead, other, transport) = (dead(&scene).await, dead(&scene).await, scene.transport().await);
     let id = send(&scene, &transport, "one").await;
     until(&dead, 1).await;
-    // What is sent again stays in its queue.
+    // Without a server, the replayed call stays in its queue.
     server.drain().await;
     let which = WhichLetters::Ids(vec![id.clone()]);
     for polls in 1.. {
@@ -273,7 +274,7 @@ async fn a_replay_that_is_dropped_leaves_its_letter_where_others_see_it() {
         drop(replay);
         until(&other, 1).await;
         assert!(other.find(&id).await.expect("an answer").is_some());
-        // What was looked at is taken out by another connection once it is back.
+        // The other connection takes out the letters after the first has put them back.
         until(&other, 1).await;
     }
     until(&other, 0).await;
@@ -306,7 +307,7 @@ async fn the_beginning_of_an_id_will_do_where_no_other_begins_so() {
     let said = dead.find("aaaa").await.expect_err("two begin so").to_string();
     assert!(said.contains("the ids of 2 dead letters of `mail.v1` begin with `aaaa`"), "{said}");
     assert!(matches!(dead.find("").await, Err(Error::Invalid(_))));
-    // Nothing is done when it is not known what is meant.
+    // Nothing is done if one of the ids is ambiguous.
     let which = WhichLetters::Ids(vec![other.clone(), "aaaa0000".to_owned()]);
     assert!(matches!(dead.discard(&which, |_| {}).await, Err(Error::Invalid(_))));
     until(&dead, 3).await;
@@ -338,7 +339,7 @@ async fn a_letter_tells_who_called_and_with_what() {
     assert_eq!(found.arguments, Some(serde_json::json!([long])));
 }
 
-/// In memory, nobody is a user.
+/// The user of the client. `None` in memory, where nobody has a user.
 fn client_user(scene: &Scene) -> Option<String> {
     (!scene.url.starts_with("memory")).then(|| "guest".to_owned())
 }
@@ -362,7 +363,7 @@ async fn an_id_may_be_written_as_people_write_it() {
     assert_eq!(fates, [Fate::Dropped, Fate::Dropped]);
 }
 
-/// What cannot be read has the id that its publisher wrote.
+/// A message that cannot be read has the id that its publisher wrote.
 #[tokio::test]
 async fn an_id_that_a_peer_wrote_in_upper_case_is_found_too() {
     let scene = Scene::new();

@@ -1,4 +1,4 @@
-//! Where handlers run is the service's choice.
+//! Handlers run where the service chooses.
 
 use std::collections::BTreeSet;
 use std::future::IntoFuture;
@@ -67,7 +67,7 @@ async fn a_handler_that_blocks_its_thread_does_not_hold_up_others() {
             }
         },
     );
-    // The test's runtime has one thread: were it blocked, the second call could not be answered.
+    // The test's runtime has one thread. If it was blocked, the second call could not be answered.
     let _server = scene.server().await.serve(blocking).serve(thread()).start().await;
     let client = scene.client().await;
     let waiting = client.call::<()>("block", "wait", [(); 0]).start().await.expect("on its way");
@@ -84,7 +84,7 @@ async fn no_more_calls_run_at_once_than_allowed() {
     let client = scene.client().await;
     let mut pending = Vec::new();
     for n in 0..6 {
-        // Half of them by the instance's own queue: the limit is one for all queues.
+        // Half of them go to the instance's own queue: the limit is for all queues together.
         let call = if n % 2 == 0 { hold(&client, n) } else { hold(&client, n).to(server.instance()) };
         pending.push(call.start().await.expect("on its way"));
     }
@@ -92,7 +92,7 @@ async fn no_more_calls_run_at_once_than_allowed() {
     for _ in 0..3 {
         running.push(soon(arrived.recv()).await.expect("it runs"));
     }
-    // Each that ends makes room for one.
+    // Each call that ends makes room for one.
     for _ in 0..3 {
         arrived.try_recv().expect_err("three run, no more");
         running.remove(0).release();

@@ -1,4 +1,4 @@
-//! A server that stops loses nothing: running calls finish, the rest goes to others as if it had never been taken.
+//! A server that drains loses nothing. The calls that run end; others get the rest, as if it had never been delivered.
 
 use std::collections::HashMap;
 use std::future::IntoFuture;
@@ -30,7 +30,7 @@ async fn a_server_stopped_in_the_middle_loses_no_call_and_runs_none_twice() {
                 Ok::<_, Fault>(n)
             }
         });
-        // Many are prefetched and few run: most of what the leaving server holds has not started.
+        // Many calls are prefetched and few run, so most of what the leaving server holds has not begun.
         service.prefetch(50).concurrency(2)
     };
     let leaving = scene.serve(service()).await;
@@ -52,7 +52,7 @@ async fn a_server_stopped_in_the_middle_loses_no_call_and_runs_none_twice() {
     assert!(runs.values().all(|times| *times == 1), "some ran twice: {runs:?}");
 }
 
-/// What the broker is about to deliver to a consumer as that is cancelled, it marks as delivered before.
+/// When a consumer is cancelled, the broker requeues what it was about to deliver, and marks it as redelivered.
 #[tokio::test]
 async fn servers_that_come_and_go_fail_no_call_though_calls_wait_in_a_quorum_queue() {
     let scene = Scene::new();
@@ -66,7 +66,7 @@ async fn servers_that_come_and_go_fail_no_call_though_calls_wait_in_a_quorum_que
         Service::new("work", 1).method("do", run).quorum()
     };
     let _staying = scene.serve(service()).await;
-    // Each call is a message.
+    // Each call is a message of its own.
     let client = Client::builder().namespace(&scene.namespace).coalesce(Coalesce::Off).connect(&scene.url);
     let (client, enough) = (client.await.expect("it is there"), AtomicBool::new(false));
     let caller = async || {
@@ -140,7 +140,7 @@ async fn a_full_queue_costs_no_call_at_a_drain() {
     for (n, pending) in pending {
         match soon(pending).await {
             Ok(answer) => assert_eq!(answer, n),
-            // Before anybody took it: known at once, and not run.
+            // The call was refused before anybody received it: that is known at once, and it has not run.
             Err(Error::Overloaded { .. }) => {}
             Err(error) => panic!("{n}: {error}"),
         }
@@ -180,7 +180,7 @@ async fn run_until_serves_until_it_is_told_to_stop() {
     let answered = async {
         loop {
             match client.call::<String>("ping", "ping", [(); 0]).await {
-                // It may have begun to serve, and not all of it be there.
+                // The server may have started only partly.
                 Err(Error::NoService { .. } | Error::Unreachable { .. }) => tokio::task::yield_now().await,
                 outcome => break outcome,
             }
@@ -191,7 +191,7 @@ async fn run_until_serves_until_it_is_told_to_stop() {
     soon(serving).await.expect("no panic").expect("it stopped well");
 }
 
-/// Resolves once an instance that drains says so to whoever calls it; calls that it still runs are let go.
+/// Waits until an instance that drains says so to its callers. Calls that it still runs are let go.
 async fn leaves(client: &Client, instance: &str, arrived: &mut mpsc::UnboundedReceiver<Arrival>) {
     loop {
         let call = pin!(hold(client, 0).to(instance).into_future());
@@ -221,7 +221,7 @@ async fn a_call_to_an_instance_can_be_cancelled_and_is_answered_while_that_drain
     let answered = soon(arrived.recv()).await.expect("it runs");
     let drained = tokio::spawn(leaving.drain());
     soon(leaves(&client, &instance, &mut arrived)).await;
-    // The drain has time to come to its end meanwhile, if it does not wait.
+    // If the drain did not wait, it would end in this time.
     for number in 3..30 {
         assert_eq!(code(soon(hold(&client, number).to(&instance).into_future()).await), Code::Unavailable);
     }
@@ -242,10 +242,10 @@ async fn a_call_to_an_instance_reports_in_while_that_drains() {
     let call = hold(&client, 1).to(leaving.instance()).timeout(Duration::from_secs(3600));
     let pending = call.start().await.expect("on its way");
     let running = arrived.recv().await.expect("it runs");
-    // The time is virtual, and says how often signs of life are due. From its first one on, the client expects more.
+    // The time is virtual. It makes signs of life due; after the first, the client expects more.
     tokio::time::sleep(Duration::from_secs(3)).await;
     let drained = tokio::spawn(leaving.drain());
-    // Many times as long as an instance may say nothing.
+    // This is many times longer than an instance may be silent.
     tokio::time::sleep(Duration::from_secs(300)).await;
     running.release();
     assert_eq!(pending.await.expect("answered"), 1);
@@ -269,7 +269,7 @@ async fn a_call_to_the_service_itself_that_runs_when_the_drain_begins_gets_its_r
             async move { Ok::<_, Fault>(goes_on.await.expect("the test lets it")) }
         };
         let service = || Service::new("nested", 1).method("outer", outer.clone()).method("inner", answer.clone());
-        // With one place, the other instance takes the inner call.
+        // With one place, the inner call goes to the other instance.
         let places = if elsewhere { 1 } else { 2 };
         let mut servers = vec![scene.serve(service().concurrency(places)).await];
         if elsewhere {
@@ -280,7 +280,7 @@ async fn a_call_to_the_service_itself_that_runs_when_the_drain_begins_gets_its_r
         let go = soon(started.recv()).await.expect("it runs");
         let drains: Vec<_> = servers.into_iter().map(|server| tokio::spawn(server.drain())).collect();
         let asks = || client.call::<u64>("nested", "inner", [(); 0]).absent(Absent::Fail);
-        // It is not taken: nobody takes any more.
+        // The call is not delivered: nobody consumes the queue any more.
         let is_gone = async {
             while !matches!(asks().timeout(Duration::from_millis(100)).await, Err(Error::NoService { .. })) {}
         };
@@ -317,7 +317,7 @@ async fn a_drain_does_not_wait_for_calls_to_the_service_itself_that_nobody_else_
         };
         let answer = |_: Context, _: [(); 0]| async { Ok::<_, Fault>(()) };
         let service = Service::new("nested", 1).method("outer", outer).method("inner", answer);
-        // There is a place for one of them.
+        // Only one of them can run.
         let server = scene.serve(service.concurrency(1).prefetch(2)).await;
         let call = client.call::<Duration>("nested", "outer", [(); 0]).timeout(Duration::from_secs(3600));
         let call = call.start().await.expect("on its way");

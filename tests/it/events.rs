@@ -1,4 +1,4 @@
-//! Events reach whoever subscribes to their key.
+//! Events reach everybody who subscribes to their key.
 
 use hopline::topology::{Binding, Declaration, Queue, QueueKind};
 use hopline::{Context, Error, Published, Server};
@@ -78,7 +78,7 @@ async fn an_event_that_a_subscribers_queue_refuses_reaches_the_others_and_its_pu
     let binding = Binding { exchange: events, key: "order.created".to_owned(), queue: name };
     transport.declare(&[Declaration::Queue(full), Declaration::Binding(binding)]).await.expect("it is new");
     let client = scene.client().await;
-    // How many more a broker lets in before it refuses is its own affair.
+    // How many more messages a broker accepts before it refuses depends on the broker.
     let mut published = 0;
     loop {
         published += 1;

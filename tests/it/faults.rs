@@ -1,8 +1,10 @@
-//! What breaks, and that each call then ends in what is true of it, on RabbitMQ nodes of the tests' own.
+//! What happens when something breaks: every call still ends with a true outcome. The tests use RabbitMQ nodes of their
+//! own.
 //!
-//! `HOPLINE_TEST_NODE` names their version, 3.10 or 4.3; the tests that need one are ignored unless they are asked for. They
-//! run one at a time, since a fault is not to hit the neighbour's calls: `scripts/test faults-4.3` runs them all, and
-//! `HOPLINE_TEST_NODE=4.3 cargo test --test it faults::broker -- --include-ignored --test-threads=1` some.
+//! `HOPLINE_TEST_NODE` names the version of the nodes, 3.10 or 4.3. The tests that need a node are ignored unless they
+//! are asked for. They run one at a time, so that a fault does not hit the calls of another test:
+//! `scripts/test faults-4.3` runs all of them, and `HOPLINE_TEST_NODE=4.3 cargo test --test it faults::broker --
+//! --include-ignored --test-threads=1` runs some.
 
 mod broker;
 mod clients;
@@ -29,18 +31,18 @@ use tokio::sync::mpsc;
 
 use crate::support::{Arrival, Held, Scene, hold, soon};
 
-/// Longer than [`soon`] waits: what ends by then did not end by its deadline.
+/// A time-out that is longer than [`soon`] waits: a call that ends within `soon` did not end by its deadline.
 const LONG: Duration = Duration::from_secs(300);
 
 type Arrivals = mpsc::UnboundedReceiver<Arrival>;
 
-/// A worker that runs so many calls at a time, has others wait, and holds them until the test lets them go.
+/// A server that runs this many calls at a time and lets others wait. It holds each call until the test lets it go.
 async fn worker(scene: &Scene, concurrency: usize) -> (Running, Arrivals) {
     let Held { service, arrived } = Held::new();
     (scene.serve(service.concurrency(concurrency).prefetch(64)).await, arrived)
 }
 
-/// Calls that are held by a [`worker`], or will be.
+/// Calls that a [`worker`] holds, or will hold.
 async fn on_their_way(client: &Client, numbers: Range<u64>) -> Vec<Pending<u64>> {
     let mut pending = Vec::new();
     for number in numbers {
@@ -49,20 +51,20 @@ async fn on_their_way(client: &Client, numbers: Range<u64>) -> Vec<Pending<u64>>
     pending
 }
 
-/// How each of the calls ends, which it does before its deadline.
+/// How each of the calls ends. All of them end before their deadlines.
 async fn ends(pending: Vec<Pending<u64>>) -> Vec<Result<u64, Error>> {
     soon(join_all(pending)).await
 }
 
-/// The number of a call that comes after all others.
+/// The number of a call that is made after all others.
 const NEXT: u64 = 1_000_000;
 
-/// That a new call is answered as if nothing had happened; those that the worker still has are let go.
+/// Checks that a new call is answered as if nothing had happened. Calls that the worker still holds are let go.
 async fn the_next_call_works(client: &Client, arrivals: &mut Arrivals) {
     is_answered(hold(client, NEXT), arrivals).await;
 }
 
-/// That a call of the number [`NEXT`] is answered.
+/// Checks that a call with the number [`NEXT`] is answered.
 async fn is_answered(next: Call<u64>, arrivals: &mut Arrivals) {
     let release = async {
         loop {

@@ -1,4 +1,4 @@
-//! What becomes of a handler that nobody waits for any more, and of the tasks that it starts.
+//! What happens to a handler when nobody waits for it any more, and to the tasks that it has started.
 
 use std::time::Duration;
 
@@ -15,11 +15,11 @@ use crate::support::{Scene, code, frame, soon};
 struct Half {
     context: Context,
     go_on: oneshot::Sender<()>,
-    /// Tells of the second half; or of nothing, if the handler is dropped before.
+    /// Resolves after the second half. Fails if the handler is dropped before.
     done: oneshot::Receiver<()>,
 }
 
-/// A service whose one method tells of the first half of its work, and does the second when it is let.
+/// A service with one method. It tells when the first half of its work is done, and does the second half when it may.
 fn halves(method: Method) -> (Service, mpsc::UnboundedReceiver<Half>) {
     let (tell, begun) = mpsc::unbounded_channel();
     let service = Service::new("halves", 1).method(method, move |context: Context, _: [(); 0]| {
@@ -61,7 +61,8 @@ async fn a_handler_is_dropped_when_its_caller_gives_up_unless_its_method_finishe
             } else {
                 soon(half.done).await.expect_err("it is dropped");
             }
-            // Whatever it sent is out before its server has gone, and here before what another sends then.
+            // Everything that it sent has left before its server ends, and arrives before what another client sends
+            // then.
             soon(server.drain()).await;
             let _other = scene.serve(clock()).await;
             left(&client).await.expect("answered");
@@ -112,7 +113,7 @@ async fn a_drain_waits_for_a_handler_that_finishes() {
     let mut drained = Box::pin(server.drain());
     assert!(futures::poll!(&mut drained).is_pending());
     let drained = tokio::spawn(drained);
-    // Until the drain is through, the instance tells its callers that it is leaving.
+    // Until the drain has ended, the instance tells its callers that it is leaving.
     assert_eq!(code(soon(work(&client).to(instance)).await), Code::Unavailable);
     assert!(!drained.is_finished(), "one still runs");
     half.go_on.send(()).expect("it waits");
@@ -175,7 +176,7 @@ async fn a_oneway_call_is_never_cancelled() {
     }
 }
 
-/// A service that tells how many seconds a call of it has, and in which trace it is.
+/// A service that tells how many seconds a call of it has left, and in which trace it is.
 fn clock() -> Service {
     Service::new("clock", 1).method(Method::new("left"), |context: Context, _: [(); 0]| async move {
         let trace = context.traceparent().split('-').nth(1).map(str::to_owned);
@@ -205,7 +206,7 @@ async fn calls_on_other_tasks_and_threads_of_a_handler_inherit_its_deadline_and_
                 "spawn" => context.spawn(async move { left(&nested).await }).await,
                 "scope" => tokio::spawn(scoped).await,
                 "thread" => tokio::task::spawn_blocking(move || wait(scoped)).await,
-                // The call itself, made here and awaited there.
+                // The call is made here and awaited on another task.
                 "call" => tokio::spawn(left(&nested)).await,
                 "task in a task" => {
                     let inner = async move { Context::current().map(|inner| inner.spawn(left(&nested))) };

@@ -1,4 +1,4 @@
-//! Messages that nobody should send: each is answered or kept, and the next good call is served.
+//! Messages that nobody should send. Each is answered or kept, and the next good call is served.
 
 use hopline::transport::{Confirm, Properties, Publication, Settle};
 use hopline::{Code, Codec};
@@ -43,7 +43,7 @@ async fn a_malformed_message_is_answered_with_the_field_that_is_wrong() {
         ("header", good[..31].to_vec(), refused),
         ("payload length", good[..good.len() - 1].to_vec(), refused),
         ("header", Vec::new(), refused),
-        // Well-formed frames that are not for a server.
+        // These are well-formed frames that are not for a server.
         ("type 2", with(good.clone(), 4, &[2]), unknown),
         ("type 5", with(good.clone(), 4, &[5]), unknown),
         ("has no method ``", frame(1, Codec::Json, id, "", b"[]"), unknown),
@@ -91,7 +91,7 @@ async fn a_call_cancelled_with_no_time_left_is_not_run_when_it_comes() {
     let instance = format!("math.v1@{}", server.instance());
     let reply_to = || Some(stranger.reply_to.clone());
     stranger.send("rpc", &instance, frame(7, Codec::Raw, given_up, "add", b""), None, None).await;
-    // The instance has the cancel once it has answered what came after it.
+    // Once the instance has answered a later call, it has received the cancel.
     stranger.send("rpc", &instance, add(other), reply_to(), None).await;
     assert_eq!(stranger.answer().await.0, other);
     let reply_to = || Some(stranger.reply_to.clone());
@@ -138,7 +138,7 @@ async fn frames_of_one_message_are_answered_each_for_itself() {
     for expected in [(ids[0], 0), (ids[1], Code::Unimplemented as u8), (ids[2], 0)] {
         assert!(answers.contains(&expected), "{expected:?} is not in {answers:?}");
     }
-    // A good frame before a broken one is answered, and so is what is left.
+    // A good frame before a broken one is answered, and so is the broken rest.
     let broken = Uuid::new_v4();
     let body = [add(ids[0]), with(add(broken), 4, &[200])].concat();
     stranger.send("rpc", "math.v1", body, Some(stranger.reply_to.clone()), None).await;
@@ -163,7 +163,7 @@ async fn what_cannot_be_answered_is_kept_for_an_operator() {
         ("rpc", "math.v1", garbage.clone(), garbage.clone(), "header"),
         ("oneway", "math.v1.heard", garbage.clone(), garbage.clone(), "header"),
         ("rpc", "math.v1", unanswerable.clone(), unanswerable.clone(), "nobody can be answered"),
-        // What the broker let pass by its key is not another method.
+        // The key that the broker matched is of another method than the frame names.
         (
             "oneway",
             "math.v1.heard",
@@ -171,7 +171,7 @@ async fn what_cannot_be_answered_is_kept_for_an_operator() {
             frame(3, Codec::Json, id, "nothing", b"[]"),
             "its key is `math.v1.heard`, and it names `nothing`",
         ),
-        // What could be read before the garbage is not kept with it.
+        // The call before the garbage runs, so it is not kept with it.
         (
             "oneway",
             "math.v1.heard",
@@ -208,14 +208,14 @@ async fn what_comes_to_a_client_from_peers_that_it_did_not_ask_is_ignored_and_co
     let five = reply(&call, 0, &[5], None);
     let unasked = with(reply(&call, 0, &[6], None), 8, Uuid::new_v4().as_bytes());
     let forged = [
-        // The reply to another client's call, and one in two frames.
+        // A reply to another client's call, alone and in a message with a second one.
         unasked.clone(),
         [unasked.clone(), unasked].concat(),
-        // Requests, cancels and streams are for others.
+        // Requests, cancels and streams are not for a client.
         add(Uuid::new_v4()),
         frame(7, Codec::Raw, Uuid::from_slice(&call[8..24]).expect("16 bytes"), "add", b""),
         with(five.clone(), 4, &[5]),
-        // What cannot be read, though it names the call.
+        // Bodies that cannot be read, although some of them name the call.
         Vec::new(),
         b"HLgarbage".to_vec(),
         five[..five.len() - 1].to_vec(),
@@ -227,7 +227,7 @@ async fn what_comes_to_a_client_from_peers_that_it_did_not_ask_is_ignored_and_co
     }
     impostor.send(&reply_to, five.clone()).await;
     assert_eq!(soon(asked).await.expect("the one that was asked for"), 5);
-    // A second one, and the next call, which comes after it.
+    // A second reply to the same call; then the reply to the next one.
     impostor.send(&reply_to, five).await;
     let next = math.add(2, 3).start().await.expect("on its way");
     let (call, reply_to) = impostor.taken().await;
@@ -273,7 +273,7 @@ async fn ten_thousand_random_bodies_leave_a_server_as_it_was() {
     const BODIES: usize = 10_000;
     let mut receipts = Vec::with_capacity(BODIES);
     for n in 0..BODIES {
-        // Half of them begin like a frame, so that they get further.
+        // Half of them begin like a frame, so that the reader gets further.
         let noise: Vec<u8> = (0..n % 9).flat_map(|_| Uuid::new_v4().into_bytes()).collect();
         let body = if n % 2 == 0 { noise } else { [b"HL\x01\x01\x01\x00\x00\x00".as_slice(), &noise].concat() };
         let reply_to = (n % 3 == 0).then(|| stranger.reply_to.clone());

@@ -1,4 +1,4 @@
-//! Who calls is who the broker says, and a server's rule decides what that user may do.
+//! The caller is the user that the broker says, and a server's rule decides what this user may do.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::support::{Held, Scene, code, frame, hold, soon, told};
 
-/// The address for a user. RabbitMQ knows only the one in the address under test.
+/// The address for a user. On RabbitMQ only the user in the address under test exists.
 fn address(scene: &Scene, user: &str) -> String {
     match scene.url.strip_prefix("memory://") {
         Some(name) => format!("memory://{user}@{name}"),
@@ -38,7 +38,7 @@ async fn server(scene: &Scene, user: &str) -> Server {
 
 type Seen = mpsc::UnboundedReceiver<Option<String>>;
 
-/// A service that tells whom it takes its callers for.
+/// A service that reports who its callers are.
 fn reception() -> (Service, Seen) {
     let (tell, told) = mpsc::unbounded_channel();
     let service = Service::new("reception", 1)
@@ -92,7 +92,7 @@ async fn who_may_not_call_is_refused_before_the_arguments_are_read() {
     assert_eq!(fault.code, Code::PermissionDenied);
     let alice = known_as(&scene, "alice");
     assert!(fault.message.contains(&format!("`{alice}` may not call `reception.v1.ring`")), "{}", fault.message);
-    // Not even what there is.
+    // The error does not even tell whether the method exists.
     assert_eq!(code(client.call::<()>("reception", "nothing", (1,)).await), Code::PermissionDenied);
 }
 

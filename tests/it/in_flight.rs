@@ -1,4 +1,4 @@
-//! What a client's own limits do to its calls, and a client that connects later.
+//! What a client's limits do to its calls; and clients that connect later.
 
 use std::future::IntoFuture as _;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use hopline::{Client, Error, State, WhenFull};
 use crate::support::{Held, Nobody, Scene, hold, later, soon, told};
 
 const LONG: Duration = Duration::from_secs(60);
-/// A time that a test puts forward.
+/// A time-out that the test reaches by advancing the clock.
 const BRIEF: Duration = Duration::from_secs(5);
 
 async fn limited(scene: &Scene, calls: usize, when_full: WhenFull) -> Client {
@@ -90,7 +90,7 @@ async fn a_call_that_gets_no_place_by_its_deadline_is_told_so_and_never_sent() {
 #[tokio::test]
 async fn a_call_that_nobody_collects_keeps_its_place_until_its_deadline_only() {
     let scene = Scene::new();
-    // Of its service only the queue is left: nobody answers.
+    // Only the queue of the service is left, so nobody answers.
     soon(scene.serve(Held::new().service).await.drain()).await;
     for when_full in [WhenFull::Refuse, WhenFull::Wait] {
         let client = limited(&scene, 1, when_full).await;
@@ -125,7 +125,7 @@ async fn a_call_that_is_given_up_before_it_leaves_gives_its_place_to_the_next() 
     let Held { service, mut arrived } = Held::new();
     let _server = scene.serve(service).await;
     let client = limited(&scene, 1, WhenFull::Wait).await;
-    // Without a pause between them, the client's task sees all three at once.
+    // Without a pause in between, the client's task sees all three at once.
     let first = hold(&client, 1).start().await.expect("on its way");
     let second = hold(&client, 2).start().await.expect("on its way");
     drop(first);
@@ -205,7 +205,7 @@ async fn a_call_without_a_connection_says_why_at_its_deadline() {
     let answered = call().timeout(BRIEF).into_future();
     let sent = client.oneway("held", "hold", (1,)).timeout(BRIEF).send();
     let gathered = call().all().gather(BRIEF);
-    // All three wait before their time is put forward.
+    // All three wait before the clock is advanced.
     let mut calls = Box::pin(join3(answered, sent, gathered));
     assert!(calls.as_mut().now_or_never().is_none(), "there is no connection");
     let (answered, sent, gathered) = later(BRIEF, calls).await;

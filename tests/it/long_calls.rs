@@ -1,4 +1,5 @@
-//! Calls that take longer than a second report in: whoever gives up knows where to cancel, and a dead worker is noticed.
+//! Calls that take longer than a second send signs of life. So a caller that gives up knows where to send the cancel,
+//! and a dead worker is noticed.
 
 use std::time::Duration;
 
@@ -11,10 +12,10 @@ use crate::stranger::{KEEP_ALIVE, overheard};
 use crate::support::{Held, Scene, code, frame, hold, soon};
 
 const CANCEL: u8 = 7;
-/// How long an instance may say nothing.
+/// How long an instance that runs a call may be silent.
 const SILENCE: Duration = Duration::from_secs(15);
 
-/// Resolves when the client has received something since `before`.
+/// Waits until the client has received something since `before`.
 async fn heard(client: &Client, before: u64) {
     let mut look = tokio::time::interval(Duration::from_millis(10));
     while client.traffic().messages_received == before {
@@ -48,7 +49,7 @@ async fn a_call_that_has_reported_in_is_cancelled_where_it_runs() {
     soon(running.context.cancelled()).await;
 }
 
-/// An instance that takes a call, says that it runs it, and nothing more.
+/// An instance that accepts a call, says that it runs it, and is silent from then on.
 async fn takes_and_reports(scene: &Scene, transport: &Transport, calls: &mut Consumer) -> Uuid {
     let call = soon(calls.next()).await.expect("a call");
     let id = Uuid::from_slice(&call.body[8..24]).expect("16 bytes");
@@ -60,7 +61,7 @@ async fn takes_and_reports(scene: &Scene, transport: &Transport, calls: &mut Con
         body: frame(KEEP_ALIVE, Codec::Raw, id, &scene.namespace[..3], &[]).into(),
     };
     transport.publish(publication).await.expect("published");
-    // Unsettled, and dropped: it stays out.
+    // It is dropped without being settled, so the broker does not deliver it again.
     drop(call);
     id
 }

@@ -1,4 +1,4 @@
-//! Hopline through its public API, on the broker that `HOPLINE_TEST_URL` names, or in memory.
+//! Tests of Hopline through its public API, on the broker that `HOPLINE_TEST_URL` names, or in memory.
 
 #[path = "../cluster/mod.rs"]
 mod cluster;

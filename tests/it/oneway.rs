@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::support::{Scene, frame, soon};
 
-/// A service that keeps what it is told, and fails when told so.
+/// A service that keeps the lines that it is told, and fails when a line says so.
 fn notes() -> (Service, mpsc::UnboundedReceiver<String>) {
     let (keep, kept) = mpsc::unbounded_channel();
     let method = Method::new("note").oneway().attempts(3).pause(Duration::from_millis(1));
@@ -148,7 +148,7 @@ async fn a_oneway_method_of_a_trait_asks_by_its_error_for_another_attempt() {
     let lost = soon(letter()).await;
     assert_eq!(lost.reason, r#"the method returned its own error: {"Busy":{"host":"mx"}}"#);
     assert_eq!(lost.attempts, Some(3));
-    // A fault says by its code whether another attempt can help, and without words at least that.
+    // The code of a fault says whether another attempt can help, even without a text.
     for (code, attempts) in [(Code::Unavailable, 2), (Code::InvalidArgument, 1), (Code::Ok, 2)] {
         mail.forward(code as u8).send().await.expect("the broker has it");
         let lost = soon(letter()).await;
@@ -166,7 +166,7 @@ async fn a_oneway_call_that_cannot_be_run_is_kept_with_the_reason() {
     let client = scene.client().await;
     let transport = scene.transport().await;
     let mut letters = scene.dead_letters(&transport, "notes.v1").await;
-    // Such as one that a server of another version has taken.
+    // A server of another version may have accepted a method that this one does not know.
     let absent = Properties { kind: Some("notes.v1.absent".to_owned()), ..Properties::default() };
     let absent = Publication {
         exchange: String::new(),
@@ -217,7 +217,7 @@ async fn a_service_without_oneway_methods_leaves_no_queue_for_them() {
     for name in ["work", "retry", "dead"] {
         assert_eq!(transport.count(&queue(name)).await.expect("it can be counted"), None, "{name}");
     }
-    // What is given up is kept nevertheless.
+    // The call is given up, but it is kept.
     client.oneway("asked", "unheard_of", [(); 0]).all().send().await.expect("the broker has it");
     let dead = DeadLetters::builder().namespace(&scene.namespace).connect(&scene.url, "asked").await;
     let dead = dead.expect("the broker is there");

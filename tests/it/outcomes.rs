@@ -1,4 +1,4 @@
-//! A call that does not go well: no outcome is silent, and none waits longer than it must.
+//! Calls that do not go well. Each has an outcome, and none waits longer than it must.
 
 use std::future::IntoFuture;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::stranger::{Impostor, failing_reply};
 use crate::support::{Calculator, Held, MathClient, MathError, MathServer, Scene, code, hold, later, soon};
 
 const MINUTES: Duration = Duration::from_secs(600);
-/// A time that a test puts forward.
+/// A time-out that the test reaches by advancing the clock.
 const BRIEF: Duration = Duration::from_secs(5);
 
 #[tokio::test]
@@ -50,7 +50,7 @@ async fn a_call_whose_binding_was_deleted_is_told_that_the_queue_is_out_of_reach
     assert_eq!(soon(call()).await.expect("answered"), 3);
     let told = loop {
         transport.unbind(std::slice::from_ref(&binding)).await.expect("not bound any more");
-        // The server may have bound it again meanwhile.
+        // The server may have bound the queue again in the meantime.
         match soon(call()).await {
             Ok(sum) => assert_eq!(sum, 3),
             Err(error) => break error,
@@ -71,7 +71,7 @@ async fn a_service_is_gone_when_its_grace_period_is_over() {
     math.nothing().await.expect("it is there");
     server.drain().await;
     let gone = async {
-        // Until the broker has dropped the queue, a call waits there for a server to come.
+        // Until the broker has deleted the queue, a call waits in it for a server.
         while !matches!(math.nothing().timeout(Duration::from_millis(100)).await, Err(Error::NoService { .. })) {}
     };
     soon(gone).await;
@@ -116,7 +116,7 @@ async fn a_call_whose_deadline_passes_in_the_queue_is_never_run() {
     let busy = soon(arrived.recv()).await.expect("it came");
     let expired = hold(&client, 2).timeout(Duration::from_millis(200)).await;
     assert!(matches!(expired, Err(Error::Timeout { .. })), "{expired:?}");
-    // The broker's own clock decides when it is gone.
+    // The broker's own clock decides when the message expires.
     scene.waiting(&transport, "held.v1.calls", 0).await;
     busy.release();
     first.await.expect("answered");
@@ -182,7 +182,7 @@ async fn a_methods_own_error_arrives_typed() {
         other => panic!("{other:?}"),
     }
     assert_eq!(MathClient::new(&client).div(6, 3).await.expect("a number"), 2);
-    // Whoever does not name the error's type is told that there is one.
+    // A caller that does not name the error's type is told that there is one.
     assert_eq!(code(client.call::<i64>("math", "div", (5, 0)).await), Code::Unknown);
 }
 
@@ -254,7 +254,7 @@ mod shop {
     }
 }
 
-/// Hopline's under another name.
+/// Hopline's `Fault` under another name.
 type Refusal = hopline::Fault;
 
 #[hopline::service]
@@ -285,7 +285,7 @@ async fn an_error_is_a_fault_by_its_type_and_not_by_its_name() {
         other => panic!("{other:?}"),
     }
     assert_eq!(code(ShopClient::new(&client).refusal(7).await), Code::NotFound);
-    // By hand it is the same.
+    // A call written by hand gets the same.
     assert_eq!(code(client.call::<u64>("shop", "refusal", (7,)).fails_with::<Refusal>().await), Code::NotFound);
 }
 
@@ -365,7 +365,7 @@ async fn a_panic_while_a_cancelled_handler_is_dropped_ends_nothing_else() {
             drop(ticking);
             soon(client.call::<()>("bomb", "ok", [(); 0]).into_future()).await.expect("the service goes on");
         }
-        // What its deadline ends is dropped like that as well.
+        // A handler whose deadline passes is dropped as well.
         for millis in (1..).map(|n| 50 * n) {
             let ticking = client.call::<()>("bomb", "tick", [(); 0]).timeout(Duration::from_millis(millis)).await;
             assert!(matches!(ticking, Err(Error::Timeout { .. } | Error::Fault(_))), "{dispatch:?}: {ticking:?}");
@@ -399,7 +399,7 @@ async fn a_request_over_the_cap_never_leaves() {
     let scene = Scene::new();
     let builder = Client::builder().namespace(&scene.namespace).max_message_size(1000);
     let client = builder.connect(&scene.url).await.expect("connects");
-    // Nobody serves it: had it left, it would have come back as `NoService`.
+    // Nobody serves it. If it had been sent, it would have been returned as `NoService`.
     match client.call::<()>("nobody", "home", ("x".repeat(1000),)).await {
         Err(Error::TooLarge { what: "request", size, limit: 1000, .. }) => assert!(size > 1000),
         other => panic!("{other:?}"),
@@ -437,11 +437,12 @@ async fn a_full_queue_refuses_at_once() {
     let client = scene.client().await;
     let first = hold(&client, 0).start().await.expect("on its way");
     let busy = soon(arrived.recv()).await.expect("it came");
-    // One runs, one waits. How many more a broker lets in before it refuses is its own affair.
+    // One call runs, one waits. How many more messages a broker accepts before it refuses depends on the broker.
     let mut waiting = Vec::new();
     let refused = loop {
         let mut pending = hold(&client, 1).timeout(MINUTES).start().await.expect("on its way");
-        // Either the broker refuses it, or it waits: then the answer to a later call tells that the broker has it.
+        // Either the broker refuses the call, or it waits: then the answer to a later call shows that the broker has
+        // received it.
         let probe = client.call::<()>("nobody", "home", [(); 0]);
         tokio::select! {
             outcome = &mut pending => break outcome,
@@ -518,7 +519,7 @@ async fn what_a_dead_worker_held_is_run_again_only_if_it_is_idempotent() {
 
         let Held { service, arrived: mut second } = Held::of(method);
         let _heir = scene.serve(service).await;
-        // Its connection closes with the call unsettled.
+        // Its connection ends before the call is settled.
         drop(dying);
         if idempotent {
             let again = soon(second.recv()).await.expect("it runs again");
@@ -574,7 +575,7 @@ async fn a_late_reply_harms_nobody() {
 async fn more_services_than_a_connection_has_channels_for_are_refused_at_once_with_the_way_out() {
     let scene = Scene::new();
     if scene.url.starts_with("memory://") {
-        // It has no channels.
+        // A broker in memory has no channels.
         return;
     }
     let mut server = scene.server().await;

@@ -1,4 +1,5 @@
-//! Calls that come more than once: retries of oneway calls, and methods that answer a call once.
+//! Calls that are delivered more than once: oneway calls that are tried again, and methods with `dedup`, which run a
+//! call once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,7 +17,7 @@ use crate::support::{Held, Scene, frame, soon, told};
 const ONEWAY: u8 = 3;
 const REQUEST: u8 = 1;
 
-/// A service whose `note` tells each attempt, and fails those of lines that begin with `fail`.
+/// A service whose `note` reports each attempt, and fails for lines that begin with `fail`.
 fn notes() -> (Service, mpsc::UnboundedReceiver<(String, u64)>) {
     notes_of(Method::new("note").oneway().attempts(5).pause(Duration::from_millis(100)))
 }
@@ -35,7 +36,7 @@ fn note(line: &str) -> (Uuid, Vec<u8>) {
     (id, frame(ONEWAY, Codec::Json, id, "note", serde_json::json!([line]).to_string().as_bytes()))
 }
 
-/// A peer that publishes what it likes, and reads what comes back.
+/// A peer that publishes frames by hand, and reads the replies.
 struct Stranger {
     transport: Transport,
     namespace: String,
@@ -68,16 +69,16 @@ impl Stranger {
         self.publish(&format!("{}.oneway", self.namespace), key, body).await;
     }
 
-    /// Makes a call of the service.
+    /// Calls the service.
     async fn call(&self, service: &str, body: &[u8]) {
         self.publish(&format!("{}.rpc", self.namespace), service, body).await;
     }
 
-    /// The next reply, a frame that came alone: its id, its status, and its payload.
+    /// The next reply, which is alone in its message: its id, its status, and its payload.
     async fn reply(&mut self) -> (Uuid, u8, Vec<u8>) {
         let body = loop {
             let body = soon(self.replies.next()).await.expect("a reply").body;
-            // What takes a second reports in meanwhile.
+            // A call that takes a second sends signs of life.
             if body[4] != KEEP_ALIVE {
                 break body;
             }
@@ -158,7 +159,7 @@ async fn a_failing_call_has_a_minute_unless_its_method_says_otherwise() {
     let mut pauses = Vec::new();
     for attempt in 1..=8 {
         let at = start.elapsed();
-        // Later than `soon` would wait.
+        // This comes later than `soon` would wait.
         assert_eq!(told.recv().await.expect("it is tried"), ("fail".to_owned(), attempt));
         pauses.push((start.elapsed() - at).as_millis());
     }
@@ -191,7 +192,7 @@ async fn a_call_that_fails_among_others_goes_on_counting_alone() {
 
 #[tokio::test(start_paused = true)]
 async fn each_pause_is_longer_than_the_one_before_and_holds_nobody_up() {
-    // Time that stands still until everybody waits is there in memory only.
+    // Only in memory does the clock stand still until every task waits.
     let scene = Scene::in_memory();
     let (service, mut told) = notes();
     let _server = scene.serve(service.concurrency(1)).await;
@@ -231,11 +232,11 @@ async fn a_drain_does_not_wait_for_a_pause_and_the_next_attempt_is_anothers() {
     assert_eq!(soon(told.recv()).await.expect("it is tried"), ("fail".to_owned(), 5));
 }
 
-/// A service with one method that runs once for each id, and tells how often it ran.
+/// A service with one method with `dedup`. It reports how many times it has run.
 struct Once {
     _server: Running,
     runs: Arc<AtomicUsize>,
-    /// Each run waits for its own number to be sent here.
+    /// Each run waits here until the test sends its number.
     started: mpsc::UnboundedReceiver<oneshot::Sender<Result<u64, Fault>>>,
 }
 
@@ -244,7 +245,7 @@ impl Once {
         Self::holding(scene, 64).await
     }
 
-    /// One whose instance has so many messages at a time.
+    /// A service whose instance gets this many messages at a time.
     async fn holding(scene: &Scene, prefetch: u16) -> Self {
         let runs = Arc::new(AtomicUsize::new(0));
         let (starts, started) = mpsc::unbounded_channel();
@@ -312,7 +313,7 @@ async fn a_call_that_comes_again_while_it_runs_waits_for_its_reply() {
     first.call("billing.v1", &body).await;
     let running = once.run().await;
     second.call("billing.v1", &body).await;
-    // The instance has the second once it runs what came after it.
+    // Once the instance runs a later call, it has received the second delivery.
     let (_, later) = charge(REQUEST);
     second.call("billing.v1", &later).await;
     let _later = once.run().await;
@@ -330,7 +331,7 @@ async fn a_redelivered_call_is_answered_by_the_instance_that_ran_it_instead_of_a
     let ((known, body), (unknown, other)) = (charge(REQUEST), charge(REQUEST));
     stranger.call("billing.v1", &body).await;
     let running = once.run().await;
-    // What comes now waits in the queue until that has ended.
+    // The next deliveries wait in the queue until that one has ended.
     for body in [&body, &other] {
         stranger.call("billing.v1", body).await;
     }
@@ -344,7 +345,7 @@ async fn a_redelivered_call_is_answered_by_the_instance_that_ran_it_instead_of_a
     for _ in 0..2 {
         assert_eq!(stranger.reply().await, (known, 0, b"7".to_vec()));
     }
-    // Of a call that it does not know it cannot tell whether it ran.
+    // It does not know this call, so it cannot tell whether it has run.
     let (answered, status, _) = stranger.reply().await;
     assert_eq!((answered, status), (unknown, Code::Aborted as u8));
     assert_eq!(once.runs(), 1);

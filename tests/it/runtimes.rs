@@ -1,4 +1,4 @@
-//! Calls from where there is no runtime, and clients and servers whose runtime has ended.
+//! Calls from threads without a runtime, and clients and servers whose runtime has ended.
 
 use std::future::IntoFuture;
 use std::time::Duration;
@@ -37,7 +37,7 @@ fn calls_in_every_style_can_be_made_where_there_is_no_runtime() {
     runtime.block_on(server.drain());
 }
 
-/// That an outcome says of `held.v1.hold` whether it has run, and that its runtime has ended.
+/// Checks that an outcome says whether `held.v1.hold` has run, and that its runtime has ended.
 fn is_over<T: std::fmt::Debug>(outcome: Result<T, Error>, ran: bool) {
     match outcome {
         Err(Error::Disconnected { method, may_have_run, reason, .. }) => {
@@ -90,7 +90,7 @@ fn a_server_whose_runtime_has_ended_drains_at_once() {
     drop(theirs);
     ours.block_on(soon(async {
         state.wait_for(|state| *state == State::Closed).await.expect("it is told");
-        // The broker has 30 s for an answer, and would not give it.
+        // The broker has 30 s for an answer, and does not give it.
         let drained = tokio::time::timeout(Duration::from_secs(20), server.drain());
         drained.await.expect("there is nothing to wait for");
     }));

@@ -1,4 +1,5 @@
-//! Every time that a user can set, as long and as short as can be: it is kept as far as it can, and breaks nothing.
+//! Every time that a user can set, with very long and very short values. It is kept as far as possible, and breaks
+//! nothing.
 
 use std::future::IntoFuture;
 use std::time::Duration;
@@ -31,13 +32,13 @@ async fn calls_can_have_all_the_time_there_is_and_none() {
     heard(&patient).all().send().await.expect("the broker has it");
     is_unsent(heard(&hasty).send().await);
     patient.publish("something.happened", &()).await.expect("the broker has it");
-    // Whether the broker was fast enough for no time at all, it may have it.
+    // A time of zero may be enough for a fast broker or not.
     let published = soon(hasty.publish("something.happened", &())).await;
     assert!(matches!(published, Ok(_) | Err(Error::Timeout { .. })), "{published:?}");
 
     let mut replies = MathClient::new(&patient).whoami().all().replies(Duration::MAX).await.expect("it is there");
     assert_eq!(soon(replies.next()).await.expect("it answers").instance, server.instance());
-    // They wait for others, who may come at any time.
+    // They wait for other instances, which may answer at any time.
     tokio::select! {
         gathered = MathClient::new(&patient).whoami().all().gather(Duration::MAX) => panic!("{gathered:?}"),
         instances = patient.instances(Duration::MAX) => panic!("{instances:?}"),
@@ -76,7 +77,7 @@ async fn connecting_can_take_all_the_time_there_is_and_none() {
         let client = Client::builder().namespace(&scene.namespace).connect_timeout(time).connect(&scene.url);
         let server = Server::builder().namespace(&scene.namespace).connect_timeout(time).connect(&scene.url);
         let (client, server) = soon(futures::future::join(client, server)).await;
-        // In memory there is nothing to wait for.
+        // In memory, connecting takes no time.
         let can_be = time > Duration::ZERO || scene.url.starts_with("memory://");
         assert_eq!((client.is_ok(), server.is_ok()), (can_be, can_be), "{client:?}, {server:?}");
     }

@@ -1,11 +1,11 @@
-//! Prefetch is the load balancing: whoever is free takes the next call.
+//! The prefetch balances the load: an instance that is free gets the next call.
 
 use hopline::{Client, Running};
 use tokio::sync::mpsc;
 
 use crate::support::{Arrival, Held, Scene, has_read, hold, soon};
 
-/// A server that is given a call at a time, and the call that it has.
+/// A server that gets one call at a time, and the call that it has.
 struct Single {
     running: Running,
     arrived: mpsc::UnboundedReceiver<Arrival>,
@@ -15,11 +15,11 @@ struct Single {
 impl Single {
     async fn serve(scene: &Scene) -> Self {
         let Held { service, arrived } = Held::new();
-        // It would run a second call at once, were it given one.
+        // The service would run a second call if it got one.
         Self { running: scene.serve(service.prefetch(1)).await, arrived, holds: None }
     }
 
-    /// Waits for the call that it takes, since it is free.
+    /// Waits for the call that it gets, since it is free.
     async fn takes(&mut self) {
         assert!(self.holds.is_none(), "it is not free");
         self.holds = Some(soon(self.arrived.recv()).await.expect("it takes the next"));
@@ -29,7 +29,8 @@ impl Single {
         self.holds.take().expect("it has one").release();
     }
 
-    /// That it runs no call beside the one that it has. One that it was given would have come before what it is asked now.
+    /// Checks that it runs no call beside the one that it has. A call that it had been given would have arrived before
+    /// the one that is sent now.
     async fn has_no_other(&mut self, client: &Client) {
         has_read(client, "held", self.running.instance()).await;
         let other = self.arrived.try_recv();
@@ -37,7 +38,7 @@ impl Single {
     }
 }
 
-/// Calls that nobody waits for.
+/// Makes calls that nobody waits for.
 async fn call(client: &Client, calls: u64) {
     for number in 0..calls {
         let pending = hold(client, number).start().await.expect("on its way");
@@ -53,7 +54,7 @@ async fn whoever_is_free_takes_the_next_call_and_nobody_else_does() {
     call(&client, 40).await;
     one.takes().await;
     two.takes().await;
-    // However long the other one takes over its call.
+    // However long the other instance takes for its call.
     for _ in 0..10 {
         two.lets_go();
         two.takes().await;
@@ -64,7 +65,7 @@ async fn whoever_is_free_takes_the_next_call_and_nobody_else_does() {
         one.takes().await;
         two.has_no_other(&client).await;
     }
-    // Who comes later takes its part of those that wait.
+    // A new instance takes its share of the calls that wait.
     let mut three = Single::serve(&scene).await;
     for _ in 0..10 {
         three.takes().await;

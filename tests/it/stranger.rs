@@ -10,10 +10,10 @@ use uuid::Uuid;
 
 use crate::support::{Scene, soon};
 
-/// The type of a frame that says that a call still runs.
+/// The frame type of a sign of life.
 pub(crate) const KEEP_ALIVE: u8 = 9;
 
-/// A peer that speaks to a service's queue directly, and the queue for its answers.
+/// A peer that publishes directly to a service's queue, and the queue for its answers.
 pub(crate) struct Stranger {
     pub(crate) transport: Transport,
     namespace: String,
@@ -55,7 +55,7 @@ impl Stranger {
     pub(crate) async fn answer(&mut self) -> (Uuid, u8, Bytes) {
         while self.more.is_empty() {
             let message = soon(self.replies.next()).await.expect("answered").body;
-            // What takes a second reports in meanwhile.
+            // A call that takes a second sends signs of life; they are skipped.
             self.more.extend(frames(message).into_iter().filter(|frame| frame[4] != KEEP_ALIVE));
         }
         let body = self.more.pop_front().expect("a message has a frame");
@@ -65,7 +65,7 @@ impl Stranger {
     }
 }
 
-/// A peer in a server's place: it takes what is in a service's queue of calls, which a server has declared.
+/// A peer in the place of a server. It takes the messages out of a queue of calls that a server has declared.
 pub(crate) struct Impostor {
     transport: Transport,
     calls: Consumer,
@@ -79,7 +79,7 @@ impl Impostor {
         Self { transport, calls }
     }
 
-    /// The next message of calls: its body, and where its replies go.
+    /// The next message of calls: its body, and the queue for its replies.
     pub(crate) async fn taken(&mut self) -> (Bytes, String) {
         let mut call: Delivery = soon(self.calls.next()).await.expect("a call");
         let reply_to = call.properties.reply_to.take().expect("where replies go");
@@ -111,7 +111,8 @@ pub(crate) fn frames(mut message: Bytes) -> Vec<Bytes> {
     frames
 }
 
-/// What is published to `exchange` with `key`, beside those who are bound already.
+/// A consumer of everything that is published to `exchange` with `key`, in addition to the queues that are bound
+/// already.
 pub(crate) async fn overheard(transport: &Transport, exchange: &str, key: &str) -> Consumer {
     let queue = format!("overheard-{}", Uuid::new_v4().simple());
     let binding = Binding { exchange: exchange.to_owned(), key: key.to_owned(), queue: queue.clone() };
@@ -120,14 +121,14 @@ pub(crate) async fn overheard(transport: &Transport, exchange: &str, key: &str) 
     transport.consume(&queue, Mode::NoAck).await.expect("it is ours")
 }
 
-/// A reply of the wire, its payload compressed as the number says.
+/// A reply frame. Its payload is compressed as `compression` says.
 pub(crate) fn reply(call: &[u8], compression: u8, payload: &[u8], accepts: Option<u8>) -> Vec<u8> {
     // A CBOR map: 13 => the compressions that are read, a number below 24.
     let metadata = accepts.map_or(vec![0xa0], |accepts| vec![0xa1, 13, accepts]);
     reply_with(call, compression, &metadata, payload)
 }
 
-/// A reply that says how long its handler took.
+/// A reply frame that says how long its handler took.
 pub(crate) fn reply_after(call: &[u8], took: Duration, payload: &[u8]) -> Vec<u8> {
     // A CBOR map: 7 => microseconds, a number of 4 bytes.
     let micros = u32::try_from(took.as_micros()).expect("a short time").to_be_bytes();
@@ -140,7 +141,7 @@ fn reply_with(call: &[u8], compression: u8, metadata: &[u8], payload: &[u8]) -> 
     [&header, &call[8..24], &length(metadata), &length(payload), metadata, payload].concat()
 }
 
-/// A reply of the wire with this status, an error's text, and no payload.
+/// A reply frame with this status and the text of an error, without a payload.
 pub(crate) fn failing_reply(call: &[u8], status: u8, text: &str) -> Vec<u8> {
     let length = |length: usize| u32::try_from(length).expect("a short one").to_be_bytes();
     assert!(text.len() < 24, "longer ones are written otherwise");

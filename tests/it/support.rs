@@ -14,18 +14,18 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpSocket;
 use tokio::sync::mpsc;
 
-/// How long a test waits for what has to come, before it fails.
+/// How long a test waits for an event before it fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The outcome of an event that has to come.
+/// Waits for an event that has to come, and returns its outcome.
 pub(crate) async fn soon<F: Future>(event: F) -> F::Output {
     tokio::time::timeout(PATIENCE, event).await.expect("what has to happen happens within a minute")
 }
 
-/// Lets so much time pass at once, which takes none, and waits for what has to come of that.
+/// Advances the clock by `time`, and waits for an event that has to follow from that.
 ///
-/// What comes must come of the time alone: the clock stands still until it has, so nothing that takes time can be waited
-/// for. A call whose time is put forward ends by its deadline however slow the machine is, and not a moment before.
+/// The clock stands still until the event has come. So only an event that needs no further time can be awaited. A call
+/// whose deadline is reached in this way times out at its deadline on every machine, however slow, and not before.
 pub(crate) async fn later<F: Future>(time: Duration, event: F) -> F::Output {
     tokio::time::pause();
     // A timer rings at the end of its millisecond.
@@ -35,7 +35,7 @@ pub(crate) async fn later<F: Future>(time: Duration, event: F) -> F::Output {
     outcome
 }
 
-/// Gives a future up when it would be polled once more than so many times.
+/// Polls a future up to `times` times, and drops it before the next poll.
 pub(crate) async fn after_polls<F: Future>(times: usize, future: F) -> Option<F::Output> {
     let (mut future, mut left) = (pin!(future), times);
     let polled = poll_fn(|context| {
@@ -60,24 +60,24 @@ impl Scene {
         rabbit.map_or_else(Self::in_memory, Self::at)
     }
 
-    /// On a broker in this process that no other test has, whichever is under test: its time is that of the test, and it
-    /// takes everybody for whom they say they are.
+    /// A scene on a broker in memory that no other test uses, whatever broker is under test. It uses the test's clock,
+    /// and believes everybody who they say they are.
     pub(crate) fn in_memory() -> Self {
         Self::at(testing::broker())
     }
 
-    /// On the broker at this address, whichever is under test.
+    /// A scene on the broker with this address, whatever broker is under test.
     pub(crate) fn at(url: impl Into<String>) -> Self {
         Self { url: url.into(), namespace: format!("it-{}", uuid::Uuid::new_v4().simple()) }
     }
 
-    /// On a broker in memory of its own, which a test may do to as it likes; and the broker.
+    /// A scene on a broker in memory that no other test uses, and that broker, so that the test may break it.
     pub(crate) fn alone() -> (Self, memory::Connection) {
         let name = uuid::Uuid::new_v4().to_string();
         (Self::at(format!("memory://{name}")), memory::Connection::open(&name))
     }
 
-    /// The same namespace, by another way to its broker.
+    /// The same namespace, with another address for its broker.
     pub(crate) fn by_way_of(&self, url: impl Into<String>) -> Self {
         Self { url: url.into(), namespace: self.namespace.clone() }
     }
@@ -99,12 +99,12 @@ impl Scene {
         self.server().await.serve(service).start().await.expect("it can be served")
     }
 
-    /// The broker itself, for what no client or server does.
+    /// A connection to the broker, for what no client or server does.
     pub(crate) async fn transport(&self) -> Transport {
         Transport::connect(&self.url, Role::Client).await.expect("the broker is there")
     }
 
-    /// Waits until so many messages wait in a queue that nobody has taken.
+    /// Waits until this many messages are ready in a queue.
     pub(crate) async fn waiting(&self, transport: &Transport, queue: &str, messages: u64) {
         let queue = format!("{}.{queue}", self.namespace);
         soon(async {
@@ -115,14 +115,14 @@ impl Scene {
         .await;
     }
 
-    /// How many dead letters each service has that the catalogue names.
+    /// The services in the catalogue, and how many dead letters each has.
     pub(crate) async fn counts(&self) -> Vec<(String, u64)> {
         let counts = DeadLetters::builder().namespace(&self.namespace).counts(&self.url).await;
         let counts = counts.expect("the broker is there").into_iter();
         counts.map(|(service, count)| (service, count.expect("its queue answers"))).collect()
     }
 
-    /// What lands in a service's queue of dead letters.
+    /// A consumer of the queue of dead letters of a service.
     pub(crate) async fn dead_letters(&self, transport: &Transport, service: &str) -> Consumer {
         let queue = format!("{}.{service}.dead", self.namespace);
         transport.consume(&queue, Mode::Settle { prefetch: 1000 }).await.expect("the server has declared it")
@@ -186,7 +186,7 @@ impl Math for Calculator {
     }
 }
 
-/// A service whose calls a test holds and lets go: each call of `hold` is announced, and answers what it is told.
+/// A service whose calls wait for the test. Each call of `hold` is announced, and returns what the test tells it.
 pub(crate) struct Held {
     pub(crate) service: Service,
     pub(crate) arrived: mpsc::UnboundedReceiver<Arrival>,
@@ -202,7 +202,7 @@ pub(crate) struct Arrival {
 
 impl Arrival {
     pub(crate) fn release(self) {
-        // A cancelled call does not hear its answer.
+        // A cancelled call has nobody to receive its answer.
         let _ = self.answer.send(self.number);
     }
 }
@@ -223,7 +223,7 @@ impl Held {
     }
 }
 
-/// What instances tell when they are asked, once so many have: on a busy machine, one may take longer than a window.
+/// Asks instances until this many have answered. On a busy machine one may take longer than one window.
 pub(crate) async fn told<T>(instances: usize, ask: impl AsyncFn(Duration) -> Result<Vec<T>, Error>) -> Vec<T> {
     soon(async {
         loop {
@@ -236,14 +236,14 @@ pub(crate) async fn told<T>(instances: usize, ask: impl AsyncFn(Duration) -> Res
     .await
 }
 
-/// Waits until an instance of a service has read what a client has sent to it.
+/// Waits until an instance of a service has read everything that a client has sent to it.
 pub(crate) async fn has_read(client: &Client, service: &str, instance: &str) {
-    // What is sent after that is read after that, and this is answered at once.
+    // This is read after everything that was sent before it, and is answered at once.
     let probe = client.call::<()>(service, "absent", [(); 0]).to(instance);
     assert_eq!(code(soon(probe.into_future()).await), Code::Unimplemented);
 }
 
-/// An address at which nobody listens, and nobody can as long as this is there.
+/// An address at which nobody listens, and nobody can as long as this exists.
 pub(crate) struct Nobody(TcpSocket);
 
 impl Nobody {
@@ -263,11 +263,11 @@ pub(crate) fn hold(client: &Client, number: u64) -> Call<u64> {
     client.call("held", "hold", (number,))
 }
 
-/// A frame of the wire, written by hand from its description.
+/// A frame of the wire, written by hand after its description.
 pub(crate) fn frame(kind: u8, codec: Codec, id: uuid::Uuid, method: &str, payload: &[u8]) -> Vec<u8> {
     assert!(method.len() < 24, "longer ones are written otherwise");
     let text = 0x60 | u8::try_from(method.len()).expect("under 24");
-    // A CBOR map of one entry: 1 => the method, a text of under 24 bytes.
+    // A CBOR map with one entry: 1 => the method, a text of less than 24 bytes.
     let metadata = [&[0xa1, 0x01, text], method.as_bytes()].concat();
     let length = |bytes: &[u8]| u32::try_from(bytes.len()).expect("a short one").to_be_bytes();
     let header = [b'H', b'L', 1, codec as u8, kind, 0, 0, 0];

@@ -1,4 +1,5 @@
-//! What every broker promises behind the transport port, checked on the one that `HOPLINE_TEST_URL` names, else in memory.
+//! The contract of the transport: what every broker promises. It is checked on the broker that `HOPLINE_TEST_URL` names, or
+//! in memory.
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -18,7 +19,7 @@ const DIRECT: &str = "contract.direct";
 const TOPIC: &str = "contract.topic";
 const FANOUT: &str = "contract.fanout";
 
-/// A broker that several connections of one test meet at.
+/// A broker, to which a test opens several connections.
 struct Broker {
     url: String,
 }
@@ -39,7 +40,7 @@ impl Broker {
     }
 }
 
-/// Waits for what is about to happen; the limit only turns a hang into a failure.
+/// Waits for an event that has to come. The limit only turns a hang into a failure.
 #[track_caller]
 fn soon<F: Future>(event: F) -> impl Future<Output = F::Output> {
     let caller = std::panic::Location::caller();
@@ -53,7 +54,7 @@ fn unique(name: &str) -> String {
     format!("contract.{name}.{}", Uuid::new_v4().simple())
 }
 
-/// A queue that nobody has, gone a minute after its test.
+/// A queue with a name of its own. It is deleted a minute after its test.
 fn queue(kind: QueueKind) -> Queue {
     let expires = (kind != QueueKind::Exclusive).then_some(Duration::from_secs(60));
     Queue { expires, ..Queue::new(unique("queue"), kind) }
@@ -145,7 +146,7 @@ fn texts(deliveries: &[Delivery]) -> Vec<String> {
     deliveries.iter().map(text).collect()
 }
 
-/// Nothing was in the queue before this marker: it is what the consumer gets next.
+/// Checks that nothing else was in the queue: this marker is the next message that the consumer gets.
 async fn nothing_more(transport: &Transport, queue: &str, consumer: &mut Consumer) {
     let marker = unique("marker");
     accepted(transport, to_queue(queue, marker.clone())).await;
@@ -235,7 +236,8 @@ async fn a_missing_exchange_leaves_no_receipt_of_its_neighbours_open() {
         if n % 10 == 5 {
             assert_ne!(outcome, Ok(Confirm::Accepted), "publication {n}");
         } else {
-            // The broker ends the channel: what became of those beside it may be unknown, but never a false return.
+            // The broker closes the channel. The outcome of its neighbours may be unknown, but none may be reported as
+            // returned.
             assert_ne!(outcome, Ok(Confirm::Returned), "publication {n}");
         }
     }
@@ -263,10 +265,10 @@ async fn a_declaration_that_is_given_up_is_seen_through_and_costs_no_connection(
     let mut events = transport.events();
     let (queue, own) =
         (declared(&owner, queue(QueueKind::Exclusive)).await, declared(&transport, queue(QueueKind::Exclusive)).await);
-    // The broker refuses it, and closes its channel.
+    // The broker refuses the declaration and closes its channel.
     let locked = [Declaration::Queue(Queue::new(&queue, QueueKind::Exclusive))];
     for micros in (0..2000).step_by(2) {
-        // At another moment each time, one of which is when the refusal comes.
+        // The declaration is given up at a different moment each time. One of them is when the refusal arrives.
         let given_up = tokio::time::timeout(Duration::from_micros(micros), transport.declare(&locked));
         if let Ok(refused) = given_up.await {
             assert!(matches!(refused, Err(Error::Broker { .. })), "{refused:?}");
@@ -495,7 +497,7 @@ async fn no_more_than_the_prefetch_is_out_at_once_and_a_settled_one_makes_room()
         let mut first = consume_up_to(&transport, &queue, 2).await;
         let mut held = take(&mut first, 2).await;
         assert_eq!(texts(&held), ["a", "b"]);
-        // Had the first consumer been sent more, these would not all reach the second.
+        // If the first consumer had been sent more, these would not all reach the second.
         let mut second = consume_up_to(&transport, &queue, 3).await;
         let full = take(&mut second, 3).await;
         assert_eq!(texts(&full), ["c", "d", "e"]);
@@ -531,7 +533,7 @@ async fn a_closed_connection_gives_its_unsettled_deliveries_to_others_in_order()
         let mut consumer = consume_up_to(&leaving, &queue, 10).await;
         let mut held = take(&mut consumer, 3).await;
         let mut next_in_line = consume_up_to(&staying, &queue, 10).await;
-        // One is dropped unsettled, one is held: neither is done.
+        // One is dropped without being settled, and one is held.
         drop(held.remove(1));
         soon(leaving.close()).await;
         let mut order = Vec::new();
@@ -572,7 +574,7 @@ async fn deliveries_without_acks_are_done_when_they_leave() {
     fill(&staying, &queue, &["a", "b", "c"]).await;
     let mut deliveries = take(&mut consumer, 3).await;
     assert_eq!(texts(&deliveries), ["a", "b", "c"]);
-    // Settling one is no error and changes nothing.
+    // Settling a delivery that needs no acknowledgement is no error, and changes nothing.
     deliveries.remove(0).settle(Settle::GiveBack);
     soon(leaving.close()).await;
     let mut consumer = consume(&staying, &queue, Mode::NoAck).await;
@@ -592,7 +594,7 @@ async fn after_cancel_what_was_prefetched_comes_out_and_the_rest_stays_for_other
     }
     let mut seen = texts(&drained);
     assert!(seen.len() <= 3 && ["a", "b", "c"].starts_with(&seen.iter().map(String::as_str).collect::<Vec<_>>()[..]));
-    // A cancelled consumer's deliveries can still be settled, either way.
+    // The deliveries of a cancelled consumer can still be acknowledged or requeued.
     drained.remove(0).settle(Settle::GiveBack);
     drained.into_iter().for_each(|delivery| delivery.settle(Settle::Ack));
     let mut other = consume_up_to(&transport, &queue, 10).await;
@@ -674,7 +676,7 @@ async fn a_message_that_keeps_failing_is_redelivered_up_to_its_limit_then_dead_l
 async fn messages_are_taken_out_one_by_one_and_go_back_to_where_they_were() {
     let transport = Broker::new().connect().await;
     let queue = declared(&transport, queue(QueueKind::Classic)).await;
-    // RabbitMQ counts before it has seen to what was settled a moment ago.
+    // RabbitMQ may count before it has handled what was settled a moment ago.
     let counted = |number| {
         let (transport, queue) = (&transport, &queue);
         soon(async move {
@@ -687,7 +689,7 @@ async fn messages_are_taken_out_one_by_one_and_go_back_to_where_they_were() {
     assert!(get().await.is_none(), "there is nothing in it");
     fill(&transport, &queue, &["one", "two", "three"]).await;
     counted(3).await;
-    // What was said of a message holds for the very next question.
+    // A message that was requeued is there for the very next question.
     for _ in 0..3 {
         let mut taken = Vec::new();
         while let Some(delivery) = get().await {
@@ -831,7 +833,7 @@ async fn an_exclusive_queue_is_closed_to_others_and_dies_with_its_owner() {
     accepted(&other, to_queue(&queue, "while it lives")).await;
     soon(owner.close()).await;
     soon(async {
-        // RabbitMQ 4 may accept or refuse at first, while it still knows the way to a queue that is dying.
+        // At first RabbitMQ 4 may accept or refuse, since it still knows the queue that is being deleted.
         while outcome(other.publish(to_queue(&queue, "too late"))).await != Ok(Confirm::Returned) {}
     })
     .await;
@@ -843,7 +845,7 @@ async fn an_exclusive_queue_is_closed_to_others_and_dies_with_its_owner() {
 async fn a_queue_without_consumers_expires_and_one_with_a_consumer_stays() {
     let transport = Broker::new().connect().await;
     let brief = |time| Queue { expires: Some(time), ..queue(QueueKind::Classic) };
-    // One whose consumer comes too late is gone: another one has more time.
+    // If the consumer comes too late, the queue is gone. Then another one gets more time.
     let (mut time, mut consumed) = (Duration::from_millis(150), None);
     while consumed.is_none() {
         time *= 2;
@@ -960,7 +962,7 @@ async fn a_binding_that_is_taken_away_leads_nowhere() {
     let publication = || Publication { exchange: DIRECT.into(), key: key.clone(), ..to_queue("", "by the binding") };
     assert_eq!(outcome(transport.publish(publication())).await, Ok(Confirm::Accepted));
     next(&mut consumer).await.settle(Settle::Ack);
-    // The second time, and the other, are not there.
+    // Deleting a binding that is gone, or never existed, is no error.
     for gone in [&key, &key, &unique("never")] {
         soon(transport.unbind(&[binding(gone)])).await.expect("not bound any more");
         assert_eq!(outcome(transport.publish(publication())).await, Ok(Confirm::Returned));

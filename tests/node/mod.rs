@@ -1,6 +1,7 @@
-//! RabbitMQ nodes that a test may break: started by `scripts/broker`, and gone when the test process is, however it ends.
+//! RabbitMQ nodes that a test may break. `scripts/broker` starts them, and removes them when the test process ends in
+//! any way.
 
-// Each program of tests needs a part of this.
+// Each test program uses only a part of this module.
 #![allow(dead_code)]
 
 use std::fmt;
@@ -15,8 +16,8 @@ use serde::{Deserialize, Deserializer};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/broker");
 
-/// How long a broker's listings may take to show what has happened, and how often it is looked at least: on a busy machine
-/// each look takes long.
+/// How long a broker's listings may take to show what has happened. On a busy machine each look takes long, so a
+/// minimum number of looks is made as well.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOKS: u32 = 20;
 
@@ -25,13 +26,13 @@ pub(crate) fn version() -> String {
     std::env::var("HOPLINE_TEST_NODE").expect("HOPLINE_TEST_NODE names the version of RabbitMQ to start, 3.10 or 4.3")
 }
 
-/// A node of its own, which is stopped and removed when this is dropped.
+/// A RabbitMQ node. It is stopped and removed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Node {
     version: String,
     name: String,
     url: String,
-    /// `scripts/broker hold`: it removes the node when the pipe to it ends, which it does with this process at the latest.
+    /// `scripts/broker hold`. It removes the node when the pipe to it is closed, at the latest when this process ends.
     holder: Child,
 }
 
@@ -40,13 +41,13 @@ impl Node {
         Self::hold(version, &[]).await
     }
 
-    /// A node with what `conf` says, where `@conf@` is the folder in which it has these files, and with plugins.
+    /// Starts a node with the settings in `conf`, with `files` and with plugins. In `conf`, `@conf@` stands for the
+    /// folder of the files.
     pub(crate) async fn with(version: &str, conf: &str, files: &[(&str, &str)], plugins: &[&str]) -> Self {
         Self::configured(version, conf, files, plugins, &[]).await
     }
 
-    /// A node with what `conf` says that finds others by the epmd at this port, in one cluster with the `member`, if there is
-    /// one.
+    /// Starts a node that finds others by the epmd at this port. It joins the cluster of `member`, if there is one.
     pub(crate) async fn of_cluster(version: &str, conf: &str, epmd: u16, member: Option<&Self>) -> Self {
         let epmd = epmd.to_string();
         let mut options = vec!["--epmd", &epmd];
@@ -79,7 +80,8 @@ impl Node {
         let name = format!("node-{}", uuid::Uuid::new_v4().simple());
         let mut command = Command::new(SCRIPT);
         command.args(["hold", "--version", version, "--name", &name]).args(options);
-        // In a group of its own, so that a Ctrl-C for the tests leaves it to see their end, and to do its part.
+        // It has a process group of its own, so that a Ctrl-C for the tests does not end it too: it has to see their
+        // end, and remove the node.
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).process_group(0);
         let mut holder = command.spawn().expect("scripts/broker can be run");
         let printed = holder.stdout.take().expect("it is piped");
@@ -97,33 +99,33 @@ impl Node {
         self.authority().parse().expect("it listens at an address, not a name")
     }
 
-    /// The URL's host and port.
+    /// The host and port in the URL.
     pub(crate) fn authority(&self) -> &str {
         self.url.rsplit('@').next().expect("a part at least")
     }
 
-    /// Waits until what has been declared is on the disk, which a broker writes a moment after it has confirmed it.
+    /// Waits until all declarations are on the disk. RabbitMQ 3.10 confirms them a moment before it has written them.
     pub(crate) async fn remembers(&self) {
-        // 4.3 writes first.
+        // RabbitMQ 4.3 writes first, and knows no such function.
         self.eval("catch mnesia:sync_log().").await;
     }
 
-    /// Kills it as `kill -9` does.
+    /// Kills the node as `kill -9` does.
     pub(crate) async fn kill(&self) {
         self.script("kill", &[]).await;
     }
 
-    /// Starts it again after [`kill`](Self::kill), with the data it had, and waits until it accepts AMQP.
+    /// Starts the node again after [`kill`](Self::kill), with its data, and waits until it accepts AMQP.
     pub(crate) async fn start_again(&self) {
         self.script("start", &[]).await;
     }
 
-    /// The same, with none of the data it had.
+    /// Starts the node again without its data.
     pub(crate) async fn start_empty(&self) {
         self.script("start", &["--empty"]).await;
     }
 
-    /// Stops its process where it is, as SIGSTOP does, until [`resume`](Self::resume): its sockets stay open.
+    /// Suspends the process with SIGSTOP, until [`resume`](Self::resume). Its sockets stay open.
     pub(crate) async fn suspend(&self) {
         self.script("suspend", &[]).await;
     }
@@ -132,33 +134,34 @@ impl Node {
         self.script("resume", &[]).await;
     }
 
-    /// Stops it as an operator does, and waits for its end.
+    /// Stops the node as an operator does, and waits for its end.
     pub(crate) async fn stop(&self) {
         self.ctl(&["shutdown"]).await;
     }
 
-    /// Has it give up its connections and the leaders of quorum queues, as `rabbitmq-upgrade drain` does.
+    /// Makes the node close its connections and hand over the leaders of quorum queues, as `rabbitmq-upgrade drain`
+    /// does.
     pub(crate) async fn drain(&self) {
         let done = self.eval("rabbit_maintenance:drain().").await;
         assert_eq!(done.trim(), "ok");
     }
 
-    /// Has its cluster go on without another node for good.
+    /// Removes another node from the cluster for good.
     pub(crate) async fn forget(&self, other: &Self) {
         self.ctl(&["forget_cluster_node", &other.erlang_name()]).await;
     }
 
-    /// What Erlang calls it.
+    /// The name that Erlang knows the node by.
     pub(crate) fn erlang_name(&self) -> String {
         format!("hopline-{}@localhost", self.address().port())
     }
 
-    /// What `rabbitmqctl` prints.
+    /// Runs `rabbitmqctl` and returns what it prints.
     pub(crate) async fn ctl(&self, arguments: &[&str]) -> String {
         self.script("ctl", &[&["--"], arguments].concat()).await
     }
 
-    /// What an Erlang expression comes to in the node.
+    /// Evaluates an Erlang expression in the node and returns what is printed.
     pub(crate) async fn eval(&self, expression: &str) -> String {
         self.ctl(&["eval", expression]).await
     }
@@ -170,19 +173,19 @@ impl Node {
     async fn try_script(&self, command: &str, arguments: &[&str]) -> Result<String, String> {
         let mut script = tokio::process::Command::new(SCRIPT);
         script.args([command, "--version", &self.version, "--name", &self.name]).args(arguments);
-        // A node that it starts is to outlive a Ctrl-C.
+        // The node that it starts has to survive a Ctrl-C for the tests.
         let output = script.stdin(Stdio::null()).process_group(0).output().await.expect("scripts/broker can be run");
         let [printed, said] = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         if output.status.success() { Ok(printed) } else { Err(printed + &said) }
     }
 
-    /// Where the node has the files that it was given.
+    /// The folder with the files that the node was given.
     pub(crate) async fn folder(&self) -> String {
         let home = self.eval("io:format(os:getenv(\"HOME\")).").await;
         format!("{}/conf", home.lines().next().expect("it has a home").trim_end_matches("ok"))
     }
 
-    /// Sets off the memory alarm, which blocks whoever publishes, or ends it.
+    /// Raises the memory alarm, which blocks everybody who publishes, or ends it.
     pub(crate) async fn memory_alarm(&self, alarm: Alarm) {
         let limit = match alarm {
             Alarm::On => "0.0000001",
@@ -191,14 +194,14 @@ impl Node {
         self.ctl(&["set_vm_memory_high_watermark", limit]).await;
     }
 
-    /// Deletes an exchange, and with it what was bound there.
+    /// Deletes an exchange and its bindings.
     pub(crate) async fn delete_exchange(&self, name: &str) {
         let resource = format!("rabbit_misc:r(<<\"/\">>, exchange, <<\"{name}\">>)");
         let done = self.eval(&format!("rabbit_exchange:delete({resource}, false, <<\"it\">>).")).await;
         assert!(is_gone(&done), "{name} is not deleted: {done}");
     }
 
-    /// Takes a binding away, also one to an exclusive queue.
+    /// Deletes a binding, also one to another connection's exclusive queue.
     pub(crate) async fn unbind(&self, exchange: &str, key: &str, queue: &str) {
         let resource = |kind: &str, name: &str| format!("rabbit_misc:r(<<\"/\">>, {kind}, <<\"{name}\">>)");
         let (source, destination) = (resource("exchange", exchange), resource("queue", queue));
@@ -209,7 +212,7 @@ impl Node {
 
     async fn list<T: DeserializeOwned>(&self, what: &str, columns: &[&str]) -> Vec<T> {
         let arguments = [&["--", what], columns, &["--formatter", "json"]].concat();
-        // A channel that waits for the leader of a queue keeps the broker from listing any, until it is gone.
+        // The broker lists no queues while a channel waits for the leader of one.
         let listed = when(async || self.try_script("ctl", &arguments).await, Result::is_ok).await;
         let printed = listed.expect("it is waited for");
         serde_json::from_str(&printed).unwrap_or_else(|error| panic!("{what}: {error}: {printed}"))
@@ -223,13 +226,13 @@ impl Node {
         self.list("list_connections", &["name", "state"]).await
     }
 
-    /// How many connections lead to this very node of its cluster.
+    /// How many connections this node of the cluster has.
     pub(crate) async fn own_connections(&self) -> usize {
         let said = self.eval("length(rabbit_networking:local_connections()).").await;
         said.trim().parse().unwrap_or_else(|error| panic!("{error}: {said}"))
     }
 
-    /// What its connections are called by those who made them.
+    /// The names that clients gave to their connections.
     pub(crate) async fn connection_names(&self) -> Vec<String> {
         #[derive(Deserialize)]
         struct Named {
@@ -245,7 +248,7 @@ impl Node {
         self.list("list_channels", &["name", "messages_unacknowledged"]).await
     }
 
-    /// How many nodes of its cluster run, as far as it knows; none while it has paused itself, being in a minority.
+    /// How many nodes of the cluster run, as far as this node knows. 0 while it pauses, since it is in a minority.
     pub(crate) async fn running_nodes(&self) -> usize {
         let asked = self.try_script("ctl", &["--", "cluster_status", "--formatter", "json"]).await;
         let Ok(printed) = asked else { return 0 };
@@ -253,7 +256,7 @@ impl Node {
         status["running_nodes"].as_array().map_or(0, Vec::len)
     }
 
-    /// Begins to remove it; dropping it waits for the end of that.
+    /// Begins to remove the node. Dropping it waits until that is done.
     pub(crate) fn let_go(&mut self) {
         drop(self.holder.stdin.take());
     }
@@ -268,7 +271,7 @@ impl Drop for Node {
     }
 }
 
-/// Whether what was to be deleted is not there any more, whoever did it.
+/// Whether a deletion had the result that the thing does not exist, whoever deleted it.
 fn is_gone(done: &str) -> bool {
     done.trim() == "ok" || done.contains("not_found") || done.contains("missing")
 }
@@ -291,7 +294,7 @@ pub(crate) struct Queue {
     pub(crate) exclusive: bool,
 }
 
-/// Of a quorum queue, which never is, the listing says "".
+/// Reads a boolean. For a quorum queue, the listing says "" where `false` is meant.
 fn is_true<'de, D: Deserializer<'de>>(said: D) -> Result<bool, D::Error> {
     Ok(serde_json::Value::deserialize(said)? == true)
 }
@@ -311,7 +314,7 @@ pub(crate) struct Channel {
     pub(crate) unacked: u64,
 }
 
-/// What is seen, once it is as it has to become.
+/// Looks again and again until `is_so` is true of what it sees, and returns that.
 pub(crate) async fn when<T: fmt::Debug>(look: impl AsyncFn() -> T, is_so: impl Fn(&T) -> bool) -> T {
     let deadline = Instant::now() + PATIENCE;
     for looks in 1.. {

@@ -1,6 +1,6 @@
-//! The examples as programs: where they are, and the example `server` in a process of its own.
+//! The examples as programs: where they are, and the example `server` as a process of its own.
 
-// Each program of tests needs a part of this.
+// Each test program uses only a part of this module.
 #![allow(dead_code)]
 
 use std::collections::BTreeMap;
@@ -14,18 +14,18 @@ use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::Mutex;
 
-/// How long a test waits for what has to come, before it fails.
+/// How long a test waits for an event before it fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Whoever serves or calls `demo` has it to itself: the examples would meet each other.
+/// A test that serves or calls `demo` holds this. Otherwise the examples of two tests would meet.
 pub(crate) static DEMO: Mutex<()> = Mutex::const_new(());
 
-/// Where each example's program is, once cargo has built them.
+/// Where the program of each example is, after cargo has built it.
 static PROGRAMS: LazyLock<BTreeMap<String, PathBuf>> = LazyLock::new(|| {
     let mut build = std::process::Command::new(env!("CARGO"));
     build.current_dir(env!("CARGO_MANIFEST_DIR"));
     build.args(["build", "--quiet", "--package", "hopline-examples", "--examples", "--message-format=json"]);
-    // What cargo says to tests of their own package would make it build dependencies anew that look at that.
+    // Cargo sets these variables for tests. Some dependencies look at them, and would be built again.
     for (variable, _) in std::env::vars_os() {
         if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|own| variable.to_string_lossy().starts_with(own)) {
             build.env_remove(variable);
@@ -49,7 +49,7 @@ pub(crate) async fn soon<F: Future>(event: F) -> F::Output {
     tokio::time::timeout(PATIENCE, event).await.expect("what has to happen happens within a minute")
 }
 
-/// The program of an example, to be run without what the tester's own environment says.
+/// The program of an example, to be run without the settings in the tester's environment.
 pub(crate) fn example(name: &str) -> Command {
     let program = PROGRAMS.get(name).unwrap_or_else(|| panic!("there is no example `{name}`"));
     let mut command = Command::new(program);
@@ -58,14 +58,14 @@ pub(crate) fn example(name: &str) -> Command {
     command
 }
 
-/// Sends a signal, such as `TERM`, to a process of the test's own.
+/// Sends a signal, such as `TERM`, to a process that the test has started.
 pub(crate) async fn signal(process: u32, name: &str) {
-    // A shell has `kill` built in.
+    // `kill` is built into the shell.
     let told = Command::new("sh").args(["-c", "kill -s \"$0\" \"$1\"", name, &process.to_string()]).status().await;
     assert!(told.expect("there is a shell").success());
 }
 
-/// A server in a process of its own, which is killed if the test ends before it.
+/// The example `server` as a process. It is killed if the test ends before it.
 pub(crate) struct Server {
     pub(crate) process: Child,
     printed: Lines<BufReader<ChildStdout>>,

@@ -1,6 +1,6 @@
-//! A TCP proxy in front of a broker, that does what networks do.
+//! A TCP proxy in front of a broker. It can do what networks do: stall, lose, delay, slow down and cut connections.
 
-// Each program of tests needs a part of this.
+// Each test program uses only a part of this module.
 #![allow(dead_code)]
 
 use std::collections::VecDeque;
@@ -17,53 +17,53 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
-/// The bytes of a TCP segment on an Ethernet. The systems on both sides are told so: with the loopback's own 64 KiB they take
-/// megabytes from whoever sends before any of that has passed.
+/// The bytes in a TCP segment on an Ethernet. The sockets are told to use it: with the loopback's 64 KiB, the systems
+/// on both sides would buffer megabytes before anything has passed.
 const SEGMENT: usize = 1448;
-/// What the proxy's own sockets hold, so that what waits does so where a [`Link`] says.
+/// The size of the proxy's own socket buffers, in bytes. They are small, so that bytes wait where a [`Link`] says.
 const SOCKET_BUFFER: u32 = 32 * 1024;
 /// How many connections may wait to be accepted.
 const BACKLOG: u32 = 1024;
-/// How long TCP waits at least until it sends a segment again that was lost.
+/// How long TCP waits at least until it repeats a segment that was lost.
 const MIN_RETRANSMISSION: Duration = Duration::from_millis(200);
 
 /// What happens to the bytes of one direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flow {
     Pass,
-    /// They wait, and are handed on once they may pass.
+    /// They wait until they may pass.
     Stall,
-    /// They are taken, and handed to nobody.
+    /// They are read and thrown away.
     Lose,
-    /// They pass as over such a link.
+    /// They pass as over this link.
     Link(Link),
 }
 
-/// A link as networks have them.
+/// A network link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Link {
-    /// So many bytes pass in a second, of all connections together.
+    /// How many bytes pass in a second, of all connections together.
     pub(crate) rate: usize,
-    /// How long a byte takes to arrive once it has left.
+    /// How long a byte takes from one end to the other.
     pub(crate) delay: Duration,
-    /// How many bytes wait to leave before no more are taken.
+    /// How many bytes wait in front of the link before it accepts no more.
     pub(crate) queue: usize,
-    /// One of so many segments is lost, and holds up its connection until it has been sent again.
+    /// One segment in this many is lost. It holds up its connection until it was repeated.
     pub(crate) loss: Option<u64>,
 }
 
 impl Link {
-    /// A link of this rate, which delays and loses nothing, behind a router with more memory than is good for it.
+    /// A link with this rate, without delay and loss. The router in front of it has a large queue (2 MiB), as many do.
     pub(crate) const fn of(rate: usize) -> Self {
         Self { rate, delay: Duration::ZERO, queue: 2 * 1024 * 1024, loss: None }
     }
 
-    /// How long so many bytes take to leave.
+    /// How long this many bytes take to be sent.
     fn time(&self, bytes: usize) -> Duration {
         Duration::from_secs_f64(bytes as f64 / self.rate as f64)
     }
 
-    /// As many bytes as are taken at once: a segment, or less of it if that would not trickle.
+    /// How many bytes are read at once: a segment, or less on a slow link, so that bytes trickle.
     fn segment(&self) -> usize {
         (self.rate / 20).clamp(1, SEGMENT)
     }
@@ -76,18 +76,19 @@ pub(crate) enum Direction {
     ToClient,
 }
 
-/// What becomes of a connection.
+/// The state of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Open,
-    /// Closed towards the broker; towards the client it stays open, takes all and answers nothing.
+    /// It was closed towards the broker. Towards the client it stays open; what arrives is thrown away, and nothing is
+    /// answered.
     HalfOpen,
     Closed,
-    /// Closed by RST, in both directions.
+    /// It was closed with RST in both directions.
     Reset,
 }
 
-/// A proxy at an address of its own. All its connections end when it is dropped.
+/// A proxy at an address of its own. All its connections are closed when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Proxy {
     address: SocketAddr,
@@ -110,7 +111,7 @@ impl Proxy {
         Self::at("127.0.0.1:0", broker).await
     }
 
-    /// The same at an address of the caller's choice.
+    /// A proxy at an address of the caller's choice.
     pub(crate) async fn at(address: &str, broker: SocketAddr) -> Self {
         let listener = listen(address.parse().expect("an address"));
         let address = listener.local_addr().expect("it is bound");
@@ -142,7 +143,7 @@ impl Proxy {
         self.address
     }
 
-    /// The broker's URL, by way of this.
+    /// The broker's URL through this proxy.
     pub(crate) fn url(&self) -> String {
         format!("amqp://guest:guest@{}", self.address)
     }
@@ -160,7 +161,7 @@ impl Proxy {
         }
     }
 
-    /// Treats the bytes of one direction like this from now on.
+    /// Sets what happens to the bytes of one direction from now on.
     pub(crate) fn set(&self, direction: Direction, flow: Flow) {
         self.wire(direction).treat(flow);
     }
@@ -175,37 +176,37 @@ impl Proxy {
         self.set(Direction::ToClient, flow);
     }
 
-    /// Connections stay open, new ones too, and nothing passes: neither bytes nor the end of either side.
+    /// Lets nothing pass, neither bytes nor the end of a connection. Connections stay open, and new ones are accepted.
     pub(crate) fn stall(&self) {
         self.set_both(Flow::Stall);
     }
 
-    /// Each direction is such a link.
+    /// Makes a link of each direction.
     pub(crate) fn link(&self, link: Link) {
         self.set_both(Flow::Link(link));
     }
 
-    /// What waited passes, and everything from now on.
+    /// Lets everything pass, with what has waited.
     pub(crate) fn resume(&self) {
         self.set_both(Flow::Pass);
     }
 
-    /// New connections are reset at once, as those to a port where nobody listens; those that are there stay.
+    /// Resets new connections at once, as if nobody listened. Those that exist stay.
     pub(crate) fn refuse(&self) {
         self.accepts.send_replace(false);
     }
 
-    /// New connections are accepted again.
+    /// Accepts new connections again.
     pub(crate) fn allow(&self) {
         self.accepts.send_replace(true);
     }
 
-    /// Closes all connections that are there; they are closed when this returns.
+    /// Closes all existing connections, and returns when they are closed.
     pub(crate) async fn cut(&self) {
         self.end(Fate::Closed).await;
     }
 
-    /// As [`cut`](Self::cut), by RST.
+    /// Closes all existing connections with RST.
     pub(crate) async fn reset(&self) {
         self.end(Fate::Reset).await;
     }
@@ -218,7 +219,7 @@ impl Proxy {
         }
     }
 
-    /// Closes all connections that are there towards the broker only: the clients are not told.
+    /// Closes all existing connections towards the broker. The clients are not told.
     pub(crate) fn half_open(&self) {
         for connection in self.connections.lock().expect("no panic while holding it").iter() {
             connection.fate.send_replace(Fate::HalfOpen);
@@ -235,19 +236,19 @@ impl Drop for Proxy {
     }
 }
 
-/// One direction, which all connections share.
+/// One direction. All connections share it.
 #[derive(Debug)]
 struct Wire {
     flow: watch::Sender<Flow>,
     use_of: Mutex<Use>,
 }
 
-/// What a [`Link`] has to do.
+/// How busy a [`Link`] is.
 #[derive(Debug)]
 struct Use {
-    /// When all that was taken has left.
+    /// When everything that it has accepted is sent.
     free_at: Instant,
-    /// How many segments were taken.
+    /// How many segments it has accepted.
     segments: u64,
 }
 
@@ -273,14 +274,15 @@ impl Wire {
         (self.free_at().saturating_duration_since(Instant::now()).as_secs_f64() * link.rate as f64) as usize
     }
 
-    /// Takes a segment of a connection that is `held_up` so long by an earlier one, and tells when it arrives.
+    /// Accepts a segment, and returns when it arrives. `held_up` is until when an earlier segment holds up its
+    /// connection.
     fn take(&self, link: Link, bytes: usize, held_up: &mut Instant) -> Instant {
         let mut use_of = self.use_of.lock().expect("no panic while holding it");
         use_of.free_at = use_of.free_at.max(Instant::now()) + link.time(bytes);
         use_of.segments += 1;
         let arrives_at = use_of.free_at + link.delay;
         if link.loss.is_some_and(|loss| use_of.segments.is_multiple_of(loss)) {
-            // It takes up the link a second time.
+            // The segment was lost, so it is sent a second time.
             use_of.free_at += link.time(bytes);
             *held_up = (*held_up).max(arrives_at + MIN_RETRANSMISSION.max(2 * link.delay));
         }
@@ -288,13 +290,13 @@ impl Wire {
     }
 }
 
-/// Bytes that were taken and not yet handed on; none at the end of their connection.
+/// Bytes that were read and not yet passed on. No bytes mean the end of the connection.
 struct Segment {
     bytes: Vec<u8>,
     arrives_at: Instant,
 }
 
-/// Listens, with buffers and segments as a [`Link`] wants them.
+/// Listens, with socket buffers and segments of the sizes that a [`Link`] needs.
 fn listen(address: SocketAddr) -> TcpListener {
     let socket = socket(address);
     socket.set_reuseaddr(true).expect("it is a socket");
@@ -311,9 +313,9 @@ fn socket(address: SocketAddr) -> TcpSocket {
     socket
 }
 
-/// Closes a connection by RST.
+/// Closes a connection with RST.
 fn reset(stream: TcpStream) {
-    // Of one that has ended already there is nothing to reset.
+    // This fails if the connection has ended already, which is fine.
     let _ = stream.set_zero_linger();
 }
 
@@ -329,7 +331,7 @@ async fn serve(
         _ = fate.wait_for(|fate| *fate != Fate::Open) => return reset(client),
     };
     let Ok(mut broker) = connected else { return reset(client) };
-    // A packet of the one side is a packet to the other.
+    // What one side sends as one packet is passed on as one packet.
     for stream in [&client, &broker] {
         stream.set_nodelay(true).expect("it is a socket");
     }
@@ -337,7 +339,7 @@ async fn serve(
         let (from_client, to_client) = client.split();
         let (from_broker, to_broker) = broker.split();
         let pumps = async {
-            // One that fails ends the connection; of two that end well, each has told the other side.
+            // If one direction fails, the connection ends. If both end well, each has told the other side.
             tokio::try_join!(
                 pump(from_client, to_broker, &wire_to_broker),
                 pump(from_broker, to_client, &wire_to_client)
@@ -370,7 +372,7 @@ async fn serve(
     }
 }
 
-/// Hands bytes on, and their end.
+/// Passes bytes on, and the end of the connection.
 async fn pump(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, wire: &Wire) -> io::Result<()> {
     let mut flow = wire.flow.subscribe();
     let mut buffer = [0; 16 * 1024];
@@ -378,7 +380,7 @@ async fn pump(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, wire: &Wire) -> io:
     let (mut has_ended, mut held_up) = (false, Instant::now());
     loop {
         let now = *flow.borrow_and_update();
-        // While nothing passes, one buffer is taken and waits here.
+        // While nothing passes, one buffer is read and waits here.
         let has_room = now != Flow::Stall || under_way.is_empty();
         tokio::select! {
             biased;
@@ -405,7 +407,7 @@ async fn pump(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, wire: &Wire) -> io:
     }
 }
 
-/// Waits until the first of what is under way may be handed on.
+/// Waits until the first segment may be passed on.
 async fn arrival(flow: Flow, first: Option<&Segment>) {
     match (flow, first) {
         (_, None) | (Flow::Stall, _) => future::pending().await,
@@ -414,7 +416,7 @@ async fn arrival(flow: Flow, first: Option<&Segment>) {
     }
 }
 
-/// Reads what comes, once there is room for it.
+/// Reads bytes, once there is room for them.
 async fn take(flow: Flow, wire: &Wire, from: &mut ReadHalf<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     let Flow::Link(link) = flow else { return from.read(buffer).await };
     let queue = link.time(link.queue);
@@ -424,7 +426,7 @@ async fn take(flow: Flow, wire: &Wire, from: &mut ReadHalf<'_>, buffer: &mut [u8
     from.read(&mut buffer[..link.segment()]).await
 }
 
-/// Takes all that comes, until nothing comes any more.
+/// Reads and throws away everything until the connection ends.
 async fn swallow(client: &mut TcpStream) {
     let mut buffer = [0; 4096];
     while client.read(&mut buffer).await.is_ok_and(|read| read > 0) {}

@@ -1,4 +1,4 @@
-//! What goes wrong, and when: decided by the seed alone.
+//! Chaos: what is broken, and when. The seed alone decides.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,11 +14,10 @@ use crate::process::Crew;
 use crate::proxy::Proxy;
 use crate::random::Random;
 
-/// How long a server may take to drain: its handlers take 3 s at most.
+/// How long a server may take to drain. Its handlers take at most 3 s.
 const DRAIN: Duration = Duration::from_secs(60);
 
-/// What can go wrong. The `work` queue is never deleted: that is an operator who throws work away, and nothing can bring it
-/// back.
+/// What can be broken. The `work` queue is never deleted: an operator who does that throws the calls in it away.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Fault {
     KillServer { slot: usize, back_after: Duration },
@@ -39,15 +38,16 @@ pub(crate) enum Fault {
     Stall { whose: Whose, lasts: Duration },
 }
 
-/// The exchanges that calls go through, and the bindings of the queues that all instances share.
+/// The exchanges for calls.
 const EXCHANGES: [&str; 3] = ["hopline.rpc", "hopline.oneway", "hopline.discovery"];
+/// The bindings of the queues that all instances share.
 const BINDINGS: [[&str; 3]; 2] =
     [["hopline.rpc", "soak.v1", "hopline.soak.v1.calls"], ["hopline.oneway", "soak.v1.note", "hopline.soak.v1.work"]];
 
-/// What the user may not do any more.
+/// The permission that the user loses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Taken {
-    /// Publish to queues directly, as replies and dead letters are.
+    /// To publish to queues directly: replies and dead letters are published so.
     Replies,
     All,
 }
@@ -59,14 +59,14 @@ pub(crate) enum End {
     Reset,
 }
 
-/// Whose connections.
+/// Whose connections end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Whose {
     One(usize),
     All,
 }
 
-/// Faults that come together, after a pause.
+/// Faults that happen at the same time, after a pause.
 #[derive(Debug)]
 pub(crate) struct Step {
     pause: Duration,
@@ -76,7 +76,7 @@ pub(crate) struct Step {
 impl Fault {
     fn next(random: &mut Random, each: u64, nodes: u64) -> Self {
         let is_cluster = nodes > 1;
-        // Without a choice none is made: what a seed decides of one node stays as it was.
+        // With a single node there is nothing to choose, so no random number is drawn.
         let node = |random: &mut Random| match is_cluster {
             true => usize::try_from(random.of(0..nodes)).expect("a few"),
             false => 0,
@@ -95,7 +95,7 @@ impl Fault {
             0..12 => Self::KillServer { slot: slot(random), back_after: seconds(random, 0, 3) },
             12..23 => Self::DrainServer { slot: slot(random), back_after: seconds(random, 0, 2) },
             23..30 => Self::KillClient { slot: slot(random), back_after: seconds(random, 0, 2) },
-            // The others of a cluster go on meanwhile.
+            // In a cluster, the other nodes go on meanwhile.
             30..36 => {
                 Self::KillNode { node: node(random), back_after: seconds(random, 0, if is_cluster { 20 } else { 5 }) }
             }
@@ -118,7 +118,7 @@ impl Fault {
         }
     }
 
-    /// Whether it needs the broker's node, which has to be there.
+    /// Whether the fault needs a running node.
     fn is_the_brokers(&self) -> bool {
         match self {
             Self::KillServer { .. } | Self::DrainServer { .. } | Self::KillClient { .. } => false,
@@ -198,7 +198,7 @@ impl Step {
     }
 }
 
-/// What was done, and what was noticed meanwhile.
+/// What was broken, and what was noticed meanwhile.
 #[derive(Debug, Default)]
 pub(crate) struct Log {
     pub(crate) faults: BTreeMap<&'static str, usize>,
@@ -211,7 +211,7 @@ pub(crate) struct Log {
     pub(crate) slowest_drain: Duration,
 }
 
-/// Breaks things until the time is over; each fault is healed when this returns.
+/// Breaks things until the time is over. Everything is healed when this returns.
 pub(crate) async fn run(seed: u64, time: Duration, broker: &Broker, crew: &Crew) -> Log {
     let log = Mutex::new(Log::default());
     let mut random = Random::new(seed);
@@ -305,7 +305,7 @@ async fn inject(fault: &Fault, broker: &Broker, crew: &Crew, log: &Mutex<Log>) {
                 Taken::All => ["^$"; 3],
             };
             broker.node().ctl(&["set_permissions", "-p", "/", "guest", configure, write, read]).await;
-            // Open channels go by what was allowed before.
+            // An open channel keeps the permissions that it had.
             close_connections(broker).await;
             sleep(lasts).await;
             broker.node().ctl(&["set_permissions", "-p", "/", "guest", ".*", ".*", ".*"]).await;
@@ -336,10 +336,10 @@ async fn inject(fault: &Fault, broker: &Broker, crew: &Crew, log: &Mutex<Log>) {
     }
 }
 
-/// What RabbitMQ is told besides: it waits for less than some handlers take.
+/// A setting of RabbitMQ: a delivery that is not acknowledged for 1.5 s costs its channel. Some handlers take longer.
 pub(crate) const IMPATIENT: &str = "consumer_timeout = 1500\n";
 
-/// RabbitMQ before 4.3 looks for what has waited too long once a minute, unless it is told otherwise.
+/// Makes RabbitMQ before 4.3 look for such deliveries twice a second, and not once a minute.
 pub(crate) async fn make_impatient(broker: &Node) {
     broker.eval("application:set_env(rabbit, channel_tick_interval, 500).").await;
 }
@@ -355,7 +355,7 @@ fn proxies(crew: &Crew, whose: Whose) -> impl Iterator<Item = &Proxy> {
     }
 }
 
-/// Deletes the queues whose names begin like this, other connections' exclusive ones too.
+/// Deletes the queues whose names begin with `prefix`, also other connections' exclusive ones.
 fn deletion(prefix: &str) -> String {
     let size = prefix.len();
     format!(

@@ -1,4 +1,4 @@
-//! The process that calls: writes down what it sends and how each call ends, measured when the call's future resolves.
+//! The process that calls. It records what it sends and how each call ends, measured when the call's future resolves.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,11 +13,11 @@ use crate::random::Random;
 use crate::record::{Method, Outcome, Records, answer};
 use crate::{SERVICE, say};
 
-/// How often a client makes a call: four of them make some 270 a second.
+/// The pause between two calls. Four clients together make about 270 calls a second.
 const PERIOD: Duration = Duration::from_millis(15);
-/// How long the last calls in flight may take to be forgotten after their ends.
+/// How long it may take after the last calls have ended until none is counted in flight.
 const FORGET: Duration = Duration::from_secs(5);
-/// How long a broker may take nothing.
+/// The client's setting `blocked_wait`.
 const BLOCKED_WAIT: Duration = Duration::from_secs(2);
 
 pub(crate) async fn run(number: u32, url: &str, folder: &Path, seed: u64) {
@@ -40,7 +40,7 @@ pub(crate) async fn run(number: u32, url: &str, folder: &Path, seed: u64) {
             }
         }
     };
-    // Without an order the soak itself has ended.
+    // There is no order: the soak has ended.
     if !matches!(order, Ok(Some(_))) {
         return;
     }
@@ -51,7 +51,7 @@ pub(crate) async fn run(number: u32, url: &str, folder: &Path, seed: u64) {
         sleep(Duration::from_millis(10)).await;
     }
     say(&format!("stopped {}", client.in_flight()));
-    // The next order, or the end.
+    // It stays connected until the next order, or until its input ends.
     let _ = orders.next_line().await;
     client.close().await;
 }
@@ -64,7 +64,7 @@ struct Plan {
     /// How long the handler takes, in milliseconds.
     work: u64,
     deadline: Duration,
-    /// When its caller drops it.
+    /// When the caller drops it.
     given_up: Option<Duration>,
 }
 
@@ -115,7 +115,7 @@ impl Plan {
     }
 }
 
-/// The ledger's name for an error, and its own words.
+/// The name of an error in the ledger, and its text.
 fn failed(error: &Error) -> (Outcome, String) {
     let kind = match error {
         Error::Fault(fault) => fault.code.name(),
@@ -132,7 +132,7 @@ fn failed(error: &Error) -> (Outcome, String) {
     (Outcome::Error(kind.to_owned()), error.to_string())
 }
 
-/// Notices when this process does not get to run for a while, which makes results late that are not.
+/// Records when this process was not run for a while: then results are late without anybody's fault.
 fn watch_for_stalls(records: Arc<Records>) {
     const NAP: Duration = Duration::from_millis(50);
     std::thread::spawn(move || {

@@ -1,4 +1,4 @@
-//! The ledger: what became of every call, and which promises were broken.
+//! The ledger: it tells what became of every call, and which promises were broken.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt::Write as _;
@@ -9,31 +9,31 @@ use crate::record::{Call, History, Id, Method, Outcome};
 
 /// How much later than its deadline a call may end, in milliseconds.
 const GRACE: u64 = 1000;
-/// How much later than its deadline a handler may begin without being counted, in milliseconds.
+/// How much later than its deadline a handler may begin, in milliseconds.
 const SLACK: u64 = 100;
 
-/// What the run was, and what was found at its end.
+/// The run, and what was found at its end.
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(crate) seed: u64,
     pub(crate) minutes: f64,
     pub(crate) versions: String,
     pub(crate) log: Log,
-    /// What the dead queue holds.
+    /// The calls in the queue of dead letters.
     pub(crate) dead: HashSet<Id>,
-    /// Messages that stayed in the `work` queue.
+    /// How many messages stayed in the `work` queue.
     pub(crate) work: u64,
-    /// Calls that the clients still counted in flight after the end of all of theirs.
+    /// How many calls the clients still counted in flight after all had ended.
     pub(crate) in_flight: usize,
-    /// Clients whose calls did not all end.
+    /// The clients whose calls did not all end.
     pub(crate) unended: Vec<String>,
-    /// Queues and connections that should not be there, or that are missing, while all processes live.
+    /// Queues and connections that were missing, or should not have been there, while all processes ran.
     pub(crate) leaked: Vec<String>,
-    /// The same after the end of all.
+    /// The same, after all processes had ended.
     pub(crate) left: Vec<String>,
 }
 
-/// What is counted of one method.
+/// What is counted for one method.
 #[derive(Debug, Default)]
 struct Counts {
     sent: usize,
@@ -43,16 +43,17 @@ struct Counts {
     given_up: usize,
     errors: BTreeMap<String, usize>,
     killed: usize,
-    /// Calls that ran at all.
+    /// Calls that ran at least once.
     run: usize,
-    /// Runs after the first.
+    /// Runs after the first, on another instance.
     again_elsewhere: usize,
+    /// Runs after the first, on the same instance.
     again_in_the_same: usize,
-    /// Runs of calls whose errors said that they had not run.
+    /// Calls that ran, though their errors said that they had not.
     lied: Vec<Id>,
     lost: Vec<Id>,
     in_the_dead_queue: usize,
-    /// Ended later than the deadline and the grace, or never.
+    /// Calls that ended later than their deadline plus [`GRACE`], or never.
     late: Vec<Id>,
     run_twice: Vec<Id>,
     run_twice_in_one: Vec<Id>,

@@ -1,7 +1,7 @@
-//! A long proof that nothing is lost, nothing hangs and nothing lies: `scripts/soak` runs it.
+//! A long proof that nothing is lost, that nothing hangs, and that every error tells the truth. `scripts/soak` runs it.
 //!
-//! It starts a RabbitMQ and, as processes of their own, servers and clients, each behind a proxy; breaks all of them in an
-//! order that a seed decides; and at the end compares what the clients and the servers have written down.
+//! It starts RabbitMQ, and servers and clients as processes, each behind a proxy. Then it breaks all of them, in an
+//! order that a seed decides. At the end it compares what the clients and the servers have recorded.
 
 mod chaos;
 mod client;
@@ -39,7 +39,7 @@ use crate::record::{History, Id};
 const SERVICE: &str = "soak";
 /// How many servers there are, and how many clients.
 const EACH: usize = 4;
-/// How long the ends of the last calls may be waited for: the longest deadline is 15 s.
+/// How long the last calls may take to end. The longest deadline is 15 s.
 const LAST_CALLS: Duration = Duration::from_secs(60);
 /// How long the broker's listings may take to show what has happened.
 const LISTINGS: Duration = Duration::from_secs(120);
@@ -72,7 +72,7 @@ fn main() {
                 () = interrupted() => 130,
             };
             drop(broker);
-            // The script's copy of this program is the largest of the files, and says nothing; there may be none.
+            // `scripts/soak` may have put a copy of this program here. It is large, and of no use for the analysis.
             let _ = fs::remove_file(folder.join("soak"));
             ended
         }),
@@ -81,7 +81,7 @@ fn main() {
             2
         }
     };
-    // A runtime would wait for the threads that read an input.
+    // Returning would drop the runtime, which waits for the threads that read an input.
     exit(status);
 }
 
@@ -100,12 +100,12 @@ impl Broker {
         }
     }
 
-    /// One of the nodes, all of which run when it is asked.
+    /// One of the nodes. Ask for it only while all of them run.
     fn node(&self) -> &Node {
         &self.nodes()[0]
     }
 
-    /// Waits until all nodes know of each other that they run.
+    /// Waits until all nodes know that the others run.
     async fn is_complete(&self) {
         match self {
             Self::Node(_) => {}
@@ -113,7 +113,7 @@ impl Broker {
         }
     }
 
-    /// Has nothing pass between a node and the others, until [`heal`](Self::heal).
+    /// Lets nothing pass between a node and the others, until [`heal`](Self::heal).
     fn cut_off(&self, node: usize) {
         if let Self::Cluster(cluster) = self {
             cluster.cut_off(node);
@@ -126,7 +126,8 @@ impl Broker {
         }
     }
 
-    /// A queue that is on one node is away with it, for as long as that may take.
+    /// What kind of queue the calls use. In a cluster it is a quorum queue: a classic one would be unavailable as long
+    /// as its node is.
     fn queues(&self) -> Queues {
         match self {
             Self::Node(_) => Queues::Classic,
@@ -135,7 +136,7 @@ impl Broker {
     }
 }
 
-/// Where the calls of the service wait.
+/// What kind of queue the calls of the service wait in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Queues {
     Classic,
@@ -155,7 +156,7 @@ impl Queues {
     }
 }
 
-/// With threads to spare, so that one that writes to a slow disk keeps no result waiting.
+/// It has more threads than needed, so that one that writes to a slow disk holds up no result.
 fn runtime() -> Runtime {
     Builder::new_multi_thread().worker_threads(8).enable_all().build().expect("threads can be had")
 }
@@ -178,9 +179,9 @@ async fn interrupted() {
     eprintln!("interrupted");
 }
 
-/// Prints a line for whoever started this process.
+/// Prints a line for the process that started this one.
 fn say(line: &str) {
-    // It may be gone.
+    // It may have ended.
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
@@ -221,7 +222,7 @@ async fn soak(seconds: u64, seed: u64, version: &str, broker: &Broker, folder: &
     i32::from(!broken.is_empty())
 }
 
-/// Ends the load, then the processes, and looks what is left each time.
+/// Ends the load, then the processes, and checks each time what is left.
 async fn close(found: &mut Found, broker: &Broker, crew: &Crew) {
     let broker = broker.node();
     for process in &crew.processes {
@@ -256,7 +257,7 @@ async fn close(found: &mut Found, broker: &Broker, crew: &Crew) {
     found.dead = dead(broker).await;
 }
 
-/// What `ask` answers, once it is `as_expected` or has had time enough to become so.
+/// Asks again and again, until the answer is `as_expected` or the time is over. Returns the last answer.
 async fn until<T>(ask: impl AsyncFn() -> T, as_expected: impl Fn(&T) -> bool) -> T {
     let since = Instant::now();
     loop {
@@ -268,13 +269,13 @@ async fn until<T>(ask: impl AsyncFn() -> T, as_expected: impl Fn(&T) -> bool) ->
     }
 }
 
-/// How many messages wait in the `work` queue, delivered ones too.
+/// How many messages are in the `work` queue, with those that are delivered and not acknowledged.
 async fn work(broker: &Node) -> u64 {
     let queues = broker.queues().await;
     queues.iter().find(|queue| queue.name == "hopline.soak.v1.work").expect("it is durable").messages
 }
 
-/// What differs at the broker from what so many servers and clients have there.
+/// How the queues and connections at the broker differ from those that `each` servers and clients should have.
 async fn unexpected(broker: &Node, each: usize) -> Vec<String> {
     let (queues, connections) = (broker.queues().await, broker.connections().await);
     let durable = ["calls", "work", "dead"].map(|kind| format!("hopline.soak.v1.{kind}"));
@@ -289,7 +290,7 @@ async fn unexpected(broker: &Node, each: usize) -> Vec<String> {
             unexpected.push(format!("{} queues of {each} {}s: {}", there.len(), role.name(), there.join(", ")));
         }
     }
-    // The catalogue, and where failed calls wait, stay as well.
+    // The catalogue and the queue for failed calls stay.
     let others = ["hopline.services", "hopline.soak.v1.retry"];
     for queue in &queues {
         let stays = durable.contains(&queue.name) || others.contains(&&*queue.name);
@@ -298,13 +299,13 @@ async fn unexpected(broker: &Node, each: usize) -> Vec<String> {
             unexpected.push(format!("the queue {}", queue.name));
         }
     }
-    // Calls end with their servers, and the queue 60 s later.
+    // The queue for calls is deleted 60 s after the last server has ended, so it may be there or not.
     for name in &durable[usize::from(each == 0)..] {
         if !queues.iter().any(|queue| queue.name == *name) {
             unexpected.push(format!("the queue {name} is missing"));
         }
     }
-    // A server has two.
+    // A server has two connections, a client one.
     if connections.len() != 3 * each {
         let names: Vec<_> = connections.iter().map(|connection| &*connection.name).collect();
         unexpected.push(format!("{} connections instead of {}: {}", names.len(), 3 * each, names.join(", ")));
@@ -312,12 +313,12 @@ async fn unexpected(broker: &Node, each: usize) -> Vec<String> {
     unexpected
 }
 
-/// The oneway calls in the dead queue.
+/// The oneway calls in the queue of dead letters.
 async fn dead(broker: &Node) -> HashSet<Id> {
     let transport = Transport::connect(broker.url(), Direction::Client).await.expect("the broker is there");
     let mut queue = transport.consume("hopline.soak.v1.dead", Mode::NoAck).await.expect("the queue is there");
     let mut dead = HashSet::new();
-    // It is not listed how many are on their way: what is there comes at once.
+    // The listing does not tell how many are on their way, but they arrive at once.
     while let Ok(Some(delivery)) = timeout(Duration::from_secs(3), queue.next()).await {
         let mut body = &delivery.body[..];
         while !body.is_empty() {

@@ -1,4 +1,4 @@
-//! The processes that serve and call, each behind proxies of its own.
+//! The processes that serve and call. Each connects through proxies of its own.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ impl Role {
     }
 }
 
-/// A process that is started again after its end, with a new number each time.
+/// A process that is started again after it has ended, each time with a new number.
 #[derive(Debug)]
 pub(crate) struct Process {
     role: Role,
@@ -64,13 +64,13 @@ impl Process {
         Some(format!("{}: {status}", self.name()))
     }
 
-    /// As `kill -9` does.
+    /// Kills it as `kill -9` does.
     pub(crate) async fn kill(&mut self) {
         // It may have ended by itself.
         let _ = self.child.kill().await;
     }
 
-    /// Tells it to end, and waits for that; how long it took, or none if it did not end in time.
+    /// Tells it to end. Returns how long that took, or `None` if it did not end in time.
     pub(crate) async fn terminate(&mut self, patience: Duration) -> Option<Duration> {
         let since = Instant::now();
         if let Some(id) = self.child.id() {
@@ -84,7 +84,7 @@ impl Process {
         ended.then(|| since.elapsed())
     }
 
-    /// The next one, after its end.
+    /// Starts the next process after this one has ended.
     pub(crate) fn start_again(&mut self) {
         self.number += self.step;
         let (child, input, printed) = spawn(self.role, self.number, &self.url, self.queues, self.seed, &self.folder);
@@ -98,12 +98,12 @@ impl Process {
 
     pub(crate) async fn tell(&mut self, order: &str) {
         if let Some(input) = &mut self.input {
-            // It may have ended, which is found out elsewhere.
+            // It may have ended, which is noticed elsewhere.
             let _ = input.write_all(format!("{order}\n").as_bytes()).await;
         }
     }
 
-    /// Ends it by ending its input.
+    /// Ends it by closing its input.
     pub(crate) async fn dismiss(&mut self, patience: Duration) -> bool {
         self.input = None;
         let ended = timeout(patience, self.child.wait()).await.is_ok();
@@ -118,7 +118,7 @@ impl Process {
 #[derive(Debug)]
 pub(crate) struct Crew {
     pub(crate) processes: Vec<tokio::sync::Mutex<Process>>,
-    /// Of each process, one to each node.
+    /// The proxies of each process: one to each node.
     pub(crate) proxies: Vec<Vec<Proxy>>,
     pub(crate) servers: usize,
 }
@@ -133,7 +133,7 @@ impl Crew {
                 let addresses: Vec<_> = own.iter().map(|proxy| proxy.address().to_string()).collect();
                 let url = format!("amqp://guest:guest@{}?heartbeat=2", addresses.join(","));
                 let mut process = Process::start(role, number, step, url, broker.queues(), seed, folder);
-                // Without servers, the first calls would be to nobody.
+                // The clients start after the servers. Otherwise their first calls would find nobody.
                 if role == Role::Server {
                     let said = process.says(Duration::from_secs(30)).await;
                     assert_eq!(said.as_deref(), Some("ready"), "{} begins to serve", process.name());

@@ -1,4 +1,4 @@
-//! Random numbers that a seed decides.
+//! Random numbers that only a seed decides.
 
 use std::ops::Range;
 
@@ -18,12 +18,12 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// A number of a range that is not empty.
+    /// A number in a range, which must not be empty.
     pub(crate) fn of(&mut self, range: Range<u64>) -> u64 {
         range.start + self.next() % (range.end - range.start)
     }
 
-    /// True so many times in a hundred.
+    /// `true` in this many cases out of a hundred.
     pub(crate) fn percent(&mut self, times: u64) -> bool {
         self.of(0..100) < times
     }

@@ -1,5 +1,6 @@
-//! What clients and servers write down as it happens: a line a record, with one write(2) each, so that what a process has
-//! written survives its being killed.
+//! The records of clients and servers: they write down what happens, when it happens.
+//!
+//! A record is a line, written with one write(2). So it survives when its process is killed.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -9,8 +10,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The methods that are called, in the order of the ledger's columns.
 ///
-/// One more is a variant here and in `ALL`, a line in each `match` below, one in `server::service`, and a share of the
-/// calls in `client::Plan::next`.
+/// To add one, write a variant here and in `ALL`, a line in each `match` below, one in `server::service`, and give it a
+/// share of the calls in `client::Plan::next`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Method {
     Count,
@@ -35,7 +36,7 @@ impl Method {
         Self::ALL.into_iter().find(|method| method.name() == name).expect("our own processes wrote it")
     }
 
-    /// Whether nobody is answered.
+    /// Whether the call has no answer.
     pub(crate) fn is_oneway(self) -> bool {
         match self {
             Self::Count | Self::CountIdempotent => false,
@@ -43,7 +44,7 @@ impl Method {
         }
     }
 
-    /// Whether it may run twice.
+    /// Whether the method is idempotent, so that it may run twice.
     pub(crate) fn is_repeatable(self) -> bool {
         match self {
             Self::Count => false,
@@ -51,7 +52,7 @@ impl Method {
         }
     }
 
-    /// Whether a process remembers what it has run, and runs it no second time.
+    /// Whether the method has `dedup`: an instance does not run a call again that it has run.
     pub(crate) fn is_remembered(self) -> bool {
         match self {
             Self::Count | Self::CountIdempotent | Self::Note => false,
@@ -60,10 +61,10 @@ impl Method {
     }
 }
 
-/// What every call is known by: the client's number, and the call's number there.
+/// What identifies a call: the number of the client, and the number of the call at this client.
 pub(crate) type Id = (u32, u32);
 
-/// What a call is to be answered with.
+/// The right answer to a call.
 pub(crate) fn answer((client, sequence): Id) -> u64 {
     (u64::from(client) << 32 | u64::from(sequence)).wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }
@@ -74,14 +75,14 @@ pub(crate) enum Outcome {
     Right,
     Wrong,
     Confirmed,
-    /// Its caller dropped it.
+    /// The caller dropped it.
     GivenUp,
-    /// By this error.
+    /// It failed with this error.
     Error(String),
 }
 
 impl Outcome {
-    /// Errors that say that the call has not run.
+    /// The errors that say that the call has not run.
     pub(crate) const NOT_RUN: [&str; 6] =
         ["NoService", "Overloaded", "Unreachable", "Disconnected, not run", "Blocked, not run", "UNAVAILABLE"];
 
@@ -106,13 +107,13 @@ impl Outcome {
     }
 }
 
-/// This machine's clock, in milliseconds, which all processes share.
+/// The time by this machine's clock, in milliseconds since 1970. All processes share it.
 pub(crate) fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is later than 1970");
     u64::try_from(since.as_millis()).expect("it is not that late")
 }
 
-/// A file that a process appends to.
+/// The file to which a process appends its records.
 #[derive(Debug)]
 pub(crate) struct Records(File);
 
@@ -132,12 +133,12 @@ impl Records {
         self.write(&format!("ended\t{sequence}\t{}\t{took}\t{detail}\n", outcome.text()));
     }
 
-    /// A thread that wanted to sleep for a moment slept for so many milliseconds more.
+    /// A thread that slept for a moment woke up `by` milliseconds too late.
     pub(crate) fn stalled(&self, by: u64) {
         self.write(&format!("stalled\t{by}\t{}\n", now()));
     }
 
-    /// A handler begins.
+    /// A handler has begun.
     pub(crate) fn run(&self, method: Method, (client, sequence): Id, redelivered: bool) {
         self.write(&format!("run\t{}\t{client}\t{sequence}\t{}\t{}\n", method.name(), u8::from(redelivered), now()));
     }
@@ -147,11 +148,11 @@ impl Records {
     }
 }
 
-/// All that is known of a call.
+/// Everything that is known of a call.
 #[derive(Debug)]
 pub(crate) struct Call {
     pub(crate) method: Method,
-    /// In milliseconds from when it was made.
+    /// The time that it may take, in milliseconds.
     pub(crate) deadline: u64,
     pub(crate) sent_at: u64,
     /// How it ended, and after how many milliseconds.
@@ -167,18 +168,18 @@ pub(crate) struct Run {
     pub(crate) redelivered: bool,
 }
 
-/// Everything that was written down.
+/// Everything that was recorded.
 #[derive(Debug, Default)]
 pub(crate) struct History {
     pub(crate) calls: HashMap<Id, Call>,
-    /// Runs of what nobody has called.
+    /// How many calls ran that nobody had made.
     pub(crate) strange: usize,
-    /// The longest stall of a client's process, in milliseconds.
+    /// The longest time that a client's process was not run, in milliseconds.
     pub(crate) stall: u64,
 }
 
 impl History {
-    /// Reads the files of a folder: first the clients', since a call is sent before it runs.
+    /// Reads the files in a folder: the clients' first, since a call is sent before it runs.
     pub(crate) fn read(folder: &Path) -> Self {
         let mut history = Self::default();
         let mut files: Vec<_> = fs::read_dir(folder)

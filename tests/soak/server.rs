@@ -1,4 +1,4 @@
-//! The process that serves: writes down each run before it does anything, and drains when it is told to end.
+//! The process that serves. It records each run before it does anything, and drains when it is told to end.
 
 use std::io;
 use std::path::Path;
@@ -12,9 +12,9 @@ use tokio::time::sleep;
 use crate::record::{Id, Method, Records, answer};
 use crate::{Queues, SERVICE, say};
 
-/// How long after a broker that is not there it is tried again.
+/// The pause after an attempt to connect that failed.
 const PAUSE: Duration = Duration::from_millis(200);
-/// How long a server remembers what it has run: longer than the broker takes to deliver anything again.
+/// How long a server remembers what it has run. The broker delivers every message again in less time.
 const MEMORY: Duration = Duration::from_secs(600);
 
 pub(crate) async fn run(number: u32, url: &str, queues: Queues, folder: &Path) {
@@ -66,10 +66,10 @@ fn service(records: &Arc<Records>, queues: Queues) -> Service {
     service
 }
 
-/// Ends this process when nobody holds the other end of its input any more.
+/// Ends this process when its input is closed, since nobody controls it any more.
 fn end_with_input() {
     std::thread::spawn(|| {
-        // An input that cannot be read has ended too.
+        // An error means that the input is closed as well.
         let _ = io::copy(&mut io::stdin(), &mut io::sink());
         std::process::exit(1);
     });

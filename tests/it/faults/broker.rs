@@ -1,4 +1,4 @@
-//! A broker that ends, stops, throws everybody out, loses queues or takes nothing any more.
+//! A broker that ends, is suspended, closes all connections, loses queues, or accepts no more messages.
 
 use std::future::IntoFuture as _;
 use std::time::{Duration, Instant};
@@ -17,7 +17,8 @@ use crate::support::{Calculator, Held, MathClient, MathServer, Scene, hold, soon
 const CALLS: u64 = 500;
 const LETTERS: u64 = 3;
 
-/// Breaks all connections with calls in flight: each ends as it may, and client and server go on by themselves.
+/// Breaks all connections while calls are in flight. Each call has a true outcome, and client and server recover by
+/// themselves.
 async fn everybody_comes_back(node: &Node, fault: impl AsyncFnOnce(&Node)) {
     let scene = Scene::at(node.url());
     let (start, mut started) = mpsc::unbounded_channel();
@@ -97,7 +98,7 @@ async fn client_and_server_come_back_when_their_broker_closed_all_connections() 
     .await;
 }
 
-/// Takes a queue away that belongs to a client or server, which then has it again.
+/// Deletes a queue that belongs to a client or a server, which then has to declare it again.
 async fn the_queue_comes_back(is_it: impl Fn(&Queue) -> bool, fault: impl AsyncFnOnce(&Node, &str)) {
     let node = shared().await;
     let scene = node.scene();
@@ -113,9 +114,9 @@ async fn the_queue_comes_back(is_it: impl Fn(&Queue) -> bool, fault: impl AsyncF
     let queue = queues.into_iter().find(is_it).expect("it is there").name;
     fault(&node, &queue).await;
     arrival.release();
-    // What ran is answered or given up at once, and the time of the others is over at the latest.
+    // Calls that ran are answered or fail at once. The others time out at the latest.
     ends(pending).await;
-    // Meanwhile there is nobody who serves, and callers are told so.
+    // In the meantime nobody serves, and callers are told so.
     node.queues_when(|queues| queues.iter().any(|queue| is_it(queue) && queue.consumers == 1)).await;
     the_next_call_works(&client, &mut arrivals).await;
     is_answered(hold(&client, NEXT).to(running.instance()), &mut arrivals).await;
@@ -178,7 +179,7 @@ async fn a_queue_of_oneway_calls_that_is_deleted_takes_nothing_else_with_it() {
     let is_read = |queue: &Queue| queue.name == work && queue.consumers == 1;
     let (before, mut state) = (node.connection_ids().await, running.state());
     assert_eq!(*state.borrow_and_update(), State::Ready);
-    // The server hears of it while the broker is still at it.
+    // The server is told while the broker is still at it.
     for _ in 0..6 {
         node.queues_when(|queues| queues.iter().any(is_read)).await;
         node.delete_queue(&work).await;
@@ -202,9 +203,9 @@ async fn a_queue_that_is_made_again_with_other_arguments_is_told_until_it_is_gon
     let is_degraded = || matches!(*running.state().borrow(), State::Degraded { .. });
     let is_read = |queues: &[Queue]| queues.iter().any(|queue| queue.name == calls && queue.consumers > 0);
     while !is_degraded() {
-        // The server makes it again as well, and may be the first.
+        // The server declares the queue again as well, and may be the first.
         while !node.replace_queue(&calls).await {}
-        // Or it had made it, and consumes the one that came in the place of its own.
+        // Or the server was first, and now consumes the queue that replaced its own.
         node.queues_when(|queues| is_degraded() || is_read(queues)).await;
     }
     let told = state.borrow().clone();
@@ -261,7 +262,7 @@ async fn calls_are_blocked_while_the_broker_is_short_of_memory_and_work_again_af
     let client = builder.clone().connect(&scene.url).await.expect("the broker is there");
     the_next_call_works(&client, &mut arrivals).await;
     node.memory_alarm(Alarm::On).await;
-    // The broker tells whoever publishes.
+    // The broker tells everybody who publishes about its alarm.
     let told = hold(&client, 1).timeout(LONG).start().await.expect("on its way");
     let mut state = client.state();
     soon(state.wait_for(|state| matches!(state, State::Blocked { .. }))).await.expect("it is told");
@@ -269,12 +270,12 @@ async fn calls_are_blocked_while_the_broker_is_short_of_memory_and_work_again_af
         Err(Error::Blocked { .. }) => {}
         other => panic!("{other:?}"),
     }
-    // Those that wait for a place wait for the broker, too.
+    // Calls that wait for a place wait for the broker as well.
     let limited = builder.max_in_flight(1, WhenFull::Wait).connect(&scene.url).await.expect("the broker is there");
     for outcome in ends(on_their_way(&limited, 2..12).await).await {
         assert!(matches!(outcome, Err(Error::Blocked { .. })), "{outcome:?}");
     }
-    // It closes without waiting for the broker, and is gone when that hears again.
+    // The client closes without waiting for the broker. Its connection is gone once the broker reads again.
     soon(limited.close()).await;
     node.memory_alarm(Alarm::Off).await;
     soon(state.wait_for(|state| *state == State::Ready)).await.expect("it is told");
@@ -309,18 +310,18 @@ async fn a_replay_is_blocked_while_the_broker_is_short_of_memory_and_keeps_every
     };
     let number_is = async |number| while other.count().await.expect("it is there") != number {};
     soon(number_is(LETTERS)).await;
-    // What is sent again stays in its queue.
+    // Without a server, the replayed calls stay in their queue.
     soon(running.drain()).await;
     node.memory_alarm(Alarm::On).await;
     let mut replayed = 0;
-    // The broker takes the first message, and tells its connection that it takes no more.
+    // The broker accepts the first message, and then tells its connection that it accepts no more.
     let outcome = soon(dead.replay(&WhichLetters::All, |letter| replayed += u64::from(letter.fate == Fate::Replayed)));
     match outcome.await {
         Err(Error::Blocked { after, .. }) => assert_eq!(after, Duration::from_secs(5)),
         other => panic!("{other:?}"),
     }
     soon(number_is(LETTERS - replayed)).await;
-    // Now it is known before anything leaves.
+    // Now the alarm is known before anything is sent.
     match soon(dead.replay(&WhichLetters::All, |_| panic!("none is sent"))).await {
         Err(Error::Blocked { may_have_run: false, .. }) => {}
         other => panic!("{other:?}"),
@@ -339,7 +340,7 @@ async fn a_replay_is_blocked_while_the_broker_is_short_of_memory_and_keeps_every
     node.nothing_left().await;
 }
 
-/// Puts the clock forward, to where the broker has had the 30 s that it has for each answer.
+/// Advances the clock by the 30 s that the broker has for each answer.
 async fn the_broker_has_had_its_time() {
     tokio::time::pause();
     tokio::time::advance(Duration::from_secs(31)).await;
@@ -368,7 +369,7 @@ async fn a_replay_into_a_queue_that_does_not_answer_ends_and_keeps_the_letters()
     let dead_queue = format!("{}.mail.v1.dead", scene.namespace);
     node.answers(&work, false).await;
     let mut replaying = std::pin::pin!(dead.replay(&WhichLetters::All, |_| {}));
-    // A letter has been taken out.
+    // One letter has been taken out of the queue.
     let taken = |queues: &[Queue]| queues.iter().any(|queue| queue.name == dead_queue && queue.unacked == 1);
     tokio::select! {
         outcome = &mut replaying => panic!("{outcome:?}"),
@@ -432,7 +433,7 @@ async fn a_drain_whose_quorum_queue_does_not_answer_keeps_back_no_reply_of_anoth
     let calls = format!("{}.quiet.v1.calls", scene.namespace);
     node.answers(&calls, false).await;
     let draining = tokio::spawn(running.drain());
-    // It tries to fill its consumer there, which begins with this question.
+    // The drain fills the consumer of a quorum queue first. This question is the beginning of that.
     when(async || node.untold(&calls, "register_enqueuer").await, |questions| *questions == 1).await;
     arrival.release();
     assert_eq!(soon(pending).await.expect("answered"), 1);
@@ -446,7 +447,7 @@ async fn a_drain_whose_quorum_queue_does_not_answer_keeps_back_no_reply_of_anoth
 #[tokio::test]
 #[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_drain_does_not_wait_for_a_consumer_of_a_queue_that_does_not_answer() {
-    // RabbitMQ takes a minute to say that it cannot be consumed.
+    // RabbitMQ takes a minute to tell that the queue cannot be consumed.
     const LESS: Duration = Duration::from_secs(30);
     let node = shared().await;
     let scene = node.scene();
@@ -470,7 +471,7 @@ async fn a_drain_does_not_wait_for_a_consumer_of_a_queue_that_does_not_answer() 
 async fn a_server_starts_without_a_queue_that_does_not_answer_and_has_it_once_it_does() {
     let node = shared().await;
     let scene = node.scene();
-    // It leaves its queue for a minute.
+    // After the server has drained, its queue stays for a minute.
     soon(scene.serve(Held::new().service).await.drain()).await;
     let calls = format!("{}.held.v1.calls", scene.namespace);
     node.answers(&calls, false).await;

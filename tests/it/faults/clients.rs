@@ -1,4 +1,5 @@
-//! Clients that are lost in the middle: nothing of them is left, and whom they called goes on.
+//! Clients that are lost in the middle of a call. Nothing of them is left behind, and the servers that they called go
+//! on.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -33,7 +34,7 @@ async fn a_client_lost_with_a_thousand_calls_leaves_nothing_and_its_server_goes_
         let Err(Error::Disconnected { may_have_run, .. }) = outcome else { panic!("{outcome:?}") };
         assert!(may_have_run, "the broker had it");
     }
-    // Each is settled once it has run, though nobody can be answered.
+    // Each call is settled after it has run, although nobody can be answered.
     let client = scene.client().await;
     the_next_call_works(&client, &mut arrivals).await;
     node.queues_when(|queues| of_calls(queues) == Some(0)).await;
@@ -57,7 +58,7 @@ async fn a_client_cut_off_for_longer_than_its_heartbeat_ends_its_calls() {
     }
     pending.extend(on_their_way(&cut_off, 10..20).await);
     proxy.stall();
-    // They are answered while nobody can hear it.
+    // They are answered while nobody can receive the answers.
     for arrival in held {
         arrival.release();
     }
@@ -169,11 +170,12 @@ async fn a_client_that_takes_no_replies_holds_up_nobody() {
     node.nothing_left().await;
 }
 
-/// That a client which is suspended for longer than its heartbeats reads the reply that has arrived meanwhile.
+/// Checks that a client that was suspended for longer than its heartbeats reads the reply that has arrived in the
+/// meantime.
 async fn reads_what_has_arrived_while_it_was_suspended(node: &Shared, proxy: Option<&Proxy>) {
-    // It takes up more than anything else that the client is told meanwhile.
+    // The reply is larger than anything else that the client receives in the meantime.
     const ANSWER: usize = 20_000;
-    // It may have to be built, in which time nobody could serve.
+    // Building the program may take long, and the server could not run in that time.
     let mut client = example("client");
     let (announce, mut arrived) = mpsc::unbounded_channel();
     let whoami = move |_: Context, (): ()| {
@@ -191,7 +193,7 @@ async fn reads_what_has_arrived_while_it_was_suspended(node: &Shared, proxy: Opt
     let call = soon(arrived.recv()).await.expect("it calls");
     signal(id, "STOP").await;
     call.send("x".repeat(ANSWER)).expect("it is waited for");
-    // All of it is there when, while the broker is asked something, no more comes than heartbeats.
+    // The broker is asked something. When only heartbeats arrive in that time, the whole reply is there.
     let growing = async || {
         let before = unread(id);
         node.connection_names().await;
@@ -199,7 +201,7 @@ async fn reads_what_has_arrived_while_it_was_suspended(node: &Shared, proxy: Opt
     };
     when(growing, |(before, now)| *before > ANSWER && now - before < 64).await;
     if let Some(proxy) = proxy {
-        // It is not told that the broker ends the connection.
+        // The proxy stalls, so the client does not learn that the broker ends the connection.
         proxy.set(Direction::ToClient, Flow::Stall);
     }
     // The broker's heartbeats are the client's.
@@ -211,7 +213,7 @@ async fn reads_what_has_arrived_while_it_was_suspended(node: &Shared, proxy: Opt
             let line = line.expect("it prints text").expect("it prints what it is told");
             assert_eq!(line.len(), "answered by ".len() + ANSWER);
         }
-        // It is idempotent, and would be sent again if the answer was lost.
+        // The method is idempotent: if the answer was lost, the call would be sent again.
         _ = arrived.recv() => panic!("it has not read the answer"),
     }
     client.kill().await.expect("it can be killed");
@@ -297,7 +299,7 @@ async fn a_client_suspended_for_longer_than_its_heartbeats_reads_the_reply_befor
     reads_what_has_arrived_while_it_was_suspended(&node, Some(&proxy)).await;
 }
 
-/// Waits until the client's state is this.
+/// Waits until the client has this state.
 async fn state_is(client: &Client, is: impl Fn(&State) -> bool) -> State {
     let mut state = client.state();
     let told = tokio::time::timeout(LONG, state.wait_for(is)).await;

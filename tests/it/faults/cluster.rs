@@ -1,7 +1,7 @@
-//! Clusters of three nodes of which one is missing, in one way or another.
+//! Clusters of three nodes, of which one is missing for some reason.
 //!
-//! Most of these put a steady load on all nodes, count what became of each call, and print that as a row of the table in
-//! docs/guide/src/reliability.md: `scripts/test cluster-4.3` shows all of them.
+//! Most of these tests put a steady load on all nodes and count the outcomes of the calls. They print the result as a
+//! row of the table in docs/guide/src/reliability.md. `scripts/test cluster-4.3` shows all of them.
 
 mod away;
 mod changed;

@@ -1,4 +1,5 @@
-//! Operators see to dead letters while a queue or a node does not answer: the rest is shown, and they are told what is missing.
+//! Operators look at dead letters while a queue or a node does not answer. They see the rest, and are told what is
+//! missing.
 
 use hopline::topology::{self, Declaration, QueueKind};
 use hopline::transport::{Confirm, Properties, Publication};
@@ -18,7 +19,7 @@ async fn dead_letters_can_be_seen_to_while_a_node_is_away_and_say_so_while_most_
     let third = first.by_way_of(cluster.url(2));
     let refuse = |_: Context, (): ()| async { Err::<(), _>(Fault::new(Code::InvalidArgument, "no address")) };
     let running = first.serve(Service::new("mail", 1).method(Method::new("send").oneway(), refuse)).await;
-    // The catalogue is on the first node alone.
+    // The catalogue is only on the first node.
     soon(async { while first.counts().await.is_empty() {} }).await;
     let client = first.client().await;
     client.oneway("mail", "send", ()).send().await.expect("the broker has it");
@@ -37,7 +38,7 @@ async fn dead_letters_can_be_seen_to_while_a_node_is_away_and_say_so_while_most_
         loop {
             match connect(&third.url).await.list(10).await {
                 Ok(listed) => return listed.letters,
-                // It is choosing a new leader.
+                // The queue is electing a new leader.
                 Err(error) => assert!(is_away(&error), "{error}"),
             }
         }
@@ -48,7 +49,7 @@ async fn dead_letters_can_be_seen_to_while_a_node_is_away_and_say_so_while_most_
         node.kill().await;
     }
     let counts = soon(builder().counts(&first.url)).await.expect("the catalogue is there");
-    // What RabbitMQ last knew, or nothing; but not that there is none.
+    // RabbitMQ tells the number that it last knew, or an error; but not that there is none.
     match &counts[..] {
         [(mail, Ok(1))] => assert_eq!(mail, "mail.v1"),
         [(_, Err(error))] => assert!(is_away(error), "{error}"),
@@ -114,7 +115,7 @@ async fn a_list_that_is_broken_off_has_the_letters_that_were_read() {
     let builder = DeadLetters::builder().namespace(&scene.namespace);
     let dead = builder.connect(&proxy.url(), "mail").await.expect("it is there");
     assert_eq!(dead.list(10).await.expect("they are there").letters.len(), 2);
-    // The second would take minutes.
+    // The second letter would take minutes.
     proxy.link(Link::of(50_000));
     let listed = soon(dead.list(10)).await.expect("one can be read");
     assert_eq!(listed.letters.len(), 1);

@@ -1,4 +1,5 @@
-//! What an operator deletes while servers run: exchanges, bindings, the queue of dead letters. The servers notice and repair.
+//! Things that an operator deletes while servers run: exchanges, bindings, the queue of dead letters. The servers
+//! notice and repair it.
 
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use crate::support::{Held, Scene, hold, soon};
 /// How long a broadcast waits for answers.
 const WINDOW: Duration = Duration::from_millis(500);
 
-/// A server with a service and a subscription, and what comes to them.
+/// A server with a service and a subscription, and the calls and events that reach them.
 struct Site {
     running: Running,
     held: Held,
@@ -34,7 +35,7 @@ async fn site(scene: &Scene) -> Site {
     Site { running, held: Held { service: Service::new("none", 1), arrived }, events }
 }
 
-/// That everything works that goes through an exchange, after a while at most.
+/// Checks that everything that goes through an exchange works again after a while.
 async fn all_works(client: &Client, site: &mut Site) {
     let arrived = &mut site.held.arrived;
     let release = async {
@@ -56,11 +57,11 @@ async fn all_works(client: &Client, site: &mut Site) {
         () = soon(works) => {}
         () = release => panic!("it serves"),
     }
-    // Who publishes is not told whether anybody subscribes.
+    // A publisher is not told whether anybody subscribes.
     let events = &mut site.events;
     let published = async {
         loop {
-            // Where the exchange was gone, the publisher is told.
+            // If the exchange is gone, the publisher gets an error.
             let _ = client.publish("order.created", "again").await;
             if tokio::time::timeout(WINDOW, events.recv()).await.is_ok() {
                 return;
@@ -68,7 +69,7 @@ async fn all_works(client: &Client, site: &mut Site) {
         }
     };
     soon(published).await;
-    // A cancel goes to all instances.
+    // A cancel goes to all instances, through an exchange.
     let pending = hold(client, 5).timeout(LONG).start().await.expect("on its way");
     let arrival = loop {
         let arrival = soon(site.held.arrived.recv()).await.expect("it serves");
@@ -80,7 +81,7 @@ async fn all_works(client: &Client, site: &mut Site) {
     soon(arrival.context.cancelled()).await;
 }
 
-/// What the broker lists of the queues of a namespace that are one connection's.
+/// The queue in a namespace that belongs to one connection, as the broker lists it.
 async fn own_queue(node: &Shared, scene: &Scene, part: &str) -> String {
     let begins = format!("{}.{part}", scene.namespace);
     let is_it = |queue: &&Queue| queue.name.starts_with(&begins);
@@ -99,7 +100,7 @@ async fn exchanges_that_are_deleted_are_there_again_with_all_that_was_bound() {
     for exchange in ["rpc", "oneway", "events", "discovery"] {
         node.delete_exchange(&format!("{}.{exchange}", scene.namespace)).await;
         all_works(&client, &mut site).await;
-        // One that connects meanwhile is as well served.
+        // A client that connects in the meantime is served as well.
         all_works(&scene.client().await, &mut site).await;
     }
     drop(client);
@@ -134,7 +135,7 @@ async fn bindings_that_are_deleted_are_there_again() {
     node.nothing_left().await;
 }
 
-/// A service whose oneway calls no attempt can help.
+/// A service whose oneway calls fail in a way that no other attempt can help.
 fn hopeless() -> Service {
     let refuse = |_: Context, _: (u64,)| async { Err::<(), _>(Fault::new(Code::InvalidArgument, "never")) };
     Service::new("hopeless", 1).method(Method::new("job").oneway(), refuse)
@@ -179,7 +180,7 @@ async fn a_service_whose_queue_of_dead_letters_was_deleted_is_counted_when_it_ha
     let scene = node.scene();
     let transport = scene.transport().await;
     let ask = |_: Context, _: [(); 0]| async { Ok::<_, Fault>(()) };
-    // One has the queue in any case, the other with its first dead letter.
+    // One service always has the queue of dead letters, the other only after its first letter.
     let service = Service::new("asked", 1).method("ask", ask);
     let running = scene.server().await.serve(hopeless()).serve(service).start().await.expect("it can be served");
     let client = scene.client().await;
@@ -190,7 +191,7 @@ async fn a_service_whose_queue_of_dead_letters_was_deleted_is_counted_when_it_ha
     }
     client.oneway("asked", "absent", [(); 0]).all().send().await.expect("the broker has it");
     scene.waiting(&transport, "asked.v1.dead", 1).await;
-    // The server looks for the other one every 30 s.
+    // The server looks for the other queue every 30 s.
     scene.waiting(&transport, "services", 2).await;
     soon(running.drain()).await;
     assert_eq!(scene.counts().await, [("asked.v1".to_owned(), 1), ("hopeless.v1".to_owned(), 0)]);
@@ -212,7 +213,7 @@ async fn a_dead_letter_that_its_queue_refuses_waits_until_it_is_taken_and_the_st
     let mut state = running.state();
     let dead = dead_letters(&scene).await;
     let told = |state: &State| matches!(state, State::Degraded { reason, .. } if reason.contains(&name));
-    // How many more a broker lets in before it refuses is its own affair.
+    // How many more messages a broker accepts before it refuses depends on the broker.
     let mut sent = 0;
     loop {
         client.oneway("hopeless", "job", (1,)).send().await.expect("the broker has it");
@@ -238,7 +239,7 @@ async fn a_dead_letter_that_its_queue_refuses_waits_until_it_is_taken_and_the_st
 #[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn what_the_broker_gives_up_itself_waits_for_the_queue_of_dead_letters_to_come_back() {
     let node = shared().await;
-    // The broker tries again every three minutes, unless it is told otherwise.
+    // By default the broker tries again only every three minutes.
     node.eval("application:set_env(rabbit, dead_letter_worker_publisher_confirm_timeout, 1000).").await;
     let scene = node.scene();
     soon(scene.serve(hopeless()).await.drain()).await;

@@ -1,4 +1,4 @@
-//! Exchanges that somebody deletes: nothing is said to have reached anybody that has not, and what can be made good is.
+//! Deleted exchanges. No publication is reported as delivered if it was not, and what can be repaired is repaired.
 
 use hopline::{Error, State};
 
@@ -8,7 +8,7 @@ use crate::node::Node;
 use crate::support::{Calculator, MathClient, MathServer, hold, soon};
 
 impl Node {
-    /// Binds a queue, an exclusive one too.
+    /// Binds a queue, also another connection's exclusive one.
     async fn bind(&self, exchange: &str, key: &str, queue: &str) {
         let resource = |kind, name| format!("rabbit_misc:r(<<\"/\">>, {kind}, <<\"{name}\">>)");
         let (exchange, queue) = (resource("exchange", exchange), resource("queue", queue));
@@ -54,7 +54,7 @@ async fn a_broadcast_whose_exchange_is_gone_reaches_nobody_and_the_next_call_is_
     let math = MathClient::new(&client);
     assert_eq!(math.add(1, 2).await.expect("answered"), 3);
     node.delete_exchange(&format!("{}.rpc", scene.namespace)).await;
-    // The first to find out may be told that its channel has gone.
+    // The first call to find out may be told that its channel was closed.
     let told = async {
         loop {
             match math.whoami().all().gather(LONG).await {
@@ -100,7 +100,7 @@ async fn a_cancel_whose_exchange_is_gone_arrives_once_it_is_back() {
     let exchange = format!("{}.rpc", scene.namespace);
     node.delete_exchange(&exchange).await;
     drop(pending);
-    // A new client declares the exchange; what was bound there is the server's to bind again.
+    // A new client declares the exchange, but only the server can bind its queues again.
     let other = scene.client().await;
     for instance in ["*", running.instance()] {
         node.bind(&exchange, &format!("held.v1@{instance}"), &own).await;

@@ -1,6 +1,6 @@
-//! Links that carry less than is asked of them: what they carry is calls that are answered in time.
+//! Links that carry less than is asked of them. As many calls as they carry are answered in time.
 //!
-//! This is about time by nature, so what decides are ratios within a run, and bounds that a busy machine keeps as well.
+//! These tests are about time. So they compare ratios within one run, and their bounds hold on a busy machine too.
 
 use std::fmt;
 use std::future::IntoFuture as _;
@@ -19,30 +19,31 @@ use crate::node::Node;
 use crate::proxy::{Direction, Link, Proxy};
 use crate::support::{PATIENCE, Scene, soon};
 
-/// 1 Mbit/s, and a tenth of a second there and back.
+/// A link with 1 Mbit/s and a round trip of a tenth of a second.
 const LINK: Link = Link { delay: Duration::from_millis(50), ..Link::of(125_000) };
 /// How long each call may take.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// How long calls are made.
 const LASTING: Duration = Duration::from_secs(15);
-/// How long the next call may take when that is over.
+/// How long the next call after that may take.
 const AT_ONCE: Duration = Duration::from_secs(2);
-/// How much later than its deadline a handler may begin: a round trip, and what brokers and machines take.
+/// How much later than its deadline a handler may begin: a round trip, plus what brokers and machines need.
 const LATEST: Duration = Duration::from_millis(100 + 1000);
-/// By how much memory may grow beyond what is held for a reason: allocators keep some of what they had.
+/// By how much memory may grow without a reason: allocators keep some of the memory that they had.
 const SPARE_MEMORY: usize = 48 << 20;
 
-/// What times in arguments count from, for callers and handlers alike.
+/// Times in arguments count from this moment, for callers and handlers alike.
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// Who is behind the link, and sends much over it: large requests, or large replies.
+/// Which side is behind the link and sends much over it: the client, with large requests, or the server, with large
+/// replies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Behind {
     Client,
     Server,
 }
 
-/// A client and a server of its own, and the link between them.
+/// A client and a server, and the link between them.
 struct Lane {
     behind: Behind,
     /// How many bytes a call takes over the link.
@@ -58,7 +59,7 @@ struct Lane {
 #[derive(Debug, Default)]
 struct Runs {
     count: AtomicU64,
-    /// How late the latest began, after its call's deadline, in microseconds.
+    /// How late the latest handler began, after the deadline of its call, in microseconds.
     latest: AtomicU64,
 }
 
@@ -93,7 +94,7 @@ impl Lane {
         lane
     }
 
-    /// A call that takes so many bytes over the link.
+    /// A call that sends this many bytes over the link.
     fn carry(&self, size: usize, within: Duration) -> Call<ByteBuf> {
         let [request, reply] = match self.behind {
             Behind::Client => [size, 1],
@@ -103,7 +104,7 @@ impl Lane {
         self.client.call("freight", "carry", (due, ByteBuf::from(vec![7; request]), reply)).timeout(within)
     }
 
-    /// Makes so many calls, one `every` so long, and tells what became of them.
+    /// Makes this many calls, one in each period `every`, and returns their outcomes.
     async fn offer(&self, calls: usize, every: Duration) -> Load {
         let ran = self.runs.count.load(Ordering::Relaxed);
         let (began, mut under_way) = (Instant::now(), JoinSet::new());
@@ -125,15 +126,14 @@ impl Lane {
         }
     }
 
-    /// The load of so many times what the link carries.
+    /// Offers the link `times` as much as it carries.
     async fn offer_times(&self, times: usize) -> Load {
         let carried = self.link.rate * usize::try_from(LASTING.as_secs()).expect("a short time") / self.size;
         let calls = times * carried;
         self.offer(calls, LASTING / u32::try_from(calls).expect("some thousands")).await
     }
 
-    /// Waits until all has left that was handed to the link, and has arrived; where that is too much, it is known to be by
-    /// then.
+    /// Waits until everything that was given to the link has arrived. If it was too much, its outcome is known by then.
     async fn idle(&self) {
         let left = async {
             while self.proxy.waiting(Direction::ToBroker) + self.proxy.waiting(Direction::ToClient) > 0 {
@@ -141,7 +141,7 @@ impl Lane {
             }
         };
         if timeout(2 * DEADLINE, left).await.is_ok() {
-            // What left before this has arrived when this has.
+            // When this call has arrived, everything that was sent before it has arrived too.
             let _ = self.carry(1, DEADLINE).await;
         }
     }
@@ -152,15 +152,15 @@ impl Lane {
     }
 }
 
-/// What became of calls that were made.
+/// The outcomes of calls.
 struct Load {
     offered: usize,
-    /// In their time.
+    /// How many were answered in time.
     answered: usize,
     ran: u64,
     /// How late the latest handler began, after its call's deadline.
     latest: Duration,
-    /// How long the next call took after that; none if that was too long.
+    /// How long the next call after that took. `None` if it was too long.
     next: Option<Duration>,
 }
 
@@ -176,7 +176,7 @@ impl fmt::Display for Load {
 }
 
 impl Load {
-    /// What of this is not as it should be.
+    /// What is not as it should be.
     fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         if self.latest > LATEST {
@@ -196,10 +196,11 @@ fn memory() -> usize {
     memory.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") << 10
 }
 
-/// That as many calls are answered in time over a link that is offered more than it carries, and that the others leave nothing.
+/// Checks that a link that is offered more than it carries still carries as many calls in time, and that the other
+/// calls leave nothing behind.
 async fn carries_on(behind: Behind, size: usize, link: Link, places: Option<usize>) {
     let node = shared().await;
-    // Each has a link of its own, and they are tried at the same time.
+    // Each lane has its own link, so they can run at the same time.
     let [once, twice, five_times] = [(); 3].map(|()| Lane::open(&node, behind, size, link, places));
     let (once, twice, five_times) = join3(once, twice, five_times).await;
     let before = memory();
@@ -229,8 +230,8 @@ async fn carries_on(behind: Behind, size: usize, link: Link, places: Option<usiz
             faults.push(format!("{} were answered, where another load had {best}", load.answered));
         }
     }
-    // Callers hold what they have asked for within a deadline, as arguments and as a frame. The links' queues are in this
-    // process, too.
+    // Callers hold the requests within their deadlines, as arguments and as frames. The queues of the links are in this
+    // process as well.
     let held = 2 * (1 + 2 + 5) * link.rate * 5 + 3 * 2 * link.queue;
     if peak > before + ((held + SPARE_MEMORY) >> 10) || after > before + (SPARE_MEMORY >> 10) {
         faults.push(format!("memory grew from {before} KiB to {peak} KiB, and {after} KiB in the end"));
@@ -271,13 +272,14 @@ async fn more_replies_than_a_link_carries_arrive_as_well_as_it_can() {
     carries_on(Behind::Server, 16 << 10, LINK, None).await;
 }
 
-/// That half as many calls of a burst are answered as the link carries, at least, and that the others leave nothing.
+/// Checks that at least half as many calls of a burst are answered as the link carries, and that the other calls leave
+/// nothing behind.
 async fn bears_a_burst(behind: Behind, calls: usize, size: usize, places: Option<usize>) {
     let node = shared().await;
     let lane = Lane::open(&node, behind, size, LINK, places).await;
     println!("{behind:?} behind {LINK:?}, {size} bytes a call, places: {places:?}");
     let (mut faults, mut memories) = (Vec::new(), Vec::new());
-    // The first warms up what the others use again, and has not yet learned what the link carries: a third is enough.
+    // The first burst fills caches, and the client does not know the link yet: a third is enough.
     for parts in [3, 2, 2] {
         let load = lane.offer(calls, Duration::ZERO).await;
         memories.push(memory() >> 10);
@@ -320,7 +322,7 @@ async fn a_burst_of_replies_leaves_the_link_when_its_time_is_over() {
     bears_a_burst(Behind::Server, 2000, 4 << 10, None).await;
 }
 
-/// That small calls do not wait for all that large ones have to send.
+/// Checks that small calls do not wait for everything that large calls have to send.
 async fn lets_small_ones_pass(behind: Behind) {
     const LARGE: usize = 64 << 10;
     const AT_A_TIME: usize = 4;

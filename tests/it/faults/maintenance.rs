@@ -1,4 +1,4 @@
-//! Nodes of a cluster that are stopped as planned, and come back.
+//! Nodes of a cluster that are stopped for maintenance and come back.
 
 use std::future::IntoFuture as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,7 +15,7 @@ use crate::cluster::Cluster;
 use crate::node::{version, when};
 use crate::support::{Scene, soon};
 
-/// Of the calls.
+/// How long each call may take.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 fn echo(name: &str) -> Service {
@@ -23,7 +23,8 @@ fn echo(name: &str) -> Service {
     Service::new(name, 1).method(Method::new("echo").idempotent(), answer)
 }
 
-/// Calls one after the other, until it is dropped: how many have been answered, and what the others ended with.
+/// Makes one call after the other until it is dropped. Counts those that were answered, and keeps the errors of the
+/// others.
 struct Load {
     answered: watch::Receiver<u64>,
     failed: Arc<Mutex<Vec<Error>>>,
@@ -47,7 +48,7 @@ impl Load {
         Self { answered, failed, calling }
     }
 
-    /// Waits until it goes on.
+    /// Waits until calls are answered again.
     async fn goes_on(&self) {
         let mut answered = self.answered.clone();
         let more = *answered.borrow() + 50;
@@ -107,7 +108,7 @@ async fn a_node_that_is_drained_stopped_and_started_fails_calls_of_its_classic_q
     assert!(failures(&classic).is_empty() && failures(&quorum).is_empty());
 }
 
-/// Longer than a server waits before it tries its first address again.
+/// Longer than a server waits until it tries its first address again.
 const A_LOOK: Duration = Duration::from_secs(500);
 
 #[tokio::test]
@@ -115,7 +116,7 @@ const A_LOOK: Duration = Duration::from_secs(500);
 async fn a_server_and_a_client_leave_a_node_in_maintenance_and_are_back_there_after_it_without_a_call_that_fails() {
     let cluster = Cluster::start(&version()).await;
     let [first, second, _] = &cluster.nodes;
-    // With a heartbeat, the time that the test puts forward would be silence.
+    // With a heartbeat, advancing the clock would look like silence.
     let [scene, elsewhere] = [0, 1].map(|node| Scene::at(format!("{}&heartbeat=0", cluster.url(node))));
     let elsewhere = scene.by_way_of(elsewhere.url);
     let (runs, events) = (Arc::<AtomicU64>::default(), Arc::<Mutex<Vec<u64>>>::default());
@@ -149,7 +150,7 @@ async fn a_server_and_a_client_leave_a_node_in_maintenance_and_are_back_there_af
     call(&leaving, 1, None).await;
     assert_eq!(first.eval("rabbit_maintenance:revive().").await.trim(), "ok");
 
-    // They look, and move while calls and events come.
+    // The servers look for their first address and move back while calls and events arrive.
     tokio::time::pause();
     tokio::time::advance(A_LOOK).await;
     tokio::time::resume();
@@ -173,7 +174,7 @@ async fn a_server_and_a_client_leave_a_node_in_maintenance_and_are_back_there_af
     let (last, ()) = tokio::join!(load, moving);
     assert_eq!(*running.state().borrow(), State::Ready);
     call(&leaving, last + 1, Some(running.instance())).await;
-    // Two before, four each time, and the last one.
+    // Two events before, four in each round, and the last one.
     let all = 4 * (last - 1) + 3;
     let noted = || events.lock().expect("no panic").clone();
     soon(async {

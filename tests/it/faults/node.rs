@@ -1,4 +1,4 @@
-//! The node of all tests that leave it running, and what is done to a node here.
+//! The node that all tests share which do not stop it, and what tests do to a node.
 
 use std::collections::BTreeSet;
 use std::ops::Deref;
@@ -9,7 +9,7 @@ use crate::cluster::Cluster;
 use crate::node::{Connection, Node, Queue, version, when};
 use crate::support::Scene;
 
-/// Erlang for the queue of this name, as `Q`.
+/// Erlang that finds the queue with this name, as `Q`.
 fn found(name: &str) -> String {
     format!("{{ok, Q}} = {}", looked_up(name))
 }
@@ -18,21 +18,20 @@ fn looked_up(name: &str) -> String {
     format!("rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{name}\">>))")
 }
 
-/// Erlang that deletes the queue of this name; one that has gone by itself counts as deleted.
+/// Erlang that deletes the queue with this name. If it is already gone, that counts as deleted.
 fn deleted(name: &str) -> String {
     let delete = "{ok, _} = rabbit_amqqueue:delete(Q, false, false, <<\"it\">>)";
     format!("case {} of {{ok, Q}} -> {delete}; {{error, not_found}} -> gone end", looked_up(name))
 }
 
 impl Node {
-    /// Deletes a queue, an exclusive one too.
+    /// Deletes a queue, also another connection's exclusive one.
     pub(crate) async fn delete_queue(&self, name: &str) {
         self.eval(&format!("{}, ok.", deleted(name))).await;
     }
 
-    /// Deletes all queues that there are.
-    ///
-    /// All at once: a queue that nobody consumes may expire after it was listed, and before it is its turn.
+    /// Deletes all queues in one step. A queue that nobody consumes could otherwise expire between listing and deleting
+    /// it.
     pub(crate) async fn delete_queues(&self) {
         let all = "rabbit_amqqueue:list(<<\"/\">>)";
         let delete = "catch rabbit_amqqueue:delete(Q, false, false, <<\"it\">>)";
@@ -40,7 +39,7 @@ impl Node {
         when(async || self.eval(&left).await, |left| left.trim() == "0").await;
     }
 
-    /// Deletes a queue and makes it again without arguments, unless somebody else has made it first: tells who was it.
+    /// Deletes a queue and declares it again without arguments. Returns `false` if somebody else has declared it first.
     pub(crate) async fn replace_queue(&self, name: &str) -> bool {
         let resource = format!("R = rabbit_misc:r(<<\"/\">>, queue, <<\"{name}\">>)");
         let deleted = deleted(name);
@@ -50,20 +49,20 @@ impl Node {
         done.trim() == "new"
     }
 
-    /// Kills the process of a classic queue in the broker, which then cancels its consumers and starts it again. Waits for
-    /// one that is declared again just now.
+    /// Kills the process of a classic queue in the broker. The broker cancels its consumers and starts it again. Waits
+    /// for the queue if it is being declared at this moment.
     pub(crate) async fn crash_queue(&self, name: &str) {
         let crash = "{ok, Q} -> exit(amqqueue:get_pid(Q), kill); {error, not_found} -> gone";
         let crash = format!("case {} of {crash} end.", looked_up(name));
         when(async || self.eval(&crash).await, |done| done.trim() == "true").await;
     }
 
-    /// Has a queue answer nobody, as a quorum queue without its majority does, or everybody again.
+    /// Makes a queue answer nobody, as a quorum queue without its majority does, or answer again.
     pub(crate) async fn answers(&self, name: &str, answers: bool) {
         self.all_answer(&[name.to_owned()], answers).await;
     }
 
-    /// The same of several.
+    /// The same for several queues.
     pub(crate) async fn all_answer(&self, names: &[String], answers: bool) {
         let act = if answers { "resume" } else { "suspend" };
         let names: Vec<_> = names.iter().map(|name| format!("<<\"{name}\">>")).collect();
@@ -73,7 +72,7 @@ impl Node {
         assert_eq!(self.eval(&act).await.trim(), "ok", "{names:?}");
     }
 
-    /// How much of what a queue has been told, and does not answer, contains this text.
+    /// How many of the messages that wait for a queue's process contain this text.
     pub(crate) async fn untold(&self, name: &str, text: &str) -> u64 {
         let found = found(name);
         let process = "P = case amqqueue:get_pid(Q) of {Name, _} -> whereis(Name); Pid -> Pid end";
@@ -83,28 +82,28 @@ impl Node {
         said.trim().parse().unwrap_or_else(|error| panic!("{name}: {error}: {said}"))
     }
 
-    /// Its queues, once they are as they have to become.
+    /// The queues, once `are_so` is true of them.
     pub(crate) async fn queues_when(&self, are_so: impl Fn(&[Queue]) -> bool) -> Vec<Queue> {
         when(async || self.queues().await, |queues| are_so(queues)).await
     }
 
-    /// Its connections, once they are as they have to become.
+    /// The connections, once `are_so` is true of them.
     pub(crate) async fn connections_when(&self, are_so: impl Fn(&[Connection]) -> bool) -> Vec<Connection> {
         when(async || self.connections().await, |connections| are_so(connections)).await
     }
 
-    /// What tells its connections from those that there were before.
+    /// The ids of the connections. A new connection has a new id.
     pub(crate) async fn connection_ids(&self) -> BTreeSet<String> {
         self.connections().await.into_iter().map(|connection| connection.name).collect()
     }
 
-    /// Waits until nothing is left of the clients and servers that there were: only queues that outlive them, and nothing
-    /// in these, dead letters aside.
+    /// Waits until nothing is left of the clients and servers: no connections, and only queues that outlive them, which
+    /// are empty except for dead letters.
     pub(crate) async fn nothing_left(&self) {
         self.connections_when(<[_]>::is_empty).await;
         when(async || self.channels().await, Vec::is_empty).await;
         let is_at_rest = |queue: &Queue| {
-            // These keep what is in them.
+            // These queues keep their messages.
             let is_empty = queue.messages == 0 || queue.name.ends_with(".dead") || queue.name.ends_with(".services");
             !queue.exclusive && queue.consumers == 0 && is_empty
         };
@@ -112,15 +111,15 @@ impl Node {
     }
 }
 
-/// The node of all tests that leave it running, one after the other: it costs seconds. Nobody drops it; see
+/// The node that all tests share which leave it running. Starting one takes seconds. It is never dropped: see
 /// [`Node::holder`].
 static SHARED: Mutex<Option<Node>> = Mutex::const_new(None);
 
-/// The shared node, which belongs to one test until that drops this.
+/// The shared node. It belongs to one test until the test drops this.
 #[derive(Debug)]
 pub(crate) struct Shared(MutexGuard<'static, Option<Node>>);
 
-/// The shared node, running, with no queue.
+/// The shared node, running and without queues.
 pub(crate) async fn shared() -> Shared {
     let mut node = SHARED.lock().await;
     match &*node {
@@ -131,7 +130,7 @@ pub(crate) async fn shared() -> Shared {
 }
 
 impl Shared {
-    /// A namespace of its own on it.
+    /// A namespace of its own on the node.
     pub(crate) fn scene(&self) -> Scene {
         Scene::at(self.url())
     }
@@ -147,7 +146,7 @@ impl Deref for Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        // Nobody knows in which state a failed test leaves it.
+        // A failed test may leave the node in any state.
         if std::thread::panicking() {
             self.0.take();
         }
@@ -180,7 +179,7 @@ async fn nodes_of_a_cluster_are_killed_and_started_each_alone() {
         let [node, other] = [at, (at + 1) % 3].map(|at| &cluster.nodes[at]);
         node.kill().await;
         when(async || other.running_nodes().await, |running| *running == 2).await;
-        // At the one that is killed nobody answers, and the next address is tried.
+        // The killed node does not answer, so the client tries its next address.
         Scene::at(cluster.url(at)).client().await;
         node.start_again().await;
         when(async || other.running_nodes().await, |running| *running == 3).await;
@@ -194,11 +193,11 @@ async fn any_queue_can_be_deleted_or_crash() {
     let scene = node.scene();
     let running = scene.serve(crate::support::Held::new().service).await;
     let before = node.connection_ids().await;
-    // While they are read, none of them expires.
+    // While the queues are consumed, none of them expires.
     for queue in node.queues_when(|queues| queues.iter().any(|queue| queue.exclusive)).await {
         node.delete_queue(&queue.name).await;
     }
-    // The server has those again that it reads.
+    // The server consumes its own queues again.
     let is_read = |queue: &&Queue| queue.consumers == 1;
     let queues = node.queues_when(|queues| queues.iter().filter(is_read).count() == 3).await;
     for queue in queues.iter().filter(|queue| is_read(queue) && !queue.name.ends_with(".work")) {

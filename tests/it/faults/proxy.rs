@@ -1,4 +1,4 @@
-//! That the proxy does what its name says.
+//! The proxy does what the names of its functions say.
 
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
@@ -11,7 +11,8 @@ use crate::node::when;
 use crate::proxy::{Direction, Flow, Link, Proxy};
 use crate::support::soon;
 
-/// A proxy to an echo, whose connections are announced: what arrives there, and `None` at their end.
+/// A proxy to a server that sends everything back. It announces what arrives at the server, and `None` when a
+/// connection ends.
 async fn echo() -> (Proxy, mpsc::UnboundedReceiver<Option<Vec<u8>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
     let address = listener.local_addr().expect("it is bound");
@@ -50,7 +51,7 @@ async fn heard(stream: &mut TcpStream, bytes: usize) -> Vec<u8> {
     heard
 }
 
-/// What is there to be read at once.
+/// How many bytes can be read at once.
 fn lies_there(stream: &TcpStream) -> usize {
     match stream.try_read(&mut [0; 1024]) {
         Ok(read) => read,
@@ -89,7 +90,7 @@ async fn what_is_lost_never_arrives() {
     }
     proxy.set(Direction::ToBroker, Flow::Lose);
     stream.write_all(b"never").await.expect("it is open");
-    // The end does pass, and it comes after the bytes.
+    // The end of the connection passes too, after the bytes.
     drop(stream);
     assert_eq!(soon(echo.recv()).await, Some(None));
     proxy.resume();
@@ -114,7 +115,7 @@ async fn a_stalled_connection_can_be_cut() {
     proxy.stall();
     stream.write_all(b"held").await.expect("it is open");
     soon(proxy.cut()).await;
-    // Closed or reset: bytes that nobody read make it the latter.
+    // It may be closed or reset: unread bytes cause a reset.
     assert!(matches!(soon(stream.read(&mut [0; 1])).await, Ok(0) | Err(_)));
 }
 
@@ -167,7 +168,7 @@ async fn connections_share_the_rate_of_a_link_and_each_byte_has_its_delay() {
     let began = Instant::now();
     let line = vec![7; 10_000];
     let said = futures::future::join_all(streams.iter_mut().map(|stream| said(stream, &line))).await;
-    // Longer is a matter of the machine.
+    // How much longer it takes depends on the machine.
     assert!(began.elapsed() >= Duration::from_millis(200) + 2 * delay, "{:?}", began.elapsed());
     assert!(said.iter().all(|said| *said == line));
 }
@@ -179,7 +180,7 @@ async fn a_link_takes_what_its_queue_holds_and_no_more() {
     let queue = 300_000;
     proxy.link(Link { queue, ..Link::of(1000) });
     let waiting = || proxy.waiting(Direction::ToBroker);
-    // The rest is for the sockets on both sides of it.
+    // The rest fills the socket buffers on both sides.
     let more = vec![7; 10 * queue];
     tokio::select! {
         written = stream.write_all(&more) => panic!("it takes minutes: {written:?}"),
@@ -209,7 +210,7 @@ async fn refused_connections_leave_the_others_alone() {
     let (proxy, _echo) = echo().await;
     let mut stream = connected(&proxy).await;
     proxy.refuse();
-    // The system completes a connection before it is refused.
+    // The system completes the handshake before the proxy refuses the connection.
     let refused = match TcpStream::connect(proxy.address()).await {
         Ok(mut refused) => soon(refused.read(&mut [0; 1])).await.expect_err("it is reset"),
         Err(error) => error,

@@ -1,4 +1,5 @@
-//! Connections that a broker does not take: each time it says what to change; and those that it takes, by their names.
+//! Connections that the broker refuses, each with an error that says what to change; and the names of those that it
+//! accepts.
 
 use hopline::{Client, DeadLetters, Error, Server};
 
@@ -8,7 +9,7 @@ use crate::node::{Node, when};
 use crate::proxy::Proxy;
 use crate::support::{Calculator, MathClient, MathServer, soon};
 
-/// Why a server cannot connect to this virtual host as this user, whose password is its name.
+/// The error of a server that connects to this virtual host as this user. The user's password is its name.
 async fn reason(node: &Node, user: &str, vhost: &str) -> String {
     let url = format!("amqp://{user}:{user}@{}/{vhost}", node.address());
     match soon(Server::connect(&url)).await {
@@ -66,7 +67,7 @@ async fn a_login_that_the_broker_does_not_offer_is_named() {
     let node = shared().await;
     let mechanisms = |names: &str| format!("application:set_env(rabbit, auth_mechanisms, {names}).");
     node.eval(&mechanisms("['AMQPLAIN']")).await;
-    // Three seconds pass before it says no, by ending the connection.
+    // The broker waits three seconds before it refuses by closing the connection.
     let outcome = soon(Client::builder().connect_timeout(LONG).connect(node.url())).await;
     node.eval(&mechanisms("['PLAIN', 'AMQPLAIN']")).await;
     match outcome {
@@ -93,13 +94,13 @@ async fn the_broker_shows_who_is_connected() {
     let dead = dead.expect("it is there");
     let names = when(async || node.connection_names().await, |names| names.len() == 5).await;
     let count = |name: String| names.iter().filter(|shown| **shown == name).count();
-    // One to publish and one to consume.
+    // A server has one connection to publish and one to consume.
     assert_eq!(count(format!("billing server {process} {}", running.instance())), 2, "{names:?}");
     assert_eq!(count(format!("alice operator {process}")), 2, "{names:?}");
     let of_client = names.iter().find_map(|name| name.strip_prefix(&format!("billing-web client {process} ")));
     assert_eq!(of_client.map(str::len), Some(12), "{names:?}");
     tokio::join!(client.close(), dead.close(), running.drain());
-    // Without a name, it is the program's.
+    // Without a name in the settings, the program's name is used.
     let client = scene.client().await;
     let names = when(async || node.connection_names().await, |names| names.len() == 1).await;
     assert!(names[0].starts_with("it-") && names[0].contains(&format!(" client {process} ")), "{names:?}");

@@ -1,4 +1,5 @@
-//! A broker that takes back what is not settled in time: its `consumer_timeout`, half an hour unless an operator says otherwise.
+//! A broker that requeues what was not acknowledged in time. The time is its `consumer_timeout`, half an hour by
+//! default.
 
 use std::collections::HashMap;
 use std::future::IntoFuture as _;
@@ -13,11 +14,11 @@ use super::LONG;
 use crate::node::{Node, version};
 use crate::support::{Scene, soon};
 
-/// The limit, in milliseconds, and how long each job takes: its work, and no wait for anything.
+/// The `consumer_timeout` in milliseconds. Each job works for this long, and waits for nothing.
 const LIMIT: &str = "2000";
 const WORK: Duration = Duration::from_secs(5);
 
-/// How often each job has begun, how many have ended, and whether one whose work is done may end.
+/// How many times each job has begun, how many jobs have ended, and whether a job whose work is done may end.
 #[derive(Clone)]
 struct Runs {
     begun: Arc<Mutex<HashMap<u64, usize>>>,
@@ -30,7 +31,8 @@ impl Runs {
         Self { begun: Arc::default(), ended: Arc::new(watch::channel(0).0), may_end: Arc::new(watch::channel(true).0) }
     }
 
-    /// Of which none ends before it is [let](Self::let_end): not before the broker has taken it back.
+    /// Jobs that do not end before the test [lets](Self::let_end) them, which it does after the broker has requeued
+    /// them.
     fn held() -> Self {
         Self { may_end: Arc::new(watch::channel(false).0), ..Self::new() }
     }
@@ -46,12 +48,12 @@ impl Runs {
 
 async fn impatient(version: &str) -> Node {
     let node = Node::with(version, &format!("consumer_timeout = {LIMIT}\n"), &[], &[]).await;
-    // Before 4.3 each channel looks once a minute.
+    // Before 4.3 each channel checks this only once a minute.
     node.eval("application:set_env(rabbit, channel_tick_interval, 500).").await;
     node
 }
 
-/// An instance that runs two jobs at a time, and has two more in hand.
+/// An instance that runs two jobs at a time, and has prefetched two more.
 async fn worker(scene: &Scene, runs: &Runs) -> Running {
     let runs = runs.clone();
     let job = move |_: Context, (number,): (u64,)| {
@@ -67,13 +69,14 @@ async fn worker(scene: &Scene, runs: &Runs) -> Running {
     scene.serve(Service::new("jobs", 1).method(Method::new("work").oneway(), job).concurrency(2).prefetch(4)).await
 }
 
-/// Whether the broker takes back what is not settled in time: 3.10 has one limit for all consumers, while 4.3 has none but
-/// for quorum queues, whose consumers say their own.
+/// Whether the broker requeues what was not acknowledged in time. 3.10 has one limit for all consumers. 4.3 has it only
+/// for quorum queues, whose consumers set their own.
 fn takes_back(version: &str) -> bool {
     version == "3.10"
 }
 
-/// That the broker took something back, if it is one that does; otherwise that nothing is wrong.
+/// Checks that the server knows that the broker has requeued something, if this version does; otherwise, that nothing
+/// is wrong.
 async fn was_told(version: &str, running: &Running) {
     if takes_back(version) {
         let mut state = running.state();
@@ -120,7 +123,7 @@ async fn calls_that_take_longer_than_the_limit_are_answered_by_the_instance_that
     let client = scene.client().await;
     let calls = (0..4).map(|job| client.call::<u64>("jobs", "work", (job,)).timeout(LONG).into_future());
     let calls = tokio::spawn(join_all(calls));
-    // Each has some of them.
+    // Each instance has some of the jobs.
     was_told(&version, &one).await;
     was_told(&version, &two).await;
     runs.let_end();
@@ -143,7 +146,7 @@ async fn calls_to_one_instance_that_wait_for_longer_than_the_limit_are_not_lost(
     let worker = worker(&scene, &runs).await;
     let client = scene.client().await;
     let call = |job| client.call::<u64>("jobs", "work", (job,)).to(worker.instance()).timeout(LONG);
-    // It runs two at a time, in the order in which they come.
+    // It runs two at a time, in the order of arrival.
     let mut running = Vec::new();
     for job in 0..4 {
         running.push(call(job).start().await.expect("on its way"));
@@ -151,7 +154,8 @@ async fn calls_to_one_instance_that_wait_for_longer_than_the_limit_are_not_lost(
     let mut waiting = running.split_off(2);
     was_told(&version, &worker).await;
     if takes_back(&version) {
-        // What is delivered again says of no call whether it had begun: nothing of it runs twice, or for the first time.
+        // A redelivered message does not tell which of its calls had begun. So none of them runs, not even for the
+        // first time.
         for outcome in soon(join_all(waiting.drain(..))).await {
             assert!(matches!(outcome, Err(Error::Fault(Fault { code: Code::Aborted, .. }))), "{outcome:?}");
         }

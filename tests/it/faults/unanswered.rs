@@ -1,4 +1,5 @@
-//! Queues that do not answer, as those whose node is away: each is waited for alone, and once at a time.
+//! Queues that do not answer, for example since their node is down. Nothing else waits for them, and each is asked one
+//! question at a time.
 
 use std::future::IntoFuture as _;
 use std::time::Duration;
@@ -23,7 +24,7 @@ async fn a_server_starts_without_many_queues_that_do_not_answer_and_asks_each_on
     const SILENT: usize = 40;
     let node = shared().await;
     let scene = node.scene();
-    // Their queues outlive them.
+    // The queues outlive this server.
     let server = (0..SILENT).fold(scene.server().await, |server, number| server.serve(service(number)));
     soon(server.start().await.expect("all are new").drain()).await;
     let calls = |number: usize| format!("{}.s{number}.v1.calls", scene.namespace);
@@ -34,7 +35,8 @@ async fn a_server_starts_without_many_queues_that_do_not_answer_and_asks_each_on
     let begun = Instant::now();
     let running = server.serve(MathServer::new(Calculator)).start().await.expect("it serves the rest");
     let took = begun.elapsed();
-    // It waits 10 s for a first answer, or a next one, and little for others then.
+    // The server waits up to 10 s for the first answer and for the next one, and only shortly for the others after
+    // that.
     assert!(took < Duration::from_secs(25), "{took:?}");
     let client = scene.client().await;
     assert_eq!(soon(MathClient::new(&client).add(1, 2).into_future()).await.expect("answered"), 3);
@@ -80,7 +82,7 @@ async fn a_connection_closes_though_it_has_asked_what_is_not_answered() {
         let leaving = Transport::connect(&scene.url, Role::Server).await.expect("the broker is there");
         let mut consumer = leaving.consume(&other, Mode::Settle { prefetch: 1 }).await.expect("it is there");
         let held = soon(consumer.next()).await.expect("it is ready");
-        // Nobody waits for the answers, which do not come.
+        // Nobody waits for these answers, which never come.
         let questions = [(); 3].map(|()| leaving.clone());
         let [declaring, counting, getting] = questions;
         let (parts, [one, two]) = ([queue("silent")], [silent.clone(), silent.clone()]);
@@ -94,12 +96,12 @@ async fn a_connection_closes_though_it_has_asked_what_is_not_answered() {
             let begun = Instant::now();
             leaving.close().await;
             let took = begun.elapsed();
-            // As long as publications may take that the broker does not confirm.
+            // This is how long the broker may take to confirm publications.
             assert!(took < Duration::from_secs(5), "{took:?}");
         }
         asking.iter().for_each(tokio::task::JoinHandle::abort);
         drop((leaving, consumer));
-        // What it had goes to others.
+        // Other consumers get what it had.
         let mut next = transport.consume(&other, Mode::Settle { prefetch: 1 }).await.expect("it is there");
         soon(next.next()).await.expect("it came back").settle(if is_closed { Settle::Ack } else { Settle::GiveBack });
         drop(held);

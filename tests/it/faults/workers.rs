@@ -1,4 +1,4 @@
-//! Workers that are lost at each moment of a call: their broker notices, and another worker has the call.
+//! Workers that are lost at each moment of a call. The broker notices, and another worker gets the call.
 
 use hopline::{Code, Method, State};
 
@@ -16,7 +16,7 @@ async fn a_call_whose_worker_is_lost_while_it_runs_is_aborted_and_not_run_again(
     let proxy = Proxy::to(node.address()).await;
     let (lost, mut here) = worker(&scene.by_way_of(proxy.url()), 1).await;
     let client = scene.client().await;
-    // The other one only waits in the lost worker's prefetch: the broker cannot tell the two apart.
+    // One call runs, the other waits in the prefetch of the lost worker. The broker cannot tell the two apart.
     let pending = on_their_way(&client, 0..2).await;
     let _runs = soon(here.recv()).await.expect("it runs");
     let (staying, mut there) = worker(&scene, 1).await;
@@ -75,7 +75,7 @@ async fn a_call_whose_worker_is_lost_between_its_reply_and_its_ack_is_answered_o
     let client = scene.client().await;
     let pending = hold(&client, 7).timeout(LONG).start().await.expect("on its way");
     let arrival = soon(here.recv()).await.expect("it runs");
-    // The reply gets out. Its confirm does not come back, and before that it is not acked.
+    // The reply is sent, but its confirm does not arrive. Without it the request is not acknowledged.
     proxy.set(Direction::ToClient, Flow::Stall);
     arrival.release();
     assert_eq!(soon(pending).await.expect("answered"), 7);
@@ -88,7 +88,7 @@ async fn a_call_whose_worker_is_lost_between_its_reply_and_its_ack_is_answered_o
     let (staying, mut there) = worker(&scene, 1).await;
     proxy.refuse();
     proxy.cut().await;
-    // Until it notices, it gives calls to the lost one as well, and these may have run.
+    // Until the broker notices, it delivers calls to the lost worker as well, and these may have run.
     at_the_broker(1, 0).await;
     the_next_call_works(&client, &mut there).await;
     assert!(there.is_empty(), "it does not run again");
@@ -112,7 +112,7 @@ async fn a_worker_cut_off_for_longer_than_its_heartbeat_has_lost_its_calls() {
     for outcome in ends(pending).await {
         assert_eq!(code(outcome), Code::Aborted);
     }
-    // Nobody hears it any more.
+    // Nobody receives this answer any more.
     runs.release();
     proxy.resume();
     soon(lost.state().wait_for(|state| *state == State::Ready)).await.expect("it is told");

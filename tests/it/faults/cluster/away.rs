@@ -1,4 +1,4 @@
-//! A node that is away: what lies on it, and what does not.
+//! A node that is down: what was on it, and what was not.
 
 use std::future::IntoFuture as _;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::cluster::Cluster;
 use crate::node::version;
 use crate::support::{Calculator, Held, MathClient, MathServer, Scene, soon};
 
-/// Of the calls, any of which may meet a node's loss.
+/// How long each call may take. Any of them may meet the loss of the node.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 #[tokio::test]
@@ -19,7 +19,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 async fn a_server_starts_though_the_node_with_one_of_its_queues_is_away() {
     let cluster = Cluster::start(&version()).await;
     let scene = Scene::at(cluster.url(0));
-    // Its classic queues are on the first node, and stay there for a minute.
+    // The service's classic queues are on the first node, and stay there for a minute after the server has gone.
     let held = |grace| Held::new().service.grace(grace);
     soon(scene.serve(held(LONG)).await.drain()).await;
     let calls = format!("{}.held.v1.calls", scene.namespace);
@@ -34,7 +34,7 @@ async fn a_server_starts_though_the_node_with_one_of_its_queues_is_away() {
     }
     let client = elsewhere.client().await;
     assert_eq!(soon(MathClient::new(&client).add(1, 2).into_future()).await.expect("answered"), 3);
-    // That a queue is out of reach is not taken for a full one, however often.
+    // An unreachable queue is not taken for a full one, however often a call is made.
     for _ in 0..3 {
         match soon(client.call::<u64>("held", "hold", (1_u64,)).timeout(DEADLINE).into_future()).await {
             Err(Error::Unreachable { method, queue, .. }) => {
@@ -55,13 +55,13 @@ async fn a_server_starts_though_the_node_with_one_of_its_queues_is_away() {
 #[tokio::test]
 #[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn a_node_that_is_away_takes_down_only_what_lies_on_it() {
-    // RabbitMQ 4.3 says nothing for 76 s of a classic queue whose node is away.
+    // RabbitMQ 4.3 does not answer for 76 s about a classic queue whose node is down.
     const AWAY: Duration = Duration::from_secs(100);
     let cluster = Cluster::start(&version()).await;
     let scene = Scene::at(cluster.url(0));
     let [first, second, third] = [0, 1, 2].map(|node| scene.by_way_of(cluster.url(node)));
     let echo = || Service::new("far", 1).method("echo", |_: Context, (n,): (u64,)| async move { Ok::<_, Fault>(n) });
-    // The calls of `far` lie on the first node, those of `math` on the second, where the server is that stays.
+    // The queue of `far` is on the first node, that of `math` on the second, where the remaining server is.
     let _on_first = first.serve(echo()).await;
     let on_second = second.server().await.serve(echo()).serve(MathServer::new(Calculator)).start().await;
     let on_second = on_second.expect("both are served");

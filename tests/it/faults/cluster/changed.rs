@@ -1,4 +1,4 @@
-//! A service whose classic queue becomes a quorum queue while the cluster lives.
+//! A service whose classic queue becomes a quorum queue while the cluster runs.
 
 use super::ledger::{Lost, Place, Tie};
 use super::load::{Load, name};
@@ -14,7 +14,7 @@ async fn a_classic_service_becomes_a_quorum_service() {
     let node = &cluster.nodes[0];
     let queue = format!("{}.{}.v1.calls", load.scene.namespace, name(CHANGING));
     load.loses(Lost::Instances(CHANGING));
-    // New calls are told at once that they have not run, and those that wait are answered.
+    // New calls fail at once and say that they have not run. The waiting calls are answered.
     let pattern = format!("^{}$", queue.replace('.', "\\."));
     let nothing = r#"{"max-length": 0, "overflow": "reject-publish"}"#;
     node.ctl(&["set_policy", "change", &pattern, nothing, "--apply-to", "queues"]).await;
@@ -24,7 +24,7 @@ async fn a_classic_service_becomes_a_quorum_service() {
     node.ctl(&["clear_policy", "change"]).await;
     load.serves_as_quorum(&cluster, CHANGING).await;
     load.is_back().await;
-    // What it is now, it stays when a node is lost.
+    // It is still a quorum queue after a node is lost.
     load.loses(Lost::Node(0));
     node.kill().await;
     load.goes_on(std::time::Duration::from_secs(10)).await;

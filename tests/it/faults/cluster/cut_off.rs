@@ -1,4 +1,4 @@
-//! A node that the others do not reach: while its clients do, and while nobody does.
+//! A node that the other nodes cannot reach: while its clients can reach it, and while nobody can.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! A node that does not come back, or with nothing of what it had: the cluster is told to forget it.
+//! A node that does not come back, or comes back without its data. The cluster is told to forget it.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::node::version;
 const LOST: usize = 2;
 const AWAY: Duration = Duration::from_secs(20);
 
-/// Loses a node under a load, and has the others forget it.
+/// Loses a node under a load, and makes the others forget it.
 async fn under_load_forgets_a_node(cluster: &Cluster) -> Load {
     let load = Load::start(cluster, None).await;
     load.loses(Lost::Node(LOST));
@@ -25,7 +25,7 @@ async fn under_load_forgets_a_node(cluster: &Cluster) -> Load {
 async fn a_node_is_lost_and_forgotten() {
     let cluster = Cluster::start(&version()).await;
     let load = under_load_forgets_a_node(&cluster).await;
-    // What lay there is made anew on the others, though servers stay connected.
+    // The queues of that node are declared again on the others, although the servers stay connected.
     load.is_back().await;
     let row = load.ends("a node killed, and after 20 s forgotten").await;
     row.holds(Tie::Elsewhere);

@@ -1,4 +1,4 @@
-//! Nodes that are killed, as by `kill -9`.
+//! Nodes that are killed as by `kill -9`.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What became of each call of a load, and what that comes to while a node was missing.
+//! Records the outcome of each call of a load, and sums them up for the time in which a node was missing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -13,27 +13,27 @@ use super::load::DEADLINE;
 use super::table::{Counts, Row};
 use crate::node::version;
 
-/// How much later than its deadline a call may end, and for how much of its time this process may not run.
+/// How much later than its deadline a call may end. The same time without running counts as a stall of this process.
 const GRACE: Duration = Duration::from_secs(1);
-/// How long before a node is known to be lost something may have gone with it.
+/// How long before the loss of a node is noticed something may have been lost with it.
 const BEFORE: Duration = Duration::from_secs(1);
-/// How long it may take until all nodes of a busy machine see a binding: up to 0.9 s was seen on RabbitMQ 3.10.
+/// How long it may take until all nodes of a busy machine see a binding. RabbitMQ 3.10 took up to 0.9 s.
 const SEEN: Duration = Duration::from_secs(5);
-/// How often the control looks at the clock, and by how much it is late when that counts.
+/// How often the control looks at the clock. If it is later than this, that is a stall.
 const TICK: Duration = Duration::from_millis(10);
 const LATE: Duration = Duration::from_millis(50);
 
-/// Where the calls of a service lie; unless it says otherwise, instances and callers are at all nodes.
+/// Where the calls of a service wait. Unless the variant says otherwise, all nodes have instances and callers of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
     Quorum,
     /// In a classic queue on this node.
     On(usize),
-    /// In a classic queue, and all of it at other nodes than this.
+    /// In a classic queue. The queue, the instances and the callers are all at other nodes than this.
     Apart {
         from: usize,
     },
-    /// In a classic queue that is to become a quorum queue.
+    /// In a classic queue that will become a quorum queue.
     Changing,
 }
 
@@ -45,12 +45,12 @@ pub(super) enum Lost {
     Instances(Place),
 }
 
-/// What a call is of.
+/// What kind of call it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// May run twice.
+    /// A call of an idempotent method.
     Get,
-    /// May not.
+    /// A call of a method that is not idempotent.
     Once,
     /// A oneway call.
     Note,
@@ -58,15 +58,15 @@ pub(super) enum Kind {
     Bad,
 }
 
-/// What a service has to do with what is missing.
+/// How a service depends on what is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Tie {
     Quorum,
-    /// Its calls lie there, or its instances are what is missing.
+    /// Its calls are on the missing node, or its instances are missing.
     OnIt,
-    /// Its calls lie elsewhere; an instance and callers are there.
+    /// Its calls are elsewhere, but an instance and callers are at the missing node.
     Elsewhere,
-    /// Nothing of it is there.
+    /// Nothing of it is at the missing node.
     Apart,
 }
 
@@ -94,7 +94,7 @@ struct Event {
     heard: [bool; 3],
 }
 
-/// A time in which something was missing, until all was `Ready`.
+/// A time in which something was missing, until everything was `Ready` again.
 #[derive(Debug)]
 struct Outage {
     lost: Lost,
@@ -115,9 +115,9 @@ struct Records {
     calls: Vec<Call>,
     events: Vec<Event>,
     outages: Vec<Outage>,
-    /// When which subscriber had no connection.
+    /// The times in which a subscriber had no connection.
     away: Vec<(usize, Instant, Instant)>,
-    /// When this process was not run.
+    /// The times in which this process did not run.
     stalls: Vec<(Instant, Instant)>,
 }
 
@@ -134,7 +134,7 @@ impl Ledger {
         self.records.lock().expect("no panic while holding it")
     }
 
-    /// A call of the service with this place is made: its number.
+    /// Records that a call of the service with this place is made. Returns its number.
     pub(super) fn sends(&self, place: Place, kind: Kind) -> usize {
         let calls = &mut self.records().calls;
         calls.push(Call { place, kind, sent: Instant::now(), end: None, runs: 0, kept: false });
@@ -171,17 +171,17 @@ impl Ledger {
         self.records().outages.push(outage);
     }
 
-    /// The node that was missing is there since then, and all is `Ready` now.
+    /// Records that the missing node came back at `since`, and that everything is `Ready` now.
     pub(super) fn is_back(&self, since: Instant) {
         let mut records = self.records();
         let outage = records.outages.last_mut().expect("one was lost");
         (outage.until, outage.ready_after) = (Some(Instant::now()), since.elapsed());
     }
 
-    /// Notes when the subscriber of a node has no connection.
+    /// Records the times in which the subscriber at a node has no connection.
     pub(super) async fn watch(&self, node: usize, mut state: watch::Receiver<State>) {
         let is_away = |state: &State| matches!(state, State::Reconnecting { .. });
-        // They end with the server.
+        // This ends with the server.
         while state.wait_for(is_away).await.is_ok() {
             let since = Instant::now();
             let _ = state.wait_for(|state| !is_away(state)).await;
@@ -189,7 +189,7 @@ impl Ledger {
         }
     }
 
-    /// Notes when this process was not run.
+    /// Records the times in which this process does not run.
     pub(super) async fn control(&self, stop: &CancellationToken) {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -210,14 +210,14 @@ impl Ledger {
         }
     }
 
-    /// Waits until all confirmed events were heard by all who live.
+    /// Waits until all confirmed events have reached all subscribers that are running.
     pub(super) async fn is_heard(&self) {
         while self.records().not_heard() > 0 {
             self.changed.notified().await;
         }
     }
 
-    /// These calls of a service are dead letters: tells whether those are all.
+    /// Records that these calls of a service are dead letters. Returns whether that is all of them.
     pub(super) fn keeps(&self, place: Place, letters: impl Iterator<Item = usize>) -> bool {
         let calls = &mut self.records().calls;
         for number in letters {
@@ -257,7 +257,7 @@ impl Call {
         self.end.as_ref().and_then(|(_, outcome)| outcome.as_ref().err())
     }
 
-    /// It was confirmed, and should be a dead letter.
+    /// Whether it was confirmed and should be a dead letter, but is not.
     fn is_unkept(&self) -> bool {
         self.kind == Kind::Bad && self.is_confirmed() && !self.kept
     }
@@ -273,7 +273,7 @@ impl Outage {
             (Place::On(node), Lost::Node(lost)) if node == lost => Tie::OnIt,
             (Place::Apart { from }, Lost::Node(lost)) if from == lost => Tie::Apart,
             (place, Lost::Instances(lost)) if place == lost => Tie::OnIt,
-            // It has become one before any node is lost.
+            // It has become a quorum queue before any node is lost.
             (Place::Quorum, _) | (Place::Changing, Lost::Node(_)) => Tie::Quorum,
             (Place::On(_) | Place::Apart { .. } | Place::Changing, _) => Tie::Elsewhere,
         }
@@ -287,7 +287,7 @@ impl Outage {
         self.until.expect("it is waited for")
     }
 
-    /// Whether what was sent then may have met it.
+    /// Whether a call that was sent then may have met the outage.
     fn has_met(&self, sent: Instant) -> bool {
         self.from <= sent + DEADLINE && self.until.is_none_or(|until| sent <= until)
     }
@@ -298,18 +298,18 @@ impl Records {
         self.calls.iter().filter(|call| call.kind == Kind::Note && call.is_confirmed() && call.runs == 0).count()
     }
 
-    /// Of events that the broker has taken, how many times a subscriber has not heard one though its connection stood.
+    /// How many times a subscriber did not get a confirmed event although its connection was there.
     fn not_heard(&self) -> usize {
         let missed = self.events.iter().map(|event| {
             let outages: Vec<_> = self.outages.iter().filter(|outage| outage.has_met(event.sent)).collect();
             let is_taken = match event.outcome {
                 Some(Ok(Published::ToAll)) => true,
-                // Cut off itself, it knows nobody that lives.
+                // A subscriber that was cut off itself does not know who else is running.
                 Some(Ok(_)) => outages.iter().all(|outage| outage.node() != Some(event.from)),
                 Some(Err(_)) | None => false,
             };
             let over = event.sent + DEADLINE;
-            // The other nodes see what it has bound anew a moment later.
+            // The other nodes see its new bindings a moment later.
             let went = |&(node, from, until): &(usize, Instant, Instant)| {
                 (from - BEFORE <= over && event.sent <= until + SEEN).then_some(node)
             };
@@ -321,13 +321,13 @@ impl Records {
         missed.sum()
     }
 
-    /// For how long of a time this process was not run.
+    /// For how long between these times this process did not run.
     fn stalled(&self, from: Instant, until: Instant) -> Duration {
         let part = |&(since, end): &(Instant, Instant)| end.min(until).saturating_duration_since(since.max(from));
         self.stalls.iter().map(part).sum()
     }
 
-    /// Whether this process was run in a call's time: otherwise its failure says nothing of the service.
+    /// Whether this process ran during a call. Otherwise its failure tells nothing of the service.
     fn had_its_time(&self, call: &Call) -> bool {
         call.end.as_ref().is_none_or(|&(ended, _)| self.stalled(call.sent, ended) <= GRACE)
     }
@@ -380,7 +380,8 @@ impl Records {
         }
     }
 
-    /// The longest time between two answers of a service about an outage, without that in which this process was not run.
+    /// The longest time between two answers of a service around an outage, without the times in which this process did
+    /// not run.
     fn gap(&self, place: Place, outage: &Outage) -> Duration {
         let (from, until) = (outage.from - BEFORE, outage.until() + BEFORE);
         let answers = self.calls.iter().filter(|call| call.place == place && call.has_reply() && call.is_confirmed());

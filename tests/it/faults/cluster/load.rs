@@ -1,4 +1,4 @@
-//! A steady load on a cluster: a server and a client at each node, and services whose calls lie here and there.
+//! A steady load on a cluster: a server and a client at each node, and services whose calls wait on different nodes.
 
 use std::future::IntoFuture as _;
 use std::sync::Arc;
@@ -17,25 +17,25 @@ use super::table::{HEADER, Row};
 use crate::cluster::Cluster;
 use crate::support::{PATIENCE, Scene, soon};
 
-/// Of each call.
+/// How long each call may take.
 pub(super) const DEADLINE: Duration = Duration::from_secs(5);
-/// Within which all is `Ready` again once a node is back.
+/// How long it may take until everything is `Ready` after a node has come back.
 const READY: Duration = Duration::from_secs(60);
-/// Of the calls of one client to one service, and of its events.
+/// The pause between two calls of one client to one service, and between two events.
 const PACE: Duration = Duration::from_millis(50);
 const EVENTS: Duration = Duration::from_millis(200);
-/// What one client calls one after the other.
+/// The kinds of calls that one client makes, one after the other.
 const MIX: [Kind; 20] = {
     use Kind::{Bad, Get, Note, Once};
     [Get, Once, Get, Get, Note, Get, Once, Get, Get, Note, Get, Once, Get, Get, Note, Get, Once, Get, Get, Bad]
 };
-/// How long the load goes on before something is done, and after all is well again.
+/// How long the load runs before something is broken, and after everything is well again.
 const CALM: Duration = Duration::from_secs(5);
 
-/// What the calls of a service wait in.
+/// What kind of queue the calls of a service wait in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Queue {
-    /// What its place says.
+    /// The kind that its place says.
     Agreed,
     Quorum,
 }
@@ -49,7 +49,7 @@ pub(super) struct Load {
     calls: TaskTracker,
 }
 
-/// The name of the service whose calls lie there.
+/// The name of the service whose calls wait there.
 pub(super) fn name(place: Place) -> String {
     match place {
         Place::Quorum => "quorum".to_owned(),
@@ -59,7 +59,7 @@ pub(super) fn name(place: Place) -> String {
     }
 }
 
-/// The service whose calls lie there. Its methods run for a moment, so that a fault finds some that run.
+/// The service whose calls wait there. Its methods take a moment, so that a fault finds running calls.
 pub(super) fn service(place: Place, ledger: &Arc<Ledger>) -> Service {
     let run = |ledger: &Arc<Ledger>| {
         let ledger = ledger.clone();
@@ -82,13 +82,13 @@ pub(super) fn service(place: Place, ledger: &Arc<Ledger>) -> Service {
 }
 
 impl Load {
-    /// Begins at all nodes of a cluster: a quorum service, and one with its calls on each of the nodes, all by the same
-    /// servers and clients. One `more` has servers and clients of its own.
+    /// Starts a load at all nodes of a cluster: a service with a quorum queue, and one with its queue on each of the
+    /// nodes. They share servers and clients. A further service, `more`, has its own.
     pub(super) async fn start(cluster: &Cluster, more: Option<Place>) -> Self {
         Self::by_way_of([0, 1, 2].map(|node| cluster.url(node)), more).await
     }
 
-    /// The same by these URLs, each of which begins with another node.
+    /// The same with these URLs. Each begins with another node.
     pub(super) async fn by_way_of(urls: [String; 3], more: Option<Place>) -> Self {
         let scene = Scene::at(&*urls[0]);
         let mut groups = vec![vec![Place::Quorum, Place::On(0), Place::On(1), Place::On(2)]];
@@ -135,7 +135,7 @@ impl Load {
         load
     }
 
-    /// A server with the services of these places, and a subscription, which is one for each node.
+    /// A server with the services of these places, and with a subscription.
     async fn serve(&mut self, node: usize, url: &str, places: &[Place], queue: Queue) {
         let server = Server::builder().namespace(&self.scene.namespace).name(&format!("at-{node}"));
         let mut server = server.connect(url).await.expect("the node is there");
@@ -163,14 +163,14 @@ impl Load {
         Caller { client, ledger: self.ledger.clone(), stop: self.stop.clone(), calls: self.calls.clone() }
     }
 
-    /// Begins instances of a service at all nodes, which now has a quorum queue.
+    /// Starts instances of a service at all nodes, now with a quorum queue.
     pub(super) async fn serves_as_quorum(&mut self, cluster: &Cluster, place: Place) {
         for node in 0..3 {
             self.serve(node, &cluster.url(node), &[place], Queue::Quorum).await;
         }
     }
 
-    /// Ends the instances of a service that has some of its own.
+    /// Drains the instances of a service that has its own servers.
     pub(super) async fn drains(&mut self, place: Place) {
         let (gone, stay) = std::mem::take(&mut self.servers).into_iter().partition(|(of, _)| *of == place);
         self.servers = stay;
@@ -178,7 +178,7 @@ impl Load {
         join_all(drained.into_iter().map(|(_, server)| soon(server.drain()))).await;
     }
 
-    /// Has the load go on for so long: that is what a fault lasts.
+    /// Lets the load run for this time: so long does a fault last.
     pub(super) async fn goes_on(&self, time: Duration) {
         tokio::time::sleep(time).await;
     }
@@ -187,12 +187,13 @@ impl Load {
         self.goes_on(CALM).await;
     }
 
-    /// From now on this is missing, until [`is_back`](Self::is_back).
+    /// Records that this is missing from now on, until [`is_back`](Self::is_back).
     pub(super) fn loses(&self, lost: Lost) {
         self.ledger.loses(lost);
     }
 
-    /// What was missing is back: waits until all is `Ready`, which is within a minute, and for some calls more.
+    /// Records that it is back. Waits until everything is `Ready`, at most a minute, and lets the load run a little
+    /// longer.
     pub(super) async fn is_back(&self) {
         let since = Instant::now();
         let states =
@@ -206,15 +207,15 @@ impl Load {
         self.calm().await;
     }
 
-    /// Ends the load, waits for what has to come of it, and tells what became of all calls.
+    /// Ends the load, waits for the outcomes, and sums them up.
     ///
     /// # Panics
-    /// If a promise was broken that holds whatever is done to a cluster.
+    /// If a promise was broken that has to hold whatever happens to a cluster.
     pub(super) async fn ends(self, what: &str) -> Row {
         self.stop.cancel();
         self.calls.close();
         soon(self.calls.wait()).await;
-        // What a lost consumer had is kept for it for a minute by RabbitMQ 4.3.
+        // RabbitMQ 4.3 keeps the deliveries of a lost consumer for it for a minute.
         let is_run = timeout(LONG, self.ledger.is_run()).await;
         let is_heard = timeout(PATIENCE, self.ledger.is_heard()).await;
         let is_kept = timeout(LONG, self.is_kept()).await;
@@ -260,7 +261,7 @@ struct Caller {
 }
 
 impl Caller {
-    /// Has something done at a steady pace, whatever becomes of it.
+    /// Does something at a steady pace, whatever happens.
     async fn steadily(&self, pace: Duration, mut each: impl FnMut()) {
         let mut pace = interval(pace);
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);

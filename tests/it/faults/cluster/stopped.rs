@@ -1,4 +1,4 @@
-//! Nodes that are stopped in order, one after the other, as in an upgrade.
+//! Nodes that are stopped properly one after the other, as in an upgrade.
 
 use super::ledger::{Lost, Tie};
 use super::load::Load;

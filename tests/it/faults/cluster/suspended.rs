@@ -1,4 +1,4 @@
-//! A node whose process stands still, as on a machine that does not run it.
+//! A node whose process is suspended, as on a machine that does not run it.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What became of all calls, as a row of a table, and what has to hold of it.
+//! The outcomes of all calls as a row of a table, and what has to be true of them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use super::ledger::{Call, Kind, Tie};
 
-/// What became of some calls.
+/// The outcomes of some calls.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
     pub(super) gets: usize,
     pub(super) failed: BTreeMap<String, usize>,
     pub(super) others: usize,
     pub(super) others_failed: BTreeMap<String, usize>,
-    /// Failed while this process was not run.
+    /// Failed while this process did not run.
     pub(super) not_run: usize,
     pub(super) gap: Duration,
 }
@@ -48,25 +48,25 @@ impl fmt::Display for Counts {
     }
 }
 
-/// Above the rows. Of services, as many idempotent calls have failed, and others, and so long was the longest gap between two
-/// answers.
+/// The head of the table. A cell about services holds the number of failed idempotent calls, the number of other failed
+/// calls, and the longest gap between two answers.
 pub(super) const HEADER: &str = "\
 | what was done | version | quorum | classic, on it | classic, elsewhere | nothing on it | oneway | dead letters | events | `Ready` after |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |";
 
-/// What became of all calls while something was done to a cluster, as a row of a table.
+/// The outcomes of all calls while something was done to a cluster.
 #[derive(Debug)]
 pub(super) struct Row {
     pub(super) what: String,
     pub(super) version: String,
     pub(super) ties: BTreeMap<Tie, Counts>,
-    /// What met no outage.
+    /// Calls that met no outage.
     pub(super) calm: Counts,
     pub(super) confirmed: usize,
     pub(super) lost: usize,
     pub(super) dead: usize,
     pub(super) dead_lost: usize,
-    /// To all, not to all, and failed.
+    /// How many events reached all subscribers, how many did not, and how many failed.
     pub(super) events: (usize, usize, usize),
     pub(super) events_missed: usize,
     pub(super) run_twice: usize,
@@ -77,7 +77,7 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// What holds whatever is done to a cluster.
+    /// Checks what has to hold whatever happens to a cluster.
     pub(super) fn no_promise_is_broken(&self) {
         assert_eq!(self.lost, 0, "oneway calls are lost: {self}");
         assert_eq!(self.dead_lost, 0, "dead letters are lost: {self}");
@@ -88,7 +88,7 @@ impl Row {
         assert!(self.calm.failed.is_empty(), "calls failed while all was well: {}: {self}", self.calm);
     }
 
-    /// What services with this tie have: not one idempotent call failed, and there was no gap to speak of.
+    /// Checks what services with this tie promise: no idempotent call has failed, and there was no long gap.
     pub(super) fn holds(&self, tie: Tie) {
         const GAP: Duration = Duration::from_secs(2);
         let counts = &self.ties[&tie];
