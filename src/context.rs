@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::frame::{Trace, Traceparent};
+use crate::frame::{Entries, Trace, Traceparent};
 
 tokio::task_local! {
     static CURRENT: Context;
@@ -35,18 +35,20 @@ tokio::task_local! {
 #[derive(Clone)]
 pub struct Context(Arc<Inner>);
 
+#[derive(Clone)]
 pub(crate) struct Inner {
     pub(crate) service: Arc<str>,
     pub(crate) method: Arc<str>,
     pub(crate) instance: Arc<str>,
     pub(crate) id: Uuid,
+    pub(crate) call_id: Uuid,
     pub(crate) caller: Option<Arc<str>>,
     pub(crate) user: Option<Arc<str>>,
     pub(crate) deadline: Option<Instant>,
     pub(crate) finishes: bool,
     pub(crate) redelivered: bool,
     pub(crate) attempt: u64,
-    pub(crate) metadata: Vec<(String, String)>,
+    pub(crate) metadata: Entries,
     /// The caller's span, and this call's, once somebody asks for it.
     pub(crate) parent: Option<Traceparent>,
     pub(crate) trace: OnceLock<Trace>,
@@ -128,10 +130,36 @@ impl Context {
         &self.0.instance
     }
 
-    /// The request's id, the same in every attempt.
+    /// The id of this request: of the frame that the caller sent, to which the reply, a cancel and the log refer.
+    ///
+    /// It stays the same when that frame is delivered again: by the broker, by a client that lost its connection and sends it once
+    /// more, or as the next [attempt](Context::attempt) of a oneway call that failed. A caller that makes the call anew, since
+    /// the first request failed or is slow, sends a request with another id, and with the same [`call_id`](Context::call_id).
     #[must_use]
     pub fn request_id(&self) -> Uuid {
         self.0.id
+    }
+
+    /// The id of the call: the same in all requests that a caller sends to get this one call done, and in every delivery of
+    /// each. The first request of a call has it as its own [`request_id`](Context::request_id).
+    ///
+    /// What must not happen twice is recorded under this id where it happens, such as by a unique key in a database. The caller
+    /// chooses it: where users must not get at each other's records, the key is this and [`Context::user`].
+    ///
+    /// ```
+    /// use hopline::{Context, Fault, Service};
+    ///
+    /// let charge = |ctx: Context, (cents,): (u64,)| async move {
+    ///     let key = format!("{} {}", ctx.user().unwrap_or("-"), ctx.call_id());
+    ///     // insert into charges (key, cents) values (...) on conflict do nothing
+    ///     Ok::<_, Fault>(format!("{key}: {cents}"))
+    /// };
+    /// let service = Service::new("billing", 1).method("charge", charge);
+    /// # let _ = service;
+    /// ```
+    #[must_use]
+    pub fn call_id(&self) -> Uuid {
+        self.0.call_id
     }
 
     /// The calling client, as it names itself; `None` if it does not. It is the [name](crate::ClientBuilder::name) that
@@ -200,7 +228,32 @@ impl Context {
     /// The value that the caller set under `name` with [`Call::metadata`](crate::Call::metadata).
     #[must_use]
     pub fn metadata(&self, name: &str) -> Option<&str> {
-        self.0.metadata.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.0.metadata.get(name)
+    }
+
+    /// All metadata of the call, as names and texts, in the order in which the caller set them.
+    ///
+    /// ```
+    /// use hopline::{Context, Fault, Service};
+    ///
+    /// let names = |ctx: Context, (): ()| async move {
+    ///     Ok::<_, Fault>(ctx.metadata_entries().map(|(name, _)| name.to_owned()).collect::<Vec<_>>())
+    /// };
+    /// let service = Service::new("demo", 1).method("names", names);
+    /// # let _ = service;
+    /// ```
+    pub fn metadata_entries(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.metadata.iter()
+    }
+
+    /// The same call with this metadata.
+    pub(crate) fn with_metadata(&self, metadata: &Entries) -> Self {
+        if self.0.metadata.is_same(metadata) {
+            return self.clone();
+        }
+        // Both are in one span, which gets its id now if it has none.
+        self.trace();
+        Self(Arc::new(Inner { metadata: metadata.clone(), ..Inner::clone(&self.0) }))
     }
 
     /// The W3C `traceparent` of this call's span, for headers of requests that the handler sends elsewhere.
@@ -245,6 +298,7 @@ impl fmt::Debug for Context {
             .field("service", &self.service())
             .field("method", &self.method())
             .field("request_id", &self.request_id())
+            .field("call_id", &self.call_id())
             .field("remaining", &self.remaining())
             .finish_non_exhaustive()
     }

@@ -20,6 +20,7 @@ mod repair;
 mod replies;
 mod running;
 mod supervisor;
+mod through;
 mod worker;
 
 use std::collections::{BTreeMap, HashSet};
@@ -50,6 +51,8 @@ use crate::client::{MAX_MESSAGE_SIZE, short_id};
 use crate::compression::Compression;
 use crate::context::Context;
 use crate::error::Error;
+use crate::middleware::{Chain, Middleware};
+use crate::route::Exchanges;
 use crate::service::{Dispatch, IntoService, Service};
 use crate::topology::{Binding, Declaration, Namespace, ServiceId, check_event_pattern, is_presence_key};
 #[cfg(feature = "tls")]
@@ -86,6 +89,7 @@ pub struct ServerBuilder {
     namespace: Result<Namespace, String>,
     max_message_size: usize,
     compression: Option<Compression>,
+    middleware: Chain,
     dial: DialSettings,
 }
 
@@ -95,6 +99,7 @@ impl Default for ServerBuilder {
             namespace: Ok(Namespace::default()),
             max_message_size: MAX_MESSAGE_SIZE,
             compression: None,
+            middleware: Chain::default(),
             dial: DialSettings::default(),
         }
     }
@@ -113,6 +118,30 @@ impl ServerBuilder {
     #[must_use]
     pub fn max_message_size(mut self, bytes: usize) -> Self {
         self.max_message_size = bytes;
+        self
+    }
+
+    /// Has a [`Middleware`] go around every call of all services of this server, around its events, and around that of each
+    /// [service](crate::Service::with). The first that is added is the outermost. Default: none, which costs nothing.
+    ///
+    /// ```
+    /// use hopline::{Finished, Middleware, Server};
+    ///
+    /// struct Log;
+    ///
+    /// impl Middleware for Log {
+    ///     fn finished(&self, done: &Finished<'_>) {
+    ///         println!("{}.{} {} {:?}", done.call.service(), done.call.method(), done.code, done.took);
+    ///     }
+    /// }
+    ///
+    /// # async fn example() -> Result<(), hopline::Error> {
+    /// let server = Server::builder().with(Log).connect("amqp://localhost").await?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn with(mut self, middleware: impl Middleware) -> Self {
+        self.middleware.push(middleware);
         self
     }
 
@@ -278,6 +307,7 @@ impl Server {
                 health.clone(),
             ),
             transports,
+            exchanges: Exchanges::of(&namespace),
             namespace,
             instance,
             name,
@@ -285,6 +315,7 @@ impl Server {
             max_size: settings.max_message_size,
             allow,
             compression: settings.compression,
+            middleware: settings.middleware,
             draining,
             shared: TaskTracker::new(),
             addressed: TaskTracker::new(),
@@ -357,6 +388,8 @@ struct Site {
     max_size: usize,
     /// How results are compressed.
     compression: Option<Compression>,
+    middleware: Chain,
+    exchanges: Exchanges,
     allow: Allow,
     /// No more calls are taken.
     draining: CancellationToken,

@@ -44,8 +44,8 @@ pub(crate) trait Demo {
     /// The instance that answers.
     #[rpc(idempotent)]
     async fn whoami(&self, ctx: &Context) -> String;
-    /// Prints `note: LINE` where it runs.
-    #[rpc(oneway)]
+    /// Prints `note: LINE` where it runs, once for each call.
+    #[rpc(oneway, dedup = "10m")]
     async fn note(&self, line: String);
 }
 

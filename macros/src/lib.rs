@@ -97,7 +97,7 @@ use proc_macro::TokenStream;
 /// | `oneway` | there is no answer. The broker keeps the call until a server has run it, at least once. It fails if the handler panics, or returns an error where the method returns `Result<(), E>`; then it is tried again | a call with an answer |
 /// | `attempts = N` | how many attempts a oneway call has, with the first one, before it becomes a dead letter | 8 |
 /// | `pause = "..."` | how long a oneway call waits after its first failed attempt. Each further pause is twice as long, up to 30 s | `500ms`: 61.5 s in all with 8 attempts |
-/// | `dedup = "..."` | for this time after a call has ended, another delivery of it to the same instance gets the first reply without running. While the first run goes on, it waits for its end. A oneway call that has ended well is not run again. Each instance remembers for itself, in memory: see `hopline::Method::dedup` | each delivery runs |
+/// | `dedup = "..."` | for this time after a call has ended, another delivery or another attempt of it that comes to the same instance gets the first reply without running. While the first run goes on, it waits for its end. A oneway call that has ended well is not run again. Each instance remembers for itself, in memory: see `hopline::Method::dedup` | each delivery runs |
 /// | `timeout = "..."` | how long a call may take, unless the caller sets another time | the client's timeout |
 /// | `name = "..."` | the method's name on the wire: `[A-Za-z0-9_-]+`, at most 64 bytes | the method's name, without `r#` |
 ///

@@ -41,6 +41,8 @@ pub(super) struct Token {
     pub(super) leaving: Option<CancellationToken>,
     /// How often it has left.
     pub(super) attempts: u32,
+    /// How many attempts of its call came before it, which were other requests.
+    pub(super) before: u32,
     /// Its place among the calls in flight, where they are limited.
     pub(super) place: Option<Place>,
 }
@@ -56,6 +58,7 @@ impl Token {
             absent: Absent::Wait,
             leaving: None,
             attempts: 0,
+            before: 0,
             place: None,
         }
     }

@@ -138,6 +138,8 @@ pub(super) struct Outgoing {
     pub(super) ticket: Ticket,
     /// How much time is left to it.
     left: Duration,
+    /// How many attempts of its call came before it.
+    before: u32,
     frame: Bytes,
     priority: Option<u8>,
     pub(super) idempotent: bool,
@@ -149,7 +151,7 @@ pub(super) struct Outgoing {
 impl Outgoing {
     /// What becomes of it if it cannot leave, until shortly before its caller's own time is over.
     pub(super) fn token(&self) -> Token {
-        Token::until(self.ticket.deadline - head_start(self.left))
+        Token { before: self.before, ..Token::until(self.ticket.deadline - head_start(self.left)) }
     }
 }
 
@@ -194,7 +196,11 @@ impl Client {
             id = %id,
             traceparent = trace.map(tracing::field::display),
         );
-        let more = (!user.is_empty()).then(|| Box::new(More { user, ..More::default() }));
+        // The first has the call's id as its own.
+        let again = request.attempt.filter(|attempt| attempt.number > 1);
+        let (call_id, attempt) = (again.map(|again| again.call_id), again.map(|again| again.number.into()));
+        let has_more = !user.is_empty() || again.is_some();
+        let more = has_more.then(|| Box::new(More { user, call_id, attempt, ..More::default() }));
         let metadata = Metadata {
             method: Some(target.method.clone()),
             remaining: (kind == Kind::Request).then_some(left),
@@ -216,7 +222,8 @@ impl Client {
         let ticket = Ticket { target, route: request.route, id, size: frame.len(), deadline, timeout, span };
         let absent = request.absent.unwrap_or(settings.absent);
         let leaving = current.and_then(|context| context.leaving(&ticket.target.service_text));
-        Ok(Outgoing { ticket, left, frame, priority, idempotent: request.idempotent, absent, leaving })
+        let before = again.map_or(0, |again| again.number - 1);
+        Ok(Outgoing { ticket, left, before, frame, priority, idempotent: request.idempotent, absent, leaving })
     }
 
     /// How long a call may take that allows itself so much: no longer than what is left to the handler that makes it.

@@ -10,11 +10,10 @@ use uuid::Uuid;
 use super::line::{Addressed, Token};
 use super::pending::{Dispatched, Gathering, OVERDUE, Ticket};
 use super::replies::{End, Waiter};
-use super::request::{Payload, Request, traced};
+use super::request::{Payload, Request};
 use super::target::Target;
 use super::{Absent, CANCEL_LATE, Client};
 use crate::codec::Codec;
-use crate::context::Context;
 use crate::error::{Error, Unanswered};
 use crate::frame::{Frame, Kind, Metadata};
 use crate::outbox::Parcel;
@@ -80,7 +79,8 @@ impl Client {
     fn cancel(&self, ticket: &Ticket) -> Addressed {
         let Ticket { target, route, id, deadline, .. } = ticket;
         let remaining = deadline.saturating_duration_since(Instant::now());
-        let metadata = Metadata { remaining: Some(remaining), ..self.metadata(traced(Context::current().as_ref())) };
+        let caller = Some(self.0.caller.clone());
+        let metadata = Metadata { remaining: Some(remaining), instance: caller, ..Metadata::default() };
         let parcel = Parcel {
             id: *id,
             frame: Frame::new(Kind::Cancel, *id, Codec::Raw, metadata, Bytes::new()).to_body(),

@@ -26,9 +26,12 @@ const UNKNOWN: &str = "-";
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct DeadLetter {
-    /// The id of the call, which it keeps when it is replayed. A message that cannot be read has no such id: then this
+    /// The id of the request, which it keeps when it is replayed. A message that cannot be read has no such id: then this
     /// is one that is made from its bytes.
     pub id: String,
+    /// The id of the call, as [`Context::call_id`](crate::Context::call_id): another than [`id`](Self::id) only if the caller
+    /// had sent the call before. None for a message that cannot be read.
+    pub call_id: Option<String>,
     /// The service, as `name.vMAJOR`.
     pub service: String,
     /// What kind of message it is.
@@ -137,6 +140,7 @@ impl DeadLetter {
             None => header::value(headers, header::HISTORY).map(str::to_owned),
         };
         Self {
+            call_id: first.map(|frame| frame.call_id().to_string()),
             id: id.or_else(named).unwrap_or_else(|| format!("unread-{:016x}", fingerprint(&delivery.body))),
             service: service.to_string(),
             kind: match first.map(|frame| frame.kind) {

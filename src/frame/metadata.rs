@@ -6,6 +6,7 @@ use std::time::Duration;
 use minicbor::data::Type;
 use minicbor::decode::Error as CborError;
 use minicbor::{Decoder, Encoder};
+use uuid::Uuid;
 
 use super::trace::Traceparent;
 use crate::compression::Readable;
@@ -21,7 +22,7 @@ pub(crate) struct Metadata {
     pub(crate) method: Option<Arc<str>>,
     /// Time left when the frame was sent.
     pub(crate) remaining: Option<Duration>,
-    /// The sender's clock, in milliseconds since 1970.
+    /// The sender's clock, in milliseconds since 1970: it tells how long a call has waited, and decides nothing.
     pub(crate) sent_at: Option<u64>,
     pub(crate) traceparent: Option<Traceparent>,
     /// The instance that sent the frame.
@@ -46,6 +47,8 @@ pub(crate) struct More {
     pub(crate) error: Option<String>,
     /// Size of a reply that was over the cap, and the cap, in bytes.
     pub(crate) too_large: Option<(u64, u64)>,
+    /// The call that the frame is an attempt of, if the frame's id does not name it.
+    pub(crate) call_id: Option<Uuid>,
 }
 
 mod key {
@@ -62,6 +65,7 @@ mod key {
     pub(super) const ERROR: u64 = 11;
     pub(super) const TOO_LARGE: u64 = 12;
     pub(super) const ACCEPTS: u64 = 13;
+    pub(super) const CALL_ID: u64 = 14;
 }
 
 /// The names that frames of one message have in common.
@@ -77,8 +81,15 @@ fn known(name: &str, previous: Option<&Arc<str>>) -> Arc<str> {
 
 pub(super) type Problem = (&'static str, usize, String);
 
-static NO_MORE: More =
-    More { sequence: None, attempt: None, retry_after: None, user: Vec::new(), error: None, too_large: None };
+static NO_MORE: More = More {
+    sequence: None,
+    attempt: None,
+    retry_after: None,
+    user: Vec::new(),
+    error: None,
+    too_large: None,
+    call_id: None,
+};
 
 impl Metadata {
     pub(crate) fn more(&self) -> &More {
@@ -111,6 +122,7 @@ impl Metadata {
             more.error.is_some(),
             more.too_large.is_some(),
             self.accepts != Readable::default(),
+            more.call_id.is_some(),
         ];
         let mut cbor = Encoder::new(body);
         // A growing buffer takes whatever comes, so nothing here can fail.
@@ -135,6 +147,9 @@ impl Metadata {
             let _ = cbor.u64(key::TOO_LARGE).and_then(|cbor| cbor.array(2)?.u64(size)?.u64(limit));
         }
         number(&mut cbor, key::ACCEPTS, Some(self.accepts.0).filter(|accepts| *accepts != 0));
+        if let Some(call_id) = &more.call_id {
+            let _ = cbor.u64(key::CALL_ID).and_then(|cbor| cbor.bytes(call_id.as_bytes()));
+        }
     }
 
     /// Reads a frame's metadata; names that are the same as in `previous`, the frame before it, are not made anew.
@@ -187,6 +202,7 @@ impl Metadata {
             key::ERROR => self.more_mut().error = Some(cbor.str()?.to_owned()),
             key::TOO_LARGE => self.more_mut().too_large = Some(cbor.decode()?),
             key::ACCEPTS => self.accepts = Readable(cbor.u64()?),
+            key::CALL_ID => self.more_mut().call_id = Some(id(cbor)?),
             _ => cbor.skip()?,
         }
         Ok(())
@@ -200,6 +216,12 @@ fn name<'b>(cbor: &mut Decoder<'b>) -> Result<&'b str, CborError> {
         0..=MAX_NAME => Ok(name),
         bytes => Err(CborError::message(format_args!("{bytes} bytes, over the cap of {MAX_NAME}"))),
     }
+}
+
+/// The 16 bytes of a UUID.
+fn id(cbor: &mut Decoder<'_>) -> Result<Uuid, CborError> {
+    let bytes = cbor.bytes()?;
+    Uuid::from_slice(bytes).map_err(|_| CborError::message(format_args!("{} bytes, where an id has 16", bytes.len())))
 }
 
 fn text(cbor: &mut Encoder<&mut Vec<u8>>, key: u64, text: Option<&str>) {
@@ -229,6 +251,7 @@ fn field_name(key: u64) -> &'static str {
         key::ERROR => "metadata 11 (error text)",
         key::TOO_LARGE => "metadata 12 (size and cap)",
         key::ACCEPTS => "metadata 13 (readable compressions)",
+        key::CALL_ID => "metadata 14 (call)",
         _ => "metadata of an unknown key",
     }
 }

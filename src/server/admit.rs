@@ -3,19 +3,32 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+
 use super::allow::Caller;
 use super::claims::Heard;
 use super::dedup::Known;
 use super::message::{End, Message, Source};
-use super::worker::{EVENT, Worker};
+use super::through::Passage;
+use super::worker::{EVENT, Job, Worker};
+use crate::client::MAX_TIMEOUT;
 use crate::codec::Codec;
 use crate::error::{Code, Fault};
 use crate::frame::{Frame, Kind};
 use crate::registry::{self, Instance};
 use crate::service::{Answer, Handler};
 
+/// What of a frame is still to be done.
+pub(super) enum Taken {
+    /// It is to run.
+    Run(Job),
+    /// The same, unless another instance runs it: it was delivered before.
+    Ask(Job),
+}
+
 /// What is to be done about a frame.
-pub(super) enum Admitted {
+enum Admitted {
     /// A handler runs it, and its answer is remembered for this time.
     Run(Handler, Option<Duration>),
     /// The same, unless another instance runs it: it was delivered before.
@@ -29,8 +42,47 @@ pub(super) enum Admitted {
 }
 
 impl Worker {
+    /// Gives out what is to run. Whatever else is to be done about a frame is seen to.
+    pub(super) fn take(self: &Arc<Self>, frame: Frame, message: &Arc<Message>, tasks: &TaskTracker) -> Option<Taken> {
+        let passage = self.passage(&frame, message);
+        let admitted = self.admit(&frame, message, passage.as_deref());
+        match &admitted {
+            Ok(Admitted::Answered(answer)) => self.passed_by(passage.as_deref(), answer.into()),
+            Err(fault) => self.passed_by(passage.as_deref(), fault.code.into()),
+            Ok(_) => {}
+        }
+        let job = |frame: Frame, handler, dedup| {
+            let deadline = deadline(&frame, message);
+            Job { frame, handler, dedup, deadline, message: message.clone(), passage }
+        };
+        match admitted {
+            Ok(Admitted::Run(handler, dedup)) => return Some(Taken::Run(job(frame, handler, dedup))),
+            Ok(Admitted::Ask(handler, dedup)) => match self.runs(frame.id) {
+                // Its reply is its answer.
+                true if frame.kind == Kind::Request => message.finish(),
+                true => drop(tasks.spawn(self.clone().hold_here(job(frame, handler, dedup)))),
+                false => return Some(Taken::Ask(job(frame, handler, dedup))),
+            },
+            Ok(Admitted::Answered(answer)) => self.answer(&frame, answer, None, message),
+            Ok(Admitted::Done) => message.finish(),
+            Ok(Admitted::Runs) => {}
+            Err(fault) => drop(tasks.spawn(self.clone().refuse(frame, fault, message.clone()))),
+        }
+        None
+    }
+
+    /// Sees anew to an attempt that has waited for another one of its call, which came to no result.
+    pub(super) fn take_again(self: &Arc<Self>, frame: Frame, message: &Arc<Message>) {
+        let tasks = message.tasks();
+        match self.take(frame, message, tasks) {
+            Some(Taken::Run(job)) => drop(tasks.spawn(self.clone().start_when_free(job))),
+            Some(Taken::Ask(job)) => drop(tasks.spawn(self.clone().ask_first(vec![job]))),
+            None => {}
+        }
+    }
+
     /// What is to be done about a frame; a fault for what must not run.
-    pub(super) fn admit(&self, frame: &Frame, message: &Arc<Message>) -> Result<Admitted, Fault> {
+    fn admit(&self, frame: &Frame, message: &Arc<Message>, passage: Option<&Passage>) -> Result<Admitted, Fault> {
         match (frame.kind, message.source) {
             // Who cancels no call asks whether there is an instance, and is answered by the broker.
             (Kind::Cancel, _) if frame.id.is_nil() => return Ok(Admitted::Done),
@@ -72,6 +124,9 @@ impl Worker {
             self.site.allow.check(&caller, &format!("{whose}{sign}{name}"))?;
         }
         self.check_key(frame, message)?;
+        if let Some(passage) = passage {
+            self.middleware.admit(&passage.call)?;
+        }
         let name = if frame.kind == Kind::Event { EVENT } else { name };
         let Some((method, handler)) = self.service.methods.get(name) else {
             if let Some(answer) = self.about_itself(name, frame.codec) {
@@ -136,15 +191,24 @@ impl Worker {
             }
             _ => return None,
         };
-        Some(written.map_or_else(|error| Answer::Fault(Fault::new(Code::Internal, error.to_string())), Answer::Result))
+        Some(written.map_or_else(
+            |error| Answer::Fault(Fault::new(Code::Internal, error.to_string())),
+            |payload| Answer::Result(payload.into()),
+        ))
     }
 
-    /// What is known of a call whose method runs once for each id. When it runs, its end is this delivery's end too.
+    /// What is known of a call that is to run once. When it runs, its end is this delivery's end too.
     fn recall(&self, frame: &Frame, message: &Arc<Message>) -> Option<Known> {
-        self.dedup().recall(frame, || (frame.clone(), message.clone()))
+        self.dedup().recall(frame, message.user.as_ref(), || (frame.clone(), message.clone()))
     }
 }
 
 pub(super) fn crowded() -> Fault {
     Fault::new(Code::ResourceExhausted, "too many deliveries of this call wait for its answer already")
+}
+
+/// When nobody waits any more for the end of a frame's call. Only of requests somebody does.
+pub(super) fn deadline(frame: &Frame, message: &Message) -> Option<Instant> {
+    let remaining = frame.metadata.remaining.filter(|_| frame.kind == Kind::Request);
+    remaining.map(|remaining| message.received + remaining.min(MAX_TIMEOUT))
 }

@@ -1,4 +1,7 @@
-//! Calls of methods with `dedup`, by request id: which run, who else waits for them, and how they ended.
+//! Calls of methods with `dedup`, by the id of the call: which run, who else waits for them, and how they ended.
+//!
+//! A call may come in several attempts: its caller tries it again, or sends it twice to have the quicker answer. Each attempt
+//! has an id of its own, and may be delivered more than once. All of them are the same call here.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -21,19 +24,21 @@ const OVERHEAD: usize = 256;
 /// How many deliveries of one call wait for its answer.
 const MAX_WAITING: usize = 1024;
 
-/// A call is the same if all of this is: who knows an id does not get the answer of another method by it, and a request
-/// not what a oneway call tells its operators.
+/// A call is the same if all of this is. Whoever learns the id of a call gets its answer neither as another user, as the broker
+/// has verified, nor by another method; and a request does not get what a oneway call tells its operators.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key {
-    id: Uuid,
+    call_id: Uuid,
+    user: Option<Arc<str>>,
     kind: Kind,
     method: Option<Arc<str>>,
     codec: Codec,
 }
 
 impl Key {
-    fn of(frame: &Frame) -> Self {
-        Self { id: frame.id, kind: frame.kind, method: frame.metadata.method.clone(), codec: frame.codec }
+    fn of(frame: &Frame, user: Option<&Arc<str>>) -> Self {
+        let method = frame.metadata.method.clone();
+        Self { call_id: frame.call_id(), user: user.cloned(), kind: frame.kind, method, codec: frame.codec }
     }
 }
 
@@ -62,7 +67,13 @@ pub(super) struct Dedup<W> {
 #[derive(Debug)]
 enum Call<W> {
     Runs(Vec<W>),
-    Ended { answer: Answer, until: Instant },
+    Ended {
+        /// The attempt that ran.
+        attempt: Uuid,
+        answer: Answer,
+        /// Where it stands among those that are forgotten.
+        until: (Instant, u64),
+    },
 }
 
 impl<W> Default for Dedup<W> {
@@ -72,10 +83,17 @@ impl<W> Default for Dedup<W> {
 }
 
 impl<W> Dedup<W> {
-    /// What is known of a call; `waiter` is left with one that runs.
-    pub(super) fn recall(&mut self, frame: &Frame, waiter: impl FnOnce() -> W) -> Option<Known> {
-        let known = match self.calls.get_mut(&Key::of(frame))? {
-            Call::Ended { until, .. } if *until <= Instant::now() => return None,
+    /// What is known of a call of this user; `waiter` is left with one that runs.
+    pub(super) fn recall(
+        &mut self,
+        frame: &Frame,
+        user: Option<&Arc<str>>,
+        waiter: impl FnOnce() -> W,
+    ) -> Option<Known> {
+        let known = match self.calls.get_mut(&Key::of(frame, user))? {
+            Call::Ended { until: (until, _), .. } if *until <= Instant::now() => return None,
+            // A fault answers the attempt that met it. Another attempt is made because of it, and runs.
+            Call::Ended { attempt, answer: Answer::Fault(_), .. } if *attempt != frame.id => return None,
             Call::Ended { answer, .. } => Known::Ended(answer.clone()),
             Call::Runs(waiting) if waiting.len() >= MAX_WAITING => return Some(Known::Crowded),
             Call::Runs(waiting) => {
@@ -88,26 +106,37 @@ impl<W> Dedup<W> {
     }
 
     /// Notes that a call of which nothing is known begins to run.
-    pub(super) fn begin(&mut self, frame: &Frame) {
+    pub(super) fn begin(&mut self, frame: &Frame, user: Option<&Arc<str>>) {
         self.forget_until(Instant::now());
-        self.calls.insert(Key::of(frame), Call::Runs(Vec::new()));
+        // It may have ended by a fault before.
+        if let Some(Call::Ended { answer, until, .. }) = self.calls.insert(Key::of(frame, user), Call::Runs(Vec::new()))
+        {
+            self.bytes -= size(&answer);
+            self.forgettable.remove(&until);
+        }
     }
 
     /// Notes that a call does not run any more. Its `answer`, if it is to be remembered, is so for the time `window`.
     /// Gives out who waits for it.
-    pub(super) fn end(&mut self, frame: &Frame, answer: Option<Answer>, window: Duration) -> Vec<W> {
-        let key = Key::of(frame);
+    pub(super) fn end(
+        &mut self,
+        frame: &Frame,
+        user: Option<&Arc<str>>,
+        answer: Option<Answer>,
+        window: Duration,
+    ) -> Vec<W> {
+        let key = Key::of(frame, user);
         let waiting = match self.calls.remove(&key) {
             Some(Call::Runs(waiting)) => waiting,
             Some(Call::Ended { .. }) | None => Vec::new(),
         };
         let now = Instant::now();
         if let Some(answer) = answer {
-            let until = later(now, window);
             self.bytes += size(&answer);
             self.next_number += 1;
-            self.forgettable.insert((until, self.next_number), key.clone());
-            self.calls.insert(key, Call::Ended { answer, until });
+            let until = (later(now, window), self.next_number);
+            self.forgettable.insert(until, key.clone());
+            self.calls.insert(key, Call::Ended { attempt: frame.id, answer, until });
         }
         self.forget_until(now);
         waiting
@@ -126,7 +155,7 @@ impl<W> Dedup<W> {
             if !over && first.key().0 > now {
                 return;
             }
-            // It has not run again since: it would have been forgotten before.
+            // It has not begun to run again: that would have removed it from here.
             if let Some(Call::Ended { answer, .. }) = self.calls.remove(&first.remove()) {
                 self.bytes -= size(&answer);
             }
@@ -137,7 +166,7 @@ impl<W> Dedup<W> {
 fn size(answer: &Answer) -> usize {
     OVERHEAD
         + match answer {
-            Answer::Result(payload) | Answer::ServiceError(payload) => payload.len(),
+            Answer::Result(payload) | Answer::ServiceError(payload) => payload.bytes.len(),
             Answer::Fault(fault) => fault.message.len(),
         }
 }
@@ -156,16 +185,27 @@ mod tests {
         Frame::new(Kind::Request, Uuid::new_v4(), Codec::Json, metadata, Bytes::new())
     }
 
-    /// Notes a call that ran and ended with so many bytes.
-    fn ended(dedup: &mut Dedup<u32>, bytes: usize) -> Frame {
-        let frame = call("add");
-        dedup.begin(&frame);
-        assert!(dedup.end(&frame, Some(Answer::Result(vec![0; bytes])), WINDOW).is_empty());
+    /// Another attempt of a call.
+    fn retried(first: &Frame) -> Frame {
+        let mut frame = Frame { id: Uuid::new_v4(), ..first.clone() };
+        frame.metadata.more_mut().call_id = Some(first.call_id());
         frame
     }
 
+    /// Notes a call that ran and ended with so many bytes.
+    fn ended(dedup: &mut Dedup<u32>, bytes: usize) -> Frame {
+        let frame = call("add");
+        dedup.begin(&frame, None);
+        assert!(dedup.end(&frame, None, Some(Answer::Result(vec![0; bytes].into())), WINDOW).is_empty());
+        frame
+    }
+
+    fn recall(dedup: &mut Dedup<u32>, frame: &Frame, waiter: u32) -> Option<Known> {
+        dedup.recall(frame, None, || waiter)
+    }
+
     fn remembers(dedup: &mut Dedup<u32>, frame: &Frame) -> bool {
-        matches!(dedup.recall(frame, || 0), Some(Known::Ended(Answer::Result(_))))
+        matches!(recall(dedup, frame, 0), Some(Known::Ended(Answer::Result(_))))
     }
 
     #[tokio::test(start_paused = true)]
@@ -176,20 +216,51 @@ mod tests {
         assert_eq!(dedup.repeated(), 2);
         tokio::time::advance(WINDOW).await;
         assert!(!remembers(&mut dedup, &frame));
-        dedup.begin(&frame);
-        assert!(matches!(dedup.recall(&frame, || 0), Some(Known::Runs)));
+        dedup.begin(&frame, None);
+        assert!(matches!(recall(&mut dedup, &frame, 0), Some(Known::Runs)));
     }
 
     #[tokio::test]
     async fn who_comes_while_it_runs_is_told_at_its_end() {
         let mut dedup = Dedup::default();
         let frame = call("add");
-        assert!(dedup.recall(&frame, || 1).is_none());
-        dedup.begin(&frame);
-        assert!(matches!(dedup.recall(&frame, || 1), Some(Known::Runs)));
-        assert!(matches!(dedup.recall(&frame, || 2), Some(Known::Runs)));
-        assert_eq!(dedup.end(&frame, None, WINDOW), [1, 2]);
-        assert!(dedup.recall(&frame, || 3).is_none(), "it had no answer to remember");
+        assert!(recall(&mut dedup, &frame, 1).is_none());
+        dedup.begin(&frame, None);
+        assert!(matches!(recall(&mut dedup, &frame, 1), Some(Known::Runs)));
+        assert!(matches!(recall(&mut dedup, &retried(&frame), 2), Some(Known::Runs)));
+        assert_eq!(dedup.end(&frame, None, None, WINDOW), [1, 2]);
+        assert!(recall(&mut dedup, &frame, 3).is_none(), "it had no answer to remember");
+    }
+
+    #[tokio::test]
+    async fn another_attempt_gets_what_the_call_came_to_and_no_fault() {
+        let mut dedup = Dedup::default();
+        let frame = call("add");
+        let fault = || Answer::Fault(crate::Fault::new(crate::Code::Unavailable, "not now"));
+        dedup.begin(&frame, None);
+        dedup.end(&frame, None, Some(fault()), WINDOW);
+        let again = retried(&frame);
+        assert!(matches!(recall(&mut dedup, &frame, 0), Some(Known::Ended(Answer::Fault(_)))));
+        assert!(recall(&mut dedup, &again, 0).is_none(), "it is made because of the fault");
+        dedup.begin(&again, None);
+        dedup.end(&again, None, Some(Answer::ServiceError(vec![1].into())), WINDOW);
+        for attempt in [&frame, &again, &retried(&again)] {
+            assert!(matches!(recall(&mut dedup, attempt, 0), Some(Known::Ended(Answer::ServiceError(_)))));
+        }
+        assert_eq!((dedup.calls.len(), dedup.forgettable.len(), dedup.bytes), (1, 1, OVERHEAD + 1));
+    }
+
+    #[tokio::test]
+    async fn another_user_does_not_get_the_answer() {
+        let mut dedup = Dedup::default();
+        let (alice, bob): (Arc<str>, Arc<str>) = ("alice".into(), "bob".into());
+        let frame = call("add");
+        dedup.begin(&frame, Some(&alice));
+        dedup.end(&frame, Some(&alice), Some(Answer::Result(vec![1].into())), WINDOW);
+        for user in [None, Some(&bob)] {
+            assert!(dedup.recall(&frame, user, || 0).is_none());
+        }
+        assert!(matches!(dedup.recall(&frame, Some(&alice), || 0), Some(Known::Ended(_))));
     }
 
     #[tokio::test]
@@ -223,10 +294,10 @@ mod tests {
     async fn too_many_do_not_wait_for_one_call() {
         let mut dedup = Dedup::default();
         let frame = call("add");
-        dedup.begin(&frame);
+        dedup.begin(&frame, None);
         for _ in 0..MAX_WAITING {
-            assert!(matches!(dedup.recall(&frame, || 0), Some(Known::Runs)));
+            assert!(matches!(recall(&mut dedup, &frame, 0), Some(Known::Runs)));
         }
-        assert!(matches!(dedup.recall(&frame, || 0), Some(Known::Crowded)));
+        assert!(matches!(recall(&mut dedup, &frame, 0), Some(Known::Crowded)));
     }
 }

@@ -20,6 +20,7 @@ use super::worker::{Ending, Job, Started, Worker};
 use crate::context::{self, Context, at};
 use crate::error::{Code, Fault};
 use crate::frame::{Frame, Kind};
+use crate::panics::words;
 use crate::service::Answer;
 
 /// How often calls are looked at that take long.
@@ -136,7 +137,10 @@ impl Worker {
         let first = catch_unwind(AssertUnwindSafe(|| {
             let _entered = span.enter();
             context.clone().scope_of(|| {
-                let mut call = (job.handler)(context.clone(), frame.codec, payload);
+                let mut call = match &job.passage {
+                    None => (job.handler)(context.clone(), frame.codec, payload),
+                    Some(passage) => self.go_through(job, passage, &context, payload),
+                };
                 let polled = call.as_mut().poll(task);
                 (call, polled)
             })
@@ -216,7 +220,7 @@ impl Worker {
         let Job { frame, message, .. } = job;
         let time = started.at.elapsed();
         // Whatever the handler handed to other tasks hears of it too.
-        if context.is_shared() {
+        if context.is_shared() || job.passage.is_some() {
             cancelled.cancel();
         }
         if frame.kind == Kind::Oneway
@@ -254,13 +258,17 @@ impl Worker {
             method: frame.metadata.method.clone().unwrap_or_default(),
             instance: self.site.instance.clone(),
             id: frame.id,
+            call_id: frame.call_id(),
             caller: frame.metadata.instance.clone(),
             user: message.user.clone(),
             deadline: job.deadline,
             finishes: self.method(frame).is_some_and(|method| method.finishes),
             redelivered: message.redelivered,
             attempt: message.attempt(frame),
-            metadata: frame.metadata.more().user.clone(),
+            metadata: match &job.passage {
+                None => frame.metadata.more().user.clone().into(),
+                Some(passage) => passage.call.metadata.clone(),
+            },
             parent: frame.metadata.traceparent,
             trace: OnceLock::new(),
             cancelled,
@@ -294,9 +302,4 @@ impl Worker {
         };
         Answer::Fault(Fault::new(Code::Internal, why))
     }
-}
-
-/// What was said as something panicked, if it was text.
-pub(super) fn words(panic: &(dyn Any + Send)) -> Option<&str> {
-    panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str))
 }

@@ -18,7 +18,7 @@ use crate::codec::Codec;
 use crate::compression::{Compression, Readable};
 use crate::error::{Code, Fault};
 use crate::frame::{self, Frame, FrameError, Kind, Metadata};
-use crate::service::Answer;
+use crate::service::{Answer, Body};
 
 /// How much of a reason is told, in bytes.
 pub(super) const MAX_REASON: usize = 4096;
@@ -26,6 +26,7 @@ pub(super) const MAX_REASON: usize = 4096;
 impl Worker {
     /// Answers, and settles once the broker has the answer.
     pub(super) fn conclude(self: &Arc<Self>, job: Job, ending: Ending, tasks: &TaskTracker) {
+        self.passed(&job, &ending);
         let Job { frame, message, dedup, .. } = job;
         let heard = !matches!(ending, Ending::Unheard(_));
         let has_run = matches!(ending, Ending::Answered(..)) && message.source == Source::Work;
@@ -34,10 +35,15 @@ impl Worker {
             Ending::Runs => return,
             Ending::Recalled(answer) => return self.tell(frame, answer, None, message, None, tasks),
             Ending::Refused(fault) => {
-                let others = dedup.map(|window| self.dedup().end(&frame, None, window)).unwrap_or_default();
-                for (frame, message) in others.into_iter().chain([(frame, message)]) {
-                    tasks.spawn(self.clone().refuse(frame, fault.clone(), message));
+                let user = message.user.as_ref();
+                let waiting = dedup.map(|window| self.dedup().end(&frame, user, None, window)).unwrap_or_default();
+                for (other, waits) in waiting {
+                    match other.id == frame.id {
+                        true => drop(tasks.spawn(self.clone().refuse(other, fault.clone(), waits))),
+                        false => self.take_again(other, &waits),
+                    }
                 }
+                tasks.spawn(self.clone().refuse(frame, fault, message));
                 return;
             }
             Ending::Forgotten => (None, None),
@@ -51,11 +57,13 @@ impl Worker {
             // A oneway call that failed is to run again.
             let remembered = |answer: &&Answer| frame.kind == Kind::Request || matches!(answer, Answer::Result(_));
             let remembered = answer.as_ref().filter(remembered).cloned();
-            let waiting = self.dedup().end(&frame, remembered, window);
-            for (frame, message) in waiting {
-                match answer.clone() {
-                    Some(answer) => self.tell(frame, answer, None, message, None, tasks),
-                    None => message.finish(),
+            let waiting = self.dedup().end(&frame, message.user.as_ref(), remembered, window);
+            for (other, waits) in waiting {
+                match &answer {
+                    // Its caller has given up the one that ran, or makes another attempt when one fails.
+                    None | Some(Answer::Fault(_)) if other.id != frame.id => self.take_again(other, &waits),
+                    Some(answer) => self.tell(other, answer.clone(), None, waits, None, tasks),
+                    None => waits.finish(),
                 }
             }
         }
@@ -129,9 +137,10 @@ impl Worker {
         let mut reply = reply_frame(id, codec, &self.site.instance);
         reply.metadata.handler_time = handler_time;
         match answer {
-            Answer::Result(payload) => reply.payload = payload.into(),
-            Answer::ServiceError(payload) => {
-                (reply.status, reply.service_error, reply.payload) = (Code::Unknown, true, payload.into());
+            Answer::Result(body) => with_body(&mut reply, body),
+            Answer::ServiceError(body) => {
+                (reply.status, reply.service_error) = (Code::Unknown, true);
+                with_body(&mut reply, body);
             }
             Answer::Fault(fault) => {
                 reply.status = fault.code;
@@ -160,7 +169,7 @@ impl Worker {
         let (why, reason) = match &failure {
             Answer::Fault(fault) => (shortened(fault.reason()), fault.reason().into()),
             // It may be private: for those who see the call's arguments too, and not for the log.
-            Answer::ServiceError(payload) => match frame.codec.decode::<serde_json::Value>(payload) {
+            Answer::ServiceError(body) => match frame.codec.decode::<serde_json::Value>(&body.bytes) {
                 Ok(error) => (own, Cow::from(format!("{own}: {error}"))),
                 Err(_) => (own, own.into()),
             },
@@ -256,6 +265,13 @@ pub(super) fn too_large(id: Uuid, codec: Codec, instance: &Arc<str>, size: usize
 fn reply_frame(id: Uuid, codec: Codec, instance: &Arc<str>) -> Frame {
     let metadata = Metadata { instance: Some(instance.clone()), accepts: Readable::HERE, ..Metadata::default() };
     Frame::new(Kind::Reply, id, codec, metadata, Bytes::new())
+}
+
+fn with_body(reply: &mut Frame, body: Body) {
+    reply.payload = body.bytes.into();
+    if !body.metadata.is_empty() {
+        reply.metadata.more_mut().user = body.metadata.into_vec();
+    }
 }
 
 fn letter<'a>(frame: &'a Frame, reason: &'a str, message: &Message) -> Letter<'a> {

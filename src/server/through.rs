@@ -9,7 +9,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 
-use super::message::{Message, Source};
+use super::message::Message;
 use super::worker::{Ending, Job, Worker};
 use crate::codec::Codec;
 use crate::context::Context;
@@ -36,13 +36,13 @@ struct Began {
 }
 
 /// How a call ended, in the words of middleware.
-struct Outcome {
+pub(super) struct Outcome {
     code: Code,
     own_error: bool,
 }
 
-impl Outcome {
-    fn of(answer: &Answer) -> Self {
+impl From<&Answer> for Outcome {
+    fn from(answer: &Answer) -> Self {
         match answer {
             Answer::Result(_) => Code::Ok.into(),
             Answer::ServiceError(_) => Self { code: Code::Unknown, own_error: true },
@@ -130,9 +130,9 @@ impl Worker {
     }
 
     /// Tells the middleware that a call has been answered or refused without being run.
-    pub(super) fn passed_by(&self, passage: Option<&Passage>, outcome: &Answer) {
+    pub(super) fn passed_by(&self, passage: Option<&Passage>, outcome: Outcome) {
         if let Some(passage) = passage {
-            self.tell_finished(passage, &Outcome::of(outcome));
+            self.tell_finished(passage, &outcome);
         }
     }
 
@@ -144,7 +144,7 @@ impl Worker {
             _ => Code::Cancelled,
         };
         let outcome = match ending {
-            Ending::Answered(answer, _) | Ending::Recalled(answer) => Outcome::of(answer),
+            Ending::Answered(answer, _) | Ending::Recalled(answer) => answer.into(),
             Ending::Refused(fault) => fault.code.into(),
             Ending::TimedOut => Code::DeadlineExceeded.into(),
             Ending::Unheard(_) => over().into(),

@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::Site;
-use super::admit::{Admitted, crowded};
+use super::admit::{Taken, crowded};
 use super::calls::Calls;
 use super::claims::Claims;
 use super::copies::Copies;
@@ -21,9 +21,10 @@ use super::dead_letters::DeadQueue;
 use super::dedup::{Dedup, Known};
 use super::message::{Message, Source};
 use super::reading::{self, Reading};
-use crate::client::MAX_TIMEOUT;
+use super::through::Passage;
 use crate::error::{Error, Fault};
 use crate::frame::{self, Frame, Kind};
+use crate::middleware::Chain;
 use crate::outbox::{MAX_BYTES, Share};
 use crate::pace::Pace;
 use crate::service::{Answer, Dispatch, Handler, Method, Service};
@@ -40,13 +41,15 @@ pub(super) struct Worker {
     pub(super) name: Arc<str>,
     pub(super) service: Service,
     pub(super) site: Arc<Site>,
+    /// The server's, and the service's inside of it.
+    pub(super) middleware: Chain,
     pool: Option<Runtime>,
     permits: Arc<Semaphore>,
     prefetch: AtomicU16,
     /// The instance's own queue, where it is asked and told.
     own_queue: Mutex<Arc<str>>,
     calls: Arc<Mutex<Calls>>,
-    /// Calls of methods that run once for each id.
+    /// Calls of methods that answer each call once.
     dedup: Mutex<Dedup<(Frame, Arc<Message>)>>,
     claims: Mutex<Claims>,
     /// Once the server has moved to another connection.
@@ -73,6 +76,8 @@ pub(super) struct Job {
     pub(super) dedup: Option<Duration>,
     pub(super) deadline: Option<Instant>,
     pub(super) message: Arc<Message>,
+    /// Where there is middleware.
+    pub(super) passage: Option<Arc<Passage>>,
 }
 
 /// How a job ended.
@@ -109,6 +114,7 @@ impl Worker {
             own_queue: Mutex::new(Arc::default()),
             permits: Arc::new(Semaphore::new(service.concurrency.min(Semaphore::MAX_PERMITS))),
             paces: service.methods.keys().map(|name| (name.clone(), Pace::default())).collect(),
+            middleware: site.middleware.around(&service.middleware),
             service,
             site,
             pool,
@@ -186,37 +192,16 @@ impl Worker {
         }
         let (mut together, mut asked) = (Vec::new(), Vec::new());
         let mut work = Share::default();
-        let job = |frame: Frame, handler, dedup| {
-            // Nobody waits for the end of the others, so no time of theirs can be over.
-            let remaining = frame.metadata.remaining.filter(|_| frame.kind == Kind::Request);
-            let deadline = remaining.map(|remaining| message.received + remaining.min(MAX_TIMEOUT));
-            Job { frame, handler, dedup, deadline, message: message.clone() }
-        };
         for frame in frames {
             match frame {
                 Ok(frame) if self.is_copy(&frame, &message, reading) => message.finish(),
-                Ok(frame) => match self.admit(&frame, &message) {
-                    Ok(Admitted::Answered(answer)) => self.answer(&frame, answer, None, &message),
-                    Ok(Admitted::Ask(handler, dedup)) => {
-                        let job = job(frame, handler, dedup);
-                        match self.runs(job.frame.id) {
-                            // Its reply is its answer.
-                            true if job.frame.kind == Kind::Request => message.finish(),
-                            true => drop(tasks.spawn(self.clone().hold_here(job))),
-                            false => asked.push(job),
-                        }
+                Ok(frame) => match self.take(frame, &message, tasks) {
+                    Some(Taken::Run(job)) if self.is_too_much(&job, &mut work) => {
+                        tasks.spawn(self.clone().give_back(job));
                     }
-                    Ok(Admitted::Run(handler, dedup)) => {
-                        let job = job(frame, handler, dedup);
-                        if self.is_too_much(&job, &mut work) {
-                            tasks.spawn(self.clone().give_back(job));
-                        } else {
-                            self.dispatch(job, &mut together, tasks).await;
-                        }
-                    }
-                    Ok(Admitted::Done) => message.finish(),
-                    Ok(Admitted::Runs) => {}
-                    Err(fault) => drop(tasks.spawn(self.clone().refuse(frame, fault, message.clone()))),
+                    Some(Taken::Run(job)) => self.dispatch(job, &mut together, tasks).await,
+                    Some(Taken::Ask(job)) => asked.push(job),
+                    None => {}
                 },
                 Err(error) => drop(tasks.spawn(self.clone().refuse_rest(error, message.clone()))),
             }
@@ -342,9 +327,10 @@ impl Worker {
     /// Notes that such a call begins to run; or how it ends, if it has run or runs already.
     pub(super) fn begin_once(&self, job: &Job) -> Option<Ending> {
         let mut dedup = self.dedup();
-        match dedup.recall(&job.frame, || (job.frame.clone(), job.message.clone())) {
+        let Job { frame, message, .. } = job;
+        match dedup.recall(frame, message.user.as_ref(), || (frame.clone(), message.clone())) {
             None => {
-                dedup.begin(&job.frame);
+                dedup.begin(frame, message.user.as_ref());
                 None
             }
             Some(Known::Ended(answer)) => Some(Ending::Recalled(answer)),

@@ -182,18 +182,24 @@ impl Method {
         self
     }
 
-    /// Remembers how calls have ended for `time`, so that a call that is delivered again to the same instance does not
-    /// run again. It gets the first reply. While the first run goes on, it waits for its end. This also holds for a
-    /// redelivered call that would otherwise be refused as `ABORTED`. Default: nothing is remembered.
+    /// Remembers how calls have ended for `time`, so that a call that comes again to the same instance does not run again. It
+    /// gets the first reply. While the first run goes on, it waits for its end. This also holds for a redelivered call that
+    /// would otherwise be refused as `ABORTED`. Default: nothing is remembered.
+    ///
+    /// It is the same call if its [`call_id`](crate::Context::call_id) and the caller's [user](crate::Context::user) are the
+    /// same; callers whose user is not known count as one user. It comes again either because the same request is delivered
+    /// again, or because the caller sends another request for it. A result and the method's own error answer both. A fault, for
+    /// example after a panic or at the deadline, answers only the request that met it: another request runs, since the caller
+    /// sends it to try again. It also runs if the first request was dropped because its caller gave up. If the method
+    /// [`finishes`](Method::finishes), there is a reply even then.
     ///
     /// A oneway call that has ended well is acknowledged without running again. One that has failed is tried again as
-    /// usual. A fault, for example after a panic, is a reply as well. A call whose caller gave up has no reply, unless
-    /// its method [`finishes`](Method::finishes).
+    /// usual.
     ///
     /// Each instance remembers in memory what it ran itself: up to 65 536 answers and 64 MiB for a service, and forgets
     /// the oldest when there are more. Other instances know nothing of them, nor does this one after a restart. So what
     /// must never happen twice needs a record where it happens, such as a unique key in a database:
-    /// [`Context::request_id`](crate::Context::request_id) is the same in every delivery.
+    /// [`Context::call_id`](crate::Context::call_id) is the same whenever the call comes.
     ///
     /// ```
     /// use std::time::Duration;

@@ -209,6 +209,31 @@ def a_oneway_call_runs(bench):
 
 
 @check("rust server")
+def a_retried_call_is_answered_once(bench):
+    retried_calls_run_once(bench, DEMO)
+
+
+def retried_calls_run_once(bench, service):
+    client, line, last = bench.client, f"once {uuid.uuid4()}", f"last {uuid.uuid4()}"
+    call = client.start(service, "note", line)
+    ran = client.wait(call, PATIENCE)
+    equal((ran.status, wire.HANDLER_TIME_US in ran.metadata), ("OK", True))
+    # Another attempt has an id of its own, and so has its reply; no handler ran for it.
+    retry = client.start(service, "note", line, again=call)
+    assert retry != call
+    told = client.wait(retry, PATIENCE)
+    equal((told.id, told.status, told.payload), (retry, "OK", ran.payload))
+    assert wire.HANDLER_TIME_US not in told.metadata, told.metadata
+    equal(bench.process.line("note:"), line)
+    # A oneway call is another call than a request of the same id, and is not repeated either.
+    client.oneway(service, "note", line, again=call)
+    equal(bench.process.line("note:"), line)
+    client.oneway(service, "note", line, again=call)
+    client.oneway(service, "note", last)
+    equal(bench.process.line("note:"), last)
+
+
+@check("rust server")
 def a_broadcast_reaches_the_instance(bench):
     equal(bench.client.broadcast(DEMO, "whoami"), {bench.instance: bench.instance})
 
@@ -433,6 +458,11 @@ def python_serves_python(bench):
     equal(bench.process.line("cancelled"), "slow")
     client.publish_body("hopline.rpc", PYSERV, b"garbage", pika.BasicProperties())
     equal(bench.one_letter("hopline.pyserv.v1.dead")[1], b"garbage")
+
+
+@check("python server")
+def python_answers_a_retried_call_once(bench):
+    retried_calls_run_once(bench, PYSERV)
 
 
 @check("python server")

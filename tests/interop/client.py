@@ -101,9 +101,9 @@ class Client:
             self.cancel(id, service, options.get("instance"), 0)
             raise
 
-    def start(self, service, method, *arguments, serialization=CBOR, timeout=30, instance=None, user=None):
-        """Puts a request on its way, and returns its id."""
-        frame = self.frame(wire.REQUEST, method, arguments, serialization)
+    def start(self, service, method, *arguments, serialization=CBOR, timeout=30, instance=None, user=None, again=None):
+        """Puts a request on its way, and returns its id. With `again`, it is another attempt of the call with that id."""
+        frame = self.frame(wire.REQUEST, method, arguments, serialization, again)
         frame.metadata[wire.REMAINING_MS] = int(timeout * 1000)
         if user:
             frame.metadata[wire.USER] = user
@@ -140,12 +140,13 @@ class Client:
             return False
         return True
 
-    def oneway(self, service, method, *arguments):
-        """Returns when the broker has the call safe."""
-        frame = self.frame(wire.ONEWAY, method, arguments, CBOR)
+    def oneway(self, service, method, *arguments, again=None):
+        """Returns when the broker has the call safe, and gives its id."""
+        frame = self.frame(wire.ONEWAY, method, arguments, CBOR, again)
         self.publish(
             f"{self.namespace}.oneway", f"{service}.{method}", frame, type=f"{service}.{method}", delivery_mode=2
         )
+        return frame.id
 
     def broadcast(self, service, method, *arguments, instances=1, window=10):
         """Calls every instance; gives replies by instance once so many are there, or the window closes."""
@@ -170,7 +171,7 @@ class Client:
         frame.payload = encode(CBOR, value)
         self.publish(f"{self.namespace}.events", key, frame, mandatory=False, type=key, delivery_mode=2)
 
-    def frame(self, type, method, arguments, serialization):
+    def frame(self, type, method, arguments, serialization, again=None):
         metadata = {
             wire.METHOD: method,
             wire.SENT_AT_MS: time.time_ns() // 1_000_000,
@@ -179,6 +180,8 @@ class Client:
         }
         if type == wire.REQUEST:
             metadata[wire.ACCEPTS] = wire.READABLE
+        if again:
+            metadata |= {wire.ATTEMPT: 2, wire.CALL_ID: again.bytes}
         payload = b"" if arguments is None else encode(serialization, list(arguments))
         return Frame(type, serialization, metadata=metadata, payload=payload)
 

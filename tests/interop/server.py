@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import pika
 from pika.exceptions import NackError, UnroutableError
@@ -53,8 +54,24 @@ class Call:
         self.deadline = None if remaining is None else message.received + remaining / 1000
 
 
+@dataclass
+class Method:
+    handler: object
+    idempotent: bool = False
+    # For how many seconds after its end a call is answered as it was, without running again.
+    once: float = 0
+
+
+class Once:
+    """A call that is to run once: by which attempt it runs or ran, who waits for its end, and how it ended until when."""
+
+    def __init__(self, attempt):
+        self.attempt, self.waiting = attempt, []
+        self.ended, self.answer, self.until = False, None, None
+
+
 class Server:
-    """Serves `methods`: from a method's name to its handler and whether it is idempotent."""
+    """Serves `methods`: from a method's name to what it is."""
 
     def __init__(self, url, service, methods, namespace="hopline"):
         self.namespace, self.service, self.methods = namespace, service, methods
@@ -63,11 +80,14 @@ class Server:
         self.ended = collections.deque()
         self.running = {}
         self.finished = 0
+        self.once = {}
         self.cancelled = {}
         self.stopping = False
         self.threads = ThreadPoolExecutor(max_workers=PREFETCH)
 
-        self.connection = pika.BlockingConnection(pika.URLParameters(url))
+        parameters = pika.URLParameters(url)
+        self.user = parameters.credentials.username
+        self.connection = pika.BlockingConnection(parameters)
         self.channel = self.connection.channel()
         own = self.own_queue = f"{namespace}.{service}@{self.instance}.{secrets.token_hex(6)}"
         self.declare(own)
@@ -138,7 +158,9 @@ class Server:
         for call in [call for call in self.running.values() if call.deadline and call.deadline <= time.monotonic()]:
             del self.running[call.frame.id]
             call.cancelled.set()
-            self.answer(call.frame, call.message, Fault("DEADLINE_EXCEEDED", "the deadline passed while it ran"))
+            late = Fault("DEADLINE_EXCEEDED", "the deadline passed while it ran")
+            self.end_once(call, late)
+            self.answer(call.frame, call.message, late)
 
     def until_next_deadline(self):
         deadlines = [call.deadline for call in self.running.values() if call.deadline]
@@ -157,12 +179,15 @@ class Server:
             broken = error
         message.frames = message.open = len(frames) + (broken is not None)
         for frame in frames:
-            try:
-                self.admit(frame, message)
-            except Fault as fault:
-                self.refuse(frame, message, fault)
+            self.take(frame, message)
         if broken:
             self.refuse_rest(message, offset, broken)
+
+    def take(self, frame, message):
+        try:
+            self.admit(frame, message)
+        except Fault as fault:
+            self.refuse(frame, message, fault)
 
     def admit(self, frame, message):
         if frame.type == wire.CANCEL:
@@ -180,15 +205,59 @@ class Server:
             return self.answer(frame, message, self.about_itself(method))
         if method not in self.methods:
             raise Fault("UNIMPLEMENTED", f"`{self.service}` has no method `{method}`: it has {', '.join(self.methods)}")
-        handler, idempotent = self.methods[method]
-        if frame.type == wire.REQUEST and message.delivery.redelivered and not idempotent:
+        method_of = self.methods[method]
+        known = self.known(frame, message) if method_of.once else None
+        if known and not known.ended:
+            return known.waiting.append((frame, message))
+        if known:
+            return self.answer(frame, message, known.answer) if frame.type == wire.REQUEST else message.finish()
+        if frame.type == wire.REQUEST and message.delivery.redelivered and not method_of.idempotent:
             raise Fault("ABORTED", f"the instance that took `{method}` went away: it may have run")
         call = Call(frame, message)
         gone = call.deadline is not None and call.deadline <= time.monotonic()
         if gone or (frame.type == wire.REQUEST and self.cancelled.pop(frame.id, None)):
             return message.finish()
+        if method_of.once:
+            self.once[self.same(frame, message)] = Once(frame.id)
         self.running[frame.id] = call
-        self.threads.submit(self.handle, handler, call)
+        self.threads.submit(self.handle, method_of.handler, call)
+
+    def same(self, frame, message):
+        """What is equal for two frames of the same call."""
+        user = message.properties.user_id
+        if user == self.user:
+            user = (message.properties.headers or {}).get("x-hopline-user", user) or None
+        return frame.call_id, user, frame.type, frame.metadata.get(wire.METHOD), frame.serialization
+
+    def known(self, frame, message):
+        """How a call runs or ended that is to run once; nothing if it is to run."""
+        now = time.monotonic()
+        self.once = {key: once for key, once in self.once.items() if not once.ended or once.until > now}
+        once = self.once.get(self.same(frame, message))
+        # A fault answers the attempt that met it; another one is made because of it.
+        failed = once and once.ended and isinstance(once.answer, Fault) and once.attempt != frame.id
+        return None if failed else once
+
+    def end_once(self, call, answer, given_up=False):
+        """A call has ended that may be one to run once: all that wait for it are seen to."""
+        frame = call.frame
+        seconds = self.methods[frame.metadata[wire.METHOD]].once
+        once = self.once.pop(self.same(frame, call.message), None) if seconds else None
+        if once is None:
+            return
+        failed = isinstance(answer, Exception)
+        # A oneway call that failed is to run again.
+        if not given_up and not (failed and frame.type == wire.ONEWAY):
+            once.ended, once.answer, once.until = True, answer, time.monotonic() + seconds
+            self.once[self.same(frame, call.message)] = once
+        for other, message in once.waiting:
+            if other.id != frame.id and (given_up or isinstance(answer, Fault)):
+                self.take(other, message)
+            elif given_up:
+                message.finish()
+            else:
+                self.tell(other, message, answer)
+        once.waiting = []
 
     def locate(self, frame, message):
         """Tells who asks that a call runs here. It never asks itself."""
@@ -203,8 +272,8 @@ class Server:
         if question == "hopline.stats":
             return itself | {"running": len(self.running), "finished": self.finished}
         methods = [
-            {"name": name, "signature": name, "idempotent": idempotent}
-            for name, (_, idempotent) in sorted(self.methods.items())
+            {"name": name, "signature": name, "idempotent": method.idempotent}
+            for name, method in sorted(self.methods.items())
         ]
         return itself | {"hopline": "python", "methods": methods}
 
@@ -224,7 +293,11 @@ class Server:
         self.finished += 1
         if self.running.pop(call.frame.id, None) is None:
             return  # Cancelled, or over its deadline: that has been seen to.
-        frame, message = call.frame, call.message
+        self.end_once(call, answer)
+        self.tell(call.frame, call.message, answer, handler_time)
+
+    def tell(self, frame, message, answer, handler_time=None):
+        """Sees to a frame whose call ended like this."""
         failed = isinstance(answer, Exception)
         if frame.type == wire.REQUEST:
             self.answer(frame, message, answer, handler_time)
@@ -245,6 +318,7 @@ class Server:
             del self.running[frame.id]
             print("cancelled", call.frame.metadata[wire.METHOD], flush=True)
             call.cancelled.set()
+            self.end_once(call, None, given_up=True)
             return call.message.finish()
         now = time.monotonic()
         self.cancelled = {id: until for id, until in self.cancelled.items() if until > now}
@@ -359,7 +433,13 @@ def note(call, line):
 
 
 def main():
-    methods = {"add": (add, False), "repeat": (repeat, False), "fail": (fail, False), "slow": (slow, True), "note": (note, False)}
+    methods = {
+        "add": Method(add),
+        "repeat": Method(repeat),
+        "fail": Method(fail),
+        "slow": Method(slow, idempotent=True),
+        "note": Method(note, once=600),
+    }
     server = Server(sys.argv[1], "pyserv.v1", methods)
     signal.signal(signal.SIGTERM, lambda *_: server.stop())
     print("ready", server.instance, flush=True)

@@ -41,6 +41,8 @@ def described(frame, encoded, value=None, refusal=None):
             lines += [("metadata 10", f"{name}={text}") for name, text in content.items()]
         elif key == wire.TOO_LARGE:
             lines.append(("metadata 12", f"{content[0]} of {content[1]}"))
+        elif key == wire.CALL_ID:
+            lines.append(("metadata 14", uuid.UUID(bytes=content)))
         elif key <= wire.ACCEPTS:
             lines.append((f"metadata {key}", content))
     if frame.flags & wire.COMPRESSION:
@@ -100,6 +102,12 @@ def accepted():
         "`add(2, 3)` in CBOR. The shortest request there is: it has no deadline, and its sender no name.",
         (minimal, [2, 3]),
     )
+    second = {wire.METHOD: "add", wire.ATTEMPT: 2, wire.CALL_ID: ID.bytes}
+    yield vector(
+        "request of a second attempt",
+        "The same call again, as its caller sends it when the first request has failed: with an id of its own.",
+        (Frame(wire.REQUEST, id=OTHER, metadata=second, payload=b"\x82\x02\x03"), [2, 3]),
+    )
     full = Frame(
         wire.REQUEST,
         flags=wire.IDEMPOTENT,
@@ -118,6 +126,7 @@ def accepted():
             wire.ERROR: "für niemanden",
             wire.TOO_LARGE: [16777217, 16777216],
             wire.ACCEPTS: 0b10,
+            wire.CALL_ID: OTHER.bytes,
         },
         payload=b"\x81\x0a",
     )
@@ -191,10 +200,10 @@ def accepted():
         "two frames in one body", "`add(2, 3)` and `add(4, 5)`, back to back.", (minimal, [2, 3]), (second, [4, 5])
     )
     yield from with_compression()
-    unknown = {0: None, 14: {"new": [1, {"in": 2.5}]}, 2**64 - 1: b"\x00"}
+    unknown = {0: None, 15: {"new": [1, {"in": 2.5}]}, 2**64 - 1: b"\x00"}
     yield other_form(
         "unknown metadata keys",
-        "Keys 0, 14 and 2^64-1 mean nothing in version 1: whatever they hold is skipped.",
+        "Keys 0, 15 and 2^64-1 mean nothing in version 1: whatever they hold is skipped.",
         minimal,
         cbor2.dumps(unknown | minimal.metadata),
         [2, 3],
@@ -378,6 +387,20 @@ def rejected():
         with_metadata(cbor2.dumps({wire.ACCEPTS: "lz4"})),
         "metadata 13 (readable compressions)",
         34,
+    )
+    yield refused(
+        "call's id as text",
+        "Its 36 letters.",
+        with_metadata(cbor2.dumps({wire.CALL_ID: str(OTHER)})),
+        "metadata 14 (call)",
+        34,
+    )
+    yield refused(
+        "call's id of 15 bytes",
+        "One too few.",
+        with_metadata(cbor2.dumps({wire.CALL_ID: OTHER.bytes[:15]})),
+        "metadata 14 (call)",
+        50,
     )
     yield refused(
         "metadata that ends early",

@@ -28,7 +28,7 @@ COMPRESSION = 0b0011
 IDEMPOTENT, SERVICE_ERROR = 0b0100, 0b1000
 # Metadata keys.
 METHOD, REMAINING_MS, SENT_AT_MS, TRACEPARENT, INSTANCE, SEQUENCE = range(1, 7)
-HANDLER_TIME_US, ATTEMPT, RETRY_AFTER_MS, USER, ERROR, TOO_LARGE, ACCEPTS = range(7, 14)
+HANDLER_TIME_US, ATTEMPT, RETRY_AFTER_MS, USER, ERROR, TOO_LARGE, ACCEPTS, CALL_ID = range(7, 15)
 READABLE = 0b11
 TEXTS = {METHOD, TRACEPARENT, INSTANCE, ERROR}
 
@@ -78,6 +78,12 @@ class Frame:
     id: uuid.UUID = field(default_factory=uuid.uuid4)
     metadata: dict = field(default_factory=dict)
     payload: bytes = b""
+
+    @property
+    def call_id(self):
+        """The id of the call that this is an attempt of."""
+        named = self.metadata.get(CALL_ID)
+        return uuid.UUID(bytes=named) if named else self.id
 
     def encode(self):
         metadata = cbor2.dumps(self.metadata)
@@ -214,4 +220,6 @@ def well_typed(key, value):
         return texts and len(value) <= MAX_USER_ENTRIES
     if key == TOO_LARGE:
         return isinstance(value, list) and len(value) == 2 and all(map(number, value))
-    return number(value) or key > ACCEPTS or key == 0
+    if key == CALL_ID:
+        return isinstance(value, bytes) and len(value) == 16
+    return number(value) or key > CALL_ID or key == 0

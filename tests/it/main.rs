@@ -13,6 +13,7 @@ mod support;
 
 mod absent;
 mod alarm;
+mod attempts;
 mod broadcast;
 mod calls;
 mod cancel;

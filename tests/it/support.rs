@@ -265,13 +265,34 @@ pub(crate) fn hold(client: &Client, number: u64) -> Call<u64> {
 
 /// A frame of the wire, written by hand after its description.
 pub(crate) fn frame(kind: u8, codec: Codec, id: uuid::Uuid, method: &str, payload: &[u8]) -> Vec<u8> {
+    // A CBOR map of one entry.
+    with_metadata(kind, codec, id, &[&[0xa1], &*named(method)].concat(), payload)
+}
+
+/// A frame that is another attempt of a call, and its own id.
+pub(crate) fn attempt(
+    kind: u8,
+    codec: Codec,
+    call_id: uuid::Uuid,
+    method: &str,
+    payload: &[u8],
+) -> (uuid::Uuid, Vec<u8>) {
+    let id = uuid::Uuid::new_v4();
+    // A CBOR map of two entries: the second is 14 => 16 bytes.
+    let metadata = [&[0xa2], &*named(method), &[14, 0x50], call_id.as_bytes()].concat();
+    (id, with_metadata(kind, codec, id, &metadata, payload))
+}
+
+/// An entry of a CBOR map: 1 => the method, a text of under 24 bytes.
+fn named(method: &str) -> Vec<u8> {
     assert!(method.len() < 24, "longer ones are written otherwise");
-    let text = 0x60 | u8::try_from(method.len()).expect("under 24");
-    // A CBOR map with one entry: 1 => the method, a text of less than 24 bytes.
-    let metadata = [&[0xa1, 0x01, text], method.as_bytes()].concat();
+    [&[0x01, 0x60 | u8::try_from(method.len()).expect("under 24")], method.as_bytes()].concat()
+}
+
+fn with_metadata(kind: u8, codec: Codec, id: uuid::Uuid, metadata: &[u8], payload: &[u8]) -> Vec<u8> {
     let length = |bytes: &[u8]| u32::try_from(bytes.len()).expect("a short one").to_be_bytes();
     let header = [b'H', b'L', 1, codec as u8, kind, 0, 0, 0];
-    [&header, id.as_bytes().as_slice(), &length(&metadata), &length(payload), &metadata, payload].concat()
+    [&header, id.as_bytes().as_slice(), &length(metadata), &length(payload), metadata, payload].concat()
 }
 
 /// The code of a fault.

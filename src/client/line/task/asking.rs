@@ -18,7 +18,6 @@ use crate::client::presence::Moment;
 use crate::client::replies::End;
 use crate::client::target::Target;
 use crate::codec::Codec;
-use crate::context::unix_millis;
 use crate::error::Unanswered;
 use crate::frame::{CONTENT_TYPE, Frame, Kind, Metadata};
 use crate::outbox::{Parcel, UnderWay};
@@ -78,8 +77,7 @@ impl Task {
     /// A question about a service, which the broker answers by returning it or not.
     pub(super) fn question(&self, question: Question, target: &Target) -> Publication {
         let instance = &self.sessions.instance;
-        let metadata =
-            Metadata { sent_at: Some(unix_millis()), instance: Some(instance.clone()), ..Metadata::default() };
+        let metadata = Metadata { instance: Some(instance.clone()), ..Metadata::default() };
         let properties = Properties {
             content_type: Some(CONTENT_TYPE.to_owned()),
             app_id: Some(instance.to_string()),

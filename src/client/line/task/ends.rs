@@ -353,7 +353,7 @@ pub(super) fn closed(shared: &Shared, handed_over: bool) -> Lost {
 
 /// What is kept of a parcel that may leave again.
 pub(super) fn copy(parcel: &Parcel<Token>) -> Parcel<Token> {
-    let Token { deadline, repeatable, attempts, .. } = parcel.token;
+    let Token { deadline, repeatable, attempts, before, .. } = parcel.token;
     Parcel {
         id: parcel.id,
         frame: parcel.frame.clone(),
@@ -361,7 +361,7 @@ pub(super) fn copy(parcel: &Parcel<Token>) -> Parcel<Token> {
         kind: parcel.kind.clone(),
         expiration: parcel.expiration,
         // What has left may be anywhere: it leaves again, whoever is there.
-        token: Token { repeatable, attempts, ..Token::until(deadline) },
+        token: Token { repeatable, attempts, before, ..Token::until(deadline) },
     }
 }
 
@@ -375,7 +375,8 @@ pub(super) fn renew(parcel: &mut Parcel<Token>) {
     }
     // The attempts of a oneway call are those of its handler, which the server counts.
     if parcel.token.attempts > 0 && frame.kind == Kind::Request {
-        frame.metadata.more_mut().attempt = Some(u64::from(parcel.token.attempts) + 1);
+        let Token { attempts, before, .. } = parcel.token;
+        frame.metadata.more_mut().attempt = Some(u64::from(before) + u64::from(attempts) + 1);
     }
     parcel.frame = frame.to_body();
 }
