@@ -11,7 +11,6 @@ use std::process::ExitCode;
 
 use demo::{DemoServer, Service};
 use hopline::{Error, Server};
-use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 #[tokio::main]
@@ -30,17 +29,10 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run() -> Result<(), Box<dyn std::error::Error>> {
-    let mut terminated = signal(SignalKind::terminate())?;
-    let mut interrupted = signal(SignalKind::interrupt())?;
+async fn run() -> Result<(), Error> {
     let running = serve(&demo::url("amqp://localhost")).await?;
     println!("ready {}", running.instance());
-
-    tokio::select! {
-        _ = terminated.recv() => {}
-        _ = interrupted.recv() => {}
-    }
-    running.drain().await;
+    running.run_until_signal().await;
     Ok(())
 }
 

@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 pub(crate) use self::builder::BLOCKED_WAIT;
+use self::builder::CallSettings;
 pub use self::builder::{Absent, ClientBuilder, Coalesce, WhenFull};
 pub use self::events::Published;
 use self::line::Line;
@@ -51,8 +52,9 @@ pub(crate) const MAX_TIMEOUT: Duration = Duration::from_secs(40 * 24 * 3600);
 pub struct Client(Arc<Inner>);
 
 struct Inner {
-    settings: ClientBuilder,
+    settings: CallSettings,
     line: Line,
+    instance: Arc<str>,
     /// How it says who it is: the name that people chose for it, if they did, and its id.
     caller: Arc<str>,
     exchanges: Exchanges,
@@ -71,14 +73,44 @@ impl Client {
     ///
     /// # Errors
     /// As [`ClientBuilder::connect`].
-    pub async fn connect(url: &str) -> Result<Self, Error> {
+    pub async fn connect(url: impl AsRef<str>) -> Result<Self, Error> {
         Self::builder().connect(url).await
+    }
+
+    /// Connects as the environment says: `HOPLINE_URL`, and the other variables of [`environment`](crate::environment).
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), hopline::Error> {
+    /// // HOPLINE_URL=amqp://user:password@broker.example.com HOPLINE_TIMEOUT=2s
+    /// let client = hopline::Client::connect_env().await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`ClientBuilder::connect_env`].
+    pub async fn connect_env() -> Result<Self, Error> {
+        Self::builder().connect_env().await
     }
 
     /// Settings to change before connecting.
     #[must_use]
     pub fn builder() -> ClientBuilder {
         ClientBuilder::default()
+    }
+
+    /// The id of this client on the broker, the same for all its clones and for all its connections: [`Context::caller`] has
+    /// it at its end, and the broker shows it with the connection.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), hopline::Error> {
+    /// let client = hopline::Client::connect("memory://").await?;
+    /// println!("called by {}", client.instance());
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        &self.0.instance
     }
 
     /// Whether there is a connection to the broker, now and from now on.

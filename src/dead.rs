@@ -117,8 +117,24 @@ impl DeadLetters {
     ///
     /// # Errors
     /// As [`DeadLettersBuilder::connect`].
-    pub async fn connect(url: &str, service: &str) -> Result<Self, Error> {
+    pub async fn connect(url: impl AsRef<str>, service: &str) -> Result<Self, Error> {
         Self::builder().connect(url, service).await
+    }
+
+    /// Connects as the environment says, for the dead letters of `service`: `HOPLINE_URL`, and the other variables of
+    /// [`environment`](crate::environment).
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), hopline::Error> {
+    /// let dead = hopline::DeadLetters::connect_env("mail").await?;
+    /// println!("{} dead letters", dead.count().await?);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`DeadLettersBuilder::connect_env`].
+    pub async fn connect_env(service: &str) -> Result<Self, Error> {
+        Self::builder().connect_env(service).await
     }
 
     /// Settings to change before connecting.

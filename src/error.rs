@@ -56,32 +56,33 @@ use crate::codec::CodecError;
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The server, or the network's other end, refused or broke off the call.
+    /// The server refused the call, or broke it off. If the instance that runs a call falls silent, the client makes a fault
+    /// of the code `ABORTED` itself.
     #[error("{0}")]
     Fault(Fault),
-    /// No queue takes calls for this service: no server runs, or the last one left longer ago than the
-    /// [grace period](crate::Service::grace), 60 s unless set, within which calls wait for one to come back. With
-    /// [`Absent::Fail`](crate::Absent::Fail): no instance is there, however short a time ago it left. It was not run.
+    /// Nobody serves this service. No server has ever run, or the last one left longer ago than the
+    /// [grace period](crate::Service::grace) (default: 60 s), in which calls wait for a server to come back. With
+    /// [`Absent::Fail`](crate::Absent::Fail) there is no such wait. The call has not run.
     #[error("{}", nobody(service, method.as_deref()))]
     #[non_exhaustive]
     NoService {
         /// The service, as `name.vMAJOR`, and the instance after `@` when the call was addressed to one.
         service: String,
-        /// The method of a oneway call for any instance: of a service that is there it may be no
-        /// [oneway method](crate::Method::oneway), and then has no queue.
+        /// The method, if the call is a oneway call for any instance. Then there is another possible cause: the service is
+        /// there, but the method is not a [oneway method](crate::Method::oneway).
         method: Option<String>,
     },
-    /// The service's queue is full and refused the call, or too many calls of this client are in flight
-    /// ([`ClientBuilder::max_in_flight`](crate::ClientBuilder::max_in_flight)); it was not run.
+    /// The service's queue is full, or this client has as many calls in flight as
+    /// [`ClientBuilder::max_in_flight`](crate::ClientBuilder::max_in_flight) allows. The call has not run.
     #[error("{what}: try again later, or start more instances")]
     #[non_exhaustive]
     Overloaded {
         /// What is full.
         what: String,
     },
-    /// The service's queue could not take the call, though it has no limit: it is out of reach, as when its node in a cluster is
-    /// away, or when its first server is just starting; or a policy of the broker limits it. The call was not run. A
-    /// [quorum queue](crate::Service::quorum) outlives the loss of a node.
+    /// The service's queue refused the call, though the service sets no limit for it. Usually the queue's node in a cluster
+    /// is away: a [quorum queue](crate::Service::quorum) survives that. Other causes: the first server of the service is
+    /// just starting, or a policy of the broker limits the queue. The call has not run.
     #[error(
         "`{method}` has not run: its queue `{queue}` cannot be reached: is its node away? Try again when it is back; with `Service::quorum`, other nodes have it too"
     )]
@@ -92,22 +93,23 @@ pub enum Error {
         /// The queue's name on the broker.
         queue: String,
     },
-    /// The broker takes nothing, being short of memory or disk, and did not within
-    /// [`ClientBuilder::blocked_wait`](crate::ClientBuilder::blocked_wait); of dead letters that are replayed, within 5 s.
+    /// The broker is short of memory or disk and takes no messages. The call waited for
+    /// [`ClientBuilder::blocked_wait`](crate::ClientBuilder::blocked_wait) (default: 5 s); the replay of a dead letter waits
+    /// for 5 s.
     #[error("{}the broker has taken nothing for {after:?}, being blocked ({reason})", ran(.method.as_deref(), *.may_have_run))]
     #[non_exhaustive]
     Blocked {
-        /// The method, as `name.vMAJOR.method`, or the key of an event; none for what is neither.
+        /// The method, as `name.vMAJOR.method`, or the key of an event. `None` for anything else.
         method: Option<String>,
         /// The broker's words, such as `low on memory`.
         reason: String,
-        /// How long it was waited for.
+        /// How long the call waited.
         after: Duration,
-        /// Whether the call had been handed over before: then it may run once the broker takes messages again.
+        /// Whether the call was already handed to the broker. Then it may run once the broker takes messages again.
         may_have_run: bool,
     },
-    /// The deadline passed. A request that still waits is not run, unless its cancel is lost with a connection; one that runs
-    /// is told to stop. A oneway call may run nevertheless.
+    /// The deadline passed. If the call still waits in a queue, it will not run, unless its cancel is lost with a connection.
+    /// If it runs, its handler is told to stop. A oneway call may still run.
     #[error("`{method}` gave no reply within {after:?}: {why}")]
     #[non_exhaustive]
     Timeout {
@@ -115,10 +117,10 @@ pub enum Error {
         method: String,
         /// How long the call was allowed to take.
         after: Duration,
-        /// What is known of it.
+        /// What is known of the call.
         why: Unanswered,
     },
-    /// A request, an event or metadata over the size cap, which nobody has got; or a reply over it: then the method has run,
+    /// A message is larger than the cap. A request, an event or metadata was not sent. If it is a reply, the method has run
     /// and its result is lost.
     #[error("the {what} takes {size} bytes, over the cap of {limit}: {}", if *.what == "metadata" { "shorten it, since this cap is fixed" } else { "send less, or raise `max_message_size` on both sides" })]
     #[non_exhaustive]
@@ -134,14 +136,14 @@ pub enum Error {
     #[error("{}there is no connection to the broker ({reason})", ran(.method.as_deref(), *.may_have_run))]
     #[non_exhaustive]
     Disconnected {
-        /// The method, as `name.vMAJOR.method`, or the key of an event; none for what is neither.
+        /// The method, as `name.vMAJOR.method`, or the key of an event. `None` for anything else.
         method: Option<String>,
         /// Whether the call may have reached a server.
         may_have_run: bool,
         /// What ended the connection, or why there is none.
         reason: String,
     },
-    /// No connection could be made.
+    /// No connection to the broker could be made.
     #[error("cannot connect to {url}: {reason}")]
     #[non_exhaustive]
     Connect {
@@ -159,7 +161,8 @@ pub enum Error {
         /// A sentence for each argument that differs.
         differences: Vec<String>,
     },
-    /// The broker refused an operation, such as one that the user's permissions do not cover, or did not answer.
+    /// The broker refused an operation, such as one for which the user has no permission, or did not answer. A call that the
+    /// broker refused has not run.
     #[error("the broker did not {operation}: {reason}")]
     #[non_exhaustive]
     Broker {
@@ -168,7 +171,7 @@ pub enum Error {
         /// The broker's words, or that there were none.
         reason: String,
     },
-    /// What was to be sent cannot be written, such as arguments or an event. Nothing was sent.
+    /// The arguments of a call, or an event, cannot be written. Nothing was sent.
     #[error("{0}")]
     Codec(#[from] CodecError),
     /// The reply cannot be read: it does not fit the type that the caller expects. The method has run.
@@ -237,15 +240,15 @@ impl Error {
         self.facts().1
     }
 
-    /// Whether the method may have run, or may still run. `false` is certain; `true` is a possibility. Of a [`Fault`] it is
-    /// always `true`, since a handler may return one with any code.
+    /// Whether the method of a call may have run, or may still run. `false` is certain; `true` means that it is possible. For
+    /// a [`Fault`] it is always `true`, because a handler may return a fault with any code.
     #[must_use]
     pub fn may_have_run(&self) -> bool {
         self.facts().2
     }
 
-    /// Whether trying again later can help. It says nothing about harm: unless the method may run twice, ask
-    /// [`may_have_run`](Error::may_have_run) too.
+    /// Whether trying again later can help. That it does no harm is another question: unless the method may run twice, ask
+    /// [`may_have_run`](Error::may_have_run) as well.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         self.facts().3

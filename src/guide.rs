@@ -9,14 +9,20 @@ macro_rules! pages {
 
 pages! {
     Readme = "README.md",
-    BesideOthers = "docs/guide/src/beside-others.md",
+    GettingStarted = "docs/guide/src/getting-started.md",
+    ServicesAndCalls = "docs/guide/src/services-and-calls.md",
+    Errors = "docs/guide/src/errors.md",
+    Oneway = "docs/guide/src/oneway.md",
+    Events = "docs/guide/src/events.md",
+    Deadlines = "docs/guide/src/deadlines.md",
     ChangingAContract = "docs/guide/src/changing-a-contract.md",
     Cluster = "docs/guide/src/cluster.md",
-    Events = "docs/guide/src/events.md",
-    OtherLanguages = "docs/guide/src/other-languages.md",
-    Performance = "docs/guide/src/performance.md",
-    Reliability = "docs/guide/src/reliability.md",
     #[cfg(feature = "tls")]
     Security = "docs/guide/src/security.md",
+    Performance = "docs/guide/src/performance.md",
     Troubleshooting = "docs/guide/src/troubleshooting.md",
+    Reliability = "docs/guide/src/reliability.md",
+    OtherLanguages = "docs/guide/src/other-languages.md",
+    BesideOthers = "docs/guide/src/beside-others.md",
+    Questions = "docs/guide/src/faq.md",
 }

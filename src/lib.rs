@@ -1,15 +1,25 @@
-//! Remote procedure calls over RabbitMQ: typed request/reply, oneway, broadcast and events between services that share
-//! a broker.
+//! Remote procedure calls over RabbitMQ: typed calls, oneway calls, broadcasts and events between services that share a
+//! broker.
 //!
-//! A trait is the contract. [`#[hopline::service]`](service) makes of it a server, to be given an implementation, and a
-//! client, whose methods return [`Call`]s:
+//! This page is a tour. After it you know the five types that matter: [`Server`], [`Client`], [`Call`], [`Context`] and
+//! [`Error`].
+//!
+//! # The contract is a trait
+//!
+//! [`#[hopline::service]`](service) reads a trait, and writes two types for it: `CalculatorServer`, which is given an
+//! implementation, and `CalculatorClient`, which makes calls.
 //!
 //! ```
-//! use hopline::{Client, Error, Server};
+//! use hopline::{Client, Context, Error, Server};
 //!
 //! #[hopline::service]
 //! pub trait Calculator {
 //!     async fn add(&self, a: i64, b: i64) -> i64;
+//!     /// With a `Context`, the method learns about the call. No argument is sent for it.
+//!     async fn whoami(&self, ctx: &Context) -> String;
+//!     /// Nobody waits for a oneway call. The broker keeps it until some instance has run it.
+//!     #[rpc(oneway)]
+//!     async fn log(&self, line: String);
 //! }
 //!
 //! struct Calc;
@@ -17,6 +27,12 @@
 //! impl Calculator for Calc {
 //!     async fn add(&self, a: i64, b: i64) -> i64 {
 //!         a + b
+//!     }
+//!     async fn whoami(&self, ctx: &Context) -> String {
+//!         ctx.instance().to_owned()
+//!     }
+//!     async fn log(&self, line: String) {
+//!         println!("{line}");
 //!     }
 //! }
 //!
@@ -29,32 +45,122 @@
 //! # Ok(()) }
 //! ```
 //!
-//! The nouns:
+//! # `Server` serves
 //!
-//! - A **service trait**, or a [`Service`] put together from [`Method`]s by hand.
-//! - [`Server`]: connects, serves services and [subscriptions](Server::subscribe), drains.
-//! - [`Client`]: connects, makes calls, [publishes](Client::publish) events.
-//! - [`Call`]: one invocation as a value: awaited, [started](Call::start), with a [callback](Call::then),
-//!   [sent](Call::send) oneway, or made to [all](Call::all) instances. Its options are on it, not on the client.
-//! - [`DeadLetters`]: what could not be run, for an operator.
-//! - [`Context`]: what a handler may know of the call it handles.
-//! - [`Error`]: what went wrong, in few variants. A method with an error type of its own fails with a [`CallError`], which is
-//!   that error or an [`Error`].
+//! A [`Server`] connects and serves any number of services. Start several, in as many processes as you like: they share the
+//! calls. One that is told to end [drains](Running::drain): it finishes what runs, and gives back the rest, so no call is
+//! lost.
 //!
-//! One URL picks the broker: `amqp://user:password@host:port/vhost` is RabbitMQ, and `memory://` or `memory://name` one
-//! in the process, which means the same, needs nothing, and ends with its last connection. `amqps://` asks for the cargo
-//! feature `tls`, which also has `Tls`: a CA and a certificate of one's own.
+//! ```no_run
+//! # use hopline::{Error, Server, Service};
+//! # async fn main_of_it(calculator: Service) -> Result<(), Error> {
+//! // HOPLINE_URL=amqp://user:password@broker.example.com
+//! Server::connect_env().await?.serve(calculator).run_until_signal().await
+//! # }
+//! ```
 //!
-//! Everything here runs on tokio; a program that is not async has [`blocking::wait`].
+//! [`ServerBuilder`] has settings. [`Running`] is a server that serves: [`Running::state`] tells whether all is well. A
+//! [`Service`] can also be put together by hand, from [`Method`]s.
 //!
-//! Spans and events go to [`tracing`](https://docs.rs/tracing). lapin, which speaks AMQP here, logs every returned
-//! message in full at `WARN`, such as each call that nobody serves, and some ends of connections at `ERROR`, wanted ones
-//! among them. All that matters of it comes back as an error or is logged here: filter with `lapin=off`.
+//! # `Client` makes calls, and a `Call` is a value
+//!
+//! A [`Client`] holds one connection, which all its clones share. What it makes is a [`Call`]: nothing is sent before you
+//! say how you want to wait. Options such as [`timeout`](Call::timeout) are on the call.
+//!
+//! ```
+//! # use std::time::Duration;
+//! # use futures::StreamExt;
+//! # use hopline::{Client, Context, Error, Server};
+//! # #[hopline::service]
+//! # pub trait Calculator {
+//! #     async fn add(&self, a: i64, b: i64) -> i64;
+//! #     async fn whoami(&self, ctx: &Context) -> String;
+//! #     #[rpc(oneway)]
+//! #     async fn log(&self, line: String);
+//! # }
+//! # struct Calc;
+//! # impl Calculator for Calc {
+//! #     async fn add(&self, a: i64, b: i64) -> i64 { a + b }
+//! #     async fn whoami(&self, ctx: &Context) -> String { ctx.instance().to_owned() }
+//! #     async fn log(&self, _: String) {}
+//! # }
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Error> {
+//! # let url = hopline::testing::broker();
+//! # let server = Server::connect(&url).await?.serve(CalculatorServer::new(Calc)).start().await?;
+//! # let client = Client::connect(&url).await?;
+//! let calc = CalculatorClient::new(&client);
+//!
+//! // Wait for the result.
+//! let five = calc.add(2, 3).timeout(Duration::from_secs(2)).await?;
+//! // Send it now, and collect the result later.
+//! let pending = calc.add(five, 3).start().await?;
+//! assert_eq!(pending.await?, 8);
+//! // Have a function called with the outcome.
+//! calc.add(2, 3).then(|outcome| println!("{outcome:?}"));
+//! // Oneway: this returns when the broker has it.
+//! calc.log("hello".into()).send().await?;
+//! // Broadcast: ask all instances, and take what comes within the time.
+//! for reply in calc.whoami().all().gather(Duration::from_millis(200)).await? {
+//!     println!("{} says {:?}", reply.instance, reply.outcome);
+//! }
+//! // Without a trait.
+//! let seven: i64 = client.call("calculator", "add", (3, 4)).await?;
+//! # assert_eq!(seven, 7);
+//! // An event goes to everybody who subscribes to it, and to nobody if there is none.
+//! client.publish("sum.done", &seven).await?;
+//! # server.drain().await;
+//! # Ok(()) }
+//! ```
+//!
+//! A call that is dropped is cancelled, and so is its handler. [`Server::subscribe`] handles events. [`ClientBuilder`] has
+//! settings.
+//!
+//! # `Context` is what a handler knows of its call
+//!
+//! How much time is left, who calls, which attempt it is, what the caller sent beside the arguments: [`Context`] tells. A call
+//! that a handler makes takes over deadline and trace by itself.
+//!
+//! # `Error` says what went wrong, and whether it may have run
+//!
+//! [`Error`] has a variant for each thing a caller can do something about, and reads as a sentence. A method that is declared
+//! `-> Result<T, E>` fails with [`CallError<E>`](CallError), which is its own error or an [`Error`].
+//!
+//! ```
+//! # use hopline::{Client, Error};
+//! # async fn example(client: Client) -> Result<i64, Error> {
+//! match client.call::<i64>("calculator", "add", (2, 3)).await {
+//!     // Nobody serves it: is a server running, and on the same namespace?
+//!     Err(Error::NoService { .. }) => Ok(0),
+//!     // It has not run, so it can be tried again.
+//!     Err(error) if !error.may_have_run() => client.call("calculator", "add", (2, 3)).await,
+//!     outcome => outcome,
+//! }
+//! # }
+//! ```
+//!
+//! # Where it connects
+//!
+//! The address picks the broker: `amqp://user:password@host:port/vhost` is RabbitMQ, and `memory://` is a broker in this
+//! process, which means the same and needs nothing. `amqps://` takes the cargo feature `tls`, which also has `Tls`: a CA and a
+//! certificate of your own. [`ClientBuilder::connect`] has all of what an address may say, and [`environment`] the variables
+//! that say it for you. A connection that is lost is made again, for as long as it takes.
+//!
+//! Everything runs on tokio. A program that is not async has [`blocking::wait`].
 //!
 //! # Testing
 //!
-//! Tests of services and their callers need no RabbitMQ. Give each a broker of its own, [`testing::broker`]: on `memory://`,
-//! which is one broker for the whole process, tests that run side by side answer each other's calls.
+//! Tests need no RabbitMQ. Give each a broker of its own, [`testing::broker`]: on `memory://`, which is one broker for the
+//! whole process, tests that run side by side answer each other's calls.
+//!
+//! # For operators
+//!
+//! A oneway call that fails in every attempt is kept: [`DeadLetters`] shows it, has it run again, or drops it. So does the
+//! command `hopline`, of the crate `hopline-cli`.
+//!
+//! Spans and events go to [`tracing`](https://docs.rs/tracing). lapin, which speaks AMQP here, logs every returned message in
+//! full at `WARN`, such as each call that nobody serves, and some ends of connections at `ERROR`, wanted ones among them. What
+//! matters of it comes back as an error or is logged here: filter with `lapin=off`.
 
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 
@@ -66,6 +172,7 @@ mod service;
 mod context;
 mod registry;
 mod state;
+mod settings;
 mod dead;
 mod error;
 mod codec;
@@ -88,6 +195,7 @@ pub mod transport;
 #[doc(hidden)]
 pub mod bench;
 pub mod blocking;
+pub mod environment;
 pub mod testing;
 #[cfg(doctest)]
 mod guide;
@@ -108,5 +216,6 @@ pub use registry::{Instance, InstanceStats, MethodInfo};
 pub use server::{Caller, Running, Server, ServerBuilder};
 pub use service::{Dispatch, Failure, IntoService, Method, Service};
 pub use state::State;
+pub use topology::ServiceId;
 #[cfg(feature = "tls")]
 pub use transport::Tls;

@@ -2,6 +2,7 @@
 
 mod admit;
 mod allow;
+mod builder;
 mod calls;
 mod claims;
 mod copies;
@@ -19,6 +20,7 @@ mod reading;
 mod repair;
 mod replies;
 mod running;
+mod signals;
 mod supervisor;
 mod through;
 mod worker;
@@ -39,25 +41,24 @@ use uuid::Uuid;
 use self::allow::Allow;
 pub use self::allow::Caller;
 pub(crate) use self::allow::user_of;
+pub use self::builder::ServerBuilder;
 use self::calls::Calls;
 use self::health::Health;
 pub(crate) use self::letter::history;
 use self::reading::{Reading, Topology};
 use self::replies::Replies;
 pub use self::running::Running;
+use self::signals::Signals;
 use self::supervisor::Supervisor;
 use self::worker::EVENT;
-use crate::client::{MAX_MESSAGE_SIZE, short_id};
 use crate::compression::Compression;
 use crate::context::Context;
 use crate::error::Error;
-use crate::middleware::{Chain, Middleware};
+use crate::middleware::Chain;
 use crate::route::Exchanges;
 use crate::service::{Dispatch, IntoService, Service};
 use crate::topology::{Binding, Declaration, Namespace, ServiceId, check_event_pattern, is_presence_key};
-#[cfg(feature = "tls")]
-use crate::transport::Tls;
-use crate::transport::{Dial, DialSettings, Role, Transport};
+use crate::transport::{Dial, Role, Transport};
 
 /// How many events an instance holds unsettled, of each subscription.
 const EVENTS_PREFETCH: u16 = 64;
@@ -75,132 +76,16 @@ const EVENTS_PREFETCH: u16 = 64;
 /// ```
 pub struct Server {
     dial: Dial,
-    transport: Transport,
-    settings: ServerBuilder,
+    /// None if it is to connect once it serves.
+    transport: Option<Transport>,
+    namespace: Namespace,
+    max_message_size: usize,
+    compression: Option<Compression>,
+    middleware: Chain,
     instance: Arc<str>,
     services: Vec<Service>,
     subscriptions: Vec<(String, Service)>,
     allow: Allow,
-}
-
-/// What a server may be told before it connects.
-#[derive(Debug, Clone)]
-pub struct ServerBuilder {
-    namespace: Result<Namespace, String>,
-    max_message_size: usize,
-    compression: Option<Compression>,
-    middleware: Chain,
-    dial: DialSettings,
-}
-
-impl Default for ServerBuilder {
-    fn default() -> Self {
-        Self {
-            namespace: Ok(Namespace::default()),
-            max_message_size: MAX_MESSAGE_SIZE,
-            compression: None,
-            middleware: Chain::default(),
-            dial: DialSettings::default(),
-        }
-    }
-}
-
-impl ServerBuilder {
-    /// The prefix of every name on the broker, `[A-Za-z0-9_-]+`: clients of other namespaces do not see this server.
-    /// Default `hopline`.
-    #[must_use]
-    pub fn namespace(mut self, name: &str) -> Self {
-        self.namespace = Namespace::new(name);
-        self
-    }
-
-    /// The largest message to accept or send, and what compressed arguments may come to, in bytes. Default 16 MiB.
-    #[must_use]
-    pub fn max_message_size(mut self, bytes: usize) -> Self {
-        self.max_message_size = bytes;
-        self
-    }
-
-    /// Has a [`Middleware`] go around every call of all services of this server, around its events, and around that of each
-    /// [service](crate::Service::with). The first that is added is the outermost. Default: none, which costs nothing.
-    ///
-    /// ```
-    /// use hopline::{Finished, Middleware, Server};
-    ///
-    /// struct Log;
-    ///
-    /// impl Middleware for Log {
-    ///     fn finished(&self, done: &Finished<'_>) {
-    ///         println!("{}.{} {} {:?}", done.call.service(), done.call.method(), done.code, done.took);
-    ///     }
-    /// }
-    ///
-    /// # async fn example() -> Result<(), hopline::Error> {
-    /// let server = Server::builder().with(Log).connect("amqp://localhost").await?;
-    /// # Ok(()) }
-    /// ```
-    #[must_use]
-    pub fn with(mut self, middleware: impl Middleware) -> Self {
-        self.middleware.push(middleware);
-        self
-    }
-
-    /// What people are to call this server, so that they find its connection: it is shown by the broker as
-    /// `NAME server PROCESS INSTANCE`, and in the log. 1 to 64 bytes, no control characters. Default: the program's name.
-    #[must_use]
-    pub fn name(mut self, name: &str) -> Self {
-        self.dial.name = Some(name.to_owned());
-        self
-    }
-
-    /// How long each address of the broker may take until its connection can be used, from the first question to the name
-    /// server on; an address may say otherwise (`?connection_timeout=`, in milliseconds). Default 10 s.
-    #[must_use]
-    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.dial.timeout = timeout;
-        self
-    }
-
-    /// How results are compressed, for callers that can read it. At least 1024 bytes of a result are, and only if that
-    /// makes them smaller. Compressed arguments are read whatever is set here. Default: results are not compressed.
-    #[must_use]
-    pub fn compression(mut self, compression: Compression) -> Self {
-        self.compression = Some(compression);
-        self
-    }
-
-    /// Whom to trust and who to be on `amqps://`. Default: the system's roots, and no certificate.
-    #[cfg(feature = "tls")]
-    #[must_use]
-    pub fn tls(mut self, tls: Tls) -> Self {
-        self.dial.tls = Some(tls);
-        self
-    }
-
-    /// Connects to the broker that `url` names: `memory://`, `amqp://` or `amqps://`; or to the first that answers of
-    /// several, as [`ClientBuilder::connect`](crate::ClientBuilder::connect) reads them. A connection that is lost is made
-    /// again, for as long as it takes, and everything is served again: see [`Running::state`]. A server that is connected to
-    /// another than the first address in its own order tries that one every 2.5 to 7.5 minutes, and moves there when all can be served there: no call or event is missed meanwhile, and no call to it fails.
-    ///
-    /// # Errors
-    /// `Invalid` for an address or a setting that cannot be used, `Connect` when no broker answers or it refuses.
-    pub async fn connect(self, url: &str) -> Result<Server, Error> {
-        self.namespace.clone().map_err(Error::Invalid)?;
-        Compression::check(self.compression).map_err(Error::Invalid)?;
-        let instance: Arc<str> = short_id().into();
-        let dial = self.dial.dial(url)?.of(instance.clone());
-        let transport = dial.connect(Role::Server).await?;
-        info!(name = dial.label(Role::Server), broker = transport.broker().map(display), "connected");
-        Ok(Server {
-            dial,
-            transport,
-            settings: self,
-            instance,
-            services: Vec::new(),
-            subscriptions: Vec::new(),
-            allow: Allow::default(),
-        })
-    }
 }
 
 impl Server {
@@ -208,8 +93,24 @@ impl Server {
     ///
     /// # Errors
     /// As [`ServerBuilder::connect`].
-    pub async fn connect(url: &str) -> Result<Self, Error> {
+    pub async fn connect(url: impl AsRef<str>) -> Result<Self, Error> {
         Self::builder().connect(url).await
+    }
+
+    /// Connects as the environment says: `HOPLINE_URL`, and the other variables of [`environment`](crate::environment).
+    ///
+    /// ```no_run
+    /// # use hopline::{Server, Service};
+    /// # async fn example(calculator: Service) -> Result<(), hopline::Error> {
+    /// // HOPLINE_URL=amqp://user:password@broker.example.com HOPLINE_NAME=calculator
+    /// Server::connect_env().await?.serve(calculator).run_until_signal().await
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`ServerBuilder::connect_env`].
+    pub async fn connect_env() -> Result<Self, Error> {
+        Self::builder().connect_env().await
     }
 
     /// Settings to change before connecting.
@@ -275,14 +176,15 @@ impl Server {
         self
     }
 
-    /// Starts to serve: when this returns, the services can be called.
+    /// Starts to serve: when this returns, the services can be called. A server that connects
+    /// [lazily](ServerBuilder::connect_lazy) does not wait for that: its [state](Running::state) tells when they can.
     ///
     /// # Errors
     /// `Invalid` for bad names, patterns and settings, and for services or methods that are there twice, `Mismatch` where a
     /// queue exists with other arguments, `Broker` for what the broker refuses, `Disconnected`.
     pub async fn start(self) -> Result<Running, Error> {
-        let Self { dial, transport, settings, instance, services, subscriptions, allow } = self;
-        let namespace = settings.namespace.map_err(Error::Invalid)?;
+        let Self { dial, transport, namespace, max_message_size, compression, instance, .. } = self;
+        let Self { services, subscriptions, allow, middleware, .. } = self;
         for (pattern, _) in &subscriptions {
             check_event_pattern(pattern).map_err(Error::Invalid)?;
         }
@@ -294,28 +196,23 @@ impl Server {
             }
         }
 
-        let transports = Arc::new(watch::channel(transport).0);
+        let is_connected = transport.is_some();
+        let transports = Arc::new(watch::channel(transport.unwrap_or_else(Transport::absent)).0);
         let draining = CancellationToken::new();
         let name: Arc<str> = dial.label(Role::Server).into();
         let health = Arc::new(Health::new(name.clone()));
         let site = Arc::new(Site {
-            replies: Replies::start(
-                &transports,
-                draining.clone(),
-                instance.clone(),
-                settings.max_message_size,
-                health.clone(),
-            ),
+            replies: Replies::start(&transports, draining.clone(), instance.clone(), max_message_size, health.clone()),
             transports,
             exchanges: Exchanges::of(&namespace),
             namespace,
             instance,
             name,
             services: served.keys().map(|id| id.to_string().into()).collect(),
-            max_size: settings.max_message_size,
+            max_size: max_message_size,
             allow,
-            compression: settings.compression,
-            middleware: settings.middleware,
+            compression,
+            middleware,
             draining,
             shared: TaskTracker::new(),
             addressed: TaskTracker::new(),
@@ -338,9 +235,15 @@ impl Server {
         for (pattern, service) in subscriptions {
             supervisor.subscribe(pattern, checked(&service)?, service)?;
         }
-        supervisor.start().await?;
-        tokio::spawn(supervisor.run());
-        info!(name = &*running.site.name, services = ?running.site.services, subscriptions = ?patterns, "serving");
+        let (name, services) = (running.site.name.clone(), running.site.services.clone());
+        if is_connected {
+            supervisor.start().await?;
+            tokio::spawn(supervisor.run());
+            info!(name = &*name, ?services, subscriptions = ?patterns, "serving");
+        } else {
+            info!(name = &*name, ?services, subscriptions = ?patterns, "serving once there is a connection");
+            tokio::spawn(supervisor.start_lazily());
+        }
         Ok(running)
     }
 
@@ -353,6 +256,28 @@ impl Server {
         let running = self.start().await?;
         stop.await;
         running.drain().await;
+        Ok(())
+    }
+
+    /// Serves until the process is told to end, then drains: see [`Running::run_until_signal`]. A signal that comes while it
+    /// [starts](Self::start) ends it at once.
+    ///
+    /// ```no_run
+    /// # use hopline::{Server, Service};
+    /// # async fn example(calculator: Service) -> Result<(), hopline::Error> {
+    /// Server::connect("amqp://localhost").await?.serve(calculator).run_until_signal().await
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub async fn run_until_signal(self) -> Result<(), Error> {
+        let mut signals = Signals::listen();
+        let running = tokio::select! {
+            running = self.start() => running?,
+            () = signals.next() => return Ok(()),
+        };
+        running.run_until(signals).await;
         Ok(())
     }
 }

@@ -73,6 +73,14 @@ impl Transport {
         Dial::parse(url)?.connect(role).await
     }
 
+    /// In the place of a connection that is yet to be made: it has ended, and whatever is asked of it fails with that.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub(crate) fn absent() -> Self {
+        Self::Memory(memory::Connection::absent())
+    }
+
     /// Declares each part in order. Exclusive queues belong to this transport's consuming connection.
     ///
     /// # Errors

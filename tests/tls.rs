@@ -311,10 +311,17 @@ static HOPLINE: LazyLock<PathBuf> = LazyLock::new(|| {
 
 async fn hopline(arguments: &[&str]) -> Output {
     let mut command = tokio::process::Command::new(&*HOPLINE);
-    for variable in ["HOPLINE_URL", "HOPLINE_CA", "HOPLINE_CERT", "HOPLINE_KEY", "RUST_LOG"] {
+    for (variable, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("HOPLINE_")) {
         command.env_remove(variable);
     }
-    command.args(arguments).stdin(Stdio::null()).kill_on_drop(true).output().await.expect("it can be run")
+    command
+        .env_remove("RUST_LOG")
+        .args(arguments)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .expect("it can be run")
 }
 
 #[tokio::test]

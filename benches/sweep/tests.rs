@@ -9,7 +9,10 @@ use std::process::{Command, Output};
 /// The program, without what the tester's own environment says.
 fn sweep(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sweep"));
-    command.env_remove("HOPLINE_URL").env_remove("RUST_LOG").env_remove("TOKIO_WORKER_THREADS");
+    for (variable, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("HOPLINE_")) {
+        command.env_remove(variable);
+    }
+    command.env_remove("RUST_LOG").env_remove("TOKIO_WORKER_THREADS");
     command.args(arguments).output().expect("it can be run")
 }
 

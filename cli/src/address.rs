@@ -7,61 +7,80 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use hopline::{Client, ClientBuilder, DeadLetters, DeadLettersBuilder, Error, Server, ServerBuilder, Tls};
-
-/// How long an address may take until its connection can be used, if nothing shorter is asked for.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+use hopline::{Client, ClientBuilder, DeadLetters, DeadLettersBuilder, Error, Server, ServerBuilder, Tls, environment};
 
 /// How much longer connecting as a whole may take than an address: where that takes all the time, it says why.
 const GRACE: Duration = Duration::from_millis(100);
 
+/// Variables of the environment are those of the library: see `hopline::environment`.
 #[derive(Args)]
 pub(crate) struct Address {
     /// The broker's address
-    #[arg(long, env = "HOPLINE_URL", default_value = "amqp://localhost", hide_env_values = true)]
+    #[arg(long, env = environment::URL, default_value = "amqp://localhost", hide_env_values = true)]
     pub(crate) url: String,
+    /// How long each address may take until its connection can be used, such as 500ms or 5s; no longer than `--timeout`
+    #[arg(
+        long, env = environment::CONNECT_TIMEOUT, default_value = "10s", value_parser = environment::duration,
+        hide_env_values = true
+    )]
+    connect_timeout: Duration,
+    /// What the broker and its log call this command's connections, instead of `hopline`
+    #[arg(long, env = environment::NAME, hide_env_values = true)]
+    name: Option<String>,
     /// Whom to trust on amqps:// instead of the system's CAs: their certificates, in PEM
-    #[arg(long, value_name = "FILE", env = "HOPLINE_CA", hide_env_values = true)]
-    pub(crate) ca: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", env = environment::CA, hide_env_values = true)]
+    ca: Option<PathBuf>,
     /// The certificate to show on amqps://, and those that lead to its CA, in PEM
     ///
     /// It logs in, too, where the address names no user.
-    #[arg(long, value_name = "FILE", env = "HOPLINE_CERT", hide_env_values = true, requires = "key")]
-    pub(crate) cert: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", env = environment::CERT, hide_env_values = true, requires = "key")]
+    cert: Option<PathBuf>,
     /// The private key of that certificate, in PEM
-    #[arg(long, value_name = "FILE", env = "HOPLINE_KEY", hide_env_values = true, requires = "cert")]
-    pub(crate) key: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", env = environment::KEY, hide_env_values = true, requires = "cert")]
+    key: Option<PathBuf>,
+}
+
+/// A place on the broker of its own.
+#[derive(Args)]
+pub(crate) struct Namespace {
+    /// The prefix of every name on the broker
+    #[arg(long, env = environment::NAMESPACE, default_value = "hopline", hide_env_values = true)]
+    pub(crate) namespace: String,
+}
+
+/// A builder that is told what all three can be told.
+macro_rules! told {
+    ($address:expr, $timeout:expr, $builder:expr) => {{
+        let mut builder = $builder.connect_timeout($address.connect_timeout.min($timeout));
+        if let Some(name) = &$address.name {
+            builder = builder.name(name);
+        }
+        if let Some(tls) = $address.tls()? {
+            builder = builder.tls(tls);
+        }
+        builder
+    }};
 }
 
 impl Address {
+    /// A client whose connection may take no longer than this.
+    ///
     /// # Errors
     /// `Invalid` for files that cannot be read.
-    pub(crate) fn client(&self) -> Result<ClientBuilder, Error> {
-        let builder = Client::builder();
-        Ok(match self.tls()? {
-            Some(tls) => builder.tls(tls),
-            None => builder,
-        })
+    pub(crate) fn client(&self, timeout: Duration) -> Result<ClientBuilder, Error> {
+        Ok(told!(self, timeout, Client::builder()))
     }
 
     /// # Errors
     /// As [`Address::client`].
     pub(crate) fn server(&self) -> Result<ServerBuilder, Error> {
-        let builder = Server::builder();
-        Ok(match self.tls()? {
-            Some(tls) => builder.tls(tls),
-            None => builder,
-        })
+        Ok(told!(self, self.connect_timeout, Server::builder()))
     }
 
     /// # Errors
     /// As [`Address::client`].
-    pub(crate) fn dead_letters(&self) -> Result<DeadLettersBuilder, Error> {
-        let builder = DeadLetters::builder();
-        Ok(match self.tls()? {
-            Some(tls) => builder.tls(tls),
-            None => builder,
-        })
+    pub(crate) fn dead_letters(&self, timeout: Duration) -> Result<DeadLettersBuilder, Error> {
+        Ok(told!(self, timeout, DeadLetters::builder()))
     }
 
     /// What is set for TLS, if anything is.
@@ -82,11 +101,6 @@ impl Address {
 
 fn read(option: &str, file: &Path) -> Result<Vec<u8>, Error> {
     fs::read(file).map_err(|error| Error::Invalid(format!("`{option} {}` cannot be read: {error}", file.display())))
-}
-
-/// How long each address may take, when connecting is to take no more than `timeout`.
-pub(crate) fn connect_timeout(timeout: Duration) -> Duration {
-    timeout.min(CONNECT_TIMEOUT)
 }
 
 /// What `connecting` comes to, if that is before its time is over.
@@ -119,20 +133,4 @@ pub(crate) fn one_line(error: &impl Display) -> String {
     let said =
         error.to_string().replace('\n', " ").replace("`Tls::ca`", "`--ca`").replace("`.timeout()`", "`--timeout`");
     said.replace("`Tls::identity`", "`--cert` and `--key`")
-}
-
-/// How long, as it is written after `--timeout`.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let unit = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(unit);
-    let millis = match unit {
-        "ms" => 1,
-        "s" => 1000,
-        "m" => 60_000,
-        _ => 0,
-    };
-    match number.parse::<u64>().ok().and_then(|number| number.checked_mul(millis)) {
-        Some(millis) if millis > 0 => Ok(Duration::from_millis(millis)),
-        _ => Err("write a number above 0 and a unit: 500ms, 5s or 2m".to_owned()),
-    }
 }

@@ -44,7 +44,7 @@ struct Broker {
 
 impl Broker {
     async fn client(&self, coalesce: Coalesce) -> Result<Client, Error> {
-        let builder = self.address.client()?.namespace(&self.namespace).coalesce(coalesce);
+        let builder = self.address.client(Duration::MAX)?.namespace(&self.namespace).coalesce(coalesce);
         builder.connect(&self.address.url).await
     }
 

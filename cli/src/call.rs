@@ -5,11 +5,10 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use hopline::topology::{ServiceId, check_name};
-use hopline::{CallError, Codec, Error};
+use hopline::{CallError, Codec, Error, ServiceId, environment};
 use serde_json::Value;
 
-use crate::address::{Address, connect_timeout, duration, said, within};
+use crate::address::{Address, Namespace, said, within};
 
 /// How long the connection may take to close, with a call that is cancelled to be told of.
 const CLOSING: Duration = Duration::from_secs(1);
@@ -20,7 +19,7 @@ const CLOSING: Duration = Duration::from_secs(1);
 /// on bad usage.
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  hopline call demo.add '[2, 3]'\n  hopline call billing.v2.total '[42]' --timeout 5s"
+    after_help = "Examples:\n  hopline call demo.add '[2, 3]'\n  hopline call billing.v2.total '[42]' --timeout 5s --metadata user=alice"
 )]
 pub(crate) struct Call {
     /// What to call: SERVICE.METHOD, or SERVICE.vMAJOR.METHOD for a version other than 1
@@ -32,11 +31,16 @@ pub(crate) struct Call {
     #[command(flatten)]
     address: Address,
     /// How long it may take in all, connecting included, such as 500ms, 5s or 2m
-    #[arg(long, default_value = "30s", value_parser = duration)]
+    #[arg(
+        long, env = environment::TIMEOUT, default_value = "30s", value_parser = environment::duration,
+        hide_env_values = true
+    )]
     timeout: Duration,
-    /// The prefix of every name on the broker
-    #[arg(long, default_value = "hopline")]
-    namespace: String,
+    #[command(flatten)]
+    namespace: Namespace,
+    /// Text for the handler, such as user=alice; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = entry)]
+    metadata: Vec<Entry>,
     /// One instance instead of any
     #[arg(long, value_name = "INSTANCE")]
     to: Option<String>,
@@ -51,6 +55,13 @@ struct Target {
 /// The arguments, one by one: clap would take a bare `Vec` for an option that may be repeated.
 #[derive(Clone)]
 struct Arguments(Vec<Value>);
+
+/// An entry of the metadata.
+#[derive(Clone)]
+struct Entry {
+    name: String,
+    value: String,
+}
 
 /// Why there is no reply, and what the command exits with: 1 when the call failed, 2 on bad usage.
 struct Failed(String, u8);
@@ -79,14 +90,16 @@ impl Call {
     }
 
     async fn reply(self) -> Result<Value, Failed> {
-        let Self { target, arguments, address, timeout, namespace, to } = self;
+        let Self { target, arguments, address, timeout, namespace: Namespace { namespace }, metadata, to } = self;
         let began = Instant::now();
-        let builder =
-            address.client()?.namespace(&namespace).codec(Codec::Json).connect_timeout(connect_timeout(timeout));
+        let builder = address.client(timeout)?.namespace(namespace).codec(Codec::Json);
         let client = within(timeout, builder.connect(&address.url), |late| Failed(late, 1)).await?;
         let left = timeout.saturating_sub(began.elapsed());
         let mut call =
             client.call::<Value>(&target.service, &target.method, arguments.0).fails_with::<Value>().timeout(left);
+        for Entry { name, value } in metadata {
+            call = call.metadata(name, value);
+        }
         if let Some(instance) = to {
             call = call.to(instance);
         }
@@ -109,12 +122,15 @@ impl Call {
 }
 
 fn target(text: &str) -> Result<Target, String> {
-    let Some((service, method)) = text.rsplit_once('.') else {
-        return Err("write SERVICE.METHOD, such as demo.add".to_owned());
-    };
-    ServiceId::parse(service)?;
-    check_name("method", method)?;
-    Ok(Target { service: service.to_owned(), method: method.to_owned() })
+    let (service, method) = ServiceId::with_method(text).map_err(|error| error.to_string())?;
+    Ok(Target { service: service.to_string(), method: method.to_owned() })
+}
+
+fn entry(text: &str) -> Result<Entry, String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok(Entry { name: name.to_owned(), value: value.to_owned() }),
+        _ => Err("write NAME=VALUE, such as user=alice".to_owned()),
+    }
 }
 
 fn arguments(text: &str) -> Result<Arguments, String> {

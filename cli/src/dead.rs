@@ -5,12 +5,14 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
-use hopline::topology::ServiceId;
-use hopline::{DeadLetter, DeadLetters, DeadLettersBuilder, Error, Fate, Handled, LetterKind, Listed, WhichLetters};
+use hopline::{
+    DeadLetter, DeadLetters, DeadLettersBuilder, Error, Fate, Handled, LetterKind, Listed, ServiceId, WhichLetters,
+    environment,
+};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use crate::address::{Address, connect_timeout, duration, said, within};
+use crate::address::{Address, Namespace, said, within};
 
 /// How much of a reason a table shows, in letters.
 const SHORT: usize = 100;
@@ -46,22 +48,21 @@ const CLOSING: Duration = Duration::from_secs(1);
 struct Broker {
     #[command(flatten)]
     address: Address,
-    /// The prefix of every name on the broker
-    #[arg(long, default_value = "hopline")]
-    namespace: String,
+    #[command(flatten)]
+    namespace: Namespace,
     /// How long connecting may take, and then each answer of a queue, such as 500ms or 5s [default: 30s to connect, 8s for
     /// an answer]
-    #[arg(long, value_parser = duration)]
+    #[arg(long, env = environment::TIMEOUT, value_parser = environment::duration, hide_env_values = true)]
     timeout: Option<Duration>,
 }
 
 impl Broker {
     fn builder(&self) -> Result<DeadLettersBuilder, Failed> {
-        let Self { address, namespace, timeout } = self;
-        let builder = address.dead_letters()?.namespace(namespace);
+        let Self { address, namespace: Namespace { namespace }, timeout } = self;
+        let builder = address.dead_letters(timeout.unwrap_or(CONNECTING))?.namespace(namespace);
         Ok(match *timeout {
-            Some(timeout) => builder.timeout(timeout).connect_timeout(connect_timeout(timeout)),
-            None => builder.connect_timeout(connect_timeout(CONNECTING)),
+            Some(timeout) => builder.timeout(timeout),
+            None => builder,
         })
     }
 
@@ -315,7 +316,7 @@ fn told(mut left: Vec<String>) -> Result<(), Failed> {
 }
 
 fn service(text: &str) -> Result<String, String> {
-    ServiceId::parse(text).map(|_| text.to_owned())
+    text.parse::<ServiceId>().map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
 fn absent(service: &str, id: &str) -> String {

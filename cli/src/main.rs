@@ -8,7 +8,8 @@ mod bench;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::builder::Resettable;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 /// Remote procedure calls over RabbitMQ, from a shell.
@@ -30,7 +31,8 @@ enum What {
 
 fn main() -> ExitCode {
     // Bad usage ends here, with exit code 2.
-    let command = match Command::try_parse() {
+    let command = without_empty_variables(Command::command());
+    let command = match command.try_get_matches().and_then(|matches| Command::from_arg_matches(&matches)) {
         Ok(command) => command,
         Err(error) => return told(&error),
     };
@@ -43,6 +45,18 @@ fn main() -> ExitCode {
         What::Dead(dead) => dead.run(),
         What::Bench(bench) => bench.run(),
     }
+}
+
+/// Has a variable that is empty count as not set, as the library does.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty =
+        |argument: &clap::Arg| argument.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
+    let command = command.mut_args(|argument| match is_empty(&argument) {
+        true => argument.env(Resettable::Reset),
+        false => argument,
+    });
+    let names: Vec<_> = command.get_subcommands().map(|command| command.get_name().to_owned()).collect();
+    names.into_iter().fold(command, |command, name| command.mut_subcommand(name, without_empty_variables))
 }
 
 /// Prints the help, or what is wrong with the usage, which may quote an address that stands where none should.

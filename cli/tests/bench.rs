@@ -27,7 +27,10 @@ async fn soon<F: Future>(event: F) -> F::Output {
 /// The command, without what the tester's own environment says.
 fn bench(arguments: &[&[&str]]) -> Command {
     let mut command = Command::new(assert_cmd::cargo::cargo_bin!("hopline"));
-    command.env_remove("HOPLINE_URL").env_remove("RUST_LOG").env_remove("TOKIO_WORKER_THREADS");
+    for (variable, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("HOPLINE_")) {
+        command.env_remove(variable);
+    }
+    command.env_remove("RUST_LOG").env_remove("TOKIO_WORKER_THREADS");
     command.stdin(Stdio::null()).kill_on_drop(true).arg("bench").args(arguments.concat());
     command
 }

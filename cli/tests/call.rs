@@ -7,7 +7,7 @@ use std::process::Output;
 use std::time::Duration;
 
 use assert_cmd::Command;
-use hopline::{Running, Server};
+use hopline::{Context, Fault, Running, Server};
 use tokio::net::TcpSocket;
 
 #[path = "../../examples/demo/mod.rs"]
@@ -25,10 +25,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// The command, without what the tester's own environment says.
 fn hopline(arguments: &[&str]) -> Command {
     let mut command = assert_cmd::cargo::cargo_bin_cmd!("hopline");
-    for variable in ["HOPLINE_URL", "HOPLINE_CA", "HOPLINE_CERT", "HOPLINE_KEY", "RUST_LOG"] {
+    for (variable, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("HOPLINE_")) {
         command.env_remove(variable);
     }
-    command.timeout(PATIENCE).args(arguments);
+    command.env_remove("RUST_LOG").timeout(PATIENCE).args(arguments);
     command
 }
 
@@ -105,7 +105,21 @@ fn the_version_and_the_help_are_printed() {
     assert_eq!(printed(run(&["--version"])), concat!("hopline ", env!("CARGO_PKG_VERSION")));
     assert!(printed(run(&["--help"])).contains("\n  call "));
     let help = printed(run(&["call", "--help"]));
-    let options = ["--url", "HOPLINE_URL", "--ca", "--cert", "--key", "--timeout", "--namespace", "--to"];
+    let options = [
+        "--url",
+        "HOPLINE_URL",
+        "--ca",
+        "--cert",
+        "--key",
+        "--name",
+        "--timeout",
+        "HOPLINE_TIMEOUT",
+        "--connect-timeout",
+        "--namespace",
+        "HOPLINE_NAMESPACE",
+        "--metadata",
+        "--to",
+    ];
     for told in ["<TARGET>", "[ARGUMENTS]"].iter().chain(&options) {
         assert!(help.contains(told), "no {told} in {help}");
     }
@@ -124,10 +138,12 @@ fn bad_usage_exits_with_2_and_says_what_to_write() {
         (&["call", "demo.add", r#"{"a": 2}"#], "write a JSON array with one element for each argument"),
         (&["call", "demo.add", "2", "3"], "unexpected argument '3'"),
         (&["call", "demo", "[]"], "write SERVICE.METHOD, such as demo.add"),
-        (&["call", "demo.add", "[]", "--timeout", "5"], "write a number above 0 and a unit: 500ms, 5s or 2m"),
-        (&["call", "demo.add", "[]", "--timeout", "0s"], "write a number above 0 and a unit"),
-        (&["call", "demo.add", "[]", "--timeout=-1s"], "write a number above 0 and a unit"),
-        (&["call", "demo.add", "[]", "--timeout", "99999999999999999999m"], "write a number above 0 and a unit"),
+        (&["call", "demo.add", "--metadata", "alice"], "write NAME=VALUE, such as user=alice"),
+        (&["call", "demo.add", "--metadata", "=alice"], "write NAME=VALUE, such as user=alice"),
+        (&["call", "demo.add", "[]", "--timeout", "5"], "write a whole number above 0 and a unit: 500ms, 5s or 2m"),
+        (&["call", "demo.add", "[]", "--timeout", "0s"], "write a whole number above 0 and a unit"),
+        (&["call", "demo.add", "[]", "--timeout=-1s"], "write a whole number above 0 and a unit"),
+        (&["call", "demo.add", "[]", "--timeout", "99999999999999999999m"], "write a whole number above 0 and a unit"),
     ];
     for (arguments, said) in cases {
         let output = run(arguments);
@@ -262,6 +278,43 @@ async fn the_broker_is_named_by_an_option_or_else_by_the_environment() {
     let (_taken, nowhere) = nowhere();
     by_both.args(["--url", &scene.url]).env("HOPLINE_URL", format!("amqp://{nowhere}"));
     assert_eq!(printed(ended(by_both).await), "5");
+}
+
+#[test]
+fn the_environment_says_what_no_option_says() {
+    let call = |variables: &[(&str, &str)]| {
+        let mut command = hopline(&["call", "demo.add"]);
+        command.env("HOPLINE_URL", "memory://").envs(variables.iter().copied()).output().expect("it can be run")
+    };
+    assert!(failure(call(&[("HOPLINE_NAMESPACE", "shop")])).starts_with("nobody serves `demo.v1`"));
+    let empty = ["HOPLINE_NAMESPACE", "HOPLINE_NAME", "HOPLINE_TIMEOUT", "HOPLINE_CONNECT_TIMEOUT", "HOPLINE_CA"];
+    assert!(failure(call(&empty.map(|name| (name, "")))).starts_with("nobody serves `demo.v1`"));
+    for (name, value, said) in [
+        ("HOPLINE_NAMESPACE", "a b", "the namespace `a b` has a ' ' in it"),
+        ("HOPLINE_TIMEOUT", "2", "write a whole number above 0 and a unit"),
+        ("HOPLINE_CONNECT_TIMEOUT", "soon", "write a whole number above 0 and a unit"),
+        ("HOPLINE_NAME", "a\tb", "the name of a connection has 1 to 64 bytes"),
+    ] {
+        let output = call(&[(name, value)]);
+        assert_eq!(output.status.code(), Some(2), "{name}: {output:?}");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(told.contains(said), "{name}: {told}");
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
+async fn the_handler_reads_the_metadata_and_the_name_of_the_caller() {
+    let scene = Scene::new("metadata").await;
+    let told = |context: Context, (name,): (String,)| async move {
+        Ok::<_, Fault>((context.metadata(&name).map(str::to_owned), context.caller().map(str::to_owned)))
+    };
+    let server = Server::builder().namespace(&scene.namespace).connect(&scene.url).await.expect("the broker is there");
+    let server = server.serve(hopline::Service::new("told", 1).method("told", told)).start().await;
+    let _server = server.expect("it can be served");
+    let arguments = ["told.told", r#"["user"]"#, "--metadata", "user=alice=b", "--metadata", "a=", "--name", "nightly"];
+    let printed = printed(scene.call(&arguments).await);
+    assert!(printed.starts_with(r#"["alice=b","nightly "#), "{printed}");
 }
 
 #[tokio::test]

@@ -21,7 +21,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// The command, without what the tester's own environment says.
 fn hopline(arguments: &[&str]) -> Command {
     let mut command = assert_cmd::cargo::cargo_bin_cmd!("hopline");
-    command.env_remove("HOPLINE_URL").env_remove("RUST_LOG").timeout(PATIENCE).args(arguments);
+    for (variable, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("HOPLINE_")) {
+        command.env_remove(variable);
+    }
+    command.env_remove("RUST_LOG").timeout(PATIENCE).args(arguments);
     command
 }
 

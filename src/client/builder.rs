@@ -14,15 +14,14 @@ use super::target::{Target, Targets};
 use super::{Client, Inner, MAX_MESSAGE_SIZE, short_id};
 use crate::codec::Codec;
 use crate::compression::Compression;
+use crate::environment;
 use crate::error::Error;
 use crate::frame::set_entry;
 use crate::middleware::{Chain, Middleware};
 use crate::outbox::Share;
 use crate::route::Exchanges;
-use crate::topology::Namespace;
-#[cfg(feature = "tls")]
-use crate::transport::Tls;
-use crate::transport::{DialSettings, Role};
+use crate::settings::{Decided, Settings, common_settings};
+use crate::transport::Role;
 
 /// Which calls may share a message. A broker's cost is per message, so sharing is worth about ten times the throughput;
 /// what a call means and how it ends is the same either way.
@@ -60,24 +59,46 @@ impl Coalesce {
     }
 }
 
+/// How long a call may take, unless it is said otherwise.
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a broker that takes nothing is waited for, unless it is said otherwise.
 pub(crate) const BLOCKED_WAIT: Duration = Duration::from_secs(5);
 
 /// What a client may be told before it connects.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use hopline::{Client, WhenFull};
+///
+/// # async fn example() -> Result<(), hopline::Error> {
+/// let client = Client::builder()
+///     .name("billing-web")
+///     .timeout(Duration::from_secs(2))
+///     .max_in_flight(1000, WhenFull::Refuse)
+///     .connect("amqp://user:password@broker.example.com")
+///     .await?;
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 pub struct ClientBuilder {
-    pub(super) namespace: Result<Namespace, String>,
+    settings: Settings,
+    calls: CallSettings,
+    blocked_wait: Duration,
+    max_in_flight: Option<(usize, WhenFull)>,
+}
+
+/// What holds for calls that do not say otherwise themselves.
+#[derive(Debug, Clone)]
+pub(super) struct CallSettings {
     pub(super) codec: Codec,
     pub(super) timeout: Duration,
     pub(super) max_message_size: usize,
     pub(super) coalesce: Coalesce,
     pub(super) compression: Option<Compression>,
-    pub(super) blocked_wait: Duration,
-    pub(super) max_in_flight: Option<(usize, WhenFull)>,
     pub(super) absent: Absent,
     pub(super) metadata: Vec<(String, String)>,
     pub(super) middleware: Chain,
-    pub(super) dial: DialSettings,
 }
 
 /// What becomes of a call when as many are in flight as may be.
@@ -106,42 +127,37 @@ pub enum Absent {
 impl Default for ClientBuilder {
     fn default() -> Self {
         Self {
-            namespace: Ok(Namespace::default()),
-            codec: Codec::default(),
-            timeout: Duration::from_secs(30),
-            max_message_size: MAX_MESSAGE_SIZE,
-            coalesce: Coalesce::default(),
+            settings: Settings::default(),
+            calls: CallSettings {
+                codec: Codec::default(),
+                timeout: TIMEOUT,
+                max_message_size: MAX_MESSAGE_SIZE,
+                coalesce: Coalesce::default(),
+                compression: None,
+                absent: Absent::default(),
+                metadata: Vec::new(),
+                middleware: Chain::default(),
+            },
             blocked_wait: BLOCKED_WAIT,
             max_in_flight: None,
-            absent: Absent::default(),
-            compression: None,
-            metadata: Vec::new(),
-            middleware: Chain::default(),
-            dial: DialSettings::default(),
         }
     }
 }
 
 impl ClientBuilder {
-    /// The prefix of every name on the broker, `[A-Za-z0-9_-]+`: services of other namespaces are not seen. Default
-    /// `hopline`.
+    common_settings!("client PROCESS INSTANCE");
+
+    /// How long a call may take that does not say so itself. Default 30 s.
     #[must_use]
-    pub fn namespace(mut self, name: &str) -> Self {
-        self.namespace = Namespace::new(name);
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.settings.timeout = Some(timeout);
         self
     }
 
     /// How payloads are written. Default [`Codec::Cbor`].
     #[must_use]
     pub fn codec(mut self, codec: Codec) -> Self {
-        self.codec = codec;
-        self
-    }
-
-    /// How long a call may take that does not say so itself. Default 30 s.
-    #[must_use]
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
+        self.calls.codec = codec;
         self
     }
 
@@ -150,14 +166,14 @@ impl ClientBuilder {
     /// to more than the server's own cap are refused by it, as a fault RESOURCE_EXHAUSTED.
     #[must_use]
     pub fn max_message_size(mut self, bytes: usize) -> Self {
-        self.max_message_size = bytes;
+        self.calls.max_message_size = bytes;
         self
     }
 
     /// Which calls may share a message. Default [`Coalesce::Auto`].
     #[must_use]
     pub fn coalesce(mut self, coalesce: Coalesce) -> Self {
-        self.coalesce = coalesce;
+        self.calls.coalesce = coalesce;
         self
     }
 
@@ -181,12 +197,13 @@ impl ClientBuilder {
     /// [`Call::absent`](crate::Call::absent). Default [`Absent::Wait`].
     #[must_use]
     pub fn absent(mut self, absent: Absent) -> Self {
-        self.absent = absent;
+        self.calls.absent = absent;
         self
     }
 
     /// Text that every call, event and question of this client carries, as if [`Call::metadata`](crate::Call::metadata) had set
-    /// it; a call that sets the name itself has its own text. Setting a name again replaces its text. Default: none.
+    /// it. A call that sets the same name has its own text. Setting a name again replaces its text. Default: none. Bounds are
+    /// those of `Call::metadata`.
     ///
     /// What changes over time, such as a token that is renewed, is set by a [`Middleware`] instead.
     ///
@@ -197,33 +214,16 @@ impl ClientBuilder {
     /// ```
     #[must_use]
     pub fn metadata(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        set_entry(&mut self.metadata, name.into(), value.into());
+        set_entry(&mut self.calls.metadata, name.into(), value.into());
         self
     }
 
-    /// Has a [`Middleware`] go around every call, oneway call, broadcast and event of this client, and around its questions of
+    /// Puts a [`Middleware`] around every call, oneway call, broadcast and event of this client, and around its questions of
     /// discovery, which are broadcasts to `hopline.v1`. The first that is added is the outermost. Default: none, which costs
     /// nothing.
     #[must_use]
     pub fn with(mut self, middleware: impl Middleware) -> Self {
-        self.middleware.push(middleware);
-        self
-    }
-
-    /// What people are to call this client, so that they find its connection: it is shown by the broker as
-    /// `NAME client PROCESS INSTANCE`, in the log, and as [`Context::caller`](crate::Context::caller). 1 to 64 bytes, no
-    /// control characters. Default: the program's name.
-    #[must_use]
-    pub fn name(mut self, name: &str) -> Self {
-        self.dial.name = Some(name.to_owned());
-        self
-    }
-
-    /// How long each address of the broker may take until its connection can be used, from the first question to the name
-    /// server on; an address may say otherwise (`?connection_timeout=`, in milliseconds). Default 10 s.
-    #[must_use]
-    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.dial.timeout = timeout;
+        self.calls.middleware.push(middleware);
         self
     }
 
@@ -238,16 +238,17 @@ impl ClientBuilder {
     /// ```
     #[must_use]
     pub fn compression(mut self, compression: Compression) -> Self {
-        self.compression = Some(compression);
+        self.calls.compression = Some(compression);
         self
     }
 
-    /// Whom to trust and who to be on `amqps://`. Default: the system's roots, and no certificate.
-    #[cfg(feature = "tls")]
-    #[must_use]
-    pub fn tls(mut self, tls: Tls) -> Self {
-        self.dial.tls = Some(tls);
-        self
+    /// Connects to the broker that `HOPLINE_URL` names, [with](Self::with_env) what else the environment says: see
+    /// [`environment`](crate::environment).
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect), and `Invalid` for a variable that is missing or cannot be used.
+    pub async fn connect_env(self) -> Result<Client, Error> {
+        self.with_env().connect(environment::url()?).await
     }
 
     /// Connects to the broker that `url` names: `memory://`, `amqp://` or `amqps://`; or to the first that answers of
@@ -265,45 +266,59 @@ impl ClientBuilder {
     /// # Errors
     /// `Invalid` for an address or a setting that cannot be used, `Connect` when no broker answers or it refuses,
     /// `Mismatch` or `Broker` when it refuses what a client needs.
-    pub async fn connect(self, url: &str) -> Result<Client, Error> {
-        let sessions = self.sessions(url)?;
+    pub async fn connect(self, url: impl AsRef<str>) -> Result<Client, Error> {
+        let decided = self.settings.decide()?;
+        let sessions = self.sessions(&decided, url.as_ref())?;
         let session = sessions.open().await?;
         info!(name = sessions.dial.label(Role::Client), broker = session.transport.broker().map(display), "connected");
-        Ok(self.client(sessions, Some(session)))
+        Ok(self.client(decided, sessions, Some(session)))
     }
 
     /// The same without waiting for the broker, which need not be there yet: calls wait for it until their deadline.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), hopline::Error> {
+    /// use hopline::{Client, State};
+    ///
+    /// let client = Client::builder().connect_lazy("amqp://localhost")?;
+    /// println!("{:?}", *client.state().borrow()); // Connecting { reason: None }
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// `Invalid` for an address or a setting that cannot be used.
     ///
     /// # Panics
     /// Outside a tokio runtime.
-    pub fn connect_lazy(self, url: &str) -> Result<Client, Error> {
-        let sessions = self.sessions(url)?;
-        Ok(self.client(sessions, None))
+    pub fn connect_lazy(self, url: impl AsRef<str>) -> Result<Client, Error> {
+        let decided = self.settings.decide()?;
+        let sessions = self.sessions(&decided, url.as_ref())?;
+        Ok(self.client(decided, sessions, None))
     }
 
-    fn sessions(&self, url: &str) -> Result<Sessions, Error> {
-        let namespace = self.namespace.clone().map_err(Error::Invalid)?;
-        Compression::check(self.compression).map_err(Error::Invalid)?;
-        check_metadata(&self.metadata)?;
+    fn sessions(&self, decided: &Decided, url: &str) -> Result<Sessions, Error> {
+        Compression::check(self.calls.compression).map_err(Error::Invalid)?;
+        check_metadata(&self.calls.metadata)?;
         let instance: Arc<str> = short_id().into();
-        let dial = self.dial.dial(url)?.of(instance.clone());
-        Ok(Sessions { dial, namespace, instance })
+        let dial = decided.dial.dial(url)?.of(instance.clone());
+        Ok(Sessions { dial, namespace: decided.namespace.clone(), instance })
     }
 
-    fn client(self, sessions: Sessions, session: Option<Session>) -> Client {
-        let Self { max_message_size, blocked_wait, max_in_flight, .. } = self;
-        let rules = Rules { max_message_size, blocked_wait, max_in_flight };
+    fn client(self, decided: Decided, sessions: Sessions, session: Option<Session>) -> Client {
+        let instance = sessions.instance.clone();
+        let Self { mut calls, blocked_wait, max_in_flight, .. } = self;
+        calls.timeout = decided.timeout.unwrap_or(calls.timeout);
+        let rules = Rules { max_message_size: calls.max_message_size, blocked_wait, max_in_flight };
         Client(Arc::new(Inner {
             exchanges: Exchanges::of(&sessions.namespace),
-            caller: match &self.dial.name {
-                Some(name) => format!("{name} {}", sessions.instance).into(),
-                None => sessions.instance.clone(),
+            caller: match &decided.dial.name {
+                Some(name) => format!("{name} {instance}").into(),
+                None => instance.clone(),
             },
+            instance,
             line: Line::start(sessions, session, rules),
-            settings: self,
+            settings: calls,
             targets: Targets::default(),
             runtime: Handle::current(),
         }))

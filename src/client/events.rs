@@ -1,4 +1,4 @@
-//! Events: published once, to whoever subscribes.
+//! Events: a client publishes one, and every subscriber gets it.
 
 use std::sync::Arc;
 
@@ -20,14 +20,15 @@ use crate::outbox::Parcel;
 use crate::topology::check_event_key;
 use crate::transport::Confirm;
 
-/// Which of its subscribers have an event.
+/// Which subscribers have got an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Published {
-    /// All there are, be it none.
+    /// All that exist, which may be none.
     ToAll,
-    /// All but some, whose queues the broker could not give it to, being full or out of reach, as while a node of a cluster is
-    /// away. To publish it again gives it to the others twice.
+    /// Not all. The broker could not put the event into the queue of at least one subscriber, since the queue is full
+    /// or unreachable, for example while a node of the cluster is down. Publishing the event again would give it to the
+    /// others twice.
     NotToAll,
 }
 
@@ -41,8 +42,8 @@ struct Event {
 }
 
 impl Client {
-    /// Publishes an event to whoever subscribes to its key, such as `order.created`; nobody is fine too. Returns when the
-    /// broker has it.
+    /// Publishes an event to everybody who subscribes to its key, such as `order.created`. It is no error if nobody
+    /// does. Returns after the broker has confirmed it.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -54,11 +55,16 @@ impl Client {
     /// # Ok(()) }
     /// ```
     ///
+    /// If the connection is lost, the event is sent again, and may arrive twice.
+    ///
     /// # Errors
-    /// `Invalid` for a key that is not of 1 to 255 bytes, words with single dots between them, without `*` and `#`; `Codec`
-    /// for an event that cannot be written, `TooLarge`, `Timeout` when the broker does not confirm within the client's
-    /// timeout, `Blocked`, `Disconnected`, and `Broker` when it takes no events: somebody has deleted their exchange, which is declared again, but reaches nobody until subscribers have bound
-    /// their queues again, within seconds. While connections are lost it is sent again, and may arrive twice.
+    /// - `Invalid` for a key that cannot be used. A key has 1 to 255 bytes: words with single dots between them,
+    ///   without `*` and `#`.
+    /// - `Codec` for an event that cannot be written, `TooLarge` for one that is too large.
+    /// - `Timeout` if the broker does not confirm within the client's time-out.
+    /// - `Blocked` while the broker accepts no messages, `Disconnected` without a connection.
+    /// - `Broker` if somebody has deleted the exchange for events. It is declared again, but reaches nobody until the
+    ///   subscribers have bound their queues again, which takes seconds.
     pub async fn publish<E: Serialize + ?Sized>(&self, key: &str, event: &E) -> Result<Published, Error> {
         check_event_key(key).map_err(Error::Invalid)?;
         let settings = &self.0.settings;

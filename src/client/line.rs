@@ -1,4 +1,8 @@
-//! What a client's calls hold of the task that publishes what waits to leave and hands out what comes back.
+//! The line of a client: what its calls use of the task that publishes requests and receives replies.
+//!
+//! A call hands its frame to the line and waits for a reply or an [`End`]. All calls of a client share one line, one
+//! task and one connection. The task is in `line/task.rs`; it alone knows which calls are in flight, so no lock is
+//! needed for them.
 
 mod places;
 mod task;
@@ -24,31 +28,32 @@ use crate::route::Address;
 use crate::state::State;
 use crate::transport::Lost;
 
-/// Who is told of a parcel, and what may become of it.
+/// What the task keeps with each parcel: who waits for it, and what may be done with it.
 #[derive(Debug)]
 pub(super) struct Token {
-    /// What the broker said of it.
+    /// Where the broker's confirm is told, for oneway calls and events. `None` for requests.
     pub(super) said: Option<oneshot::Sender<End>>,
-    /// What comes back.
+    /// Who waits for replies, and the method that is called. `None` for oneway calls and events.
     pub(super) reply: Option<(Waiter, Arc<Target>)>,
-    /// From then on it is not to leave any more.
+    /// After this time the parcel is not sent any more.
     pub(super) deadline: Instant,
-    /// Whether it may leave again though it may have arrived.
+    /// Whether it may be sent again although it may have arrived: the method is idempotent, or it is a oneway call or
+    /// an event.
     pub(super) repeatable: bool,
-    /// Whether it leaves though no instance may be there.
+    /// What to do if the service has no instance: send it anyway, or fail.
     pub(super) absent: Absent,
-    /// Cancelled when the server drains that serves the call itself, and one of whose handlers made it.
+    /// For a call that a handler made to a service of its own server: cancelled when that server drains.
     pub(super) leaving: Option<CancellationToken>,
-    /// How often it has left.
+    /// How many times it was sent.
     pub(super) attempts: u32,
-    /// How many attempts of its call came before it, which were other requests.
+    /// How many earlier attempts of the same call were other requests.
     pub(super) before: u32,
-    /// Its place among the calls in flight, where they are limited.
+    /// Its place among the calls in flight. `None` if they are not limited.
     pub(super) place: Option<Place>,
 }
 
 impl Token {
-    /// Of a parcel of which nobody is told.
+    /// The token of a parcel for which nobody waits, such as a cancel.
     pub(super) fn until(deadline: Instant) -> Self {
         Self {
             said: None,
@@ -63,13 +68,13 @@ impl Token {
         }
     }
 
-    /// Takes back what its call held while that was under way.
+    /// Takes back what the call held while it was in flight, since the parcel will be sent again or end.
     fn take_back(&mut self, call: Call<Addressed>) {
         let Call { waiter, target, leaving, place, .. } = call;
         (self.reply, self.leaving, self.place) = (Some((waiter, target)), leaving, place);
     }
 
-    /// A parcel whose waiter has gone is not sent; one that never had a waiter is.
+    /// Whether somebody still waits for the parcel, or nobody ever did. A parcel whose caller has given up is not sent.
     fn is_wanted(&self) -> bool {
         match (&self.said, &self.reply) {
             (Some(said), _) => !said.is_closed(),
@@ -78,10 +83,10 @@ impl Token {
         }
     }
 
-    /// Tells what it came to, if that is the end.
+    /// Tells the caller how the call ended.
     fn end(self, end: &End) {
         if let Some((Waiter::One(reply), _)) = self.reply {
-            // The caller gave up at this very moment, here and below.
+            // An error means that the caller gave up at this moment, here and below.
             let _ = reply.send(Err(end.clone()));
         }
         if let Some(sender) = self.said {
@@ -90,48 +95,53 @@ impl Token {
     }
 }
 
-/// What leaves, and where to.
+/// A parcel with the address that it goes to.
 pub(super) type Addressed = (Address, Parcel<Token>);
 
+/// What the task is told to do.
 #[expect(clippy::large_enum_variant, reason = "nearly all orders are of the large one")]
 enum Order {
+    /// Publish this parcel.
     Post(Address, Parcel<Token>),
-    /// Nobody waits for replies any more; with what there is of a cancel, those who run the call are told.
+    /// The caller of this call has given up. If a cancel is given, it is sent to the instances that may run the call.
     Forget(Uuid, Option<Box<Addressed>>),
-    /// The time of a call is over: it is told whether it has left.
+    /// The deadline of this call has passed. The task tells the caller what is known of it.
     Overdue(Uuid),
-    /// Ends all that waits, and closes the connection.
+    /// End everything that waits, and close the connection.
     Close(oneshot::Sender<()>),
 }
 
-/// What the task is to keep to.
+/// The settings of the client that the task follows.
 #[derive(Debug)]
 pub(super) struct Rules {
+    /// The largest message, in bytes.
     pub(super) max_message_size: usize,
-    /// How long a call waits for a broker that takes nothing.
+    /// How long a call waits while the broker accepts no messages.
     pub(super) blocked_wait: Duration,
-    /// How many calls may be in flight, and what becomes of others.
+    /// How many calls may be in flight, and what is done with further ones.
     pub(super) max_in_flight: Option<(usize, WhenFull)>,
 }
 
-/// What the callers hold of the task. It ends, and closes the connection, when this is dropped.
+/// The callers' end of the line. When it is dropped, the task ends and closes the connection.
 #[derive(Debug)]
 pub(super) struct Line {
     orders: mpsc::UnboundedSender<Order>,
     shared: Arc<Shared>,
 }
 
+/// What the task tells all callers.
 #[derive(Debug)]
 struct Shared {
+    /// The state of the client.
     state: Arc<watch::Sender<State>>,
-    /// Why there will be no connection any more, once that is so.
+    /// Why there will never be a connection again, once that is certain.
     over: OnceLock<Arc<str>>,
     messages_sent: AtomicU64,
     calls_sent: AtomicU64,
     messages_received: AtomicU64,
     replies_received: AtomicU64,
     replies_ignored: AtomicU64,
-    /// How many calls wait for a reply now.
+    /// How many calls wait for a reply or for being sent.
     in_flight: AtomicUsize,
 }
 
@@ -149,7 +159,7 @@ impl Shared {
         }
     }
 
-    /// Why no reply comes: what the connection says of itself.
+    /// Why no reply comes, as far as the state of the connection tells.
     fn reason(&self) -> Arc<str> {
         let over = self.over.get().cloned();
         over.or_else(|| self.state.borrow().missing()).unwrap_or_else(|| "no more replies".into())
@@ -157,7 +167,7 @@ impl Shared {
 }
 
 impl Line {
-    /// With a session that is open, or none, which is then opened for as long as it takes.
+    /// Starts the task. Without an open session, it opens one, however long that takes.
     pub(super) fn start(sessions: Sessions, session: Option<Session>, rules: Rules) -> Self {
         let (orders, waiting) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared::new());
@@ -166,23 +176,24 @@ impl Line {
         Self { orders, shared }
     }
 
-    /// Puts a frame on its way.
+    /// Hands a parcel to the task, which publishes it as soon as it can.
     pub(super) fn post(&self, address: Address, parcel: Parcel<Token>) {
         if let Err(mpsc::error::SendError(Order::Post(_, parcel))) = self.orders.send(Order::Post(address, parcel)) {
-            // The task outlives the client unless its runtime has ended.
+            // The task has ended, and so its runtime has: otherwise the task lives longer than the client.
             parcel.token.end(&End::Lost(Lost::connection(false, self.reason())));
         }
     }
 
-    /// Nobody waits for `id` any more. With a cancel, whoever runs the call is told, once some queue has taken it.
+    /// The caller of `id` has given up. If a cancel is given, it is sent to the instances that may run the call, but
+    /// only after a queue has accepted the call.
     pub(super) fn forget(&self, id: Uuid, cancel: Option<Addressed>) {
         // A task that has ended has nothing to forget.
         let _ = self.orders.send(Order::Forget(id, cancel.map(Box::new)));
     }
 
-    /// The time of `id` is over. Whoever waits for it is told what it came to.
+    /// The deadline of `id` has passed. The task tells its caller what is known of the call.
     pub(super) fn overdue(&self, id: Uuid) {
-        // A task that has ended has told it.
+        // A task that has ended has told it already.
         let _ = self.orders.send(Order::Overdue(id));
     }
 
@@ -194,23 +205,26 @@ impl Line {
         *self.shared.state.borrow() == State::Closed
     }
 
-    /// Why no reply comes.
+    /// Why no reply comes, as far as the state of the connection tells.
     pub(super) fn reason(&self) -> Arc<str> {
         self.shared.reason()
     }
 
+    /// Ends everything that waits, and closes the connection.
     pub(super) async fn close(&self) {
         let (done, closed) = oneshot::channel();
         if self.orders.send(Order::Close(done)).is_ok() {
-            // A task that ends without an answer has closed as well.
+            // An error means that the task has ended, which closes as well.
             let _ = closed.await;
         }
     }
 
+    /// How many calls wait for a reply or for being sent.
     pub(super) fn in_flight(&self) -> usize {
         self.shared.in_flight.load(Ordering::Relaxed)
     }
 
+    /// What was sent and received since the client connected.
     pub(super) fn traffic(&self) -> Traffic {
         Traffic {
             messages_sent: self.shared.messages_sent.load(Ordering::Relaxed),

@@ -1,4 +1,4 @@
-//! Waiting for what comes back: one reply to a call, several to a broadcast.
+//! What a caller waits on: [`Dispatched`] for one reply, [`Gathering`] for the replies to a broadcast.
 
 use std::fmt;
 use std::future::Future;
@@ -25,22 +25,26 @@ use crate::route::Route;
 use crate::topology::instance_key;
 use crate::transport::{Confirm, Lost};
 
-/// How long after its deadline a call waits to hear whether it has left, which takes no time unless the machine is busy.
+/// How long a call waits after its deadline until the line tells what is known of it. The line tells it at once, unless
+/// the machine is busy.
 pub(super) const OVERDUE: Duration = Duration::from_millis(200);
 
-/// What stays behind of a request that leaves.
+/// What a caller keeps of a request that was handed to the line.
 #[derive(Debug)]
 pub(crate) struct Ticket {
     pub(super) target: Arc<Target>,
     pub(super) route: Route,
     pub(super) id: Uuid,
+    /// The size of the frame, in bytes, for the error `TooLarge`.
     pub(super) size: usize,
     pub(super) deadline: Instant,
     pub(super) timeout: Duration,
+    /// The span of the call. It is entered when the caller polls.
     pub(super) span: Span,
 }
 
 impl Ticket {
+    /// The error for a call that has timed out.
     pub(super) fn timed_out(&self, why: Unanswered) -> Error {
         let left = match why {
             Unanswered::Draining => self.deadline.saturating_duration_since(Instant::now()),
@@ -49,6 +53,7 @@ impl Ticket {
         Error::Timeout { method: self.target.to_string(), after: self.timeout.saturating_sub(left), why }
     }
 
+    /// The error for a call that nobody serves.
     fn no_service(&self) -> Error {
         let service = match self.route.instance() {
             Some(instance) => instance_key(&self.target.service_text, instance),
@@ -57,12 +62,13 @@ impl Ticket {
         Error::NoService { service, method: None }
     }
 
-    /// What a request came to, where that ends the call.
+    /// The error for the end of a request, or `Ok` if the call goes on, since the broker has accepted it.
     pub(super) fn outcome(&self, end: End) -> Result<(), Error> {
         match end {
             End::Said(Confirm::Accepted) => Ok(()),
             End::Said(Confirm::Returned) => Err(self.no_service()),
-            // An instance's queue is never full: the broker refuses for a moment what it returns after it.
+            // An instance's own queue has no limit. The broker may refuse for a moment before it returns, when the
+            // queue is being deleted.
             End::Said(Confirm::Refused) if self.route.instance().is_some() => Err(self.no_service()),
             End::Said(Confirm::Refused) => Err(queue_full(&self.target.service)),
             End::Said(Confirm::TooLarge(limit)) => Err(Error::TooLarge { what: "request", size: self.size, limit }),
@@ -90,7 +96,7 @@ impl Ticket {
     }
 }
 
-/// The error of a call, or an event, that ended with its connection or was not taken by it.
+/// The error for a call or an event that was lost with its connection, or not accepted by it.
 pub(super) fn lost_with(method: String, lost: Lost) -> Error {
     match lost.into() {
         Error::Disconnected { may_have_run, reason, .. } => {
@@ -100,23 +106,27 @@ pub(super) fn lost_with(method: String, lost: Lost) -> Error {
     }
 }
 
+/// The error for a publication whose exchange was deleted.
 pub(super) fn no_exchange(exchange: &str, reason: String) -> Error {
     Error::Broker { operation: format!("publish to the exchange `{exchange}`"), reason }
 }
 
+/// The error for a call that its queue has refused.
 pub(super) fn queue_full(name: impl fmt::Display) -> Error {
     Error::Overloaded { what: format!("the queue of `{name}` is full") }
 }
 
-/// A request on its way. Dropping it before its end cancels the call.
+/// A request that was handed to the line. It is a future that resolves with the reply. Dropping it before that cancels
+/// the call.
 pub(crate) struct Dispatched {
     client: Client,
     ticket: Ticket,
-    /// Made when it is first waited for, where that is done.
+    /// A timer for the deadline. It is made at the first poll that has to wait.
     deadline: Option<Pin<Box<Sleep>>>,
     reply: oneshot::Receiver<Result<Frame, End>>,
-    /// Whether the deadline has passed, and it has been asked for what the call came to.
+    /// Whether the deadline has passed, and the line was asked what is known of the call.
     overdue: bool,
+    /// Whether it has resolved, and no cancel is needed.
     ended: bool,
 }
 
@@ -125,7 +135,7 @@ impl Dispatched {
         Self { client, ticket, deadline: None, reply, overdue: false, ended: false }
     }
 
-    /// What came: a reply, or something in its place.
+    /// The result for what the line has told.
     fn end(&self, end: Result<Result<Frame, End>, oneshot::error::RecvError>) -> Result<Reply, Error> {
         match end {
             // A handler may say so too, before the deadline.
@@ -148,7 +158,8 @@ impl Future for Dispatched {
         let _entered = span.enter();
         loop {
             if let Poll::Ready(end) = Pin::new(&mut self.reply).poll(context) {
-                // What is over, or stuck at a blocked broker, may run nevertheless: dropping `self` tells the server.
+                // A call that has timed out, or waits at a blocked broker, may still run. Then dropping `self` sends a
+                // cancel.
                 let may_run = matches!(end, Ok(Err(End::TimedOut(_) | End::Blocked { may_have_run: true, .. })));
                 self.ended = !may_run;
                 return Poll::Ready(self.end(end));
@@ -169,7 +180,7 @@ impl Future for Dispatched {
 impl Drop for Dispatched {
     fn drop(&mut self) {
         if !self.ended {
-            // What has not left yet is known by this.
+            // The line sees by this that a parcel that was not sent yet is not wanted any more.
             self.reply.close();
             self.client.forget(self.ticket.id, Some(&self.ticket));
         }
@@ -185,11 +196,12 @@ impl fmt::Debug for Dispatched {
 /// What an instance answers to a broadcast: its id, if it tells it, and its reply.
 pub(crate) type Answer = (Option<Arc<str>>, Result<Reply, Error>);
 
-/// What is answered to a broadcast, as it arrives, until its deadline; a lost connection is the last item.
+/// The replies to a broadcast, as a stream that ends at the deadline. If the connection is lost, that error is the last
+/// item.
 pub(crate) struct Gathering {
     client: Client,
     ticket: Ticket,
-    /// Made when it is first waited for, where that is done.
+    /// A timer for the deadline. It is made at the first poll that has to wait.
     deadline: Option<Pin<Box<Sleep>>>,
     replies: mpsc::UnboundedReceiver<Frame>,
     /// Whether dropping it before its deadline cancels the call.

@@ -1,59 +1,70 @@
-//! Whether a service has an instance, as far as its client has heard.
+//! Presence: whether a service has an instance, as far as its client has heard.
+//!
+//! It is learned from replies, from signs of life, and from the broker's answers to questions (`line/task/asking.rs`).
+//! By it, the client decides whether a call that nobody answers fails with `NoService` or a time-out, and whether to
+//! ask the broker.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// For how long it is true that a service has an instance, once that was heard.
+/// How long the news that a service has an instance counts.
 const FRESH: Duration = Duration::from_secs(1);
-/// For how long it is true that it has none: while calls wait for one, it is asked every second.
+/// How long the news that it has none counts. While calls wait for an instance, the broker is asked every second.
 const GONE: Duration = Duration::from_secs(2);
-/// For how long nobody has to have been there for it to be certain that none runs a call and has not reported that yet:
-/// instances do so within two seconds.
+/// A service without an instance for this long certainly has none that runs a call. An instance that drains still runs
+/// calls, but reports them within two seconds.
 const CERTAIN: Duration = Duration::from_secs(3);
-/// How long after a question that was answered with yes, or not at all, the next one is asked: each instance gets it.
+/// The pause until the next question, if the last answer was yes or did not come. Each instance receives the question,
+/// so it is long.
 const PAUSE: Duration = Duration::from_secs(5);
-/// The same after one that was answered with no: every look asks.
+/// The pause until the next question, if the last answer was no.
 const PAUSE_GONE: Duration = Duration::from_millis(500);
 
-/// That there is no instance, if that is what was heard last.
+/// The news that a service has no instance.
 #[derive(Debug, Clone, Copy)]
 struct Gone {
+    /// When it was heard first.
     since: Instant,
-    /// When it was said last.
+    /// When it was heard last.
     last: Instant,
-    /// The number of the last message that had left when it was asked first.
+    /// The number of the last message that had been sent when the broker was first asked.
     message: u64,
 }
 
-/// When a client hears something, and which messages it has sent by then.
+/// The moment at which a client hears something, and which messages it has sent by then.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Moment {
     pub(crate) now: Instant,
-    /// The number of the last message that left.
+    /// The number of the last message that was sent.
     pub(crate) last: u64,
-    /// The same of a second ago, about.
+    /// The same number about a second ago.
     pub(crate) earlier: u64,
 }
 
-/// Of one service. The client's line is the only one who looks here, so nobody waits for the lock.
+/// The presence of one service. Only the client's line uses it, so nobody waits for the lock.
 #[derive(Debug, Default)]
 pub(crate) struct Presence(Mutex<Seen>);
 
+/// What was heard of a service.
 #[derive(Debug, Default)]
 struct Seen {
-    /// When there was an instance, if that is what was heard last.
+    /// When an instance was last known, if that is the latest news.
     heard: Option<Instant>,
+    /// That there is none, if that is the latest news.
     gone: Option<Gone>,
-    /// The number of the last message that had left when there was the last sign of an instance.
+    /// The number of the last message that had been sent at the last sign of an instance.
     sign: u64,
+    /// When the broker was last asked.
     asked: Option<Instant>,
 }
 
 impl Presence {
-    /// An instance replies to a call that left with this message, or reports that it runs it. One that drains does so too,
-    /// though it takes no calls any more: so only calls that left a moment ago say that others are taken.
+    /// An instance has answered a call in the message with this number, or has reported that it runs it.
+    ///
+    /// An instance that drains does so too, though it accepts no further calls. So only the answer to a call that was
+    /// sent within the last second shows that calls are accepted.
     pub(crate) fn heard(&self, message: u64, moment: Moment) {
         let mut seen = self.seen();
         seen.sign = moment.last;
@@ -62,13 +73,14 @@ impl Presence {
         }
     }
 
-    /// The broker says that there is an instance.
+    /// The broker has said that there is an instance.
     pub(crate) fn is_there(&self, moment: Moment) {
         let mut seen = self.seen();
         (seen.heard, seen.gone, seen.sign) = (Some(moment.now), None, moment.last);
     }
 
-    /// The broker says that there is none. It was asked when this message was the last that had left.
+    /// The broker has said that there is no instance. `message` is the last message that had been sent when it was
+    /// asked.
     pub(crate) fn is_gone(&self, message: u64, now: Instant) {
         let mut seen = self.seen();
         let known = seen.gone.filter(|gone| is_within(2 * GONE, Some(gone.last), now));
@@ -76,25 +88,26 @@ impl Presence {
         (seen.heard, seen.gone) = (None, Some(gone));
     }
 
-    /// Whether there has been none for so long that none runs a call without having said so.
+    /// Whether there was none for so long that no instance can be running a call without having reported it.
     pub(crate) fn is_certainly_absent(&self, now: Instant) -> bool {
         self.seen().is_certainly_gone(now)
     }
 
-    /// Whether there was none a moment ago, nor any sign of one since this message left, and none that drains can have it.
+    /// Whether the call in this message certainly has nobody who runs it: there is no instance now, there was no sign
+    /// of one since the message was sent, and no draining instance can have it.
     pub(crate) fn is_absent_since(&self, message: u64, now: Instant) -> bool {
         let seen = self.seen();
         let left_later = seen.gone.is_some_and(|gone| gone.message < message);
         seen.is_gone(now) && seen.sign < message && (left_later || seen.is_certainly_gone(now))
     }
 
-    /// Whether there was an instance a moment ago.
+    /// Whether there was an instance within the last second.
     pub(crate) fn is_fresh(&self, now: Instant) -> bool {
         is_within(FRESH, self.seen().heard, now)
     }
 
-    /// Whether the broker is to be asked about calls that nobody has answered; if so, it has been now. Where a drain waits for
-    /// such a call, what was heard of others does not matter.
+    /// Whether the broker should be asked now about calls that nobody has answered. If so, this counts as asked. If a
+    /// drain waits for such a call, it is asked even if other calls were answered.
     pub(crate) fn asks(&self, for_drain: bool, now: Instant) -> bool {
         let mut seen = self.seen();
         let pause = if for_drain || seen.gone.is_some() { PAUSE_GONE } else { PAUSE };
@@ -195,7 +208,7 @@ mod tests {
         for seconds in 0..4 {
             let now = start + Duration::from_secs(seconds);
             presence.is_gone(2, now);
-            // It would have been reported by then.
+            // An instance that runs it would have reported it by then.
             assert_eq!(presence.is_absent_since(2, now), seconds == 3);
             assert!(presence.is_absent_since(3, now));
         }

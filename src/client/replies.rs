@@ -1,4 +1,6 @@
-//! Calls in flight: which id is waited for, and by whom.
+//! The calls that were sent and wait for replies: which ids are awaited, and by whom.
+//!
+//! The line gives each frame that arrives to [`Replies`], which finds the caller by the id.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,46 +18,46 @@ use crate::error::Unanswered;
 use crate::frame::Frame;
 use crate::transport::{Confirm, Lost};
 
-/// How late a look at who is silent may be: one that is later comes of a process that was suspended, or of a runtime that was
-/// blocked, and has yet to read what was said meanwhile.
+/// How late a check for silent instances may be. If it is later, this process was suspended or its runtime was blocked,
+/// and signs of life may have arrived that were not read yet.
 const LATE: Duration = Duration::from_secs(3);
 
-/// What a call comes to in the place of a reply; a oneway call, to what the broker said of it.
+/// How a call ends without a reply. For oneway calls and events it is what the broker has said.
 #[derive(Debug, Clone)]
 pub(crate) enum End {
-    /// The broker has seen to the message.
+    /// The broker has confirmed, returned or refused the message.
     Said(Confirm),
-    /// The connection ended before it did, or before the reply.
+    /// The connection was lost before that, or before the reply.
     Lost(Lost),
-    /// The broker takes nothing, for this reason, and did not for so long.
+    /// The broker has accepted no messages for the time `after`, for this reason.
     Blocked { reason: Arc<str>, after: Duration, may_have_run: bool },
-    /// As many calls are in flight as may be.
+    /// This many calls are in flight, which is the limit.
     Full(usize),
-    /// Its time is over.
+    /// The deadline has passed.
     TimedOut(Unanswered),
-    /// Its queue has not taken it, and cannot be reached.
+    /// This queue has not accepted the call, and cannot be reached.
     Unreachable(Arc<str>),
-    /// Its exchange is gone, and what that means.
+    /// The exchange was deleted. `why` says what that means for the publisher.
     NoExchange { exchange: Arc<str>, why: String },
-    /// The instance that runs the call has not reported in for so long.
+    /// The instance that runs the call has sent no sign of life for the time `after`.
     Silent { instance: Arc<str>, after: Duration },
 }
 
-/// Who waits for an id.
+/// Who waits for replies to an id.
 #[derive(Debug)]
 pub(crate) enum Waiter {
-    /// A call: the first reply is its only one.
+    /// A call. Its first reply is the only one.
     One(oneshot::Sender<Result<Frame, End>>),
-    /// A broadcast: each instance replies.
+    /// A broadcast. Each instance replies.
     Many(mpsc::UnboundedSender<Frame>),
 }
 
-/// A place among the calls in flight, where they are limited.
+/// A place among the calls in flight. Dropping it returns it.
 #[derive(Debug)]
 pub(crate) struct Place {
     /// Given back when this is dropped.
     _permit: OwnedSemaphorePermit,
-    /// When nothing can come for its call any more.
+    /// The deadline of the call that has it. After that it may be taken back.
     until: Instant,
 }
 
@@ -65,46 +67,46 @@ impl Place {
     }
 }
 
-/// A call that has left.
+/// A call that was sent. `A` is what is needed to send it again.
 #[derive(Debug)]
 pub(crate) struct Call<A> {
     pub(crate) waiter: Waiter,
     pub(crate) target: Arc<Target>,
-    /// The number of the message that took it.
+    /// The number of the message in which it was sent.
     pub(crate) message: u64,
-    /// Whether any instance may run it, and not one alone.
+    /// Whether any instance may run it. Otherwise it is for one given instance, or for all.
     pub(crate) for_any: bool,
-    /// Whether an earlier message took it that may have arrived.
+    /// Whether it was also sent in an earlier message that may have arrived.
     pub(crate) left_before: bool,
-    /// Cancelled when the server drains that serves the call itself, and one of whose handlers made it.
+    /// For a call that a handler made to a service of its own server: cancelled when that server drains.
     pub(crate) leaving: Option<CancellationToken>,
     pub(crate) place: Option<Place>,
-    /// What is sent again if the connection or the instance is lost; none for a call that may not run twice.
+    /// What is sent again if the connection or the instance is lost. `None` if the call must not run twice.
     pub(crate) again: Option<Box<A>>,
 }
 
 impl<A> Call<A> {
-    /// Whether one reply is waited for, from whichever instance.
+    /// Whether it waits for one reply from any instance.
     fn awaits_any(&self) -> bool {
         self.for_any && matches!(self.waiter, Waiter::One(_))
     }
 
-    /// Whether a drain waits for its end.
+    /// Whether a server that drains waits for this call to end.
     fn is_leaving(&self) -> bool {
         self.leaving.as_ref().is_some_and(CancellationToken::is_cancelled)
     }
 }
 
-/// The method of a call that no instance can be seen to have, and the number of the message that took it.
+/// The method of a call that perhaps nobody runs, and the number of its message.
 pub(crate) type Nobodys = (Arc<Target>, u64);
 
-/// The calls of one client that wait for a reply. What is sent again of them is its owner's business.
+/// The calls of one client that wait for replies.
 #[derive(Debug)]
 pub(crate) struct Replies<A> {
     calls: HashMap<Uuid, Call<A>>,
-    /// Who runs the calls that take long, and when it last said so.
+    /// The calls whose instances have sent a sign of life: which instance, and when it did so last.
     reports: HashMap<Uuid, (Arc<str>, Instant)>,
-    /// When it was last looked who is silent, or began to be.
+    /// When silent instances were last looked for.
     looked_at: Instant,
 }
 
@@ -115,7 +117,7 @@ impl<A> Default for Replies<A> {
 }
 
 impl<A> Replies<A> {
-    /// From now on replies to `id` go to its waiter.
+    /// Adds a call: from now on replies to `id` go to its caller.
     pub(crate) fn expect(&mut self, id: Uuid, call: Call<A>) {
         self.calls.insert(id, call);
     }
@@ -124,7 +126,7 @@ impl<A> Replies<A> {
         self.calls.len()
     }
 
-    /// Nobody waits for `id` any more, or nothing can come.
+    /// Takes out the call `id`, since its caller has given up or no reply can come.
     pub(crate) fn forget(&mut self, id: Uuid) -> Option<Call<A>> {
         if !self.reports.is_empty() {
             self.reports.remove(&id);
@@ -132,14 +134,14 @@ impl<A> Replies<A> {
         self.calls.remove(&id)
     }
 
-    /// Nothing can come for `id` any more, if it is a call to one.
+    /// Takes out the call `id`, unless it is a broadcast.
     pub(crate) fn forget_one(&mut self, id: Uuid) -> Option<Call<A>> {
         let is_one = self.calls.get(&id).is_some_and(|call| matches!(call.waiter, Waiter::One(_)));
         if is_one { self.forget(id) } else { None }
     }
 
-    /// Hands a reply to whoever waits for it; tells whether anybody did. One that nobody waits for is late, or not for us:
-    /// not an error.
+    /// Gives a reply to its caller. Returns whether anybody waited for it. A reply that nobody waits for is late or
+    /// misdirected, which is no error.
     pub(crate) fn deliver(&mut self, reply: Frame, moment: Moment) -> bool {
         let Some(call) = self.calls.get(&reply.id) else {
             debug!(id = %reply.id, instance = reply.metadata.instance.as_deref(), "a reply that nobody waits for");
@@ -151,20 +153,20 @@ impl<A> Replies<A> {
             call.target.pace.report(time);
         }
         if let Waiter::Many(waiter) = &call.waiter {
-            // A gatherer that has gone forgets its id itself.
+            // An error means that the gatherer has gone. It takes out its id itself.
             let _ = waiter.send(reply);
         } else if let Some(Call { waiter: Waiter::One(waiter), .. }) = self.forget(reply.id) {
-            // The caller gave up at this very moment.
+            // An error means that the caller gave up at this moment.
             let _ = waiter.send(Ok(reply));
         }
         true
     }
 
-    /// An instance says that it runs the call `id`; tells whether anybody waits for that.
+    /// An instance has sent a sign of life for the call `id`. Returns whether anybody waits for that call.
     pub(crate) fn report(&mut self, id: Uuid, instance: Arc<str>, moment: Moment) -> bool {
         let Some(call) = self.calls.get(&id) else { return false };
         call.target.presence().heard(call.message, moment);
-        // A broadcast runs on many.
+        // A broadcast runs on several instances, so a single one tells nothing.
         if matches!(call.waiter, Waiter::One(_)) {
             if self.reports.is_empty() {
                 self.looked_at = moment.now;
@@ -174,7 +176,7 @@ impl<A> Replies<A> {
         true
     }
 
-    /// Who runs the call `id`, if it has said so.
+    /// The instance that runs the call `id`, if it has sent a sign of life.
     pub(crate) fn runs_on(&self, id: Uuid) -> Option<&Arc<str>> {
         self.reports.get(&id).map(|(instance, _)| instance)
     }
@@ -183,17 +185,17 @@ impl<A> Replies<A> {
         !self.reports.is_empty()
     }
 
-    /// Whether an instance has said nothing for as long as `time`.
+    /// Whether an instance was silent for at least `time`.
     pub(crate) fn is_silent(&self, time: Duration) -> bool {
         self.reports.values().any(|(_, last)| last.elapsed() >= time)
     }
 
-    /// Whoever has reported in has until now to do it again.
+    /// Gives every instance its full time again, since it could not send signs of life, or they could not be read.
     pub(crate) fn excuse(&mut self) {
         self.reports.values_mut().for_each(|(_, last)| *last = Instant::now());
     }
 
-    /// The calls whose instance has said nothing for as long as `patience`, no longer waited for. It is asked about every second.
+    /// Takes out the calls whose instances were silent for at least `patience`. The line calls this every second.
     pub(crate) fn forget_silent(&mut self, patience: Duration) -> Vec<(Uuid, Arc<str>, Call<A>)> {
         if self.looked_at.elapsed() > LATE {
             self.excuse();
@@ -204,27 +206,27 @@ impl<A> Replies<A> {
         silent.filter_map(|(id, (instance, _))| Some((id, instance, calls.remove(&id)?))).collect()
     }
 
-    /// Whether a reply is waited for to what one of these messages took.
+    /// Whether a call in one of these messages waits for a reply.
     pub(crate) fn awaits(&self, is_one: impl Fn(u64) -> bool) -> bool {
         self.calls.values().any(|call| is_one(call.message))
     }
 
-    /// Forgets the calls whose message is no longer under way, and gives them back.
+    /// Takes out the calls whose messages are not among those for which `under_way` is true.
     pub(crate) fn forget_all(&mut self, under_way: impl Fn(u64) -> bool) -> Vec<(Uuid, Call<A>)> {
         let forgotten: Vec<_> = self.calls.extract_if(|_, call| !under_way(call.message)).collect();
         self.reports.retain(|id, _| self.calls.contains_key(id));
         forgotten
     }
 
-    /// Gives back the places of calls whose time is over, though nobody has collected what they came to.
+    /// Takes back the places of calls whose time is over, although their callers have not collected the result.
     pub(crate) fn vacate(&mut self, now: Instant) {
         for call in self.calls.values_mut() {
             call.place.take_if(|place| place.until <= now);
         }
     }
 
-    /// The methods of calls that left with a message up to this number, that any instance may run, and that none has
-    /// reported to run: those of which it is `wanted`, which is told whether a drain waits for the call.
+    /// The methods of calls up to the message with this number that any instance may run and that none has reported.
+    /// `wanted` chooses among them; it is told whether a drain waits for the call.
     pub(crate) fn unanswered(&self, message: u64, wanted: impl Fn(&Target, bool) -> bool) -> Vec<Arc<Target>> {
         let left = self.calls.iter().filter(|(_, call)| call.message <= message && call.awaits_any());
         let unanswered =
@@ -232,8 +234,8 @@ impl<A> Replies<A> {
         unanswered.map(|(_, call)| call.target.clone()).collect()
     }
 
-    /// Takes out who waits for a call, and leaves the call to be forgotten. Where any instance may run it, and none has
-    /// reported to, nor can have run it earlier, its method and the number of its message come along.
+    /// Takes out the caller of a call, and leaves the call itself until the caller drops it. If perhaps nobody runs the
+    /// call, its method and the number of its message are returned as well.
     pub(crate) fn release_one(&mut self, id: Uuid) -> Option<(Waiter, Option<Nobodys>)> {
         let call = self.calls.get_mut(&id).filter(|call| matches!(call.waiter, Waiter::One(_)))?;
         let unanswered = call.awaits_any() && !call.left_before && !self.reports.contains_key(&id);
@@ -241,9 +243,8 @@ impl<A> Replies<A> {
         Some((waiter, unanswered.then(|| (call.target.clone(), call.message))))
     }
 
-    /// Takes out who waits for calls to a service that nobody serves, and that the draining server served from which they come:
-    /// it would wait for their ends. Those are meant that left with a message up to this number. It leaves the calls to be
-    /// forgotten.
+    /// Takes out the callers of calls to a service without an instance, if a draining server waits for them: it was the
+    /// last that served them. Only calls up to the message with this number are taken.
     pub(crate) fn release_hopeless(&mut self, service: &str, message: u64) -> Vec<oneshot::Sender<Result<Frame, End>>> {
         let reports = &self.reports;
         let hopeless = self.calls.iter_mut().filter(|(id, call)| {
@@ -261,7 +262,7 @@ impl<A> Replies<A> {
         waiters.filter_map(one).collect()
     }
 
-    /// Takes out who waits for the calls of messages that are under way, and leaves the calls to be forgotten.
+    /// Takes out the callers of calls in those messages for which `under_way` is true.
     pub(crate) fn release(&mut self, under_way: impl Fn(u64) -> bool) -> Vec<Waiter> {
         let stuck = self.calls.values_mut().filter(|call| under_way(call.message));
         let ones = stuck.filter(|call| matches!(call.waiter, Waiter::One(_)));

@@ -1,4 +1,7 @@
-//! One life of a client's connection, and the reply queue that is new in each.
+//! A session: one life of a client's connection, with its own reply queue.
+//!
+//! When a connection is lost, the client's line opens another session. A reply queue is exclusive, so it dies with its
+//! connection, and each session has one with a new name.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,13 +16,13 @@ use crate::state::Attempts;
 use crate::topology::{Declaration, Namespace, Queue, QueueKind};
 use crate::transport::{Consumer, Delivery, Dial, Event, Mode, Role, Transport};
 
-/// How much later than its consumer the end of a connection is heard of.
+/// A consumer may end a moment before its connection reports the reason. This is how long the reason is awaited.
 const LATE: Duration = Duration::from_millis(50);
 
-/// How long what arrived before the end of a connection may take to be read.
+/// How long reading what arrived before the end of a connection may take.
 const REST: Duration = Duration::from_secs(1);
 
-/// What every session of a client has in common.
+/// Opens the sessions of a client.
 #[derive(Debug)]
 pub(super) struct Sessions {
     pub(super) dial: Dial,
@@ -27,35 +30,41 @@ pub(super) struct Sessions {
     pub(super) instance: Arc<str>,
 }
 
-/// A connection, and what comes over it.
+/// A connection with a reply queue.
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) transport: Transport,
     pub(super) reply_queue: String,
     events: broadcast::Receiver<Event>,
+    /// Delivers replies.
     replies: Consumer,
-    /// Until when the reason is waited for, once no replies come any more.
+    /// Until when the reason is awaited, after the consumer of replies has ended.
     over_at: Option<Instant>,
 }
 
-/// What comes over a connection.
+/// What happens on a connection.
 #[expect(clippy::large_enum_variant, reason = "it is taken apart where it is made, and most are deliveries")]
 pub(super) enum Happening {
+    /// A message has arrived on the reply queue.
     Delivered(Delivery),
+    /// The broker accepts no messages, for this reason.
     Blocked(Arc<str>),
+    /// The broker accepts messages again.
     Unblocked,
-    /// Nothing more comes, and why.
+    /// The connection or its reply queue is lost, for this reason.
     Over(Arc<str>),
 }
 
 impl Sessions {
+    /// Opens a session at the first address that answers.
+    ///
     /// # Errors
-    /// `Connect` when no broker answers, `Mismatch` or `Broker` for what it refuses.
+    /// `Connect` if no broker answers, `Mismatch` or `Broker` for what the broker refuses.
     pub(super) async fn open(&self) -> Result<Session, Error> {
         self.begin(self.dial.connect(Role::Client).await?).await
     }
 
-    /// Opens a session at the first address.
+    /// Opens a session at the first of the client's addresses, to move back there.
     ///
     /// # Errors
     /// As [`Sessions::open`].
@@ -63,8 +72,8 @@ impl Sessions {
         self.begin(self.dial.connect_to_first(Role::Client).await?).await
     }
 
-    /// Opens a session, for as long as it takes: on `transport`, if that is still good, of which only the reply queue was
-    /// lost.
+    /// Opens a session, however many attempts that takes. If only the reply queue was lost, `transport` is the
+    /// connection, which is used again if possible.
     pub(super) async fn open_again(
         self: Arc<Self>,
         mut attempts: Attempts,
@@ -88,7 +97,7 @@ impl Sessions {
         }
     }
 
-    /// Declares what a client needs, which is the reply queue most of all.
+    /// Declares the exchanges and a reply queue, and consumes the queue.
     async fn begin(&self, transport: Transport) -> Result<Session, Error> {
         let reply_queue = self.namespace.reply_queue(&self.instance, &short_id());
         let mut topology = self.namespace.exchanges();
@@ -110,8 +119,7 @@ impl Sessions {
 }
 
 impl Session {
-    /// The next of what happens. Cancelled, it has taken nothing, and it goes on where it was: who is busy with calls asks
-    /// anew for each of them.
+    /// Waits for the next thing that happens. It is cancel safe: if the future is dropped, nothing is lost.
     pub(super) async fn next(&mut self) -> Happening {
         loop {
             tokio::select! {
@@ -124,7 +132,7 @@ impl Session {
                 },
                 delivery = self.replies.next(), if self.over_at.is_none() => match delivery {
                     Some(delivery) => return Happening::Delivered(delivery),
-                    // Why is told by the end of the connection, if that is it.
+                    // If the connection has ended, it will tell why in a moment.
                     None => self.over_at = Some(Instant::now() + LATE),
                 },
                 () = at(self.over_at) => return Happening::Over("its reply queue is gone".into()),
@@ -132,18 +140,18 @@ impl Session {
         }
     }
 
-    /// A delivery that is there already.
+    /// The next message on the reply queue, if it has arrived already.
     pub(super) fn try_next(&mut self) -> Option<Delivery> {
         self.replies.try_next()
     }
 
-    /// Its connection, and what arrived on it before it was lost.
+    /// Ends the session. Returns the connection, and what has arrived on the reply queue and was not read.
     pub(super) fn end(self) -> (Transport, Rest) {
         (self.transport, Rest { replies: self.replies, until: Instant::now() + REST })
     }
 }
 
-/// What arrived before the end of a session.
+/// The messages that arrived before the end of a session.
 #[derive(Debug)]
 pub(super) struct Rest {
     replies: Consumer,
@@ -151,7 +159,7 @@ pub(super) struct Rest {
 }
 
 impl Rest {
-    /// The next delivery; none after the last, or when that does not come. Cancelled, it has taken nothing.
+    /// The next message, or `None` after the last. It is cancel safe.
     pub(super) async fn next(&mut self) -> Option<Delivery> {
         tokio::time::timeout_at(self.until, self.replies.next()).await.ok().flatten()
     }
@@ -220,7 +228,7 @@ mod tests {
                     Happening::Over(reason) => break reason,
                     _ => panic!("nothing else happens"),
                 },
-                // As a call that is made at this moment.
+                // This message arrives at the moment of the end.
                 () = tokio::time::sleep(LATE / 4) => assert!(since.elapsed() < 10 * LATE, "it is never noticed"),
             }
         };
@@ -257,7 +265,7 @@ mod tests {
         post(&line, Token { said: Some(said), ..token() });
         assert!(matches!(confirmed.await, Ok(End::Said(Confirm::Accepted))));
         assert_eq!(since.elapsed(), Duration::ZERO, "the line was held");
-        // What had arrived before the end, and is read only now.
+        // These had arrived before the end, and are read only now.
         let reply = Frame::new(Kind::Reply, id, Codec::Raw, Metadata::default(), Bytes::new());
         deliver.send(delivery(reply.to_body())).expect("it is read");
         assert_eq!(answered.await.expect("it is told").expect("a reply").id, id);

@@ -1,4 +1,7 @@
-//! Which method of which service, and how long its calls take.
+//! A target: a method of a service, with what the client has learned about it.
+//!
+//! Calls name a service and a method by text. [`Targets`] checks these names once and remembers the result, so that a
+//! call needs neither checks nor allocations for them.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -10,31 +13,35 @@ use crate::compression::{Compression, Readable};
 use crate::pace::Pace;
 use crate::topology::{ServiceId, check_name, oneway_key};
 
-/// How many targets are kept at hand: those that were used last. A program names few, but one that passes on names from
-/// outside may be told any number.
+/// How many targets a client remembers: those that were used last. Most programs use few, but a program that passes on
+/// names from outside may get any number.
 const MAX_KEPT: usize = 10_000;
 
 /// A method of a service, with the texts that each call of it needs.
 #[derive(Debug)]
 pub(crate) struct Target {
     pub(crate) service: ServiceId,
-    /// `name.vMAJOR`.
+    /// The service as `name.vMAJOR`.
     pub(crate) service_text: Arc<str>,
     pub(crate) method: Arc<str>,
-    /// `name.vMAJOR.method`, which is also the key of a oneway call.
+    /// `name.vMAJOR.method`. It is also the key of a oneway call.
     pub(crate) text: Arc<str>,
+    /// How long the method's handler takes, as replies have reported.
     pub(crate) pace: Pace,
+    /// What is known of the service. All its methods share it.
     known: Arc<Known>,
 }
 
-/// What its client has learned of a service, whichever of its methods was called.
+/// What the client has learned of a service from the replies of any of its methods.
 #[derive(Debug)]
 struct Known {
-    /// Which compressions all instances can read that have replied so far, and a bit for that none has.
+    /// The compressions that every instance can read that has replied so far, as the bits of [`Readable`]. The top bit
+    /// is set until the first reply.
     reads: AtomicU8,
     presence: Presence,
 }
 
+/// The bit in `Known::reads` that means that no instance has replied yet.
 const NOBODY_REPLIED: u8 = 0x80;
 
 impl Default for Known {
@@ -44,34 +51,36 @@ impl Default for Known {
 }
 
 impl Target {
+    /// A target that shares nothing with others. For discovery and for tests.
     pub(crate) fn new(service: ServiceId, method: &str) -> Self {
         Self::of(service, method, Arc::default())
     }
 
+    /// A target of a service about which `known` is known.
     fn of(service: ServiceId, method: &str, known: Arc<Known>) -> Self {
         let service_text = service.to_string().into();
         let text = oneway_key(&service, method).into();
         Self { service, service_text, method: method.into(), text, pace: Pace::default(), known }
     }
 
-    /// An instance says which compressions it can read. One that cannot read what another can, as one of another version,
-    /// may have the next call: so what is gone stays gone.
+    /// An instance has said which compressions it can read. Another instance, perhaps of another version, may get the
+    /// next call, so only what all of them can read is used.
     pub(crate) fn said_to_read(&self, readable: Readable) {
         let [.., readable] = readable.0.to_be_bytes();
         let readable = readable & !NOBODY_REPLIED;
-        // Once they agree there is nothing to write, which other threads would have to hear of.
+        // Usually nothing changes. Not writing then spares other CPUs a cache miss.
         if self.known.reads.load(Ordering::Relaxed) & !readable != 0 {
             self.known.reads.fetch_and(readable, Ordering::Relaxed);
         }
     }
 
-    /// Whether the service is known to read this.
+    /// Whether every instance that has replied so far can read this.
     pub(crate) fn reads(&self, compression: Compression) -> bool {
         let readable = self.known.reads.load(Ordering::Relaxed);
         readable & NOBODY_REPLIED == 0 && Readable(readable.into()).includes(compression)
     }
 
-    /// Whether an instance of the service is there.
+    /// Whether the service has an instance, as far as is known.
     pub(crate) fn presence(&self) -> &Presence {
         &self.known.presence
     }
@@ -83,22 +92,25 @@ impl fmt::Display for Target {
     }
 }
 
-/// The targets of one client, by the names that calls give.
+/// The targets of a client, found by the names that calls use.
 #[derive(Debug, Default)]
 pub(crate) struct Targets(RwLock<Generations>);
 
-/// What was used since the other generation was full, and what was used before.
+/// The targets in two generations. When `young` is full, it becomes `old`, and the old one is dropped. A target of
+/// `old` that is used moves to `young`. So the targets that were used last are kept.
 #[derive(Debug, Default)]
 struct Generations {
     young: Generation,
     old: Generation,
 }
 
+/// Targets by the names of service and method, as they were written.
 #[derive(Debug, Default)]
 struct Generation {
     targets: HashMap<String, HashMap<String, Arc<Target>>>,
-    /// However a service is written.
+    /// What is known of each service, whichever way its name was written.
     known: HashMap<ServiceId, Arc<Known>>,
+    /// How many targets there are.
     len: usize,
 }
 
@@ -109,6 +121,8 @@ impl Generation {
 }
 
 impl Targets {
+    /// The target with these names.
+    ///
     /// # Errors
     /// A sentence that says what is wrong with one of the names.
     pub(crate) fn find(&self, service: &str, method: &str) -> Result<Arc<Target>, String> {
@@ -121,7 +135,7 @@ impl Targets {
         let id = ServiceId::parse(service)?;
         let mut kept = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let (target, outgoing) = kept.keep(id, service, method);
-        // Whoever waits for the lock does not wait for the end of thousands of these.
+        // Dropping thousands of targets takes time, so the lock is released first.
         drop(kept);
         drop(outgoing);
         Ok(target)
@@ -129,9 +143,10 @@ impl Targets {
 }
 
 impl Generations {
-    /// The target of these names, from now on among the young ones; and the generation that this was one too many for.
+    /// Moves the target with these names to the young generation, or makes it. Returns it, and the old generation if
+    /// that is to be dropped.
     fn keep(&mut self, id: ServiceId, service: &str, method: &str) -> (Arc<Target>, Option<Generation>) {
-        // Somebody else may have asked for it at the same moment.
+        // Another thread may have added it at the same moment.
         if let Some(target) = self.young.get(service, method) {
             return (target.clone(), None);
         }
@@ -173,7 +188,7 @@ mod tests {
         assert!(div.reads(Compression::Lz4) && !div.reads(Compression::Zstd));
         assert!(!targets.find("other", "add").expect("good names").reads(Compression::Lz4));
         assert!(targets.find("demo", "late").expect("good names").reads(Compression::Lz4));
-        // An old one among them.
+        // One of the targets in use is old.
         add.said_to_read(Readable::default());
         add.said_to_read(Readable(u64::MAX));
         assert!(!div.reads(Compression::Lz4));

@@ -1,24 +1,26 @@
-//! How much a client sends and receives.
+//! Counters of what a client sends and receives.
 
-/// How much a client has sent and received since it connected: calls, and the messages they shared.
+/// What a client has sent and received since it connected, from [`Client::traffic`](crate::Client::traffic): calls, and
+/// the messages that they shared. The counters never go down.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Traffic {
-    /// Messages published: requests, oneway calls, events and cancels.
+    /// How many messages it has published, with requests, oneway calls, events and cancels.
     pub messages_sent: u64,
-    /// Calls, events and cancels in them.
+    /// How many requests, oneway calls, events and cancels were in these messages.
     pub calls_sent: u64,
-    /// Messages that brought replies.
+    /// How many messages have arrived on its reply queue.
     pub messages_received: u64,
-    /// Replies in them.
+    /// How many replies were in these messages.
     pub replies_received: u64,
-    /// What came to the reply queue in vain: replies that nobody waits for, be they late, second or forged, frames that
-    /// are no replies, and what cannot be read.
+    /// How many frames on the reply queue were of no use: replies that nobody waits for, since they are late, second or
+    /// forged; frames that are not replies; and what cannot be read.
     pub replies_ignored: u64,
 }
 
 impl Traffic {
-    /// What has been sent and received since it was `before`; nothing, where that is of another client or came later.
+    /// What was sent and received since the counters were `before`. A counter that is lower than before, as that of
+    /// another client, counts as 0.
     #[must_use]
     pub fn since(self, before: Self) -> Self {
         Self {

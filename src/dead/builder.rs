@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use super::DeadLetters;
+use crate::environment;
 use crate::error::Error;
-use crate::topology::{Namespace, ServiceId};
-#[cfg(feature = "tls")]
-use crate::transport::Tls;
-use crate::transport::{ANSWER_TIMEOUT, DialSettings, Role};
+use crate::settings::{Decided, Settings, common_settings};
+use crate::topology::ServiceId;
+use crate::transport::{ANSWER_TIMEOUT, Role};
 
 /// How long a queue may take over an answer unless it is said otherwise. One whose nodes run answers in milliseconds, and one
 /// that has lost its leader within five seconds; one whose nodes are away keeps nobody waiting for longer.
@@ -22,42 +22,13 @@ const QUEUE_TIMEOUT: Duration = Duration::from_secs(8);
 /// println!("{}", dead.count().await?);
 /// # Ok(()) }
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct DeadLettersBuilder {
-    namespace: Result<Namespace, String>,
-    timeout: Duration,
-    dial: DialSettings,
-}
-
-impl Default for DeadLettersBuilder {
-    fn default() -> Self {
-        Self { namespace: Ok(Namespace::default()), timeout: QUEUE_TIMEOUT, dial: DialSettings::default() }
-    }
+    settings: Settings,
 }
 
 impl DeadLettersBuilder {
-    /// The prefix of every name on the broker, `[A-Za-z0-9_-]+`: that of the services. Default `hopline`.
-    #[must_use]
-    pub fn namespace(mut self, name: &str) -> Self {
-        self.namespace = Namespace::new(name);
-        self
-    }
-
-    /// What people are to call whoever looks, so that they find its connection: it is shown by the broker as
-    /// `NAME operator PROCESS`, and in the log. 1 to 64 bytes, no control characters. Default: the program's name.
-    #[must_use]
-    pub fn name(mut self, name: &str) -> Self {
-        self.dial.name = Some(name.to_owned());
-        self
-    }
-
-    /// How long each address of the broker may take until its connection can be used, from the first question to the name
-    /// server on; an address may say otherwise (`?connection_timeout=`, in milliseconds). Default 10 s.
-    #[must_use]
-    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.dial.timeout = timeout;
-        self
-    }
+    common_settings!("operator PROCESS");
 
     /// How long each queue may take over each answer, such as one more letter. Default 8 s, at most 30 s.
     ///
@@ -65,15 +36,7 @@ impl DeadLettersBuilder {
     /// connection, 3.10 at once and 4.3 after a minute.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout.min(ANSWER_TIMEOUT);
-        self
-    }
-
-    /// Whom to trust and who to be on `amqps://`. Default: the system's roots, and no certificate.
-    #[cfg(feature = "tls")]
-    #[must_use]
-    pub fn tls(mut self, tls: Tls) -> Self {
-        self.dial.tls = Some(tls);
+        self.settings.timeout = Some(timeout);
         self
     }
 
@@ -100,9 +63,19 @@ impl DeadLettersBuilder {
     /// # Errors
     /// As [`DeadLettersBuilder::connect`], and `Broker` when the catalogue cannot be read, as without that permission, or
     /// while the node is away that it is on: only [`DeadLetters::count`] of each service tells then.
-    pub async fn counts(self, url: &str) -> Result<Vec<(String, Result<u64, Error>)>, Error> {
-        let namespace = self.namespace.map_err(Error::Invalid)?;
-        super::catalogue::counts(&self.dial.dial(url)?, &namespace, self.timeout).await
+    pub async fn counts(self, url: impl AsRef<str>) -> Result<Vec<(String, Result<u64, Error>)>, Error> {
+        let decided = self.settings.decide()?;
+        let dial = decided.dial.dial(url.as_ref())?;
+        super::catalogue::counts(&dial, &decided.namespace, queue_timeout(&decided)).await
+    }
+
+    /// Connects to the broker that `HOPLINE_URL` names, [with](Self::with_env) what else the environment says: see
+    /// [`environment`](crate::environment).
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect), and `Invalid` for a variable that is missing or cannot be used.
+    pub async fn connect_env(self, service: &str) -> Result<DeadLetters, Error> {
+        self.with_env().connect(environment::url()?, service).await
     }
 
     /// Connects to the broker that `url` names, as [`ClientBuilder::connect`](crate::ClientBuilder::connect) reads it, for
@@ -110,11 +83,16 @@ impl DeadLettersBuilder {
     ///
     /// # Errors
     /// `Invalid` for an address, a name or a setting that cannot be used, `Connect` when no broker answers or it refuses.
-    pub async fn connect(self, url: &str, service: &str) -> Result<DeadLetters, Error> {
-        let namespace = self.namespace.map_err(Error::Invalid)?;
+    pub async fn connect(self, url: impl AsRef<str>, service: &str) -> Result<DeadLetters, Error> {
+        let decided = self.settings.decide()?;
         let service = ServiceId::parse(service).map_err(Error::Invalid)?;
         // Who it is to the broker is known from the beginning then.
-        let transport = self.dial.dial(url)?.connect(Role::Operator).await?;
-        Ok(DeadLetters { transport, namespace, service, timeout: self.timeout })
+        let transport = decided.dial.dial(url.as_ref())?.connect(Role::Operator).await?;
+        let timeout = queue_timeout(&decided);
+        Ok(DeadLetters { transport, namespace: decided.namespace, service, timeout })
     }
+}
+
+fn queue_timeout(decided: &Decided) -> Duration {
+    decided.timeout.unwrap_or(QUEUE_TIMEOUT).min(ANSWER_TIMEOUT)
 }

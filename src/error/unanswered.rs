@@ -6,25 +6,26 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Unanswered {
-    /// It was not sent: no time was left for it when it was made, or, with [`Absent::Fail`](crate::Absent::Fail), the broker
+    /// The call was not sent. No time was left when it was made, or, with [`Absent::Fail`](crate::Absent::Fail), the broker
     /// did not say in time whether an instance is there.
     Unsent,
-    /// It was not sent: more was to be sent in its time than the connection to the broker carries, or its queue did not confirm
-    /// what it had got before.
+    /// The call was not sent. There was more to send than the connection to the broker carries in that time, or the queue did
+    /// not confirm earlier messages.
     Congested,
-    /// No instance of its service was there whenever the broker was asked, as it is after a second without a sign of life.
-    /// It waited for one to come back, as calls do for the [grace period](crate::Service::grace) of 60 s unless set. It
-    /// has run only if an instance took it and died within that first second, or came between two questions.
+    /// The call waited for an instance of its service to come back, and none came. Calls wait so for the
+    /// [grace period](crate::Service::grace) (default: 60 s). After one second without a sign of life the client asks the
+    /// broker again and again whether an instance is there. So the call has run only if an instance took it and died
+    /// within that first second, or came and went between two questions.
     Unserved,
-    /// A handler made it, of a server that drains and served it itself, and no other instance was there when the broker was
-    /// asked: the drain would have waited for it. It runs if an instance comes in the rest of its time.
+    /// A handler made the call to a service of its own server, which drains, and no other instance of that service is there.
+    /// The drain does not wait for such a call. It runs if an instance comes before its deadline.
     Draining,
-    /// It may have run, or run still, or wait behind others.
+    /// Nothing is known: the call may have run, may still run, or may wait behind others.
     Unknown,
 }
 
 impl Unanswered {
-    /// Whether the call may have run: certain it is only of one that was not sent.
+    /// Whether the call may have run. It is `false` only for a call that was not sent.
     #[must_use]
     pub fn may_have_run(self) -> bool {
         !matches!(self, Self::Unsent | Self::Congested)

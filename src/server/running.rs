@@ -14,6 +14,7 @@ use tracing::{debug, info, warn};
 use super::Site;
 use super::keeper::bindings;
 use super::message::Source;
+use super::signals::Signals;
 use crate::state::{State, blocked_for};
 use crate::topology::Binding;
 
@@ -68,6 +69,31 @@ impl Running {
     #[must_use]
     pub fn state(&self) -> watch::Receiver<State> {
         self.site.health.state.subscribe()
+    }
+
+    /// Serves until the process is told to end, by SIGINT (Ctrl-C) or SIGTERM, or by Ctrl-C where there are no signals; then
+    /// [drains](Self::drain). A second signal breaks off the drain: what still runs is cut off then. From when this is called,
+    /// these signals do not end the process by themselves, also after it has returned.
+    ///
+    /// ```no_run
+    /// # use hopline::{Server, Service};
+    /// # async fn example(calculator: Service) -> Result<(), hopline::Error> {
+    /// let server = Server::connect("amqp://localhost").await?.serve(calculator).start().await?;
+    /// println!("ready, as {}", server.instance());
+    /// server.run_until_signal().await;
+    /// # Ok(()) }
+    /// ```
+    pub async fn run_until_signal(self) {
+        self.run_until(Signals::listen()).await;
+    }
+
+    pub(super) async fn run_until(self, mut signals: Signals) {
+        let name = self.site.name.clone();
+        signals.next().await;
+        tokio::select! {
+            () = self.drain() => {}
+            () = signals.next() => warn!(name = &*name, "a second signal: the drain is broken off"),
+        }
     }
 
     /// Takes no more calls, lets running ones finish and reply, gives back what has not started, and closes.

@@ -144,6 +144,18 @@ impl Supervisor {
         Ok(())
     }
 
+    /// Makes the first connection, for as long as it takes, and then [runs](Self::run). What is wrong with a queue is told by
+    /// its keeper.
+    pub(super) async fn start_lazily(mut self) {
+        let draining = self.site.draining.clone();
+        tokio::select! {
+            biased;
+            () = draining.cancelled() => return,
+            () = self.connect_at_last(None) => {}
+        }
+        self.run().await;
+    }
+
     /// Runs until the server has drained. From the beginning of that, nothing is restored any more.
     pub(super) async fn run(mut self) {
         let (draining, drained) = (self.site.draining.clone(), self.site.drained.clone());
@@ -190,8 +202,13 @@ impl Supervisor {
         self.site.health.disconnected();
         let lost = self.site.transport();
         tokio::spawn(async move { lost.close().await });
+        self.connect_at_last(Some(reason)).await;
+    }
+
+    /// Connects and serves all, for as long as it takes. `lost` is what ended the last connection, if there has been one.
+    async fn connect_at_last(&mut self, lost: Option<Arc<str>>) {
         let name = self.dial.label(Role::Server);
-        let mut attempts = Attempts::new(self.site.health.state.clone(), name, Some(reason));
+        let mut attempts = Attempts::new(self.site.health.state.clone(), name, lost);
         while let Err(error) = self.connect().await {
             attempts.after(&error).await;
         }

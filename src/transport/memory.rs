@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc, oneshot};
+use uuid::Uuid;
 
 use self::broker::State;
 use self::channel::Consumption;
@@ -97,6 +98,16 @@ impl Connection {
         let (events, _) = broadcast::channel(EVENTS);
         let id = broker.state().connect(runtime.clone(), events.clone());
         Self(Arc::new(Link { id, user: user.map(str::to_owned), broker, runtime, events }))
+    }
+
+    /// One that has ended already, to a broker that nobody else can reach.
+    ///
+    /// # Panics
+    /// As [`Connection::open`].
+    pub(crate) fn absent() -> Self {
+        let connection = Self::open(&Uuid::new_v4().to_string());
+        connection.close();
+        connection
     }
 
     /// The user that the connection was opened as.

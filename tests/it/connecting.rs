@@ -9,13 +9,13 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use futures::future::join_all;
 use hopline::transport::{Role, Transport};
-use hopline::{Client, DeadLetters, Error, Server, State};
+use hopline::{Client, Context, DeadLetters, Error, Fault, Server, Service, State};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 use crate::node::when;
-use crate::support::{Scene, soon};
+use crate::support::{Calculator, MathClient, MathServer, Nobody, Scene, soon};
 
 /// A server that is not RabbitMQ.
 struct Peer {
@@ -287,6 +287,7 @@ async fn a_mistyped_address_shows_nothing_that_could_be_a_secret() {
             Client::connect(url).await.map(drop),
             Client::builder().connect_lazy(url).map(drop),
             Server::connect(url).await.map(drop),
+            Server::builder().connect_lazy(url).map(drop),
             DeadLetters::connect(url, "mail").await.map(drop),
         ];
         for outcome in outcomes {
@@ -311,6 +312,59 @@ async fn a_state_and_what_is_printed_of_a_client_show_where_it_connects_to_and_n
         assert!(!shown.contains(hidden), "{hidden} in {shown}");
     }
     client.close().await;
+}
+
+#[tokio::test]
+async fn a_lazy_server_serves_when_its_broker_is_there() {
+    let scene = Scene::new();
+    let server = Server::builder().namespace(&scene.namespace).connect_lazy(&scene.url).expect("a good address");
+    let instance = server.instance().to_owned();
+    let running = server.serve(MathServer::new(Calculator)).start().await.expect("it need not be there");
+    assert_eq!(running.instance(), instance);
+    let mut state = running.state();
+    soon(state.wait_for(|state| *state == State::Ready)).await.expect("the server is there");
+    let client = scene.client().await;
+    assert_eq!(MathClient::new(&client).add(2, 3).await.expect("it is served"), 5);
+    running.drain().await;
+    assert_eq!(*state.borrow(), State::Closed);
+}
+
+#[tokio::test]
+async fn a_lazy_server_tells_why_its_broker_is_not_there_and_drains_all_the_same() {
+    let nobody = Nobody::new();
+    let server = Server::builder().connect_lazy(nobody.url()).expect("a good address");
+    let running = server.serve(MathServer::new(Calculator)).start().await.expect("it need not be there");
+    let mut state = running.state();
+    let tried = |state: &State| matches!(state, State::Connecting { reason: Some(_) });
+    let State::Connecting { reason: Some(reason) } = soon(state.wait_for(tried)).await.expect("it is there").clone()
+    else {
+        unreachable!("it was waited for")
+    };
+    assert!(reason.starts_with(&format!("cannot connect to {}: nobody listens there", nobody.url())), "{reason}");
+    soon(running.drain()).await;
+    assert_eq!(*state.borrow(), State::Closed);
+}
+
+#[tokio::test]
+async fn a_lazy_server_that_cannot_be_started_says_so_at_once() {
+    let nobody = Nobody::new();
+    let server = Server::builder().connect_lazy(nobody.url()).expect("a good address");
+    let twice = server.serve(MathServer::new(Calculator)).serve(MathServer::new(Calculator)).start().await;
+    assert!(matches!(twice, Err(Error::Invalid(_))), "{twice:?}");
+}
+
+#[tokio::test]
+async fn a_client_is_known_by_its_instance() {
+    let scene = Scene::new();
+    let caller = |context: Context, (): ()| async move { Ok::<_, Fault>(context.caller().map(str::to_owned)) };
+    let _server = scene.serve(Service::new("known", 1).method("caller", caller)).await;
+    for name in [None, Some("billing-web")] {
+        let builder = Client::builder().namespace(&scene.namespace);
+        let builder = name.into_iter().fold(builder, hopline::ClientBuilder::name);
+        let client = builder.connect(&scene.url).await.expect("the broker is there");
+        let caller = client.call::<String>("known", "caller", ()).await.expect("answered");
+        assert_eq!(caller.strip_suffix(client.instance()).map(str::trim_end), Some(name.unwrap_or_default()));
+    }
 }
 
 #[tokio::test]

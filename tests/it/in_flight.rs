@@ -147,7 +147,7 @@ async fn a_call_that_is_given_up_before_it_leaves_gives_its_place_to_the_next() 
 async fn what_is_given_up_while_there_is_no_connection_leaves_nothing_behind() {
     let nobody = Nobody::new();
     let builder = Client::builder().timeout(LONG).max_in_flight(1, WhenFull::Refuse);
-    let client = builder.connect_lazy(&nobody.url()).expect("a good address");
+    let client = builder.connect_lazy(nobody.url()).expect("a good address");
     drop(hold(&client, 1).start().await.expect("it waits"));
     let next = hold(&client, 2).timeout(BRIEF).start().await.expect("it waits");
     let next = later(BRIEF, next).await;
@@ -163,7 +163,7 @@ async fn what_is_given_up_while_there_is_no_connection_leaves_nothing_behind() {
 #[tokio::test]
 async fn a_broadcast_that_waits_for_a_connection_ends_with_its_client() {
     let nobody = Nobody::new();
-    let client = Client::builder().connect_lazy(&nobody.url()).expect("a good address");
+    let client = Client::builder().connect_lazy(nobody.url()).expect("a good address");
     let gathering = client.call::<u64>("held", "hold", (1,)).all().gather(Duration::from_secs(3600));
     let (gathered, ()) = soon(futures::future::join(gathering, client.close())).await;
     assert!(matches!(gathered, Err(Error::Disconnected { may_have_run: false, .. })), "{gathered:?}");
@@ -197,7 +197,7 @@ async fn a_client_that_connects_later_makes_its_calls_once_it_has() {
 #[tokio::test]
 async fn a_call_without_a_connection_says_why_at_its_deadline() {
     let nobody = Nobody::new();
-    let client = Client::builder().connect_lazy(&nobody.url()).expect("a good address");
+    let client = Client::builder().connect_lazy(nobody.url()).expect("a good address");
     let mut state = client.state();
     let refused = state.wait_for(|state| matches!(state, State::Connecting { reason: Some(_) }));
     soon(refused).await.expect("it is told");

@@ -31,6 +31,7 @@ mod hostile;
 mod identity;
 mod in_flight;
 mod long_calls;
+mod middleware;
 mod oneway;
 mod outcomes;
 mod redelivery;

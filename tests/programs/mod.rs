@@ -53,7 +53,10 @@ pub(crate) async fn soon<F: Future>(event: F) -> F::Output {
 pub(crate) fn example(name: &str) -> Command {
     let program = PROGRAMS.get(name).unwrap_or_else(|| panic!("there is no example `{name}`"));
     let mut command = Command::new(program);
-    command.env_remove("HOPLINE_URL").env_remove("PREFETCH").env_remove("RUST_LOG").env("RUST_BACKTRACE", "0");
+    for (variable, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("HOPLINE_")) {
+        command.env_remove(variable);
+    }
+    command.env_remove("PREFETCH").env_remove("RUST_LOG").env("RUST_BACKTRACE", "0");
     command.stdin(Stdio::null()).kill_on_drop(true);
     command
 }

@@ -1,4 +1,7 @@
-//! Places among the calls in flight, where they are limited, and the calls that wait for one.
+//! The places of a client's calls in flight, for clients that limit them, and the calls that wait for a place.
+//!
+//! A call takes a place before it is sent and returns it when it ends. The setting is
+//! [`max_in_flight`](crate::ClientBuilder::max_in_flight).
 
 use std::sync::Arc;
 
@@ -10,39 +13,45 @@ use super::super::builder::WhenFull;
 use super::super::replies::Place;
 use crate::waiting::{Waiting, Weight};
 
-/// The places of a client's calls, and those that wait for one.
+/// The places of a client's calls, and the calls that wait for one.
 #[derive(Debug)]
 pub(super) struct Places<T> {
-    /// None where there is no limit.
+    /// `None` if calls are not limited. They need no place then.
     limit: Option<Limit>,
+    /// The calls that wait for a place.
     pub(super) crowd: Waiting<T>,
 }
 
+/// How many calls may be in flight.
 #[derive(Debug)]
 struct Limit {
+    /// The free places.
     free: Arc<Semaphore>,
+    /// How many places there are.
     places: usize,
+    /// What is done with a call when no place is free.
     when_full: WhenFull,
 }
 
-/// What becomes of a call that comes.
+/// What is done with a call that arrives.
 #[derive(Debug)]
 pub(super) enum Entry {
-    /// It goes on, with a place that is given back when this is dropped; none where there is no limit.
+    /// It is sent. It gets a place, which is returned when this is dropped, or none if calls are not limited.
     In(Option<Place>),
-    /// It waits for its place.
+    /// It waits for a place.
     Waits,
-    /// So many are in flight already.
+    /// It is refused, since this many calls are in flight.
     Full(usize),
 }
 
 impl<T> Places<T> {
+    /// Places for the setting `max_in_flight`.
     pub(super) fn new(max_in_flight: Option<(usize, WhenFull)>) -> Self {
         let limit = |(places, when_full)| Limit { free: Arc::new(Semaphore::new(places)), places, when_full };
         Self { limit: max_in_flight.map(limit), crowd: Waiting::default() }
     }
 
-    /// Whether all places are taken.
+    /// Whether no place is free.
     pub(super) fn is_full(&self) -> bool {
         self.limit.as_ref().is_some_and(|limit| limit.free.available_permits() == 0)
     }
@@ -52,10 +61,11 @@ impl<T> Places<T> {
         self.limit.as_ref().map_or(usize::MAX, |limit| limit.places)
     }
 
-    /// What becomes of a call that comes now, and of whose place nothing is needed after `until`.
+    /// Decides about a call that arrives now. Its place may be returned at `until`, its deadline, even if its caller
+    /// has not collected the result.
     pub(super) fn enter(&self, until: Instant) -> Entry {
         let Some(limit) = &self.limit else { return Entry::In(None) };
-        // Who came before goes before.
+        // Calls that came earlier are first.
         match self.crowd.is_empty().then(|| self.take()).flatten() {
             Some(permit) => Entry::In(Some(Place::new(permit, until))),
             None if limit.when_full == WhenFull::Wait => Entry::Waits,
@@ -63,18 +73,19 @@ impl<T> Places<T> {
         }
     }
 
-    /// Lets a call wait for its place.
+    /// Lets a call wait for a place until `until`.
     pub(super) fn wait(&mut self, id: Uuid, until: Instant, entry: T) {
         self.crowd.push(id, until, Weight::default(), entry);
     }
 
-    /// The next of those that wait, if there is a place for it.
+    /// Gives a free place to the next call that waits, and returns both. `None` if no call waits or no place is free.
     pub(super) fn seat(&mut self, now: Instant, until: impl FnOnce(&T) -> Instant) -> Option<(Place, T)> {
         let permit = if self.crowd.is_empty() { None } else { self.take() }?;
         let entry = self.crowd.pop(now)?;
         Some((Place::new(permit, until(&entry)), entry))
     }
 
+    /// Takes a free place, if there is one.
     fn take(&self) -> Option<OwnedSemaphorePermit> {
         self.limit.as_ref()?.free.clone().try_acquire_owned().ok()
     }
@@ -127,7 +138,7 @@ mod tests {
         let first = seated(&mut places);
         assert_eq!(first.iter().map(|(_, number)| *number).collect::<Vec<_>>(), [0, 1]);
         drop(first);
-        // Each place that is given back at once, as that of a call that nobody wants, goes to the next.
+        // A place that is returned at once, as that of a call that nobody wants, goes to the next call.
         let mut order = Vec::new();
         while let Some((place, number)) = places.seat(Instant::now(), |_| later()) {
             drop(place);

@@ -1,4 +1,9 @@
-//! The task between a client's calls and its connection, which it makes anew whenever it is lost.
+//! The task of a client: it publishes requests, receives replies, and reconnects whenever the connection is lost.
+//!
+//! [`Task::run`] waits for the next event and calls a method for it. What the methods do is in the files below `task/`:
+//! sending (`outgoing.rs`), how calls without a reply end (`ends.rs`), cancels (`cancels.rs`), whether a service has an
+//! instance (`asking.rs`), why a queue has refused a call (`unclear.rs`), late confirms (`late.rs`), and moving back to
+//! the first address (`moving.rs`).
 
 mod asking;
 mod cancels;
@@ -39,75 +44,90 @@ use crate::transport::{Confirm, Delivery, Lost, Role, Transport, next_look_back}
 use crate::waiting::Waiting;
 use crate::window::Window;
 
-/// How often calls that take long are looked after.
+/// How often the task looks for late confirms, silent instances and calls that nobody answers.
 const LOOK: Duration = Duration::from_secs(1);
-/// How long the last cancels of a client that has gone wait until it is known whether their calls are in a queue.
+/// When a client is dropped, its last cancels wait for the confirms of their calls. This is the longest time.
 const PARTING: Duration = Duration::from_secs(5);
 
-/// Sessions whose end is told when all that arrived before it has been read.
+/// Lost sessions. Everything that has arrived on them is read before their calls fail.
 #[derive(Default)]
 struct Leaving {
+    /// What has arrived and was not read.
     rests: VecDeque<Rest>,
-    /// What was said meanwhile of its messages.
+    /// What became of their messages in the meantime. This is handled after the rest was read.
     concluded: Vec<(u64, Result<Confirm, Lost>)>,
 }
 
+/// The state of the task. It is the only owner of the calls in flight.
 pub(super) struct Task {
     sessions: Arc<Sessions>,
     exchanges: Exchanges,
     rules: Rules,
+    /// What callers tell it to do.
     waiting: mpsc::UnboundedReceiver<Order>,
     shared: Arc<Shared>,
-    /// The connection; while there is none, it is being opened, unless the client is closed.
+    /// The open session. While there is none, `opening` opens one, unless the client is closed.
     session: Option<Session>,
     opening: Option<BoxFuture<'static, Session>>,
-    /// Those that are lost, while something may still come of them.
+    /// Sessions that were lost, while something may still be read from them.
     leaving: Option<Leaving>,
-    /// The connection of before a move, while replies are waited for there, and a move that is under way.
+    /// The session before a move to another address, while replies are awaited there.
     former: Option<Former>,
+    /// A move to the first address that is going on.
     moving: Move,
-    /// When the first address is tried again, where this is another one.
+    /// When the first address is tried again. `None` if the session is there.
     back_at: Option<Instant>,
+    /// The parcels that are published next.
     outbox: Outbox<Address, Token>,
+    /// The calls that were sent and wait for a reply.
     replies: Replies<Addressed>,
-    /// What waits for the connection, for the broker to take messages again, or for room on the way there.
+    /// The parcels that wait for a connection, for the end of an alarm, or for room on the way to the broker.
     unsent: Waiting<Addressed>,
+    /// How many bytes may be on their way to the broker.
     window: Window,
+    /// How many messages to each queue are unconfirmed.
     lanes: Lanes,
-    /// What waits for a queue that does not confirm what it has got.
+    /// The parcels for queues that confirm nothing.
     stuck: HashMap<Lane, Waiting<Addressed>>,
-    /// Places of calls that nobody waits for, until these messages of theirs have arrived.
+    /// Places of calls whose callers have given up. Each is returned when the message with this number has arrived at
+    /// the broker.
     kept: Vec<(u64, Place)>,
-    /// Places among the calls in flight, and what waits for one.
+    /// The places among the calls in flight, and the calls that wait for one.
     places: Places<Addressed>,
-    /// What is not to wait for an instance, by service, while the broker is asked whether there is one.
+    /// Calls that must not wait for an instance. They wait, by service, until the broker has told whether there is one.
     asking: HashMap<Arc<str>, Waiting<Addressed>>,
+    /// The questions whether a service has an instance.
     questions: FuturesUnordered<UnderWay<(Arc<Target>, u64)>>,
-    /// What no queue has taken, by service, while the broker is asked why.
+    /// Calls that their queue has not accepted. They wait, by service, until the broker has told why.
     unclear: HashMap<(Arc<str>, Cause), Waiting<Parcel<Token>>>,
+    /// The questions why.
     causes: FuturesUnordered<UnderWay<(Arc<Target>, Cause)>>,
-    /// Cancels that nobody has heard, until they are sent again.
+    /// Cancels that no instance has received. They wait until they are sent again.
     unheard: Waiting<Addressed>,
-    /// Since when, and why, the broker takes nothing.
+    /// Since when the broker accepts no messages, and its reason.
     blocked: Option<(Instant, Arc<str>)>,
-    /// When the calls end that it has not taken.
+    /// When the calls fail that were sent before the alarm and were not confirmed.
     stuck_at: Option<Instant>,
+    /// Resolves for each message when its outcome is known.
     receipts: FuturesUnordered<UnderWay<u64>>,
+    /// The messages without a confirm, with their parcels.
     unconfirmed: Unconfirmed,
     /// The number of the last message.
     number: u64,
-    /// The number of the first message of this session or the next: replies to earlier ones have nowhere to come to.
+    /// The number of the first message of this session. Replies to earlier messages would go to a queue that is gone.
     first: u64,
+    /// When the task looks again, see [`LOOK`].
     look_at: Instant,
-    /// Since when the state tells that the broker confirms nothing, or not all.
+    /// Since when the state says that confirms are late.
     late_since: Option<Instant>,
-    /// The number of the last message when it was last looked.
+    /// The number of the last message at the last look.
     looked: u64,
-    /// When places are looked for that are taken in vain.
+    /// When places are taken back again from calls whose time is over.
     vacate_at: Instant,
 }
 
 impl Task {
+    /// A task that is ready to run. Without an open session it begins to open one.
     pub(super) fn new(
         sessions: Sessions,
         session: Option<Session>,
@@ -159,6 +179,7 @@ impl Task {
         task
     }
 
+    /// Runs until the client is dropped, that is, until nobody can give orders any more.
     pub(super) async fn run(mut self) {
         let mut orders = Vec::with_capacity(BATCH);
         let mut clock = std::pin::pin!(sleep_until(self.look_at));
@@ -211,7 +232,8 @@ impl Task {
             orders.drain(..).for_each(|order| self.follow(order));
             self.switch();
             self.publish();
-            // What leaves or is not wanted any more frees places: repeated until nobody waits or none is free.
+            // Parcels that are sent or not wanted any more return their places. So this repeats until no call waits or
+            // no place is free.
             while self.seat() {
                 self.publish();
             }
@@ -231,7 +253,7 @@ impl Task {
         }
     }
 
-    /// What the client is called in the log.
+    /// The name of the client in the log.
     fn name(&self) -> String {
         self.sessions.dial.label(Role::Client)
     }
@@ -240,12 +262,14 @@ impl Task {
         self.shared.state.send_if_modified(|state| enter(state, new));
     }
 
-    /// Starts to open a session, on `transport` if that is still good.
+    /// Begins to open a session, on `transport` if that connection is still good. `reason` is why the last one was
+    /// lost.
     fn open(&mut self, reason: Option<Arc<str>>, transport: Option<Transport>) {
         let attempts = Attempts::new(self.shared.state.clone(), self.name(), reason);
         self.opening = Some(self.sessions.clone().open_again(attempts, transport).boxed());
     }
 
+    /// A session has been opened.
     fn opened(&mut self, session: Session) {
         self.opening = None;
         self.back_at = self.sessions.dial.is_elsewhere(&session.transport).then(next_look_back);
@@ -256,12 +280,13 @@ impl Task {
         }
     }
 
+    /// Follows an order of a caller.
     fn follow(&mut self, order: Order) {
         match order {
             Order::Post(address, mut parcel) => {
                 if matches!(parcel.token.reply, Some((Waiter::One(_), _))) {
                     if self.places.is_full() {
-                        // What is not wanted any more gives its place back.
+                        // Parcels that are not wanted any more return their places.
                         self.publish();
                         self.vacate();
                     }
@@ -281,20 +306,21 @@ impl Task {
             Order::Close(done) => {
                 let sessions = self.session.iter().chain(self.former.as_ref().map(|former| &former.session));
                 let transports: Vec<_> = sessions.map(|session| session.transport.clone()).collect();
-                // What came before leaves, as far as it can at once.
+                // Everything that was posted before is sent, as far as that is possible at once.
                 self.stay();
                 self.publish();
                 self.close("the client was closed");
-                // Here the ends of what is under way are still waited for.
+                // The calls have ended. The connection still waits for the confirms of what was sent.
                 tokio::spawn(async move {
                     join_all(transports.iter().map(Transport::close)).await;
-                    // Whoever closed the client may not wait for it.
+                    // An error means that nobody waits for the end.
                     let _ = done.send(());
                 });
             }
         }
     }
 
+    /// Reads a message on the reply queue, and gives its replies to their callers.
     fn read(&mut self, delivery: Delivery) {
         add(&self.shared.messages_received, 1);
         let moment = self.moment(delivery.received);
@@ -322,7 +348,7 @@ impl Task {
         }
     }
 
-    /// When something is to be done without anything happening.
+    /// When the task has to wake up even if nothing happens.
     fn wake_at(&self) -> Option<Instant> {
         let looks = self.replies.len() > 0
             || !self.unconfirmed.is_empty()
@@ -335,6 +361,7 @@ impl Task {
         ends.into_iter().chain(stuck).chain([self.stuck_at, look, vacate, self.moves_at()]).flatten().min()
     }
 
+    /// Does everything that is due by the clock.
     fn look(&mut self) {
         let now = Instant::now();
         self.end_waiting(now);
@@ -358,9 +385,9 @@ impl Task {
         }
     }
 
-    /// Ends all that waits.
+    /// Ends all calls and closes the client for good.
     fn close(&mut self, reason: &str) {
-        // The first reason is the one that is told.
+        // The first reason is kept.
         let _ = self.shared.over.set(reason.into());
         self.enter(State::Closed);
         (self.session, self.opening, self.former, self.moving) = (None, None, None, Move::None);
@@ -381,7 +408,8 @@ impl Task {
 }
 
 impl Drop for Task {
-    /// With its runtime, the task ends wherever it is: what is left is told so, and so is whoever comes later.
+    /// When the runtime ends, the task is dropped wherever it is. All calls are told so, and so is everybody who calls
+    /// later.
     fn drop(&mut self) {
         self.close(RUNTIME_ENDED);
         self.waiting.close();
@@ -393,7 +421,7 @@ impl Drop for Task {
     }
 }
 
-/// The next of what happens on a connection, while there is one.
+/// The next thing that happens on a session. Never resolves without one.
 async fn next_of(session: Option<&mut Session>) -> Happening {
     match session {
         Some(session) => session.next().await,
@@ -401,7 +429,7 @@ async fn next_of(session: Option<&mut Session>) -> Happening {
     }
 }
 
-/// The next of what arrived on connections that are lost; none once nothing more comes.
+/// The next message that arrived on a lost session. `None` after the last.
 async fn rest_of(leaving: &mut Option<Leaving>) -> Option<Delivery> {
     let Some(leaving) = leaving else { return std::future::pending().await };
     while let Some(rest) = leaving.rests.front_mut() {
@@ -413,6 +441,7 @@ async fn rest_of(leaving: &mut Option<Leaving>) -> Option<Delivery> {
     None
 }
 
+/// The session that is being opened. Never resolves if none is.
 async fn opened(opening: &mut Option<BoxFuture<'static, Session>>) -> Session {
     match opening {
         Some(opening) => opening.await,
@@ -420,7 +449,8 @@ async fn opened(opening: &mut Option<BoxFuture<'static, Session>>) -> Session {
     }
 }
 
+/// Adds to a counter that callers may read.
 fn add(counter: &AtomicU64, count: usize) {
-    // One task counts; the others read.
+    // Only this task counts. The others read.
     counter.fetch_add(count as u64, Ordering::Relaxed);
 }

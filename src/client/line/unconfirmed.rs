@@ -1,4 +1,7 @@
-//! The messages of which the broker has not said yet what became of them, and the calls in them.
+//! The messages that the broker has not confirmed yet, and the calls in them.
+//!
+//! The line keeps each message here from when it is sent until the broker confirms, returns or refuses it, or until it
+//! is lost.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,25 +14,28 @@ use crate::client::replies::End;
 use crate::outbox::Bundle;
 use crate::route::Address;
 
-/// A message that is under way.
+/// A message without a confirm.
 pub(super) struct Away {
+    /// The calls in it, and where it went.
     pub(super) bundle: Bundle<Address, Token>,
+    /// When it was sent.
     pub(super) since: Instant,
-    /// The cancels of its calls that were given up meanwhile.
+    /// The cancels of those of its calls whose callers have given up.
     pub(super) given_up: Vec<Addressed>,
 }
 
-/// The messages that are under way, by their numbers.
+/// The messages without a confirm, by their numbers.
 #[derive(Default)]
 pub(super) struct Unconfirmed {
     messages: BTreeMap<u64, Away>,
-    /// Where the parcels are whose senders wait for what the broker says: the message's number, and the place in it.
+    /// Finds the parcels whose callers wait for the confirm: the number of the message, and the position in it.
     told: HashMap<Uuid, (u64, usize)>,
-    /// How many cancels wait for what is said of their calls.
+    /// How many cancels wait in all messages.
     given_up: usize,
 }
 
 impl Unconfirmed {
+    /// Adds a message that was just sent.
     pub(super) fn insert(&mut self, number: u64, bundle: Bundle<Address, Token>, since: Instant) {
         let told = bundle.parcels.iter().enumerate().filter(|(_, parcel)| parcel.token.said.is_some());
         self.told.extend(told.map(|(place, parcel)| (parcel.id, (number, place))));
@@ -44,13 +50,13 @@ impl Unconfirmed {
         self.messages.is_empty()
     }
 
-    /// The keys of the messages that were sent before, the earliest first.
+    /// The keys of the messages that were sent before `time`, the earliest first.
     pub(super) fn keys_before(&self, time: Instant) -> impl Iterator<Item = &str> {
         let before = self.messages.values().take_while(move |away| away.since <= time);
         before.map(|away| &**away.bundle.address.key())
     }
 
-    /// Takes out a message of which the broker has spoken, or will not speak any more.
+    /// Takes out a message whose outcome is known.
     pub(super) fn remove(&mut self, number: u64) -> Option<Away> {
         let away = self.messages.remove(&number)?;
         self.given_up -= away.given_up.len();
@@ -60,13 +66,14 @@ impl Unconfirmed {
         Some(away)
     }
 
-    /// Takes out who waits for what the broker says of `id`. None of the others is looked at.
+    /// Takes out the caller that waits for the confirm of `id`. This does not search: with 100 000 calls it takes as
+    /// long as with one.
     pub(super) fn release_one(&mut self, id: Uuid) -> Option<oneshot::Sender<End>> {
         let (number, place) = self.told.remove(&id)?;
         self.messages.get_mut(&number)?.bundle.parcels.get_mut(place)?.token.said.take()
     }
 
-    /// The same of all; none of them leaves again.
+    /// Takes out all callers that wait for a confirm. None of their calls is sent again.
     pub(super) fn release(&mut self) -> Vec<oneshot::Sender<End>> {
         self.told.clear();
         let parcels = self.messages.values_mut().flat_map(|away| &mut away.bundle.parcels);
@@ -77,7 +84,8 @@ impl Unconfirmed {
         said.collect()
     }
 
-    /// Keeps the cancel of a call until it is known whether some queue has it; gives it back if that is known.
+    /// Keeps the cancel of a call until the broker has confirmed the call's message. Gives the cancel back if it has
+    /// done so already.
     pub(super) fn give_up(&mut self, number: u64, cancel: Addressed) -> Option<Addressed> {
         let Some(away) = self.messages.get_mut(&number) else { return Some(cancel) };
         away.given_up.push(cancel);
@@ -85,7 +93,7 @@ impl Unconfirmed {
         None
     }
 
-    /// Whether a cancel waits for what is said of its call.
+    /// Whether a cancel waits for the confirm of its call.
     pub(super) fn keeps_cancels(&self) -> bool {
         self.given_up > 0
     }

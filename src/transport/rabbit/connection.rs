@@ -1,4 +1,7 @@
-//! Connections to RabbitMQ: watched until they end, never restored.
+//! An AMQP connection to RabbitMQ: it is watched until it ends, and never reconnected.
+//!
+//! Above the transport, a client's session and a server's supervisor reconnect. They alone know what to do about the
+//! calls that were in flight.
 
 use std::future::Future;
 use std::io;
@@ -15,15 +18,16 @@ use tracing::{debug, info, warn};
 use crate::error::Error;
 use crate::transport::{ANSWER_TIMEOUT, Event};
 
-/// How many events a slow subscriber may be behind.
+/// How many events a slow subscriber may be behind before it misses some.
 const EVENTS: usize = 64;
-/// How often a connection is looked at besides the events it sends: not every end of one is an event.
+/// How often the state of a connection is checked. Not every end of a connection causes an event of lapin's.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How long closing may take, and what is left to be sent before it: under a broker's alarm that waits for its end.
+/// How long closing a connection may take, and before that, sending what is left. During an alarm of the broker this
+/// time passes.
 pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// One AMQP connection. Once it ends, whatever was under way on it fails, and it stays ended.
+/// One AMQP connection. Once it ends, everything in flight on it fails, and it stays ended.
 #[derive(Debug)]
 pub(super) struct Link {
     connection: Arc<lapin::Connection>,
@@ -32,26 +36,26 @@ pub(super) struct Link {
 }
 
 impl Drop for Link {
-    /// Closes what was not closed: lapin alone would keep the connection for the sake of a consumer that was being opened
-    /// when nobody waited for it any more.
+    /// Closes the connection if nobody has. lapin would keep it if a consumer was being opened when everybody stopped
+    /// waiting.
     fn drop(&mut self) {
         if self.connection.status().connected() {
             self.end.set("nobody needs the connection any more".into());
             let connection = self.connection.clone();
             self.runtime.spawn(async move {
-                // Whether it could be closed or has ended, it is over.
+                // An error means that the connection has ended already.
                 let _ = connection.close(200, "OK".into()).await;
             });
         }
     }
 }
 
-/// The end of a connection, told to whom it concerns.
+/// The end of a connection, and everybody who has to know of it.
 #[derive(Debug)]
 struct End {
-    /// Why it ended, once it has.
+    /// Why the connection has ended; `None` before that.
     reason: watch::Sender<Option<Arc<str>>>,
-    /// Whether this side ends it: it is not lost then.
+    /// Whether this side has closed it. Then it does not count as lost.
     wanted: AtomicBool,
     news: Arc<News>,
 }
@@ -63,7 +67,7 @@ impl End {
         }
     }
 
-    /// Whether this is the first end.
+    /// Notes the reason of the end, unless there is one. Returns whether this was the first.
     fn set(&self, reason: Arc<str>) -> bool {
         self.reason.send_if_modified(|end| {
             let open = end.is_none();
@@ -73,19 +77,21 @@ impl End {
     }
 }
 
-/// What happens to the connections of one transport.
+/// Tells what happens to the connections of one transport.
 #[derive(Debug)]
 pub(super) struct News {
-    /// What the connections are called.
+    /// The name of the connections in the log and on the broker.
     name: String,
+    /// Where subscribers hear of it.
     events: broadcast::Sender<Event>,
+    /// Whether the loss of the transport was told.
     lost: AtomicBool,
-    /// Why the broker takes no publications now.
+    /// The broker's reason, while it accepts no messages.
     blocked: Mutex<Option<Arc<str>>>,
 }
 
 impl News {
-    /// Of connections of this `name`.
+    /// For connections with this name.
     pub(super) fn of(name: String) -> Self {
         Self { name, events: broadcast::channel(EVENTS).0, lost: AtomicBool::new(false), blocked: Mutex::default() }
     }
@@ -98,11 +104,12 @@ impl News {
         self.events.subscribe()
     }
 
-    /// Who listens first and asks then misses nothing.
+    /// The broker's reason, while it accepts no messages. To miss nothing, subscribe first and ask then.
     pub(super) fn blocked(&self) -> Option<Arc<str>> {
         self.blocked.lock().expect("no panic while holding the reason").clone()
     }
 
+    /// Tells an event to all subscribers.
     fn tell(&self, event: Event) {
         let mut blocked = self.blocked.lock().expect("no panic while holding the reason");
         match &event {
@@ -110,11 +117,11 @@ impl News {
             Event::Unblocked => *blocked = None,
             Event::Lost(_) => {}
         }
-        // Without a subscriber there is nobody to tell.
+        // An error means that nobody has subscribed.
         let _ = self.events.send(event);
     }
 
-    /// A transport is lost once, with the first of its connections.
+    /// Tells that the transport is lost, with the first of its connections.
     fn lost(&self, reason: Arc<str>) {
         if !self.lost.swap(true, Ordering::SeqCst) {
             warn!(name = self.name, %reason, "connection lost");
@@ -123,28 +130,29 @@ impl News {
     }
 }
 
-/// What the broker says in numbers.
+/// AMQP's reply code for a missing permission.
 pub(super) const ACCESS_REFUSED: u16 = 403;
+/// AMQP's reply code for a queue or exchange that does not exist, or whose node is down.
 pub(super) const NOT_FOUND: u16 = 404;
 
-/// Why the broker did not do what was asked of it.
+/// Why the broker has not done what it was asked.
 #[derive(Debug)]
 pub(super) enum Refusal {
-    /// It said no, and closed the channel.
+    /// It refused, and closed the channel.
     Refused {
         /// AMQP's reply code, such as 404.
         code: u16,
         /// The broker's words.
         text: String,
     },
-    /// The connection ended.
+    /// The connection has ended, for this reason.
     Ended(Arc<str>),
-    /// It did not answer in time.
+    /// It has not answered within 30 s.
     Silent,
 }
 
 impl Refusal {
-    /// The error of an `operation`, such as "consume the queue `x`".
+    /// The error for an `operation`, which is named as in "consume the queue `x`".
     pub(super) fn during(self, operation: impl Into<String>) -> Error {
         let reason = match self {
             Self::Refused { text, .. } => text,
@@ -158,7 +166,7 @@ impl Refusal {
 }
 
 impl Link {
-    /// Watches over a connection that was opened; what happens to it is `news`.
+    /// Watches a connection that was opened, and tells `news` what happens to it.
     pub(super) fn new(connection: lapin::Connection, news: Arc<News>) -> Arc<Self> {
         let connection = Arc::new(connection);
         let end = Arc::new(End { reason: watch::channel(None).0, wanted: AtomicBool::new(false), news });
@@ -168,14 +176,14 @@ impl Link {
 
     /// Opens a channel.
     ///
-    /// To lapin, a number on which the broker has closed a channel is spoilt for ever. It says so without asking the broker,
-    /// and the next may be good, however many were spoilt one after the other. When none is, only a new connection has new
-    /// ones.
+    /// When the broker has closed a channel, lapin never uses its number again. It then refuses a new channel with this
+    /// number without asking the broker, and the next number may be good. So this tries as many times as there are
+    /// numbers. When all are used up, only a new connection helps, and this one counts as lost.
     pub(super) async fn channel(&self) -> Result<lapin::Channel, Refusal> {
         for _ in 0..self.channel_max() {
             match self.ask(self.connection.create_channel()).await {
                 Err(Refusal::Refused { code, .. }) if code != 0 => {}
-                // One that reads nothing during an alarm answers after it.
+                // During an alarm the broker reads nothing. It answers after that.
                 Err(Refusal::Silent) if !self.is_blocked() => {
                     return Err(self.lost_over(format!(
                         "the broker has opened no channel within {ANSWER_TIMEOUT:?}: the connection is stuck"
@@ -187,21 +195,21 @@ impl Link {
         Err(self.lost_over("the broker has closed so many channels that the connection has none left"))
     }
 
-    /// Counts the connection as lost, and what was asked as ended with it.
+    /// Ends the connection for this reason, and returns the refusal for what was asked on it.
     fn lost_over(&self, reason: impl Into<Arc<str>>) -> Refusal {
         let reason = reason.into();
         self.give_up(reason.clone());
         Refusal::Ended(reason)
     }
 
-    /// Waits for the broker's answer, but not for ever. What is given up so has to be done with: an answer that comes later, on
-    /// a channel that was dropped meanwhile, is the end of the whole connection in lapin.
+    /// Waits for an answer of the broker, at most 30 s. A channel on which an answer is missing must not be dropped: in
+    /// lapin, an answer that comes later on a dropped channel ends the whole connection.
     pub(super) async fn ask<T>(&self, answer: impl Future<Output = lapin::Result<T>>) -> Result<T, Refusal> {
         tokio::time::timeout(ANSWER_TIMEOUT, self.hear(answer)).await.unwrap_or(Err(Refusal::Silent))
     }
 
-    /// Waits for the broker's answer until the connection ends. About a queue whose node is away, it may take more than a
-    /// minute.
+    /// Waits for an answer of the broker until the connection ends. About a queue whose node is down, an answer may
+    /// take more than a minute.
     pub(super) async fn hear<T>(&self, answer: impl Future<Output = lapin::Result<T>>) -> Result<T, Refusal> {
         if let Some(reason) = self.ended() {
             return Err(Refusal::Ended(reason));
@@ -209,7 +217,7 @@ impl Link {
         let answer = tokio::select! {
             biased;
             answer = answer => answer,
-            // lapin may not say it of what is asked as the connection ends.
+            // lapin may not answer what is asked while the connection ends.
             reason = self.end() => return Err(Refusal::Ended(reason)),
         };
         match answer {
@@ -221,17 +229,17 @@ impl Link {
         }
     }
 
-    /// Counts the connection as lost.
+    /// Counts the connection as lost for this reason.
     pub(super) fn give_up(&self, reason: Arc<str>) {
         self.end.lost(reason);
     }
 
-    /// Why the connection ended, if it has.
+    /// Why the connection has ended; `None` if it has not.
     pub(super) fn ended(&self) -> Option<Arc<str>> {
         self.end.reason.borrow().clone()
     }
 
-    /// Waits until the connection ends, and tells why.
+    /// Waits until the connection ends. Returns the reason.
     pub(super) async fn end(&self) -> Arc<str> {
         let mut end = self.end.reason.subscribe();
         let reason = end.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
@@ -248,26 +256,27 @@ impl Link {
         self.connection.configuration().channel_max()
     }
 
-    /// Whether the broker reads nothing of this connection now. lapin does not write to it either.
+    /// Whether the broker reads nothing from this connection now. lapin does not write to it then.
     pub(super) fn is_blocked(&self) -> bool {
         self.connection.status().blocked()
     }
 
-    /// Closes the connection, which is then not reported as lost. The broker may confirm it `within` that time.
+    /// Closes the connection. It does not count as lost. The broker may take the time `within` to confirm.
     ///
-    /// Its end is told after that, not before: a channel that somebody drops while lapin closes the connection makes lapin
-    /// break it off.
+    /// `ended` is told only after that: if somebody dropped a channel while lapin closes the connection, lapin would
+    /// break off.
     pub(super) async fn close(&self, within: Duration) {
         self.end.wanted.store(true, Ordering::SeqCst);
         let mut closing = std::pin::pin!(self.connection.close(200, "OK".into()));
         if self.is_blocked() {
-            // Polling once sends it, at the alarm's end.
+            // The first poll queues the frame. lapin sends it when the alarm ends.
             let _ = closing.as_mut().now_or_never();
         } else {
             let closed = async {
                 tokio::select! {
                     biased;
-                    // lapin refuses when the connection has ended or is being closed, and may not answer when it ends.
+                    // lapin refuses if the connection has ended or is being closed, and may never answer if it ends
+                    // now.
                     Ok(()) = closing => {}
                     _ = self.end() => {}
                 }
@@ -281,7 +290,8 @@ impl Link {
     }
 }
 
-/// Passes on what lapin tells of a connection, to as many as listen: lapin itself tells each thing to one listener only.
+/// Tells `end` and its news what lapin reports of a connection. lapin reports each event to one listener only, so this
+/// is the one, and tells everybody else.
 async fn watch_until_end(listener: impl Stream<Item = lapin::Event>, status: ConnectionStatus, end: Arc<End>) {
     let mut listener = std::pin::pin!(listener.chain(futures::stream::pending()));
     let mut ended = end.reason.subscribe();
@@ -311,7 +321,7 @@ async fn watch_until_end(listener: impl Stream<Item = lapin::Event>, status: Con
     end.lost(reason);
 }
 
-/// The broker's own words where it sent any, lapin's otherwise.
+/// What the broker said, if it said something; otherwise lapin's text.
 pub(super) fn words(error: &lapin::Error) -> String {
     match error.kind() {
         ErrorKind::ProtocolError(error) => error.get_message().to_string(),
@@ -320,6 +330,7 @@ pub(super) fn words(error: &lapin::Error) -> String {
     }
 }
 
+/// AMQP's reply code, or 0 if the error did not come from the broker.
 pub(super) fn code(error: &lapin::Error) -> u16 {
     match error.kind() {
         ErrorKind::ProtocolError(error) => error.get_id(),
@@ -327,7 +338,7 @@ pub(super) fn code(error: &lapin::Error) -> u16 {
     }
 }
 
-/// Whether the socket ended in one of these ways.
+/// Whether the socket has ended in one of these ways.
 pub(super) fn ended_by(error: &lapin::Error, ways: &[io::ErrorKind]) -> bool {
     matches!(error.kind(), ErrorKind::IOError(error) if ways.contains(&error.kind()))
 }

@@ -1,4 +1,5 @@
-//! Declarations, and what differs when the broker has something else by the same name.
+//! Declares exchanges, queues and bindings. If one exists with other arguments, the error names every argument that
+//! differs.
 
 use std::collections::BTreeMap;
 
@@ -13,9 +14,15 @@ use crate::error::Error;
 use crate::topology::{Binding, Declaration, Exchange, ExchangeKind, Queue, QueueKind};
 use crate::transport::forbids;
 
+/// AMQP's reply code for a queue or exchange that exists with other arguments.
 const PRECONDITION_FAILED: u16 = 406;
 
-/// Declares each part in order.
+/// Declares each part in this order.
+///
+/// A user who may not declare an exchange may still use it. So if that is refused, this goes on if the exchange exists.
+///
+/// # Errors
+/// `Mismatch` if a part exists with other arguments, `Broker` for any other refusal, `Disconnected`.
 pub(super) async fn declare(link: &Link, parts: &[Declaration]) -> Result<(), Error> {
     let mut channel = opened(link).await?;
     for part in parts {
@@ -39,7 +46,7 @@ pub(super) async fn declare(link: &Link, parts: &[Declaration]) -> Result<(), Er
     Ok(())
 }
 
-/// What it is to declare these parts, in words.
+/// The declaration of these parts in words, for errors.
 pub(super) fn operation(parts: &[Declaration]) -> String {
     match parts {
         [Declaration::Queue(Queue { name, .. }), ..] => format!("declare the queue `{name}`"),
@@ -53,8 +60,8 @@ fn binding_of(Binding { exchange, queue, .. }: &Binding) -> String {
     format!("bind the queue `{queue}` to the exchange `{exchange}`")
 }
 
-/// Whether to go on without having made an exchange, as who may not make it may still use it. RabbitMQ 4 does not even
-/// tell those of its existence who may do nothing with it: for them, using it ends as it has to.
+/// Whether to use an exchange that this user may not declare. RabbitMQ 4 does not even tell whether it exists to a user
+/// without permissions on it. Then it is used, and publishing to it fails if it has to.
 async fn may_be_there(link: &Link, name: &str) -> Result<bool, Error> {
     match exchange_exists(link, name).await {
         Err(Error::Broker { reason, .. }) if forbids(&reason) => Ok(true),
@@ -62,7 +69,7 @@ async fn may_be_there(link: &Link, name: &str) -> Result<bool, Error> {
     }
 }
 
-/// Whether an exchange exists.
+/// Whether an exchange exists. Asks on a channel of its own, since the broker closes it if the answer is no.
 pub(super) async fn exchange_exists(link: &Link, name: &str) -> Result<bool, Error> {
     let channel = opened(link).await?;
     let there = is_there(link, &channel, name).await?;
@@ -72,7 +79,7 @@ pub(super) async fn exchange_exists(link: &Link, name: &str) -> Result<bool, Err
     Ok(there)
 }
 
-/// Which of these exchanges do not exist. One of which the broker tells this user nothing counts as there.
+/// Which of these exchanges do not exist. An exchange of which the broker tells this user nothing counts as existing.
 pub(super) async fn missing(link: &Link, exchanges: &[String]) -> Result<Vec<String>, Error> {
     let mut channel = opened(link).await?;
     let mut missing = Vec::new();
@@ -83,14 +90,14 @@ pub(super) async fn missing(link: &Link, exchanges: &[String]) -> Result<Vec<Str
             Err(Error::Broker { reason, .. }) if forbids(&reason) => {}
             Err(error) => return Err(error),
         }
-        // The broker has closed it over the answer.
+        // The broker has closed the channel with its answer.
         channel = opened(link).await?;
     }
     close(link, &channel).await;
     Ok(missing)
 }
 
-/// Whether an exchange exists. If not, the broker has closed the channel.
+/// Whether an exchange exists. If it does not, the broker has closed the channel.
 async fn is_there(link: &Link, channel: &Channel, name: &str) -> Result<bool, Error> {
     let shape = Shape { what: What::Exchange, name: name_of(name)?, properties: BTreeMap::new() };
     match link.hear(shape.declare(channel, true)).await {
@@ -111,7 +118,7 @@ async fn bind(link: &Link, channel: &Channel, binding: &Binding) -> Result<(), E
     link.hear(bound).await.map_err(|refusal| refusal.during(binding_of(binding)))
 }
 
-/// Takes bindings away; to the broker, one that is not there is gone already.
+/// Deletes bindings. For the broker, deleting one that does not exist is no error.
 pub(super) async fn unbind(link: &Link, bindings: &[Binding]) -> Result<(), Error> {
     let channel = opened(link).await?;
     for Binding { exchange, key, queue } in bindings {
@@ -124,23 +131,28 @@ pub(super) async fn unbind(link: &Link, bindings: &[Binding]) -> Result<(), Erro
     Ok(())
 }
 
-/// Closes a channel that has done its work. Left to its drop, a channel that the broker closes just then, or whose
-/// connection is closed, takes its whole connection down in lapin.
+/// Closes a channel that is not needed any more. It must not just be dropped: if the broker closes it at that moment,
+/// or the connection is being closed, lapin would end the whole connection.
 pub(super) async fn close(link: &Link, channel: &Channel) {
     let closing = channel.close(200, "OK".into());
     if link.is_blocked() {
-        // Polling once sends it, at the alarm's end.
+        // The first poll queues the frame. lapin sends it when the alarm ends.
         let _ = closing.now_or_never();
     } else {
-        // A channel that is gone is as good as closed.
+        // An error means that the channel has ended already.
         let _ = link.ask(closing).await;
     }
 }
 
+/// A name, checked for AMQP's limit of 255 bytes.
 fn name_of(name: &str) -> Result<ShortString, Error> {
     short(name).map_err(Error::Invalid)
 }
 
+/// Declares a queue or an exchange.
+///
+/// # Errors
+/// `Mismatch` with all differences if it exists with other arguments.
 async fn declare_shape(link: &Link, channel: &Channel, shape: Shape) -> Result<(), Error> {
     match link.hear(shape.declare(channel, false)).await {
         Ok(()) => Ok(()),
@@ -152,13 +164,14 @@ async fn declare_shape(link: &Link, channel: &Channel, shape: Shape) -> Result<(
     }
 }
 
+/// What kind of thing a [`Shape`] is.
 #[derive(Debug, Clone, Copy)]
 enum What {
     Exchange,
     Queue,
 }
 
-/// A queue or an exchange with all that the broker compares, by the broker's names.
+/// A queue or an exchange with everything that the broker compares, under the broker's names.
 #[derive(Debug)]
 struct Shape {
     what: What,
@@ -177,12 +190,13 @@ impl Shape {
         Ok(Self { what: What::Exchange, name: name_of(&exchange.name)?, properties: owned(properties) })
     }
 
-    /// Numbers are 64 bits wide, always: to some versions of RabbitMQ a number of another width is another argument.
+    /// The queue as it is declared. All numbers are 64 bits wide: some versions of RabbitMQ take the same number in
+    /// another width for another argument.
     fn of_queue(queue: &Queue) -> Result<Self, Error> {
         let exclusive = queue.kind == QueueKind::Exclusive;
         let mut properties =
             owned([("durable", AMQPValue::Boolean(!exclusive)), ("exclusive", AMQPValue::Boolean(exclusive))]);
-        // Said even where it is the default: a virtual host may have another one.
+        // The type is given even if it is RabbitMQ's default, since a virtual host may have another default.
         match queue.kind {
             QueueKind::Exclusive => {}
             QueueKind::Classic => drop(properties.insert("x-queue-type".into(), text("classic"))),
@@ -206,7 +220,8 @@ impl Shape {
             properties.insert("x-dead-letter-exchange".into(), text(exchange));
             properties.insert("x-dead-letter-routing-key".into(), text(key));
             if queue.kind == QueueKind::Quorum {
-                // Otherwise the broker drops what the queue of dead letters does not take. It asks for this overflow.
+                // Otherwise the broker drops a message that the queue of dead letters refuses. This strategy requires
+                // this overflow.
                 properties.insert("x-dead-letter-strategy".into(), text("at-least-once"));
                 properties.insert("x-overflow".into(), text("reject-publish"));
             }
@@ -214,6 +229,7 @@ impl Shape {
         Ok(Self { what: What::Queue, name: name_of(&queue.name)?, properties })
     }
 
+    /// The thing in words, for errors.
     fn title(&self) -> String {
         match self.what {
             What::Exchange => format!("exchange `{}`", self.name),
@@ -221,6 +237,7 @@ impl Shape {
         }
     }
 
+    /// Declares it. If `passive` is set, this only checks that it exists.
     async fn declare(&self, channel: &Channel, passive: bool) -> lapin::Result<()> {
         let is = |property: &str| self.properties.get(property) == Some(&AMQPValue::Boolean(true));
         let arguments = self.properties.iter().filter(|(name, _)| name.starts_with("x-"));
@@ -254,10 +271,11 @@ fn owned<const N: usize>(properties: [(&str, AMQPValue); N]) -> BTreeMap<String,
     properties.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-/// A sentence for each argument that differs.
+/// A sentence for each argument that differs from what the broker has. `complaint` is the broker's first refusal.
 ///
-/// The broker names the first only. So what it has is put in place of what was declared, and declared again, until
-/// the broker agrees, or complains of something else. Nothing can come into being by that: it must exist before each try.
+/// The broker names only the first argument that differs. So the broker's value is put in its place, and the
+/// declaration is tried again, until the broker accepts it or refuses it for another reason. This never creates
+/// anything, since each try first checks that the thing exists.
 async fn differences(link: &Link, mut shape: Shape, complaint: String) -> Vec<String> {
     let mut differences = Vec::new();
     let mut complaint = complaint;
@@ -297,10 +315,10 @@ async fn declare_again(link: &Link, shape: &Shape) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// How the broker begins to say that something differs.
+/// How the broker's words begin when an argument differs.
 const INEQUIVALENT: &str = "inequivalent arg '";
 
-/// One argument that is not as declared.
+/// One argument that differs.
 #[derive(Debug, PartialEq)]
 struct Difference {
     argument: String,
@@ -308,7 +326,7 @@ struct Difference {
     current: Option<Value>,
 }
 
-/// A value in the broker's words, with its type where the broker gave that.
+/// A value in the broker's words, and its type if the broker tells it.
 #[derive(Debug, PartialEq)]
 struct Value {
     text: String,
@@ -317,7 +335,8 @@ struct Value {
 
 impl Difference {
     /// Reads "... inequivalent arg 'x-expires' for queue 'q' in vhost '/': received the value '1000' of type
-    /// 'signedint' but current is none". The broker cuts its words at 255 bytes, perhaps within.
+    /// 'signedint' but current is none". `None` if the words do not contain this. The broker cuts its words after 255
+    /// bytes.
     fn read(complaint: &str) -> Option<Self> {
         let (_, rest) = complaint.split_once(INEQUIVALENT)?;
         let (argument, rest) = rest.split_once('\'')?;
@@ -326,6 +345,7 @@ impl Difference {
         Some(Self { argument: argument.to_owned(), declared: Value::read(declared), current: Value::read(current) })
     }
 
+    /// The difference in words, for the error.
     fn sentence(&self) -> String {
         let argument = &self.argument;
         match (&self.current, &self.declared) {

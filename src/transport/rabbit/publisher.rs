@@ -1,4 +1,5 @@
-//! Publishing: one task for each publishing channel, which owns what is in flight and says what became of it.
+//! Publishing: one task for each connection that publishes. It owns everything in flight, and tells the outcome of each
+//! publication.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -23,25 +24,27 @@ use super::user::User;
 use super::{declare, properties};
 use crate::transport::{Confirm, Loss, Lost, Publication, Receipt};
 
-/// How many waiting publications are started before confirms are looked at again.
+/// The most publications that are started before the task looks at confirms again.
 const BATCH: usize = 256;
-/// How long the ends of publications may trickle in after their channel or connection has ended.
+/// How long the task waits for the outcomes of publications after their channel or connection has ended.
 const TRICKLE: Duration = Duration::from_secs(1);
 
-/// How late the ends of publications may be told that nobody waits for.
+/// How late the outcome of a publication may be told if its caller is in no hurry.
 const IN_PASSING: Duration = Duration::from_millis(1);
 
-/// Why publications are given up when the connection is closed.
+/// The reason for publications that are given up when the connection is closed.
 const UNCONFIRMED: &str = "the broker did not confirm in time before the connection was closed";
 
+/// Where the outcome of a publication is told.
 type Outcome = oneshot::Sender<Result<Confirm, Lost>>;
 
-/// When the end of a publication is told.
+/// When the outcome of a publication is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Told {
     /// As soon as it is known.
     AtOnce,
-    /// When the task is at work anyway, or a little later: the confirm alone does not wake it, nor the end of sending.
+    /// When the task is awake for another reason, or [`IN_PASSING`] later. The confirm alone does not wake the task,
+    /// which saves much work under load.
     InPassing,
 }
 
@@ -53,8 +56,11 @@ pub(super) struct Publisher {
 }
 
 impl Publisher {
-    /// Gives the task that publishes on `channel`, which confirms, until its connection ends or `closing`. The `user` is
-    /// asked for `introduced_within` that time, or when there is something to publish.
+    /// Makes a publisher, and the task that publishes for it. The caller has to spawn the task. It runs until the
+    /// connection ends, or until `closing` is cancelled and everything is confirmed.
+    ///
+    /// `channel` has to be in confirm mode. If `introduced_within` is given, the broker is asked for the `user` now,
+    /// for this long at most. Otherwise it is asked before the first publication.
     pub(super) async fn open(
         link: Arc<Link>,
         mut channel: Channel,
@@ -75,7 +81,7 @@ impl Publisher {
         Ok((Self { waiting, link }, writer.run(channel)))
     }
 
-    /// Hands a publication in; those handed in before it leave before it.
+    /// Hands a publication in. Publications are sent in the order in which they were handed in.
     pub(super) fn publish(&self, publication: Publication, told: Told) -> Receipt {
         let (outcome, receipt) = Receipt::new();
         if let Err(mpsc::error::SendError((.., outcome))) = self.waiting.send((publication, told, outcome)) {
@@ -86,24 +92,24 @@ impl Publisher {
     }
 }
 
-/// A channel that confirms what is published on it.
+/// Opens a channel in confirm mode: the broker confirms each message that is published on it.
 pub(super) async fn confirming(link: &Link) -> Result<Channel, Refusal> {
     let channel = link.channel().await?;
     link.ask(channel.confirm_select(ConfirmSelectOptions::default())).await?;
     Ok(channel)
 }
 
+/// Tells the outcome. It does not matter if nobody waits for it.
 fn tell(outcome: Outcome, what: Result<Confirm, Lost>) {
-    // Whoever dropped the receipt does not want to know.
     let _ = outcome.send(what);
 }
 
-/// Tells of the connection's end.
+/// Tells that a publication was lost with its connection. `handed_over` tells whether it may have been sent.
 fn lose(outcome: Outcome, handed_over: bool, reason: &Arc<str>) {
     tell(outcome, Err(Lost::connection(handed_over, reason.clone())));
 }
 
-/// A publication on its way, with the number it has on its channel.
+/// A publication that has ended, with the number that it had on its channel.
 struct Flight {
     number: u64,
     told: Told,
@@ -111,17 +117,18 @@ struct Flight {
     fate: Fate,
 }
 
-/// How a flight ended.
+/// How a publication ended.
 enum Fate {
-    /// The broker confirmed it; lapin attached the return of the publication with this number.
+    /// The broker has confirmed it. lapin has attached the return of the publication with the number `returned`, which
+    /// may be another one.
     Confirmed { acked: bool, returned: Option<u64> },
-    /// It left, and the channel or connection ended before the confirm.
+    /// It was sent, and the channel or connection ended before the confirm.
     Unknown { exchange: String, key: String, size: usize, error: lapin::Error },
-    /// It did not leave whole, so the broker has not got it.
+    /// It was not sent completely, so the broker has not got it.
     Unsent { publication: Box<Publication>, error: lapin::Error },
 }
 
-/// Publishes and waits for the confirm. lapin queues the frames at the first poll.
+/// Publishes a message and waits for its confirm. The first poll of this future puts the frames into lapin's queue.
 async fn fly(
     channel: Channel,
     number: u64,
@@ -149,6 +156,7 @@ async fn fly(
     Flight { number, told, outcome, fate }
 }
 
+/// The number of the publication whose return lapin has attached to this confirm.
 fn returned_number(confirmation: Confirmation) -> Option<u64> {
     let message = confirmation.take_message()?;
     message.delivery.properties.message_id().as_ref()?.as_str().parse().ok()
@@ -162,25 +170,29 @@ struct Writer {
     link: Arc<Link>,
     user: Arc<User>,
     closing: CancellationToken,
+    /// What was handed in.
     queue: mpsc::UnboundedReceiver<Handed>,
-    /// What a channel that ended has not sent, and what has waited to hear of its exchange: it goes first.
+    /// What is published before `queue`: publications that a channel has not sent before it ended, and those that had
+    /// to wait until it was known whether their exchange exists.
     unsent: VecDeque<Handed>,
+    /// The publications that wait until it is known whether their exchange exists.
     exchanges: Exchanges<Handed>,
-    /// Whether exchanges are there, asked of the broker.
+    /// The questions to the broker whether an exchange exists.
     questions: FuturesUnordered<BoxFuture<'static, (String, bool)>>,
 }
 
-/// Why a channel is no longer published on.
+/// Why a channel is not used any more.
 enum Over {
-    /// All is confirmed, and nothing more will come.
+    /// Everything is confirmed, and nothing more will be handed in.
     Done,
-    /// The broker closed the channel; the connection lives.
+    /// The broker has closed the channel. The connection goes on.
     Channel,
-    /// The connection ended.
+    /// The connection has ended.
     Connection(Arc<str>),
 }
 
 impl Writer {
+    /// Publishes on one channel after the other, until everything is done or the connection ends.
     async fn run(mut self, mut channel: Channel) {
         let reason = loop {
             match self.publish_on(&channel).await {
@@ -194,7 +206,7 @@ impl Writer {
             }
         };
         if self.link.ended().is_none() && !self.closing.is_cancelled() {
-            // Without a channel to publish on, the connection is of no use.
+            // A connection on which no channel can be opened is of no use.
             self.link.give_up(reason.clone());
         }
         self.queue.close();
@@ -204,14 +216,14 @@ impl Writer {
         }
     }
 
-    /// Publishes on `channel` until it is of no more use.
+    /// Publishes on `channel` until it is not used any more.
     async fn publish_on(&mut self, channel: &Channel) -> Over {
         let mut flights = FuturesUnordered::new();
         let mut returns = Returns::default();
         let mut number = 0;
         let mut waiting = Vec::with_capacity(BATCH);
         let mut draining = None;
-        // How many of the flights are waited for.
+        // How many of the publications in flight have callers in a hurry.
         let mut hurried = 0;
         let mut look = std::pin::pin!(tokio::time::sleep(IN_PASSING));
         let (link, closing) = (self.link.clone(), self.closing.clone());
@@ -228,7 +240,8 @@ impl Writer {
                     return over;
                 }
             }
-            // Polled in the order they were pushed: that is the order in which they leave.
+            // `FuturesUnordered` polls new futures in the order in which they were pushed, so they are sent in this
+            // order.
             for handed in std::mem::take(&mut self.unsent).into_iter().chain(waiting.drain(..)) {
                 let Some((publication, told, outcome)) = self.admit(handed) else { continue };
                 number += 1;
@@ -245,7 +258,7 @@ impl Writer {
             }
             let quiet = hurried == 0;
             if quiet {
-                // This sends what is new, and finds what has ended without being woken for it.
+                // This poll sends new publications, and finds those that have ended without waking the task.
                 let ended = ended_so_far(&mut flights);
                 let failed = decide(&mut returns, ended);
                 if !failed.is_empty() {
@@ -288,7 +301,7 @@ impl Writer {
         }
     }
 
-    /// Has the broker say who publishes here. Tells what has ended by that, if anything has.
+    /// Asks the broker for the user. Returns what has ended, if the channel or the connection has.
     async fn introduce(&mut self, channel: &Channel) -> Option<Over> {
         let too_late = async {
             self.closing.cancelled().await;
@@ -307,7 +320,7 @@ impl Writer {
         Some(Over::Connection(over))
     }
 
-    /// Gives a publication back whose exchange is there. Others wait until the broker has said so of theirs.
+    /// Returns the publication if its exchange is known to exist. Otherwise keeps it, and asks the broker.
     fn admit(&mut self, handed: Handed) -> Option<Handed> {
         let exchange = handed.0.exchange.clone();
         match self.exchanges.admit(&exchange, handed) {
@@ -316,7 +329,7 @@ impl Writer {
             Admitted::Waits { ask: true } => {
                 let link = self.link.clone();
                 self.questions.push(Box::pin(async move {
-                    // Where the broker does not say, publishing will tell.
+                    // If the broker does not tell, publishing will.
                     let there = declare::exchange_exists(&link, &exchange).await.unwrap_or(true);
                     (exchange, there)
                 }));
@@ -325,6 +338,7 @@ impl Writer {
         None
     }
 
+    /// Publishes what has waited for an exchange that exists. If it does not exist, its publications are returned.
     fn answered(&mut self, exchange: &str, there: bool) {
         let waited = self.exchanges.answered(exchange, there);
         if there {
@@ -333,7 +347,8 @@ impl Writer {
         waited.into_iter().for_each(|(.., outcome)| tell(outcome, Ok(Confirm::Returned)));
     }
 
-    /// Settles what was in flight on a channel that has ended.
+    /// Finds the outcome of every publication that was in flight on a channel that has ended. Those that were not sent
+    /// are kept for the next channel.
     async fn give_up<F>(
         &mut self,
         mut flights: FuturesUnordered<F>,
@@ -343,7 +358,8 @@ impl Writer {
     where
         F: Future<Output = Flight>,
     {
-        // The rest fails as well, each telling how far it got. What does not, drops its receipt: it may have been sent.
+        // The others fail as well, and each tells how far it got. A publication that does not end in time drops its
+        // receipt, which counts as "may have been sent".
         let _ = tokio::time::timeout(TRICKLE, async {
             while !flights.is_empty() {
                 failed.extend(decide(&mut returns, all_ended(&mut flights).await));
@@ -372,7 +388,8 @@ impl Writer {
                 Fate::Unknown { size, .. } if largest.is_some_and(|largest| size > largest) => {
                     tell(outcome, Ok(Confirm::TooLarge(largest.unwrap_or_default())));
                 }
-                // Once it has let something through there, the broker does not ask again: this, too, it has not taken.
+                // After a first permitted message, the broker checks the permission later and does not confirm. So it
+                // has not accepted this one.
                 Fate::Unknown { exchange, key, .. }
                     if forbidden
                         .is_some_and(|(name, topic)| name == exchange && topic.is_none_or(|topic| topic == key)) =>
@@ -391,7 +408,7 @@ impl Writer {
         over
     }
 
-    /// Whether the channel or the whole connection has ended.
+    /// Whether the channel or the whole connection has ended, as the errors tell.
     fn cause(&self, failed: &[Flight]) -> Over {
         if let Some(reason) = self.link.ended() {
             return Over::Connection(reason);
@@ -416,8 +433,8 @@ fn said(failed: &[Flight]) -> Option<String> {
     })
 }
 
-/// The exchange, and the key if it is that one, which the user may not publish to in the broker's "ACCESS_REFUSED - access
-/// to topic 'key' in exchange 'x' in vhost '/' refused for user 'u'".
+/// The exchange to which the user may not publish, and the key if only that is forbidden, in the broker's words
+/// "ACCESS_REFUSED - access to topic 'key' in exchange 'x' in vhost '/' refused for user 'u'".
 fn forbidden_exchange(reason: &str) -> Option<(&str, Option<&str>)> {
     let (_, rest) = reason.split_once("ACCESS_REFUSED")?;
     let (about, rest) = rest.split_once("exchange '")?;
@@ -426,16 +443,21 @@ fn forbidden_exchange(reason: &str) -> Option<(&str, Option<&str>)> {
     Some((if exchange == "amq.default" { "" } else { exchange }, topic))
 }
 
-/// The cap in the broker's "message size 20971520 is larger than configured max size 16777216".
+/// The largest message that the broker accepts, in bytes, in its words "message size 20971520 is larger than configured
+/// max size 16777216".
 fn largest_message(reason: &str) -> Option<usize> {
     let (_, rest) = reason.split_once("configured max size ")?;
     let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
     rest[..digits].parse().ok()
 }
 
+/// The names of an exchange and a key, as lapin takes them.
 type Names = (ShortString, ShortString);
 
-/// A publication as lapin takes it. Its number travels as `message_id`, by which a return is known again.
+/// A publication as lapin takes it. Its number is sent as `message_id`: a return contains it.
+///
+/// # Errors
+/// A sentence that names the text that is too long for AMQP.
 pub(super) fn on_the_wire(
     publication: &Publication,
     user: Option<&ShortString>,
@@ -448,7 +470,7 @@ pub(super) fn on_the_wire(
     Ok((properties, (properties::short(&publication.exchange)?, properties::short(&publication.key)?)))
 }
 
-/// Tells those whose outcome is known; gives back those that failed.
+/// Tells the outcomes that are certain now. Returns the publications that failed.
 fn decide(returns: &mut Returns<Outcome>, ended: Vec<Flight>) -> Vec<Flight> {
     let mut failed = Vec::new();
     let mut confirmed = Vec::with_capacity(ended.len());

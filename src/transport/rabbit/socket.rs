@@ -1,4 +1,7 @@
-//! Sockets to a broker: its name is resolved and connected to here, and TLS put on, before lapin has anything to do.
+//! Opens sockets to a broker: looks up the host, connects, and negotiates TLS. Only then does lapin get the socket.
+//!
+//! lapin has no time-out for this, and would connect to the first address of a host only. The socket also helps lapin
+//! to read everything that has arrived before it notices the end of a connection.
 
 use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr, ToSocketAddrs};
@@ -19,42 +22,45 @@ use super::diagnosis::{self, Stage};
 use super::tls::Connector;
 use crate::transport::address::{Host, RabbitAddress};
 
-/// How long one of a host's addresses is alone in being tried: the next one is tried beside it then (RFC 8305).
+/// How long an address of a host is tried alone. After that, the next one is tried at the same time (RFC 8305).
 const HEAD_START: Duration = Duration::from_millis(250);
-/// How much of what the other side says first is kept.
+/// How many of the first bytes from the other side are kept.
 const FIRST_WORDS: usize = 16;
 
-/// A connection to a broker, by TLS or not, for lapin: all that has arrived is read before an end of it is told.
+/// A socket to a broker, with or without TLS, in the form that lapin needs. It reports its end only after everything
+/// that has arrived was read.
 #[derive(Debug)]
 pub(super) struct Socket {
     stream: AsyncTcpStream<Compat<TcpStream>>,
-    /// The same socket, for whoever needs it while lapin has the stream.
+    /// The same socket, for those who need it while lapin has the stream.
     handle: Arc<std::net::TcpStream>,
-    /// Until something has been heard.
+    /// `None` after the first bytes have arrived.
     first_words: Option<FirstWords>,
-    /// Why no more can be read, once lapin has done with what was read before.
+    /// The error that ended reading. It is reported after lapin has handled what it has read before.
     failed: Option<io::Error>,
+    /// How far lapin has read.
     notes: watch::Sender<Notes>,
 }
 
-/// What the other side said first, which shows what it speaks.
+/// The first bytes from the other side. They show which protocol it speaks.
 pub(super) type FirstWords = Arc<OnceLock<Vec<u8>>>;
 
-/// What lapin knows of what has arrived: it takes note of what it has read before it reads on.
+/// How far lapin has read. When it asks to read more, it has handled what it has read before.
 #[derive(Debug, Clone, Copy, Default)]
 struct Notes {
-    /// How often it has taken note.
+    /// How many times it has handled something.
     count: u64,
-    /// Whether it reads, or has read something and not yet gone on.
+    /// Whether it has read something that it has not handled.
     is_missing: bool,
 }
 
-/// Shuts a socket down that lapin has, unless [`Cutter::spare`] does not let it: nothing else would make lapin give up one
-/// on which nothing is said.
+/// Shuts the socket down when it is dropped, unless [`Cutter::spare`] was called. lapin would wait for ever on a socket
+/// whose other side says nothing.
 #[derive(Debug)]
 pub(super) struct Cutter(Option<Weak<std::net::TcpStream>>);
 
 impl Cutter {
+    /// Leaves the socket open: the connection has been established.
     pub(super) fn spare(mut self) {
         self.0 = None;
     }
@@ -63,13 +69,13 @@ impl Cutter {
 impl Drop for Cutter {
     fn drop(&mut self) {
         if let Some(socket) = self.0.as_ref().and_then(Weak::upgrade) {
-            // One that has ended needs no end.
+            // An error means that the socket has ended already.
             let _ = socket.shutdown(Shutdown::Both);
         }
     }
 }
 
-/// Knows whether something has arrived at a socket that lapin has not read.
+/// Knows whether something has arrived at a socket that lapin has not handled.
 #[derive(Debug, Clone)]
 pub(super) struct Unread {
     socket: Weak<std::net::TcpStream>,
@@ -77,7 +83,7 @@ pub(super) struct Unread {
 }
 
 impl Unread {
-    /// Waits until lapin has noted what has arrived by now, or has let go of the socket.
+    /// Waits until lapin has handled everything that has arrived by now, or has dropped the socket.
     pub(super) async fn is_noted(&mut self) {
         let before = self.notes.borrow_and_update().count;
         loop {
@@ -90,17 +96,17 @@ impl Unread {
         }
     }
 
-    /// Whether there is something to be read. The socket is not a blocking one.
+    /// Whether there is something to read. The socket is non-blocking, so this returns at once.
     fn is_there(&self) -> bool {
         self.socket.upgrade().is_some_and(|socket| matches!(socket.peek(&mut [0]), Ok(1)))
     }
 }
 
 impl Socket {
-    /// Connects to the first that answers of the addresses that the host has. `stage` tells how far it has come.
+    /// Connects to the first of the host's addresses that answers. `stage` tells how far it has come.
     ///
     /// # Errors
-    /// Why not, in a sentence.
+    /// A sentence that says why this fails, and what to look at.
     pub(super) async fn open(
         address: &RabbitAddress,
         tls: Option<&Connector>,
@@ -126,38 +132,40 @@ impl Socket {
         Ok((Self { stream, handle, first_words, failed: None, notes }, cutter))
     }
 
-    /// Where what the other side says first will be.
+    /// Where the first bytes from the other side will be.
     pub(super) fn first_words(&self) -> FirstWords {
         self.first_words.clone().unwrap_or_default()
     }
 
-    /// Who knows what has arrived here.
+    /// Tells whether lapin has handled everything that has arrived.
     pub(super) fn unread(&self) -> Unread {
         Unread { socket: Arc::downgrade(&self.handle), notes: self.notes.subscribe() }
     }
 }
 
-/// The addresses of a host, in the order in which the system prefers them.
+/// The addresses of a host, in the order that the system prefers.
 async fn resolve(host: &Host, port: u16) -> io::Result<Vec<SocketAddr>> {
     let name = match host {
         Host::Ip(ip) => return Ok(vec![SocketAddr::new(*ip, port)]),
         Host::Name(name) => name.clone(),
     };
     let (tell, told) = oneshot::channel();
-    // A thread of its own, and not one of tokio's: a runtime that ends would wait for a name server that does not answer.
+    // It is a thread of its own and not one of tokio's: a runtime that ends waits for its threads, and a name server
+    // may not answer.
     std::thread::Builder::new().name("hopline-resolve".to_owned()).spawn(move || {
         let resolved = (name.as_str(), port).to_socket_addrs().map(Iterator::collect);
-        // Whoever asked may have given up.
+        // An error means that nobody waits any more.
         let _ = tell.send(resolved);
     })?;
     let resolved: Vec<_> = told.await.map_err(io::Error::other)??;
     if resolved.is_empty() { Err(io::Error::other("it has no address")) } else { Ok(resolved) }
 }
 
-/// Connects to one of these, in their order: the next one has its turn when one has failed or does not answer soon.
+/// Connects to one of these addresses. Each is tried when the one before it has failed, or has not answered for
+/// [`HEAD_START`].
 ///
 /// # Errors
-/// What the first of them said, when all have failed.
+/// The first error, if all have failed.
 async fn connect(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
     let mut waiting = addresses.iter();
     let mut trying = FuturesUnordered::new();
@@ -177,6 +185,7 @@ async fn connect(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
     Err(first_error.unwrap_or_else(|| io::ErrorKind::AddrNotAvailable.into()))
 }
 
+/// Connects to one address.
 async fn connect_to(address: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(address).await?;
     is_right(address, stream.local_addr()?, stream.peer_addr()?)?;
@@ -184,9 +193,9 @@ async fn connect_to(address: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Whether the other side is who was asked for: nobody else is told a password.
+/// Checks that the other side is the one that was asked for, since it will be told a password.
 fn is_right(asked: SocketAddr, own: SocketAddr, peer: SocketAddr) -> io::Result<()> {
-    // Where nobody listens, the system may have given a socket that very port, and connects it to itself.
+    // If nobody listens at a local port, the system may give the socket that same port, and connect it to itself.
     if own == peer {
         return Err(io::ErrorKind::ConnectionRefused.into());
     }
@@ -203,8 +212,8 @@ fn shared(stream: TcpStream) -> io::Result<(TcpStream, Arc<std::net::TcpStream>)
     Ok((TcpStream::from_std(stream)?, handle))
 }
 
-/// What becomes of a failure to write: once the other side has gone, reading tells so, after what has arrived from it. lapin
-/// reads nothing more once it has heard of a failure.
+/// The result of writing, without the error that the other side is gone: reading reports that too, after everything
+/// that has arrived. lapin reads nothing more once it knows of an error.
 fn written<T>(written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
     match written {
@@ -227,14 +236,15 @@ impl AsyncRead for Socket {
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
         if let Poll::Ready(Ok(bytes @ 1..)) = read {
             if let Some(first_words) = self.first_words.take() {
-                // It is set here only, and once.
+                // This is the only place that sets it, and it does so once.
                 let _ = first_words.set(buffer[..bytes.min(FIRST_WORDS)].to_vec());
             }
             return read;
         }
         self.notes.send_modify(|notes| notes.is_missing = false);
         let Poll::Ready(Err(error)) = read else { return read };
-        // Of a failure lapin would throw away what it has read just before. It looks into that first when nothing is there.
+        // After an error lapin would throw away what it has read before. So this pretends that nothing is there, which
+        // makes lapin handle that first.
         self.failed = Some(error);
         context.waker().wake_by_ref();
         Poll::Pending
@@ -298,7 +308,8 @@ mod tests {
         hole.bind("127.0.0.1:0".parse().expect("an address")).expect("there is a free port");
         let hole = hole.listen(1).expect("it can listen");
         let deaf = hole.local_addr().expect("it is bound");
-        // Nobody accepts them: with two its queue is full, and the system answers no more.
+        // Nobody accepts these connections. With two of them its queue is full, and the system does not answer any
+        // more.
         let _queued = [(); 2].map(|()| std::net::TcpStream::connect(deaf).expect("there is room in the queue"));
         let (_listener, address) = open().await;
         let connected = connect(&[deaf, address]).await.expect("the other one answers");

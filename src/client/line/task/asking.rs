@@ -1,8 +1,9 @@
-//! Asking the broker whether a service has an instance: about calls that nobody has answered, and for those that are not to
-//! wait for one.
+//! Asks the broker whether a service has an instance: about calls that nobody has answered, and before calls that must
+//! not wait for one.
 //!
-//! The question is a cancel of no call at all, to every instance that does not drain. When it is returned, there is none. To
-//! look at the queue of calls instead would begin its grace period anew, and RabbitMQ 4 allows it to few.
+//! The question is a cancel of no call, to a key that every instance binds that accepts calls. If the broker returns
+//! it, there is no instance. A passive declaration of the queue for calls would not do: it starts the queue's grace
+//! period anew, and RabbitMQ 4 allows it to few users.
 
 use std::sync::Arc;
 
@@ -26,7 +27,8 @@ use crate::transport::{Confirm, Lost, Properties, Publication};
 use crate::waiting::Weight;
 
 impl Task {
-    /// Lets a parcel leave with the next messages; one that is not to wait for an instance when there is one.
+    /// Lets a parcel be published with the next messages. If it must not wait for an instance, and none was known
+    /// within the last second, the broker is asked first.
     pub(super) fn leave(&mut self, address: Address, parcel: Parcel<Token>) {
         let (Absent::Fail, 0, Some((_, target))) = (parcel.token.absent, parcel.token.attempts, &parcel.token.reply)
         else {
@@ -43,7 +45,7 @@ impl Task {
         }
     }
 
-    /// Asks about the services of calls that left before the last look, and of which nothing has been heard.
+    /// Asks about the services of calls that were sent before the last look and of which nothing was heard.
     pub(super) fn ask_about_unanswered(&mut self, now: Instant) {
         let looked = std::mem::replace(&mut self.looked, self.number);
         if self.session.is_none() || self.blocked.is_some() {
@@ -54,8 +56,8 @@ impl Task {
         }
     }
 
-    /// Whether nobody was there for a call of a method that left with this message and has not been answered; if that is not
-    /// known, who calls next may hear it.
+    /// Whether certainly nobody runs the unanswered call of this method that was sent in this message. If that is not
+    /// known, the broker is asked, so that the next call may know it.
     pub(super) fn is_unserved(&mut self, target: &Arc<Target>, message: u64, now: Instant) -> bool {
         if self.session.is_some() && self.blocked.is_none() && target.presence().asks(false, now) {
             self.ask(target.clone());
@@ -63,18 +65,19 @@ impl Task {
         target.presence().is_absent_since(message, now)
     }
 
-    /// Now, with what has left by now.
+    /// This moment, and which messages were sent by now.
     pub(super) fn moment(&self, now: Instant) -> Moment {
         Moment { now, last: self.number, earlier: self.looked }
     }
 
+    /// Asks whether the service of `target` has an instance.
     fn ask(&mut self, target: Arc<Target>) {
         let Some(session) = &self.session else { return };
         let receipt = session.transport.publish(self.question(Question::IsThere, &target));
         self.questions.push(UnderWay::new((target, self.number), receipt));
     }
 
-    /// A question about a service, which the broker answers by returning it or not.
+    /// The message that asks a question about a service. The broker answers by returning it or not.
     pub(super) fn question(&self, question: Question, target: &Target) -> Publication {
         let instance = &self.sessions.instance;
         let metadata = Metadata { instance: Some(instance.clone()), ..Metadata::default() };
@@ -87,17 +90,18 @@ impl Task {
         self.exchanges.question(question, &target.service_text).publication(properties, body)
     }
 
-    /// The broker has said whether a service has an instance, or will not say it any more. It was asked when this message was
-    /// the last that had left.
+    /// The broker has told whether a service has an instance, or cannot tell any more. `last` is the last message that
+    /// had been sent when it was asked.
     pub(super) fn answered(&mut self, target: &Arc<Target>, last: u64, said: &Result<Confirm, Lost>) {
         let now = Instant::now();
         match said {
             Ok(Confirm::Returned) => {
                 target.presence().is_gone(last, now);
-                // A call that an instance took before it began to drain, or before it died, has been reported by then.
+                // An instance that got the call before it began to drain, or before it died, would have reported it by
+                // now.
                 if target.presence().is_certainly_absent(now) {
                     for waiter in self.replies.release_hopeless(&target.service_text, last) {
-                        // The caller gave up at this very moment.
+                        // An error means that the caller gave up at this moment.
                         let _ = waiter.send(Err(End::TimedOut(Unanswered::Draining)));
                     }
                 }
@@ -110,8 +114,8 @@ impl Task {
             match said {
                 Ok(Confirm::Returned) => parcel.token.end(&End::Said(Confirm::Returned)),
                 Err(lost) if !lost.is_connected() => self.route(address, parcel),
-                // Where the broker does not say it, the call leaves as any other.
                 _ => {
+                    // The broker has not told, so the call is sent like any other.
                     parcel.token.absent = Absent::Wait;
                     renew(&mut parcel);
                     self.route(address, parcel);
@@ -120,7 +124,7 @@ impl Task {
         }
     }
 
-    /// Lets what waits for an answer wait for the broker, which takes no question now.
+    /// The broker accepts no questions now. The calls that wait for an answer wait for the end of the alarm instead.
     pub(super) fn stop_asking(&mut self) {
         for (_, mut asking) in std::mem::take(&mut self.asking) {
             for (address, parcel) in asking.clear() {

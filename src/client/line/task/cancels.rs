@@ -1,4 +1,4 @@
-//! Cancels: sent once a queue has the call, and again when nobody has heard them.
+//! Cancels: a cancel is sent after a queue has accepted its call, and again if no instance has received it.
 
 use std::time::Duration;
 
@@ -12,20 +12,21 @@ use crate::outbox::Parcel;
 use crate::route::Address;
 use crate::waiting::Weight;
 
-/// How long after a cancel that nobody has heard the next is sent, and twice as long after each other: a server that has
-/// lost its bindings has them again within seconds, and one that starts takes what waits for it.
+/// The pause before a cancel is sent again that no instance has received. It doubles each time. In the meantime a
+/// server may bind its queues again, or start and get the call.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause.
 const MAX_PAUSE: Duration = Duration::from_secs(16);
-/// How many cancels wait to be sent again: without them, a call ends by its deadline.
+/// How many cancels wait to be sent again. Without a cancel, the deadline ends the call.
 const MAX_UNHEARD: usize = 10_000;
 
 impl Task {
-    /// Nobody waits for the call `id` any more. Where a queue may have it, those who run it are told.
+    /// The caller of the call `id` has given up. If an instance may have the call, the cancel is sent.
     pub(super) fn forget(&mut self, id: Uuid, cancel: Option<Addressed>) {
         let waiting = self.places.crowd.remove(id).or_else(|| self.unsent.remove(id)).or_else(|| self.unasked(id));
         let waiting = waiting.or_else(|| self.stuck.values_mut().find_map(|stuck| stuck.remove(id)));
         if let Some((_, parcel)) = waiting {
-            // It had left, was lost, and was to leave again.
+            // The call was sent before, was lost, and waited to be sent again. So the first one may run.
             if let Some((address, cancel)) = cancel.filter(|_| parcel.token.attempts > 0) {
                 self.route(address, cancel);
             }
@@ -35,23 +36,24 @@ impl Task {
             return;
         }
         let instance = self.replies.runs_on(id).cloned();
-        // What has not left will not; what has been answered has ended.
+        // If the call is not here, it was not sent, or it has ended.
         let Some(mut call) = self.replies.forget(id) else { return };
         if let Some(place) = call.place.take().filter(|_| !self.window.has_arrived(call.message)) {
-            // It is free when the bytes of the call are no longer on their way.
+            // The place is free when the bytes of the call have arrived. Otherwise calls that are given up at once
+            // would fill the connection.
             self.kept.push((call.message, place));
         }
         let Some((mut address, cancel)) = cancel else { return };
         if let Some(instance) = instance.filter(|_| call.for_any) {
             address = address.at(&call.target.service_text, &instance);
         }
-        // Only a request that some queue has taken can be cancelled.
+        // A cancel makes sense only after a queue has accepted the call.
         if let Some((address, cancel)) = self.unconfirmed.give_up(call.message, (address, cancel)) {
             self.route(address, cancel);
         }
     }
 
-    /// Keeps a cancel that no queue has taken, to send it again.
+    /// Keeps a cancel that no instance has received, to send it again.
     pub(super) fn keep_cancel(&mut self, address: Address, cancel: Parcel<Token>) {
         let doublings = cancel.token.attempts.saturating_sub(1).min(MAX_PAUSE.as_secs().ilog2());
         let again = Instant::now() + FIRST_PAUSE * 2u32.pow(doublings);
@@ -62,15 +64,15 @@ impl Task {
         }
     }
 
-    /// Sends the cancels again whose pause is over.
+    /// Sends those cancels again whose pause is over.
     pub(super) fn cancel_again(&mut self, now: Instant) {
         while let Some((address, cancel)) = self.unheard.pop_ended(now) {
             self.route(address, cancel);
         }
     }
 
-    /// What the clients sent without waiting for it still leaves: cancels whose calls are only now found to be in a queue.
-    /// A broker that does not say so is not waited for for long.
+    /// Before the task ends: waits for the confirms of calls that were given up, and sends their cancels. Waits for at
+    /// most [`PARTING`].
     pub(super) async fn part(&mut self) {
         let confirmed = async {
             while (self.unconfirmed.keeps_cancels() || !self.unsent.is_empty())

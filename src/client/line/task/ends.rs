@@ -1,4 +1,5 @@
-//! What becomes of calls that get no reply at once: said by the broker, lost, sent again, blocked, silent, overdue.
+//! How calls end that do not get a reply: the broker returns or refuses them, the connection is lost, the broker is
+//! blocked, their instance is silent, or their deadline passes. Some are sent again instead.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,13 +23,14 @@ use crate::topology::Declaration;
 use crate::transport::{Confirm, Loss, Lost};
 use crate::window::Window;
 
-/// How long an instance that runs a long call may say nothing.
+/// How long an instance that runs a long call may send no sign of life.
 const SILENCE: Duration = Duration::from_secs(15);
-/// How often a message leaves whose channel ends, while its connection lives.
+/// How many times a message is sent whose channel ends, while the connection stays.
 const ATTEMPTS_ON_A_CONNECTION: u32 = 5;
 
 impl Task {
-    /// The broker has said what became of a message.
+    /// The outcome of a message is known: `said` is what the broker has said, or how the message was lost. Each of its
+    /// calls goes on, ends, or is sent again.
     pub(super) fn concluded(&mut self, number: u64, said: Result<Confirm, Lost>) {
         let now = Instant::now();
         self.window.arrived(number, now);
@@ -41,7 +43,8 @@ impl Task {
         if !self.stuck.is_empty() {
             self.unstick(lane);
         }
-        // Refused by one queue, a broadcast may run on others; and nobody knows of what was lost on its way.
+        // If one queue has refused a broadcast, others may have it. And a message that was lost on its way may have
+        // arrived. So their cancels are sent.
         let may_run = Ok(Confirm::Accepted) == said || Ok(Confirm::Refused) == said;
         if may_run || said.as_ref().is_err_and(Lost::may_have_arrived) {
             given_up.into_iter().for_each(|(address, cancel)| self.route(address, cancel));
@@ -50,7 +53,7 @@ impl Task {
             return self.restore(address.exchange().clone(), parcels);
         }
         let too_large_together = matches!(said, Ok(Confirm::TooLarge(_))) && parcels.len() > 1;
-        // The reply queue that it names was that of an earlier session.
+        // The message names a reply queue that is gone with its session.
         let answerless = address.is_answered() && number < self.first;
         let came_back = match &said {
             Ok(confirm) => matches!(confirm, Confirm::TooLarge(_)),
@@ -58,7 +61,7 @@ impl Task {
         };
         for mut parcel in parcels {
             if came_back {
-                // It has not left.
+                // It was not sent, or not accepted.
                 parcel.token.attempts -= 1;
             }
             if too_large_together {
@@ -67,7 +70,7 @@ impl Task {
                     self.route(address.clone(), parcel);
                 }
             } else if self.leaves_again(&said, answerless, &parcel) {
-                // Nobody wants it if its caller has given up.
+                // If its caller has given up, it is not sent again.
                 if self.call_back(&address, &mut parcel) {
                     renew(&mut parcel);
                     self.route(address.clone(), parcel);
@@ -79,7 +82,7 @@ impl Task {
                     parcel.token.end(&End::Lost(self.lost(true)));
                 }
             } else {
-                // A broadcast's replies may come nevertheless, when only one of its queues has refused it.
+                // If one queue has refused a broadcast, replies from others may still arrive.
                 if said != Ok(Confirm::Accepted)
                     && let Some(Call { waiter: waiter @ Waiter::One(_), target, .. }) =
                         self.replies.forget_one(parcel.id)
@@ -87,7 +90,7 @@ impl Task {
                     parcel.token.reply = Some((waiter, target));
                 }
                 if said.is_err() {
-                    // Nothing more can come to a broadcast.
+                    // A broadcast that was lost gets no replies.
                     self.replies.forget(parcel.id);
                 }
                 let left_before = parcel.token.attempts > u32::from(!came_back);
@@ -102,7 +105,8 @@ impl Task {
         }
     }
 
-    /// Declares an exchange again that somebody has deleted, and tells so whoever has sent something there: nobody got it.
+    /// The exchange of an event was deleted. Declares it again, and tells the publishers that their events have reached
+    /// nobody.
     fn restore(&self, exchange: Arc<str>, parcels: Vec<Parcel<Token>>) {
         let Some(transport) = self.session.as_ref().map(|session| session.transport.clone()) else {
             return parcels.into_iter().for_each(|parcel| parcel.token.end(&End::Lost(self.lost(false))));
@@ -126,7 +130,7 @@ impl Task {
         });
     }
 
-    /// Whether a parcel is sent again: it has not left, or it may arrive twice.
+    /// Whether a parcel is sent again: it has not arrived, or it may arrive twice.
     pub(super) fn leaves_again(&self, said: &Result<Confirm, Lost>, answerless: bool, parcel: &Parcel<Token>) -> bool {
         let possible = self.opening.is_some() || self.session.is_some();
         possible
@@ -134,7 +138,7 @@ impl Task {
                 Err(lost) => match lost.loss {
                     Loss::Unsent => true,
                     Loss::Connection => parcel.token.repeatable,
-                    // A channel that ends again and again may end over this very message.
+                    // If channels end again and again, this message may be the reason.
                     Loss::Channel => parcel.token.repeatable && parcel.token.attempts < ATTEMPTS_ON_A_CONNECTION,
                     Loss::Refused => false,
                 },
@@ -143,7 +147,8 @@ impl Task {
             }
     }
 
-    /// Takes back who waits for the reply to a parcel; none if the caller has given up.
+    /// Takes the caller of a parcel back from the calls that wait for a reply. Returns `false` if the caller has given
+    /// up.
     pub(super) fn call_back(&mut self, address: &Address, parcel: &mut Parcel<Token>) -> bool {
         if !address.is_answered() {
             return true;
@@ -153,7 +158,8 @@ impl Task {
         true
     }
 
-    /// The connection or its reply queue is gone.
+    /// The session is lost. A new one is opened. The calls in flight are decided about after the rest of the session
+    /// was read.
     pub(super) fn lose(&mut self, reason: &Arc<str>) {
         let Some(session) = self.session.take() else { return };
         self.stay();
@@ -161,22 +167,24 @@ impl Task {
         self.kept.clear();
         (self.blocked, self.stuck_at) = (None, None);
         self.first = self.number + 1;
-        // What waited for a blocked broker now waits for a connection.
+        // Parcels that waited for the end of an alarm now wait for a connection.
         self.retime();
         let (transport, rest) = session.end();
         self.open(Some(reason.clone()), Some(transport));
-        // What arrived before the end is read before the end is told.
+        // Replies that arrived before the end are read before the calls fail.
         self.leaving.get_or_insert_default().rests.push_back(rest);
     }
 
-    /// All that arrived on the last connection has been read, or is not waited for.
+    /// Everything that arrived on lost sessions has been read, or is not awaited any more. Now their calls are decided
+    /// about.
     pub(super) fn left(&mut self) {
         let concluded = self.leaving.take().map(|leaving| leaving.concluded).unwrap_or_default();
         concluded.into_iter().for_each(|(number, said)| self.concluded(number, said));
         self.end_answerless();
     }
 
-    /// Sees to the calls that wait for a reply that has nowhere to come to, though their message is no longer under way.
+    /// Ends calls, or sends them again, whose replies would go to a queue that is gone. Calls whose message is not
+    /// confirmed are left to `concluded`.
     pub(super) fn end_answerless(&mut self) {
         let end = End::Lost(self.lost(true));
         let (first, former, unconfirmed) = (self.first, &self.former, &self.unconfirmed);
@@ -190,7 +198,7 @@ impl Task {
         }
     }
 
-    /// Sends a call again, if that does no harm.
+    /// Sends a call again if that does no harm. Otherwise it ends with `end`.
     pub(super) fn again_or(&mut self, mut call: Call<Addressed>, end: &End) {
         let again = call.again.take().filter(|_| self.session.is_some() || self.opening.is_some());
         let Some((address, mut parcel)) = again.map(|again| *again) else {
@@ -203,11 +211,14 @@ impl Task {
         self.route(address, parcel);
     }
 
+    /// The loss that callers are told while there is no connection. `handed_over` tells whether the call may have
+    /// arrived.
     pub(super) fn lost(&self, handed_over: bool) -> Lost {
         let reason = self.shared.state.borrow().missing().unwrap_or_else(|| "the connection was lost".into());
         Lost::connection(handed_over, self.shared.over.get().cloned().unwrap_or(reason))
     }
 
+    /// The broker accepts no messages any more.
     pub(super) fn block(&mut self, reason: Arc<str>) {
         let since = Instant::now();
         self.stay();
@@ -219,7 +230,7 @@ impl Task {
         self.end_unclear();
     }
 
-    /// What waits does so from now on for a connection, a broker that takes something, or a place.
+    /// Gives everything that waits its new end: it depends on whether there is an alarm.
     fn retime(&mut self) {
         let mut waiting = [&mut self.unsent, &mut self.places.crowd].map(std::mem::take);
         for waiting in &mut waiting {
@@ -228,6 +239,7 @@ impl Task {
         [self.unsent, self.places.crowd] = waiting;
     }
 
+    /// The broker accepts messages again.
     pub(super) fn unblock(&mut self) {
         (self.blocked, self.stuck_at) = (None, None);
         self.retime();
@@ -235,10 +247,10 @@ impl Task {
         self.replies.excuse();
     }
 
-    /// Tells whoever waits for a call, or for what the broker said, that its time is over.
+    /// The deadline of a call or an event has passed. Tells its caller what is known.
     pub(super) fn overdue(&mut self, id: Uuid) {
         let now = Instant::now();
-        // What has not left has another reason, which is told with the others of its time.
+        // Parcels that were not sent end for another reason, which is told here first.
         self.end_waiting(now);
         if let Some((waiter, unserved)) = self.replies.release_one(id) {
             if let Waiter::One(waiter) = waiter {
@@ -247,11 +259,10 @@ impl Task {
                 } else {
                     Unanswered::Unknown
                 };
-                // The caller gave up at this very moment.
+                // An error means that the caller gave up at this moment, here and below.
                 let _ = waiter.send(Err(End::TimedOut(why)));
             }
         } else if let Some(said) = self.unconfirmed.release_one(id) {
-            // Here as well.
             let _ = said.send(End::TimedOut(Unanswered::Unknown));
         } else if let Some((parcel, cause)) = self.unfound(id) {
             parcel.token.end(&cause.end());
@@ -260,7 +271,7 @@ impl Task {
         }
     }
 
-    /// Ends what could not leave in its time.
+    /// Ends everything that has waited until its end without being sent.
     pub(super) fn end_waiting(&mut self, now: Instant) {
         while let Some((_, parcel)) = self.places.crowd.pop_ended(now) {
             let full = || End::Full(self.places.limit());
@@ -290,17 +301,18 @@ impl Task {
         }
     }
 
+    /// The end of a call that the alarm keeps from going on.
     pub(super) fn blocked_by(&self, reason: &Arc<str>, may_have_run: bool) -> End {
         let waited = self.blocked.as_ref().map_or(Duration::ZERO, |(since, _)| since.elapsed());
         End::Blocked { reason: reason.clone(), after: waited.min(self.rules.blocked_wait), may_have_run }
     }
 
-    /// Ends what was handed over before the broker said that it takes nothing, and was not taken.
+    /// Ends the calls that were sent before the alarm began and were not confirmed for `blocked_wait`.
     pub(super) fn end_stuck(&mut self) {
         let Some((_, reason)) = self.blocked.clone() else { return };
         let end = self.blocked_by(&reason, true);
         for said in self.unconfirmed.release() {
-            // The caller gave up at this very moment, here and below.
+            // An error means that the caller gave up at this moment, here and below.
             let _ = said.send(end.clone());
         }
         let unconfirmed = &self.unconfirmed;
@@ -311,13 +323,15 @@ impl Task {
         }
     }
 
-    /// Gives up instances that have not reported in: what they run may run elsewhere, or is known to be lost.
+    /// Gives up instances that run a call and have sent no sign of life for [`SILENCE`]. Their calls are sent again if
+    /// that does no harm, and fail otherwise.
     pub(super) fn end_silent(&mut self) {
         if self.session.is_none() || self.blocked.is_some() {
             return self.replies.excuse();
         }
         if let Some(session) = self.session.as_ref().filter(|_| self.replies.is_silent(SILENCE / 2)) {
-            // A broker that takes nothing keeps signs of life back, and says so to whoever publishes.
+            // A blocked broker holds back signs of life. It says that it is blocked only to those who publish
+            // something.
             session.transport.publish_quietly(self.exchanges.probe());
         }
         let mut silent = BTreeMap::<Arc<str>, usize>::new();
@@ -333,8 +347,8 @@ impl Task {
     }
 }
 
-/// How a message ends of which the broker has said this. What was sent before, and lost, may have run, whatever becomes of
-/// the last attempt.
+/// The end of a call after the outcome `said` of its message. If it was sent before and lost, it may have run, whatever
+/// the last outcome was.
 fn end_of(said: &Result<Confirm, Lost>, left_before: bool) -> End {
     let why = match said {
         Ok(confirm) if !left_before || *confirm == Confirm::Accepted => return End::Said(*confirm),
@@ -347,11 +361,12 @@ fn end_of(said: &Result<Confirm, Lost>, left_before: bool) -> End {
     End::Lost(Lost::connection(true, format!("{why} when it was sent again").into()))
 }
 
+/// The loss that callers are told after the client was closed.
 pub(super) fn closed(shared: &Shared, handed_over: bool) -> Lost {
     Lost::connection(handed_over, shared.reason())
 }
 
-/// What is kept of a parcel that may leave again.
+/// A copy of a parcel, to be sent again if its connection or instance is lost.
 pub(super) fn copy(parcel: &Parcel<Token>) -> Parcel<Token> {
     let Token { deadline, repeatable, attempts, before, .. } = parcel.token;
     Parcel {
@@ -360,12 +375,12 @@ pub(super) fn copy(parcel: &Parcel<Token>) -> Parcel<Token> {
         share: parcel.share,
         kind: parcel.kind.clone(),
         expiration: parcel.expiration,
-        // What has left may be anywhere: it leaves again, whoever is there.
+        // A call that was sent may be anywhere, so it is sent again even if the service has no instance.
         token: Token { repeatable, attempts, before, ..Token::until(deadline) },
     }
 }
 
-/// Writes into a frame that has waited how much time is left to it, and which attempt it is.
+/// Writes into the frame of a parcel that has waited how much time it has left and which attempt it is.
 pub(super) fn renew(parcel: &mut Parcel<Token>) {
     let left = parcel.token.deadline.saturating_duration_since(Instant::now());
     let Some(Ok(mut frame)) = frame::decode(parcel.frame.clone()).next() else { return };
@@ -373,7 +388,7 @@ pub(super) fn renew(parcel: &mut Parcel<Token>) {
         parcel.expiration = Some(left);
         frame.metadata.remaining = Some(left);
     }
-    // The attempts of a oneway call are those of its handler, which the server counts.
+    // For oneway calls the server counts the attempts: those of the handler.
     if parcel.token.attempts > 0 && frame.kind == Kind::Request {
         let Token { attempts, before, .. } = parcel.token;
         frame.metadata.more_mut().attempt = Some(u64::from(before) + u64::from(attempts) + 1);

@@ -1,4 +1,5 @@
-//! What the broker leaves unconfirmed though the connection stands, which the client's state tells.
+//! Late confirms: when the broker confirms nothing, or not all, although the connection stands, the client's state says
+//! so.
 
 use std::time::Duration;
 
@@ -7,13 +8,13 @@ use tokio::time::Instant;
 use super::{LOOK, Task};
 use crate::state::State;
 
-/// How long a confirm may take before the state tells that it has not come.
+/// How long a confirm may take until the state says that it is late.
 const LATE: Duration = Duration::from_secs(5);
-/// How many of the services are named that this concerns.
+/// How many keys the state names at most.
 const NAMED: usize = 3;
 
 impl Task {
-    /// Tells in the state whether the broker confirms what it gets.
+    /// Looks for late confirms, and sets the state to `Degraded` or back to `Ready`.
     pub(super) fn look_for_confirms(&mut self, now: Instant) {
         if self.is_held() {
             return;
@@ -23,7 +24,8 @@ impl Task {
             return;
         }
         if self.window.waits_since().is_some_and(|since| since + LOOK <= now) {
-            // Whether it is the way to the broker, or a queue that takes its time, is told by what becomes of this.
+            // The broker confirms a probe at once. So if the probe is confirmed and a message is not, its queue is
+            // slow, and not the connection.
             self.send_probe(now);
         }
         let Some(reason) = self.late(now) else {
@@ -36,7 +38,7 @@ impl Task {
         self.enter(State::Degraded { reason: reason.into(), since });
     }
 
-    /// What the broker has not confirmed for long, if there is anything.
+    /// What is late, as a sentence. `None` if nothing is.
     fn late(&self, now: Instant) -> Option<String> {
         let is_late = |since: Instant| since + LATE <= now;
         if self.window.probing_since().is_some() && self.window.waits_since().is_some_and(is_late) {

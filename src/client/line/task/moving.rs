@@ -1,7 +1,9 @@
-//! Moving to another connection while calls wait: back to the first address, once that can be had again.
+//! Moving back: a client that is connected to another than its first address returns there when it can, while calls are
+//! in flight.
 //!
-//! What leaves does so over the new connection, once the broker has confirmed all that has left over the old one, so that
-//! nothing overtakes what was sent before it. Replies to that come over the old one, which is closed when none is waited for.
+//! First everything that was sent over the old connection has to be confirmed, so that no message overtakes another.
+//! Then messages are sent over the new connection. Replies to earlier calls still arrive over the old one, which is
+//! closed when none is awaited any more.
 
 use std::time::Duration;
 
@@ -17,37 +19,40 @@ use crate::state::State;
 use crate::transport::next_look_back;
 use crate::window::Window;
 
-/// How long nothing leaves at most. If the broker has not confirmed all by then, the client stays where it is.
+/// How long messages are held back at most. If the broker has not confirmed everything by then, the client stays where
+/// it is.
 const HOLD: Duration = Duration::from_millis(200);
 
 /// How far a move has come.
 #[derive(Default)]
 pub(super) enum Move {
-    /// There is none.
+    /// There is no move.
     #[default]
     None,
+    /// The session at the first address is being opened.
     Connecting(BoxFuture<'static, Result<Session, Error>>),
-    /// Nothing leaves until all is confirmed, but no longer than this.
+    /// It is open. Messages are held back until everything is confirmed, until this time at most.
     Holding(Session, Instant),
 }
 
-/// The connection of before.
+/// The session before the move.
 pub(super) struct Former {
     pub(super) session: Session,
-    /// The numbers of the first and the last message that left over it.
+    /// The number of the first message that was sent over it.
     first: u64,
+    /// The number of the last message that was sent over it.
     last: u64,
 }
 
 impl Former {
-    /// Whether the reply to what a message took comes over it.
+    /// Whether the reply to a call in this message arrives over this session.
     pub(super) fn answers(&self, message: u64) -> bool {
         (self.first..=self.last).contains(&message)
     }
 }
 
 impl Move {
-    /// What connecting to the first address comes to, while that is done.
+    /// The result of connecting to the first address. Never resolves while that is not being done.
     pub(super) async fn connected(&mut self) -> Result<Session, Error> {
         match self {
             Self::Connecting(connecting) => connecting.await,
@@ -57,7 +62,7 @@ impl Move {
 }
 
 impl Task {
-    /// When a move is to be seen to, if nothing happens before.
+    /// When `look_back` has something to do.
     pub(super) fn moves_at(&self) -> Option<Instant> {
         match &self.moving {
             Move::None => self.back_at,
@@ -66,7 +71,7 @@ impl Task {
         }
     }
 
-    /// Tries the first address where it is time for that, and gives a move up that has taken too long.
+    /// Tries the first address when it is time for that. Gives up a move that takes too long.
     pub(super) fn look_back(&mut self, now: Instant) {
         if self.moves_at().is_none_or(|at| at > now) {
             return;
@@ -80,24 +85,24 @@ impl Task {
         }
     }
 
-    /// Whether all is as it should be: otherwise it is not the time to move.
+    /// Whether everything is as it should be. Otherwise this is not the time to move.
     fn is_well(&self) -> bool {
         *self.shared.state.borrow() == State::Ready && self.takes() && self.leaving.is_none() && self.unsent.is_empty()
     }
 
-    /// Whether nothing leaves, for the sake of a move.
+    /// Whether messages are held back for a move.
     pub(super) fn is_held(&self) -> bool {
         matches!(self.moving, Move::Holding(..))
     }
 
-    /// Gives a move up.
+    /// Gives up a move.
     pub(super) fn stay(&mut self) {
         if let Move::Holding(session, _) = std::mem::take(&mut self.moving) {
             close(session);
         }
     }
 
-    /// Gives a move up that would keep something from leaving in its time.
+    /// Gives up a move if holding back messages would make one of them miss its deadline.
     pub(super) fn stay_for(&mut self, deadline: Instant) {
         if let Move::Holding(_, until) = &self.moving
             && deadline <= *until
@@ -106,7 +111,7 @@ impl Task {
         }
     }
 
-    /// There is a connection to the first address, or it cannot be had.
+    /// Connecting to the first address has succeeded or failed.
     pub(super) fn connected(&mut self, opened: Result<Session, Error>) {
         self.moving = match opened {
             Ok(session) if session.transport.blocked().is_none() && self.is_well() => {
@@ -123,7 +128,7 @@ impl Task {
         };
     }
 
-    /// Uses the new connection, once nothing is under way over the old one but replies.
+    /// Uses the new session, if nothing is in flight over the old one except replies.
     pub(super) fn switch(&mut self) {
         if !self.is_held() || !self.unconfirmed.is_empty() || !self.receipts.is_empty() {
             return;
@@ -137,7 +142,7 @@ impl Task {
         self.kept.clear();
     }
 
-    /// Closes the connection of before, if no reply is waited for there.
+    /// Closes the session before the move, if no reply is awaited there.
     pub(super) fn leave_former(&mut self) {
         let is_idle = |former: &mut Former| !self.replies.awaits(|message| former.answers(message));
         if let Some(former) = self.former.take_if(is_idle) {
@@ -145,15 +150,16 @@ impl Task {
         }
     }
 
-    /// The connection of before is lost, and what is waited for there with it.
+    /// The session before the move is lost, and with it the replies that are awaited there.
     pub(super) fn lose_former(&mut self) {
         let Some(former) = self.former.take() else { return };
         let (_, rest) = former.session.end();
-        // What arrived before the end is read before the end is told.
+        // Replies that arrived before the end are read before the calls fail.
         self.leaving.get_or_insert_default().rests.push_back(rest);
     }
 }
 
+/// Closes a session on a task, since nobody has to wait for it.
 fn close(session: Session) {
     tokio::spawn(async move { session.transport.close().await });
 }

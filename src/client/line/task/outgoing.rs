@@ -1,4 +1,5 @@
-//! What leaves: with the next messages, or once it has a connection, a place, or a broker that takes something.
+//! Sending: a parcel is published with the next message, or it waits for a connection, a place, or room on the way to
+//! the broker.
 
 use tokio::time::Instant;
 
@@ -16,7 +17,8 @@ use crate::transport::{Properties, Receipt};
 use crate::waiting::Weight;
 
 impl Task {
-    /// Lets a parcel leave with the next messages, or wait until it can.
+    /// Lets a parcel be published with the next messages if that is possible now. Otherwise it waits, or fails if the
+    /// client is closed.
     pub(super) fn route(&mut self, address: Address, parcel: Parcel<Token>) {
         self.stay_for(parcel.token.deadline);
         if !self.stuck.is_empty() && self.stuck.contains_key(&address.lane()) {
@@ -32,11 +34,12 @@ impl Task {
         }
     }
 
-    /// Whether there is a broker that takes something.
+    /// Whether messages can be published now: there is a session, no alarm, and no move that holds them back.
     pub(super) fn takes(&self) -> bool {
         self.session.is_some() && self.blocked.is_none() && !self.is_held()
     }
 
+    /// Lets a parcel wait until it can be published.
     fn hold(&mut self, address: Address, parcel: Parcel<Token>) {
         self.unsent.push(parcel.id, self.patience(&address, &parcel), weight(&address, &parcel), (address, parcel));
     }
@@ -47,7 +50,7 @@ impl Task {
         stuck.push(parcel.id, parcel.token.deadline, weight(&address, &parcel), (address, parcel));
     }
 
-    /// Lets what waits for a queue leave, which has confirmed something.
+    /// A queue has confirmed something, so what waits for it is published.
     pub(super) fn unstick(&mut self, lane: Lane) {
         let mut stuck = self.stuck.remove(&lane).unwrap_or_default();
         for (address, mut parcel) in stuck.clear() {
@@ -56,7 +59,8 @@ impl Task {
         }
     }
 
-    /// How long what cannot leave now waits. Nobody waits for cancels, which are of use later too.
+    /// Until when a parcel waits that cannot be published now. Under an alarm calls wait for `blocked_wait` only.
+    /// Cancels wait for their deadline, since nobody waits for them and they are useful later, too.
     pub(super) fn patience(&self, address: &Address, parcel: &Parcel<Token>) -> Instant {
         let deadline = parcel.token.deadline;
         match self.blocked {
@@ -65,7 +69,8 @@ impl Task {
         }
     }
 
-    /// Takes places back from calls that nobody has collected though their time is over.
+    /// Returns the places of calls whose time is over, although their callers have not collected the result. This
+    /// happens at most once a second.
     pub(super) fn vacate(&mut self) {
         let now = Instant::now();
         if self.vacate_at <= now {
@@ -74,8 +79,8 @@ impl Task {
         }
     }
 
-    /// Gives free places to those that wait for one; tells whether there were any of both. A broker that takes nothing is
-    /// waited for here as well as anywhere.
+    /// Gives free places to calls that wait for one. Returns whether it has given any. Under an alarm it gives none,
+    /// since calls wait for the end of the alarm just as well without a place.
     pub(super) fn seat(&mut self) -> bool {
         let mut seated = false;
         while self.blocked.is_none()
@@ -92,7 +97,7 @@ impl Task {
         seated
     }
 
-    /// Publishes what may leave, and what has waited for that, as far as there is room on the way to the broker.
+    /// Publishes the outbox and what waits, as far as there is room on the way to the broker.
     pub(super) fn publish(&mut self) {
         if !self.takes() || self.outbox.is_empty() && self.unsent.is_empty() {
             return;
@@ -117,13 +122,15 @@ impl Task {
         }
     }
 
-    /// Has the way to the broker measured, where that is to be done.
+    /// Sends a probe if the window needs one.
     fn probe(&mut self, now: Instant) {
         if self.window.is_to_probe(now) {
             self.send_probe(now);
         }
     }
 
+    /// Sends a probe, unless one is on its way: a message to nobody, which the broker confirms as soon as it has read
+    /// it.
     pub(super) fn send_probe(&mut self, now: Instant) {
         let Some(session) = self.session.as_ref().filter(|_| self.window.probing_since().is_none()) else { return };
         self.number += 1;
@@ -132,7 +139,7 @@ impl Task {
         self.receipts.push(UnderWay::new(self.number, receipt));
     }
 
-    /// Takes as much of what waits as there is room for.
+    /// Moves as many waiting parcels to the outbox as there is room for.
     fn take_unsent(&mut self, now: Instant) {
         let mut room = self.window.room();
         while room > 0
@@ -146,6 +153,7 @@ impl Task {
         }
     }
 
+    /// Publishes bundles from the outbox while there is room. Parcels for a queue that confirms nothing go to `stuck`.
     fn publish_outbox(&mut self, now: Instant) {
         while self.window.room() > 0
             && let Some(mut bundle) = self.outbox.next(self.window.room(), Token::is_wanted)
@@ -181,13 +189,13 @@ impl Task {
     }
 }
 
-/// When a parcel leaves, of several that wait. Cancels spare servers work.
+/// What decides when a waiting parcel is sent. Cancels are the most urgent, since they spare servers work.
 fn weight(address: &Address, parcel: &Parcel<Token>) -> Weight {
     let urgency = if address.kind() == Kind::Cancel { u8::MAX } else { address.priority().unwrap_or(0) };
     Weight { urgency, bytes: parcel.frame.len(), keeps_order: address.kind() == Kind::Event }
 }
 
-/// Hands a bundle over.
+/// Hands a bundle to the transport.
 fn published(bundle: &Bundle<Address, Token>, session: &Session, instance: &str) -> Receipt {
     let address = &bundle.address;
     let properties = Properties {
@@ -203,7 +211,8 @@ fn published(bundle: &Bundle<Address, Token>, session: &Session, instance: &str)
     if bundle.parcels.iter().any(|parcel| parcel.token.said.is_some()) {
         session.transport.publish(publication)
     } else {
-        // Whoever is answered hears of an acceptance by that, and of a return soon enough.
+        // The callers in this bundle wait for replies. They need no quick confirm, and a return may be noticed a little
+        // later.
         session.transport.publish_quietly(publication)
     }
 }

@@ -1,8 +1,10 @@
-//! Finding out why no queue has taken a call. The broker does not say it, but the instances of its service do, by what they
-//! have bound: a question to nobody in particular comes back when there is none for whom it is so.
+//! Finds out why a queue has not accepted a call. The broker does not tell, but what the instances of the service have
+//! bound does.
 //!
-//! A queue that refuses calls is full, or out of reach, as when its node is away: the latter, where the queue has no limit.
-//! What is returned has no queue: it is out of reach, where the service has an instance.
+//! A queue that refuses a call is full, or it is unreachable, for example since its node is down. If an instance says
+//! that the queue has no limit, it is unreachable. A call that is returned has no queue. If the service has an
+//! instance, the queue is unreachable. Instances say these things by binding a key: a question to this key is returned
+//! if no instance has bound it.
 
 use std::collections::hash_map::Entry;
 
@@ -17,15 +19,17 @@ use crate::route::{Address, Question};
 use crate::transport::{Confirm, Lost};
 use crate::waiting::{Waiting, Weight};
 
-/// Why a call is not in its queue.
+/// What the broker has done with the call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Cause {
+    /// Its queue has refused it.
     Refused,
+    /// There was no queue for it.
     Returned,
 }
 
 impl Cause {
-    /// What is asked, to which the answer is yes if the queue is out of reach.
+    /// The question whose answer is yes if the queue is unreachable.
     fn question(self) -> Question {
         match self {
             Self::Refused => Question::HasNoLimit,
@@ -33,7 +37,7 @@ impl Cause {
         }
     }
 
-    /// What is said of the call if nobody is.
+    /// The end of the call if the queue is not known to be unreachable.
     pub(super) fn end(self) -> End {
         End::Said(match self {
             Self::Refused => Confirm::Refused,
@@ -43,7 +47,8 @@ impl Cause {
 }
 
 impl Task {
-    /// Has a call that no queue has taken end once it is known why; gives it back when there is nothing to find out.
+    /// Keeps a call that its queue has not accepted until the reason is known. Gives it back if there is nothing to
+    /// find out.
     pub(super) fn find_out(
         &mut self,
         address: &Address,
@@ -59,11 +64,12 @@ impl Task {
         if cause == Cause::Refused
             && let Some(service) = address.worked_off_by()
         {
-            // A queue of oneway calls has no limit.
+            // A queue of oneway calls has no limit, so it cannot be full.
             parcel.token.end(&End::Unreachable(namespace.work_queue(service).into()));
             return None;
         }
-        // An instance's own queue is another matter, and an alarm keeps questions from being answered.
+        // Calls to one instance go to its own queue, about which nothing can be asked. Under an alarm no question would
+        // be answered.
         let target = parcel.token.reply.as_ref().map(|(_, target)| target.clone());
         let target = target.filter(|target| address.is_for_any(&target.service_text));
         let (Some(target), Some(session), None) = (target, &self.session, &self.blocked) else { return Some(parcel) };
@@ -81,7 +87,7 @@ impl Task {
         None
     }
 
-    /// The broker has said whether there is an instance for which it is so, or will not say it any more.
+    /// The broker has told whether there is such an instance, or cannot tell any more.
     pub(super) fn found(&mut self, target: &Target, cause: Cause, said: &Result<Confirm, Lost>) {
         let is_out_of_reach = matches!(said, Ok(Confirm::Accepted | Confirm::Refused));
         let mut waiting = self.unclear.remove(&(target.service_text.clone(), cause)).unwrap_or_default();
@@ -93,7 +99,7 @@ impl Task {
         }
     }
 
-    /// Ends what waits for an answer that does not come.
+    /// Ends the calls that wait for an answer, since none will come.
     pub(super) fn end_unclear(&mut self) {
         for ((_, cause), mut waiting) in std::mem::take(&mut self.unclear) {
             for parcel in waiting.clear() {
@@ -102,7 +108,7 @@ impl Task {
         }
     }
 
-    /// Takes out a call while it is not known why no queue has taken it.
+    /// Takes out a call that waits for an answer.
     pub(super) fn unfound(&mut self, id: Uuid) -> Option<(Parcel<Token>, Cause)> {
         self.unclear.iter_mut().find_map(|((_, cause), waiting)| Some((waiting.remove(id)?, *cause)))
     }

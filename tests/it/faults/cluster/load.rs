@@ -137,7 +137,7 @@ impl Load {
 
     /// A server with the services of these places, and with a subscription.
     async fn serve(&mut self, node: usize, url: &str, places: &[Place], queue: Queue) {
-        let server = Server::builder().namespace(&self.scene.namespace).name(&format!("at-{node}"));
+        let server = Server::builder().namespace(&self.scene.namespace).name(format!("at-{node}"));
         let mut server = server.connect(url).await.expect("the node is there");
         for &place in places {
             let service = service(place, &self.ledger);

@@ -1,0 +1,155 @@
+//! What a server may be told before it connects, and connecting.
+
+use std::sync::Arc;
+
+use tracing::info;
+
+use super::{Allow, Server};
+use crate::client::{MAX_MESSAGE_SIZE, short_id};
+use crate::compression::Compression;
+use crate::environment;
+use crate::error::Error;
+use crate::middleware::{Chain, Middleware};
+use crate::settings::{Decided, Settings, common_settings};
+use crate::transport::{Dial, Role, Transport};
+
+/// What a server may be told before it connects.
+///
+/// ```
+/// # async fn example() -> Result<(), hopline::Error> {
+/// let server = hopline::Server::builder()
+///     .name("billing")
+///     .compression(hopline::Compression::Lz4)
+///     .connect("amqp://user:password@broker.example.com")
+///     .await?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct ServerBuilder {
+    settings: Settings,
+    max_message_size: usize,
+    compression: Option<Compression>,
+    middleware: Chain,
+}
+
+impl Default for ServerBuilder {
+    fn default() -> Self {
+        Self {
+            settings: Settings::default(),
+            max_message_size: MAX_MESSAGE_SIZE,
+            compression: None,
+            middleware: Chain::default(),
+        }
+    }
+}
+
+impl ServerBuilder {
+    common_settings!("server PROCESS INSTANCE");
+
+    /// The largest message to accept or send, and what compressed arguments may come to, in bytes. Default 16 MiB.
+    #[must_use]
+    pub fn max_message_size(mut self, bytes: usize) -> Self {
+        self.max_message_size = bytes;
+        self
+    }
+
+    /// How results are compressed, for callers that can read it. At least 1024 bytes of a result are, and only if that
+    /// makes them smaller. Compressed arguments are read whatever is set here. Default: results are not compressed.
+    #[must_use]
+    pub fn compression(mut self, compression: Compression) -> Self {
+        self.compression = Some(compression);
+        self
+    }
+
+    /// Puts a [`Middleware`] around every call of all services of this server, around its events, and around the middleware of
+    /// each [service](crate::Service::with). The first that is added is the outermost. Default: none, which costs nothing.
+    ///
+    /// ```
+    /// use hopline::{Finished, Middleware, Server};
+    ///
+    /// struct Log;
+    ///
+    /// impl Middleware for Log {
+    ///     fn finished(&self, done: &Finished<'_>) {
+    ///         println!("{}.{} {} {:?}", done.call.service(), done.call.method(), done.code, done.took);
+    ///     }
+    /// }
+    ///
+    /// # async fn example() -> Result<(), hopline::Error> {
+    /// let server = Server::builder().with(Log).connect("amqp://localhost").await?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn with(mut self, middleware: impl Middleware) -> Self {
+        self.middleware.push(middleware);
+        self
+    }
+
+    /// Connects to the broker that `HOPLINE_URL` names, [with](Self::with_env) what else the environment says: see
+    /// [`environment`](crate::environment).
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect), and `Invalid` for a variable that is missing or cannot be used.
+    pub async fn connect_env(self) -> Result<Server, Error> {
+        self.with_env().connect(environment::url()?).await
+    }
+
+    /// Connects to the broker that `url` names: `memory://`, `amqp://` or `amqps://`; or to the first that answers of
+    /// several, as [`ClientBuilder::connect`](crate::ClientBuilder::connect) reads them. A connection that is lost is made
+    /// again, for as long as it takes, and everything is served again: see [`Running::state`](crate::Running::state). A
+    /// server that is connected to another than the first address in its own order tries that one every 2.5 to 7.5 minutes,
+    /// and moves there when all can be served there: no call or event is missed meanwhile, and no call to it fails.
+    ///
+    /// # Errors
+    /// `Invalid` for an address or a setting that cannot be used, `Connect` when no broker answers or it refuses.
+    pub async fn connect(self, url: impl AsRef<str>) -> Result<Server, Error> {
+        let decided = self.settings.decide()?;
+        let (dial, instance) = self.dial(&decided, url.as_ref())?;
+        let transport = dial.connect(Role::Server).await?;
+        info!(name = dial.label(Role::Server), broker = transport.broker().map(display), "connected");
+        Ok(self.server(decided, dial, instance, Some(transport)))
+    }
+
+    /// The same without waiting for the broker, which need not be there yet. [`Server::start`] returns at once then, and the
+    /// server connects and serves as soon as the broker is there, for as long as that takes. What `start` fails with
+    /// otherwise, such as a queue that exists with other arguments, [`State::Degraded`](crate::State::Degraded) tells, and
+    /// the rest is served.
+    ///
+    /// ```
+    /// # use hopline::{Error, Server, Service, State};
+    /// # async fn example(calculator: Service) -> Result<(), Error> {
+    /// let server = Server::builder().connect_lazy("amqp://broker.example.com")?.serve(calculator).start().await?;
+    /// let _ = server.state().wait_for(|state| *state == State::Ready).await;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// `Invalid` for an address or a setting that cannot be used.
+    pub fn connect_lazy(self, url: impl AsRef<str>) -> Result<Server, Error> {
+        let decided = self.settings.decide()?;
+        let (dial, instance) = self.dial(&decided, url.as_ref())?;
+        Ok(self.server(decided, dial, instance, None))
+    }
+
+    fn dial(&self, decided: &Decided, url: &str) -> Result<(Dial, Arc<str>), Error> {
+        Compression::check(self.compression).map_err(Error::Invalid)?;
+        let instance: Arc<str> = short_id().into();
+        Ok((decided.dial.dial(url)?.of(instance.clone()), instance))
+    }
+
+    fn server(self, decided: Decided, dial: Dial, instance: Arc<str>, transport: Option<Transport>) -> Server {
+        let Self { max_message_size, compression, middleware, .. } = self;
+        Server {
+            dial,
+            transport,
+            namespace: decided.namespace,
+            max_message_size,
+            compression,
+            middleware,
+            instance,
+            services: Vec::new(),
+            subscriptions: Vec::new(),
+            allow: Allow::default(),
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! What tells a process to end: SIGINT and SIGTERM on Unix, and Ctrl-C elsewhere.
+
+use std::future::pending;
+
+use tracing::warn;
+
+/// The signals that come from when this was made.
+pub(super) struct Signals(Option<Source>);
+
+#[cfg(unix)]
+struct Source {
+    interrupted: tokio::signal::unix::Signal,
+    terminated: tokio::signal::unix::Signal,
+}
+
+#[cfg(not(unix))]
+struct Source;
+
+impl Signals {
+    /// From now on, a signal does not end the process by itself.
+    pub(super) fn listen() -> Self {
+        Self(
+            Source::new()
+                .inspect_err(|error| warn!(%error, "the system does not tell of signals: they end the process"))
+                .ok(),
+        )
+    }
+
+    /// Resolves at the next signal; never where the system does not tell of them.
+    pub(super) async fn next(&mut self) {
+        match &mut self.0 {
+            Some(source) => source.next().await,
+            None => pending().await,
+        }
+    }
+}
+
+#[cfg(unix)]
+impl Source {
+    fn new() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+
+        Ok(Self { interrupted: signal(SignalKind::interrupt())?, terminated: signal(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupted.recv() => {}
+            _ = self.terminated.recv() => {}
+        }
+    }
+}
+
+#[cfg(not(unix))]
+impl Source {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self)
+    }
+
+    async fn next(&mut self) {
+        if tokio::signal::ctrl_c().await.is_err() {
+            pending().await
+        }
+    }
+}
