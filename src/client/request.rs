@@ -47,7 +47,7 @@ pub(crate) struct Request<P = Bytes> {
     /// Of the handler that makes the call.
     pub(crate) context: Option<Context>,
     /// None for a call that is made once, without middleware.
-    pub(crate) attempt: Option<Attempt>,
+    pub(crate) attempt: Option<Box<Attempt>>,
 }
 
 /// An attempt of a call that may have several.
@@ -166,13 +166,14 @@ impl Client {
         if let Some(instance) = request.route.instance() {
             check_name("instance", instance).map_err(Error::Invalid)?;
         }
-        let user = match request.attempt {
+        let attempt = request.attempt.as_deref().copied();
+        let user = match attempt {
             None => self.with_own(request.metadata),
             Some(_) => request.metadata,
         };
         check_metadata(&user)?;
         let current = request.context.or_else(Context::current);
-        let (timeout, left, deadline) = match request.attempt {
+        let (timeout, left, deadline) = match attempt {
             None => {
                 let timeout = self.time_for(request.timeout, current.as_ref());
                 (timeout, timeout, Instant::now() + timeout)
@@ -186,7 +187,7 @@ impl Client {
         }
         let codec = request.codec.unwrap_or(settings.codec);
         let trace = traced(current.as_ref());
-        let id = request.attempt.map_or_else(Uuid::new_v4, Attempt::id);
+        let id = attempt.map_or_else(Uuid::new_v4, Attempt::id);
         let span = info_span!(
             "call",
             otel.kind = "client",
@@ -197,7 +198,7 @@ impl Client {
             traceparent = trace.map(tracing::field::display),
         );
         // The first has the call's id as its own.
-        let again = request.attempt.filter(|attempt| attempt.number > 1);
+        let again = attempt.filter(|attempt| attempt.number > 1);
         let (call_id, attempt) = (again.map(|again| again.call_id), again.map(|again| again.number.into()));
         let has_more = !user.is_empty() || again.is_some();
         let more = has_more.then(|| Box::new(More { user, call_id, attempt, ..More::default() }));

@@ -189,7 +189,7 @@ impl Client {
         let mut request = request.written(codec).map_err(|error| unwritten(&target, error))?;
         request.context = request.context.or_else(Context::current);
         let attempt = Attempt::first(self.time_for(request.timeout, request.context.as_ref()));
-        request.attempt = Some(attempt);
+        request.attempt = Some(Box::new(attempt));
         let call = Invocation {
             style,
             service: target.service_text.clone(),
@@ -218,10 +218,11 @@ impl Client {
         F: Fn(Self, Request) -> A + Send + Sync + 'static,
         A: Future<Output = Result<Reply, Error>> + Send + 'static,
     {
-        let first = request.attempt.unwrap_or_else(|| Attempt::first(self.time_for(None, None)));
+        let first = request.attempt.as_deref().copied().unwrap_or_else(|| Attempt::first(self.time_for(None, None)));
         self.through(call, first, move |client, call, attempt| {
             let Invocation { metadata, payload, .. } = call;
-            let request = Request { metadata: metadata.into_vec(), payload, attempt: Some(attempt), ..request.clone() };
+            let request =
+                Request { metadata: metadata.into_vec(), payload, attempt: Some(Box::new(attempt)), ..request.clone() };
             send(client, request)
         })
     }
