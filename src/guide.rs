@@ -15,6 +15,7 @@ pages! {
     Oneway = "docs/guide/src/oneway.md",
     Events = "docs/guide/src/events.md",
     Deadlines = "docs/guide/src/deadlines.md",
+    Middleware = "docs/guide/src/middleware.md",
     ChangingAContract = "docs/guide/src/changing-a-contract.md",
     Cluster = "docs/guide/src/cluster.md",
     #[cfg(feature = "tls")]

@@ -121,6 +121,11 @@
 //! How much time is left, who calls, which attempt it is, what the caller sent beside the arguments: [`Context`] tells. A call
 //! that a handler makes takes over deadline and trace by itself.
 //!
+//! # Around calls
+//!
+//! A [`Middleware`] goes around every call of a client, a service or a server: an access log, tokens, a retry. What each call of
+//! a client is to carry, [`ClientBuilder::metadata`] adds.
+//!
 //! # `Error` says what went wrong, and whether it may have run
 //!
 //! [`Error`] has a variant for each thing a caller can do something about, and reads as a sentence. A method that is declared

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::StreamExt;
+use hopline::topology::{Binding, Declaration, Queue, QueueKind};
 use hopline::{
     Client, ClientBuilder, Code, Codec, Context, Error, Fault, Finished, Invocation, Method, Middleware, Next,
     Published, Reply, Running, Server, ServerBuilder, Service, Style,
@@ -46,8 +47,9 @@ struct End {
     code: Code,
     own_error: bool,
     ran: bool,
-    queued: bool,
-    handled: bool,
+    queue_time: Option<Duration>,
+    handler_time: Option<Duration>,
+    took: Duration,
 }
 
 impl End {
@@ -68,8 +70,9 @@ impl Middleware for Ends {
             code: done.code,
             own_error: done.own_error,
             ran: done.ran,
-            queued: done.queue_time.is_some(),
-            handled: done.handler_time.is_some(),
+            queue_time: done.queue_time,
+            handler_time: done.handler_time,
+            took: done.took,
         };
         // The test may have seen enough.
         let _ = self.0.send(end);
@@ -230,7 +233,7 @@ async fn questions_of_discovery_are_broadcasts_of_the_client_and_admitted_by_the
     let _server = server.serve(MathServer::new(Calculator)).start().await.expect("it can be served");
     let (own, mut over) = ends();
     let known = scene.client_with(|client| client.metadata("token", "good").with(own)).await;
-    let instances = crate::support::told(1, async |window| known.instances(window).await).await;
+    let instances = told(1, async |window| known.instances(window).await).await;
     assert_eq!(instances[0].service, "math.v1");
     let end = next(&mut over).await;
     assert_eq!((end.style, end.short()), (Style::Broadcast, ("hopline.info", Code::Ok, true)));
@@ -295,7 +298,7 @@ async fn a_server_that_answers_itself_does_not_run_the_handler() {
     assert_eq!(math.add(2, 3).await.expect("a sum"), 5);
     let end = next(&mut ended).await;
     assert_eq!(end.short(), ("add", Code::Ok, true));
-    assert!(end.queued && end.handled);
+    assert!(end.queue_time.is_some() && end.handler_time.is_some());
 }
 
 #[tokio::test]
@@ -319,7 +322,7 @@ async fn a_call_is_refused_before_it_takes_a_place_and_before_it_is_decompressed
     assert_eq!((refused.code(), refused.retry_after()), (Code::ResourceExhausted, Some(Duration::from_secs(7))));
     let end = next(&mut ended).await;
     assert_eq!(end.short(), ("hold", Code::ResourceExhausted, false));
-    assert!(!end.queued && !end.handled);
+    assert!(end.queue_time.is_none() && end.handler_time.is_none());
     // No payload of the compression that the frame names.
     let mut stranger = Stranger::new(&scene).await;
     let mut bomb = frame(1, Codec::Json, Uuid::new_v4(), "hold", b"no compressed payload");
@@ -744,16 +747,16 @@ async fn calls_that_never_run_end_too() {
     .await;
     drop(waiting);
     // The cancel is before this, and is heard when this is answered.
-    crate::support::has_read(&client, "held", &instance).await;
+    has_read(&client, "held", &instance).await;
     assert_eq!(next(&mut ended).await.short(), ("absent", Code::Unimplemented, false));
     first.release();
     running.await.expect("an answer");
     let end = next(&mut ended).await;
     assert_eq!(end.short(), ("hold", Code::Ok, true));
-    assert!(end.queued && end.handled);
+    assert!(end.queue_time.is_some() && end.handler_time.is_some());
     let end = next(&mut ended).await;
     assert_eq!(end.short(), ("hold", Code::Cancelled, false));
-    assert!(!end.handled);
+    assert!(end.handler_time.is_none());
 }
 
 #[tokio::test]
@@ -788,4 +791,50 @@ async fn on_a_server_middleware_is_in_the_context_of_its_call() {
     let client = scene.client().await;
     MathClient::new(&client).add(2, 3).idempotent().await.expect("a sum");
     assert_eq!(told.recv().await, Some((true, (true, true), true)));
+}
+
+#[tokio::test]
+async fn the_end_of_a_call_tells_how_long_it_waited_and_how_long_it_ran() {
+    let scene = Scene::in_memory();
+    let Held { service, mut arrived } = Held::new();
+    let (own, mut ended) = ends();
+    let _server = scene.serve(service.concurrency(1).prefetch(8).with(own)).await;
+    let client = scene.client().await;
+    let calls = [1, 2].map(|number| tokio::spawn(hold(&client, number)));
+    let first = soon(arrived.recv()).await.expect("it runs");
+    soon(async {
+        while client.traffic().calls_sent < 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let (waited, ran) = (Duration::from_secs(5), Duration::from_secs(7));
+    let second = later(waited, async {
+        first.release();
+        arrived.recv().await.expect("it runs")
+    });
+    let second = second.await;
+    let end = next(&mut ended).await;
+    assert!(end.handler_time >= Some(waited) && end.took >= waited, "{end:?}");
+    later(ran, async { second.release() }).await;
+    let end = next(&mut ended).await;
+    assert!(end.queue_time >= Some(waited) && end.handler_time >= Some(ran), "{end:?}");
+    assert!(end.took >= waited + ran, "{end:?}");
+    for call in calls {
+        soon(call).await.expect("no panic").expect("an answer");
+    }
+}
+
+#[tokio::test]
+async fn who_publishes_through_middleware_hears_that_a_subscriber_has_missed_the_event() {
+    let scene = Scene::in_memory();
+    let _server = scene.math().await;
+    let transport = scene.transport().await;
+    let (name, events) = (format!("{}.full", scene.namespace), format!("{}.events", scene.namespace));
+    let full = Queue { max_length: Some(0), ..Queue::new(&name, QueueKind::Exclusive) };
+    let binding = Binding { exchange: events, key: "order.created".to_owned(), queue: name };
+    transport.declare(&[Declaration::Queue(full), Declaration::Binding(binding)]).await.expect("it is new");
+    let client = scene.client_with(|client| client.with(Panics("never"))).await;
+    assert_eq!(client.publish("order.created", &()).await.expect("an answer"), Published::NotToAll);
+    assert_eq!(client.publish("order.shipped", &()).await.expect("an answer"), Published::ToAll);
 }
