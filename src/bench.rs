@@ -1,4 +1,4 @@
-//! What `benches/inside.rs` measures, one operation each: a view on the inside, and no part of the API.
+//! Access to some inner operations for `benches/inside.rs`, which measures them. It is not part of the API.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::frame::{self, Frame, Kind, Metadata};
 use crate::outbox::{Outbox, Parcel, Share};
 use crate::topology::ServiceId;
 
-/// Requests as a client makes them while nobody traces its calls.
+/// Requests as a client makes them when calls are not traced.
 #[derive(Debug)]
 pub struct Requests {
     frames: Vec<Frame>,
@@ -27,7 +27,7 @@ pub struct Requests {
 }
 
 impl Requests {
-    /// So many, each with a payload of this.
+    /// This many requests with this payload.
     #[must_use]
     pub fn new(count: usize, payload: Vec<u8>) -> Self {
         let metadata = || Metadata {
@@ -41,7 +41,7 @@ impl Requests {
         Self { frames: (0..count).map(frame).collect(), payload }
     }
 
-    /// Writes each of them, and puts them into one body.
+    /// Writes each request, and puts all of them into one body.
     ///
     /// # Errors
     /// Never: a payload of bytes is only appended.
@@ -58,7 +58,7 @@ impl Requests {
     }
 }
 
-/// Reads the frames of a body; tells how many there are.
+/// Reads the frames of a body. Returns how many there are.
 #[must_use]
 pub fn decode(body: Bytes) -> usize {
     frame::decode(body).filter(Result::is_ok).count()
@@ -95,7 +95,7 @@ impl Default for Waiting {
     }
 }
 
-/// Calls in flight, always as many.
+/// A constant number of calls in flight.
 #[derive(Debug)]
 pub struct InFlight {
     replies: Replies<()>,
@@ -104,10 +104,10 @@ pub struct InFlight {
 }
 
 impl InFlight {
-    /// So many calls, of one method.
+    /// This many calls of one method.
     ///
     /// # Errors
-    /// Never: the name is a good one.
+    /// Never: the name is valid.
     pub fn new(calls: usize) -> Result<Self, String> {
         let target = Arc::new(Target::new(ServiceId::new("demo", 1)?, "add"));
         let mut in_flight = Self { replies: Replies::default(), waiting: VecDeque::new(), target };
@@ -115,7 +115,8 @@ impl InFlight {
         Ok(in_flight)
     }
 
-    /// One more call waits for its reply, and the one that has waited longest gets it; tells whether it did.
+    /// Adds a call that waits for its reply, and delivers the reply to the call that has waited for the longest time.
+    /// Returns whether that has worked.
     pub fn turn(&mut self, waiting: Waiting) -> bool {
         self.expect(waiting);
         let Some((id, mut receiver)) = self.waiting.pop_front() else { return false };
@@ -134,12 +135,12 @@ impl InFlight {
     }
 }
 
-/// Frames that are to leave: quick ones, which may share a message with those of the same address.
+/// Small frames that may share a message with others to the same address.
 #[derive(Debug)]
 pub struct Parcels(Vec<(Arc<str>, Parcel<()>)>);
 
 impl Parcels {
-    /// So many, which take the addresses in turn.
+    /// This many frames. They use the addresses in turn.
     #[must_use]
     pub fn new(count: usize, addresses: &[Arc<str>]) -> Self {
         let parcel = |_| parcel(Uuid::nil(), Bytes::from_static(&[0; 160]), Share::LEAST);
@@ -151,12 +152,12 @@ fn parcel(id: Uuid, frame: Bytes, share: Share) -> Parcel<()> {
     Parcel { id, frame, share, kind: None, expiration: None, token: () }
 }
 
-/// The outbox of a client. The address of a client has more fields than its key, but it is hashed by that alone.
+/// An outbox like a client's. A client's address has more fields than a key, but only the key is hashed.
 #[derive(Debug, Default)]
 pub struct Sender(Outbox<Arc<str>, ()>);
 
 impl Sender {
-    /// Lets parcels wait, and takes the messages that they leave in; tells how many messages.
+    /// Puts parcels into the outbox, and takes out all messages. Returns how many messages there were.
     pub fn send(&mut self, parcels: Parcels) -> usize {
         parcels.0.into_iter().for_each(|(address, parcel)| self.0.push(address, parcel));
         std::iter::from_fn(|| self.0.next(usize::MAX, |()| true)).count()

@@ -61,6 +61,18 @@ enum Stage {
 type ReadResult<T> = fn(Codec, &[u8]) -> Result<T, CodecError>;
 
 /// In the place of a result: a call that has none, not even an empty one. It is [sent](Call::send), not awaited.
+///
+/// ```
+/// use hopline::{Call, Client, Error, Oneway};
+///
+/// fn note(client: &Client, line: &str) -> Call<Oneway> {
+///     client.oneway("notes", "note", (line.to_owned(),))
+/// }
+///
+/// # async fn example(client: Client) -> Result<(), Error> {
+/// note(&client, "hello").send().await
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Oneway {
     _never: Infallible,
@@ -69,6 +81,18 @@ pub struct Oneway {
 }
 
 /// A result that a call can wait for: any, but for a [`Oneway`] call's, which has none.
+///
+/// ```
+/// use hopline::{Answered, Call, Error};
+///
+/// async fn logged<T: Answered>(call: Call<T>) -> Result<T, Error> {
+///     let outcome = call.await;
+///     if let Err(error) = &outcome {
+///         eprintln!("{error}");
+///     }
+///     outcome
+/// }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "a oneway call has no answer to wait for",
     label = "only for a call that has an answer",
@@ -281,6 +305,17 @@ impl<T, E> fmt::Debug for Call<T, E> {
 }
 
 /// A call on its way. Awaiting it gives the outcome; dropping it cancels the call, on the server too.
+///
+/// ```
+/// use hopline::{Client, Error, Pending};
+///
+/// # async fn example(client: Client) -> Result<(), Error> {
+/// // Both are on their way before the first is waited for.
+/// let one: Pending<u64> = client.call("shop", "price", (1,)).start().await?;
+/// let two: Pending<u64> = client.call("shop", "price", (2,)).start().await?;
+/// println!("{}", one.await? + two.await?);
+/// # Ok(()) }
+/// ```
 #[must_use = "dropping a pending call cancels it"]
 pub struct Pending<T, E = Fault>(Call<T, E>);
 

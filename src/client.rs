@@ -98,8 +98,8 @@ impl Client {
         ClientBuilder::default()
     }
 
-    /// The id of this client on the broker, the same for all its clones and for all its connections: [`Context::caller`] has
-    /// it at its end, and the broker shows it with the connection.
+    /// The id of this client: the same for all its clones, and for all its connections. The broker shows it with the
+    /// connection, and [`Context::caller`](crate::Context::caller) ends in it.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]

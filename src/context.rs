@@ -48,6 +48,7 @@ pub(crate) struct Inner {
     pub(crate) finishes: bool,
     pub(crate) redelivered: bool,
     pub(crate) attempt: u64,
+    pub(crate) queue_time: Option<Duration>,
     pub(crate) metadata: Entries,
     /// The caller's span, and this call's, once somebody asks for it.
     pub(crate) parent: Option<Traceparent>,
@@ -223,6 +224,18 @@ impl Context {
     #[must_use]
     pub fn attempt(&self) -> u64 {
         self.0.attempt
+    }
+
+    /// How long the call has waited: from when its caller sent it first until this handler began, in whole milliseconds. `None`
+    /// if the caller does not say when that was. It is the difference between the clocks of two machines, and is as wrong as
+    /// they differ; it is zero if the caller's clock is ahead. Use it for logs and statistics, and
+    /// [`remaining`](Context::remaining) to decide anything.
+    ///
+    /// What was delivered or tried before has waited and run elsewhere meanwhile: [`redelivered`](Context::redelivered) and
+    /// [`attempt`](Context::attempt) tell.
+    #[must_use]
+    pub fn queue_time(&self) -> Option<Duration> {
+        self.0.queue_time
     }
 
     /// The value that the caller set under `name` with [`Call::metadata`](crate::Call::metadata).

@@ -1,4 +1,4 @@
-//! Dead letters: what a service could not run, to be looked into, replayed or dropped by an operator.
+//! Dead letters: messages that a service could not run. An operator lists, replays or drops them here.
 
 mod builder;
 mod catalogue;
@@ -21,17 +21,18 @@ pub use builder::DeadLettersBuilder;
 pub(crate) use catalogue::enter;
 pub use letter::{DeadLetter, EarlierDeath, LetterKind};
 
-/// How long arguments may be that are listed, in bytes.
+/// The longest arguments that a list shows, in bytes.
 const SHORT_ARGUMENTS: usize = 4096;
 
-/// What helps with a queue that cannot be reached.
+/// What helps if a queue is unreachable.
 const HELPS: &str = "start the node that the queue is on, or most of its nodes, and try again";
 
-/// The dead letters of one service: oneway calls that failed in every attempt, and messages that no attempt could help.
+/// The dead letters of one service: oneway calls that have failed in every attempt, and messages that no attempt could
+/// help.
 ///
-/// They are in the queue `NAMESPACE.SERVICE.dead`, which nobody consumes. Each operation takes messages out of it and
-/// puts back what it leaves, where it was; for so long, nobody else sees them. If the program dies meanwhile, the broker
-/// puts them back.
+/// They are in the queue `NAMESPACE.SERVICE.dead`, which no server consumes. Each operation takes messages out of it,
+/// and puts back those that stay. In the meantime nobody else sees them. If the program dies, the broker puts them
+/// back.
 ///
 /// ```
 /// use hopline::{Context, DeadLetters, Fault, Method, Server, Service, WhichLetters};
@@ -54,59 +55,103 @@ pub struct DeadLetters {
     transport: Transport,
     namespace: Namespace,
     service: ServiceId,
-    /// How long each queue may take over each answer.
+    /// How long a queue may take for each answer.
     timeout: Duration,
 }
 
-/// Which dead letters are meant.
+/// Which dead letters to replay or drop.
+///
+/// ```
+/// use hopline::WhichLetters;
+///
+/// # async fn example(dead: hopline::DeadLetters) -> Result<(), hopline::Error> {
+/// dead.discard(&WhichLetters::Ids(vec!["0b2f".to_owned()]), |_| {}).await?;
+/// dead.replay(&WhichLetters::All, |_| {}).await?;
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WhichLetters {
-    /// All that are there, and that come meanwhile.
+    /// All, with those that arrive in the meantime.
     All,
-    /// Those with these ids, or the beginnings of ids that no other has; of several with one id, any one. A whole id may be
-    /// in upper case, and without hyphens.
+    /// Those with these ids. The beginning of an id is enough if no other id begins so. A whole id may be in upper
+    /// case, and without hyphens. If several letters have the same id, any one of them is taken.
     Ids(Vec<String>),
 }
 
 /// The dead letters of a service, as far as they could be read.
+///
+/// ```
+/// # async fn example(dead: hopline::DeadLetters) -> Result<(), hopline::Error> {
+/// let listed = dead.list(100).await?;
+/// println!("{} letters", listed.letters.len());
+/// if let Some(error) = listed.broken_off {
+///     eprintln!("and perhaps more: {error}");
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Listed {
-    /// The oldest first.
+    /// The letters, the oldest first.
     pub letters: Vec<DeadLetter>,
-    /// Why there may be more, where the broker has not answered to the end.
+    /// Why there may be more letters, if the broker did not answer to the end.
     pub broken_off: Option<Error>,
 }
 
-/// What became of a dead letter that was meant.
+/// What was done with a dead letter.
+///
+/// ```
+/// use hopline::Fate;
+///
+/// fn told(fate: &Fate) -> String {
+///     match fate {
+///         Fate::Replayed => "it runs again".to_owned(),
+///         Fate::Kept(why) => format!("it is kept: {why}"),
+///         other => format!("{other:?}"),
+///     }
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fate {
-    /// It is on its way to be run again.
+    /// It was published again, and will run.
     Replayed,
-    /// It is gone.
+    /// It was removed for good.
     Dropped,
-    /// It is where it was, for this reason.
+    /// It is still a dead letter, for this reason.
     Kept(String),
     /// There is no such dead letter.
     Absent,
 }
 
-/// A dead letter that was meant, and what became of it.
+/// A dead letter that was to be replayed or dropped, and what was done with it.
+///
+/// ```
+/// use hopline::{Fate, WhichLetters};
+///
+/// # async fn example(dead: hopline::DeadLetters) -> Result<(), hopline::Error> {
+/// for handled in dead.replay(&WhichLetters::All, |_| {}).await? {
+///     if let Fate::Kept(why) = handled.fate {
+///         println!("{} is kept: {why}", handled.id);
+///     }
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Handled {
     /// Its [`DeadLetter::id`].
     pub id: String,
-    /// What became of it.
+    /// What was done with it.
     pub fate: Fate,
 }
 
+/// What to do with the letters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Act {
     Replay,
-    /// Messages that cannot be read too.
+    /// Replay, also messages that cannot be read.
     ReplayUnread,
     Drop,
 }
@@ -143,7 +188,7 @@ impl DeadLetters {
         DeadLettersBuilder::default()
     }
 
-    /// Those of another service, by the same connection.
+    /// The dead letters of another service, over the same connection.
     ///
     /// # Errors
     /// `Invalid` for a name that cannot be used.
@@ -151,11 +196,14 @@ impl DeadLetters {
         Ok(Self { service: ServiceId::parse(service).map_err(Error::Invalid)?, ..self.clone() })
     }
 
-    /// How many there are. Of a queue most of whose nodes are away, RabbitMQ tells what it last knew, or 0.
+    /// How many dead letters there are. If most nodes of the queue are down, RabbitMQ tells the number that it last
+    /// knew, or 0.
     ///
     /// # Errors
-    /// `NoService` when no instance of the service was ever there, `Broker` for a refusal or when the queue does not answer
-    /// within [`DeadLettersBuilder::timeout`], as when the nodes that it is on are away; `Disconnected`.
+    /// - `NoService` if no instance of the service was ever there.
+    /// - `Broker` if the broker refuses, or if the queue does not answer within [`DeadLettersBuilder::timeout`], for
+    ///   example since its nodes are down.
+    /// - `Disconnected`.
     pub async fn count(&self) -> Result<u64, Error> {
         let queue = self.namespace.dead_queue(&self.service);
         let operation = format!("count the dead letters in `{queue}`");
@@ -163,11 +211,14 @@ impl DeadLetters {
         count.ok_or_else(|| Error::NoService { service: self.service.to_string(), method: None })
     }
 
-    /// Up to `most` of them, the oldest first, without [arguments](DeadLetter::arguments) over 4 KiB. They stay where they are.
-    /// Of more than `most`, they are not always the oldest: what was looked at goes back behind what was looked at before.
+    /// Up to `most` dead letters, the oldest first. They stay where they are. [Arguments](DeadLetter::arguments) of
+    /// more than 4 KiB are left out.
+    ///
+    /// If there are more than `most`, these are not always the oldest: letters that were listed before are put back
+    /// behind the others.
     ///
     /// # Errors
-    /// As [`DeadLetters::count`]; what ends it later, when there are letters to be told of, is in [`Listed::broken_off`].
+    /// As [`DeadLetters::count`]. If an error occurs after some letters were read, it is in [`Listed::broken_off`].
     pub async fn list(&self, most: usize) -> Result<Listed, Error> {
         self.count().await?;
         let (mut letters, mut held, mut last, mut broken_off) = (Vec::new(), Held::default(), 0, None);
@@ -182,21 +233,21 @@ impl DeadLetters {
                 }
             };
             let letter = DeadLetter::read(&self.service, &delivery, SHORT_ARGUMENTS);
-            // One that says no time stays behind its neighbour.
+            // A letter that does not tell its time stays behind its neighbour.
             last = letter.failed_at.unwrap_or(last);
             letters.push((last, letter));
             held.keep(delivery);
         }
-        // What was taken out of a quorum queue and put back, as letters are here, may come in another order.
+        // A quorum queue may return messages in another order after they were taken out and put back.
         letters.sort_by_key(|(failed_at, _)| *failed_at);
         Ok(Listed { letters: letters.into_iter().map(|(_, letter)| letter).collect(), broken_off })
     }
 
-    /// The one with this id, any one if there are several, or the one whose id begins so; none if there is none. All stay
-    /// where they are.
+    /// The dead letter with this id, or with the id that begins so. `None` if there is none. If several have the same
+    /// id, any one of them. All letters stay where they are.
     ///
     /// # Errors
-    /// As [`DeadLetters::count`], and `Invalid` when several ids begin so.
+    /// As [`DeadLetters::count`], and `Invalid` if several ids begin so.
     pub async fn find(&self, id: &str) -> Result<Option<DeadLetter>, Error> {
         self.count().await?;
         let meant = meant(id)?;
@@ -215,7 +266,7 @@ impl DeadLetters {
         if begun.len() > 1 { Err(self.several(begun.len(), &meant)) } else { Ok(found) }
     }
 
-    /// The ids that are meant where they may be beginnings of ids; one that is neither is left as it is.
+    /// The whole ids for those in `meant`, which may be beginnings of ids. One that matches no letter is left as it is.
     async fn whole(&self, meant: &[String]) -> Result<Vec<String>, Error> {
         let meant = meant.iter().map(|id| self::meant(id)).collect::<Result<Vec<_>, _>>()?;
         if meant.iter().all(|id| Uuid::parse_str(id).is_ok()) {
@@ -244,29 +295,32 @@ impl DeadLetters {
         Error::Invalid(format!("the ids of {begun} dead letters of `{service}` begin with `{meant}`: write more of it"))
     }
 
-    /// Has oneway calls run again, with the ids they had and all their attempts: by any instance, or by the one that they
-    /// were sent to. `each` is told what became of one after the other. A letter that fails again meanwhile stays.
+    /// Runs oneway calls again, with the ids that they had and all their attempts. Any instance runs them, or the one
+    /// that they were sent to. `each` is told what was done, one letter after the other. A letter that fails again in
+    /// the meantime stays.
     ///
-    /// Each is published, and removed from here once the broker has it. If this program or its connection dies between
-    /// the two, or this future is dropped, it is in both places, and may be run again once more.
+    /// Each call is published, and removed from the dead letters after the broker has confirmed it. If this program or
+    /// its connection dies between the two, or this future is dropped, the call is in both places, and may run once
+    /// more.
     ///
-    /// Requests are kept, since whoever made them has stopped waiting for the reply; so is what cannot be read.
+    /// Requests are kept, since nobody waits for their replies any more. Messages that cannot be read are kept, too.
+    ///
+    /// If a queue does not confirm a call within [`DeadLettersBuilder::timeout`], for example since most of its nodes
+    /// are down, that is no error: the letter is [`Fate::Kept`], but may run as well. The letters after it for the same
+    /// queue are kept and not sent.
     ///
     /// # Errors
-    /// As [`DeadLetters::count`]; `Invalid` when several ids begin as one that is meant, and nothing is done then; `Blocked`
-    /// when the broker has taken nothing for 5 s, being short of memory or disk. What `each` was told has happened. Of the one
-    /// letter after that, `may_have_run` tells: with `false` it is only where it was, with `true` it may be run as well, once
-    /// the broker takes messages again.
-    ///
-    /// A queue to which letters are sent, and that confirms one not within [`DeadLettersBuilder::timeout`], as when most of its
-    /// nodes are away, is no error: that letter is [`Fate::Kept`], and may be run as well. So are those after it for the same
-    /// queue, which are not sent.
+    /// - As [`DeadLetters::count`].
+    /// - `Invalid` if several ids begin as one of those given. Nothing is done then.
+    /// - `Blocked` if the broker has accepted nothing for 5 s, being short of memory or disk. What `each` was told has
+    ///   happened. For the next letter, `may_have_run` tells: if it is `false`, the letter is only where it was. If it
+    ///   is `true`, the letter may also run when the broker accepts messages again.
     pub async fn replay(&self, which: &WhichLetters, each: impl FnMut(&Handled)) -> Result<Vec<Handled>, Error> {
         self.act(Act::Replay, which, each).await
     }
 
-    /// The same, and sends what cannot be read to where it came from: for messages that only an older server could not
-    /// read. Others come back.
+    /// The same, and sends messages that cannot be read to where they came from. This is for messages that only an
+    /// older server could not read. Others come back.
     ///
     /// # Errors
     /// As [`DeadLetters::replay`].
@@ -274,7 +328,7 @@ impl DeadLetters {
         self.act(Act::ReplayUnread, which, each).await
     }
 
-    /// Removes them for good. `each` is told of one after the other.
+    /// Removes dead letters for good. `each` is told what was done, one letter after the other.
     ///
     /// # Errors
     /// As [`DeadLetters::replay`].
@@ -282,7 +336,7 @@ impl DeadLetters {
         self.act(Act::Drop, which, each).await
     }
 
-    /// Closes the connection, for those of other services by the same connection too.
+    /// Closes the connection, also for those of other services over the same connection.
     pub async fn close(&self) {
         self.transport.close().await;
     }
@@ -303,14 +357,14 @@ impl DeadLetters {
         while *which == WhichLetters::All || !wanted.is_empty() {
             let Some(delivery) = self.next().await? else { break };
             let letter = DeadLetter::read(&self.service, &delivery, 0);
-            // One that was replayed and has failed again would go round without end.
+            // A letter that was replayed and has failed again is not replayed once more: that could go on for ever.
             let again = act != Act::Drop && !done.insert(letter.id.clone());
             if again || (*which != WhichLetters::All && !wanted.remove(&letter.id)) {
                 held.keep(delivery);
                 continue;
             }
             let replayed = (act != Act::Drop).then(|| self.replayed(&letter, &delivery, act));
-            // Whatever ends this from here on, it goes back.
+            // However this ends, the letter is put back.
             held.keep(delivery);
             let fate = match replayed {
                 None => Fate::Dropped,
@@ -328,13 +382,13 @@ impl DeadLetters {
         Ok(handled)
     }
 
-    /// The letter as it is sent again, or why it cannot be.
+    /// The message that replays a letter, or why it cannot be replayed.
     fn replayed(&self, letter: &DeadLetter, delivery: &Delivery, act: Act) -> Result<Publication, String> {
         let unread = act == Act::ReplayUnread;
         letter.replayed(&self.namespace, &self.service, delivery, self.transport.user(), unread)
     }
 
-    /// Sends a letter, unless it is for one of the keys whose queues are `silent`.
+    /// Publishes a letter, unless it is for a key in `silent`, whose queue did not answer.
     async fn publish(&self, publication: Publication, silent: &mut HashSet<String>) -> Result<Fate, Error> {
         let key = publication.key.clone();
         if silent.contains(&key) {
@@ -371,7 +425,7 @@ impl fmt::Debug for DeadLetters {
     }
 }
 
-/// An id that is meant, or the beginning of one, as letters write theirs.
+/// The id, or beginning of an id, that the user means, in the form of the letters' ids.
 fn meant(id: &str) -> Result<String, Error> {
     if id.is_empty() {
         return Err(Error::Invalid("an empty id means no dead letter: write the id, or its beginning".to_owned()));
@@ -379,7 +433,7 @@ fn meant(id: &str) -> Result<String, Error> {
     Ok(written(id))
 }
 
-/// An id as it is written wherever letters are compared: a UUID in lower case, with hyphens; its beginning in lower case.
+/// An id in the form in which ids are compared: a UUID in lower case with hyphens; the beginning of one in lower case.
 fn written(id: &str) -> String {
     match Uuid::parse_str(id) {
         Ok(id) => id.to_string(),
@@ -388,12 +442,12 @@ fn written(id: &str) -> String {
     }
 }
 
-/// A letter out of a queue, if it answers within `timeout`.
+/// Takes a letter out of a queue, if the queue answers within `timeout`.
 async fn take(transport: &Transport, queue: &str, timeout: Duration) -> Result<Option<Delivery>, Error> {
     let operation = format!("take a dead letter out of `{queue}`");
     let taken = answered(timeout, &operation, transport.get(queue)).await;
     taken.map_err(|error| match error {
-        // RabbitMQ ends the connection over a queue that has lost its leader.
+        // RabbitMQ closes the connection over a queue that has lost its leader.
         Error::Disconnected { reason, .. } if reason.contains(&format!("'{queue}'")) => {
             Error::Broker { operation, reason: format!("{reason}: {HELPS}") }
         }
@@ -413,18 +467,18 @@ async fn answered<T>(
     })
 }
 
-/// What was taken out and stays: it goes back when this is dropped, however that comes.
+/// Messages that were taken out of a queue and stay there: they are requeued when this is dropped.
 #[derive(Default)]
 struct Held(Vec<Delivery>);
 
 impl Held {
     fn keep(&mut self, mut delivery: Delivery) {
-        // The broker has it: only its tag is needed.
+        // The broker has the message. Only its tag is needed here.
         delivery.body.clear();
         self.0.push(delivery);
     }
 
-    /// The last does not stay.
+    /// Removes the last message for good.
     fn remove_last(&mut self) {
         if let Some(delivery) = self.0.pop() {
             delivery.settle(Settle::Ack);

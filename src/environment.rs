@@ -1,26 +1,26 @@
 //! Settings from the environment of the process: which variables there are, and how they are read.
 //!
 //! [`Client::connect_env`](crate::Client::connect_env), [`Server::connect_env`](crate::Server::connect_env) and
-//! [`DeadLetters::connect_env`](crate::DeadLetters::connect_env) take them, so does `with_env` of each builder, and so does
-//! the command `hopline`, whose options say the same.
+//! [`DeadLetters::connect_env`](crate::DeadLetters::connect_env) use them. So do `with_env` of each builder, and the
+//! command `hopline`, whose options set the same.
 //!
-//! | variable | what it sets | such as | if it is not set |
+//! | variable | what it sets | example | if it is not set |
 //! | --- | --- | --- | --- |
-//! | [`HOPLINE_URL`](URL) | the broker's address, or several: see [`ClientBuilder::connect`](crate::ClientBuilder::connect) | `amqp://user:password@broker.example.com` | `connect_env` fails |
+//! | [`HOPLINE_URL`](URL) | the address of the broker, or several: see [`ClientBuilder::connect`](crate::ClientBuilder::connect) | `amqp://user:password@broker.example.com` | `connect_env` fails |
 //! | [`HOPLINE_NAMESPACE`](NAMESPACE) | the prefix of every name on the broker, `[A-Za-z0-9_-]+` | `shop` | `hopline` |
-//! | [`HOPLINE_NAME`](NAME) | what people are to call this program: the broker shows it, and the log has it | `billing-web` | the program's name |
-//! | [`HOPLINE_TIMEOUT`](TIMEOUT) | of a client, how long a call may take; of dead letters, each answer of a queue; a server has no use for it | `2s` | 30 s for a call, 8 s for an answer |
+//! | [`HOPLINE_NAME`](NAME) | the name of this program, which the broker shows and the log has | `billing-web` | the program's name |
+//! | [`HOPLINE_TIMEOUT`](TIMEOUT) | for a client: how long a call may take; for dead letters: how long each answer of a queue may take; a server ignores it | `2s` | 30 s for a call, 8 s for an answer |
 //! | [`HOPLINE_CONNECT_TIMEOUT`](CONNECT_TIMEOUT) | how long each address may take until its connection can be used | `500ms` | 10 s |
-//! | [`HOPLINE_CA`](CA) | on `amqps://`, a PEM file with the certificates to trust | `/etc/hopline/ca.pem` | the system's |
-//! | [`HOPLINE_CERT`](CERT) | on `amqps://`, a PEM file with the certificate to show, and those that lead to its CA | `/etc/hopline/billing.pem` | none is shown |
-//! | [`HOPLINE_KEY`](KEY) | a PEM file with the private key of that certificate; neither goes without the other | `/etc/hopline/billing.key` | |
+//! | [`HOPLINE_CA`](CA) | for `amqps://`: a PEM file with the CAs to trust | `/etc/hopline/ca.pem` | the system's CAs |
+//! | [`HOPLINE_CERT`](CERT) | for `amqps://`: a PEM file with the certificate to show, and those that lead to its CA | `/etc/hopline/billing.pem` | no certificate is shown |
+//! | [`HOPLINE_KEY`](KEY) | a PEM file with the private key of that certificate; set both or none | `/etc/hopline/billing.key` | |
 //!
-//! - **What the code sets wins** over the environment, whether it is set before `with_env` or after. So a program leaves to
-//!   the environment what its operators are to decide, and sets the rest.
-//! - A variable that is empty counts as not set.
+//! - **What the code sets wins** over the environment, before or after `with_env`. So a program sets what it has to,
+//!   and leaves the rest to its operators.
+//! - An empty variable counts as not set.
 //! - A time is a whole number above 0 and a unit: `ms`, `s` or `m`.
-//! - A value that cannot be used is [`Error::Invalid`], which names the variable and says what was expected. Of an address
-//!   it shows nothing, since there may be a password in it.
+//! - A value that cannot be used is [`Error::Invalid`]. It names the variable and says what was expected. It never
+//!   shows an address, since there may be a password in it.
 //!
 //! ```
 //! use hopline::{Client, Error};
@@ -45,7 +45,7 @@ use crate::transport::Tls;
 pub const URL: &str = "HOPLINE_URL";
 /// The prefix of every name on the broker.
 pub const NAMESPACE: &str = "HOPLINE_NAMESPACE";
-/// What people are to call the program.
+/// The name of the program, for people who look at the broker or the log.
 pub const NAME: &str = "HOPLINE_NAME";
 /// How long a call may take, or an answer of a queue of dead letters.
 pub const TIMEOUT: &str = "HOPLINE_TIMEOUT";
@@ -58,7 +58,7 @@ pub const CERT: &str = "HOPLINE_CERT";
 /// A PEM file with the private key of that certificate.
 pub const KEY: &str = "HOPLINE_KEY";
 
-/// The broker's address, for programs that hand it on themselves.
+/// The broker's address, for programs that pass it on themselves.
 ///
 /// ```
 /// # async fn example() -> Result<(), hopline::Error> {
@@ -69,12 +69,12 @@ pub const KEY: &str = "HOPLINE_KEY";
 /// ```
 ///
 /// # Errors
-/// `Invalid` when `HOPLINE_URL` is not set.
+/// `Invalid` if `HOPLINE_URL` is not set.
 pub fn url() -> Result<String, Error> {
     Variables(&|name| std::env::var_os(name)).url()
 }
 
-/// How long: a whole number above 0 and a unit, `ms`, `s` or `m`.
+/// Reads a time: a whole number above 0 and a unit, `ms`, `s` or `m`.
 ///
 /// ```
 /// use std::time::Duration;
@@ -99,7 +99,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// What the environment says, as far as it says anything.
+/// The settings that the environment has. `None`: the variable is not set.
 #[derive(Debug, Default)]
 pub(crate) struct Environment {
     pub(crate) namespace: Option<Namespace>,
@@ -111,7 +111,7 @@ pub(crate) struct Environment {
 }
 
 impl Environment {
-    /// That of this process.
+    /// Reads the environment of this process.
     ///
     /// # Errors
     /// `Invalid` for a value that cannot be used.
@@ -133,11 +133,11 @@ impl Environment {
     }
 }
 
-/// Where the value of a variable comes from: the process, or a test.
+/// Where the values of variables come from: the process, or a test.
 struct Variables<'a>(&'a dyn Fn(&str) -> Option<OsString>);
 
 impl Variables<'_> {
-    /// The value of a variable, unless it is not set or empty.
+    /// The value of a variable. `None` if it is not set or empty.
     fn value(&self, name: &str) -> Option<OsString> {
         (self.0)(name).filter(|value| !value.is_empty())
     }
@@ -155,7 +155,7 @@ impl Variables<'_> {
                 "{URL} is not set: it names the broker, such as amqp://user:password@broker.example.com"
             ))
         })?;
-        // Not shown, since there may be a password in it.
+        // The value is not shown, since there may be a password in it.
         value.into_string().map_err(|_| Error::Invalid(format!("{URL} is not UTF-8")))
     }
 
@@ -177,7 +177,7 @@ impl Variables<'_> {
         Ok(Some(tls))
     }
 
-    /// What is in the file that a variable names.
+    /// The content of the file that a variable names.
     #[cfg(feature = "tls")]
     fn file(&self, name: &str) -> Result<Option<Vec<u8>>, Error> {
         let Some(path) = self.value(name) else { return Ok(None) };

@@ -1,4 +1,7 @@
-//! The wire: frames of a fixed header, metadata and payload, several in one message. `docs/wire.md` specifies it.
+//! The wire: a frame is a header of 32 bytes, metadata and a payload. A message holds one frame or several.
+//!
+//! The guide's page "The wire" specifies it. This module does no I/O. Nothing is allocated for a length before it was
+//! checked against the bytes that are there, so a hostile message costs no more than its own size.
 
 #[cfg(test)]
 mod any_body;
@@ -24,33 +27,49 @@ use crate::error::Code;
 /// The media type of a message's body.
 pub(crate) const CONTENT_TYPE: &str = "application/vnd.hopline";
 
+/// Every frame begins with these bytes.
 const MAGIC: [u8; 2] = *b"HL";
+/// The version of the wire in each frame's header.
 const VERSION: u8 = 1;
+/// The size of a frame's header, in bytes.
 const HEADER: usize = 32;
-/// What a small frame takes, in bytes.
+/// The size of a small frame, in bytes. A new body has room for this much.
 const TYPICAL: usize = 384;
-/// How many frames one message may hold.
+/// The most frames that a message may hold. Receivers refuse more.
 pub(crate) const MAX_FRAMES: usize = 1024;
-/// How many bytes a frame's metadata may take.
+/// The most bytes that a frame's metadata may take.
 const MAX_METADATA: usize = 64 * 1024;
 
+/// The bits of the flags that hold the number of the compression.
 const FLAG_COMPRESSION: u8 = 0b0011;
+/// Set in a request of an idempotent method.
 const FLAG_IDEMPOTENT: u8 = 0b0100;
+/// Set in a reply whose payload is the method's own error.
 const FLAG_SERVICE_ERROR: u8 = 0b1000;
 
-/// What a frame is for.
+/// What a frame is, as the number of its type on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub(crate) enum Kind {
+    /// A call that wants a reply.
     Request = 1,
+    /// The reply to a request.
     Reply = 2,
+    /// A call without a reply.
     Oneway = 3,
+    /// An event for subscribers.
     Event = 4,
+    /// Reserved for streams: refused by this version.
     StreamItem = 5,
+    /// Reserved for streams: refused by this version.
     StreamEnd = 6,
+    /// The caller of a request has given up. With the id zero, it is a question whether anybody is there.
     Cancel = 7,
+    /// Reserved for streams: refused by this version.
     Credit = 8,
+    /// A sign of life: an instance says that it still runs a request.
     KeepAlive = 9,
+    /// The question to other instances whether they run a call.
     Locate = 10,
 }
 
@@ -73,26 +92,28 @@ impl Kind {
     }
 }
 
-/// One request, reply or other unit of the conversation.
+/// One request, reply or other frame, as it was read or as it will be written.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Frame {
     pub(crate) kind: Kind,
     pub(crate) codec: Codec,
+    /// [`Code::Ok`] except in replies that are faults.
     pub(crate) status: Code,
-    /// The method may be run twice without harm.
+    /// Whether the method may run twice without harm.
     pub(crate) idempotent: bool,
-    /// The payload is the method's own error.
+    /// Whether the payload is the method's own error.
     pub(crate) service_error: bool,
     /// The id of this attempt: what replies, cancels, signs of life and claims go by.
     pub(crate) id: Uuid,
     pub(crate) metadata: Metadata,
-    /// How the payload is compressed.
+    /// How the payload is compressed. `None`: not at all.
     pub(crate) compression: Option<Compression>,
-    /// As it is on the wire: compressed, if it is.
+    /// The payload as it is on the wire, which may be compressed.
     pub(crate) payload: Bytes,
 }
 
 impl Frame {
+    /// A frame with the status `Ok`, without flags and compression.
     pub(crate) fn new(kind: Kind, id: Uuid, codec: Codec, metadata: Metadata, payload: Bytes) -> Self {
         Self {
             kind,
@@ -112,7 +133,7 @@ impl Frame {
         self.metadata.more().call_id.unwrap_or(self.id)
     }
 
-    /// The payload as it was before it was compressed, if it was: then no more than `cap` bytes.
+    /// The payload without compression. A compressed payload may decompress to at most `cap` bytes.
     pub(crate) fn plain_payload(&self, cap: usize) -> Result<Bytes, Refusal> {
         match self.compression {
             None => Ok(self.payload.clone()),
@@ -121,17 +142,20 @@ impl Frame {
     }
 }
 
-/// What is wrong with a body: which field, at which byte.
+/// What is wrong with the body of a message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("frame field `{field}` at byte {offset}: {problem}")]
 pub(crate) struct FrameError {
+    /// The field that is wrong.
     pub(crate) field: &'static str,
+    /// The position of the error in the body, in bytes.
     pub(crate) offset: usize,
     pub(crate) problem: String,
-    /// How an answer to it names the fault.
+    /// The code of the fault that answers it.
     pub(crate) code: Code,
-    /// Where the frame begins, and the id it names if it got that far.
+    /// The position of the frame in the body, in bytes.
     pub(crate) frame: usize,
+    /// The id of the frame, if it could be read, so that its sender can be answered.
     pub(crate) id: Option<Uuid>,
 }
 
@@ -144,14 +168,14 @@ impl Frame {
         set_length(body, start + 28, self.payload.len());
     }
 
-    /// A body with this frame alone.
+    /// The body of a message with this frame only.
     pub(crate) fn to_body(&self) -> Bytes {
         let mut body = Vec::new();
         self.encode(&mut body);
         body.into()
     }
 
-    /// A body with this frame alone, and for its payload what `write` appends.
+    /// The same, but `write` appends the payload. This spares a copy.
     pub(crate) fn to_body_with<E>(&self, write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<Bytes, E> {
         let mut body = Vec::with_capacity(TYPICAL);
         self.encode_head(&mut body);
@@ -162,7 +186,7 @@ impl Frame {
         Ok(body.into())
     }
 
-    /// Appends header and metadata; tells where they begin.
+    /// Appends header and metadata to `body`. Returns the position where the frame begins.
     fn encode_head(&self, body: &mut Vec<u8>) -> usize {
         let start = body.len();
         body.put_slice(&MAGIC);
@@ -183,7 +207,8 @@ impl Frame {
     }
 }
 
-/// The `body` of one frame with its payload compressed, or as it is where that would not make it smaller.
+/// The `body` of one frame with a compressed payload. If the payload is small, or compression does not make it smaller,
+/// it is returned as it is.
 pub(crate) fn compressed(body: Bytes, compression: Compression) -> Bytes {
     let payload_at = HEADER + length_at(&body, 24);
     if body.len() - payload_at < compression::MIN_SIZE {
@@ -200,35 +225,38 @@ pub(crate) fn compressed(body: Bytes, compression: Compression) -> Bytes {
     smaller.into()
 }
 
-/// The length that a frame's header has at this byte.
+/// The length in a frame's header at this position.
 fn length_at(frame: &[u8], at: usize) -> usize {
     u32::from_be_bytes([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]]) as usize
 }
 
+/// Writes a length into a frame's header.
 fn set_length(body: &mut [u8], at: usize, bytes: usize) {
     body[at..at + 4].copy_from_slice(&length(bytes).to_be_bytes());
 }
 
-/// Payloads and metadata are checked against the size cap, far below 4 GiB, before they come here or right after.
+/// A length as it is written. All lengths are checked against a cap far below 4 GiB, before this or right after it.
 fn length(length: usize) -> u32 {
     u32::try_from(length).unwrap_or(u32::MAX)
 }
 
-/// The frames of a body, in order; after an error there are no more, since nothing tells where the next one begins.
+/// The frames of a body, one after the other. An error is the last item, since it is not known where the next frame
+/// begins.
 pub(crate) struct Frames {
     body: Bytes,
     offset: usize,
     count: usize,
     broken: bool,
+    /// The names in the last frame. Those of the next are often the same, and are shared then.
     names: Names,
 }
 
-/// Reads the frames of a message's body.
+/// Reads the frames in the body of a message.
 pub(crate) fn decode(body: Bytes) -> Frames {
     Frames { body, offset: 0, count: 0, broken: false, names: Names::default() }
 }
 
-/// The refusal of a body over the cap, which is not read.
+/// The error for a body that is larger than `cap` bytes, which is not read.
 pub(crate) fn too_large(body: &[u8], cap: usize) -> FrameError {
     FrameError {
         field: "body",
@@ -240,7 +268,7 @@ pub(crate) fn too_large(body: &[u8], cap: usize) -> FrameError {
     }
 }
 
-/// The id that a frame names, if it is long enough to.
+/// The id in a frame's header, if the frame is long enough for it.
 fn named_id(frame: &[u8]) -> Option<Uuid> {
     frame.get(8..24).and_then(|bytes| Uuid::from_slice(bytes).ok())
 }
@@ -261,6 +289,7 @@ impl Iterator for Frames {
 }
 
 impl Frames {
+    /// Reads the next frame. Every length is checked before it is used.
     fn read(&mut self) -> Result<Frame, FrameError> {
         let start = self.offset;
         let rest = self.body.slice(start..);

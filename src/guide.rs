@@ -9,6 +9,7 @@ macro_rules! pages {
 
 pages! {
     Readme = "README.md",
+    Introduction = "docs/guide/src/introduction.md",
     GettingStarted = "docs/guide/src/getting-started.md",
     ServicesAndCalls = "docs/guide/src/services-and-calls.md",
     Errors = "docs/guide/src/errors.md",
@@ -16,7 +17,9 @@ pages! {
     Events = "docs/guide/src/events.md",
     Deadlines = "docs/guide/src/deadlines.md",
     Middleware = "docs/guide/src/middleware.md",
+    Testing = "docs/guide/src/testing.md",
     ChangingAContract = "docs/guide/src/changing-a-contract.md",
+    Deploying = "docs/guide/src/deploying.md",
     Cluster = "docs/guide/src/cluster.md",
     #[cfg(feature = "tls")]
     Security = "docs/guide/src/security.md",

@@ -156,7 +156,8 @@
 //! # Testing
 //!
 //! Tests need no RabbitMQ. Give each a broker of its own, [`testing::broker`]: on `memory://`, which is one broker for the
-//! whole process, tests that run side by side answer each other's calls.
+//! whole process, tests that run side by side answer each other's calls. A [`testing::Fake`] takes the place of a service that
+//! a test does not have.
 //!
 //! # For operators
 //!
@@ -176,6 +177,7 @@ mod server;
 mod service;
 mod context;
 mod registry;
+mod document;
 mod state;
 mod settings;
 mod dead;
@@ -215,9 +217,9 @@ pub use context::Context;
 pub use dead::{
     DeadLetter, DeadLetters, DeadLettersBuilder, EarlierDeath, Fate, Handled, LetterKind, Listed, WhichLetters,
 };
+pub use document::{Histogram, Instance, InstanceStats, MethodInfo, MethodStats};
 pub use error::{CallError, Code, Error, Fault, Unanswered};
 pub use middleware::{Finished, Invocation, Middleware, Next, Reply, Style};
-pub use registry::{Instance, InstanceStats, MethodInfo};
 pub use server::{Caller, Running, Server, ServerBuilder};
 pub use service::{Dispatch, Failure, IntoService, Method, Service};
 pub use state::State;

@@ -366,8 +366,8 @@ pub struct Finished<'a> {
     pub own_error: bool,
     /// On a server, whether the handler was started; on a client, whether it may have been.
     pub ran: bool,
-    /// On a server, how long the call waited until it was started, from when its client sent it first, as far as the clocks of
-    /// both machines agree, and no shorter than it waited on the server itself. `None` if it was not started, and on a client.
+    /// On a server, how long the call waited before it was started, as [`Context::queue_time`](crate::Context::queue_time).
+    /// `None` if it was not started, and on a client.
     pub queue_time: Option<Duration>,
     /// How long the handler ran: on a server with the middleware around it, on a client as the reply says. `None` if it was not
     /// started, or if a client does not know.

@@ -1,5 +1,6 @@
 //! The serving side: connects, declares what it serves, runs it, and drains.
 
+mod about;
 mod admit;
 mod allow;
 mod builder;
@@ -20,6 +21,7 @@ mod reading;
 mod repair;
 mod replies;
 mod running;
+mod served_method;
 mod signals;
 mod supervisor;
 mod through;

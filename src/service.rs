@@ -50,6 +50,14 @@ pub struct Service {
 }
 
 /// How handlers run.
+///
+/// ```
+/// use hopline::{Context, Dispatch, Fault, Service};
+///
+/// let hash = |_: Context, (text,): (String,)| async move { Ok::<_, Fault>(text.len()) };
+/// // Its handlers keep a processor busy: they get two threads of their own.
+/// let service = Service::new("hashes", 1).dispatch(Dispatch::Pool(2)).method("hash", hash);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Dispatch {
@@ -133,17 +141,8 @@ impl Service {
         E: Failure + Send + 'static,
     {
         let method = method.into();
-        let signature = method.signature.clone();
-        let read = move |codec: Codec, payload: &[u8]| {
-            codec.arguments(payload).map_err(|misfit| match misfit {
-                Misfit::Count { takes, got } => {
-                    let s = if takes == 1 { "" } else { "s" };
-                    format!("`{signature}` takes {takes} argument{s}, got {got}")
-                }
-                Misfit::Other(why) => format!("the arguments of `{signature}` {why}"),
-            })
-        };
-        self.add(method, read, handler)
+        let read = arguments_of(&method);
+        self.add(method, running(read, handler))
     }
 
     /// Adds what handles events, each a value by itself.
@@ -154,32 +153,22 @@ impl Service {
         T: DeserializeOwned + Send + 'static,
     {
         let read = |codec: Codec, payload: &[u8]| codec.decode(payload).map_err(|error| format!("the event {error}"));
-        self.add(Method::new(name), read, move |context, event| {
+        let handler = running(read, move |context, event| {
             let handling = handler(context, event);
             async move {
                 handling.await;
                 Ok::<(), ()>(())
             }
-        })
+        });
+        self.add(Method::new(name), handler)
     }
 
     pub(crate) fn of_pattern(self, pattern: &str) -> Self {
         Self { pattern: Some(pattern.to_owned()), ..self }
     }
 
-    fn add<A, R, E, F, Fut>(
-        mut self,
-        method: Method,
-        read: impl Fn(Codec, &[u8]) -> Result<A, String> + Send + Sync + 'static,
-        handler: F,
-    ) -> Self
-    where
-        F: Fn(Context, A) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<R, E>> + Send + 'static,
-        A: Send + 'static,
-        R: Serialize + Send + 'static,
-        E: Failure + Send + 'static,
-    {
+    /// Adds a method, and what runs it.
+    pub(crate) fn add(mut self, method: Method, handler: Handler) -> Self {
         if let Err(problem) = check_name("method", &method.name) {
             self.problems.push(problem);
         }
@@ -189,10 +178,6 @@ impl Service {
                 method.name, method.retry.pause
             ));
         }
-        let handler: Handler = Arc::new(move |context, codec, payload| match read(codec, &payload) {
-            Ok(arguments) => answer(codec, handler(context, arguments)).boxed(),
-            Err(why) => std::future::ready(Answer::Fault(Fault::new(Code::InvalidArgument, why))).boxed(),
-        });
         let name = method.name.clone();
         if self.methods.insert(name.clone(), (method, handler)).is_some() {
             self.problems.push(format!("the method `{name}` is there twice"));
@@ -314,6 +299,14 @@ impl fmt::Debug for Service {
 }
 
 /// What [`Server::serve`](crate::Server::serve) takes: a [`Service`].
+///
+/// ```
+/// use hopline::{Error, IntoService, Running, Server};
+///
+/// async fn serve(service: impl IntoService) -> Result<Running, Error> {
+///     Server::connect_env().await?.serve(service).start().await
+/// }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a service",
     label = "an implementation is served by the server of its trait",
@@ -413,6 +406,40 @@ impl Failure for Fault {
             "the method returned an error of its own: name its type with `.fails_with()` to read it",
         ))
     }
+}
+
+/// How the arguments of a method are read.
+pub(crate) fn arguments_of<A: Arguments>(
+    method: &Method,
+) -> impl Fn(Codec, &[u8]) -> Result<A, String> + Send + Sync + use<A> {
+    let signature = method.signature.clone();
+    move |codec, payload| {
+        codec.arguments(payload).map_err(|misfit| match misfit {
+            Misfit::Count { takes, got } => {
+                let s = if takes == 1 { "" } else { "s" };
+                format!("`{signature}` takes {takes} argument{s}, got {got}")
+            }
+            Misfit::Other(why) => format!("the arguments of `{signature}` {why}"),
+        })
+    }
+}
+
+/// What runs a method: reads its arguments, and writes what its handler returns.
+pub(crate) fn running<A, R, E, F, Fut>(
+    read: impl Fn(Codec, &[u8]) -> Result<A, String> + Send + Sync + 'static,
+    handler: F,
+) -> Handler
+where
+    F: Fn(Context, A) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<R, E>> + Send + 'static,
+    A: Send + 'static,
+    R: Serialize + Send + 'static,
+    E: Failure + Send + 'static,
+{
+    Arc::new(move |context, codec, payload| match read(codec, &payload) {
+        Ok(arguments) => answer(codec, handler(context, arguments)).boxed(),
+        Err(why) => std::future::ready(Answer::Fault(Fault::new(Code::InvalidArgument, why))).boxed(),
+    })
 }
 
 async fn answer<R: Serialize, E: Failure>(codec: Codec, running: impl Future<Output = Result<R, E>>) -> Answer {

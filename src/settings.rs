@@ -1,4 +1,4 @@
-//! What clients, servers and operators are told alike before they connect.
+//! The settings that clients, servers and operators have in common.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::transport::DialSettings;
 #[cfg(feature = "tls")]
 use crate::transport::Tls;
 
-/// What code has set; what it has not, the environment may set, if it is asked.
+/// The settings that the code has set. For those that it has not, the environment is asked if `with_env` is set.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Settings {
     pub(crate) namespace: Option<String>,
@@ -21,17 +21,17 @@ pub(crate) struct Settings {
     pub(crate) with_env: bool,
 }
 
-/// The same, once all is decided.
+/// The settings after the environment was asked.
 #[derive(Debug)]
 pub(crate) struct Decided {
     pub(crate) namespace: Namespace,
-    /// None if neither the code nor the environment says it.
+    /// `None` if neither the code nor the environment sets it.
     pub(crate) timeout: Option<Duration>,
     pub(crate) dial: DialSettings,
 }
 
 impl Settings {
-    /// Reads the environment if it is asked, and decides. What the code has set wins.
+    /// Reads the environment if `with_env` is set. What the code has set is used first.
     ///
     /// # Errors
     /// `Invalid` for a namespace or a variable that cannot be used.
@@ -52,12 +52,12 @@ impl Settings {
     }
 }
 
-/// The methods that the three builders have in common, with the same words. `$role` is how the broker shows who connects,
-/// and each builder has its [`Settings`] in the field `settings`.
+/// The methods that the three builders have in common, with the same docs. `$role` is how the broker shows the
+/// connection. Each builder has its [`Settings`] in the field `settings`.
 macro_rules! common_settings {
     ($role:literal) => {
-        /// The prefix of every name on the broker, `[A-Za-z0-9_-]+`: what is in other namespaces is not seen. Default
-        /// `hopline`.
+        /// The prefix of every name on the broker, `[A-Za-z0-9_-]+`. Programs in different namespaces do not see each
+        /// other. Default: `hopline`.
         #[must_use]
         pub fn namespace(mut self, name: impl Into<String>) -> Self {
             self.settings.namespace = Some(name.into());
@@ -65,8 +65,8 @@ macro_rules! common_settings {
         }
 
         #[doc = concat!(
-            "What people are to call this program, so that they find its connections: the broker shows them as `NAME ",
-            $role, "`, and the log has it. 1 to 64 bytes, no control characters. Default: the program's name."
+            "The name of this program, by which people find its connections: the broker shows them as `NAME ", $role,
+            "`, and the log has it. 1 to 64 bytes, without control characters. Default: the program's name."
         )]
         #[must_use]
         pub fn name(mut self, name: impl Into<String>) -> Self {
@@ -74,15 +74,15 @@ macro_rules! common_settings {
             self
         }
 
-        /// How long each address of the broker may take until its connection can be used, from the first question to the
-        /// name server on. An address may say otherwise (`?connection_timeout=`, in milliseconds). Default 10 s.
+        /// How long each address of the broker may take until its connection can be used, with looking up its name. An
+        /// address can set its own with `?connection_timeout=`, in milliseconds. Default: 10 s.
         #[must_use]
         pub fn connect_timeout(mut self, timeout: ::std::time::Duration) -> Self {
             self.settings.connect_timeout = Some(timeout);
             self
         }
 
-        /// Whom to trust and who to be on `amqps://`. Default: the system's roots, and no certificate.
+        /// The CAs to trust and the certificate to show for `amqps://`. Default: the system's CAs, and no certificate.
         #[cfg(feature = "tls")]
         #[must_use]
         pub fn tls(mut self, tls: $crate::transport::Tls) -> Self {
@@ -90,8 +90,8 @@ macro_rules! common_settings {
             self
         }
 
-        /// Takes from the environment what the code does not set, before this or after: see
-        /// [`environment`](crate::environment), which lists the variables. They are read when it connects.
+        /// Takes the settings from the environment that the code does not set, before this or after.
+        /// [`environment`](crate::environment) lists the variables. They are read when it connects.
         #[must_use]
         pub fn with_env(mut self) -> Self {
             self.settings.with_env = true;

@@ -1,4 +1,4 @@
-//! Where the broker of a command is, whom to trust there, and who to be.
+//! The options for the broker: its address, the CA to trust, and the certificate to show.
 
 use std::fmt::Display;
 use std::fs;
@@ -9,30 +9,32 @@ use std::time::Duration;
 use clap::Args;
 use hopline::{Client, ClientBuilder, DeadLetters, DeadLettersBuilder, Error, Server, ServerBuilder, Tls, environment};
 
-/// How much longer connecting as a whole may take than an address: where that takes all the time, it says why.
+/// How much longer connecting as a whole may take. An address that takes all its time ends with an error that says why,
+/// and that error has to arrive first.
 const GRACE: Duration = Duration::from_millis(100);
 
-/// Variables of the environment are those of the library: see `hopline::environment`.
+/// The options for the broker. Their environment variables are those of the library: see `hopline::environment`.
 #[derive(Args)]
 pub(crate) struct Address {
     /// The broker's address
     #[arg(long, env = environment::URL, default_value = "amqp://localhost", hide_env_values = true)]
     pub(crate) url: String,
-    /// How long each address may take until its connection can be used, such as 500ms or 5s; no longer than `--timeout`
+    /// How long each address may take until its connection can be used, such as 500ms or 5s. Never longer than
+    /// `--timeout`
     #[arg(
         long, env = environment::CONNECT_TIMEOUT, default_value = "10s", value_parser = environment::duration,
         hide_env_values = true
     )]
     connect_timeout: Duration,
-    /// What the broker and its log call this command's connections, instead of `hopline`
+    /// The name of this command's connections on the broker and in its log. Default: `hopline`
     #[arg(long, env = environment::NAME, hide_env_values = true)]
     name: Option<String>,
-    /// Whom to trust on amqps:// instead of the system's CAs: their certificates, in PEM
+    /// The CAs to trust for amqps:// in place of the system's, in PEM
     #[arg(long, value_name = "FILE", env = environment::CA, hide_env_values = true)]
     ca: Option<PathBuf>,
-    /// The certificate to show on amqps://, and those that lead to its CA, in PEM
+    /// The certificate to show for amqps://, and those that lead to its CA, in PEM
     ///
-    /// It logs in, too, where the address names no user.
+    /// It is also used to log in if the address names no user.
     #[arg(long, value_name = "FILE", env = environment::CERT, hide_env_values = true, requires = "key")]
     cert: Option<PathBuf>,
     /// The private key of that certificate, in PEM
@@ -40,7 +42,7 @@ pub(crate) struct Address {
     key: Option<PathBuf>,
 }
 
-/// A place on the broker of its own.
+/// The option for the namespace.
 #[derive(Args)]
 pub(crate) struct Namespace {
     /// The prefix of every name on the broker
@@ -48,7 +50,7 @@ pub(crate) struct Namespace {
     pub(crate) namespace: String,
 }
 
-/// A builder that is told what all three can be told.
+/// The given builder with the options that clients, servers and dead letters have in common.
 macro_rules! told {
     ($address:expr, $timeout:expr, $builder:expr) => {{
         let mut builder = $builder.connect_timeout($address.connect_timeout.min($timeout));
@@ -63,7 +65,7 @@ macro_rules! told {
 }
 
 impl Address {
-    /// A client whose connection may take no longer than this.
+    /// The builder of a client with these options.
     ///
     /// # Errors
     /// `Invalid` for files that cannot be read.
@@ -71,19 +73,23 @@ impl Address {
         Ok(told!(self, timeout, Client::builder()))
     }
 
+    /// The builder of a server with these options.
+    ///
     /// # Errors
     /// As [`Address::client`].
     pub(crate) fn server(&self) -> Result<ServerBuilder, Error> {
         Ok(told!(self, self.connect_timeout, Server::builder()))
     }
 
+    /// The builder of dead letters with these options.
+    ///
     /// # Errors
     /// As [`Address::client`].
     pub(crate) fn dead_letters(&self, timeout: Duration) -> Result<DeadLettersBuilder, Error> {
         Ok(told!(self, timeout, DeadLetters::builder()))
     }
 
-    /// What is set for TLS, if anything is.
+    /// The settings for TLS. `None` if no option sets any.
     fn tls(&self) -> Result<Option<Tls>, Error> {
         if self.ca.is_none() && self.cert.is_none() {
             return Ok(None);
@@ -103,10 +109,10 @@ fn read(option: &str, file: &Path) -> Result<Vec<u8>, Error> {
     fs::read(file).map_err(|error| Error::Invalid(format!("`{option} {}` cannot be read: {error}", file.display())))
 }
 
-/// What `connecting` comes to, if that is before its time is over.
+/// Waits for `connecting`, but not longer than `timeout`.
 ///
 /// # Errors
-/// A sentence for people when it is not, and what it fails with otherwise.
+/// That of `connecting`, or a sentence when the time is over.
 pub(crate) async fn within<T, F: From<Error>>(
     timeout: Duration,
     connecting: impl Future<Output = Result<T, Error>>,
@@ -120,7 +126,8 @@ pub(crate) async fn within<T, F: From<Error>>(
     }
 }
 
-/// An error in one line, in the words of the command line, with the way to another broker.
+/// An error in one line, in the words of the command line. If there is no connection, it says how to name another
+/// broker.
 pub(crate) fn said(error: &Error) -> String {
     match error {
         Error::Connect { .. } => format!("{} (`--url` or HOPLINE_URL names another broker)", one_line(error)),

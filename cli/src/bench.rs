@@ -1,4 +1,4 @@
-//! `hopline bench`: how many calls go through a broker, and how long they take.
+//! `hopline bench`: measures how many calls go through a broker, and how long they take.
 
 mod serve;
 mod call;
@@ -18,7 +18,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::address::{Address, said};
 
-/// The largest payload, in bytes: what a message may take by default.
+/// The largest payload, in bytes. It is the default limit of a message.
 const MAX_SIZE: usize = 16 * 1024 * 1024;
 /// The most calls in flight.
 const MAX_CONCURRENCY: usize = 65_536;
@@ -52,22 +52,22 @@ impl Broker {
         self.address.server()?.namespace(&self.namespace).connect(&self.address.url).await
     }
 
-    /// Whether it ends with this process, so that whoever calls has to serve as well.
+    /// Whether the broker ends with this process. Then the caller has to serve as well.
     fn in_memory(&self) -> bool {
         self.address.url.trim_start().get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("memory:"))
     }
 }
 
-/// Why a bench has no result: a sentence for people.
+/// Why there is no result, as a sentence.
 enum Failed {
-    /// It was asked for what cannot be.
+    /// The usage was wrong.
     Usage(String),
-    /// It was tried.
+    /// It was tried and has failed.
     Run(String),
 }
 
 impl Failed {
-    /// Something went wrong with a file, a process or the like.
+    /// A file, a process or the like has failed.
     fn at(what: impl Display, error: impl Display) -> Self {
         Self::Run(format!("{what}: {error}"))
     }
@@ -77,7 +77,7 @@ impl From<Error> for Failed {
     fn from(error: Error) -> Self {
         let said = said(&error);
         match error {
-            // A name or an address that cannot be used is a matter of usage.
+            // A name or an address that cannot be used is wrong usage.
             Error::Invalid(_) => Self::Usage(said),
             Error::NoService { .. } => Self::Run(format!("{said} (start one with `hopline bench serve`)")),
             _ => Self::Run(said),
@@ -87,7 +87,8 @@ impl From<Error> for Failed {
 
 impl Bench {
     pub(crate) fn run(self) -> ExitCode {
-        // What a service would use: all cores, or as many threads as TOKIO_WORKER_THREADS says.
+        // The runtime is as a service would have it: it uses all cores, or as many threads as TOKIO_WORKER_THREADS
+        // says.
         let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(error) => return failed(&format!("cannot start the threads that make calls: {error}"), 1),
@@ -115,7 +116,7 @@ fn print(text: &str) -> Result<(), Failed> {
     printed.map_err(|error| Failed::at("nobody reads what this prints", error))
 }
 
-/// A bar over so much time, on a terminal alone.
+/// A progress bar for this much time. It is only shown on a terminal.
 fn progress(length: Duration) -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
@@ -128,7 +129,7 @@ fn millis(length: Duration) -> u64 {
     u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// How the reports name a size.
+/// A size in the words of the reports.
 fn bytes(size: usize) -> String {
     match size {
         kib if kib >= 1024 && kib.is_multiple_of(1024) => format!("{} KiB", kib / 1024),
@@ -136,7 +137,7 @@ fn bytes(size: usize) -> String {
     }
 }
 
-/// How the reports name a way to coalesce: as it is written after `--coalesce`.
+/// A way to coalesce, as it is written after `--coalesce`.
 fn coalescing(coalesce: Coalesce) -> String {
     match coalesce {
         Coalesce::Fixed(calls) => calls.to_string(),

@@ -1,4 +1,4 @@
-//! `hopline call`: one call, its reply as JSON.
+//! `hopline call`: makes one call and prints its reply as JSON.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -10,13 +10,13 @@ use serde_json::Value;
 
 use crate::address::{Address, Namespace, said, within};
 
-/// How long the connection may take to close, with a call that is cancelled to be told of.
+/// How long closing the connection may take. If the call was cancelled, its server is told in this time.
 const CLOSING: Duration = Duration::from_secs(1);
 
 /// Call a method and print its reply as JSON.
 ///
-/// Exits with 0 when the method answered, with 1 and the error in one line on stderr when the call failed, and with 2
-/// on bad usage.
+/// Exits with 0 when the method has answered, with 1 and a one-line error on stderr when the call has failed, and with
+/// 2 on wrong usage.
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  hopline call demo.add '[2, 3]'\n  hopline call billing.v2.total '[42]' --timeout 5s --metadata user=alice"
@@ -30,7 +30,7 @@ pub(crate) struct Call {
     arguments: Arguments,
     #[command(flatten)]
     address: Address,
-    /// How long it may take in all, connecting included, such as 500ms, 5s or 2m
+    /// How long it may take in all, with connecting, such as 500ms, 5s or 2m
     #[arg(
         long, env = environment::TIMEOUT, default_value = "30s", value_parser = environment::duration,
         hide_env_values = true
@@ -41,7 +41,7 @@ pub(crate) struct Call {
     /// Text for the handler, such as user=alice; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = entry)]
     metadata: Vec<Entry>,
-    /// One instance instead of any
+    /// The instance to call, and not any other
     #[arg(long, value_name = "INSTANCE")]
     to: Option<String>,
 }
@@ -52,7 +52,8 @@ struct Target {
     method: String,
 }
 
-/// The arguments, one by one: clap would take a bare `Vec` for an option that may be repeated.
+/// The arguments of the call. It is a type of its own, since clap would take a `Vec` for an option that may be
+/// repeated.
 #[derive(Clone)]
 struct Arguments(Vec<Value>);
 
@@ -63,12 +64,12 @@ struct Entry {
     value: String,
 }
 
-/// Why there is no reply, and what the command exits with: 1 when the call failed, 2 on bad usage.
+/// Why there is no reply, and the exit code: 1 if the call has failed, 2 for wrong usage.
 struct Failed(String, u8);
 
 impl From<Error> for Failed {
     fn from(error: Error) -> Self {
-        // A name or an address that cannot be used is a matter of usage.
+        // A name or an address that cannot be used is wrong usage.
         let code = if matches!(error, Error::Invalid(_)) { 2 } else { 1 };
         Self(said(&error), code)
     }
@@ -79,7 +80,7 @@ impl Call {
         match hopline::blocking::wait(self.reply()) {
             Ok(reply) => match writeln!(std::io::stdout(), "{reply}") {
                 Ok(()) => ExitCode::SUCCESS,
-                // Whoever reads this program's output has gone.
+                // Nobody reads the output of this program any more.
                 Err(_) => ExitCode::FAILURE,
             },
             Err(Failed(said, code)) => {
@@ -104,7 +105,7 @@ impl Call {
             call = call.to(instance);
         }
         let reply = call.await;
-        // A broker that does not answer any more is not waited for.
+        // If the broker does not answer any more, this ends without it.
         let _ = tokio::time::timeout(CLOSING, client.close()).await;
         reply.map_err(|error| match error {
             CallError::Service(error) => Failed(format!("the service returned its own error: {error}"), 1),

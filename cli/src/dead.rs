@@ -1,4 +1,4 @@
-//! `hopline dead`: what services could not run, for an operator.
+//! `hopline dead`: shows an operator what services could not run, and replays or drops it.
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -14,33 +14,35 @@ use serde_json::json;
 
 use crate::address::{Address, Namespace, said, within};
 
-/// How much of a reason a table shows, in letters.
+/// How much of a reason a table shows, in characters.
 const SHORT: usize = 100;
 
-/// Look into dead letters, replay and drop them.
+/// List, replay and drop dead letters.
 ///
-/// A service's dead letters are the oneway calls that failed in every attempt, and messages that no attempt could help.
-/// Exits with 0 when all is done, with 1 and an error on stderr when not, as when a list is not complete since a queue
-/// cannot be reached, and with 2 on bad usage.
+/// A service's dead letters are oneway calls that have failed in every attempt, and messages that no attempt could
+/// help. Exits with 0 when everything was done, with 1 and an error on stderr when something was not, for example when
+/// a queue cannot be reached, and with 2 on wrong usage.
 #[derive(Subcommand)]
 pub(crate) enum Dead {
-    /// List the dead letters of a service, the oldest first; without one, how many each service has, whether it runs or not
+    /// List the dead letters of a service, the oldest first. Without a service: how many each service has, whether it
+    /// runs or not
     Ls(Ls),
-    /// Show all that is known of one
+    /// Show everything that is known of one dead letter
     Show(Show),
-    /// Have oneway calls run again, with the ids they had
+    /// Run oneway calls again, with the ids that they had
     ///
-    /// Each is sent to the service's queue, and removed from the dead letters when the broker has it: if this is broken
-    /// off between the two, it may run once more. Calls with a reply are kept, since nobody waits for it any more.
+    /// Each call is sent to the service's queue, and removed from the dead letters after the broker has confirmed it.
+    /// If the command is interrupted between the two, the call may run twice. Calls with a reply are kept, since nobody
+    /// waits for their replies any more.
     Replay(Replay),
     /// Remove dead letters for good
     #[command(name = "drop")]
     Discard(Discard),
 }
 
-/// How long connecting may take unless it is said otherwise.
+/// How long connecting may take by default.
 const CONNECTING: Duration = Duration::from_secs(30);
-/// How long the connection may take to close: the broker does not confirm it while a queue owes an answer.
+/// How long closing the connection may take. The broker does not confirm it while a queue owes an answer.
 const CLOSING: Duration = Duration::from_secs(1);
 
 /// Where the dead letters are, and how long to wait for them.
@@ -50,8 +52,8 @@ struct Broker {
     address: Address,
     #[command(flatten)]
     namespace: Namespace,
-    /// How long connecting may take, and then each answer of a queue, such as 500ms or 5s [default: 30s to connect, 8s for
-    /// an answer]
+    /// How long connecting may take, and then each answer of a queue, such as 500ms or 5s [default: 30s to connect, 8s
+    /// for an answer]
     #[arg(long, env = environment::TIMEOUT, value_parser = environment::duration, hide_env_values = true)]
     timeout: Option<Duration>,
 }
@@ -92,7 +94,7 @@ pub(crate) struct Show {
     /// SERVICE, or SERVICE.vMAJOR for a version other than 1
     #[arg(value_parser = service)]
     service: String,
-    /// Which, as `hopline dead ls` names it, or the beginning of that
+    /// The id, as `hopline dead ls` shows it, or its beginning
     id: String,
     #[command(flatten)]
     broker: Broker,
@@ -105,7 +107,7 @@ pub(crate) struct Show {
 pub(crate) struct Replay {
     #[command(flatten)]
     meant: Meant,
-    /// Send messages that cannot be read, too, to where they came from
+    /// Also send messages that cannot be read to where they came from
     #[arg(long)]
     unread: bool,
 }
@@ -121,7 +123,7 @@ struct Meant {
     /// SERVICE, or SERVICE.vMAJOR for a version other than 1
     #[arg(value_parser = service)]
     service: String,
-    /// Which, as `hopline dead ls` names them, or the beginnings of that
+    /// The ids, as `hopline dead ls` shows them, or their beginnings
     #[arg(value_name = "ID", required_unless_present = "all", conflicts_with = "all")]
     ids: Vec<String>,
     /// All of them
@@ -129,16 +131,16 @@ struct Meant {
     all: bool,
     #[command(flatten)]
     broker: Broker,
-    /// Do not ask
+    /// Do not ask before doing it
     #[arg(long)]
     yes: bool,
 }
 
-/// Why it is not done: a sentence for people.
+/// Why something was not done, as a sentence.
 enum Failed {
-    /// It was asked for what cannot be.
+    /// The usage was wrong.
     Usage(String),
-    /// It was tried.
+    /// It was tried and has failed.
     Run(String),
 }
 
@@ -146,7 +148,7 @@ impl From<Error> for Failed {
     fn from(error: Error) -> Self {
         let said = said(&error);
         match error {
-            // A name or an address that cannot be used is a matter of usage.
+            // A name or an address that cannot be used is wrong usage.
             Error::Invalid(_) => Self::Usage(said),
             Error::NoService { service, .. } => Self::Run(format!(
                 "`{service}` has no dead letters here: it was never served in this namespace, or has no oneway methods"
@@ -254,7 +256,7 @@ impl Meant {
         self.conclude(&dead, &bar, "dropped", handled).await
     }
 
-    /// Connects, and asks whether it is meant, if that is to be asked.
+    /// Connects, and asks for a confirmation if one is needed.
     async fn open(&self, what: &str, asked: bool) -> Result<(DeadLetters, WhichLetters, ProgressBar), Failed> {
         let asked = asked && !self.yes;
         if asked && !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
@@ -271,7 +273,7 @@ impl Meant {
         Ok((dead, which, progress(count)))
     }
 
-    /// Tells what was done, and what was not.
+    /// Prints what was done, and what was not.
     async fn conclude(
         &self,
         dead: &DeadLetters,
@@ -279,7 +281,7 @@ impl Meant {
         done: &str,
         handled: Result<Vec<Handled>, Error>,
     ) -> Result<(), Failed> {
-        // To end it puts it at its end.
+        // Ending the bar would move it to its end, so its position is read first.
         let position = bar.position();
         bar.finish_and_clear();
         let handled = match handled {
@@ -303,12 +305,12 @@ impl Meant {
     }
 }
 
-/// Closes the connection, unless that takes long.
+/// Closes the connection, but does not wait for long.
 async fn close(dead: &DeadLetters) {
     let _ = tokio::time::timeout(CLOSING, dead.close()).await;
 }
 
-/// Tells what is not done, a line for each; the last is what the command ends with.
+/// Prints what was not done, a line for each. The last line becomes the error of the command.
 fn told(mut left: Vec<String>) -> Result<(), Failed> {
     let last = left.pop();
     left.iter().for_each(|said| eprintln!("hopline: {said}"));
@@ -323,17 +325,17 @@ fn absent(service: &str, id: &str) -> String {
     format!("no dead letter of `{service}` has the id {id} (`hopline dead ls {service}` lists them)")
 }
 
-/// Asks on the terminal; only `y` and `yes` are yes.
+/// Asks on the terminal. Only `y` and `yes` count as yes.
 fn confirmed(question: &str) -> bool {
     eprint!("{question} [y/N] ");
     let mut answer = String::new();
     io::stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "y" | "Y" | "yes")
 }
 
-/// A bar over so many letters, on a terminal alone.
+/// A progress bar for this many letters. It is only shown on a terminal.
 fn progress(count: u64) -> ProgressBar {
     if !io::stderr().is_terminal() {
-        // Hidden, it still counts.
+        // A hidden bar still counts.
         return ProgressBar::with_draw_target(Some(count), indicatif::ProgressDrawTarget::hidden());
     }
     let style = ProgressStyle::with_template("[{bar:30}] {pos} of {len}").expect("a template that parses");
@@ -353,7 +355,7 @@ fn row(letter: &DeadLetter) -> [String; 5] {
     ]
 }
 
-/// Columns as wide as what is in them, but for the last.
+/// A table. Each column is as wide as its widest cell, except for the last.
 fn table<const N: usize>(rows: Vec<[String; N]>) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<_> = (0..N).map(width).collect();
@@ -400,12 +402,12 @@ fn shown(letter: &DeadLetter) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// What a message says of itself must not steer the terminal.
+/// Text from a message, without control characters: it must not steer the terminal.
 fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-/// How long ago that is, in milliseconds since 1970, in its largest unit.
+/// How long ago a time in milliseconds since 1970 is, in its largest unit.
 fn age(at: u64) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     span(now.saturating_sub(Duration::from_millis(at)).as_secs())

@@ -1,4 +1,4 @@
-//! The `hopline` command.
+//! The command `hopline`: calls, dead letters and benchmarks from a shell.
 
 mod address;
 mod call;
@@ -30,13 +30,14 @@ enum What {
 }
 
 fn main() -> ExitCode {
-    // Bad usage ends here, with exit code 2.
+    // Wrong usage ends here, with the exit code 2.
     let command = without_empty_variables(Command::command());
     let command = match command.try_get_matches().and_then(|matches| Command::from_arg_matches(&matches)) {
         Ok(command) => command,
         Err(error) => return told(&error),
     };
-    // lapin logs returned messages, refusals and ends of connections: what became of the call is told once, below.
+    // lapin would log returned messages, refusals and lost connections. The command prints the outcome of its call
+    // below, so lapin is silent.
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,lapin=off"));
     let ansi = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
@@ -47,7 +48,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Has a variable that is empty count as not set, as the library does.
+/// Makes empty environment variables count as not set, as they do in the library.
 fn without_empty_variables(command: clap::Command) -> clap::Command {
     let is_empty =
         |argument: &clap::Arg| argument.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
@@ -59,13 +60,14 @@ fn without_empty_variables(command: clap::Command) -> clap::Command {
     names.into_iter().fold(command, |command, name| command.mut_subcommand(name, without_empty_variables))
 }
 
-/// Prints the help, or what is wrong with the usage, which may quote an address that stands where none should.
+/// Prints the help, or what is wrong with the usage. The latter may quote an address with a password, so it is replaced
+/// in that case.
 fn told(error: &clap::Error) -> ExitCode {
     let quoted = error.to_string();
     let is_quoted = std::env::args().any(|argument| {
         let value = argument.strip_prefix("--").and_then(|option| option.split_once('=')).map(|(_, value)| value);
         let value = value.unwrap_or(&argument);
-        // The arguments of a call are JSON, and may have anything in them.
+        // The arguments of a call are JSON, and may contain anything.
         let is_json = value.starts_with(['[', '{', '"']);
         !is_json && (value.contains('@') || value.contains("://")) && quoted.contains(value)
     });
@@ -75,7 +77,7 @@ fn told(error: &clap::Error) -> ExitCode {
         );
         return ExitCode::from(2);
     }
-    // Whoever does not read this has gone.
+    // An error means that nobody reads this.
     let _ = error.print();
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }

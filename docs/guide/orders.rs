@@ -16,7 +16,7 @@ pub struct Order {
 }
 
 /// Why an order was not taken.
-#[derive(Debug, PartialEq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, thiserror::Error)]
 pub enum OrderError {
     #[error("only {left} left")]
     SoldOut { left: u32 },

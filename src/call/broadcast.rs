@@ -28,6 +28,18 @@ use crate::service::Failure;
 pub struct Broadcast<T, E = Fault>(Call<T, E>);
 
 /// One instance's answer to a broadcast.
+///
+/// ```
+/// # async fn example(client: hopline::Client) -> Result<(), hopline::Error> {
+/// let window = std::time::Duration::from_millis(200);
+/// for reply in client.call::<String>("demo", "whoami", ()).all().gather(window).await? {
+///     match reply.outcome {
+///         Ok(answer) => println!("{} answers {answer}", reply.instance),
+///         Err(error) => println!("{} has failed: {error}", reply.instance),
+///     }
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct BroadcastReply<T, E = Fault>

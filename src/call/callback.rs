@@ -1,4 +1,4 @@
-//! Callback style: a callback is called once, whatever becomes of its call and of the runtime.
+//! The callback style: a callback is called exactly once, whatever happens to its call and to the runtime.
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -6,7 +6,8 @@ use std::sync::Arc;
 use crate::client::RUNTIME_ENDED;
 use crate::error::Error;
 
-/// A callback, which is called when this is dropped: without an outcome, the runtime has ended that waited for it.
+/// A callback. If it was not called when this is dropped, it is called then: the runtime that waited for the outcome
+/// has ended.
 pub(super) struct Called<T, X, F>
 where
     X: From<Error>,
@@ -14,7 +15,7 @@ where
 {
     callback: Option<F>,
     method: Option<Arc<str>>,
-    /// Why the call could not be put on its way, if it could not.
+    /// Why the call could not be sent at all, if so.
     refused: Option<Error>,
     result: PhantomData<fn(Result<T, X>)>,
 }
@@ -24,11 +25,12 @@ impl<T, X: From<Error>, F: FnOnce(Result<T, X>)> Called<T, X, F> {
         Self { callback: Some(callback), method, refused, result: PhantomData }
     }
 
-    /// Whether the call could not be put on its way.
+    /// Whether the call could not be sent at all.
     pub(super) fn is_refused(&self) -> bool {
         self.refused.is_some()
     }
 
+    /// Calls the callback.
     pub(super) fn with(mut self, outcome: Result<T, X>) {
         if let Some(callback) = self.callback.take() {
             callback(outcome);

@@ -25,6 +25,15 @@ use crate::transport::Role;
 
 /// Which calls may share a message. A broker's cost is per message, so sharing is worth about ten times the throughput;
 /// what a call means and how it ends is the same either way.
+///
+/// ```
+/// use hopline::{Client, Coalesce};
+///
+/// # async fn example() -> Result<(), hopline::Error> {
+/// // To look at each call by itself, as with a tool that shows messages.
+/// let client = Client::builder().coalesce(Coalesce::Off).connect("amqp://localhost").await?;
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Coalesce {
@@ -102,6 +111,14 @@ pub(super) struct CallSettings {
 }
 
 /// What becomes of a call when as many are in flight as may be.
+///
+/// ```
+/// use hopline::{Client, WhenFull};
+///
+/// # async fn example() -> Result<(), hopline::Error> {
+/// let client = Client::builder().max_in_flight(1000, WhenFull::Wait).connect("amqp://localhost").await?;
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WhenFull {
     /// It waits for a place, and ends as [`Error::Overloaded`] shortly before its deadline if it gets none.
@@ -112,6 +129,15 @@ pub enum WhenFull {
 
 /// What becomes of a call while no instance of its service is there, but was within its
 /// [grace period](crate::Service::grace), 60 s unless set.
+///
+/// ```
+/// use hopline::{Absent, Client};
+///
+/// # async fn example(client: Client) -> Result<(), hopline::Error> {
+/// // Somebody is looking at the page: better an error now than an answer after a restart.
+/// let total: u64 = client.call("shop", "total", ()).absent(Absent::Fail).await?;
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Absent {
     /// It waits for one to come back, as after a restart, until its deadline; then it ends as [`Error::Timeout`], which says

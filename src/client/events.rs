@@ -21,6 +21,17 @@ use crate::topology::check_event_key;
 use crate::transport::Confirm;
 
 /// Which subscribers have got an event.
+///
+/// ```
+/// use hopline::{Client, Published};
+///
+/// # async fn example(client: Client) -> Result<(), hopline::Error> {
+/// match client.publish("order.created", &7).await? {
+///     Published::ToAll => {}
+///     _ => eprintln!("somebody has not got it"),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Published {

@@ -1,4 +1,4 @@
-//! What may be said before dead letters are looked at, and connecting.
+//! The settings for dead letters, and connecting.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use crate::settings::{Decided, Settings, common_settings};
 use crate::topology::ServiceId;
 use crate::transport::{ANSWER_TIMEOUT, Role};
 
-/// How long a queue may take over an answer unless it is said otherwise. One whose nodes run answers in milliseconds, and one
-/// that has lost its leader within five seconds; one whose nodes are away keeps nobody waiting for longer.
+/// How long a queue may take for an answer by default. A queue with running nodes answers in milliseconds, and one that
+/// has lost its leader within five seconds.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// What may be said before dead letters are looked at.
+/// Settings for [`DeadLetters`], to change before connecting.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), hopline::Error> {
@@ -30,26 +30,28 @@ pub struct DeadLettersBuilder {
 impl DeadLettersBuilder {
     common_settings!("operator PROCESS");
 
-    /// How long each queue may take over each answer, such as one more letter. Default 8 s, at most 30 s.
+    /// How long a queue may take for each answer, such as one more letter. Default: 8 s. At most 30 s.
     ///
-    /// A queue whose node is away, or most of whose nodes are, gives none. When it is asked for a letter, RabbitMQ ends the whole
-    /// connection, 3.10 at once and 4.3 after a minute.
+    /// A queue does not answer if its node is down, or most of its nodes are. If it is asked for a letter, RabbitMQ
+    /// closes the connection: 3.10 at once, and 4.3 after a minute.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.settings.timeout = Some(timeout);
         self
     }
 
-    /// How many dead letters each service has that takes oneway calls or has dead letters, in the order of their names,
-    /// whether it runs or not: those that the catalogue names, the queue `NAMESPACE.services`, where every server enters its
-    /// own. A service whose queue of dead letters is missing is left out. One whose queue does not answer within
-    /// [`timeout`](DeadLettersBuilder::timeout), since the nodes that it is on are away, has the error in the place of its
-    /// count, and holds up no other.
+    /// How many dead letters each service has, in the order of the services' names. Services are found whether they run
+    /// or not, if they have oneway methods or have ever had a dead letter.
     ///
-    /// The catalogue is read at least twice, 300 ms apart, since others may read it at the same moment, and what one has
-    /// taken out another does not see until it is back; for 3 s if it is empty, but within
-    /// [`timeout`](DeadLettersBuilder::timeout). The user needs the permission to read `NAMESPACE.services`
-    /// and, to RabbitMQ 4.3, one on each `NAMESPACE.SERVICE.dead`, such as to read it.
+    /// If a queue does not answer within [`timeout`](DeadLettersBuilder::timeout), since its nodes are down, its
+    /// service has the error in place of a number. Other services do not wait for it. A service whose queue of dead
+    /// letters does not exist is left out.
+    ///
+    /// The services are in a catalogue, the queue `NAMESPACE.services`, where every server enters its own. It is read
+    /// at least twice, with 300 ms in between, since another program may be reading it at the same time. If it is
+    /// empty, it is read for 3 s, but not longer than [`timeout`](DeadLettersBuilder::timeout). The user needs the
+    /// permission to read `NAMESPACE.services`. On RabbitMQ 4.3 it also needs some permission on each
+    /// `NAMESPACE.SERVICE.dead`, such as to read it.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -61,16 +63,16 @@ impl DeadLettersBuilder {
     /// ```
     ///
     /// # Errors
-    /// As [`DeadLettersBuilder::connect`], and `Broker` when the catalogue cannot be read, as without that permission, or
-    /// while the node is away that it is on: only [`DeadLetters::count`] of each service tells then.
+    /// As [`DeadLettersBuilder::connect`]. `Broker` if the catalogue cannot be read, since the permission is missing or
+    /// its node is down. Then [`DeadLetters::count`] still works for each service.
     pub async fn counts(self, url: impl AsRef<str>) -> Result<Vec<(String, Result<u64, Error>)>, Error> {
         let decided = self.settings.decide()?;
         let dial = decided.dial.dial(url.as_ref())?;
         super::catalogue::counts(&dial, &decided.namespace, queue_timeout(&decided)).await
     }
 
-    /// Connects to the broker that `HOPLINE_URL` names, [with](Self::with_env) what else the environment says: see
-    /// [`environment`](crate::environment).
+    /// Connects to the broker in the variable `HOPLINE_URL`, with all other settings from the environment that the code
+    /// does not set: see [`environment`](crate::environment).
     ///
     /// # Errors
     /// As [`connect`](Self::connect), and `Invalid` for a variable that is missing or cannot be used.
@@ -78,15 +80,17 @@ impl DeadLettersBuilder {
         self.with_env().connect(environment::url()?, service).await
     }
 
-    /// Connects to the broker that `url` names, as [`ClientBuilder::connect`](crate::ClientBuilder::connect) reads it, for
-    /// the dead letters of `service`, which is `name` or `name.vMAJOR`. A connection that is lost is not made again.
+    /// Connects to the broker at `url`, for the dead letters of `service`, which is `name` or `name.vMAJOR`. For the
+    /// forms of `url`, see [`ClientBuilder::connect`](crate::ClientBuilder::connect). If the connection is lost, it is
+    /// not opened again.
     ///
     /// # Errors
-    /// `Invalid` for an address, a name or a setting that cannot be used, `Connect` when no broker answers or it refuses.
+    /// `Invalid` for an address, a name or a setting that cannot be used. `Connect` if no broker answers, or the broker
+    /// refuses.
     pub async fn connect(self, url: impl AsRef<str>, service: &str) -> Result<DeadLetters, Error> {
         let decided = self.settings.decide()?;
         let service = ServiceId::parse(service).map_err(Error::Invalid)?;
-        // Who it is to the broker is known from the beginning then.
+        // The role of an operator asks the broker for the own user at once, which replaying needs.
         let transport = decided.dial.dial(url.as_ref())?.connect(Role::Operator).await?;
         let timeout = queue_timeout(&decided);
         Ok(DeadLetters { transport, namespace: decided.namespace, service, timeout })

@@ -1,4 +1,6 @@
-//! What travels beside a payload: a CBOR map with small integers as keys.
+//! Metadata: what a frame carries beside its payload. On the wire it is a CBOR map with small integers as keys.
+//!
+//! Unknown keys are skipped, so a later version can add some.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,46 +13,52 @@ use uuid::Uuid;
 use super::trace::Traceparent;
 use crate::compression::Readable;
 
-/// How many entries the user's map may have: one takes 2 bytes on the wire and many times that in memory.
+/// The most entries in the user's map. An entry takes as little as 2 bytes on the wire, and many times that in memory.
 pub(crate) const MAX_USER_ENTRIES: usize = 128;
-/// The longest name of a method or an instance, in bytes: AMQP's keys end there.
+/// The longest name of a method or an instance, in bytes. AMQP's keys cannot be longer.
 pub(super) const MAX_NAME: usize = 255;
 
-/// What travels beside the payload. Each field has a small integer as its key on the wire.
+/// What a frame carries beside its payload. The key of each field on the wire is in `mod key`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Metadata {
     pub(crate) method: Option<Arc<str>>,
-    /// Time left when the frame was sent.
+    /// How much time the call had left when the frame was sent. A duration does not depend on clocks that differ.
     pub(crate) remaining: Option<Duration>,
-    /// The sender's clock, in milliseconds since 1970: it tells how long a call has waited, and decides nothing.
+    /// The time by the sender's clock, in milliseconds since 1970. It tells people how long a call has waited, and
+    /// decides nothing.
     pub(crate) sent_at: Option<u64>,
+    /// The caller's span.
     pub(crate) traceparent: Option<Traceparent>,
     /// The instance that sent the frame.
     pub(crate) instance: Option<Arc<str>>,
-    /// How long the handler took.
+    /// In a reply: how long the handler took.
     pub(crate) handler_time: Option<Duration>,
-    /// Which compressions the sender can read.
+    /// The compressions that the sender can read.
     pub(crate) accepts: Readable,
-    /// What few frames have.
+    /// The fields that few frames have. They are boxed, so that most frames are small in memory.
     pub(crate) more: Option<Box<More>>,
 }
 
-/// What few frames have.
+/// The metadata that few frames have.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct More {
+    /// Reserved for streams: the position of an item.
     pub(crate) sequence: Option<u64>,
-    /// 1 for the first attempt.
+    /// Which attempt this is; the first is 1.
     pub(crate) attempt: Option<u64>,
+    /// In a fault: after which time another attempt may help.
     pub(crate) retry_after: Option<Duration>,
-    /// The user's own entries, in the order they were set.
+    /// The caller's own entries, in the order in which they were set.
     pub(crate) user: Vec<(String, String)>,
+    /// In a fault: the text of the error.
     pub(crate) error: Option<String>,
-    /// Size of a reply that was over the cap, and the cap, in bytes.
+    /// In a reply that replaces one over the cap: the size of that one, and the cap, in bytes.
     pub(crate) too_large: Option<(u64, u64)>,
     /// The call that the frame is an attempt of, if the frame's id does not name it.
     pub(crate) call_id: Option<Uuid>,
 }
 
+/// The keys of the fields on the wire.
 mod key {
     pub(super) const METHOD: u64 = 1;
     pub(super) const REMAINING: u64 = 2;
@@ -68,19 +76,22 @@ mod key {
     pub(super) const CALL_ID: u64 = 14;
 }
 
-/// The names that frames of one message have in common.
+/// The names in a frame. The frames of one message often have the same.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     pub(super) method: Option<Arc<str>>,
     pub(super) instance: Option<Arc<str>>,
 }
 
+/// The name as an `Arc`: that of the previous frame if it is the same, so that nothing is allocated.
 fn known(name: &str, previous: Option<&Arc<str>>) -> Arc<str> {
     previous.filter(|previous| &***previous == name).map_or_else(|| name.into(), Arc::clone)
 }
 
+/// An error in the metadata: the field, its position in bytes, and what is wrong.
 pub(super) type Problem = (&'static str, usize, String);
 
+/// Stands for `Metadata::more` where there is none.
 static NO_MORE: More = More {
     sequence: None,
     attempt: None,
@@ -92,20 +103,22 @@ static NO_MORE: More = More {
 };
 
 impl Metadata {
+    /// The metadata that few frames have, to be read.
     pub(crate) fn more(&self) -> &More {
         self.more.as_deref().unwrap_or(&NO_MORE)
     }
 
-    /// Which attempt of its call a message was sent for: 1 for the first.
+    /// Which attempt of its call the frame was sent for. The first is 1.
     pub(crate) fn attempt(&self) -> u64 {
         self.more().attempt.unwrap_or(1).max(1)
     }
 
+    /// The metadata that few frames have, to be set.
     pub(crate) fn more_mut(&mut self) -> &mut More {
         self.more.get_or_insert_default()
     }
 
-    /// Writes the entries that are there, by ascending key.
+    /// Appends the fields that are set, by ascending key.
     pub(super) fn encode(&self, body: &mut Vec<u8>) {
         let more = self.more();
         let entries = [
@@ -125,7 +138,7 @@ impl Metadata {
             more.call_id.is_some(),
         ];
         let mut cbor = Encoder::new(body);
-        // A growing buffer takes whatever comes, so nothing here can fail.
+        // Writing to a growing buffer cannot fail, here and below.
         let _ = cbor.map(entries.into_iter().filter(|there| *there).count() as u64);
         text(&mut cbor, key::METHOD, self.method.as_deref());
         number(&mut cbor, key::REMAINING, self.remaining.map(millis));
@@ -152,7 +165,8 @@ impl Metadata {
         }
     }
 
-    /// Reads a frame's metadata; names that are the same as in `previous`, the frame before it, are not made anew.
+    /// Reads the metadata of a frame. Names that are the same as in the frame before it, `previous`, are shared and not
+    /// allocated.
     pub(super) fn decode(bytes: &[u8], previous: &Names) -> Result<Self, Problem> {
         let mut metadata = Self::default();
         let mut cbor = Decoder::new(bytes);
@@ -177,6 +191,7 @@ impl Metadata {
         Ok(metadata)
     }
 
+    /// Reads the value of one key.
     fn decode_value(&mut self, key: u64, cbor: &mut Decoder<'_>, previous: &Names) -> Result<(), CborError> {
         match key {
             key::METHOD => self.method = Some(known(name(cbor)?, previous.method.as_ref())),
@@ -189,7 +204,7 @@ impl Metadata {
             key::ATTEMPT => self.more_mut().attempt = Some(cbor.u64()?),
             key::RETRY_AFTER => self.more_mut().retry_after = Some(Duration::from_millis(cbor.u64()?)),
             key::USER => {
-                // An iterator of borrowed pairs: nothing is allocated before an entry is really there.
+                // The iterator borrows its entries. Nothing is allocated before an entry was really read.
                 for entry in cbor.map_iter::<&str, &str>()? {
                     let (name, value) = entry?;
                     let user = &mut self.more_mut().user;
@@ -209,7 +224,7 @@ impl Metadata {
     }
 }
 
-/// A text that is to be a name on the broker.
+/// A text that is a name on the broker, so its length is limited.
 fn name<'b>(cbor: &mut Decoder<'b>) -> Result<&'b str, CborError> {
     let name = cbor.str()?;
     match name.len() {
@@ -236,6 +251,7 @@ fn number(cbor: &mut Encoder<&mut Vec<u8>>, key: u64, number: Option<u64>) {
     }
 }
 
+/// A key in words, for errors.
 fn field_name(key: u64) -> &'static str {
     match key {
         key::METHOD => "metadata 1 (method)",
@@ -256,6 +272,7 @@ fn field_name(key: u64) -> &'static str {
     }
 }
 
+/// The error of the CBOR reader as a [`Problem`].
 fn problem(field: &'static str, cbor: &Decoder<'_>, error: CborError) -> Problem {
     (field, error.position().unwrap_or(cbor.position()), error.to_string())
 }

@@ -1,26 +1,28 @@
-//! Where a call stands in its trace, and how that is written.
+//! The position of a call in its trace, and how it is written: [W3C Trace
+//! Context](https://www.w3.org/TR/trace-context/), version 00.
 
 use std::fmt;
 
 use uuid::Uuid;
 
-/// A `traceparent` of version 00, or another text of its length.
+/// The text of a `traceparent`: 55 bytes in version 00. It is kept as it came, and parsed only if somebody asks for the
+/// trace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Traceparent([u8; 55]);
 
 impl Traceparent {
-    /// None for a text of another length, which this version cannot read either.
+    /// `None` for a text of another length, which is another version's and cannot be read.
     pub(super) fn new(text: &str) -> Option<Self> {
         text.as_bytes().try_into().ok().map(Self)
     }
 
     pub(crate) fn as_str(&self) -> &str {
-        // Made of text only.
+        // It was made of a text, so it is UTF-8.
         std::str::from_utf8(&self.0).unwrap_or_default()
     }
 }
 
-/// Where a call stands in its trace: [W3C Trace Context](https://www.w3.org/TR/trace-context/), version 00.
+/// The position of a call in its trace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Trace {
     trace_id: u128,
@@ -34,7 +36,7 @@ impl Trace {
         Self { trace_id: Uuid::new_v4().as_u128(), span_id: span_id(), flags: 1 }
     }
 
-    /// A new span under `parent`, or in a trace of its own.
+    /// A new span under `parent`; without one, the first span of a new trace.
     pub(crate) fn under(parent: Option<Self>) -> Self {
         match parent {
             Some(parent) => Self { span_id: span_id(), ..parent },
@@ -42,7 +44,7 @@ impl Trace {
         }
     }
 
-    /// Its `traceparent`.
+    /// The span as a `traceparent`.
     pub(crate) fn text(&self) -> Traceparent {
         let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
         hex(&mut text[3..35], &self.trace_id.to_be_bytes());
@@ -51,7 +53,7 @@ impl Trace {
         Traceparent(text)
     }
 
-    /// Reads a `traceparent`; a malformed one starts a new trace, as the specification asks.
+    /// Reads a `traceparent`. `None` if it is malformed: the specification asks for a new trace then.
     pub(crate) fn parse(traceparent: &str) -> Option<Self> {
         let mut parts = traceparent.split('-');
         let (version, trace_id, span_id, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
@@ -71,7 +73,7 @@ impl Trace {
     }
 }
 
-/// Half of a random UUID, the half without its version bits; never 0, which is invalid.
+/// A random span id. 0 is not valid, so it is odd.
 fn span_id() -> u64 {
     Uuid::new_v4().as_u64_pair().1 | 1
 }
@@ -82,7 +84,7 @@ impl fmt::Display for Trace {
     }
 }
 
-/// Writes `bytes` as twice as many digits.
+/// Writes `bytes` as hexadecimal digits.
 fn hex(text: &mut [u8], bytes: &[u8]) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     for (pair, byte) in text.chunks_exact_mut(2).zip(bytes) {

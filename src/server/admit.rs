@@ -1,7 +1,6 @@
 //! What is to be done about a frame that has come: run it, answer it at once, or refuse it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -10,14 +9,13 @@ use super::allow::Caller;
 use super::claims::Heard;
 use super::dedup::Known;
 use super::message::{End, Message, Source};
+use super::served_method::ServedMethod;
 use super::through::Passage;
-use super::worker::{EVENT, Job, Worker};
+use super::worker::{Job, Worker};
 use crate::client::MAX_TIMEOUT;
-use crate::codec::Codec;
 use crate::error::{Code, Fault};
 use crate::frame::{Frame, Kind};
-use crate::registry::{self, Instance};
-use crate::service::{Answer, Handler};
+use crate::service::Answer;
 
 /// What of a frame is still to be done.
 pub(super) enum Taken {
@@ -29,10 +27,10 @@ pub(super) enum Taken {
 
 /// What is to be done about a frame.
 enum Admitted {
-    /// A handler runs it, and its answer is remembered for this time.
-    Run(Handler, Option<Duration>),
+    /// Its method runs.
+    Run(Arc<ServedMethod>),
     /// The same, unless another instance runs it: it was delivered before.
-    Ask(Handler, Option<Duration>),
+    Ask(Arc<ServedMethod>),
     /// The worker knows the answer itself.
     Answered(Answer),
     /// Nothing more: it was a cancel, or has run already.
@@ -51,17 +49,17 @@ impl Worker {
             Err(fault) => self.passed_by(passage.as_deref(), fault.code.into()),
             Ok(_) => {}
         }
-        let job = |frame: Frame, handler, dedup| {
+        let job = |frame: Frame, served| {
             let deadline = deadline(&frame, message);
-            Job { frame, handler, dedup, deadline, message: message.clone(), passage }
+            Job { frame, served, deadline, message: message.clone(), passage }
         };
         match admitted {
-            Ok(Admitted::Run(handler, dedup)) => return Some(Taken::Run(job(frame, handler, dedup))),
-            Ok(Admitted::Ask(handler, dedup)) => match self.runs(frame.id) {
+            Ok(Admitted::Run(served)) => return Some(Taken::Run(job(frame, served))),
+            Ok(Admitted::Ask(served)) => match self.runs(frame.id) {
                 // Its reply is its answer.
                 true if frame.kind == Kind::Request => message.finish(),
-                true => drop(tasks.spawn(self.clone().hold_here(job(frame, handler, dedup)))),
-                false => return Some(Taken::Ask(job(frame, handler, dedup))),
+                true => drop(tasks.spawn(self.clone().hold_here(job(frame, served)))),
+                false => return Some(Taken::Ask(job(frame, served))),
             },
             Ok(Admitted::Answered(answer)) => self.answer(&frame, answer, None, message),
             Ok(Admitted::Done) => message.finish(),
@@ -127,21 +125,26 @@ impl Worker {
         if let Some(passage) = passage {
             self.middleware.admit(&passage.call)?;
         }
-        let name = if frame.kind == Kind::Event { EVENT } else { name };
-        let Some((method, handler)) = self.service.methods.get(name) else {
+        let Some(served) = self.method(frame) else {
             if let Some(answer) = self.about_itself(name, frame.codec) {
                 return Ok(Admitted::Answered(answer));
             }
-            let known: Vec<&str> = self.service.methods.keys().map(String::as_str).collect();
+            let known: Vec<&str> = self.methods.keys().map(String::as_str).collect();
             let why = format!("`{}` has no method `{name}`: it has {}", self.name, known.join(", "));
             return Err(Fault::new(Code::Unimplemented, why));
         };
-        if method.dedup.is_some()
+        if message.redelivered {
+            served.counts.is_redelivered();
+        }
+        if served.method.dedup.is_some()
             && let Some(known) = self.recall(frame, message)
         {
             return match known {
-                Known::Ended(answer) if frame.kind == Kind::Request => Ok(Admitted::Answered(answer)),
-                Known::Ended(_) => Ok(Admitted::Done),
+                Known::Ended(answer) => {
+                    served.counts.repeats();
+                    let is_request = frame.kind == Kind::Request;
+                    Ok(if is_request { Admitted::Answered(answer) } else { Admitted::Done })
+                }
                 Known::Runs => Ok(Admitted::Runs),
                 Known::Crowded => Err(crowded()),
             };
@@ -150,11 +153,11 @@ impl Worker {
             return Ok(Admitted::Done);
         }
         // What may run twice is run at once, of a oneway call only what nobody runs now.
-        let may_run_twice = frame.kind == Kind::Event || (frame.kind == Kind::Request && method.idempotent);
+        let may_run_twice = frame.kind == Kind::Event || (frame.kind == Kind::Request && served.method.idempotent);
         if message.redelivered && !may_run_twice {
-            return Ok(Admitted::Ask(handler.clone(), method.dedup));
+            return Ok(Admitted::Ask(served.clone()));
         }
-        Ok(Admitted::Run(handler.clone(), method.dedup))
+        Ok(Admitted::Run(served.clone()))
     }
 
     /// What the broker has let pass by its key is not to be something else.
@@ -173,28 +176,6 @@ impl Worker {
         }
         let why = format!("its key is `{}`, and it names `{}`", message.key, method.unwrap_or_default());
         Err(Fault::new(Code::InvalidArgument, why))
-    }
-
-    /// The answer to a question of discovery, which needs no place among the calls.
-    fn about_itself(&self, question: &str, codec: Codec) -> Option<Answer> {
-        let (service, instance) = (self.name.to_string(), self.site.instance.to_string());
-        let written = match question {
-            registry::PING => codec.encode(&()),
-            registry::INFO => {
-                let methods = self.service.methods.values().map(|(method, _)| method.info()).collect();
-                codec.encode(&Instance { service, instance, hopline: env!("CARGO_PKG_VERSION").to_owned(), methods })
-            }
-            registry::STATS => {
-                let repeated = self.dedup().repeated();
-                let stats = self.calls().stats(service, instance, repeated);
-                codec.encode(&stats)
-            }
-            _ => return None,
-        };
-        Some(written.map_or_else(
-            |error| Answer::Fault(Fault::new(Code::Internal, error.to_string())),
-            |payload| Answer::Result(payload.into()),
-        ))
     }
 
     /// What is known of a call that is to run once. When it runs, its end is this delivery's end too.

@@ -1,4 +1,4 @@
-//! Who may call what, and who a message's caller is.
+//! A server's rule who may call what, and who the caller of a message is.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,19 +11,33 @@ use crate::panics::words;
 use crate::topology::header;
 use crate::transport::Properties;
 
-/// Who wants something of a server.
+/// The caller of a method, as a rule sees it: see [`Server::allow`](crate::Server::allow).
+///
+/// ```
+/// use hopline::{Caller, Server};
+///
+/// /// Operators may call everything, and others only what looks.
+/// fn allowed(caller: &Caller<'_>, method: &str) -> bool {
+///     caller.user == Some("operator") || method.ends_with(".look")
+/// }
+///
+/// # async fn example() -> Result<(), hopline::Error> {
+/// let server = Server::connect("memory://").await?.allow(allowed);
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Caller<'a> {
-    /// The user that it is to the broker, as the broker has verified; `None` where its message carries none.
+    /// The user with whom the caller is logged in at the broker, verified by the broker. `None` if the message does not
+    /// carry it.
     pub user: Option<&'a str>,
-    /// The id that it gave itself: what it says, not proof of who it is.
+    /// The id of the calling instance, as it names itself. It could say anything, so it proves nothing.
     pub instance: Option<&'a str>,
 }
 
 type Rule = dyn Fn(&Caller<'_>, &str) -> bool + Send + Sync;
 
-/// A server's rule about who may call what; without one, all may.
+/// A server's rule who may call what. Without one, everybody may call everything.
 #[derive(Clone, Default)]
 pub(super) struct Allow(Option<Arc<Rule>>);
 
@@ -35,15 +49,18 @@ impl Allow {
         Self(Some(Arc::new(rule)))
     }
 
-    /// Whether there is a rule to ask.
+    /// Whether there is a rule.
     pub(super) fn is_set(&self) -> bool {
         self.0.is_some()
     }
 
-    /// A fault for a caller who may not call `method`.
+    /// Asks the rule.
+    ///
+    /// # Errors
+    /// A fault for a caller that may not call `method`.
     pub(super) fn check(&self, caller: &Caller<'_>, method: &str) -> Result<(), Fault> {
         let Some(rule) = &self.0 else { return Ok(()) };
-        // Where it panics, it has not said yes.
+        // A rule that panics has not allowed the call.
         let allowed = catch_unwind(AssertUnwindSafe(|| rule(caller, method))).unwrap_or_else(|panic| {
             let Caller { user, instance } = caller;
             error!(
@@ -76,8 +93,9 @@ impl fmt::Debug for Allow {
     }
 }
 
-/// Whose a message is. A message that a server has published again carries that server's name; what it says of the
-/// caller is believed of a server that is the same user as this one, `own`.
+/// The user of the caller of a message. When a server publishes a message again, the message carries the server's user,
+/// and names the caller in a header. The header is believed only if it comes from the same user as this server's,
+/// `own`.
 pub(crate) fn user_of(properties: &Properties, own: Option<&str>) -> Option<Arc<str>> {
     let publisher = properties.user_id.as_deref()?;
     let user = match header::value(&properties.headers, header::USER) {

@@ -1,4 +1,4 @@
-//! Calls that run, and those that were cancelled before they came.
+//! The calls of a service that run, and those that were cancelled before they arrived.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -9,48 +9,52 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::message::{Message, Source};
+use crate::document::InstanceStats;
 use crate::frame::{Frame, Kind};
-use crate::registry::InstanceStats;
 
-/// How many cancels of calls that have not come yet are remembered; the oldest are forgotten first.
+/// How many cancels are remembered of calls that have not arrived. The oldest are forgotten first.
 const MAX_REMEMBERED: usize = 65_536;
-/// A cancel is remembered until its call's deadline, but no shorter, since the call may wait here with time of its own
-/// left, and no longer than this.
+/// A cancel is remembered until its call's deadline, but at least this long: the call may have waited in the queue, and
+/// the server counts its time from when it was delivered.
 const MIN_MEMORY: Duration = Duration::from_secs(60);
+/// A cancel is remembered no longer than this.
 const MAX_MEMORY: Duration = Duration::from_secs(3600);
-/// A call that takes longer than this reports in, and then again and again: its caller knows whom to cancel it at, and
-/// that it is still being worked on.
+/// A call that takes longer than this sends a sign of life to its caller. The caller then knows where to send a cancel.
 const REPORT_AFTER: Duration = Duration::from_secs(1);
+/// The pause between two signs of life of a call.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
 
 /// A call that runs.
 struct Running {
-    /// For a request; what nobody waits for is not given up.
+    /// Cancels the call. `None` for oneway calls and events, which are never cancelled.
     cancelled: Option<CancellationToken>,
     message: Arc<Message>,
+    /// When its next sign of life is due.
     report_at: Instant,
 }
 
+/// The calls of one service on this instance, and the counters for its statistics.
 #[derive(Default)]
 pub(super) struct Calls {
-    /// By id, and by a number of their own: the same call may come twice.
+    /// The calls that run, by id and a number: the same call may arrive twice.
     running: BTreeMap<(Uuid, u64), Running>,
     next: u64,
-    /// How many have run.
+    /// How many calls have ended.
     finished: u64,
-    /// How many frames could not be read, and how many were not to be run.
+    /// How many frames could not be read.
     pub(super) malformed: u64,
+    /// How many calls were refused without running.
     pub(super) refused: u64,
-    /// How many cancels met no call that runs.
+    /// How many cancels were for calls that do not run here.
     cancels_ignored: u64,
-    /// Cancelled before they came.
+    /// The ids of calls that were cancelled before they arrived.
     cancelled: HashSet<Uuid>,
-    /// When that may be forgotten, in the order in which they were.
+    /// When each of them may be forgotten, the earliest first.
     forgettable: VecDeque<(Instant, Uuid)>,
 }
 
 impl Calls {
-    /// Notes that a call runs, and gives the number it does under; none if it was cancelled before it came.
+    /// Adds a call that begins to run, and returns its number. `None` if it was cancelled before it arrived.
     pub(super) fn enter(
         &mut self,
         frame: &Frame,
@@ -67,13 +71,13 @@ impl Calls {
         Some(self.next)
     }
 
-    /// Which queue a call came from that runs.
+    /// Which queue a running call came from.
     pub(super) fn source(&self, id: Uuid) -> Option<Source> {
         let (_, running) = self.running.range((id, 0)..=(id, u64::MAX)).next()?;
         Some(running.message.source)
     }
 
-    /// The calls whose callers are to hear now that they still run.
+    /// The calls whose signs of life are due now.
     pub(super) fn due(&mut self, now: Instant) -> Vec<(Uuid, Arc<Message>)> {
         let waited_for = |cancelled: &CancellationToken| !cancelled.is_cancelled();
         let due = self.running.iter_mut().filter(|(_, call)| {
@@ -86,25 +90,26 @@ impl Calls {
         .collect()
     }
 
-    /// Notes that a call does not run any more.
+    /// Removes a call that has ended.
     pub(super) fn leave(&mut self, id: Uuid, number: u64) {
         self.running.remove(&(id, number));
         self.finished += 1;
     }
 
-    /// How many run now, and how many have run.
+    /// How many calls run, and how many have ended.
     pub(super) fn tally(&self) -> (usize, u64) {
         (self.running.len(), self.finished)
     }
 
-    /// What an instance tells of itself.
-    pub(super) fn stats(&self, service: String, instance: String, repeated: u64) -> InstanceStats {
+    /// What it has counted.
+    pub(super) fn stats(&self) -> InstanceStats {
         let Self { finished, malformed, refused, cancels_ignored, .. } = *self;
         let running = self.running.len() as u64;
-        InstanceStats { service, instance, running, finished, repeated, malformed, refused, cancels_ignored }
+        InstanceStats { running, finished, malformed, refused, cancels_ignored, ..InstanceStats::default() }
     }
 
-    /// Ends a call that runs, or remembers while it has time `remaining` that it is not to run.
+    /// Cancels a running call. If it does not run here, the cancel is remembered, since the call may still arrive:
+    /// `remaining` is the time that its caller had left.
     pub(super) fn cancel(&mut self, id: Uuid, remaining: Duration) {
         let running = self.running.range((id, 0)..=(id, u64::MAX));
         let mut running = running.filter_map(|(_, running)| running.cancelled.as_ref()).peekable();

@@ -1,8 +1,9 @@
-//! Who runs a call that the broker delivers again: its instance may be alive, and have lost only the delivery.
+//! Claims: finds out whether an instance still runs a call that the broker delivers again.
 //!
-//! The broker delivers a message again when the channel or connection ends over which it was out, whatever the instance does
-//! that has it. So before such a call is run, or refused as perhaps run, the other instances are asked. One that runs it
-//! says so; a call that ended there, after its delivery was lost, is not run again.
+//! The broker redelivers a message when the channel or the connection ends over which it was delivered. The instance
+//! that has it may still be alive and run it. So before such a call is run, or refused since it may have run, the other
+//! instances are asked (`locate` on the wire). An instance that runs the call says so. A call that has ended there
+//! after its delivery was lost does not run again.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -22,14 +23,17 @@ use crate::frame::{CONTENT_TYPE, Frame, Kind, Metadata};
 use crate::route::Route;
 use crate::transport::{Confirm, Properties};
 
-/// How long instances have to say that they run a call: of one whose caller waits for the answer, and of a oneway call.
+/// How long instances may take to say that they run a request, whose caller waits.
 const CALLER_WAITS: Duration = Duration::from_millis(250);
+/// The same for a oneway call, for which nobody waits.
 const NOBODY_WAITS: Duration = Duration::from_secs(1);
-/// How often an instance that runs a oneway call is asked again, and after which silence it counts as gone.
+/// How often an instance that runs a oneway call is asked again.
 const ASK_EVERY: Duration = Duration::from_secs(5);
+/// After this time without an answer, the instance counts as gone.
 const SILENCE: Duration = Duration::from_secs(15);
-/// How many oneway calls an instance remembers that ended after their delivery was lost, and for how long.
+/// How many oneway calls an instance remembers that ended after their delivery was lost.
 const MAX_REMEMBERED: usize = 65_536;
+/// How long it remembers them.
 const MEMORY: Duration = Duration::from_secs(3600);
 
 /// What is heard of a call.
@@ -39,36 +43,37 @@ pub(super) enum Heard {
     Runs(Arc<str>),
     /// An instance is done with it.
     Ended(End),
-    /// It failed, and is to be tried again.
+    /// It has failed, and is to be tried again.
     Failed,
 }
 
-/// What one instance knows of calls of a service that were delivered more than once.
+/// What one instance knows of the calls of a service that were delivered more than once.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
-    /// Who waits here to hear of a call.
+    /// Who waits on this instance to hear of a call.
     listeners: HashMap<Uuid, Vec<mpsc::UnboundedSender<Heard>>>,
-    /// Oneway calls whose handlers have ended, while what becomes of them is on its way to the broker: a dead letter, or a copy
-    /// for another attempt. Until then they are as good as running.
+    /// Oneway calls whose handlers have ended, but whose outcome is still on its way to the broker: a dead letter, or a
+    /// copy for another attempt. Until it has arrived, they count as running.
     ending: HashSet<Uuid>,
-    /// Who else wants to hear how a call ends that runs here: their queues.
+    /// The queues of other instances that want to hear how a call ends that runs here.
     wanted: HashMap<Uuid, HashSet<Arc<str>>>,
-    /// Oneway calls that are done with here though their delivery was lost.
+    /// Oneway calls that are done here although their delivery was lost.
     done: HashMap<Uuid, End>,
+    /// When each of `done` may be forgotten.
     forgettable: VecDeque<(Instant, Uuid)>,
-    /// Messages of several oneway calls, of which some may be done with while others run.
+    /// Messages with several oneway calls. Some of these may be done while others still run.
     shared: Vec<Weak<Message>>,
 }
 
 impl Claims {
-    /// From now on what is heard of a call comes here.
+    /// From now on, what is heard of a call is sent to the receiver.
     fn listen(&mut self, id: Uuid) -> mpsc::UnboundedReceiver<Heard> {
         let (listener, heard) = mpsc::unbounded_channel();
         self.listeners.entry(id).or_default().push(listener);
         heard
     }
 
-    /// Somebody who listened for a call has gone.
+    /// Removes listeners that have gone.
     fn forget(&mut self, id: Uuid) {
         if let Some(listeners) = self.listeners.get_mut(&id) {
             listeners.retain(|listener| !listener.is_closed());
@@ -81,12 +86,12 @@ impl Claims {
     /// Passes on what is heard of a call.
     pub(super) fn hear(&self, id: Uuid, heard: &Heard) {
         for listener in self.listeners.get(&id).into_iter().flatten() {
-            // One that has gone does not want to know.
+            // An error means that the listener has gone.
             let _ = listener.send(heard.clone());
         }
     }
 
-    /// Several oneway calls have come in one message.
+    /// Notes a message with several oneway calls.
     pub(super) fn share(&mut self, message: &Arc<Message>) {
         if self.shared.len() == self.shared.capacity() {
             self.shared.retain(|message| message.strong_count() > 0);
@@ -94,10 +99,11 @@ impl Claims {
         self.shared.push(Arc::downgrade(message));
     }
 
-    /// Somebody at `queue` wants to know of a call, which runs here if it has a `source`. Tells what there is to say.
+    /// Another instance asks about a call; it wants the answer at `queue`. `source` is the queue that the call came
+    /// from if it runs here. Returns the answer, if there is one.
     fn asked(&mut self, id: Uuid, queue: Arc<str>, source: Option<Source>) -> Option<Heard> {
         if let Some(source) = source {
-            // How any other ends, nobody is told.
+            // Nobody is told how other calls end.
             if source == Source::Work {
                 self.wanted.entry(id).or_default().insert(queue);
             }
@@ -106,29 +112,31 @@ impl Claims {
         self.end_of(id).map(Heard::Ended)
     }
 
-    /// How a oneway call is done with here, whatever became of its delivery.
+    /// How a oneway call has ended here, whatever happened to its delivery.
     fn end_of(&self, id: Uuid) -> Option<End> {
         let shared = self.shared.iter().filter_map(Weak::upgrade);
         let in_shared = shared.filter_map(|message| message.done().iter().find(|done| done.0 == id).map(|done| done.1));
         self.done.get(&id).copied().into_iter().chain(in_shared).max()
     }
 
-    /// Whether another delivery of a oneway call, in a message of so many, is not to run: it is done with here.
+    /// Whether another delivery of a oneway call must not run, since the call is done here. `frames` is the number of
+    /// frames in its message.
     pub(super) fn is_done(&self, frame: &Frame, frames: usize) -> bool {
         self.end_of(frame.id).is_some_and(|end| end.ends(frame, frames))
     }
 
-    /// The handler of a oneway call has ended: it is to leave the calls that run.
+    /// The handler of a oneway call has ended.
     pub(super) fn ends(&mut self, id: Uuid) {
         self.ending.insert(id);
     }
 
-    /// Whether somebody has another delivery of a oneway call, as far as is known.
+    /// Whether another instance is known to have a delivery of a oneway call.
     fn is_held(&self, id: Uuid) -> bool {
         self.listeners.contains_key(&id) || self.wanted.contains_key(&id)
     }
 
-    /// A oneway call has ended; its delivery was lost meanwhile if `lost` says so. Gives out who else wants to know.
+    /// A oneway call has ended. `lost` tells whether its delivery was lost in the meantime. Returns the queues of the
+    /// instances that want to hear of it.
     fn end(&mut self, id: Uuid, heard: &Heard, lost: bool) -> HashSet<Arc<str>> {
         self.ending.remove(&id);
         self.hear(id, heard);
@@ -140,7 +148,7 @@ impl Claims {
         self.wanted.remove(&id).unwrap_or_default()
     }
 
-    /// Remembers how a call is done with.
+    /// Remembers how a call has ended.
     fn remember(&mut self, id: Uuid, end: End) {
         let now = Instant::now();
         while let Some(&(until, oldest)) = self.forgettable.front()
@@ -159,7 +167,7 @@ impl Claims {
     }
 }
 
-/// Hears of one call.
+/// Hears of one call until it is dropped.
 struct Listener {
     worker: Arc<Worker>,
     id: Uuid,
@@ -184,8 +192,8 @@ impl Drop for Listener {
     }
 }
 
-/// A oneway call whose handler has ended. Who waits to hear of it and has not when this is dropped, hears that it failed:
-/// it goes back to its queue, and nothing more is known of it here.
+/// A oneway call whose handler has ended. If its outcome was told to nobody when this is dropped, those who wait are
+/// told that it failed: it is requeued, and this instance does not look after it any more.
 pub(super) struct Ended {
     worker: Arc<Worker>,
     id: Uuid,
@@ -211,7 +219,7 @@ impl Drop for Ended {
 }
 
 impl Worker {
-    /// Answers somebody who wants to know whether a call runs here.
+    /// Answers another instance that asks whether a call runs here.
     pub(super) fn locate(&self, id: Uuid, message: &Message) {
         let Some(queue) = message.reply_to.clone() else { return };
         let heard = {
@@ -224,17 +232,17 @@ impl Worker {
         }
     }
 
-    /// Whether a call runs here, or what becomes of it is not with the broker yet.
+    /// Whether a call runs here, or its outcome has not reached the broker yet.
     pub(super) fn runs(&self, id: Uuid) -> bool {
         self.source(&self.claims(), id).is_some()
     }
 
-    /// Which queue such a call came from. Who holds the claims meanwhile has it end later.
+    /// The queue that such a call came from. The caller holds the claims, so the call cannot end in between.
     fn source(&self, claims: &Claims, id: Uuid) -> Option<Source> {
         self.calls().source(id).or_else(|| claims.ending.contains(&id).then_some(Source::Work))
     }
 
-    /// A oneway call, or what else came by such a queue, is done with: it is not to run again.
+    /// A oneway call, or something else from its queue, is done and must not run again.
     pub(super) fn done(&self, id: Uuid, end: End, message: &Message) {
         if message.source == Source::Work {
             if message.frames > 1 {
@@ -249,8 +257,8 @@ impl Worker {
         message.finish();
     }
 
-    /// Has whoever has another delivery of a oneway call that failed see to it. Tells whether there is one, as far as is known;
-    /// without one the call is still here.
+    /// A oneway call has failed. If another instance has a delivery of it, that instance looks after the next attempt.
+    /// Returns whether there is one; otherwise the call is still this instance's task.
     pub(super) fn hand_over(&self, id: Uuid, message: &Message) -> bool {
         let is_held = message.is_taken_back() || self.claims().is_held(id);
         if is_held {
@@ -259,13 +267,14 @@ impl Worker {
         is_held
     }
 
-    /// Tells whoever holds another delivery of a oneway call that it has ended.
+    /// Tells the instances that have another delivery of a oneway call how it has ended.
     fn tell_holders(&self, id: Uuid, heard: &Heard, message: &Message) {
         let lost = message.is_taken_back();
         let others = self.claims().end(id, heard, lost);
         others.into_iter().for_each(|queue| self.say(id, heard, queue));
     }
 
+    /// Tells another instance what is known of a call.
     fn say(&self, id: Uuid, heard: &Heard, queue: Arc<str>) {
         let (kind, status) = match heard {
             Heard::Runs(_) => (Kind::KeepAlive, Code::Ok),
@@ -281,7 +290,7 @@ impl Worker {
         self.site.replies.tell(queue, id, frame.to_body());
     }
 
-    /// Asks the other instances whether they run calls that were delivered again, and then sees to each.
+    /// Asks the other instances whether they run these redelivered calls, and then decides about each.
     pub(super) async fn ask_first(self: Arc<Self>, jobs: Vec<Job>) {
         let Some(message) = jobs.first().map(|job| job.message.clone()) else { return };
         let ids: Vec<Uuid> = jobs.iter().map(|job| job.frame.id).collect();
@@ -292,7 +301,7 @@ impl Worker {
         futures::future::join_all(deciding).await;
     }
 
-    /// Publishes the question who runs these calls. Tells whether it is certain that it reached nobody.
+    /// Publishes the question who runs these calls. Returns whether it certainly reached nobody.
     async fn ask(&self, ids: &[Uuid], route: &Route, message: &Message) -> bool {
         let mut body = Vec::new();
         for &id in ids {
@@ -307,19 +316,19 @@ impl Worker {
         };
         let asked = self.site.exchanges.locate(route, &self.name);
         let asking = message.transport.publish(asked.publication(properties, body.into()));
-        // A broker that takes nothing is asked in vain.
+        // A blocked broker does not answer.
         let said = tokio::time::timeout(NOBODY_WAITS, asking).await;
         matches!(said, Ok(Ok(Confirm::Returned | Confirm::Refused)))
     }
 
-    /// Sees to a call that was delivered again, by what is heard of it in time.
+    /// Decides about a redelivered call by what is heard of it in time.
     async fn decide(self: Arc<Self>, job: Job, mut heard: Listener, asked_at: Instant) {
         let is_request = job.frame.kind == Kind::Request;
         let patience = if is_request { CALLER_WAITS } else { NOBODY_WAITS };
         let told = tokio::time::timeout_at(asked_at + patience, async {
             loop {
                 match heard.next().await {
-                    // This is what was published then, and another instance may run it.
+                    // This delivery is the copy that was published then, and another instance may run it.
                     Some(Heard::Ended(end)) if !end.ends(&job.frame, job.message.frames) => {}
                     told => return told,
                 }
@@ -327,14 +336,14 @@ impl Worker {
         });
         match told.await {
             Ok(Some(Heard::Ended(_))) => job.message.finish(),
-            // Who runs it answers its caller.
+            // The instance that runs it will answer.
             Ok(Some(Heard::Runs(_))) if is_request => job.message.finish(),
             Ok(Some(Heard::Runs(instance))) => self.hold(job, heard, instance).await,
             Ok(Some(Heard::Failed) | None) | Err(_) => self.run_again(job).await,
         }
     }
 
-    /// Keeps another delivery of a oneway call that runs here until that has ended.
+    /// Keeps another delivery of a oneway call that runs on this instance, until it has ended.
     pub(super) async fn hold_here(self: Arc<Self>, job: Job) {
         let id = job.frame.id;
         let heard = Listener::of(&self, id);
@@ -342,7 +351,7 @@ impl Worker {
             let instance = self.site.instance.clone();
             return self.hold(job, heard, instance).await;
         }
-        // It has ended at this very moment.
+        // The call has ended at this moment.
         let is_done = self.claims().is_done(&job.frame, job.message.frames);
         match is_done {
             true => job.message.finish(),
@@ -350,9 +359,10 @@ impl Worker {
         }
     }
 
-    /// Keeps a oneway call that an instance runs until it has ended there.
+    /// Keeps a delivery of a oneway call that another instance runs, until it has ended there.
     async fn hold(self: Arc<Self>, job: Job, mut heard: Listener, mut instance: Arc<str>) {
-        // Pauses are counted, and not the time: of a process that was suspended, what was told meanwhile is still to be read.
+        // This adds up pauses and does not look at the clock. After this process was suspended, answers may have
+        // arrived that it has not read.
         let mut silent = Duration::ZERO;
         loop {
             tokio::select! {
@@ -365,11 +375,11 @@ impl Worker {
                 () = self.site.draining.cancelled() => return self.give_back(job).await,
                 () = tokio::time::sleep(ASK_EVERY) => {
                     if job.message.is_taken_back() {
-                        // It is delivered once more, to whomever.
+                        // The broker delivers it again, to any instance.
                         return;
                     }
                     if job.message.transport.blocked().is_some() {
-                        // Nobody can answer.
+                        // Under an alarm nobody can answer.
                         silent = Duration::ZERO;
                         continue;
                     }
@@ -383,7 +393,8 @@ impl Worker {
         }
     }
 
-    /// Nobody who could be asked runs a call that was delivered again.
+    /// No instance is known to run a redelivered call. A request fails, since it may have run; a oneway call runs
+    /// again.
     async fn run_again(self: Arc<Self>, job: Job) {
         match job.frame.kind {
             Kind::Request => {
@@ -391,7 +402,8 @@ impl Worker {
                 let why = format!("the instance that took `{}.{method}` went away: it may have run", self.name);
                 self.refuse(job.frame, Fault::new(Code::Aborted, why), job.message).await;
             }
-            // One of its calls may have killed the instance that had it: it is not to take the others along again.
+            // One of the message's calls may have killed the instance that had it. Each call is published again alone,
+            // so that it cannot harm the others.
             _ if job.message.frames > 1 => self.give_back(job).await,
             _ => self.start_when_free(job).await,
         }

@@ -1,5 +1,5 @@
-//! Copies of what comes to an instance's own queues while there are two of each: a server that moves to another connection has
-//! them bound over both for a while, so that nothing is missed.
+//! Copies: while a server moves to another connection, its own queues are bound over both. A call or event arrives
+//! twice then, and one of the two is dropped.
 
 use std::collections::HashMap;
 
@@ -7,33 +7,34 @@ use uuid::Uuid;
 
 use crate::frame::Kind;
 
-/// What has come by one of two queues, and not yet by the other.
+/// What has arrived over one of two connections and not yet over the other.
 #[derive(Debug)]
 pub(super) struct Copies {
     /// The number of the connection that the server moves from.
     old: u64,
-    /// That of the one it moves to.
+    /// The number of the connection that it moves to.
     new: u64,
-    /// How many more have come over the old connection than over the new one.
+    /// How many more times a frame has arrived over the old connection than over the new one.
     ahead: HashMap<(Kind, Uuid), i64>,
-    /// Nothing more comes over one of the two.
+    /// Whether nothing more arrives over one of the two.
     one_is_left: bool,
-    /// What tells that one is left: the connection, and the id of the last frame that comes over it.
+    /// The connection that will be left, and the id of the last frame that arrives over it.
     last: Option<(u64, Uuid)>,
 }
 
 impl Copies {
-    /// From here on, what comes over one of these connections may come over the other, too.
+    /// From now on, everything may arrive over both connections.
     pub(super) fn of(old: u64, new: u64) -> Self {
         Self { old, new, ahead: HashMap::new(), one_is_left: false, last: None }
     }
 
-    /// Whether this has come before, over the other connection than this one.
+    /// Whether this frame has arrived before over the other connection.
     pub(super) fn is_copy(&mut self, connection: u64, kind: Kind, id: Uuid) -> bool {
         let step = match connection {
             connection if connection == self.old => 1,
             connection if connection == self.new => -1,
-            // Of a move that was given up before this one: all of that comes over the old connection, too.
+            // This is a connection of an earlier move that was given up. Everything arrives over the old connection,
+            // too.
             connection => return (self.old..self.new).contains(&connection),
         };
         let ahead = self.ahead.get(&(kind, id)).copied().unwrap_or_default();
@@ -46,7 +47,7 @@ impl Copies {
         is_copy
     }
 
-    /// Once a frame of this id comes, nothing more comes over this connection by an exchange.
+    /// When a frame with this id arrives, nothing more arrives over this connection through an exchange.
     pub(super) fn is_left_after(&mut self, id: Uuid, connection: u64) {
         self.last = Some((connection, id));
     }
@@ -91,11 +92,11 @@ mod tests {
         let mut is_copy = |by, id| copies.is_copy(by, Kind::Request, id);
         assert!(!is_copy(OLD, one) && is_copy(NEW, one));
         assert!(!is_copy(NEW, two) && is_copy(OLD, two));
-        // What is sent twice runs twice, whichever copies come first.
+        // A frame that is sent twice runs twice, whichever of its copies arrive first.
         assert!(!is_copy(OLD, one) && !is_copy(OLD, one));
         assert!(is_copy(NEW, one) && is_copy(NEW, one) && !is_copy(NEW, one));
         assert!(is_copy(OLD, one) && !is_copy(OLD, one));
-        // A cancel has the id of its call.
+        // A cancel has the same id as its call.
         assert!(!copies.is_copy(NEW, Kind::Cancel, one));
     }
 
@@ -134,7 +135,7 @@ mod tests {
         assert!(copies.is_copy(NEW, Kind::Oneway, id), "it comes over the old connection, too");
         assert!(copies.is_copy(OLD, Kind::Oneway, id));
         assert!(!copies.is_copy(OLD, Kind::Oneway, id) && copies.is_copy(later, Kind::Oneway, id));
-        // A connection that was made again after that has nothing in common with them.
+        // A later connection has nothing to do with them.
         assert!(!copies.is_copy(later + 1, Kind::Oneway, id) && copies.ahead.is_empty());
     }
 }

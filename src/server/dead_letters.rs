@@ -1,4 +1,5 @@
-//! Keeps the queues of dead letters, which nobody consumes, and has the catalogue name the services that have one.
+//! Looks after the queues of dead letters, which no server consumes, and enters the services that have one into the
+//! catalogue.
 
 use std::future::Future;
 use std::slice;
@@ -19,47 +20,47 @@ use crate::error::Error;
 use crate::topology::ServiceId;
 use crate::transport::{Transport, forbids};
 
-/// The pause before a queue of dead letters is looked for again, when it is there.
+/// The pause until a queue of dead letters is checked again.
 const AGAIN: Duration = Duration::from_secs(30);
-/// After a refusal.
+/// The pause after a refusal.
 const SOON: Duration = Duration::from_secs(5);
-/// The pause before the catalogue is read again, when it names what it should.
+/// The pause until the catalogue is read again.
 const READ_AGAIN: Duration = Duration::from_secs(600);
-/// The same while there are services whose queue of dead letters has not been looked for, and how many of those that are
-/// looked for at a time may be missing.
+/// The same, while it is not known for all services whether they have a queue of dead letters.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// How many missing queues one round may find. Each costs a channel number.
 const MOST_MISSING: usize = 8;
-/// How long a dead letter waits for the catalogue to name its service.
+/// How long a dead letter waits until the catalogue names its service.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// How long the broker may take over a queue of dead letters before the server's state says so. It is waited for nevertheless,
-/// but by no drain.
+/// How long the broker may take about a queue of dead letters until the state says so. A drain does not wait longer.
 pub(super) const SILENCE: Duration = Duration::from_secs(3);
 
 /// When the broker refused something, and why.
 type Refused = Option<(Instant, Arc<Error>)>;
 
-/// The queue of a service's dead letters, which many calls may find missing at once.
+/// The queue of dead letters of one service. Many calls may find it missing at the same time.
 #[derive(Default)]
 pub(super) struct DeadQueue {
-    /// Why it could not be declared, and when; while the broker owes an answer, this is held.
+    /// Why it could not be declared, and when. It is locked while the broker owes an answer.
     refused: Arc<Mutex<Refused>>,
-    /// How often it has been declared.
+    /// How many times it was declared.
     declared: Arc<AtomicU64>,
-    /// It has been there.
+    /// Whether the queue has existed at some time.
     known: Arc<AtomicBool>,
-    /// It is known whether it was there when the server came.
+    /// Whether the server has checked if there is a queue from an earlier time.
     looked_for: AtomicBool,
 }
 
 impl DeadQueue {
-    /// The queue of a service that has one in any case, or only once there is a dead letter.
+    /// The queue of a service with oneway methods, which has one in any case; other services get it with their first
+    /// dead letter.
     pub(super) fn new(in_any_case: bool) -> Self {
         Self { known: Arc::new(in_any_case.into()), ..Self::default() }
     }
 
-    /// Declares it, unless somebody else does at this moment or was refused a moment ago: each refusal costs a channel.
-    /// Tells whether it was `declaring` that did, which is seen through when nobody waits for it any more: the broker may
-    /// take more than a minute, and is not to be asked again meanwhile.
+    /// Declares the queue with `declaring`, unless another task does so at this moment, or was refused less than 5 s
+    /// ago: each refusal costs a channel. Returns whether it was `declaring` that did it. The declaration goes on if
+    /// nobody waits for it any more, since the broker may take more than a minute, and must not be asked twice.
     async fn declare(
         &self,
         declaring: impl Future<Output = Result<(), Error>> + Send + 'static,
@@ -81,7 +82,7 @@ impl DeadQueue {
                 return Ok(true);
             };
             let error = Arc::new(error);
-            // The next connection has to be asked.
+            // A lost connection is no refusal: the next one has to be asked.
             *refused = Some((Instant::now(), error.clone())).filter(|_| !is_disconnected(&error));
             Err(error)
         });
@@ -97,7 +98,7 @@ impl DeadQueue {
 }
 
 impl Worker {
-    /// What it is when the dead letters have no queue.
+    /// The trouble if the queue of dead letters is missing.
     pub(super) fn dead_trouble(&self) -> Trouble {
         Trouble::DeadLetters(self.name.clone())
     }
@@ -106,13 +107,13 @@ impl Worker {
         format!("the queue `{}`", self.site.namespace.dead_queue(&self.id))
     }
 
-    /// Declares the queue of dead letters that is missing, and has the catalogue name the service.
+    /// Declares the missing queue of dead letters, and enters the service into the catalogue.
     pub(super) async fn declare_dead_letters(&self, transport: &Transport) -> Result<(), Arc<Error>> {
         if !self.declare_dead_queue(transport).await? {
             return Ok(());
         }
         let namespace = &self.site.namespace;
-        // A service that ends after its first dead letter is to be found nevertheless.
+        // The service is entered at once: if it ends after its first dead letter, that one must be found all the same.
         let entering = dead::enter(transport, namespace, slice::from_ref(&self.id));
         if !matches!(tokio::time::timeout(PATIENCE, entering).await, Ok(Ok(()))) {
             self.site.unentered.notify_one();
@@ -127,7 +128,8 @@ impl Worker {
     }
 }
 
-/// Keeps the queue of the dead letters of a service that starts, unless the broker refuses it: that is `heard`.
+/// Declares the queue of dead letters of a service that starts, and then keeps it. `heard` is told the result. Ends if
+/// the broker refuses it.
 pub(super) async fn start_dead_letters(worker: Arc<Worker>, transport: Transport, heard: Heard) {
     let queue = [worker.site.namespace.dead(&worker.id)];
     let declaring = transport.declare_however_long(&queue);
@@ -137,17 +139,17 @@ pub(super) async fn start_dead_letters(worker: Arc<Worker>, transport: Transport
     }
 }
 
-/// Keeps the queue of a service's dead letters until the server drains or the connection ends.
+/// Keeps a queue of dead letters until the server drains or the connection ends.
 pub(super) async fn keep_dead_letters(worker: Arc<Worker>, transport: Transport) {
     let Worker { site, id, .. } = &*worker;
     let trouble = worker.dead_trouble();
     let mut refused = false;
     loop {
-        // After a refusal it is only declared: each answer that it is missing costs a channel, as each refusal does.
+        // After a refusal the queue is only declared. To ask whether it exists would cost a channel each time.
         let there = if refused { Ok(None) } else { transport.count(&site.namespace.dead_queue(id)).await };
         let declared = match there {
             Ok(None) => worker.declare_dead_letters(&transport).await,
-            // Somebody else's queue is told by how it differs.
+            // Declaring also finds out whether the existing queue has other arguments.
             _ => worker.declare_dead_queue(&transport).await.map(drop),
         };
         refused = declared.is_err();
@@ -172,8 +174,8 @@ pub(super) async fn keep_dead_letters(worker: Arc<Worker>, transport: Transport)
     }
 }
 
-/// Keeps the services with dead letters in the catalogue, until the server drains or the connection ends. Their calls do
-/// not depend on it.
+/// Keeps the services with dead letters in the catalogue, until the server drains or the connection ends. Calls do not
+/// depend on it.
 pub(super) async fn keep_entered(site: Arc<Site>, transport: Transport, workers: Vec<Arc<Worker>>) {
     let entering = async {
         let (mut pause, mut told) = (SOON, None);
@@ -206,8 +208,9 @@ pub(super) async fn keep_entered(site: Arc<Site>, transport: Transport, workers:
     }
 }
 
-/// Finds out which services have a queue of dead letters of an earlier time. It looks for each once, and for few at a time:
-/// one that is missing costs the connection a channel, and the broker's log a line. Tells whether it has looked for all.
+/// Finds out which services have a queue of dead letters from an earlier time. Each is looked for once, and only a few
+/// in one round: a missing queue costs a channel number and a line in the broker's log. Returns whether all were looked
+/// for.
 async fn look_for_queues(site: &Site, transport: &Transport, workers: &[Arc<Worker>]) -> bool {
     let mut missing = 0;
     for worker in workers {
@@ -221,9 +224,9 @@ async fn look_for_queues(site: &Site, transport: &Transport, workers: &[Arc<Work
         match transport.count(&site.namespace.dead_queue(&worker.id)).await {
             Ok(Some(_)) => queue.known.store(true, Ordering::SeqCst),
             Ok(None) => missing += 1,
-            // Of one that is not there, RabbitMQ tells whoever may use it.
+            // This user may not ask. There may be a queue, so the service is entered.
             Err(Error::Broker { reason, .. }) if forbids(&reason) => queue.known.store(true, Ordering::SeqCst),
-            // It has not said it.
+            // The broker has not answered.
             Err(_) => return false,
         }
         queue.looked_for.store(true, Ordering::SeqCst);
@@ -231,7 +234,7 @@ async fn look_for_queues(site: &Site, transport: &Transport, workers: &[Arc<Work
     true
 }
 
-/// Says why the catalogue lacks services, unless that was said the last time.
+/// Logs why the catalogue lacks services, unless the reason is the same as the last time.
 fn tell_once(site: &Site, services: &[ServiceId], error: &Error, told: &mut Option<String>) {
     let why = error.to_string();
     if told.as_ref() == Some(&why) {
@@ -276,7 +279,7 @@ mod tests {
         assert!(!last.dead_queue.is_known());
         assert!(looks().await && last.dead_queue.is_known());
         assert_eq!(workers.iter().filter(|worker| worker.dead_queue.is_known()).count(), 1);
-        // A connection that has ended says nothing of what is there.
+        // A connection that has ended does not tell whether the queue exists.
         let others: Vec<_> = (100..103).map(worker).collect();
         transport.close().await;
         assert!(!look_for_queues(&site, &transport, &others).await);
@@ -308,7 +311,7 @@ mod tests {
         let queue = DeadQueue::new(false);
         assert_eq!(declared(&queue, || Ok(())).await, (1, 100));
         assert!(queue.is_known());
-        // It may be deleted again.
+        // The queue may have been deleted again.
         assert_eq!(declared(&queue, || Ok(())).await, (1, 100));
     }
 

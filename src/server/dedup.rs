@@ -61,7 +61,6 @@ pub(super) struct Dedup<W> {
     forgettable: BTreeMap<(Instant, u64), Key>,
     next_number: u64,
     bytes: usize,
-    repeated: u64,
 }
 
 #[derive(Debug)]
@@ -78,7 +77,7 @@ enum Call<W> {
 
 impl<W> Default for Dedup<W> {
     fn default() -> Self {
-        Self { calls: HashMap::new(), forgettable: BTreeMap::new(), next_number: 0, bytes: 0, repeated: 0 }
+        Self { calls: HashMap::new(), forgettable: BTreeMap::new(), next_number: 0, bytes: 0 }
     }
 }
 
@@ -90,19 +89,17 @@ impl<W> Dedup<W> {
         user: Option<&Arc<str>>,
         waiter: impl FnOnce() -> W,
     ) -> Option<Known> {
-        let known = match self.calls.get_mut(&Key::of(frame, user))? {
-            Call::Ended { until: (until, _), .. } if *until <= Instant::now() => return None,
+        match self.calls.get_mut(&Key::of(frame, user))? {
+            Call::Ended { until: (until, _), .. } if *until <= Instant::now() => None,
             // A fault answers the attempt that met it. Another attempt is made because of it, and runs.
-            Call::Ended { attempt, answer: Answer::Fault(_), .. } if *attempt != frame.id => return None,
-            Call::Ended { answer, .. } => Known::Ended(answer.clone()),
-            Call::Runs(waiting) if waiting.len() >= MAX_WAITING => return Some(Known::Crowded),
+            Call::Ended { attempt, answer: Answer::Fault(_), .. } if *attempt != frame.id => None,
+            Call::Ended { answer, .. } => Some(Known::Ended(answer.clone())),
+            Call::Runs(waiting) if waiting.len() >= MAX_WAITING => Some(Known::Crowded),
             Call::Runs(waiting) => {
                 waiting.push(waiter());
-                Known::Runs
+                Some(Known::Runs)
             }
-        };
-        self.repeated += 1;
-        Some(known)
+        }
     }
 
     /// Notes that a call of which nothing is known begins to run.
@@ -140,11 +137,6 @@ impl<W> Dedup<W> {
         }
         self.forget_until(now);
         waiting
-    }
-
-    /// How many deliveries were answered without running the call again.
-    pub(super) fn repeated(&self) -> u64 {
-        self.repeated
     }
 
     /// Forgets what has had its time, and as much more as is over a bound.
@@ -213,7 +205,6 @@ mod tests {
         let mut dedup = Dedup::default();
         let frame = ended(&mut dedup, 1);
         assert!(remembers(&mut dedup, &frame) && remembers(&mut dedup, &frame));
-        assert_eq!(dedup.repeated(), 2);
         tokio::time::advance(WINDOW).await;
         assert!(!remembers(&mut dedup, &frame));
         dedup.begin(&frame, None);

@@ -1,4 +1,7 @@
-//! Giving back what has not run: a drain has it reach another instance as new.
+//! Giving back: a call that has not begun when a server drains is published again, so that another instance gets it as
+//! a new message.
+//!
+//! A requeued message would be marked as redelivered, which means "may have run".
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,32 +22,33 @@ use crate::service::Answer;
 use crate::topology::header;
 use crate::transport::{ANSWER_TIMEOUT, Confirm, Life, Loss, Lost, Properties, Publication, Settle, Transport};
 
-/// How long what is published again waits for room in its queue before there is another way out, and how often it looks.
+/// How long a frame that is published again waits for room in its queue. After that, it is requeued or its call fails.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is tried again in this time.
 const PAUSE: Duration = Duration::from_millis(20);
-/// How often a message is published on a channel that ends each time.
+/// How many times a message is published whose channel ends each time.
 const MAX_TRIES: u32 = 10;
 
 /// Where a frame is published again.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum To {
-    /// To its service's calls.
+    /// The queue for the service's calls.
     Calls,
-    /// To its service's oneway calls.
+    /// The queue for the service's oneway calls.
     Work,
-    /// The same, after so long.
+    /// The same queue, after this pause.
     Retry(Duration),
 }
 
 impl Worker {
-    /// Sees to a job that has not started when the server drains, or that is for others to run.
+    /// Gives back a call that has not begun, since the server drains or since others should run it.
     pub(super) async fn give_back(self: Arc<Self>, job: Job) {
         let Job { mut frame, deadline, message, .. } = job;
         if !self.site.draining.is_cancelled() || self.site.given_back().insert(frame.id) {
             let (method, caller) = (frame.metadata.method.as_deref(), frame.metadata.instance.as_deref());
             debug!(service = %self.name, method, id = %frame.id, caller, "a call is given back: it has not started");
         }
-        // What is published again has to carry on what the broker counts.
+        // The broker counts failed deliveries of a message. The new message has to continue that count.
         if message.failures > 0 {
             frame.metadata.more_mut().attempt = Some(message.attempt(&frame));
         }
@@ -62,13 +66,14 @@ impl Worker {
         }
     }
 
-    /// Publishes what is nothing to a quorum queue of calls, until this consumer of it has ended that is to be full before: calls
-    /// fill it sooner where there are enough of them.
+    /// Publishes empty messages to a quorum queue, until its consumer has ended. A consumer of a quorum queue has to be
+    /// full when it is cancelled: otherwise the broker requeues what is on its way to it, and marks that as
+    /// redelivered.
     pub(super) async fn fill(self: Arc<Self>, transport: Transport, life: Arc<Life>) {
         let properties = Properties {
             content_type: Some(CONTENT_TYPE.to_owned()),
             app_id: Some(self.site.instance.to_string()),
-            // Others get some of it, and the last one to leave may leave some of it behind.
+            // Other instances get some of these messages, and the last one may leave some in the queue.
             expiration: Some(PATIENCE),
             ..Properties::default()
         };
@@ -85,14 +90,15 @@ impl Worker {
         }
     }
 
+    /// Answers a call that could not be given back: it has not run.
     fn unavailable(&self, frame: &Frame, message: &Arc<Message>) {
         let why = format!("instance {} is shutting down: the call did not run", self.site.instance);
         let answer = Answer::Fault(Fault::new(Code::Unavailable, why));
         self.reply(frame.id, frame.codec, answer, None, message);
     }
 
-    /// Publishes a frame again, and is done with it once the broker has it: there it is new, while a requeue would mark it as
-    /// perhaps run. Tells whether the frame is seen to: not if the queue stays full and the frame is a call.
+    /// Publishes a frame again, and is done with it after the broker has confirmed it. There it is a new message, where
+    /// a requeued one would be marked. Returns `false` if the queue stays full and the frame is a request.
     pub(super) async fn publish_again(&self, frame: &Frame, to: To, message: &Arc<Message>) -> bool {
         let namespace = &self.site.namespace;
         let (queue, expiration) = match to {
@@ -101,9 +107,10 @@ impl Worker {
             To::Retry(pause) => (namespace.retry_queue(&self.id), Some(pause)),
         };
         let body = frame.to_body();
-        // From here on the message carries this server's name.
+        // From now on the message carries the user of this server.
         let mut headers = message.properties.headers.clone();
-        // Handlers see no headers, and what a peer has filled them with has to fit into a frame with what is added.
+        // Handlers see no headers. A peer may have filled the message with some, which would be too large together with
+        // those that are added.
         headers.retain(|(name, value)| {
             name.starts_with("x-hopline-") && name != header::USER && value.len() <= MAX_REASON
         });
@@ -114,7 +121,8 @@ impl Worker {
             }
         }
         let patience = Instant::now() + frame.metadata.remaining.unwrap_or(PATIENCE).min(PATIENCE);
-        // Given back as a whole, a message would run its other oneway calls again. A server that is to end does so still.
+        // Requeueing the whole message would run its other oneway calls again. So this waits longer, unless the server
+        // drains.
         let shared = frame.kind == Kind::Oneway && message.frames > 1;
         let waits = || Instant::now() < patience || (shared && !self.site.draining.is_cancelled());
         let may_repeat = frame.idempotent || frame.kind == Kind::Oneway;
@@ -133,12 +141,12 @@ impl Worker {
                     self.done(frame.id, End::Moved(frame.metadata.attempt()), message);
                     return true;
                 }
-                // It is declared when it is needed.
+                // The queue is declared when it is needed for the first time.
                 Ok(Confirm::Returned)
                     if matches!(to, To::Retry(_))
                         && tries < MAX_TRIES
                         && message.transport.declare(&[namespace.retry(&self.id)]).await.is_ok() => {}
-                // The others are at it: there will be room.
+                // Other instances take calls out of the queue, so there will be room.
                 Ok(Confirm::Refused) if waits() => tokio::time::sleep(PAUSE).await,
                 Err(lost)
                     if (lost.loss == Loss::Refused || lost.loss == Loss::Channel && may_repeat)
@@ -147,7 +155,7 @@ impl Worker {
                 {
                     tokio::time::sleep(PAUSE * tries).await;
                 }
-                // It may be in the queue.
+                // It may be in the queue, and may run there.
                 Err(lost) if lost.loss == Loss::Channel && frame.kind == Kind::Request => {
                     let why = format!(
                         "instance {} was shutting down and gave the call back: it may have run",
@@ -157,7 +165,7 @@ impl Worker {
                     return true;
                 }
                 Ok(_) | Err(Lost { loss: Loss::Refused, .. }) if frame.kind == Kind::Request => return false,
-                // Back to the queue's head then, at the price of being marked.
+                // The message is requeued at the head of its queue, and is marked as redelivered.
                 Ok(_) | Err(_) => {
                     message.settle(Settle::GiveBack);
                     return true;
@@ -166,8 +174,8 @@ impl Worker {
         }
     }
 
-    /// The end of a publication that the broker does not answer, as a quorum queue without its majority does not: a server
-    /// that is to end does not wait for it.
+    /// Resolves when a draining server has waited long enough for a confirm. A quorum queue without its majority never
+    /// confirms.
     async fn unanswered(&self) -> Lost {
         self.site.draining.cancelled().await;
         tokio::time::sleep(ANSWER_TIMEOUT).await;

@@ -16,8 +16,9 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument, Span, debug, error, info_span, warn};
 
 use super::message::Source;
+use super::served_method::RunEnd;
 use super::worker::{Ending, Job, Started, Worker};
-use crate::context::{self, Context, at};
+use crate::context::{self, Context, at, unix_millis};
 use crate::error::{Code, Fault};
 use crate::frame::{Frame, Kind};
 use crate::panics::words;
@@ -91,7 +92,7 @@ impl Worker {
     /// Starts a handler, and runs it until it has to wait.
     fn begin(&self, job: &Job, task: &mut task::Context<'_>) -> Begun {
         let frame = &job.frame;
-        if job.dedup.is_some()
+        if job.served.method.dedup.is_some()
             && let Some(ending) = self.begin_once(job)
         {
             return Begun::Ended(ending);
@@ -99,6 +100,7 @@ impl Worker {
         let forgotten = || {
             let (method, caller) = (frame.metadata.method.as_deref(), frame.metadata.instance.as_deref());
             debug!(service = %self.name, method, id = %frame.id, caller, "a call does not run: nobody waits for it any more");
+            job.served.counts.expires();
             Begun::Ended(Ending::Forgotten)
         };
         if job.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
@@ -122,6 +124,9 @@ impl Worker {
             return forgotten();
         };
         let context = self.context(job, cancelled.clone());
+        // What has come before has waited elsewhere, or has run.
+        let is_first = context.attempt() == 1 && !context.redelivered();
+        job.served.counts.begins(context.queue_time().filter(|_| is_first));
         let span = info_span!(
             "handle",
             otel.kind = "server",
@@ -138,7 +143,7 @@ impl Worker {
             let _entered = span.enter();
             context.clone().scope_of(|| {
                 let mut call = match &job.passage {
-                    None => (job.handler)(context.clone(), frame.codec, payload),
+                    None => (job.served.handler)(context.clone(), frame.codec, payload),
                     Some(passage) => self.go_through(job, passage, &context, payload),
                 };
                 let polled = call.as_mut().poll(task);
@@ -179,7 +184,11 @@ impl Worker {
         match ended.unwrap_or_else(|panic| Ok(self.panicked(&job.frame, &*panic))) {
             Ok(answer) => self.ended(job, answer, &context, &cancelled, started),
             Err((ending, why)) => {
-                let time = self.leave(job, &context, &cancelled, started);
+                let end = match ending {
+                    Ending::TimedOut => RunEnd::Fault(Code::DeadlineExceeded),
+                    _ => RunEnd::Cancelled,
+                };
+                let time = self.leave(job, &context, &cancelled, started, end);
                 self.log_dropped(job, &context, time, why);
                 ending
             }
@@ -190,7 +199,7 @@ impl Worker {
     /// does nothing, so it is no news.
     fn log_dropped(&self, job: &Job, context: &Context, ran: Duration, why: &str) {
         let (service, method, id, caller) = (&self.name, context.method(), job.frame.id, context.caller());
-        if self.method(&job.frame).is_some_and(|method| method.idempotent) {
+        if job.served.method.idempotent {
             debug!(%service, method, %id, caller, ?ran, why, "a handler was dropped half-way");
         } else {
             warn!(%service, method, %id, caller, ?ran, why, "a handler was dropped half-way: mark its method `finishes` if it must not be, or `idempotent` if it may be");
@@ -207,7 +216,7 @@ impl Worker {
         started: Start,
     ) -> Ending {
         let late = cancelled.is_cancelled() || job.deadline.is_some_and(|deadline| deadline <= Instant::now());
-        let ran = self.leave(job, context, cancelled, started);
+        let ran = self.leave(job, context, cancelled, started, RunEnd::of(&answer));
         if !late {
             return Ending::Answered(answer, ran);
         }
@@ -216,17 +225,23 @@ impl Worker {
     }
 
     /// A handler does not run any more; tells how long it did.
-    fn leave(&self, job: &Job, context: &Context, cancelled: &CancellationToken, started: Start) -> Duration {
-        let Job { frame, message, .. } = job;
+    fn leave(
+        &self,
+        job: &Job,
+        context: &Context,
+        cancelled: &CancellationToken,
+        started: Start,
+        end: RunEnd,
+    ) -> Duration {
+        let Job { frame, message, served, .. } = job;
         let time = started.at.elapsed();
+        served.counts.ends(end, time);
         // Whatever the handler handed to other tasks hears of it too.
         if context.is_shared() || job.passage.is_some() {
             cancelled.cancel();
         }
-        if frame.kind == Kind::Oneway
-            && let Some(pace) = self.paces.get(context.method())
-        {
-            pace.report(time);
+        if frame.kind == Kind::Oneway {
+            served.pace.report(time);
         }
         if message.source == Source::Work {
             // Before it leaves: at no moment does who asks for it hear nothing.
@@ -252,7 +267,7 @@ impl Worker {
     }
 
     fn context(&self, job: &Job, cancelled: CancellationToken) -> Context {
-        let Job { frame, message, .. } = job;
+        let Job { frame, message, served, .. } = job;
         Context::new(context::Inner {
             service: self.name.clone(),
             method: frame.metadata.method.clone().unwrap_or_default(),
@@ -262,9 +277,10 @@ impl Worker {
             caller: frame.metadata.instance.clone(),
             user: message.user.clone(),
             deadline: job.deadline,
-            finishes: self.method(frame).is_some_and(|method| method.finishes),
+            finishes: served.method.finishes,
             redelivered: message.redelivered,
             attempt: message.attempt(frame),
+            queue_time: frame.metadata.sent_at.map(since),
             metadata: match &job.passage {
                 None => frame.metadata.more().user.clone().into(),
                 Some(passage) => passage.call.metadata.clone(),
@@ -302,4 +318,9 @@ impl Worker {
         };
         Answer::Fault(Fault::new(Code::Internal, why))
     }
+}
+
+/// How long ago this was by our clock, in milliseconds since 1970 by another's.
+fn since(sent_at: u64) -> Duration {
+    Duration::from_millis(unix_millis().saturating_sub(sent_at))
 }

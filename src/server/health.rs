@@ -1,4 +1,5 @@
-//! What a server's state says: whether it is connected, and what is wrong though it is.
+//! Health: what the state of a server says. It knows whether there is a connection, and what is wrong although there is
+//! one.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -13,46 +14,51 @@ use tracing::{info, warn};
 use super::message::Source;
 use crate::state::{State, enter};
 
-/// How long the broker may take over an answer before the state says so.
+/// How long the broker may take for an answer until the state says so.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Something that keeps a connected server from serving all that it should.
+/// A reason why a connected server does not serve everything that it should.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Trouble {
-    /// A queue is not consumed, of the service or subscription in this place.
+    /// A queue of the service or subscription at this position is not consumed.
     Queue(usize, Source),
-    /// Exchanges that lead to its queues cannot be declared again.
+    /// The exchanges for its queues cannot be declared again.
     Exchanges,
-    /// Dead letters of a service have no queue that takes them.
+    /// The queue of dead letters of this service accepts none.
     DeadLetters(Arc<str>),
-    /// The broker does not let this user reply.
+    /// The broker does not let this user send replies.
     Replies,
-    /// The broker has taken back what was not settled in time, of this queue.
+    /// The broker has requeued deliveries of this queue that were not acknowledged in time.
     TakenBack(Arc<str>),
 }
 
-/// What is wrong, since when, and until when it is told if it does not come again.
+/// A trouble that was noted.
 #[derive(Debug)]
 struct Noted {
+    /// When it was first noted.
     since: Instant,
+    /// The sentence for the state.
     reason: Arc<str>,
+    /// Until when the state tells it, for a trouble that happens at one moment. `None` for one that lasts until it is
+    /// cured.
     until: Option<Instant>,
 }
 
+/// Everything that decides about the state.
 #[derive(Debug, Default)]
 struct Condition {
-    /// Why the broker takes no publications, and since when.
+    /// The broker's reason for accepting no messages, and since when.
     blocked: Option<(Arc<str>, Instant)>,
     connected: bool,
     troubles: BTreeMap<Trouble, Noted>,
 }
 
-/// The condition of a server, and whoever watches it.
+/// The condition of a server, and the state that it publishes.
 #[derive(Debug)]
 pub(super) struct Health {
     pub(super) state: Arc<watch::Sender<State>>,
     condition: Mutex<Condition>,
-    /// What the server is called in the log.
+    /// The server's name in the log.
     name: Arc<str>,
 }
 
@@ -62,17 +68,17 @@ impl Health {
         Self { state, condition: Mutex::default(), name }
     }
 
-    /// There is a connection; what was wrong with the last one is no more.
+    /// There is a new connection. The troubles of the last one are forgotten.
     pub(super) fn connected(&self) {
         *self.condition() = Condition { connected: true, ..Condition::default() };
     }
 
-    /// There is none: whoever tries to connect tells the state meanwhile.
+    /// There is no connection. Until there is one, the attempts to connect set the state.
     pub(super) fn disconnected(&self) {
         self.condition().connected = false;
     }
 
-    /// The broker takes nothing, for this reason; or takes messages again. It may be told twice.
+    /// The broker accepts no messages for this reason, or accepts messages again. It may be told twice.
     pub(super) fn blocked(&self, reason: Option<Arc<str>>) {
         let mut condition = self.condition();
         let since = condition.blocked.as_ref().map_or_else(Instant::now, |(_, since)| *since);
@@ -81,16 +87,17 @@ impl Health {
         self.tell();
     }
 
-    /// Something is wrong, until it is [`cured`](Self::cured). Says so in the log when it is new.
+    /// Notes a trouble that lasts until it is [`cured`](Self::cured). A new one is logged.
     pub(super) fn suffers(&self, trouble: Trouble, reason: impl Into<Arc<str>>) {
         self.note(trouble, reason.into(), None);
     }
 
-    /// Something went wrong that may come again: it is told for so long.
+    /// Notes a trouble that happened at this moment. The state tells it for `told_for`.
     pub(super) fn suffered(&self, trouble: Trouble, reason: impl Into<Arc<str>>, told_for: Duration) {
         self.note(trouble, reason.into(), Some(Instant::now() + told_for));
     }
 
+    /// Notes a trouble, and publishes the state.
     fn note(&self, trouble: Trouble, reason: Arc<str>, until: Option<Instant>) {
         let mut condition = self.condition();
         let known = condition.troubles.get(&trouble);
@@ -103,8 +110,9 @@ impl Health {
         self.tell();
     }
 
-    /// Waits for the broker's answer about `what`, such as "the queue `x`", for as long as it takes: what is given up half-way
-    /// stays at the broker, and the next attempt would come beside it. When it takes long, the state says so.
+    /// Waits for the broker's answer about `what`, such as "the queue `x`", without a time-out. A question that is
+    /// given up stays at the broker, and the next one would wait beside it. If it takes longer than 3 s, the state says
+    /// so.
     pub(super) async fn sees_through<T>(&self, trouble: &Trouble, what: &str, answer: impl Future<Output = T>) -> T {
         let mut answer = pin!(answer);
         tokio::select! {
@@ -120,20 +128,21 @@ impl Health {
         answer.await
     }
 
+    /// A trouble is over.
     pub(super) fn cured(&self, trouble: &Trouble) {
         let Some(cured) = self.condition().troubles.remove(trouble) else { return };
         info!(name = &*self.name, was = %cured.reason, after = ?cured.since.elapsed(), "the server serves it again");
         self.tell();
     }
 
-    /// Forgets what has not come again in its time.
+    /// Forgets troubles that have not happened again in their time.
     pub(super) fn look(&self) {
         let now = Instant::now();
         self.condition().troubles.retain(|_, noted| noted.until.is_none_or(|until| until > now));
         self.tell();
     }
 
-    /// Says how it is, unless there is no connection: of several troubles, the one that has been there for the longest time.
+    /// Publishes the state, unless there is no connection. Of several troubles it tells the oldest.
     pub(super) fn tell(&self) {
         let condition = self.condition();
         if !condition.connected {
@@ -147,6 +156,7 @@ impl Health {
         self.enter(new);
     }
 
+    /// Sets the state, unless it is `Closed`.
     pub(super) fn enter(&self, new: State) {
         self.state.send_if_modified(|state| enter(state, new));
     }

@@ -1,4 +1,8 @@
-//! Keeps one queue of a server: declares it, with what leads to it, has it read, and does both again when it is lost alone.
+//! Keepers: a keeper is the task that looks after one queue of a server, over one connection.
+//!
+//! It declares the queue and its bindings, has a worker consume it, and does both again when the queue is deleted or
+//! the broker closes its channel. It waits for no other queue. What is wrong, it tells
+//! [`Health`](super::health::Health).
 
 use std::future::Future;
 use std::pin::pin;
@@ -20,69 +24,80 @@ use crate::error::Error;
 use crate::topology::{Binding, CallsQueue, Declaration, QueueKind, ServiceId};
 use crate::transport::{Consumer, ConsumerEnd, Mode, forbids};
 
-/// How long a drain waits for the broker's answer about a consumer: of a queue whose nodes are away, it comes after a minute.
+/// How long a drain waits for the broker's answer about a consumer. About a queue whose node is down, the answer comes
+/// after a minute.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
-/// The pause after an attempt that failed grows from one to the other.
+/// The pause after the first failed attempt. It doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// How long a server says that the broker has taken back what took too long, unless it does so again.
+/// How long the state says that the broker has requeued deliveries that were not acknowledged in time, unless it
+/// happens again.
 const TAKEN_BACK_TOLD: Duration = Duration::from_secs(300);
-/// How long a quorum queue may take to be gone once its consumers have heard of its deletion. To declare it meanwhile finds
-/// it, and to bind it then fails, or has RabbitMQ 4.3 end the whole connection.
+/// How long a quorum queue may take to be deleted after its consumers were told. If it is declared too early, it is
+/// found once more. Binding it then fails, or makes RabbitMQ 4.3 close the connection.
 const DELETION: Duration = Duration::from_secs(1);
-/// How many messages an instance's own queue has out: cancels among them are to wait for nothing but as many calls.
+/// The prefetch of an instance's own queue. Cancels arrive there, and they must not wait behind more than this many
+/// calls.
 const OWN_PREFETCH: u16 = 1024;
 
-/// What is served: a service, or the events that match a pattern.
+/// What a queue is for.
 pub(super) enum Origin {
+    /// A service.
     Service {
         id: ServiceId,
         calls: CallsQueue,
-        /// The methods that take oneway calls: without any, there is no queue of them.
+        /// The oneway methods. A service without any has no queue for oneway calls.
         oneway: Vec<String>,
     },
+    /// The events that match a pattern.
     Subscription(String),
 }
 
-/// Whoever waits for an answer about a queue hears of it: fine, or left to its keeper; or what the broker refuses.
+/// Where the answer about a queue is told: `Ok` if it is declared or its keeper goes on trying, or the broker's
+/// refusal.
 pub(super) type Heard = oneshot::Sender<Result<(), Error>>;
 
-/// What becomes of a queue that cannot be reached for now.
+/// What a keeper does about a queue that is unreachable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Away {
-    /// Its keeper goes on trying.
+    /// It goes on trying.
     Kept,
-    /// It counts as refused.
+    /// It gives up, as if the broker had refused the queue.
     Refused,
 }
 
-/// What a server that starts, or moves, hears of a queue.
+/// What a server that starts, or moves, has to know of a queue.
 pub(super) struct Start {
-    /// It is declared.
+    /// Tells that the queue is declared.
     pub(super) declared: Heard,
-    /// All queues are: none is consumed before.
+    /// Cancelled when all queues are declared. No queue is consumed before that.
     pub(super) all_declared: CancellationToken,
-    /// It is consumed.
+    /// Tells that the queue is consumed.
     pub(super) consumed: Heard,
-    /// If it is not.
+    /// What to do if the queue is unreachable.
     pub(super) away: Away,
 }
 
-/// What keeps one queue, over one connection.
+/// The keeper of one queue over one connection.
 pub(super) struct Keeper {
     pub(super) site: Arc<Site>,
+    /// The connection.
     reading: Arc<Reading>,
+    /// Runs what is delivered.
     pub(super) worker: Arc<Worker>,
     pub(super) origin: Arc<Origin>,
-    /// The place of what it serves among all that the server does.
+    /// The position of the service or subscription among all of the server's.
     pub(super) at: usize,
+    /// Which of its queues this is.
     pub(super) source: Source,
-    /// What the name of a queue ends in that belongs to this connection: another one when an attempt has failed, since the
-    /// broker may have come to grief over the last.
+    /// The end of the name of a queue that belongs to this connection. It changes after a failed attempt, since the
+    /// broker may have problems with the queue of that attempt.
     suffix: Mutex<String>,
 }
 
 impl Keeper {
+    /// A keeper of the queue at this place.
     pub(super) fn new(
         site: &Arc<Site>,
         reading: &Arc<Reading>,
@@ -95,7 +110,7 @@ impl Keeper {
         Self { site, reading, worker, origin, at, source, suffix: Mutex::new(short_id()) }
     }
 
-    /// Declares the queue and what leads to it.
+    /// Declares the queue and its bindings. Returns the queue's name.
     async fn declare(&self) -> Result<String, Error> {
         let _declaring = self.site.declaring.read().await;
         let (queue, mut parts) = self.topology();
@@ -105,11 +120,11 @@ impl Keeper {
         let declared = Declared { parts: parts.clone(), is_read: false };
         let earlier = self.reading.topology.lock().insert(self.place(), declared);
         if self.site.draining.is_cancelled() {
-            // Whoever drains is not there for new calls.
+            // A draining server accepts no new calls, so it does not bind the keys that say that it is there.
             parts.retain(|part| !matches!(part, Declaration::Binding(binding) if self.site.is_presence(binding)));
         }
         if matches!(self.source, Source::Instance | Source::Events) {
-            // To a queue of an attempt that failed half-way: nobody reads it.
+            // The queue of a failed attempt may still be bound, but nobody consumes it.
             let mut earlier = bindings(earlier.iter().flat_map(|earlier| &earlier.parts));
             earlier.retain(|binding| binding.queue != queue);
             if !earlier.is_empty() {
@@ -117,7 +132,7 @@ impl Keeper {
                 tokio::spawn(async move { transport.unbind(&earlier).await });
             }
         }
-        // Another attempt meanwhile would stay at the broker as well.
+        // There is no time-out: a second attempt would wait at the broker beside the first.
         self.reading.transport.declare_however_long(&parts).await?;
         Ok(queue)
     }
@@ -130,7 +145,8 @@ impl Keeper {
             Source::Calls | Source::Work | Source::Events => Mode::Settle { prefetch },
             Source::Instance => Mode::Settle { prefetch: OWN_PREFETCH.max(prefetch.saturating_mul(2)) },
         };
-        // A drain that begins meanwhile waits, so that what comes at once is given back as it has to be.
+        // A drain that begins now waits for this, since deliveries may arrive at once, which have to be given back
+        // properly.
         let waited_for = self.tasks().token();
         let mut consuming = pin!(self.reading.transport.consume_however_long(queue, mode));
         tokio::select! {
@@ -140,7 +156,8 @@ impl Keeper {
         consuming.await
     }
 
-    /// Keeps the queue of a server that starts, unless the broker refuses it.
+    /// Declares and consumes the queue of a server that starts or moves, and then keeps it. Ends if the broker refuses
+    /// the queue.
     pub(super) async fn start(self, start: Start) {
         let Start { declared, all_declared, consumed, away } = start;
         let declaring = self.seen_through(self.declare()).await;
@@ -160,15 +177,16 @@ impl Keeper {
         }
     }
 
-    /// Keeps the queue over a new connection. Whoever waits for the end of the first attempt is told.
+    /// Keeps the queue over a new connection. `attempted` is told when the first attempt has ended.
     pub(super) async fn start_again(self, attempted: oneshot::Sender<()>) {
         let attached = self.attach().await;
-        // Whoever waited may have lost patience.
+        // An error means that nobody waits for it any more.
         let _ = attempted.send(());
         self.keep(attached).await;
     }
 
-    /// Has the queue read until the server drains or the connection ends, after this first attempt.
+    /// Has the queue consumed until the server drains or the connection ends. `attached` is the result of the first
+    /// attempt.
     async fn keep(self, mut attached: Result<Consumer, Error>) {
         let mut pause = FIRST_PAUSE;
         loop {
@@ -182,7 +200,7 @@ impl Keeper {
                     }
                     self.is_read(false);
                     if self.is_quorum() {
-                        // It may be on its way out.
+                        // The queue may be being deleted.
                         tokio::time::sleep(DELETION).await;
                     }
                 }
@@ -212,12 +230,12 @@ impl Keeper {
         self.seen_through(attaching).await
     }
 
-    /// Waits for as long as the broker takes.
+    /// Waits for an answer without a time-out. The state says so if it takes long.
     async fn seen_through<T>(&self, answer: impl Future<Output = T>) -> T {
         self.site.health.sees_through(&self.trouble(), &self.title(), answer).await
     }
 
-    /// Why the queue is not read, in words for people.
+    /// Why the queue is not consumed, as a sentence for the state.
     fn refusal(&self, error: &Error) -> String {
         match error {
             error if is_away(error) => {
@@ -230,7 +248,8 @@ impl Keeper {
         }
     }
 
-    /// Has a queue read. Tells whether that was the end; otherwise it is to be consumed again.
+    /// Has the queue consumed until that ends. Returns whether it ends for good; otherwise the queue has to be consumed
+    /// again.
     async fn has_read(&self, consumer: Consumer) -> bool {
         let part = self.reading.part(self.place());
         let life = consumer.life.clone();
@@ -238,7 +257,7 @@ impl Keeper {
         self.tasks().spawn(part.tasks.track_future(running));
         let end = tokio::select! {
             () = part.stop.cancelled() => return true,
-            // A worker whose places are all taken reads on when one is free: it is not waited for.
+            // This does not wait for the worker: if it is busy with its calls, it reads on later.
             end = life.ended() => end,
         };
         match end {
@@ -267,7 +286,7 @@ impl Keeper {
         false
     }
 
-    /// Notes whether the queue is read: what leads to one that is not is seen to with it alone.
+    /// Notes whether the queue is consumed. The bindings of a queue that is not are not repaired separately.
     fn is_read(&self, is_read: bool) {
         if let Some(declared) = self.reading.topology.lock().get_mut(&self.place()) {
             declared.is_read = is_read;
@@ -324,7 +343,7 @@ impl Keeper {
         }
     }
 
-    /// The queue, in words for people: those whose names are new each time are told by what they are for.
+    /// The queue in words, for the state. Queues whose names are new each time are described by their purpose.
     fn title(&self) -> String {
         let namespace = &self.site.namespace;
         match (&*self.origin, self.source) {
@@ -338,25 +357,26 @@ impl Keeper {
     }
 }
 
-/// Whether a queue cannot be reached for now: RabbitMQ's word for one whose node is away, or that has no majority.
+/// Whether a queue is unreachable: RabbitMQ says NOT_FOUND of a queue whose node is down, or that has no majority.
 fn is_away(error: &Error) -> bool {
     matches!(error, Error::Broker { reason, .. } if reason.starts_with("NOT_FOUND"))
 }
 
-/// Tells whoever waits for an answer. With a refusal there is nothing to go on with: whoever waits ends with that.
+/// Tells the answer to whoever waits for it. Returns what to go on with; `None` after a refusal, since those who wait
+/// end with it.
 pub(super) fn unless_refused<T>(answer: Result<T, Error>, heard: Heard, away: Away) -> Option<Result<T, Error>> {
     let (said, answer) = match answer {
         Err(error) if away == Away::Refused || !is_away(&error) => (Err(error), None),
         answer => (Ok(()), Some(answer)),
     };
-    // Whoever waited may have lost patience: what is refused later is told when it is asked for again.
+    // If nobody waits any more, a refusal is handled like any other failed attempt.
     match heard.send(said) {
         Err(Err(late)) => Some(Err(late)),
         _ => answer,
     }
 }
 
-/// The bindings among what is declared.
+/// The bindings among some declarations.
 pub(super) fn bindings<'a>(parts: impl Iterator<Item = &'a Declaration>) -> Vec<Binding> {
     let bindings = parts.filter_map(|part| match part {
         Declaration::Binding(binding) => Some(binding.clone()),

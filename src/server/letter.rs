@@ -1,4 +1,5 @@
-//! Dead letters: what nobody can be told about, kept where an operator finds it, and what it says of itself.
+//! Dead letters: a message that cannot be run, and of which nobody can be told, is kept in a queue for an operator.
+//! This is how a server puts it there.
 
 use std::time::Duration;
 
@@ -16,22 +17,26 @@ use crate::route::to_queue;
 use crate::topology::header;
 use crate::transport::{Confirm, Loss, Lost, Properties, Settle};
 
-/// The pause before a letter is published again that its queue did not take grows from one to the other.
+/// The pause before a letter is published again that its queue did not accept. It doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// How many earlier deaths of a replayed message are told, and how much of each reason, in bytes.
+/// How many earlier deaths the history of a replayed message holds.
 const MAX_HISTORY: usize = 10;
+/// How much of each reason the history holds, in bytes.
 const MAX_PAST_REASON: usize = 256;
-/// How much of what else a line of it says.
+/// How much of each other value a line of the history holds, in bytes.
 const MAX_PAST_NAME: usize = 64;
 
-/// What nobody can be told about, or was tried for the last time.
+/// A dead letter that is to be published: a frame that nobody can be told about, or that has failed in its last
+/// attempt.
 pub(super) struct Letter<'a> {
-    /// The frame, or what of a message could not be read.
+    /// The frame, or the part of a message that could not be read.
     pub(super) body: Bytes,
+    /// Why it is a dead letter. For operators; it may contain arguments.
     pub(super) reason: &'a str,
-    /// As much of that as the log may have.
+    /// The part of the reason that may be logged.
     pub(super) why: &'a str,
     pub(super) id: Uuid,
     pub(super) method: Option<&'a str>,
@@ -40,9 +45,9 @@ pub(super) struct Letter<'a> {
 }
 
 impl Letter<'_> {
-    /// The headers of this letter, which is what became of a part of `message`.
+    /// The headers of this letter, which is a part of `message`.
     pub(super) fn headers(&self, instance: &str, message: &Message) -> Vec<(String, String)> {
-        // Of one that was published again, where it was published first.
+        // A message that was published again names where it was published first.
         let first = |name, now: &str| header::value(&message.properties.headers, name).unwrap_or(now).to_owned();
         let mut headers = vec![
             (header::REASON, shortened(self.reason).to_owned()),
@@ -61,12 +66,12 @@ impl Letter<'_> {
 }
 
 impl Worker {
-    /// Keeps what nobody can be told about where an operator finds it. While its queue does not take it, the message stays
-    /// unsettled, and goes back when the server drains: nothing that the broker has confirmed to a caller is dropped.
+    /// Keeps a letter where an operator finds it. While its queue does not accept it, the message stays unsettled, and
+    /// is requeued when the server drains: nothing that the broker has confirmed to a caller is dropped.
     pub(super) async fn dead_letter(&self, letter: Letter<'_>, message: &Message) {
         let Letter { why, id, method, caller, attempts: attempt, .. } = letter;
         let (service, reason) = (&self.name, shortened(why));
-        // Each subscriber has a copy of an event: the publisher's mistake is not kept by each of them.
+        // Every subscriber gets a copy of an event. A publisher's mistake is not kept by each of them.
         if message.source == Source::Events {
             let pattern = self.service.pattern.as_deref();
             warn!(key = message.key, pattern, %id, caller, reason, "an event that cannot be handled is dropped");
@@ -106,7 +111,7 @@ impl Worker {
                     return;
                 }
                 Ok(Confirm::TooLarge(limit)) => {
-                    // The broker itself brings what comes from a work queue to the dead letters.
+                    // The broker itself makes a dead letter of a rejected message from the queue for oneway calls.
                     let lost = message.frames > 1 || message.source != Source::Work;
                     error!(%service, method, %id, caller, attempt, reason, limit, lost, "over the broker's limit of a message as a dead letter: if it is not lost, the broker keeps it there without the reason");
                     return match message.frames {
@@ -140,7 +145,7 @@ impl Worker {
     }
 }
 
-/// The earlier deaths of a message that comes with the `headers` of one, a line for each, the latest last.
+/// The history of a dead letter that comes with these headers: a line for each earlier death, the latest last.
 pub(crate) fn history(headers: &[(String, String)]) -> Option<String> {
     let value = |wanted| header::value(headers, wanted);
     let reason = value(header::REASON)?.replace('\n', " ");
@@ -151,7 +156,7 @@ pub(crate) fn history(headers: &[(String, String)]) -> Option<String> {
         cut(value(header::ATTEMPTS).unwrap_or("-"), MAX_PAST_NAME),
         cut(&reason, MAX_PAST_REASON),
     );
-    // Whoever published it may have written anything there.
+    // Whoever published the message may have written anything into this header, so it is cut.
     let lines = value(header::HISTORY).unwrap_or_default().lines();
     let mut lines: Vec<&str> = lines.map(|line| cut(line, 4 * MAX_PAST_NAME + MAX_PAST_REASON)).collect();
     lines.push(&latest);

@@ -1,4 +1,4 @@
-//! A delivered message and its settlement: it is settled when all its frames are.
+//! A delivered message, and its settlement: it is acknowledged when all its frames are done.
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,16 +14,16 @@ use super::allow::user_of;
 use crate::frame::Frame;
 use crate::transport::{Delivery, Life, Properties, Settle, Transport};
 
-/// Which queue a message came from, and so what it can be.
+/// Which queue a message came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Source {
-    /// Calls to any instance.
+    /// The queue for calls to any instance.
     Calls,
-    /// Oneway calls to any instance.
+    /// The queue for oneway calls to any instance.
     Work,
-    /// Calls to this instance, broadcasts, cancels.
+    /// The instance's own queue: calls to it, broadcasts and cancels.
     Instance,
-    /// Events that a subscriber's patterns match.
+    /// The queue for the events of a subscription.
     Events,
 }
 
@@ -38,18 +38,19 @@ impl fmt::Display for Source {
     }
 }
 
-/// How an instance is done with a oneway call. Of several ends of a call the greatest counts: what has been moved may have come
-/// back and run.
+/// How an instance is done with a oneway call. If there are several ends of a call, the greatest counts, since a call
+/// that was moved may have come back and run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum End {
-    /// It has been published again, alone, for this attempt: that copy is to run.
+    /// It was published again, alone, for this attempt. That copy will run.
     Moved(u64),
-    /// It has run, or is kept with the dead letters.
+    /// It has run, or is a dead letter.
     Over,
 }
 
 impl End {
-    /// Whether a delivery of the call is not to run, in a message of so many: it is not the copy that was published again.
+    /// Whether this delivery of the call must not run. `frames` is the number of frames in its message. The copy that
+    /// was published again may run.
     pub(super) fn ends(self, frame: &Frame, frames: usize) -> bool {
         match self {
             Self::Moved(attempt) => frames > 1 || frame.metadata.attempt() < attempt,
@@ -61,21 +62,23 @@ impl End {
 /// What all frames of a message share.
 #[derive(Debug)]
 pub(super) struct Message {
+    /// The delivery, until it is settled.
     delivery: Mutex<Option<Delivery>>,
-    /// The life of the consumer that it came to, if it is to be settled.
+    /// The life of the consumer that got it. `None` if it need not be settled.
     life: Option<Arc<Life>>,
+    /// How many of its frames are not done.
     open: AtomicUsize,
-    /// Its oneway calls that are done with, where there are several.
+    /// The oneway calls in it that are done, if it has several.
     done: Mutex<Vec<(Uuid, End)>>,
-    /// The connection it came over. On another one it may have been delivered again.
+    /// The connection over which it came. After that is lost, the broker delivers the message again.
     pub(super) transport: Transport,
     pub(super) source: Source,
     pub(super) frames: usize,
-    /// Where replies go.
+    /// The queue for replies.
     pub(super) reply_to: Option<Arc<str>>,
     /// The AMQP `type`.
     pub(super) kind: Option<Arc<str>>,
-    /// Its caller, as the broker has verified.
+    /// The user of the caller, as the broker has verified.
     pub(super) user: Option<Arc<str>>,
     pub(super) properties: Properties,
     pub(super) exchange: String,
@@ -84,13 +87,14 @@ pub(super) struct Message {
     pub(super) redelivered: bool,
     /// How many deliveries of it have failed before.
     pub(super) failures: u32,
+    /// When it was delivered.
     pub(super) received: Instant,
-    /// Whoever waits for the calls of a queue waits for their settlement too.
+    /// Held until it is dropped: those who wait for the calls of a queue wait for their settlement too.
     settled: TaskTrackerToken,
 }
 
 impl Message {
-    /// A delivery over `transport`.
+    /// A message that was delivered over `transport`, with this many frames.
     pub(super) fn new(
         mut delivery: Delivery,
         transport: Transport,
@@ -120,43 +124,45 @@ impl Message {
         }
     }
 
-    /// The tasks of those who read the queue that it came from.
+    /// The tasks that consume the queue that it came from.
     pub(super) fn tasks(&self) -> &TaskTracker {
         self.settled.task_tracker()
     }
 
-    /// Which attempt of a call this is, 1 for the first: those that the broker counts come on top of those that the call
-    /// had in other messages.
+    /// Which attempt of a call this is; the first is 1. Attempts in earlier messages are in the frame, and the broker
+    /// counts those in this one.
     pub(super) fn attempt(&self, frame: &Frame) -> u64 {
         let before = frame.metadata.attempt();
-        // A queue that does not count says no more than that it was delivered before.
+        // A queue for calls does not count. It only tells that the message was delivered before.
         let since = if self.source == Source::Calls { self.redelivered.into() } else { 0 };
         before.saturating_add(u64::from(self.failures).max(since))
     }
 
-    /// Whether the broker has taken it back, and delivers it again: what has not begun is not to.
+    /// Whether the broker has requeued it, since its channel has ended. Calls in it that have not begun must not begin:
+    /// they are delivered again.
     pub(super) fn is_taken_back(&self) -> bool {
         self.life.as_ref().is_some_and(|life| life.took_back())
     }
 
-    /// One of its oneway calls is done with, and is not to run again if the message is delivered once more.
+    /// Notes that one of its oneway calls is done, and must not run if the message is delivered again.
     pub(super) fn note_done(&self, id: Uuid, end: End) {
         self.done().push((id, end));
     }
 
-    /// Its oneway calls that are done with, where there are several.
+    /// The oneway calls in it that are done.
     pub(super) fn done(&self) -> MutexGuard<'_, Vec<(Uuid, End)>> {
         self.done.lock().expect("no panic while holding the calls that are done with")
     }
 
-    /// One of its frames is done with: answered, given back or dead-lettered. The last one acks the message.
+    /// One of its frames is done: answered, published again, or a dead letter. After the last one the message is
+    /// acknowledged.
     pub(super) fn finish(&self) {
         if self.open.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.settle(Settle::Ack);
         }
     }
 
-    /// Settles the message as a whole, whatever becomes of its frames.
+    /// Settles the whole message, whatever happens to its frames. Only the first settlement counts.
     pub(super) fn settle(&self, settle: Settle) {
         if let Some(delivery) = self.delivery.lock().expect("no panic while holding the delivery").take() {
             delivery.settle(settle);

@@ -1,8 +1,8 @@
-//! Moving to another connection while all is served: back to the first address, once that can be had again.
+//! Moving: a server that is connected to another than its first address returns there when it can, while calls run.
 //!
-//! The broker delivers to an instance's own queues what is routed there, and nobody else has it. So they are bound over both
-//! connections for a while, and of the two copies that come then one is dropped. Shared queues are consumed over both, until
-//! what came over the old connection is answered there.
+//! Everything is declared and consumed over the new connection first. If that fails, the new connection is closed, and
+//! the server stays where it is. Otherwise replies are sent over the new connection. The old one is closed when
+//! everything that it has delivered is done.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,26 +31,30 @@ use crate::state::State;
 use crate::topology::{Declaration, Queue};
 use crate::transport::{Properties, Publication, Role, Transport, next_look_back};
 
-/// How long the broker may take to declare all queues as a server moves, and then to have all of them consumed. If it takes
-/// longer, the server stays where it is; that is before its state would tell of any of them.
+/// How long the broker may take to declare all queues, and then to begin all consumers. If it takes longer, the server
+/// stays where it is. This is shorter than the time after which the state would tell of it.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How often it is looked whether an instance's own queue of before is empty.
+/// How often the server checks whether an instance's own queue on the old connection is empty.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// A move that is under way. One that is given up leaves the new connection as another leaves the old one.
+/// A move that is going on. If it is given up, the new connection is left in the same way as the old one is after a
+/// success.
 struct Move {
     site: Arc<Site>,
     workers: Vec<Arc<Worker>>,
+    /// The connection to move to.
     new: Arc<Reading>,
-    /// What looks after the new connection ends with the move, unless that comes to its end.
+    /// Ends the tasks of the new connection, unless the move succeeds.
     lost: CancellationToken,
-    /// What each worker subscribes to is read over the old connection to the end, and then over the new one.
+    /// One for each worker. It is cancelled when all events of the old connection are handled; only then are those of
+    /// the new one consumed, so that events stay in order.
     old_events_are_read: Vec<CancellationToken>,
-    /// The instance's own queues on the old connection.
+    /// The instance's own queues on the old connection. `None` after a success.
     before: Option<Vec<Arc<str>>>,
 }
 
 impl Move {
+    /// Begins a move. From now on calls may arrive over both connections, so copies are looked for.
     fn between(old: &Reading, new: Arc<Reading>, site: Arc<Site>, workers: Vec<Arc<Worker>>) -> Self {
         let before = Some(workers.iter().map(|worker| worker.own_queue()).collect());
         for worker in &workers {
@@ -61,13 +65,14 @@ impl Move {
         Self { site, workers, new, lost, old_events_are_read, before }
     }
 
-    /// The server is there.
+    /// The move has succeeded: leaves the old connection. Returns what ends the tasks of the new one.
     fn succeeded(mut self, old: Arc<Reading>) -> CancellationToken {
         self.before = None;
         self.leave(old);
         self.lost.clone()
     }
 
+    /// Leaves a connection on a task.
     fn leave(&self, reading: Arc<Reading>) {
         let events_are_read = self.old_events_are_read.iter().map(|read| read.clone().drop_guard()).collect();
         let leaving = Leaving { reading, workers: self.workers.clone() };
@@ -76,6 +81,7 @@ impl Move {
 }
 
 impl Drop for Move {
+    /// Gives the move up, unless it has succeeded.
     fn drop(&mut self) {
         let Some(own_queues) = self.before.take() else { return };
         self.lost.cancel();
@@ -87,12 +93,12 @@ impl Drop for Move {
 }
 
 impl Supervisor {
-    /// Moves to the first address, if it can be had and all can be served there. Whatever becomes of that, and if it is dropped
-    /// half-way, the server serves.
+    /// Moves to the first address if it can be reached and everything can be served there. Otherwise, and if this
+    /// future is dropped, the server stays where it is.
     pub(super) async fn go_back(&mut self) {
         let site = self.site.clone();
         self.look_at = next_look_back();
-        // Where something is wrong, it is not the time.
+        // This is not the time to move if something is wrong.
         if !self.dial.is_elsewhere(&self.reading.transport) || *site.health.state.borrow() != State::Ready {
             return;
         }
@@ -106,6 +112,7 @@ impl Supervisor {
         }
     }
 
+    /// Moves to this connection.
     async fn move_to(&mut self, transport: Transport) -> Result<(), Error> {
         let site = self.site.clone();
         let events = transport.events();
@@ -113,10 +120,11 @@ impl Supervisor {
             return Err(Error::Broker { operation: "take messages".to_owned(), reason: reason.to_string() });
         }
         transport.declare(&site.namespace.exchanges()).await?;
-        // A drain unbinds what is in the topology.
+        // A drain unbinds everything that is in the topology. So it must not begin while this declares.
         let declaring = site.declaring.read().await;
         let new = self.reading_over(transport);
-        // Nobody hears of these queues once the move is given up: its end comes first.
+        // They are declared before the move, so they are dropped after it. The move's drop ends the keepers first.
+        // Otherwise a keeper would see that nobody waits for its answer, and go on.
         let (mut declared, mut consumed) = (Answers::new(), Answers::new());
         let moving = Move::between(&self.reading, new.clone(), site.clone(), self.workers());
 
@@ -138,7 +146,7 @@ impl Supervisor {
         all_declared.cancel();
         all(&mut consumed).await?;
 
-        // From here on it serves there.
+        // From here on the server serves over the new connection.
         self.events = events;
         let old = std::mem::replace(&mut self.reading, new);
         std::mem::replace(&mut self.lost, moving.succeeded(old)).cancel();
@@ -151,7 +159,10 @@ impl Supervisor {
     }
 }
 
-/// Waits until all queues are there: with one that is not, the server stays where it is.
+/// Waits for the answers about all queues.
+///
+/// # Errors
+/// The first refusal, or `Broker` if an answer does not come in time.
 async fn all(answers: &mut Answers) -> Result<(), Error> {
     let late = |_| {
         let reason = format!("a queue has not answered within {PATIENCE:?}");
@@ -159,7 +170,7 @@ async fn all(answers: &mut Answers) -> Result<(), Error> {
     };
     let until = Instant::now() + PATIENCE;
     while let Some(answer) = tokio::time::timeout_at(until, answers.next()).await.map_err(late)? {
-        // Whoever says nothing has ended with the connection, which is told elsewhere.
+        // A keeper that tells nothing has ended with its connection, which is noticed elsewhere.
         answer.unwrap_or(Ok(()))?;
     }
     Ok(())
@@ -172,8 +183,8 @@ struct Leaving {
 }
 
 impl Leaving {
-    /// Reads what is left in the queues that nobody else reads, waits for what runs, and closes the connection. Each worker's
-    /// events are read over another one once its guard is dropped.
+    /// Reads what is left in queues that only this server consumes, waits for running calls, and closes the connection.
+    /// Each worker's events are consumed over the other connection when its guard is dropped.
     async fn leave(self, events_are_read: Vec<DropGuard>) {
         let own = async {
             let bindings = {
@@ -182,7 +193,7 @@ impl Leaving {
                     declared.iter().filter(|((_, source), _)| matches!(source, Source::Instance | Source::Events));
                 bindings(own.flat_map(|(_, declared)| &declared.parts))
             };
-            // What cannot be unbound ends with the connection, and so does what is in there.
+            // If this fails, the queues end with the connection, and so does what is in them.
             let is_unbound = self.reading.transport.unbind(&bindings).await.is_ok();
             let each = events_are_read.into_iter().enumerate().map(async |(at, events_are_read)| {
                 match self.workers[at].service.pattern {
@@ -193,13 +204,15 @@ impl Leaving {
             });
             join_all(each).await;
         };
-        // Who is asked about a call, or cancels it, finds the instance until its calls have ended.
+        // The own queue is consumed until the calls have ended, since cancels and questions about these calls arrive
+        // there.
         tokio::join!(own, self.end(Source::Calls), self.end(Source::Work));
         self.end(Source::Instance).await;
         (0..self.workers.len()).for_each(|at| self.is_left(at));
         self.reading.transport.close().await;
     }
 
+    /// Reads the rest of a subscription's queue, and ends its consumption.
     async fn leave_events(&self, place: Place, is_unbound: bool) {
         if is_unbound {
             self.is_read_empty(place).await;
@@ -208,7 +221,7 @@ impl Leaving {
         self.is_left(place.0);
     }
 
-    /// The queue is read on, for what is sent to it alone.
+    /// Reads the instance's own queue until it is empty. It is then still consumed, for what is sent directly to it.
     async fn leave_instance(&self, place: Place, is_unbound: bool) {
         if !is_unbound {
             return;
@@ -218,14 +231,14 @@ impl Leaving {
         if let Some(copies) = self.workers[place.0].copies().as_mut() {
             copies.is_left_after(last, self.reading.connection);
         }
-        // What the reader has not seen yet of the broker's copies, it sees before this.
+        // This message is behind all copies in the queue. When it arrives, all copies have been seen.
         let body = Frame::new(Kind::Cancel, last, Codec::Raw, Metadata::default(), Bytes::new()).to_body();
-        // If it does not come, they are forgotten with the connection.
+        // If it is lost, the copies are forgotten when the connection ends.
         let told = Publication { mandatory: false, ..to_queue(queue, Properties::default(), body) };
         drop(self.reading.transport.publish(told));
     }
 
-    /// Waits until an instance's own queue is empty, and gives it out; none if nobody reads it any more.
+    /// Waits until an instance's own queue is empty, and returns its name. `None` if it is not consumed any more.
     async fn is_read_empty(&self, place: Place) -> Option<String> {
         let queue = self.reading.topology.lock().get(&place).and_then(|declared| {
             declared.parts.iter().find_map(|part| match part {
@@ -248,11 +261,12 @@ impl Leaving {
         }
     }
 
-    /// Has no queue of a kind read any more, and waits for the end of what came by them.
+    /// Ends the consumption of all queues of a kind, and waits until everything from them is done.
     async fn end(&self, source: Source) {
         join_all((0..self.workers.len()).map(async |at| self.reading.part((at, source)).end().await)).await;
     }
 
+    /// Nothing more arrives over this connection for a worker, so its copies are forgotten.
     fn is_left(&self, at: usize) {
         if let Some(copies) = self.workers[at].copies().as_mut() {
             copies.is_left(self.reading.connection);
@@ -312,7 +326,7 @@ mod tests {
                 .event(super::super::worker::EVENT, move |_: Context, number: u64| {
                     let noted = noted.clone();
                     async move {
-                        // Those that come meanwhile wait.
+                        // Calls that arrive in the meantime wait.
                         tokio::time::sleep(Duration::from_millis(3)).await;
                         noted.lock().expect("no panic").push(number);
                     }
@@ -381,7 +395,7 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         assert_eq!(*moved.heard.lock().expect("no panic"), (0..sent).collect::<Vec<_>>());
-        // What is oneway may run a moment later.
+        // Oneway calls may run a moment later.
         while moved.runs.load(Ordering::SeqCst) < 4 * sent {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -404,7 +418,7 @@ mod tests {
         }
         moved.move_on().await;
         let mut left = std::pin::pin!(is_left(&old));
-        // A minute is more than all but these calls take.
+        // All other calls take less than a minute.
         assert!(tokio::time::timeout(Duration::from_secs(10), &mut left).await.is_err(), "calls run there");
         client.call::<u64>("work", "count", ()).await.expect("answered");
         drop(pending.drain(..2));
@@ -433,7 +447,8 @@ mod tests {
         let (client, instance) = (moved.client.clone(), moved.running.instance().to_owned());
         let transport = Transport::connect(&moved.url, Role::Server).await.expect("in memory");
         let topology = moved.running.site.topology().lock().keys().copied().collect::<Vec<_>>();
-        // As far as it comes in a step: the supervisor drops it where the old connection is lost, or the server drains.
+        // The move gets as far as it can in one step. The supervisor drops it when the old connection is lost, or the
+        // server drains.
         assert!(moved.supervisor.move_to(transport.clone()).now_or_never().is_none(), "it waits for answers");
         assert_eq!(moved.running.site.topology().lock().keys().copied().collect::<Vec<_>>(), topology);
         for _ in 0..10 {

@@ -27,7 +27,8 @@ impl Worker {
     /// Answers, and settles once the broker has the answer.
     pub(super) fn conclude(self: &Arc<Self>, job: Job, ending: Ending, tasks: &TaskTracker) {
         self.passed(&job, &ending);
-        let Job { frame, message, dedup, .. } = job;
+        let Job { frame, message, served, .. } = job;
+        let dedup = served.method.dedup;
         let heard = !matches!(ending, Ending::Unheard(_));
         let has_run = matches!(ending, Ending::Answered(..)) && message.source == Source::Work;
         let ended = has_run.then(|| Ended::of(self, frame.id));
@@ -62,7 +63,10 @@ impl Worker {
                 match &answer {
                     // Its caller has given up the one that ran, or makes another attempt when one fails.
                     None | Some(Answer::Fault(_)) if other.id != frame.id => self.take_again(other, &waits),
-                    Some(answer) => self.tell(other, answer.clone(), None, waits, None, tasks),
+                    Some(answer) => {
+                        served.counts.repeats();
+                        self.tell(other, answer.clone(), None, waits, None, tasks);
+                    }
                     None => waits.finish(),
                 }
             }
@@ -187,7 +191,7 @@ impl Worker {
                 return message.finish();
             }
         }
-        let retry = self.method(&frame).map(|method| method.retry).unwrap_or_default();
+        let retry = self.method(&frame).map(|served| served.method.retry).unwrap_or_default();
         let Some(pause) = retry.pause_after(attempt) else {
             return self.dead_letter(Letter { why, ..letter(&frame, &reason, &message) }, &message).await;
         };
@@ -217,6 +221,9 @@ impl Worker {
     /// Sees to a frame that must not run: the caller is told, or the frame is kept for an operator.
     pub(super) async fn refuse(self: Arc<Self>, frame: Frame, fault: Fault, message: Arc<Message>) {
         self.calls().refused += 1;
+        if let Some(served) = self.method(&frame) {
+            served.counts.refuses();
+        }
         match (&message.reply_to, frame.kind) {
             (Some(_), kind) if kind != Kind::Oneway => {
                 self.log_fault(&frame, &fault);

@@ -1,4 +1,7 @@
-//! What a server reads over one connection, and how the reading of each queue ends before the connection does.
+//! What a server consumes over one connection, and how each of these consumers ends.
+//!
+//! A server that moves to another connection consumes over both for a while. So everything that belongs to one
+//! connection is here.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -10,40 +13,46 @@ use super::message::Source;
 use super::{Declared, Site};
 use crate::transport::Transport;
 
-/// Which queue it is of those that a server reads: the place of what it is for among all that is served, and its kind.
+/// Identifies a queue of the server: the position of its service or subscription, and which of its queues it is.
 pub(super) type Place = (usize, Source);
 
-/// A connection, as those see it who read queues over it.
+/// A connection over which queues are consumed.
 pub(super) struct Reading {
-    /// Which of the server's connections it is, counted from 1.
+    /// The number of the connection, from 1.
     pub(super) connection: u64,
     pub(super) transport: Transport,
+    /// What is declared over it.
     pub(super) topology: Topology,
+    /// The consumption of each queue.
     parts: Mutex<BTreeMap<Place, Part>>,
+    /// Cancelled when the server begins to drain.
     draining: CancellationToken,
+    /// Cancelled when the server has drained.
     drained: CancellationToken,
 }
 
-/// What is declared over one connection for each queue.
+/// What was declared over one connection for each queue.
 #[derive(Clone, Default)]
 pub(super) struct Topology(Arc<Mutex<BTreeMap<Place, Declared>>>);
 
-/// The reading of one queue.
+/// The consumption of one queue.
 #[derive(Clone)]
 pub(super) struct Part {
-    /// Fires when it is not to be read any more.
+    /// Cancelled when the queue is not to be consumed any more.
     pub(super) stop: CancellationToken,
-    /// The tasks that read it; each waits for the calls it started.
+    /// The tasks that consume it. Each waits for the calls that it has started.
     pub(super) tasks: TaskTracker,
 }
 
 impl Reading {
-    /// Until the server drains, unless it is to end sooner.
+    /// Queues are consumed over this connection until the server drains, unless they are ended before.
     pub(super) fn over(connection: u64, transport: Transport, site: &Site) -> Self {
         let (draining, drained) = (site.draining.clone(), site.drained.clone());
         Self { connection, transport, topology: Topology::default(), parts: Mutex::default(), draining, drained }
     }
 
+    /// The consumption of a queue. An instance's own queue is consumed until the drain has ended, since cancels arrive
+    /// there.
     pub(super) fn part(&self, place: Place) -> Part {
         let until = match place.1 {
             Source::Calls | Source::Work | Source::Events => &self.draining,
@@ -62,7 +71,7 @@ impl Topology {
 }
 
 impl Part {
-    /// Has the queue read no more, and waits for the end of what came by it.
+    /// Ends the consumption of the queue, and waits until everything that it has delivered is done.
     pub(super) async fn end(&self) {
         self.stop.cancel();
         self.tasks.close();

@@ -1,4 +1,5 @@
-//! Looks whether what leads to a server's queues is still there: the broker tells nobody when an operator deletes it.
+//! Repair: checks every few seconds whether the exchanges and bindings of a server still exist. If an operator deletes
+//! them, the broker tells nobody.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,17 +14,17 @@ use crate::error::Error;
 use crate::topology::Declaration;
 use crate::transport::Transport;
 
-/// How often the server looks.
+/// How often the server checks.
 const EVERY: Duration = Duration::from_secs(5);
-/// The same while the broker refuses what is to be there.
+/// How often it checks while the broker refuses to declare something.
 const LONGEST: Duration = Duration::from_secs(60);
-/// In how many looks all bindings are declared again, a part of them each time: the broker tells of none whether it is there,
-/// and declaring one costs it more than anything else here.
+/// Each check declares this part of the bindings again: a third. AMQP cannot tell whether a binding exists, and
+/// declaring one is expensive for the broker.
 const LOOKS: usize = 3;
-/// How many refusals a look takes: each costs the connection one of its some two thousand numbers of channels.
+/// How many refusals one check may cause. Each of them costs the connection one of about two thousand channel numbers.
 const REFUSALS: usize = 4;
 
-/// Looks until the server drains or the connection ends.
+/// Checks until the server drains or the connection ends.
 pub(super) async fn keep_repaired(site: Arc<Site>, reading: Arc<Reading>) {
     let (mut turn, mut pause) = (0, EVERY);
     loop {
@@ -56,7 +57,7 @@ pub(super) async fn keep_repaired(site: Arc<Site>, reading: Arc<Reading>) {
     }
 }
 
-/// Looks once: for every exchange, and at some of the bindings.
+/// Checks once: whether all exchanges exist, and a part of the bindings. `turn` is the position among the bindings.
 async fn look(site: &Site, transport: &Transport, topology: &Topology, turn: &mut usize) -> Result<(), Error> {
     let parts = parts(site, topology);
     let exchanges: BTreeSet<String> = parts.iter().filter_map(exchange).collect();
@@ -73,8 +74,8 @@ async fn look(site: &Site, transport: &Transport, topology: &Topology, turn: &mu
     declared
 }
 
-/// Declares all of these that can be, and tells how many it has seen: one that cannot keeps no other from being there. A
-/// drain does not wait for the rest.
+/// Declares these parts. If one fails, the others are still declared, unless the server drains. Returns how many parts
+/// it has seen.
 async fn declare(site: &Site, transport: &Transport, parts: &[Declaration]) -> (usize, Result<(), Error>) {
     let Err(_) = transport.declare_however_long(parts).await else { return (parts.len(), Ok(())) };
     let (mut missing, mut refusals, mut failed) = (BTreeSet::new(), 0, None);
@@ -88,7 +89,7 @@ async fn declare(site: &Site, transport: &Transport, parts: &[Declaration]) -> (
         match transport.declare_however_long(std::slice::from_ref(part)).await {
             Ok(()) => {}
             Err(error @ Error::Disconnected { .. }) => return (seen, Err(error)),
-            // Its queue was replaced or deleted meanwhile: whoever keeps the queue sees to it.
+            // Its queue was deleted or replaced in the meantime. The queue's keeper looks after that.
             Err(Error::Broker { reason, .. }) if is_binding(part) && reason.starts_with("NOT_FOUND") => {
                 debug!(name = &*site.name, reason, "a binding that is to be there has lost an end");
                 refusals += 1;
@@ -103,7 +104,7 @@ async fn declare(site: &Site, transport: &Transport, parts: &[Declaration]) -> (
     (parts.len(), failed.map_or(Ok(()), Err))
 }
 
-/// What leads to the server's queues: exchanges first.
+/// The exchanges and bindings that have to exist for the server's queues, the exchanges first.
 fn parts(site: &Site, topology: &Topology) -> Vec<Declaration> {
     let mut parts = site.namespace.exchanges();
     let topology = topology.lock();
@@ -206,11 +207,11 @@ mod tests {
         let call = site.shared.token();
         let repair = site.declaring.read().await;
         let drained = tokio::spawn(running.drain());
-        // As far as it comes.
+        // The repair goes on until it is cut off.
         tokio::time::sleep(Duration::from_secs(2)).await;
         site.transport().declare(&parts(&site, &site.topology())).await.expect("it is connected");
         drop(repair);
-        // Many more looks would come.
+        // This is long enough for many more checks.
         tokio::time::sleep(100 * EVERY).await;
         assert_eq!(publish(&site, &key).await, Confirm::Returned, "it takes no calls");
         assert!(!drained.is_finished(), "a call still runs");

@@ -1,4 +1,8 @@
-//! Replies on their way to their callers: those to the same caller that are ready together share a message.
+//! The replies of a server on their way to their callers. Replies to the same caller that are ready together share a
+//! message.
+//!
+//! One task publishes them. A request is acknowledged after the broker has confirmed its reply, so that a lost reply is
+//! made again.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -27,32 +31,37 @@ use crate::transport::{Confirm, Loss, Lost, Properties, Publication, Transport};
 use crate::waiting::{Waiting, Weight};
 use crate::window::Window;
 
-/// How often a reply is published that is lost with its channel, over somebody else's message.
+/// How many times a reply is published that is lost with its channel, since the broker has closed the channel over
+/// another message.
 const ATTEMPTS: usize = 100;
-/// How long a reply waits that cannot leave, if its request does not say how long its caller waits.
+/// How long a reply waits that cannot be sent, if its request does not say how long its caller waits.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long a sign of life, or something for another instance, is of use.
+/// How long a sign of life, or a message for another instance, is of use.
 const LIFE: Duration = Duration::from_secs(5);
-/// The pause before the broker is given replies again that it refuses to this user grows from one to the other.
+/// If the broker refuses replies from this user, this is the pause until the next one is tried. It doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest such pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// What a reply belongs to.
 pub(super) struct Answered {
-    /// The request's message, which is settled once the broker has the reply; none for a sign of life.
+    /// The message of the request, which is settled after the broker has confirmed the reply. `None` for a sign of
+    /// life.
     pub(super) message: Option<Arc<Message>>,
     pub(super) codec: Codec,
+    /// How many times it was published and lost.
     pub(super) attempts: usize,
-    /// From then on its caller does not wait for it any more.
+    /// When its caller stops waiting for it.
     until: Instant,
 }
 
 impl Answered {
-    /// Of what is of no use later.
+    /// For something that is of no use later, and answers no request.
     fn of_no_request() -> Self {
         Self { message: None, codec: Codec::Raw, attempts: 0, until: Instant::now() + LIFE }
     }
 
+    /// The reply has reached the broker, or is not wanted any more: one frame of the request's message is done.
     fn finish(&self) {
         if let Some(message) = &self.message {
             message.finish();
@@ -60,15 +69,18 @@ impl Answered {
     }
 }
 
+/// A reply that is to be published.
 type Letter = Parcel<Answered>;
+/// Replies that share a message.
 type Letters = Bundle<Arc<str>, Answered>;
 
-/// Where replies are handed in. Their task ends when this is dropped.
+/// Where replies are handed in. The task ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct Replies(mpsc::UnboundedSender<(Arc<str>, Letter)>);
 
 impl Replies {
-    /// Replies over the last of `transports`; while that is lost they wait for the next, unless the server drains.
+    /// Starts the task. It publishes over the newest of `transports`. If that is lost, replies wait for the next one,
+    /// unless the server drains.
     pub(super) fn start(
         transports: &watch::Sender<Transport>,
         draining: CancellationToken,
@@ -101,7 +113,7 @@ impl Replies {
         Self(replies)
     }
 
-    /// Puts the reply `frame` to the request `id` on its way, and sees to the request once the broker has it.
+    /// Publishes the reply `frame` to the request `id`, and then settles the request.
     pub(super) fn post(&self, id: Uuid, codec: Codec, frame: Bytes, message: &Arc<Message>) {
         let until = match message.properties.expiration {
             Some(time) => later(message.received, time),
@@ -110,62 +122,65 @@ impl Replies {
         self.put(message, id, frame, Answered { message: Some(message.clone()), codec, attempts: 0, until });
     }
 
-    /// Puts a sign of life on its way to the caller of `id`.
+    /// Publishes a sign of life for the call `id`.
     pub(super) fn keep_alive(&self, id: Uuid, frame: Bytes, message: &Message) {
         self.put(message, id, frame, Answered::of_no_request());
     }
 
-    /// Puts something about the call `id` on its way to another instance.
+    /// Publishes a frame about the call `id` for another instance, into its queue.
     pub(super) fn tell(&self, queue: Arc<str>, id: Uuid, frame: Bytes) {
         let token = Answered::of_no_request();
         let parcel = Parcel { id, frame, share: Share::LEAST, kind: None, expiration: None, token };
-        // Without a task the runtime has ended.
+        // An error means that the task has ended, and so has the runtime.
         let _ = self.0.send((queue, parcel));
     }
 
     fn put(&self, message: &Message, id: Uuid, frame: Bytes, token: Answered) {
         let kind = message.kind.clone();
         let parcel = Parcel { id, frame, share: Share::LEAST, kind, expiration: None, token };
-        // Without a task the runtime has ended.
+        // An error means that the task has ended, and so has the runtime.
         let _ = self.0.send((message.reply_to.clone().unwrap_or_default(), parcel));
     }
 }
 
-/// When a reply leaves, of several that wait. A sign of life keeps a call from being given up.
+/// What decides when a waiting reply is sent. A sign of life is urgent: without it, the caller may give up the call.
 fn weight(letter: &Letter) -> Weight {
     let urgency = if letter.token.message.is_some() { 0 } else { u8::MAX };
     Weight { urgency, bytes: letter.frame.len(), keeps_order: false }
 }
 
+/// The task that publishes replies.
 struct Task {
     transports: watch::Receiver<Transport>,
     transport: Transport,
-    /// Counts the connections, and whether this one is lost.
+    /// The number of the connection, from 0.
     connection: u64,
+    /// Whether this connection is lost.
     lost: bool,
     draining: CancellationToken,
     health: Arc<Health>,
-    /// Until when the broker is given no replies, since it refuses them to this user, and for how long then.
+    /// While the broker refuses replies from this user: until when none is published, and how long this pause is.
     refused: Option<(Instant, Duration)>,
     instance: Arc<str>,
+    /// The replies that are handed in.
     waiting: mpsc::UnboundedReceiver<(Arc<str>, Letter)>,
     outbox: Outbox<Arc<str>, Answered>,
-    /// What waits for a connection, for a broker that takes replies, or for room on the way there.
+    /// Replies that wait for a connection, for the broker to accept them, or for room on the way there.
     unsent: Waiting<(Arc<str>, Letter)>,
     window: Window,
     lanes: Lanes,
-    /// What waits for a caller's queue that does not confirm what it has got.
+    /// Replies for callers whose queue confirms nothing.
     stuck: HashMap<Lane, Waiting<(Arc<str>, Letter)>>,
     /// The number of the last message.
     number: u64,
     receipts: FuturesUnordered<UnderWay<Away>>,
 }
 
-/// A message of replies on its way.
+/// A message of replies that is not confirmed yet.
 struct Away {
     connection: u64,
     number: u64,
-    /// None for a probe.
+    /// `None` for a probe.
     letters: Option<Letters>,
 }
 
@@ -214,12 +229,12 @@ impl Task {
         self.unsent.push(letter.id, letter.token.until, weight(&letter), (caller, letter));
     }
 
-    /// When nobody waits any more for the next of the replies that wait.
+    /// When the next of the waiting replies is not wanted any more.
     fn next_end(&self) -> Option<Instant> {
         self.stuck.values().chain([&self.unsent]).filter_map(Waiting::next_end).min()
     }
 
-    /// Ends replies for which nobody waits any more.
+    /// Ends the replies that nobody waits for any more.
     fn give_up(&mut self, now: Instant) {
         let waiting = self.stuck.values_mut().chain([&mut self.unsent]);
         let ended = waiting.flat_map(|waiting| std::iter::from_fn(|| waiting.pop_ended(now)));
@@ -234,7 +249,7 @@ impl Task {
         self.stuck.retain(|_, stuck| !stuck.is_empty());
     }
 
-    /// Publishes what may leave, and what has waited for that, as far as there is room on the way to the broker.
+    /// Publishes the outbox and what waits, as far as there is room on the way to the broker.
     fn publish(&mut self, now: Instant) {
         if self.outbox.is_empty() && self.unsent.is_empty() {
             return;
@@ -264,12 +279,12 @@ impl Task {
         }
     }
 
-    /// Whether the broker is given no replies now, since it refuses them to this user.
+    /// Whether no reply is published now, since the broker refuses them from this user.
     fn is_refused(&self, now: Instant) -> bool {
         self.refused.is_some_and(|(until, _)| until > now)
     }
 
-    /// Has the way to the broker measured, where that is to be done.
+    /// Sends a probe if the window needs one.
     fn probe(&mut self, now: Instant) {
         if self.window.is_to_probe(now) && self.refused.is_none() {
             self.number += 1;
@@ -302,22 +317,23 @@ impl Task {
                 app_id: Some(self.instance.to_string()),
                 ..Properties::default()
             };
-            // Mandatory tells when the caller has gone.
+            // The default exchange leads to the caller's queue. Mandatory: the broker returns the reply if the caller
+            // has gone.
             let publication = to_queue(bundle.address.to_string(), properties, bundle.body());
-            // Nobody waits for it: only the request's settlement does.
+            // Nobody waits for the confirm except the settlement of the request, which may come a little later.
             let receipt = self.transport.publish_quietly(publication);
             self.number += 1;
             self.window.sent(self.number, bundle.size(), now);
             let away = Away { connection: self.connection, number: self.number, letters: Some(bundle) };
             self.receipts.push(UnderWay::new(away, receipt));
             if let Some((until, pause)) = &mut self.refused {
-                // The others wait for what becomes of this one.
+                // The other replies wait for the outcome of this one.
                 *until = now + *pause;
             }
         }
     }
 
-    /// A reply does not wait for the broker's confirm, but the request's settlement does.
+    /// The outcome of a message of replies is known. Its requests are settled, or the replies are published again.
     fn concluded(&mut self, away: Away, said: Result<Confirm, Lost>) {
         let Away { connection, number, letters } = away;
         let now = Instant::now();
@@ -364,7 +380,7 @@ impl Task {
         }
     }
 
-    /// The broker does not let this user reply: nothing is published for a while, since it closes a channel over each.
+    /// The broker does not let this user send replies. It closes a channel for each, so none is published for a while.
     fn refuse(&mut self, reason: &str) {
         let pause = self.refused.map_or(FIRST_PAUSE, |(_, pause)| (pause * 2).min(LONGEST_PAUSE));
         self.refused = Some((Instant::now() + pause, pause));
@@ -374,6 +390,7 @@ impl Task {
         self.health.suffers(Trouble::Replies, why);
     }
 
+    /// Publishes a reply again that was lost, unless that was tried too often.
     fn again(&mut self, caller: &Arc<str>, mut parcel: Letter, why: &str) {
         let Some(message) = &parcel.token.message else { return };
         parcel.token.attempts += 1;

@@ -1,4 +1,4 @@
-//! A server that serves, until it is drained or dropped.
+//! A running server, until it is drained or dropped.
 
 use std::fmt;
 use std::future::Future;
@@ -18,13 +18,25 @@ use super::signals::Signals;
 use crate::state::{State, blocked_for};
 use crate::topology::Binding;
 
-/// How long a drain waits for what is being declared.
+/// How long a drain waits for declarations that are going on.
 const DECLARED: Duration = Duration::from_secs(3);
-/// How long a drain waits for a broker that takes nothing.
+/// How long a drain waits for a broker that accepts no messages.
 const BLOCKED_DRAIN: Duration = Duration::from_secs(10);
 
-/// A server that serves, and connects again whenever it has to. Dropping it closes the connection at once;
-/// [`Running::drain`] is the polite way.
+/// A running server. It reconnects whenever the connection is lost. Dropping it closes the connection at once;
+/// [`Running::drain`] lets running calls end before.
+///
+/// ```
+/// use hopline::{Context, Fault, Server, Service};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), hopline::Error> {
+/// let ping = Service::new("ping", 1).method("ping", |_: Context, (): ()| async { Ok::<_, Fault>("pong") });
+/// let running = Server::connect("memory://").await?.serve(ping).start().await?;
+/// println!("instance {} is {:?}", running.instance(), *running.state().borrow());
+/// running.drain().await;
+/// # Ok(()) }
+/// ```
 #[must_use = "dropping a running server ends it"]
 pub struct Running {
     pub(super) site: Arc<Site>,
@@ -33,7 +45,7 @@ pub struct Running {
     ended: CancellationToken,
 }
 
-/// Held by a task for as long as its runtime lives and the server is not closed.
+/// Held by a task as long as its runtime lives and the server is not closed.
 struct Life {
     site: Arc<Site>,
     ended: CancellationToken,
@@ -53,27 +65,27 @@ impl Running {
         let ended = CancellationToken::new();
         let life = Life { site: site.clone(), ended: ended.clone() };
         tokio::spawn(async move {
-            // The sender is in the site, which this holds.
+            // This cannot fail: the sender is in the site, which this task holds.
             let _ = life.site.health.state.subscribe().wait_for(|state| *state == State::Closed).await;
         });
         Self { site, runtime: Handle::current(), ended }
     }
 
-    /// The id of this server on the broker.
+    /// The id of this server on the broker. [`Call::to`](crate::Call::to) accepts it.
     #[must_use]
     pub fn instance(&self) -> &str {
         &self.site.instance
     }
 
-    /// Whether there is a connection to the broker and all queues are served, now and from now on.
+    /// The state of the server, now and from now on: whether there is a connection and all queues are consumed.
     #[must_use]
     pub fn state(&self) -> watch::Receiver<State> {
         self.site.health.state.subscribe()
     }
 
-    /// Serves until the process is told to end, by SIGINT (Ctrl-C) or SIGTERM, or by Ctrl-C where there are no signals; then
-    /// [drains](Self::drain). A second signal breaks off the drain: what still runs is cut off then. From when this is called,
-    /// these signals do not end the process by themselves, also after it has returned.
+    /// Serves until the process is told to end, by SIGINT (Ctrl-C) or SIGTERM, or by Ctrl-C on systems without signals.
+    /// Then it [drains](Self::drain). A second signal ends the drain, and calls that still run are cut off. From when
+    /// this is called, these signals do not end the process by themselves, also after this has returned.
     ///
     /// ```no_run
     /// # use hopline::{Server, Service};
@@ -96,22 +108,27 @@ impl Running {
         }
     }
 
-    /// Takes no more calls, lets running ones finish and reply, gives back what has not started, and closes.
+    /// Ends the server without losing a call: it accepts no more calls, lets running ones end and reply, gives back
+    /// those that have not begun, and closes.
     ///
-    /// A handler does not wait for a call to a service of this very server that no other instance takes: after some seconds,
-    /// that ends as [`Timeout`](crate::Error::Timeout) with [`Draining`](crate::Unanswered::Draining). A call to another
-    /// server is waited for: two servers whose handlers call each other drain one after the other, or wait for the
-    /// deadlines of those calls.
+    /// A request runs no longer than its caller waits. There is no limit for a request of a method that
+    /// [`finishes`](crate::Method::finishes), a oneway call or an event: put a time-out around this if the process must
+    /// end.
     ///
-    /// A request has at most the time of its caller; one of a method that [`finishes`](crate::Method::finishes), a oneway call
-    /// or an event whose handler does not end is waited for without limit, and a process that must end puts a timeout
-    /// around this. A broker that takes no answers, being short of memory or disk, is waited for 10 s: what is left then
-    /// goes back to the queue. A queue that does not answer, as one whose nodes are away, is waited for 30 s: calls that were
-    /// given back to it are ABORTED then, since they may run. A connection that is lost meanwhile is not made again: handlers
-    /// finish, but their results are lost. Another instance then runs idempotent and oneway calls again, and answers the
-    /// others ABORTED.
+    /// A handler may call a service of its own server. If no other instance serves it, that call ends after some
+    /// seconds as [`Timeout`](crate::Error::Timeout) with [`Draining`](crate::Unanswered::Draining), so that the drain
+    /// does not wait for itself. A call to another server is awaited. If the handlers of two servers call each other,
+    /// drain one after the other, or they wait for the deadlines of those calls.
     ///
-    /// Once the runtime has ended in which the server was started, nothing is left to drain: what ran there has ended with it.
+    /// A drain waits 10 s for a broker that accepts no replies, being short of memory or disk. What is left then is
+    /// requeued. It waits 30 s for a queue that does not answer, for example since its nodes are down. Calls that were
+    /// given back to that queue are answered `ABORTED` then, since they may run.
+    ///
+    /// If the connection is lost during a drain, it is not opened again. Handlers run to their end, but their results
+    /// are lost. Another instance then runs idempotent and oneway calls again, and answers the others with `ABORTED`.
+    ///
+    /// If the runtime has ended in which the server was started, there is nothing to drain: what ran there has ended
+    /// with it.
     pub async fn drain(self) {
         let (site, name, begun) = (&self.site, &*self.site.name, Instant::now());
         let (running, before) = site.tally();
@@ -130,22 +147,23 @@ impl Running {
         }
     }
 
+    /// The drain itself.
     async fn finish(&self) {
         let site = &self.site;
         site.draining.cancel();
         site.shared.close();
         let takes_no_calls = async {
-            // What is being declared would bind again what is unbound here; none of it is declared any more. A broker that
-            // does not answer is not waited for: it may be asked about a queue whose node is away.
+            // A declaration that is going on would bind again what is unbound here, so this waits for it. It does not
+            // wait for ever, since the broker may be asked about a queue whose node is down.
             let _ = tokio::time::timeout(DECLARED, site.declaring.write()).await;
             self.unbind(|binding| site.is_presence(binding)).await;
             site.shared.wait().await;
         };
         self.unless_blocked(takes_no_calls).await;
-        // Calls to this instance report in until `drained`, and are cancelled by its own queues.
+        // Calls to this instance send signs of life until `drained`. Their cancels arrive in its own queues.
         site.addressed.close();
         self.unless_blocked(site.addressed.wait()).await;
-        // From here on, who calls this instance hears from the broker that it is not there.
+        // From here on the broker tells callers of this instance that it is not there.
         self.unbind(|_| true).await;
         site.drained.cancel();
         site.own.close();
@@ -154,7 +172,7 @@ impl Running {
         site.health.enter(State::Closed);
     }
 
-    /// Takes away those bindings of this instance's own queues that are meant.
+    /// Deletes those bindings of this instance's own queues for which `meant` is true.
     async fn unbind(&self, meant: impl Fn(&Binding) -> bool) {
         let is_own = |source: &Source| matches!(source, Source::Instance | Source::Events);
         let bindings: Vec<_> = {
@@ -168,7 +186,7 @@ impl Running {
         }
     }
 
-    /// Waits for what a blocked broker would keep from ending, but not for long then.
+    /// Waits for something that a blocked broker could hold up. If the broker is blocked, this does not wait for long.
     async fn unless_blocked(&self, waiting: impl Future<Output = ()>) {
         tokio::select! {
             () = waiting => {}

@@ -1,10 +1,10 @@
-//! What tells a process to end: SIGINT and SIGTERM on Unix, and Ctrl-C elsewhere.
+//! The signals that tell a process to end: SIGINT and SIGTERM on Unix, Ctrl-C elsewhere.
 
 use std::future::pending;
 
 use tracing::warn;
 
-/// The signals that come from when this was made.
+/// Receives the signals from when it is made.
 pub(super) struct Signals(Option<Source>);
 
 #[cfg(unix)]
@@ -17,7 +17,7 @@ struct Source {
 struct Source;
 
 impl Signals {
-    /// From now on, a signal does not end the process by itself.
+    /// Begins to receive signals. They do not end the process by themselves any more.
     pub(super) fn listen() -> Self {
         Self(
             Source::new()
@@ -26,7 +26,7 @@ impl Signals {
         )
     }
 
-    /// Resolves at the next signal; never where the system does not tell of them.
+    /// Waits for the next signal. Never resolves if the system does not tell of signals.
     pub(super) async fn next(&mut self) {
         match &mut self.0 {
             Some(source) => source.next().await,

@@ -1,4 +1,4 @@
-//! Keeps a server connected: connects again when the connection is lost, with a keeper for each of its queues.
+//! The supervisor keeps a server connected. It has a keeper for each queue, and reconnects when the connection is lost.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -25,33 +25,35 @@ use crate::state::Attempts;
 use crate::topology::ServiceId;
 use crate::transport::{Dial, Event, Role, Transport, next_look_back};
 
-/// How long a new connection may take to have all queues consumed before it counts as ready: a queue that takes longer is
-/// told by its keeper.
+/// How long a new connection may take until all queues are consumed and it counts as ready. If a queue takes longer,
+/// its keeper tells the state.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// How long a server that starts waits for an answer about any of its queues: it begins to serve without those of which none
-/// has come then.
+/// How long a server that starts waits for the first answer about any of its queues. If none comes, it serves without
+/// those queues at first.
 const START_PATIENCE: Duration = Duration::from_secs(10);
 
+/// The answers about queues that a server waits for.
 pub(super) type Answers = FuturesUnordered<oneshot::Receiver<Result<(), Error>>>;
 
-/// A worker, and where its messages come from.
+/// A worker, and what its queues are for.
 struct Served {
     worker: Arc<Worker>,
     origin: Arc<Origin>,
 }
 
+/// The supervisor of one server.
 pub(super) struct Supervisor {
     pub(super) site: Arc<Site>,
     pub(super) dial: Dial,
     pub(super) events: broadcast::Receiver<Event>,
     served: Vec<Served>,
-    /// The connection that there is.
+    /// The connection that is used now.
     pub(super) reading: Arc<Reading>,
-    /// How many there have been, with those of moves that were given up.
+    /// How many connections there have been, with those of moves that were given up.
     connections: u64,
-    /// The end of what looks after it.
+    /// Cancelled when the connection is lost: ends all tasks that look after it.
     pub(super) lost: CancellationToken,
-    /// When it is looked whether the first address can be had, if the connection leads elsewhere.
+    /// When the first address is tried again, if the server is connected to another one.
     pub(super) look_at: Instant,
 }
 
@@ -65,7 +67,7 @@ impl Supervisor {
         Self { site, dial, events, served: Vec::new(), reading: Arc::new(reading), connections: 1, lost, look_at }
     }
 
-    /// The next connection.
+    /// Counts a new connection.
     pub(super) fn reading_over(&mut self, transport: Transport) -> Arc<Reading> {
         self.connections += 1;
         Arc::new(Reading::over(self.connections, transport, &self.site))
@@ -82,13 +84,14 @@ impl Supervisor {
         self.add(Origin::Subscription(pattern), &id, service)
     }
 
+    /// Adds a worker for a service or a subscription.
     fn add(&mut self, origin: Origin, id: &ServiceId, service: Service) -> Result<(), Error> {
         let name = match &origin {
             Origin::Service { .. } => id.to_string().into(),
             Origin::Subscription(_) => "events".into(),
         };
         let worker = Arc::new(Worker::new(id, name, service, self.site.clone())?);
-        // Nobody waits for what becomes of an event.
+        // Signs of life are for callers who wait, which events do not have.
         if matches!(origin, Origin::Service { .. }) {
             tokio::spawn(worker.clone().report_in());
         }
@@ -96,12 +99,12 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Begins to serve over the first connection, without the queues that cannot be reached, as those whose node is away:
-    /// the state says so until their keepers have them.
+    /// Begins to serve over the first connection. If a queue is unreachable, for example since its node is down, the
+    /// server begins without it, and the state says so until its keeper has it.
     ///
     /// # Errors
-    /// What the broker refuses. Nothing is consumed before all is declared: what differs from the broker's is told before
-    /// any call is taken.
+    /// What the broker refuses. All queues are declared before the first is consumed. So if a queue exists with other
+    /// arguments, this fails before any call is accepted.
     pub(super) async fn start(&mut self) -> Result<(), Error> {
         let transport = self.site.transport();
         let keepers = self.keepers(&self.reading);
@@ -144,8 +147,8 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Makes the first connection, for as long as it takes, and then [runs](Self::run). What is wrong with a queue is told by
-    /// its keeper.
+    /// Opens the first connection, however many attempts that takes, and then [runs](Self::run). If something is wrong
+    /// with a queue, its keeper tells the state.
     pub(super) async fn start_lazily(mut self) {
         let draining = self.site.draining.clone();
         tokio::select! {
@@ -156,14 +159,14 @@ impl Supervisor {
         self.run().await;
     }
 
-    /// Runs until the server has drained. From the beginning of that, nothing is restored any more.
+    /// Runs until the server has drained. During a drain, a lost connection is not opened again.
     pub(super) async fn run(mut self) {
         let (draining, drained) = (self.site.draining.clone(), self.site.drained.clone());
         loop {
             let event = tokio::select! {
                 () = drained.cancelled() => return,
                 event = self.events.recv() => event,
-                // A drain that begins meanwhile goes on hearing what happens to the connection.
+                // A drain may begin during a move. So this ends at once then, to hear what happens to the connection.
                 () = tokio::time::sleep_until(self.look_at), if !draining.is_cancelled() => {
                     let (old, site) = (self.reading.transport.events(), self.site.clone());
                     tokio::select! {
@@ -196,8 +199,9 @@ impl Supervisor {
         }
     }
 
+    /// Reconnects, however many attempts that takes.
     async fn reconnect(&mut self, reason: Arc<str>) {
-        // What they find out from now on concerns no other connection.
+        // From now on, what these tasks find out does not concern the new connection.
         std::mem::take(&mut self.lost).cancel();
         self.site.health.disconnected();
         let lost = self.site.transport();
@@ -216,10 +220,11 @@ impl Supervisor {
         self.enter_ready();
     }
 
+    /// Opens a connection, declares everything, and consumes it.
     async fn connect(&mut self) -> Result<(), Error> {
         let transport = self.dial.connect(Role::Server).await?;
         self.events = transport.events();
-        // What the last one had declared went with it.
+        // What was declared over the last connection has gone with it.
         self.reading = self.reading_over(transport.clone());
         self.site.serves_over(&self.reading);
         self.look_at = next_look_back();
@@ -230,7 +235,7 @@ impl Supervisor {
         self.site.health.connected();
         let (own, shared) =
             self.keepers(&self.reading).into_iter().partition(|keeper| keeper.source == Source::Instance);
-        // In this order, since whoever is told of an instance has to reach it.
+        // The own queue comes first: callers who learn of an instance have to reach it.
         for keepers in [own, shared] {
             self.first_attempts(keepers).await;
         }
@@ -239,12 +244,12 @@ impl Supervisor {
         Ok(())
     }
 
-    /// What the broker said before anybody listened counts as well.
+    /// Sets the state to `Ready`, or to `Blocked` if the broker has said so before anybody listened.
     pub(super) fn enter_ready(&self) {
         self.site.health.blocked(self.site.transport().blocked());
     }
 
-    /// A keeper for each queue, over this connection. The instances' own queues come first.
+    /// A keeper for each queue, over this connection. Those of the instance's own queues come first.
     pub(super) fn keepers(&self, reading: &Arc<Reading>) -> Vec<Keeper> {
         let keeper = |at: usize, served: &Served, source: Source| {
             Keeper::new(&self.site, reading, &served.worker, &served.origin, (at, source))
@@ -265,7 +270,7 @@ impl Supervisor {
         keepers
     }
 
-    /// Looks after what is not consumed, until the connection ends.
+    /// Starts the tasks that look after exchanges, bindings and the catalogue, until the connection ends.
     pub(super) fn look_after(&self) {
         let transport = self.site.transport();
         self.while_connected(keep_repaired(self.site.clone(), self.reading.clone()));
@@ -274,6 +279,7 @@ impl Supervisor {
         self.while_connected(keep_entered(self.site.clone(), transport, workers));
     }
 
+    /// Starts the tasks that keep the queues of dead letters, until the connection ends.
     pub(super) fn keep_all_dead_letters(&self) {
         for worker in self.with_oneway_methods() {
             self.while_connected(keep_dead_letters(worker.clone(), self.site.transport()));
@@ -284,7 +290,7 @@ impl Supervisor {
         self.served.iter().map(|served| served.worker.clone()).collect()
     }
 
-    /// The services that always have a queue of dead letters: those with oneway methods.
+    /// The services with oneway methods. They always have a queue of dead letters.
     fn with_oneway_methods(&self) -> impl Iterator<Item = &Arc<Worker>> {
         self.served.iter().filter_map(|served| match &*served.origin {
             Origin::Service { oneway, .. } if !oneway.is_empty() => Some(&served.worker),
@@ -292,28 +298,28 @@ impl Supervisor {
         })
     }
 
-    /// Starts keepers, and waits for the ends of their first attempts, but not for long.
+    /// Starts keepers, and waits for their first attempts, but not for long.
     async fn first_attempts(&self, keepers: Vec<Keeper>) {
         let attempts = keepers.into_iter().map(|keeper| {
             let (first, attempted) = oneshot::channel();
             self.while_connected(keeper.start_again(first));
             attempted
         });
-        // Whoever takes longer says so itself.
+        // A keeper that takes longer tells the state.
         let _ = tokio::time::timeout(PATIENCE, join_all(attempts)).await;
     }
 
-    /// Has this go on until it has ended, or the connection is lost.
+    /// Runs a task until it ends or the connection is lost.
     fn while_connected(&self, looking: impl Future<Output = ()> + Send + 'static) {
         Self::until(&self.lost, looking);
     }
 
-    /// The same until a connection is lost that this tells of.
+    /// The same, until `lost` is cancelled.
     pub(super) fn until(lost: &CancellationToken, looking: impl Future<Output = ()> + Send + 'static) {
         let lost = lost.clone();
         tokio::spawn(async move {
             tokio::select! {
-                // Not one step more once it is lost.
+                // After the loss, the task must not take another step.
                 biased;
                 () = lost.cancelled() => {}
                 () = looking => {}
@@ -322,7 +328,7 @@ impl Supervisor {
     }
 }
 
-/// Waits until a connection has ended. Meanwhile the state tells whether the broker takes messages.
+/// Waits until a connection has ended. In the meantime, the state tells whether the broker is blocked.
 async fn ended(mut events: broadcast::Receiver<Event>, health: &Health) {
     loop {
         match events.recv().await {
@@ -334,12 +340,11 @@ async fn ended(mut events: broadcast::Receiver<Event>, health: &Health) {
     }
 }
 
-/// Waits for answers about queues, unless none comes for so long: whoever asked goes on then. Gives out how long to wait for
-/// others after that.
+/// Waits for answers about queues, but at most `patience` for each. Returns how long to wait for others after that.
 async fn answered(mut answers: Answers, patience: Duration) -> Result<Duration, Error> {
     loop {
         match tokio::time::timeout(patience, answers.next()).await {
-            // Who tells nothing leaves it to the state.
+            // A keeper that tells nothing leaves it to the state.
             Ok(Some(answer)) => answer.unwrap_or(Ok(()))?,
             Ok(None) => return Ok(patience),
             Err(_) => return Ok(PATIENCE),
@@ -358,6 +363,7 @@ mod tests {
     use crate::error::Fault;
     use crate::server::Server;
     use crate::state::State;
+    use crate::testing;
     use crate::transport::{Properties, Publication};
 
     #[tokio::test]
@@ -381,11 +387,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_drain_that_takes_long_still_hears_of_an_alarm() {
-        let url = format!("memory://{}", Uuid::new_v4());
+        let broker = testing::broker();
         let service =
             Service::new("work", 1).method("wait", |_: Context, (): ()| std::future::pending::<Result<(), Fault>>());
-        let running = Server::connect(&url).await.expect("in memory").serve(service).start().await.expect("all is new");
-        let client = Client::connect(&url).await.expect("in memory");
+        let running =
+            Server::connect(&broker).await.expect("in memory").serve(service).start().await.expect("all is new");
+        let client = Client::connect(&broker).await.expect("in memory");
         let day = Duration::from_secs(24 * 3600);
         let pending = client.call::<()>("work", "wait", ()).timeout(day).start().await.expect("on its way");
         let site = running.site.clone();
@@ -394,14 +401,14 @@ mod tests {
             tokio::task::yield_now().await;
         }
         let drained = tokio::spawn(running.drain());
-        // The first address would have been tried several times.
+        // This is enough time to try the first address several times.
         tokio::time::sleep(day / 24).await;
         assert!(!drained.is_finished(), "a call runs");
-        let Transport::Memory(connection) = site.transport() else { unreachable!("it is in memory") };
-        connection.alarm(Some("low on memory"));
+        let transport = site.transport();
+        broker.alarm("low on memory");
         let (exchange, key) = (String::new(), "any".to_owned());
         let (properties, body) = (Properties::default(), Bytes::new());
-        let receipt = connection.publish(Publication { exchange, key, mandatory: false, properties, body });
+        let receipt = transport.publish(Publication { exchange, key, mandatory: false, properties, body });
         let blocked = state.wait_for(|state| matches!(state, State::Blocked { .. }));
         tokio::time::timeout(PATIENCE, blocked).await.expect("it is heard").expect("it is told");
         tokio::time::timeout(PATIENCE + START_PATIENCE, drained).await.expect("it ends early").expect("no panic");

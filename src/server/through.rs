@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -21,8 +21,6 @@ use crate::service::{Answer, Body};
 /// A call from when it comes until it is over, where there is middleware to be told of it.
 pub(super) struct Passage {
     pub(super) call: Invocation,
-    /// The clock of the client when it sent the call, since 1970.
-    sent: Option<Duration>,
     received: Instant,
     /// When it began to run.
     began: OnceLock<Began>,
@@ -32,7 +30,7 @@ pub(super) struct Passage {
 
 struct Began {
     at: Instant,
-    queue_time: Duration,
+    queue_time: Option<Duration>,
 }
 
 /// How a call ended, in the words of middleware.
@@ -59,13 +57,9 @@ impl From<Code> for Outcome {
 
 impl Passage {
     /// It begins to run.
-    pub(super) fn begins(&self) {
-        let at = Instant::now();
-        let waited_here = at.saturating_duration_since(self.received);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let waited = self.sent.map_or(Duration::ZERO, |sent| now.saturating_sub(sent));
+    fn begins(&self, context: &Context) {
         // It begins once: another delivery has a passage of its own.
-        let _ = self.began.set(Began { at, queue_time: waited.max(waited_here) });
+        let _ = self.began.set(Began { at: Instant::now(), queue_time: context.queue_time() });
     }
 }
 
@@ -101,9 +95,8 @@ impl Worker {
             payload: Bytes::new(),
             idempotent: frame.idempotent,
         };
-        let sent = frame.metadata.sent_at.map(Duration::from_millis);
         let (began, ran) = (OnceLock::new(), AtomicBool::new(false));
-        Some(Arc::new(Passage { call, sent, received: message.received, began, ran }))
+        Some(Arc::new(Passage { call, received: message.received, began, ran }))
     }
 
     /// Runs the handler of a call, with the middleware around it.
@@ -114,10 +107,10 @@ impl Worker {
         context: &Context,
         payload: Bytes,
     ) -> BoxFuture<'static, Answer> {
-        passage.begins();
+        passage.begins(context);
         let call = Invocation { payload, ..passage.call.clone() };
         let codec = call.codec;
-        let (handler, context, passage) = (job.handler.clone(), context.clone(), passage.clone());
+        let (handler, context, passage) = (job.served.handler.clone(), context.clone(), passage.clone());
         let end = move |call: Invocation| {
             passage.ran.store(true, Ordering::Relaxed);
             // The handler sees what the middleware has set.
@@ -164,7 +157,7 @@ impl Worker {
             code: outcome.code,
             own_error: outcome.own_error,
             ran: passage.ran.load(Ordering::Relaxed),
-            queue_time: began.map(|began| began.queue_time),
+            queue_time: began.and_then(|began| began.queue_time),
             handler_time: began.map(|began| began.at.elapsed()),
             took: passage.received.elapsed(),
         });

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::mem;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -21,13 +22,13 @@ use super::dead_letters::DeadQueue;
 use super::dedup::{Dedup, Known};
 use super::message::{Message, Source};
 use super::reading::{self, Reading};
+use super::served_method::ServedMethod;
 use super::through::Passage;
 use crate::error::{Error, Fault};
 use crate::frame::{self, Frame, Kind};
 use crate::middleware::Chain;
 use crate::outbox::{MAX_BYTES, Share};
-use crate::pace::Pace;
-use crate::service::{Answer, Dispatch, Handler, Method, Service};
+use crate::service::{Answer, Dispatch, Service};
 use crate::topology::{QueueKind, ServiceId};
 use crate::transport::{Consumer, Delivery};
 
@@ -55,8 +56,7 @@ pub(super) struct Worker {
     /// Once the server has moved to another connection.
     copies: Mutex<Option<Copies>>,
     pub(super) dead_queue: DeadQueue,
-    /// How long oneway calls take, by method: nobody replies to them, so their senders cannot know.
-    pub(super) paces: BTreeMap<String, Pace>,
+    pub(super) methods: BTreeMap<String, Arc<ServedMethod>>,
 }
 
 /// A job, and its place among those that run at once.
@@ -72,8 +72,7 @@ pub(super) struct Place {
 /// A frame that is going to be run.
 pub(super) struct Job {
     pub(super) frame: Frame,
-    pub(super) handler: Handler,
-    pub(super) dedup: Option<Duration>,
+    pub(super) served: Arc<ServedMethod>,
     pub(super) deadline: Option<Instant>,
     pub(super) message: Arc<Message>,
     /// Where there is middleware.
@@ -99,12 +98,14 @@ pub(super) enum Ending {
 }
 
 impl Worker {
-    pub(super) fn new(id: &ServiceId, name: Arc<str>, service: Service, site: Arc<Site>) -> Result<Self, Error> {
+    pub(super) fn new(id: &ServiceId, name: Arc<str>, mut service: Service, site: Arc<Site>) -> Result<Self, Error> {
         let pool = match service.dispatch {
             Dispatch::Pool(threads) => Some(pool(id, threads)?),
             Dispatch::Inline | Dispatch::Spawn | Dispatch::Blocking => None,
         };
         let has_oneway = service.methods.values().any(|(method, _)| method.oneway);
+        let methods = mem::take(&mut service.methods).into_iter();
+        let served = |(name, (method, handler))| (name, Arc::new(ServedMethod::new(method, handler)));
         let calls = Arc::<Mutex<Calls>>::default();
         site.calls.lock().expect("no panic while holding what is served").push(calls.clone());
         Ok(Self {
@@ -113,7 +114,7 @@ impl Worker {
             prefetch: AtomicU16::new(service.prefetched()),
             own_queue: Mutex::new(Arc::default()),
             permits: Arc::new(Semaphore::new(service.concurrency.min(Semaphore::MAX_PERMITS))),
-            paces: service.methods.keys().map(|name| (name.clone(), Pace::default())).collect(),
+            methods: methods.map(served).collect(),
             middleware: site.middleware.around(&service.middleware),
             service,
             site,
@@ -227,12 +228,11 @@ impl Worker {
     /// Whether a oneway call is one too many in its message. Who sent it does not know how long it takes, so slow ones may
     /// come together, of which others are to have their part.
     fn is_too_much(&self, job: &Job, work: &mut Share) -> bool {
-        let Job { frame, message, .. } = job;
+        let Job { served, message, .. } = job;
         if message.source != Source::Work || message.frames == 1 {
             return false;
         }
-        let method = frame.metadata.method.as_deref().unwrap_or_default();
-        let pace = self.paces.get(method).and_then(Pace::average);
+        let pace = served.pace.average();
         let first = *work == Share::default();
         *work = work.plus(pace.map_or(Share::ALL, Share::of_work));
         !first && *work > Share::ALL
@@ -319,21 +319,24 @@ impl Worker {
     }
 
     /// The method that a frame is for, if there is one.
-    pub(super) fn method(&self, frame: &Frame) -> Option<&Method> {
+    pub(super) fn method(&self, frame: &Frame) -> Option<&Arc<ServedMethod>> {
         let name = if frame.kind == Kind::Event { EVENT } else { frame.metadata.method.as_deref()? };
-        self.service.methods.get(name).map(|(method, _)| method)
+        self.methods.get(name)
     }
 
     /// Notes that such a call begins to run; or how it ends, if it has run or runs already.
     pub(super) fn begin_once(&self, job: &Job) -> Option<Ending> {
         let mut dedup = self.dedup();
-        let Job { frame, message, .. } = job;
+        let Job { frame, served, message, .. } = job;
         match dedup.recall(frame, message.user.as_ref(), || (frame.clone(), message.clone())) {
             None => {
                 dedup.begin(frame, message.user.as_ref());
                 None
             }
-            Some(Known::Ended(answer)) => Some(Ending::Recalled(answer)),
+            Some(Known::Ended(answer)) => {
+                served.counts.repeats();
+                Some(Ending::Recalled(answer))
+            }
             Some(Known::Runs) => Some(Ending::Runs),
             Some(Known::Crowded) => Some(Ending::Recalled(Answer::Fault(crowded()))),
         }

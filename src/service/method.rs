@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::registry::MethodInfo;
+use crate::document::MethodInfo;
 
 /// The description of a method: its name, and how its calls are treated. [`Service::method`](crate::Service::method)
 /// takes one together with the handler.

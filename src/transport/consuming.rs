@@ -1,4 +1,4 @@
-//! Messages that come out of a queue: how it is consumed, what is said of each delivery, and how that ends.
+//! Consuming: how messages come out of a queue, how each is settled, and how a consumer ends.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -13,18 +13,18 @@ use super::{Properties, memory};
 /// How a queue is consumed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Each delivery is settled; at most this many are out at once, no fewer than 1.
+    /// Each delivery has to be settled. At most `prefetch` of them are unsettled at once; 0 counts as 1.
     Settle {
-        /// Messages.
+        /// A number of messages.
         prefetch: u16,
     },
-    /// The same, and settling may take as long as it takes, whatever the broker's `consumer_timeout` is: for quorum queues
-    /// alone, of which RabbitMQ from 3.11.15 on takes this of each consumer.
+    /// The same, but a delivery may stay unsettled for any time, whatever the broker's `consumer_timeout` is. For
+    /// quorum queues only, from RabbitMQ 3.11.15 on.
     SettleAnyTime {
-        /// Messages.
+        /// A number of messages.
         prefetch: u16,
     },
-    /// Deliveries count as acked when they leave the broker.
+    /// Deliveries count as acknowledged when the broker sends them.
     NoAck,
 }
 
@@ -38,33 +38,33 @@ impl Mode {
     }
 }
 
-/// What the consumer says of a delivery.
+/// How a consumer settles a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settle {
-    /// Done with it.
+    /// Acknowledged: the broker deletes the message.
     Ack,
-    /// Not tried: back to the queue (`basic.nack`).
+    /// Requeued without having been tried (`basic.nack`).
     GiveBack,
-    /// An attempt failed: back to the queue, and counted (`basic.reject` with requeue).
+    /// Requeued after an attempt that has failed, which the queue counts (`basic.reject` with requeue).
     Failed,
-    /// Not wanted: dropped or dead-lettered (`basic.reject`).
+    /// Rejected: the broker drops the message, or makes it a dead letter (`basic.reject`).
     Discard,
 }
 
-/// Why nothing more comes of a queue, though nobody here wanted that.
+/// Why a consumer has ended that was not cancelled here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ConsumerEnd {
-    /// The broker ended the consumer alone: its queue was deleted, or crashed.
+    /// The broker has ended this consumer only: its queue was deleted or has crashed.
     Cancelled,
-    /// The broker closed the channel, in these words.
+    /// The broker has closed the channel, with these words.
     Channel(Arc<str>),
-    /// The broker closed the channel, since a delivery was not settled within this time: its `consumer_timeout`.
+    /// The broker has closed the channel, since a delivery was not settled within this time, its `consumer_timeout`.
     TimedOut(Duration),
-    /// The connection ended.
+    /// The connection has ended.
     Connection,
 }
 
-/// The life of a consumer, as it and its deliveries see it.
+/// The life of a consumer. The consumer and its deliveries share it.
 #[derive(Debug, Default)]
 pub(crate) struct Life {
     ended: CancellationToken,
@@ -72,30 +72,30 @@ pub(crate) struct Life {
 }
 
 impl Life {
-    /// Nothing more comes, for this reason, though some of what came before may still have to be read.
+    /// The consumer has ended for this reason. Deliveries that came before may still have to be read.
     pub(crate) fn end(&self, end: ConsumerEnd) {
-        // The first reason is the one that counts.
+        // Only the first reason counts.
         let _ = self.end.set(end);
         self.ended.cancel();
     }
 
-    /// Nothing more comes, as was wanted.
+    /// The consumer has ended, since it was cancelled here.
     pub(crate) fn finish(&self) {
         self.ended.cancel();
     }
 
-    /// When this is dropped, nobody reads any more.
+    /// A guard of the reader. The consumer ends when it is dropped.
     pub(crate) fn reader(&self) -> DropGuard {
         self.ended.clone().drop_guard()
     }
 
-    /// Waits until nothing more comes; tells why, if nobody here wanted that.
+    /// Waits until the consumer has ended. Returns the reason, unless it was cancelled here.
     pub(crate) async fn ended(&self) -> Option<&ConsumerEnd> {
         self.ended.cancelled().await;
         self.end.get()
     }
 
-    /// Whether the broker has taken back what was not settled: it delivers that again, to whomever.
+    /// Whether the broker has requeued everything that was not settled. It delivers that again, to any consumer.
     pub(crate) fn took_back(&self) -> bool {
         matches!(self.end.get(), Some(ConsumerEnd::Channel(_) | ConsumerEnd::TimedOut(_) | ConsumerEnd::Connection))
     }
@@ -104,58 +104,62 @@ impl Life {
 /// When a consumer is cancelled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stop {
+    /// At once.
     Now,
-    /// Once the broker has sent it as many messages as may be out at once, or is too late with them.
+    /// When the prefetch is full, or after 2 s.
     Full,
 }
 
-/// Deliveries of one queue, in order.
+/// A consumer: the deliveries of one queue, in order.
 #[derive(Debug)]
 pub struct Consumer {
     pub(crate) deliveries: mpsc::UnboundedReceiver<Delivery>,
-    /// Told once that no more deliveries are wanted.
+    /// Cancels the consumer. `None` after that.
     pub(crate) cancel: Option<oneshot::Sender<Stop>>,
     pub(crate) life: Arc<Life>,
 }
 
 impl Consumer {
-    /// The next delivery; `None` when the queue or the connection is gone, or after [`Consumer::cancel`].
+    /// The next delivery. `None` when the queue or the connection is gone, or after [`Consumer::cancel`].
     pub async fn next(&mut self) -> Option<Delivery> {
         self.deliveries.recv().await
     }
 
-    /// A delivery that is there already.
+    /// The next delivery, if it has arrived already.
     pub(crate) fn try_next(&mut self) -> Option<Delivery> {
         self.deliveries.try_recv().ok()
     }
 
-    /// Asks for no more; what was prefetched still comes out of [`Consumer::next`], then `None`.
+    /// Asks the broker for no more deliveries. [`Consumer::next`] still returns those that were prefetched, then
+    /// `None`.
     pub fn cancel(&mut self) {
         self.stop(Stop::Now);
     }
 
-    /// Asks for no more of a quorum queue once as many deliveries are out as may be: the broker is not told before what has
-    /// been settled. A message that is on its way to a consumer as that is cancelled goes back to its queue, and counts as
-    /// delivered; to a consumer that is full, none is on its way. After 2 s it is cancelled all the same.
+    /// Cancels the consumer of a quorum queue when its prefetch is full, or after 2 s. Until then the broker is not
+    /// told what was settled.
+    ///
+    /// When a consumer is cancelled, a quorum queue requeues messages that are on their way to it, and counts them as
+    /// delivered. No message is on its way to a full consumer.
     pub fn cancel_when_full(&mut self) {
         self.stop(Stop::Full);
     }
 
     fn stop(&mut self, stop: Stop) {
         if let Some(cancel) = self.cancel.take() {
-            // The other end is gone when the connection is: there is nothing left to cancel then.
+            // An error means that the connection has ended, so there is nothing to cancel.
             let _ = cancel.send(stop);
         }
     }
 
-    /// Waits until nothing more comes; tells why, if nobody here wanted that.
+    /// Waits until the consumer has ended. Returns the reason, unless it was cancelled here.
     pub async fn ended(&self) -> Option<ConsumerEnd> {
         self.life.ended().await.cloned()
     }
 }
 
 impl Drop for Consumer {
-    /// Gives back what was not handed out.
+    /// Requeues deliveries that nobody has read.
     fn drop(&mut self) {
         self.deliveries.close();
         while let Ok(delivery) = self.deliveries.try_recv() {
@@ -164,51 +168,52 @@ impl Drop for Consumer {
     }
 }
 
-/// A message from a queue.
+/// A message that was delivered from a queue.
 #[derive(Debug)]
 pub struct Delivery {
     /// The message's body.
     pub body: Bytes,
     /// The message's properties.
     pub properties: Properties,
-    /// The exchange it was published to.
+    /// The exchange that it was published to.
     pub exchange: String,
-    /// The key it was published with.
+    /// The key that it was published with.
     pub key: String,
     /// Whether it was delivered before.
     pub redelivered: bool,
-    /// How many deliveries of it have failed before, as quorum queues count them; 0 from other queues. RabbitMQ before
-    /// 4.0 counts what was given back too.
+    /// How many deliveries of it have failed before. Only quorum queues count this; it is 0 for others. RabbitMQ before
+    /// 4.0 also counts requeued deliveries.
     pub failures: u32,
-    /// How it came to a queue of dead letters, if the broker brought it there.
+    /// How it became a dead letter, if the broker made it one.
     pub death: Option<Death>,
-    /// When it left the broker.
+    /// When it arrived here.
     pub(crate) received: Instant,
+    /// How it is settled. `None` in the mode [`Mode::NoAck`].
     pub(crate) settler: Option<Settler>,
 }
 
-/// How the broker dead-lettered a message, most recently.
+/// How the broker made a message a dead letter, the last time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Death {
     /// RabbitMQ's word: `delivery_limit`, `rejected`, `expired` or `maxlen`.
     pub reason: String,
-    /// The queue that gave up on it.
+    /// The queue that has given it up.
     pub queue: String,
     /// When, in seconds since 1970, by the broker's clock.
     pub at: u64,
 }
 
-/// Carries what is said of a delivery back to the channel it came from.
+/// Carries a settlement back to where the delivery came from.
 #[derive(Debug)]
 pub(crate) enum Settler {
-    /// By way of the channel's task.
+    /// To the task of the channel.
     Channel { tag: u64, channel: mpsc::UnboundedSender<(u64, Settle)>, life: Arc<Life> },
-    /// At once, in the broker of this process.
+    /// To the broker in this process.
     Memory(memory::Pull),
 }
 
 impl Delivery {
-    /// The life of the consumer that it came to, if it is to be settled.
+    /// The life of the consumer that got it. `None` if it need not be settled.
     pub(crate) fn life(&self) -> Option<&Arc<Life>> {
         match &self.settler {
             Some(Settler::Channel { life, .. }) => Some(life),
@@ -216,17 +221,18 @@ impl Delivery {
         }
     }
 
-    /// Whether the broker has taken it back, being unsettled, and delivers it again.
+    /// Whether the broker has requeued it, since it was not settled when its channel or connection ended. The broker
+    /// delivers it again.
     #[must_use]
     pub fn is_taken_back(&self) -> bool {
         self.life().is_some_and(|life| life.took_back())
     }
 
-    /// Settles the delivery; nothing to do for one of [`Mode::NoAck`]. A delivery dropped unsettled stays out until its
-    /// connection ends.
+    /// Settles the delivery. This does nothing in the mode [`Mode::NoAck`]. A delivery that is dropped without being
+    /// settled stays delivered until its connection ends.
     pub fn settle(self, settle: Settle) {
         match self.settler {
-            // A channel that is gone has given its deliveries back already.
+            // If the channel is gone, the broker has requeued its deliveries already.
             Some(Settler::Channel { tag, channel, .. }) => _ = channel.send((tag, settle)),
             Some(Settler::Memory(pull)) => pull.settle(settle),
             None => {}

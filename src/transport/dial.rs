@@ -1,4 +1,4 @@
-//! Which brokers to connect to, in which order, under which name, and how long to keep trying.
+//! Dialling: which addresses to connect to, in which order, under which name, and how long to try.
 
 use std::fmt;
 use std::path::Path;
@@ -18,26 +18,27 @@ use super::address::{self, Address};
 use super::{Role, Transport, memory, rabbit};
 use crate::error::Error;
 
-/// How long a broker may take until it can be used: one that accepts and stays silent would be waited for without end. One
-/// that some hundreds connect to at once may well take 5 s.
+/// How long an address may take by default until its connection can be used. A broker to which hundreds connect at once
+/// may need 5 s.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long an address is waited for before the next one is tried beside it.
+/// How long an address is tried alone. After that the next one is tried at the same time.
 const HEAD_START: Duration = Duration::from_secs(2);
-/// The pause between two rounds over the addresses grows with the time without a connection, between these.
+/// The shortest pause between two rounds over the addresses. It grows with the time without a connection.
 const MIN_PAUSE: Duration = Duration::from_millis(50);
+/// The longest pause between two rounds.
 const MAX_PAUSE: Duration = Duration::from_secs(10);
-/// How often whoever is elsewhere tries its first address, a half sooner or later: those that have lost a node together do not
-/// come back together.
+/// How often a client or server that is connected to another address tries its first one. It varies by a half, so that
+/// those who lost a node together do not come back at the same moment.
 const LOOK_BACK: Duration = Duration::from_secs(300);
 /// The longest name of a connection, in bytes.
 const MAX_NAME: usize = 64;
 
-/// How a client or a server wants to connect.
+/// The settings for connecting that clients, servers and operators have in common.
 #[derive(Debug, Clone)]
 pub(crate) struct DialSettings {
     /// How long each address may take.
     pub(crate) timeout: Duration,
-    /// What its connections are called.
+    /// The name of the connections. `None`: the program's name.
     pub(crate) name: Option<String>,
     #[cfg(feature = "tls")]
     pub(crate) tls: Option<Tls>,
@@ -55,7 +56,7 @@ impl Default for DialSettings {
 }
 
 impl DialSettings {
-    /// Reads an address, as [`Dial::parse`] does.
+    /// Reads an address in the forms of [`Dial::parse`].
     ///
     /// # Errors
     /// `Invalid` for an address, a name or settings for TLS that cannot be used.
@@ -80,54 +81,55 @@ impl DialSettings {
     }
 }
 
-/// The addresses of one broker, or of the nodes of a cluster, and how they are connected to.
+/// How to connect to one broker, or to one of the nodes of a cluster.
 #[derive(Clone)]
 pub struct Dial {
-    /// In the order in which they are tried: of several, another one for each dial, unless an address says `?order=given`.
+    /// The addresses in the order in which they are tried. The order is random for each dial, unless an address says
+    /// `?order=given`.
     addresses: Vec<Address>,
     /// How long each address may take.
     pub(super) connect_timeout: Duration,
-    /// What people call whoever connects. Default: the name of the program.
+    /// The name of the connections. Default: the program's name.
     pub(crate) name: Arc<str>,
-    /// The id of the client or server that connects, if it has one.
+    /// The id of the client or server that connects.
     instance: Option<Arc<str>>,
-    /// Whom to trust and who to be, if an address is `amqps://`.
+    /// The settings for TLS, if an address is `amqps://`.
     pub(super) tls: Option<rabbit::Connector>,
 }
 
 impl Dial {
-    /// Reads `memory://`, `memory://name`, `memory://user@name`, `amqp://host`, with the feature `tls` `amqps://host`, or
-    /// several: either hosts of one address, `amqp://user:password@a,b:5673,c/vhost`, or whole addresses with a comma
-    /// between them.
+    /// Reads `memory://`, `memory://name`, `memory://user@name`, `amqp://host`, or with the cargo feature `tls`
+    /// `amqps://host`. Several addresses are written as hosts in one, `amqp://user:password@a,b:5673,c/vhost`, or as
+    /// whole addresses with commas between them.
     ///
     /// # Errors
-    /// `Invalid`, which says what cannot be used, and shows no more of it than its scheme.
+    /// `Invalid`. The error says what cannot be used, and shows nothing of the address but its scheme.
     pub fn parse(text: &str) -> Result<Self, Error> {
         DialSettings::default().dial(text)
     }
 
-    /// The same on behalf of this instance.
+    /// The same, for this instance.
     pub(crate) fn of(self, instance: Arc<str>) -> Self {
         Self { instance: Some(instance), ..self }
     }
 
-    /// What its connections are called on the broker and in the log, such as `billing-web client 4711 a1b2c3d4e5f6`: the
-    /// name, the role, the process, and the instance if there is one.
+    /// The name of the connections on the broker and in the log: name, role, process, and instance if there is one. For
+    /// example `billing-web client 4711 a1b2c3d4e5f6`.
     pub(crate) fn label(&self, role: Role) -> String {
         let label = format!("{} {role} {}", self.name, std::process::id());
         self.instance.as_ref().map_or_else(|| label.clone(), |instance| format!("{label} {instance}"))
     }
 
-    /// Connects to the first address that can be had. While one takes longer than 2 s, the next is tried beside it: a broker
-    /// that says nothing, as one that is suspended, holds up no connection to another.
+    /// Connects to the first address that answers. If one takes longer than 2 s, the next is tried at the same time. So
+    /// a broker that says nothing, for example since it is suspended, does not hold up a connection to another.
     ///
     /// # Errors
-    /// `Connect` with what each address said.
+    /// `Connect` with the reason of each address.
     pub async fn connect(&self, role: Role) -> Result<Transport, Error> {
         self.connect_to_one_of(&self.addresses, role).await
     }
 
-    /// Whether a transport leads elsewhere than to the first of several addresses.
+    /// Whether a transport is connected to another than the first of several addresses.
     pub(crate) fn is_elsewhere(&self, transport: &Transport) -> bool {
         match (&*self.addresses, transport.broker()) {
             ([first, _, ..], Some(broker)) => first.to_string() != broker,
@@ -135,10 +137,10 @@ impl Dial {
         }
     }
 
-    /// Connects to the first address and to no other.
+    /// Connects to the first address only.
     ///
     /// # Errors
-    /// `Connect` with what it said.
+    /// `Connect` with the reason.
     pub(crate) async fn connect_to_first(&self, role: Role) -> Result<Transport, Error> {
         self.connect_to_one_of(&self.addresses[..1], role).await
     }
@@ -168,13 +170,19 @@ impl Dial {
 
     async fn open(&self, address: &Address, role: Role) -> Result<Transport, String> {
         match address {
-            Address::Memory { name, user } => Ok(Transport::Memory(memory::Connection::open_as(user.as_deref(), name))),
+            Address::Memory { name, user } => {
+                let opened = memory::Connection::open(name, user.as_deref(), self.connect_timeout).await;
+                opened.map(Transport::Memory)
+            }
             Address::Rabbit(address) => rabbit::Connection::open(address, self, role).await.map(Transport::Rabbit),
         }
     }
 }
 
-/// What TLS needs, if an address asks for it; with settings for it, all have to.
+/// The settings for TLS in the form for lapin, if an address is `amqps://`.
+///
+/// # Errors
+/// `Invalid` if there are settings for TLS, but an address does not use it.
 #[cfg(feature = "tls")]
 fn connector(addresses: &[Address], tls: Option<&Tls>) -> Result<Option<rabbit::Connector>, Error> {
     let is_encrypted = |address: &Address| matches!(address, Address::Rabbit(it) if it.scheme == Scheme::Amqps);
@@ -188,7 +196,7 @@ fn connector(addresses: &[Address], tls: Option<&Tls>) -> Result<Option<rabbit::
     }
 }
 
-/// A name for connections, if it can be one.
+/// Checks a name for connections.
 fn checked(name: &str) -> Result<&str, Error> {
     if name.is_empty() || name.len() > MAX_NAME || name.contains(char::is_control) {
         return Err(Error::Invalid(format!(
@@ -198,7 +206,7 @@ fn checked(name: &str) -> Result<&str, Error> {
     Ok(name)
 }
 
-/// The name of this program, as far as it can be one of connections.
+/// The name of this program, without what a name of a connection must not contain.
 fn program() -> String {
     let path = std::env::args_os().next().unwrap_or_default();
     let file = Path::new(&path).file_name().unwrap_or_default().to_string_lossy();
@@ -213,7 +221,7 @@ fn program() -> String {
 }
 
 impl fmt::Debug for Dial {
-    /// Without users, passwords and keys.
+    /// Does not show users, passwords and keys.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Dial")
             .field("addresses", &self.addresses)
@@ -223,15 +231,16 @@ impl fmt::Debug for Dial {
     }
 }
 
-/// How long to wait before the next round, when there has been no connection since `since`: about a quarter of that time,
-/// so that one that comes back is found soon, and never the same for two that lost theirs together.
+/// The pause before the next round over the addresses, if there was no connection since `since`: about a quarter of
+/// that time. So a broker that comes back is found soon. It is random, so that clients that lost their connections
+/// together do not return at the same moment.
 pub(crate) fn pause_before_next(since: Instant) -> Duration {
     let pause = (since.elapsed() / 4).clamp(MIN_PAUSE, MAX_PAUSE);
     let [random, ..] = Uuid::new_v4().into_bytes();
     pause.mul_f64(0.5 + f64::from(random) / 512.0)
 }
 
-/// When whoever is elsewhere tries its first address the next time.
+/// When a client or server that is connected to another address tries its first one again.
 pub(crate) fn next_look_back() -> Instant {
     let [random, ..] = Uuid::new_v4().into_bytes();
     Instant::now() + LOOK_BACK.mul_f64(0.5 + f64::from(random) / 256.0)

@@ -1,68 +1,95 @@
-//! A broker inside the process, with RabbitMQ's semantics as far as Hopline relies on them.
+//! A broker inside this process. It behaves like RabbitMQ, as far as Hopline relies on that.
 //!
-//! Everybody in the process who opens the same name meets there. A broker goes, with all that it holds, when the last
-//! connection to it is dropped.
+//! Everybody in the process who opens the same name meets there. A broker ends, with all its messages, when the last
+//! connection to it is dropped. Tests can make it fail: see `memory/faults.rs`.
 
 mod broker;
 mod channel;
+mod faults;
 mod publishing;
 mod queue;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use uuid::Uuid;
 
-use self::broker::State;
+use self::broker::{Peer, State};
 use self::channel::Consumption;
+use self::faults::End;
 use super::{Consumer, Delivery, Event, Life, Lost, Mode, Publication, Receipt, Settle, Stop};
 use crate::error::Error;
 use crate::topology::{Binding, Declaration};
 
-/// The brokers of this process that somebody is connected to.
+/// The brokers of this process that somebody is connected to, by name.
 static BROKERS: Mutex<BTreeMap<String, Weak<Broker>>> = Mutex::new(BTreeMap::new());
 
-/// How many events a slow subscriber may be behind.
+/// How many events a slow subscriber may be behind before it misses some.
 const EVENTS: usize = 64;
 
-/// How many settled deliveries of a channel are handled under one lock.
+/// The most settlements of a channel that are handled while the lock is held once.
 const SETTLES_AT_ONCE: usize = 64;
 
-/// One broker: its state, and the lock around it.
-struct Broker(Mutex<State>);
+/// One broker: its state behind a lock. It ends when this and all connections to it are dropped.
+pub struct Broker {
+    state: Mutex<State>,
+    /// Whether the broker, or one of its queues, does not answer. It is sent whenever that may have changed.
+    silent: watch::Sender<bool>,
+}
 
 impl Broker {
-    /// The broker of this name; a new one when nobody is connected to it.
-    fn named(name: &str) -> Arc<Self> {
+    /// The broker with this name. It is made if nobody has it or is connected to it.
+    #[must_use]
+    pub fn named(name: &str) -> Arc<Self> {
         let mut brokers = BROKERS.lock().expect("no panic while holding the brokers");
         if let Some(broker) = brokers.get(name).and_then(Weak::upgrade) {
             return broker;
         }
         brokers.retain(|_, broker| broker.strong_count() > 0);
-        let broker = Arc::new_cyclic(|this: &Weak<Self>| Self(Mutex::new(State::new(this.clone()))));
+        let broker = Arc::new_cyclic(|this: &Weak<Self>| Self {
+            state: Mutex::new(State::new(this.clone())),
+            silent: watch::Sender::new(false),
+        });
         brokers.insert(name.to_owned(), Arc::downgrade(&broker));
         broker
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().expect("no panic while holding the broker's state")
+        self.state.lock().expect("no panic while holding the broker's state")
+    }
+
+    /// Waits until the broker is not stalled.
+    async fn answers(&self) {
+        let mut silent = self.silent.subscribe();
+        while self.state().faults.stalled {
+            // This cannot fail: the sender is in `self`.
+            let _ = silent.changed().await;
+        }
     }
 }
 
-/// A connection to a broker in this process; it closes when its last clone is dropped.
+impl fmt::Debug for Broker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Broker").finish_non_exhaustive()
+    }
+}
+
+/// A connection to a broker in this process. It is closed when its last clone is dropped.
 #[derive(Clone)]
 pub struct Connection(Arc<Link>);
 
 /// What the clones of a connection share.
 struct Link {
     id: u64,
-    user: Option<String>,
+    user: Option<Arc<str>>,
     broker: Arc<Broker>,
     runtime: Handle,
     events: broadcast::Sender<Event>,
+    end: End,
 }
 
 impl Drop for Link {
@@ -78,120 +105,138 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    /// Connects to the broker of this name, which is made when it does not exist.
+    /// Connects to the broker with this name, as a user or without one. The broker is made if it does not exist. It
+    /// knows every user, and believes everybody.
+    ///
+    /// # Errors
+    /// A sentence, if the broker is [down](Broker::take_down) or has not answered within `patience`.
     ///
     /// # Panics
-    /// Outside a tokio runtime: the broker's timers need one.
-    #[must_use]
-    pub fn open(name: &str) -> Self {
-        Self::open_as(None, name)
-    }
-
-    /// The same as a user, who need not be known and is who it says it is.
-    ///
-    /// # Panics
-    /// As [`Connection::open`].
-    #[must_use]
-    pub fn open_as(user: Option<&str>, name: &str) -> Self {
-        let runtime = Handle::current();
+    /// Outside of a tokio runtime, which the broker's timers need.
+    pub async fn open(name: &str, user: Option<&str>, patience: Duration) -> Result<Self, String> {
         let broker = Broker::named(name);
-        let (events, _) = broadcast::channel(EVENTS);
-        let id = broker.state().connect(runtime.clone(), events.clone());
-        Self(Arc::new(Link { id, user: user.map(str::to_owned), broker, runtime, events }))
+        if tokio::time::timeout(patience, broker.answers()).await.is_err() {
+            return Err(format!("no answer within {patience:?}: the broker in memory is stalled"));
+        }
+        let down = broker.state().faults.down.clone();
+        match down {
+            Some(reason) => Err(reason.to_string()),
+            None => Ok(Self::to(broker, user)),
+        }
     }
 
-    /// One that has ended already, to a broker that nobody else can reach.
+    /// A connection to this broker.
+    fn to(broker: Arc<Broker>, user: Option<&str>) -> Self {
+        let (runtime, user, end) = (Handle::current(), user.map(Arc::from), End::default());
+        let (events, _) = broadcast::channel(EVENTS);
+        let peer = Peer {
+            runtime: runtime.clone(),
+            user: user.clone(),
+            events: events.clone(),
+            end: end.clone(),
+            blocked: false,
+        };
+        let id = broker.state().connect(peer);
+        Self(Arc::new(Link { id, user, broker, runtime, events, end }))
+    }
+
+    /// A connection that has ended already.
     ///
     /// # Panics
     /// As [`Connection::open`].
     pub(crate) fn absent() -> Self {
-        let connection = Self::open(&Uuid::new_v4().to_string());
+        let connection = Self::to(Broker::named(&Uuid::new_v4().to_string()), None);
         connection.close();
         connection
     }
 
-    /// The user that the connection was opened as.
+    /// The user as whom the connection was opened.
     #[must_use]
     pub fn user(&self) -> Option<&str> {
         self.0.user.as_deref()
     }
 
-    /// Declares each part in order.
+    /// Declares each part in this order.
     ///
     /// # Errors
-    /// `Mismatch` where something exists with other arguments, `Broker` for what is missing or belongs to another
-    /// connection, `Disconnected` after [`Connection::close`].
-    pub fn declare(&self, parts: &[Declaration]) -> Result<(), Error> {
-        let mut state = self.state()?;
-        parts.iter().try_for_each(|part| state.declare(self.0.id, part))
+    /// `Mismatch` if something exists with other arguments. `Broker` for what does not exist or belongs to another
+    /// connection. `Disconnected` after [`Connection::close`].
+    pub async fn declare(&self, parts: &[Declaration]) -> Result<(), Error> {
+        drop(self.answers(None).await?);
+        for part in parts {
+            let queue = match part {
+                Declaration::Queue(queue) => Some(&*queue.name),
+                Declaration::Exchange(_) | Declaration::Binding(_) => None,
+            };
+            self.answers(queue).await?.declare(self.0.id, part)?;
+        }
+        Ok(())
     }
 
-    /// Which of these exchanges are not there.
+    /// Which of these exchanges do not exist.
     ///
     /// # Errors
     /// `Disconnected` after [`Connection::close`].
-    pub fn missing(&self, exchanges: &[String]) -> Result<Vec<String>, Error> {
-        let state = self.state()?;
+    pub async fn missing(&self, exchanges: &[String]) -> Result<Vec<String>, Error> {
+        let state = self.answers(None).await?;
         Ok(exchanges.iter().filter(|name| !state.exchanges.contains_key(*name)).cloned().collect())
     }
 
-    /// Takes bindings away.
+    /// Deletes bindings.
     ///
     /// # Errors
     /// `Disconnected` after [`Connection::close`].
-    pub fn unbind(&self, bindings: &[Binding]) -> Result<(), Error> {
-        let mut state = self.state()?;
+    pub async fn unbind(&self, bindings: &[Binding]) -> Result<(), Error> {
+        let mut state = self.answers(None).await?;
         bindings.iter().for_each(|binding| state.unbind(binding));
         Ok(())
     }
 
-    /// Routes a message at once, and the receipt is resolved when this returns; during an [alarm](Self::alarm) after that.
+    /// Routes a message. The receipt is resolved when this returns, unless the broker has a [fault](faults) that
+    /// concerns the message.
     pub fn publish(&self, mut publication: Publication) -> Receipt {
-        publication.properties.user_id.clone_from(&self.0.user);
+        publication.properties.user_id = self.0.user.as_deref().map(str::to_owned);
         let (said, receipt) = Receipt::new();
         let mut state = self.0.broker.state();
         if !state.is_connected(self.0.id) {
-            // Nobody has to read a receipt.
-            let _ = said.send(Err(closed()));
+            // An error means that nobody waits for the receipt.
+            let _ = said.send(Err(self.closed()));
         } else {
             state.take(self.0.id, publication, said);
         }
         receipt
     }
 
-    /// For tests: the broker is short of memory, for this reason, or no longer is. Until then what is published by any
-    /// connection waits.
-    pub fn alarm(&self, reason: Option<&str>) {
-        self.0.broker.state().alarm(reason.map(Into::into));
-    }
-
-    /// Why the broker takes no publications of this connection, once it has said so.
+    /// The broker's reason for accepting no messages of this connection, after it has told it.
     #[must_use]
     pub fn blocked(&self) -> Option<Arc<str>> {
         self.0.broker.state().blocked(self.0.id)
     }
 
-    /// Starts to consume a queue.
+    /// Begins to consume a queue.
     ///
     /// # Errors
-    /// `Broker` when the queue does not exist or is another connection's, `Disconnected` after [`Connection::close`].
-    pub fn consume(&self, queue: &str, mode: Mode) -> Result<Consumer, Error> {
+    /// `Broker` if the queue does not exist or belongs to another connection, `Disconnected` after
+    /// [`Connection::close`].
+    pub async fn consume(&self, queue: &str, mode: Mode) -> Result<Consumer, Error> {
+        let mut state = self.answers(Some(queue)).await?;
         let (sent, deliveries) = mpsc::unbounded_channel();
         let (settler, settled) = mpsc::unbounded_channel();
         let (cancel, cancelled) = oneshot::channel();
         let life = Arc::new(Life::default());
         let consumption = Consumption { mode, deliveries: sent, settler };
-        let channel = self.state()?.consume(self.0.id, queue, consumption, life.clone())?;
-        self.0.runtime.spawn(serve(Arc::downgrade(&self.0.broker), channel, cancelled, settled));
+        let channel = state.consume(self.0.id, queue, consumption, life.clone())?;
+        let broker = (Arc::downgrade(&self.0.broker), self.0.broker.silent.subscribe());
+        self.0.runtime.spawn(serve(broker, (channel, queue.to_owned()), cancelled, settled));
         Ok(Consumer { deliveries, cancel: Some(cancel), life })
     }
 
-    /// Takes one message out of a queue; none when none waits.
+    /// Takes one message out of a queue. `None` if none is ready.
     ///
     /// # Errors
     /// As [`Connection::consume`].
-    pub fn get(&self, queue: &str) -> Result<Option<Delivery>, Error> {
-        self.state()?.get(self.0.id, queue)
+    pub async fn get(&self, queue: &str) -> Result<Option<Delivery>, Error> {
+        self.answers(Some(queue)).await?.get(self.0.id, queue)
     }
 
     /// Publishes a message again and again.
@@ -201,43 +246,67 @@ impl Connection {
         }
     }
 
-    /// How many messages wait in a queue; none when there is no such queue.
+    /// How many messages of a queue are ready. `None` if there is no such queue.
     ///
     /// # Errors
-    /// `Broker` when it is another connection's, `Disconnected` after [`Connection::close`].
-    pub fn count(&self, queue: &str) -> Result<Option<u64>, Error> {
-        self.state()?.count(self.0.id, queue)
+    /// `Broker` if the queue belongs to another connection, `Disconnected` after [`Connection::close`].
+    pub async fn count(&self, queue: &str) -> Result<Option<u64>, Error> {
+        self.answers(Some(queue)).await?.count(self.0.id, queue)
     }
 
-    /// What happens to the connection from now on: it can be blocked, but not lost.
+    /// Tells what happens to the connection from now on.
     #[must_use]
     pub fn events(&self) -> broadcast::Receiver<Event> {
         self.0.events.subscribe()
     }
 
-    /// Closes the connection for all its clones: unsettled deliveries go back, exclusive queues are deleted.
+    /// Closes the connection for all its clones. Deliveries that are not settled are requeued, and exclusive queues are
+    /// deleted.
     pub fn close(&self) {
         self.0.broker.state().disconnect(self.0.id);
     }
 
-    /// The broker's state, if it still knows this connection.
-    fn state(&self) -> Result<MutexGuard<'_, State>, Error> {
+    /// Waits until the broker answers, about a queue or about anything else. Returns its state, locked.
+    ///
+    /// # Errors
+    /// The connection has ended.
+    async fn answers(&self, queue: Option<&str>) -> Result<MutexGuard<'_, State>, Error> {
+        let mut silent = self.0.broker.silent.subscribe();
+        loop {
+            if let Some(answer) = self.answer(queue) {
+                return answer;
+            }
+            // This cannot fail: the sender is in the broker, which this connection holds.
+            let _ = silent.changed().await;
+        }
+    }
+
+    /// The same without waiting. `None` if the broker does not answer now.
+    fn answer(&self, queue: Option<&str>) -> Option<Result<MutexGuard<'_, State>, Error>> {
         let state = self.0.broker.state();
-        if state.is_connected(self.0.id) { Ok(state) } else { Err(closed().into()) }
+        if !state.is_connected(self.0.id) {
+            return Some(Err(self.closed().into()));
+        }
+        (!state.faults.is_silent(queue)).then_some(Ok(state))
+    }
+
+    fn closed(&self) -> Lost {
+        let reason = self.0.end.get().cloned();
+        Lost::connection(false, reason.unwrap_or_else(|| "the connection was closed".into()))
     }
 }
 
-/// A message that was taken out of a queue without consuming it: it has a channel of its own.
+/// A message that was taken out of a queue without a consumer. It has a channel of its own.
 pub(crate) struct Pull {
     broker: Weak<Broker>,
     channel: u64,
 }
 
 impl Pull {
-    /// Settles the message; with its broker or its connection gone, there is nothing left to settle.
+    /// Settles the message. If the broker or the connection is gone, there is nothing to settle.
     pub(crate) fn settle(self, settle: Settle) {
         if let Some(broker) = self.broker.upgrade() {
-            broker.state().settle_pulled(self.channel, settle);
+            broker.state().hear_of_pulled(self.channel, settle);
         }
     }
 }
@@ -248,34 +317,44 @@ impl fmt::Debug for Pull {
     }
 }
 
-fn closed() -> Lost {
-    Lost::connection(false, "the connection was closed".into())
-}
-
-/// Carries to the broker what is said of a channel's deliveries, until nobody can say anything any more.
+/// The task of a consumer. It passes settlements to the broker until nobody can send any more.
 async fn serve(
-    broker: Weak<Broker>,
-    channel: u64,
+    (broker, mut silent): (Weak<Broker>, watch::Receiver<bool>),
+    (channel, queue): (u64, String),
     mut cancelled: oneshot::Receiver<Stop>,
     mut settled: mpsc::UnboundedReceiver<(u64, Settle)>,
 ) {
     let mut consuming = true;
     let mut settles = Vec::with_capacity(SETTLES_AT_ONCE);
     loop {
-        tokio::select! {
-            // A consumer that is dropped is cancelled too.
+        let mut stops = false;
+        let count = tokio::select! {
+            // Dropping a consumer cancels it as well.
             _ = &mut cancelled, if consuming => {
-                consuming = false;
-                let Some(broker) = broker.upgrade() else { return };
-                broker.state().cancel(channel);
+                stops = true;
+                0
             }
-            count = settled.recv_many(&mut settles, SETTLES_AT_ONCE) => {
-                let Some(broker) = broker.upgrade() else { return };
-                if count == 0 {
-                    return broker.state().end(&[channel]);
-                }
-                broker.state().settle(channel, settles.drain(..));
+            count = settled.recv_many(&mut settles, SETTLES_AT_ONCE) => count,
+        };
+        let broker = loop {
+            // This is cheaper than locking the state, and mostly enough.
+            let is_silent = *silent.borrow_and_update();
+            let Some(broker) = broker.upgrade() else { return };
+            if !is_silent || !broker.state().hears_nothing_of(channel, &queue) {
+                break broker;
             }
+            drop(broker);
+            if silent.changed().await.is_err() {
+                return;
+            }
+        };
+        if stops {
+            consuming = false;
+            broker.state().cancel(channel);
+        } else if count == 0 {
+            return broker.state().end(&[channel]);
+        } else {
+            broker.state().settle(channel, settles.drain(..));
         }
     }
 }
@@ -295,10 +374,14 @@ mod tests {
     }
 
     /// A connection to a new broker with one queue, named `queue`.
-    fn with_queue(queue: Queue) -> Connection {
-        let connection = Connection::open(&unique());
-        connection.declare(&[Declaration::Queue(queue)]).expect("a queue that nobody has");
+    async fn with_queue(queue: Queue) -> Connection {
+        let connection = open(&unique()).await;
+        connection.declare(&[Declaration::Queue(queue)]).await.expect("a queue that nobody has");
         connection
+    }
+
+    async fn open(name: &str) -> Connection {
+        Connection::open(name, None, Duration::ZERO).await.expect("it answers at once")
     }
 
     fn message(expiration: Option<Duration>) -> Publication {
@@ -314,22 +397,22 @@ mod tests {
     #[tokio::test]
     async fn those_who_open_the_same_name_meet_until_the_last_has_gone() {
         let (name, other_name) = (unique(), unique());
-        let (one, two, stranger) = (Connection::open(&name), Connection::open(&name), Connection::open(&other_name));
-        one.declare(&[Declaration::Queue(Queue::new("queue", QueueKind::Classic))]).expect("a new queue");
+        let (one, two, stranger) = (open(&name).await, open(&name).await, open(&other_name).await);
+        one.declare(&[Declaration::Queue(Queue::new("queue", QueueKind::Classic))]).await.expect("a new queue");
         assert_eq!(two.publish(message(None)).await, Ok(Confirm::Accepted));
         assert_eq!(stranger.publish(message(None)).await, Ok(Confirm::Returned));
         drop(one);
         assert_eq!(two.publish(message(None)).await, Ok(Confirm::Accepted));
         drop(two);
-        assert_eq!(Connection::open(&name).publish(message(None)).await, Ok(Confirm::Returned));
+        assert_eq!(open(&name).await.publish(message(None)).await, Ok(Confirm::Returned));
     }
 
     #[tokio::test]
     async fn a_connection_closes_with_its_last_clone() {
         let name = unique();
-        let (owner, other) = (Connection::open(&name), Connection::open(&name));
+        let (owner, other) = (open(&name).await, open(&name).await);
         let clone = owner.clone();
-        owner.declare(&[Declaration::Queue(Queue::new("queue", QueueKind::Exclusive))]).expect("a new queue");
+        owner.declare(&[Declaration::Queue(Queue::new("queue", QueueKind::Exclusive))]).await.expect("a new queue");
         drop(owner);
         assert_eq!(other.publish(message(None)).await, Ok(Confirm::Accepted));
         drop(clone);
@@ -338,22 +421,22 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_published_during_an_alarm_waits_for_its_end_in_order() {
-        let connection = with_queue(Queue { max_length: Some(1), ..Queue::new("queue", QueueKind::Classic) });
+        let connection = with_queue(Queue { max_length: Some(1), ..Queue::new("queue", QueueKind::Classic) }).await;
         let mut events = connection.events();
-        connection.alarm(Some("low on memory"));
+        connection.0.broker.alarm("low on memory");
         assert_eq!(connection.blocked(), None);
         let (mut first, second) = (connection.publish(message(None)), connection.publish(message(None)));
         assert_eq!(events.recv().await, Ok(Event::Blocked("low on memory".into())));
         assert_eq!(connection.blocked().as_deref(), Some("low on memory"));
         assert!(futures::poll!(&mut first).is_pending());
-        connection.alarm(None);
+        connection.0.broker.restore();
         assert_eq!((first.await, second.await), (Ok(Confirm::Accepted), Ok(Confirm::Refused)));
         assert_eq!((events.recv().await, connection.blocked()), (Ok(Event::Unblocked), None));
     }
 
     #[tokio::test]
     async fn a_thread_without_a_runtime_can_publish() {
-        let connection = with_queue(Queue::new("queue", QueueKind::Classic));
+        let connection = with_queue(Queue::new("queue", QueueKind::Classic)).await;
         let publisher = connection.clone();
         let receipt = std::thread::spawn(move || publisher.publish(message(Some(Duration::from_secs(60)))));
         assert_eq!(receipt.join().expect("no panic").await, Ok(Confirm::Accepted));
@@ -363,7 +446,8 @@ mod tests {
     async fn time_is_tokios_and_can_be_paused() {
         let day = Duration::from_secs(86_400);
         let connection =
-            with_queue(Queue { expires: Some(day), max_length: Some(1), ..Queue::new("queue", QueueKind::Classic) });
+            with_queue(Queue { expires: Some(day), max_length: Some(1), ..Queue::new("queue", QueueKind::Classic) })
+                .await;
         assert_eq!(connection.publish(message(Some(day / 4))).await, Ok(Confirm::Accepted));
         assert_eq!(connection.publish(message(None)).await, Ok(Confirm::Refused));
         tokio::time::sleep(day / 2).await;
@@ -374,9 +458,9 @@ mod tests {
 
     #[tokio::test]
     async fn giving_back_does_not_count_towards_the_delivery_limit() {
-        let connection = with_queue(Queue { delivery_limit: Some(1), ..Queue::new("queue", QueueKind::Quorum) });
+        let connection = with_queue(Queue { delivery_limit: Some(1), ..Queue::new("queue", QueueKind::Quorum) }).await;
         assert_eq!(connection.publish(message(None)).await, Ok(Confirm::Accepted));
-        let mut consumer = connection.consume("queue", Mode::Settle { prefetch: 1 }).expect("the queue exists");
+        let mut consumer = connection.consume("queue", Mode::Settle { prefetch: 1 }).await.expect("the queue exists");
         for _ in 0..50 {
             consumer.next().await.expect("it comes again").settle(Settle::GiveBack);
         }
@@ -385,15 +469,15 @@ mod tests {
     #[tokio::test]
     async fn timers_outlive_the_runtime_of_the_connection_that_closes() {
         let name = unique();
-        let staying = Connection::open(&name);
+        let staying = open(&name).await;
         let other_name = name.clone();
         let leaving = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
             runtime.block_on(async {
-                let leaving = Connection::open(&other_name);
+                let leaving = open(&other_name).await;
                 let brief =
                     Queue { expires: Some(Duration::from_millis(50)), ..Queue::new("queue", QueueKind::Classic) };
-                leaving.declare(&[Declaration::Queue(brief)]).expect("a new queue");
+                leaving.declare(&[Declaration::Queue(brief)]).await.expect("a new queue");
             });
         });
         leaving.join().expect("no panic");

@@ -1,9 +1,9 @@
-//! What a connection by TLS is told: whom to trust, and who to be.
+//! The settings for TLS: whom to trust, and which certificate to show.
 
 use std::fmt;
 
-/// Settings for `amqps://`, where the system's roots alone do not do. The broker has to prove that it is the host in the
-/// address in any case.
+/// Settings for `amqps://`. They are only needed if the system's CAs are not enough, or if the broker asks for a client
+/// certificate. The broker always has to prove that it is the host in the address.
 ///
 /// ```no_run
 /// use hopline::{Client, Tls};
@@ -21,7 +21,7 @@ pub struct Tls {
     pub(super) identity: Option<Identity>,
 }
 
-/// Certificates and the key of the first of them, in PEM.
+/// A client certificate, the certificates that lead to its root, and its key, all in PEM.
 #[derive(Clone)]
 pub(super) struct Identity {
     pub(super) certificates: Vec<u8>,
@@ -29,25 +29,25 @@ pub(super) struct Identity {
 }
 
 impl Tls {
-    /// Trust in the system's roots, and no certificate of one's own: what `amqps://` means without settings.
+    /// Trusts the system's CAs, and shows no certificate. `amqps://` without settings means the same.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Trusts the certificates in `pem`, one or several, instead of the system's roots: only they and what they have
-    /// signed can be the broker.
+    /// Trusts the certificates in `pem`, one or several, and not the system's CAs. The broker's certificate has to be
+    /// one of them, or signed by one of them.
     #[must_use]
     pub fn ca(mut self, pem: impl Into<Vec<u8>>) -> Self {
         self.ca = Some(pem.into());
         self
     }
 
-    /// Shows the broker a certificate: `certificates` in PEM, one's own first and then those that lead to a root, and its
-    /// private `key` in PEM (PKCS#8, PKCS#1 or SEC1, without a password).
+    /// Shows the broker a client certificate. `certificates` are in PEM: the client's own first, then those that lead
+    /// to a root. `key` is its private key in PEM (PKCS#8, PKCS#1 or SEC1, without a password).
     ///
-    /// Where the address names no user, the certificate is also who logs in, by SASL EXTERNAL: RabbitMQ needs the plugin
-    /// `rabbitmq_auth_mechanism_ssl` for that. With `amqps://user:password@host` the password does.
+    /// If the address names no user, the certificate is also used to log in, with SASL EXTERNAL. RabbitMQ needs the
+    /// plugin `rabbitmq_auth_mechanism_ssl` for that. With `amqps://user:password@host` the password is used.
     #[must_use]
     pub fn identity(mut self, certificates: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
         self.identity = Some(Identity { certificates: certificates.into(), key: key.into() });
@@ -56,7 +56,7 @@ impl Tls {
 }
 
 impl fmt::Debug for Tls {
-    /// Without the key.
+    /// Does not show the key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tls")
             .field("own_ca", &self.ca.is_some())

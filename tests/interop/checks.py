@@ -242,12 +242,19 @@ def a_broadcast_reaches_the_instance(bench):
 def every_instance_tells_what_it_serves(bench):
     equal(bench.client.discover("hopline.ping"), {bench.instance: None})
     info = bench.client.discover("hopline.info")[bench.instance]
+    equal((next(iter(info)), info["type"]), ("type", "hopline.v1.info"))
     equal((info["service"], info["instance"]), (DEMO, bench.instance))
     methods = {method["name"]: method["idempotent"] for method in info["methods"]}
     equal((methods["fib"], methods["add"], list(methods)), (True, False, sorted(methods)))
     stats = bench.client.discover("hopline.stats")[bench.instance]
     equal((stats["service"], stats["running"]), (DEMO, 0))
+    equal((next(iter(stats)), stats["type"]), ("type", "hopline.v1.stats"))
     assert stats["finished"] > 0, stats
+    of = {method["name"]: method for method in stats["methods"]}
+    assert of["fib"]["finished"] > 0 and of["fib"]["faults"]["INVALID_ARGUMENT"] > 0, of["fib"]
+    equal((of["div"]["service_errors"], of["panic"]["faults"]), (3, {"INTERNAL": 1}))
+    for times in (of["fib"]["handler_time"], of["fib"]["queue_time"]):
+        assert times["count"] == sum(times["buckets"]) > 0 and len(times["buckets"]) == 17, times
 
 
 @check("rust server")

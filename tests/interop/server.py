@@ -268,7 +268,7 @@ class Server:
     def about_itself(self, question):
         if question == "hopline.ping":
             return None
-        itself = {"service": self.service, "instance": self.instance}
+        itself = {"type": question.replace(".", ".v1."), "service": self.service, "instance": self.instance}
         if question == "hopline.stats":
             return itself | {"running": len(self.running), "finished": self.finished}
         methods = [

@@ -173,7 +173,7 @@ async fn asking_whether_somebody_is_there_does_not_make_the_grace_period_longer(
 
 #[tokio::test(start_paused = true)]
 async fn any_number_of_calls_that_wait_ask_once_every_few_seconds() {
-    let (scene, broker) = Scene::alone();
+    let (scene, _broker) = Scene::alone();
     let server = scene.serve(Held::new().service).await;
     // Whoever receives these questions counts as an instance.
     let listening = [
@@ -184,8 +184,9 @@ async fn any_number_of_calls_that_wait_ask_once_every_few_seconds() {
             queue: "ear".to_owned(),
         }),
     ];
-    broker.declare(&listening).expect("a new queue");
-    let mut heard = broker.consume("ear", Mode::NoAck).expect("it is there");
+    let transport = scene.transport().await;
+    transport.declare(&listening).await.expect("a new queue");
+    let mut heard = transport.consume("ear", Mode::NoAck).await.expect("it is there");
     soon(server.drain()).await;
     let client = scene.client().await;
     let waiting = join_all((0..100).map(|number| hold(&client, number).timeout(Duration::from_secs(30)).into_future()));
@@ -204,12 +205,12 @@ async fn a_call_that_waits_for_an_answer_is_blocked_and_unconnected_as_any_other
     let _server = scene.serve(Held::new().service).await;
     let builder = || Client::builder().namespace(&scene.namespace).timeout(LONG).absent(Absent::Fail);
     let client = builder().connect(&scene.url).await.expect("the broker is there");
-    broker.alarm(Some("low on memory"));
+    broker.alarm("low on memory");
     match soon(hold(&client, 1).into_future()).await {
         Err(Error::Blocked { may_have_run: false, .. }) => {}
         other => panic!("{other:?}"),
     }
-    broker.alarm(None);
+    broker.restore();
     soon(client.state().wait_for(|state| *state == State::Ready)).await.expect("it is told");
     let pending = hold(&client, 2).start().await.expect("on its way");
     client.close().await;

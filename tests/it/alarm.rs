@@ -6,15 +6,16 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::join_all;
+use hopline::testing::Broker;
 use hopline::topology::{Binding, Declaration, Queue, QueueKind};
-use hopline::transport::{Mode, memory};
+use hopline::transport::Mode;
 use hopline::{Client, ClientBuilder, Coalesce, Context, Error, Method, Service, State, WhenFull};
 use tokio::sync::mpsc;
 
 use crate::support::{Held, Scene, hold, soon};
 
 const LONG: Duration = Duration::from_secs(3600);
-const MEMORY: Option<&str> = Some("low on memory");
+const MEMORY: &str = "low on memory";
 /// The frame type of a cancel.
 const CANCEL: u8 = 7;
 
@@ -23,7 +24,7 @@ fn builder(scene: &Scene) -> ClientBuilder {
 }
 
 /// Raises the alarm, and waits until the client knows of it.
-async fn block(broker: &memory::Connection, client: &Client) {
+async fn block(broker: &Broker, client: &Client) {
     broker.alarm(MEMORY);
     let publisher = client.clone();
     tokio::spawn(async move { publisher.publish("something.happened", &()).await });
@@ -31,8 +32,8 @@ async fn block(broker: &memory::Connection, client: &Client) {
     soon(state.wait_for(|state| matches!(state, State::Blocked { .. }))).await.expect("it is told");
 }
 
-async fn unblock(broker: &memory::Connection, client: &Client) {
-    broker.alarm(None);
+async fn unblock(broker: &Broker, client: &Client) {
+    broker.restore();
     soon(client.state().wait_for(|state| *state == State::Ready)).await.expect("it is told");
 }
 
@@ -108,7 +109,7 @@ async fn a_client_that_is_dropped_with_a_call_that_nobody_confirms_closes() {
     drop(unconfirmed);
     drop(client);
     soon(state.wait_for(|state| *state == State::Closed)).await.expect("it is told");
-    broker.alarm(None);
+    broker.restore();
     arrived.try_recv().expect_err("it ended with its client's connection");
 }
 
@@ -121,8 +122,9 @@ async fn a_client_that_is_dropped_just_after_its_call_still_cancels_it() {
         Declaration::Queue(Queue::new("ear", QueueKind::Exclusive)),
         Declaration::Binding(Binding { exchange, key, queue: "ear".to_owned() }),
     ];
-    broker.declare(&listening).expect("a new queue");
-    let mut heard = broker.consume("ear", Mode::NoAck).expect("it is there");
+    let transport = scene.transport().await;
+    transport.declare(&listening).await.expect("a new queue");
+    let mut heard = transport.consume("ear", Mode::NoAck).await.expect("it is there");
     let client = builder(&scene).connect(&scene.url).await.expect("it is there");
     broker.alarm(MEMORY);
     let unconfirmed = hold(&client, 1).start().await.expect("the broker has it, and says nothing");
@@ -131,7 +133,7 @@ async fn a_client_that_is_dropped_just_after_its_call_still_cancels_it() {
     drop(unconfirmed);
     drop(client);
     // The alarm ends well before the client would give up.
-    broker.alarm(None);
+    broker.restore();
     assert_eq!(soon(heard.next()).await.expect("it is sent").body[4], CANCEL);
 }
 
@@ -152,7 +154,7 @@ async fn oneway_calls_that_leave_together_after_an_alarm_all_run_however_many_ma
         while client.in_flight() < CALLS {
             tokio::task::yield_now().await;
         }
-        broker.alarm(None);
+        broker.restore();
     }))
     .await;
     assert!(sent.iter().all(Result::is_ok));
@@ -172,5 +174,5 @@ async fn many_unconfirmed_oneway_calls_end_when_their_time_is_over() {
     for ended in soon(join_all((0..CALLS).map(send))).await {
         assert!(matches!(ended, Err(Error::Timeout { .. } | Error::Blocked { .. })), "{ended:?}");
     }
-    broker.alarm(None);
+    broker.restore();
 }

@@ -132,12 +132,12 @@ async fn a_server_that_cannot_enter_for_an_alarm_keeps_nobody_from_reading() {
     let transport = scene.transport().await;
     scene.waiting(&transport, "services", 1).await;
     declare(&scene, &transport, "asked.v2.dead", QueueKind::Quorum).await;
-    broker.alarm(Some("low on memory"));
+    broker.alarm("low on memory");
     let server = scene.serve(asked()).await;
     // The server has published its entry.
     soon(server.state().wait_for(|state| matches!(state, State::Blocked { .. }))).await.expect("it serves");
     assert_counts(&scene, &[("mail.v1", 0)]).await;
-    broker.alarm(None);
+    broker.restore();
     scene.waiting(&transport, "services", 2).await;
     assert_counts(&scene, &[("asked.v2", 0), ("mail.v1", 0)]).await;
 }

@@ -6,10 +6,9 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
-use hopline::transport::{Consumer, Mode, Role, Transport, memory};
-use hopline::{
-    Call, Client, Code, Codec, Context, DeadLetters, Error, Fault, Method, Running, Server, Service, testing,
-};
+use hopline::testing::{self, Broker};
+use hopline::transport::{Consumer, Mode, Role, Transport};
+use hopline::{Call, Client, Code, Codec, Context, DeadLetters, Error, Fault, Method, Running, Server, Service};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpSocket;
 use tokio::sync::mpsc;
@@ -63,7 +62,7 @@ impl Scene {
     /// A scene on a broker in memory that no other test uses, whatever broker is under test. It uses the test's clock,
     /// and believes everybody who they say they are.
     pub(crate) fn in_memory() -> Self {
-        Self::at(testing::broker())
+        Self::at(testing::broker().to_string())
     }
 
     /// A scene on the broker with this address, whatever broker is under test.
@@ -71,10 +70,10 @@ impl Scene {
         Self { url: url.into(), namespace: format!("it-{}", uuid::Uuid::new_v4().simple()) }
     }
 
-    /// A scene on a broker in memory that no other test uses, and that broker, so that the test may break it.
-    pub(crate) fn alone() -> (Self, memory::Connection) {
-        let name = uuid::Uuid::new_v4().to_string();
-        (Self::at(format!("memory://{name}")), memory::Connection::open(&name))
+    /// A scene on a broker in memory that no other test uses, and that broker, which fails when the test says so.
+    pub(crate) fn alone() -> (Self, Broker) {
+        let broker = testing::broker();
+        (Self::at(broker.to_string()), broker)
     }
 
     /// The same namespace, with another address for its broker.
@@ -289,7 +288,8 @@ fn named(method: &str) -> Vec<u8> {
     [&[0x01, 0x60 | u8::try_from(method.len()).expect("under 24")], method.as_bytes()].concat()
 }
 
-fn with_metadata(kind: u8, codec: Codec, id: uuid::Uuid, metadata: &[u8], payload: &[u8]) -> Vec<u8> {
+/// A frame of the wire with these bytes as its metadata.
+pub(crate) fn with_metadata(kind: u8, codec: Codec, id: uuid::Uuid, metadata: &[u8], payload: &[u8]) -> Vec<u8> {
     let length = |bytes: &[u8]| u32::try_from(bytes.len()).expect("a short one").to_be_bytes();
     let header = [b'H', b'L', 1, codec as u8, kind, 0, 0, 0];
     [&header, id.as_bytes().as_slice(), &length(metadata), &length(payload), metadata, payload].concat()

@@ -1,4 +1,4 @@
-//! `hopline bench call`: one load, and its report.
+//! `hopline bench call`: runs one load and reports the result.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use super::measured::{Load, Style};
 use super::serve::{Offer, Serving};
 use super::{Broker, Failed, coalesce, concurrency, methods, print, progress, report, seconds, size};
 
-/// Make calls for some seconds, and tell how many there were and how long they took.
+/// Make calls for some seconds, and report how many there were and how long they took.
 ///
-/// So many tasks make one call after the other, on one client, to what `hopline bench serve` serves; every reply is
-/// compared with what was sent. With `--url memory://`, where two processes cannot meet, this one serves as well. A
-/// warm-up of a fifth of the seconds, at most 1 s, comes first and does not count.
+/// Several tasks make one call after the other, on one client, to what `hopline bench serve` serves. Every reply is
+/// compared with what was sent. With `--url memory://`, where two processes cannot meet, this process serves as well. A
+/// warm-up of a fifth of the time, at most 1 s, comes first and does not count.
 ///
-/// Exits with 0 when all calls were answered, with 1 and the first error in one line on stderr when one failed or none
-/// was made, and with 2 on bad usage.
+/// Exits with 0 when all calls were answered, with 1 and the first error in one line on stderr when one has failed or
+/// none was made, and with 2 on wrong usage.
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  hopline bench call --url amqp://localhost\n  hopline bench call --concurrency 1 --coalesce off\n  hopline bench call --url memory:// --seconds 2 --json"

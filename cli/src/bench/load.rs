@@ -1,4 +1,4 @@
-//! A load on one client: so many calls in flight, and what became of them.
+//! A load on one client: it keeps a number of calls in flight, and counts their outcomes.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -15,7 +15,8 @@ use super::measured::{Load, Measured, Style};
 use super::serve::{NOTE, SERVICE, echo};
 use super::{Broker, Failed, millis, process};
 
-/// How many histograms the callers share: few enough to stay small, many enough that none is waited for.
+/// How many histograms the callers share: few enough to use little memory, and many enough that callers seldom wait for
+/// one.
 const HISTOGRAMS: usize = 64;
 /// How often the progress bar moves.
 const TICK: Duration = Duration::from_millis(100);
@@ -23,7 +24,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// Runs a load on a client of its own.
 ///
 /// # Errors
-/// When nobody can be called. Calls that fail later are counted, and no error of this.
+/// When the first call fails. Calls that fail later are counted.
 pub(super) async fn run(load: &Load, broker: &Broker, progress: &ProgressBar) -> Result<Measured, Failed> {
     let client = broker.client(load.coalesce).await?;
     let run = Arc::new(Run::new(*load, client));
@@ -40,7 +41,7 @@ pub(super) async fn run(load: &Load, broker: &Broker, progress: &ProgressBar) ->
     let ended = *run.ended.get_or_init(Instant::now);
     let (after, cpu_after) = (run.client.traffic(), process::cpu_time());
 
-    // Each finishes its last call: one that is broken off would cost the server as well.
+    // Each caller finishes its last call. A cancelled call would cost the server as well.
     while let Some(caller) = callers.join_next().await {
         caller.map_err(|error| Failed::at("a caller broke down", error))?;
     }
@@ -60,23 +61,23 @@ struct Run {
     load: Load,
     client: Client,
     methods: Vec<String>,
-    /// Calls that end from here on count ...
+    /// Calls that end after this are counted.
     began: OnceLock<Instant>,
-    /// ... and from here on do not.
+    /// Calls that end after this are not counted any more.
     ended: OnceLock<Instant>,
-    /// In microseconds.
+    /// Latencies in microseconds.
     histograms: Vec<Mutex<Histogram<u64>>>,
     errors: AtomicU64,
     first_error: OnceLock<String>,
-    /// The connection is: every other call would fail at once.
+    /// Whether the connection is lost: every other call would fail at once.
     lost: AtomicBool,
 }
 
-/// What a call came back with.
+/// The result of a call.
 enum Answer {
-    /// All was well.
+    /// The reply was right.
     Right,
-    /// Other bytes than were sent.
+    /// The reply was not what was sent.
     Wrong,
 }
 
@@ -95,10 +96,10 @@ impl Run {
         }
     }
 
-    /// Calls every method once, so that what cannot be called is told at once.
+    /// Calls every method once, so that a method that cannot be called is noticed at once.
     async fn probe(&self) -> Result<(), Failed> {
         for method in &self.methods {
-            // Of a oneway call, nobody would say that there is no server any more.
+            // A oneway call would not tell that there is no server.
             match self.call(Style::Call, method, &vec![0; self.load.size]).await {
                 Ok(_) => {}
                 Err(Error::Fault(fault)) if fault.code == Code::Unimplemented => {
@@ -111,12 +112,12 @@ impl Run {
         Ok(())
     }
 
-    /// Makes one call after the other, until time is up.
+    /// Makes one call after the other until the time is over.
     async fn calls(self: Arc<Self>, number: usize) {
         let Load { concurrency, size, style, .. } = self.load;
         let mut payload = vec![0; size];
         let histogram = &self.histograms[number % self.histograms.len()];
-        // No two calls have the same number, so that the reply to another one is noticed.
+        // No two calls have the same number, so the reply to another call would be noticed.
         for call in (number..).step_by(concurrency) {
             let stamp = call.to_le_bytes();
             let stamped = size.min(stamp.len());
@@ -156,7 +157,7 @@ impl Run {
 
     fn fail(&self, error: String) {
         self.errors.fetch_add(1, Ordering::Relaxed);
-        // Of many, the first tells the most.
+        // Of many errors, the first tells the most.
         let _ = self.first_error.set(error);
     }
 
@@ -164,7 +165,7 @@ impl Run {
         self.lost.load(Ordering::Relaxed)
     }
 
-    /// Waits, and lets the bar tell how fast it goes.
+    /// Waits for this time, and shows the rate on the progress bar.
     async fn wait(&self, length: Duration, progress: &ProgressBar) {
         let mut now = Instant::now();
         let until = now + length;

@@ -1,4 +1,4 @@
-//! A load, and what it came to.
+//! What is measured, and the results.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use hopline::{Coalesce, Traffic};
 /// The longest warm-up.
 const WARM_UP: Duration = Duration::from_secs(1);
 
-/// What is to be measured.
+/// What to measure.
 #[derive(Clone, Copy)]
 pub(super) struct Load {
     pub(super) concurrency: usize,
@@ -24,34 +24,34 @@ pub(super) struct Load {
 pub(super) enum Style {
     /// Request and reply
     Call,
-    /// Sent when the broker has it
+    /// Sent, and confirmed by the broker
     Oneway,
 }
 
 impl Load {
-    /// How long the load runs: a warm-up that does not count, and then what is measured.
+    /// How long the load runs, with the warm-up.
     pub(super) fn length(&self) -> Duration {
         self.warm_up() + self.measured
     }
 
-    /// How much of that does not count.
+    /// The time at the beginning that does not count.
     pub(super) fn warm_up(&self) -> Duration {
         WARM_UP.min(self.measured / 5)
     }
 }
 
-/// What a load came to.
+/// The results of a load.
 pub(super) struct Measured {
-    /// Of the calls that ended well while it was measured, in microseconds.
+    /// The latencies of the calls that ended well in the measured time, in microseconds.
     pub(super) latencies: Histogram<u64>,
-    /// How long it was measured.
+    /// The measured time.
     pub(super) elapsed: Duration,
-    /// Calls that failed, also before and after it was measured.
+    /// How many calls have failed, also before and after the measured time.
     pub(super) errors: u64,
     pub(super) first_error: Option<String>,
-    /// While it was measured.
+    /// Calls and messages in the measured time.
     pub(super) traffic: Traffic,
-    /// Of this process while it was measured, where the system tells it.
+    /// The CPU time of this process in the measured time, if the system tells it.
     pub(super) cpu: Option<Duration>,
 }
 
@@ -79,7 +79,7 @@ impl Measured {
         (messages_sent > 0).then(|| calls_sent as f64 / messages_sent as f64)
     }
 
-    /// In microseconds.
+    /// CPU time per call, in microseconds.
     pub(super) fn cpu_per_call(&self) -> Option<f64> {
         let cpu = self.cpu.filter(|_| self.calls() > 0)?;
         Some(cpu.as_secs_f64() * 1e6 / self.calls() as f64)

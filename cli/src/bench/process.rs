@@ -1,4 +1,4 @@
-//! This process as the system sees it: what tells it to end, and the CPU time that it took.
+//! This process: the signals that end it, and the CPU time that it has used.
 
 use std::future::Future;
 use std::io::{self, Read};
@@ -41,7 +41,7 @@ pub(super) fn told_to_end() -> io::Result<impl Future<Output = ()>> {
 /// Resolves when the standard input ends.
 pub(super) async fn input_ended() {
     let (ended, end) = oneshot::channel();
-    // A thread of its own: tokio's would keep the runtime from ending for as long as the input does not.
+    // It is a thread of its own: one of tokio's would keep the runtime alive until the input ends.
     std::thread::spawn(move || {
         let mut input = io::stdin().lock();
         let mut read = [0; 64];

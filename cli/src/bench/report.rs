@@ -1,4 +1,4 @@
-//! What a load came to, in words and as JSON.
+//! The report of a load, as text and as JSON.
 
 use std::fmt::Display;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::measured::{Load, Measured, Style};
 use super::{bytes, coalescing};
 
-/// The report for people, a line for each figure.
+/// The report for people, with a line for each figure.
 pub(super) fn text(load: &Load, measured: &Measured, served_here: bool) -> String {
     let Load { concurrency, size, coalesce, style, .. } = *load;
     let (calls, ended) = match style {
@@ -43,7 +43,7 @@ fn line(name: &str, figure: impl Display) -> String {
     format!("{name:<16} {figure}")
 }
 
-/// A figure with so many digits if it is a fraction, or a dash where there is none, since nothing was counted.
+/// A figure with this many digits after the point, or a dash if nothing was counted.
 pub(super) fn some(figure: Option<impl Display>, digits: usize) -> String {
     figure.map_or_else(|| "-".to_owned(), |figure| format!("{figure:.digits$}"))
 }
@@ -102,7 +102,7 @@ mod tests {
         Measured { latencies, errors: 0, traffic: Traffic::default(), ..measured() }
     }
 
-    /// As far as a histogram of three digits tells them apart.
+    /// Whether a figure is right within the precision of a histogram with three digits.
     fn about(figure: &Value, expected: f64) -> bool {
         figure.as_f64().is_some_and(|figure| (figure / expected - 1.0).abs() < 0.001)
     }

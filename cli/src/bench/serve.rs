@@ -1,4 +1,4 @@
-//! `hopline bench serve`: the other side of a bench.
+//! `hopline bench serve`: serves the calls of a benchmark.
 
 use std::future::Future;
 use std::pin::pin;
@@ -11,20 +11,20 @@ use tokio::task::JoinSet;
 
 use super::{Broker, Failed, instances, methods, print, process};
 
-/// What is served, as its callers write it.
+/// The name of the service, as callers write it.
 pub(super) const SERVICE: &str = "bench.v1";
 /// The oneway method.
 pub(super) const NOTE: &str = "note";
-/// What `hopline bench serve` prints when all can be called.
+/// What `hopline bench serve` prints when all methods can be called.
 pub(super) const READY: &str = "serving";
-/// Tokio's timers count in milliseconds: what is shorter has to be waited out.
+/// Tokio's timers count in milliseconds. A shorter time is spent in a busy loop.
 const SHORTEST_SLEEP: Duration = Duration::from_millis(1);
 
 /// Serve what `hopline bench call` calls, until Ctrl-C or SIGTERM.
 ///
-/// The service is `bench.v1`: `echo` returns the bytes that it was given, and the oneway `note` does nothing with them.
-/// Prints `serving` once both can be called. Exits with 0 after it was told to end, with 1 and the error in one line on
-/// stderr when it cannot serve, and with 2 on bad usage.
+/// The service is `bench.v1`: `echo` returns the bytes that it gets, and the oneway method `note` ignores them. Prints
+/// `serving` when both can be called. Exits with 0 after it was told to end, with 1 and a one-line error on stderr when
+/// it cannot serve, and with 2 on wrong usage.
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  hopline bench serve --url amqp://localhost\n  hopline bench serve --instances 4 --work-us 2000"
@@ -39,7 +39,7 @@ pub(crate) struct Serve {
     until_input_ends: bool,
 }
 
-/// What a server side of a bench has to offer.
+/// The options of the server side.
 #[derive(Args)]
 pub(super) struct Offer {
     /// How many servers share the calls, each with connections of its own
@@ -89,11 +89,11 @@ async fn serve(broker: &Broker, offer: &Offer, end: impl Future<Output = ()>) ->
     Ok(())
 }
 
-/// Servers that serve; dropped, they end at once.
+/// Running servers. They end at once when this is dropped.
 pub(super) struct Serving(Vec<Running>);
 
 impl Serving {
-    /// When this returns, all can be called.
+    /// Starts the servers. All methods can be called when this returns.
     pub(super) async fn start(broker: &Broker, offer: &Offer) -> Result<Self, Error> {
         let mut servers = Vec::with_capacity(offer.instances);
         for _ in 0..offer.instances {
@@ -109,14 +109,14 @@ impl Serving {
     }
 }
 
-/// The methods that echo, by number.
+/// The name of the echo method with this number.
 pub(super) fn echo(number: usize) -> String {
     if number == 0 { "echo".to_owned() } else { format!("echo{number}") }
 }
 
 fn service(offer: &Offer) -> Service {
     let work = Duration::from_micros(offer.work_us.into());
-    // Who calls after the last server has left is to hear it, and not to wait for the next bench.
+    // A caller should notice soon that the last server has gone, and not wait for the next benchmark.
     let mut service = Service::new("bench", 1).grace(Duration::from_secs(1));
     for number in 0..offer.methods {
         let method = Method::new(echo(number)).signature(format!("{}(payload: bytes) -> bytes", echo(number)));

@@ -1,52 +1,54 @@
-//! The state of a broker in memory and what each operation does to it.
+//! The state of a broker in memory, and what connecting, declaring and time do to it.
 //!
-//! Between operations no queue has both a message that waits and a consumer with room for it.
+//! Between two operations, no queue has both a waiting message and a consumer with room for it, unless the broker is
+//! stalled.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Weak};
 
 use tokio::runtime::Handle;
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::broadcast;
 use tokio::time::{Instant, sleep_until};
 
 use super::Broker;
 use super::channel::Channel;
+use super::faults::{End, Faults};
 use super::queue::{Queue, Timer, difference, invalid_argument};
 use crate::error::Error;
 use crate::topology::{self, Binding, Declaration, ExchangeKind, QueueKind};
-use crate::transport::{Confirm, ConsumerEnd, Death, Event, Lost, Publication};
-
-/// Where it is told what became of a publication.
-type Said = oneshot::Sender<Result<Confirm, Lost>>;
+use crate::transport::{ConsumerEnd, Death, Event, Publication};
 
 /// Everything that a broker knows.
 pub(super) struct State {
-    /// Itself, for its timers and for what is pulled.
+    /// The broker itself, for its timers and for messages that are taken out singly.
     pub(super) broker: Weak<Broker>,
+    /// The last id that was given to a connection or a channel.
     next_id: u64,
-    connections: BTreeMap<u64, Peer>,
-    /// Why no publications are taken now, and those that wait for the end of that.
-    alarm: Option<Arc<str>>,
-    held: Vec<(u64, Publication, Said)>,
+    pub(super) connections: BTreeMap<u64, Peer>,
+    /// What is wrong with the broker, and what waits until that is over.
+    pub(super) faults: Faults,
     pub(super) exchanges: HashMap<String, Exchange>,
     pub(super) queues: HashMap<Arc<str>, Queue>,
     pub(super) channels: HashMap<u64, Channel>,
-    /// Dead letters that no queue has taken.
+    /// Dead letters that no queue has accepted.
     pub(super) unburied: Vec<(Publication, Death)>,
 }
 
-/// Who is connected.
-struct Peer {
-    /// Where tasks can run for it.
-    runtime: Handle,
-    events: broadcast::Sender<Event>,
-    /// Whether it has been told of an alarm.
-    blocked: bool,
+/// Somebody who is connected.
+pub(super) struct Peer {
+    /// The runtime of the connection, in which tasks can run.
+    pub(super) runtime: Handle,
+    pub(super) user: Option<Arc<str>>,
+    pub(super) events: broadcast::Sender<Event>,
+    pub(super) end: End,
+    /// Whether it was told of an alarm.
+    pub(super) blocked: bool,
 }
 
-/// An exchange: each key or pattern, and the queues bound with it.
+/// An exchange.
 pub(super) struct Exchange {
     pub(super) kind: ExchangeKind,
+    /// The queues that are bound, by key or pattern.
     pub(super) bindings: HashMap<String, Vec<Arc<str>>>,
 }
 
@@ -56,8 +58,7 @@ impl State {
             broker,
             next_id: 0,
             connections: BTreeMap::new(),
-            alarm: None,
-            held: Vec::new(),
+            faults: Faults::default(),
             exchanges: HashMap::new(),
             queues: HashMap::new(),
             channels: HashMap::new(),
@@ -70,58 +71,28 @@ impl State {
         self.next_id
     }
 
-    pub(super) fn connect(&mut self, runtime: Handle, events: broadcast::Sender<Event>) -> u64 {
+    pub(super) fn connect(&mut self, peer: Peer) -> u64 {
         let id = self.new_id();
-        self.connections.insert(id, Peer { runtime, events, blocked: false });
+        let is_first = self.connections.is_empty();
+        self.connections.insert(id, peer);
+        if is_first {
+            // Without a connection, there was no runtime for the timers.
+            self.set_timers();
+        }
         id
-    }
-
-    /// Begins or ends to take no publications.
-    pub(super) fn alarm(&mut self, reason: Option<Arc<str>>) {
-        self.alarm = reason;
-        if self.alarm.is_some() {
-            return;
-        }
-        for peer in self.connections.values_mut().filter(|peer| peer.blocked) {
-            peer.blocked = false;
-            // Not everybody listens.
-            let _ = peer.events.send(Event::Unblocked);
-        }
-        for (connection, publication, said) in std::mem::take(&mut self.held) {
-            self.take(connection, publication, said);
-        }
-    }
-
-    /// Why a connection is blocked, if it has been told so.
-    pub(super) fn blocked(&self, connection: u64) -> Option<Arc<str>> {
-        self.alarm.clone().filter(|_| self.connections.get(&connection).is_some_and(|peer| peer.blocked))
-    }
-
-    /// Publishes at once, or at the end of the alarm, of which like RabbitMQ it tells whoever publishes.
-    pub(super) fn take(&mut self, connection: u64, publication: Publication, said: Said) {
-        let Some(reason) = self.alarm.clone() else {
-            // Nobody has to read a receipt.
-            let _ = said.send(Ok(self.publish(publication)));
-            return;
-        };
-        self.held.push((connection, publication, said));
-        if let Some(peer) = self.connections.get_mut(&connection).filter(|peer| !peer.blocked) {
-            peer.blocked = true;
-            let _ = peer.events.send(Event::Blocked(reason));
-        }
     }
 
     pub(super) fn is_connected(&self, connection: u64) -> bool {
         self.connections.contains_key(&connection)
     }
 
-    /// Ends a connection, its channels and its exclusive queues; there is nothing to do when it has ended already.
+    /// Ends a connection, its channels and its exclusive queues. Nothing happens if it has ended already.
     pub(super) fn disconnect(&mut self, connection: u64) {
         if self.connections.remove(&connection).is_none() {
             return;
         }
-        // Those who wait for it hear that the connection has ended.
-        self.held.retain(|(publisher, ..)| *publisher != connection);
+        // Dropping these tells their senders that the connection has ended.
+        self.faults.held.retain(|held| held.connection != connection);
         let channels = self.channels.iter().filter(|(_, channel)| channel.connection == connection);
         let channels = channels.inspect(|(_, channel)| channel.lose(ConsumerEnd::Connection));
         let channels: Vec<_> = channels.map(|(id, _)| *id).collect();
@@ -130,11 +101,9 @@ impl State {
             self.forget(&name);
         }
         self.end(&channels);
-        // Timers may run on a runtime that goes with this connection.
+        // Timers may run in a runtime that ends with this connection, so they are set anew.
         self.queues.values_mut().for_each(|queue| queue.timer = None);
-        for name in self.queues.keys().cloned().collect::<Vec<_>>() {
-            self.set_timer(&name);
-        }
+        self.set_timers();
     }
 
     pub(super) fn declare(&mut self, connection: u64, part: &Declaration) -> Result<(), Error> {
@@ -206,8 +175,8 @@ impl State {
         Ok(())
     }
 
-    /// Drops the bindings and consumers of a queue that was removed.
-    fn forget(&mut self, name: &str) {
+    /// Ends the consumers of a queue that was removed, and deletes its bindings.
+    pub(super) fn forget(&mut self, name: &str) {
         let of_queue = self.channels.extract_if(|_, channel| *channel.queue == *name);
         of_queue.for_each(|(_, channel)| channel.lose(ConsumerEnd::Cancelled));
         for exchange in self.exchanges.values_mut() {
@@ -221,17 +190,24 @@ impl State {
 
 // Time.
 impl State {
-    /// Makes sure that the queue is looked at when its next message, or it itself, expires.
+    /// Sets the timers of all queues.
+    fn set_timers(&mut self) {
+        for name in self.queues.keys().cloned().collect::<Vec<_>>() {
+            self.set_timer(&name);
+        }
+    }
+
+    /// Sets a timer for the moment at which the queue's next message, or the queue itself, expires.
     pub(super) fn set_timer(&mut self, name: &str) {
         let Some(queue) = self.queues.get_mut(name) else {
             return;
         };
         let Some(at) = queue.due() else { return };
-        // One that rings too early does no harm: it is set again then.
+        // A timer that rings too early does no harm: it is set again then.
         if queue.timer.as_ref().is_some_and(|timer| timer.at <= at) {
             return;
         }
-        // Without a connection there is nobody left to notice.
+        // Without a connection there is nobody who could notice.
         let Some(Peer { runtime, .. }) = self.connections.values().next() else {
             return;
         };
@@ -245,12 +221,17 @@ impl State {
         queue.timer = Some(Timer { at, task });
     }
 
-    /// A queue's timer rings.
-    fn ring(&mut self, name: &str) {
+    /// The timer of a queue rings: the queue or its messages may have expired.
+    pub(super) fn ring(&mut self, name: &str) {
+        let is_silent = self.faults.is_silent(Some(name));
         let Some(queue) = self.queues.get_mut(name) else {
             return;
         };
         queue.timer = None;
+        if is_silent {
+            // The queue is looked at when it answers again.
+            return;
+        }
         if queue.expires_at().is_some_and(|at| at <= Instant::now()) {
             self.queues.remove(name);
             self.forget(name);
@@ -268,10 +249,12 @@ fn kind(kind: ExchangeKind) -> &'static str {
     }
 }
 
+/// The error for a queue or an exchange that does not exist.
 pub(super) fn missing(operation: String, what: &str) -> Error {
     Error::Broker { operation, reason: format!("NOT_FOUND: there is no such {what}") }
 }
 
+/// The error for a queue that belongs to another connection.
 pub(super) fn locked(operation: String) -> Error {
     Error::Broker {
         operation,

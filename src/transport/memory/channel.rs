@@ -1,4 +1,4 @@
-//! What the broker in memory sends to its consumers, and what they say of it.
+//! What the broker in memory delivers to its consumers, and how they settle it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -13,27 +13,28 @@ use crate::error::Error;
 use crate::topology::QueueKind;
 use crate::transport::{ConsumerEnd, Delivery, Life, Mode, Settle, Settler};
 
-/// RabbitMQ's words for why a message is dead-lettered.
+/// RabbitMQ's word for a message that was delivered too often.
 const DELIVERY_LIMIT: &str = "delivery_limit";
+/// RabbitMQ's word for a message that was rejected.
 const REJECTED: &str = "rejected";
-/// The tag of a message that is pulled, the only one of its channel.
+/// The tag of a message that was taken out singly. It is the only one of its channel.
 const PULLED: u64 = 1;
 
-/// One consumer's channel. It outlives the consumption while deliveries are out.
+/// The channel of one consumer. It exists as long as the consumer, or one of its deliveries, does.
 pub(super) struct Channel {
     pub(super) connection: u64,
     pub(super) queue: Arc<str>,
-    /// Deliveries that are out, by tag.
+    /// The deliveries that are not settled, by tag.
     unsettled: BTreeMap<u64, Entry>,
-    /// Whether its queue tells how many deliveries of a message have failed.
+    /// Whether its queue counts failed deliveries.
     counts: bool,
     next_tag: u64,
-    /// `None` once cancelled.
+    /// `None` after the consumer was cancelled.
     consumption: Option<Consumption>,
     life: Arc<Life>,
 }
 
-/// Where deliveries go, and what they carry to be settled with.
+/// Where the deliveries of a consumer go, and how they are settled.
 pub(super) struct Consumption {
     pub(super) mode: Mode,
     pub(super) deliveries: UnboundedSender<Delivery>,
@@ -41,7 +42,7 @@ pub(super) struct Consumption {
 }
 
 impl State {
-    /// Opens a channel that consumes a queue.
+    /// Opens a channel that consumes a queue. Returns its id.
     pub(super) fn consume(
         &mut self,
         connection: u64,
@@ -97,13 +98,13 @@ impl State {
         Ok(Some(delivery))
     }
 
-    /// Settles what [`State::get`] took out.
+    /// Settles a message that [`State::get`] has taken out.
     pub(super) fn settle_pulled(&mut self, channel: u64, settle: Settle) {
         self.settle(channel, std::iter::once((PULLED, settle)));
         self.channels.remove(&channel);
     }
 
-    /// How many messages wait in a queue.
+    /// How many messages of a queue are ready.
     pub(super) fn count(&self, connection: u64, queue: &str) -> Result<Option<u64>, Error> {
         match self.queues.get(queue) {
             Some(state) if state.is_locked_to(connection) => {
@@ -113,7 +114,7 @@ impl State {
         }
     }
 
-    /// Sends no more to a channel; what is out can still be settled.
+    /// Delivers nothing more on a channel. What is delivered can still be settled.
     pub(super) fn cancel(&mut self, id: u64) {
         let Some(channel) = self.channels.get_mut(&id) else {
             return;
@@ -127,8 +128,9 @@ impl State {
         self.set_timer(&name);
     }
 
+    /// Settles deliveries of a channel.
     pub(super) fn settle(&mut self, channel: u64, settles: impl Iterator<Item = (u64, Settle)>) {
-        // After its queue or connection has gone, nothing is left to settle.
+        // If its queue or connection is gone, there is nothing to settle.
         let Some(channel) = self.channels.get_mut(&channel) else {
             return;
         };
@@ -152,8 +154,8 @@ impl State {
         self.bury(&name, dead);
     }
 
-    /// Ends channels. What is out on them goes back to its queue, before anybody else gets the next message, and counts as
-    /// a failed attempt, as on RabbitMQ: whoever had it may have died of it.
+    /// Ends channels. What they have not settled is requeued before anybody gets the next message. As on RabbitMQ, that
+    /// counts as a failed delivery, since the message may have killed its consumer.
     pub(super) fn end(&mut self, channels: &[u64]) {
         let mut queues = Vec::new();
         for id in channels {
@@ -175,7 +177,7 @@ impl State {
     }
 }
 
-/// The consumer whose turn it is, of those with room.
+/// The consumer whose turn it is, among those with room.
 pub(super) fn next_consumer<'a>(queue: &mut Queue, channels: &'a mut HashMap<u64, Channel>) -> Option<&'a mut Channel> {
     let has_room = |id: &u64| channels.get(id).is_some_and(Channel::has_room);
     let place = queue.consumers.iter().position(has_room)?;
@@ -185,13 +187,14 @@ pub(super) fn next_consumer<'a>(queue: &mut Queue, channels: &'a mut HashMap<u64
 }
 
 impl Channel {
-    /// Nothing more comes, though its consumer wants it.
+    /// The consumer ends without being cancelled.
     pub(super) fn lose(&self, end: ConsumerEnd) {
         if self.consumption.is_some() {
             self.life.end(end);
         }
     }
 
+    /// Whether the consumer can get another message.
     fn has_room(&self) -> bool {
         self.consumption.as_ref().is_some_and(|consumption| match consumption.mode {
             _ if consumption.deliveries.is_closed() => false,
@@ -199,6 +202,7 @@ impl Channel {
         })
     }
 
+    /// Delivers a message to the consumer, which must have room for it.
     pub(super) fn deliver(&mut self, entry: Entry) {
         let consumption = self.consumption.as_ref().expect("a cancelled channel has no room");
         let settler = match consumption.mode {
@@ -216,10 +220,10 @@ impl Channel {
             self.unsettled.insert(self.next_tag, entry);
             self.next_tag += 1;
         } else {
-            // The last holder of a message moves it out instead of copying it.
+            // If this was the last queue with the message, it is moved out and not copied.
             drop(entry);
         }
-        // A consumer dropped this instant ends its channel, and what is unsettled goes back.
+        // If the consumer was dropped at this moment, its channel ends and the message is requeued.
         let _ = consumption.deliveries.send(delivery(message, redelivered, failures, settler));
     }
 }

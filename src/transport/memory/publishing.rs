@@ -1,4 +1,4 @@
-//! The way of a message in the broker in memory: to its queues, to a consumer, or to the dead letters.
+//! The way of a message through the broker in memory: to its queues, to a consumer, or to the dead letters.
 
 use std::sync::Arc;
 
@@ -11,15 +11,16 @@ use crate::context::unix_millis;
 use crate::topology::{ExchangeKind, topic_matches};
 use crate::transport::{Confirm, Death, Properties, Publication};
 
-/// RabbitMQ's word for a message that has waited too long.
+/// RabbitMQ's word for a message that has expired.
 const EXPIRED: &str = "expired";
 
 impl State {
-    /// Routes a message; refused when any of its queues is full, even if others have taken it.
+    /// Routes a message. It counts as refused if any of its queues is full, even if others have accepted it.
     pub(super) fn publish(&mut self, publication: Publication) -> Confirm {
         self.route(publication, None)
     }
 
+    /// Routes a message, which is a dead letter if `death` tells how it died.
     fn route(&mut self, publication: Publication, death: Option<Death>) -> Confirm {
         let Publication { exchange, key, mandatory, properties, body } = publication;
         let Some(queues) = self.routes(&exchange, &key) else {
@@ -37,15 +38,15 @@ impl State {
         if taken { Confirm::Accepted } else { Confirm::Refused }
     }
 
-    /// The queues that a message goes to, each once; `None` when there is no such exchange.
-    fn routes(&self, exchange: &str, key: &str) -> Option<Vec<Arc<str>>> {
+    /// The queues that get a message, each once. `None` if the exchange does not exist.
+    pub(super) fn routes(&self, exchange: &str, key: &str) -> Option<Vec<Arc<str>>> {
         if exchange.is_empty() {
             return Some(self.queues.get_key_value(key).map(|(queue, _)| queue.clone()).into_iter().collect());
         }
         let Exchange { kind, bindings } = self.exchanges.get(exchange)?;
         let matches = |pattern: &str| *kind == ExchangeKind::Fanout || topic_matches(pattern, key);
         let mut queues: Vec<_> = match kind {
-            // A queue is in the list of a key only once.
+            // Each queue is in the list of a key only once.
             ExchangeKind::Direct => return Some(bindings.get(key).cloned().unwrap_or_default()),
             ExchangeKind::Topic | ExchangeKind::Fanout => {
                 bindings.iter().filter(|(pattern, _)| matches(pattern)).flat_map(|(_, queues)| queues.clone()).collect()
@@ -56,9 +57,9 @@ impl State {
         Some(queues)
     }
 
-    /// Puts a message into a queue; false when it is full.
+    /// Puts a message into a queue. Returns `false` if the queue is full.
     fn enqueue(&mut self, name: &str, message: Arc<Message>) -> bool {
-        // A queue that is deleted loses its bindings: a route never leads to one that is not there.
+        // A deleted queue has lost its bindings, so a route never leads to a queue that does not exist.
         let Some(queue) = self.queues.get_mut(name) else {
             return true;
         };
@@ -66,8 +67,9 @@ impl State {
             return false;
         }
         let entry = queue.entry(message, Instant::now());
-        // A consumer that waits gets it even when it may not wait at all.
-        if queue.is_empty()
+        // A waiting consumer gets the message, even if it must not wait in the queue.
+        if !self.faults.is_silent(Some(name))
+            && queue.is_empty()
             && let Some(consumer) = next_consumer(queue, &mut self.channels)
         {
             consumer.deliver(entry);
@@ -78,8 +80,11 @@ impl State {
         true
     }
 
-    /// Hands out what waits while there are consumers with room for it, and buries what has expired.
+    /// Delivers waiting messages while consumers have room, and makes dead letters of those that have expired.
     pub(super) fn turn(&mut self, name: &str) {
+        if self.faults.is_silent(Some(name)) {
+            return;
+        }
         let Some(queue) = self.queues.get_mut(name) else {
             return;
         };
@@ -100,7 +105,8 @@ impl State {
         self.bury(name, expired);
     }
 
-    /// Publishes what a queue has given up on, and why, to its exchange for dead letters, if it has one.
+    /// Publishes the messages that a queue has given up, each with the reason, to its exchange for dead letters, if it
+    /// has one.
     pub(super) fn bury(&mut self, queue: &str, dead: Vec<(Entry, &str)>) {
         if dead.is_empty() {
             return;
@@ -110,7 +116,7 @@ impl State {
         };
         for (Entry { message, .. }, reason) in dead {
             let Message { properties, body, .. } = Arc::unwrap_or_clone(message);
-            // Without this it would expire in the next queue too.
+            // Otherwise the letter would expire in the next queue too.
             let properties = Properties { expiration: None, ..properties };
             let letter =
                 Publication { exchange: exchange.clone(), key: key.clone(), mandatory: true, properties, body };
@@ -119,14 +125,14 @@ impl State {
         }
     }
 
-    /// Routes a dead letter; one that no queue takes waits for one, as those of quorum queues do on RabbitMQ.
+    /// Routes a dead letter. If no queue accepts it, it waits until one does, as with quorum queues of RabbitMQ.
     fn lay_to_rest(&mut self, letter: Publication, death: Death) {
         if self.route(letter.clone(), Some(death.clone())) != Confirm::Accepted {
             self.unburied.push((letter, death));
         }
     }
 
-    /// Tries again what no queue took.
+    /// Routes the dead letters again that no queue has accepted.
     pub(super) fn bury_again(&mut self) {
         for (letter, death) in std::mem::take(&mut self.unburied) {
             self.lay_to_rest(letter, death);

@@ -1,4 +1,4 @@
-//! One queue of the broker in memory: what waits in it, in which order, and until when.
+//! A queue of the broker in memory: which messages wait in it, in which order, and until when.
 
 use std::collections::VecDeque;
 use std::fmt::Display;
@@ -11,32 +11,35 @@ use tokio::time::Instant;
 use crate::topology::{self, QueueKind};
 use crate::transport::{Death, Properties};
 
-/// RabbitMQ 4's delivery limit of a quorum queue that is declared without one.
+/// The delivery limit of a quorum queue that is declared without one, as on RabbitMQ 4.
 const DEFAULT_DELIVERY_LIMIT: u32 = 20;
 
-/// A message as the queues it was routed to share it.
+/// A message. The queues that have it share it.
 #[derive(Clone)]
 pub(super) struct Message {
     pub(super) exchange: String,
     pub(super) key: String,
     pub(super) properties: Properties,
     pub(super) body: Bytes,
-    /// How it came to a queue of dead letters, if the broker brought it there.
+    /// How it became a dead letter, if the broker made it one.
     pub(super) death: Option<Death>,
 }
 
-/// A message's stay in one queue.
+/// A message in one queue.
 pub(super) struct Entry {
     pub(super) message: Arc<Message>,
     pub(super) redelivered: bool,
-    /// Where it belongs among the others of its level.
+    /// Its position among the messages of its level, which it keeps when it is requeued.
     position: u64,
+    /// Its level: one for each priority.
     level: usize,
+    /// When it expires.
     expires: Option<Instant>,
+    /// How many deliveries of it have failed.
     pub(super) failures: u32,
 }
 
-/// A task that wakes the queue at a time; it is called off when dropped.
+/// A task that looks at the queue at a given time. Dropping it cancels the task.
 pub(super) struct Timer {
     pub(super) at: Instant,
     pub(super) task: JoinHandle<()>,
@@ -48,15 +51,15 @@ impl Drop for Timer {
     }
 }
 
-/// A queue: messages that wait and consumers that take turns.
+/// A queue: waiting messages, and consumers that take turns.
 pub(super) struct Queue {
     pub(super) arguments: topology::Queue,
     /// The connection that an exclusive queue belongs to.
     pub(super) owner: Option<u64>,
-    /// Channels that consume it; the first is the next to get a message.
+    /// The channels that consume it. The first one gets the next message.
     pub(super) consumers: VecDeque<u64>,
     pub(super) timer: Option<Timer>,
-    /// Messages that wait, by priority.
+    /// The waiting messages, by priority.
     levels: Vec<VecDeque<Entry>>,
     next_position: u64,
     /// Since when nobody has consumed it.
@@ -77,6 +80,7 @@ impl Queue {
         }
     }
 
+    /// Whether it belongs to another connection than this.
     pub(super) fn is_locked_to(&self, connection: u64) -> bool {
         self.owner.is_some_and(|owner| owner != connection)
     }
@@ -85,17 +89,17 @@ impl Queue {
         self.levels.iter().all(VecDeque::is_empty)
     }
 
-    /// How many messages wait; those that are out unsettled do not count.
+    /// How many messages are ready. Those that are delivered and not settled do not count.
     pub(super) fn len(&self) -> usize {
         self.levels.iter().map(VecDeque::len).sum()
     }
 
-    /// Whether it refuses another message.
+    /// Whether it refuses further messages.
     pub(super) fn is_full(&self) -> bool {
         self.arguments.max_length.is_some_and(|most| self.len() >= most as usize)
     }
 
-    /// A message that has come last.
+    /// Makes an entry of a new message, behind all others.
     pub(super) fn entry(&mut self, message: Arc<Message>, now: Instant) -> Entry {
         self.next_position += 1;
         let priority = usize::from(message.properties.priority.unwrap_or(0));
@@ -103,19 +107,19 @@ impl Queue {
             redelivered: false,
             position: self.next_position,
             level: priority.min(self.levels.len() - 1),
-            // A time past what the clock can count is never.
+            // A time that the clock cannot express never comes.
             expires: message.properties.expiration.and_then(|time| now.checked_add(time)),
             failures: 0,
             message,
         }
     }
 
-    /// Lets a new message wait.
+    /// Adds a new message.
     pub(super) fn push(&mut self, entry: Entry) {
         self.levels[entry.level].push_back(entry);
     }
 
-    /// Lets a message wait that was out, where it was before.
+    /// Requeues a message at the position that it had.
     pub(super) fn put_back(&mut self, mut entry: Entry) {
         entry.redelivered = true;
         let level = &mut self.levels[entry.level];
@@ -123,7 +127,7 @@ impl Queue {
         level.insert(place, entry);
     }
 
-    /// Counts a failed attempt and lets the message wait again; gives it out instead when that was its last.
+    /// Requeues a message after a failed delivery. Returns it instead if it has reached the delivery limit.
     pub(super) fn fail(&mut self, mut entry: Entry) -> Option<Entry> {
         let limit = match self.arguments.kind {
             QueueKind::Quorum => self.arguments.delivery_limit.unwrap_or(DEFAULT_DELIVERY_LIMIT),
@@ -137,35 +141,35 @@ impl Queue {
         None
     }
 
-    /// Takes the next message out.
+    /// Takes out the next message.
     pub(super) fn pop(&mut self) -> Option<Entry> {
         self.levels.iter_mut().rev().find_map(VecDeque::pop_front)
     }
 
-    /// Takes a message out that has waited too long. Like RabbitMQ it looks no further than the head of each level.
+    /// Takes out a message that has expired. Like RabbitMQ, it looks only at the first of each level.
     pub(super) fn pop_expired(&mut self, now: Instant) -> Option<Entry> {
         let is_late = |entry: &Entry| entry.expires.is_some_and(|time| time <= now);
         self.levels.iter_mut().find(|level| level.front().is_some_and(is_late))?.pop_front()
     }
 
-    /// The queue was declared again or lost a consumer: its time without any starts anew.
+    /// The queue was declared again or has lost a consumer, so its time without a consumer starts again.
     pub(super) fn touch(&mut self) {
         self.idle_since = Instant::now();
     }
 
-    /// When it is to be deleted, unless somebody consumes it by then.
+    /// When the queue is deleted, unless somebody consumes it before.
     pub(super) fn expires_at(&self) -> Option<Instant> {
         let time = self.arguments.expires.filter(|_| self.consumers.is_empty())?;
         self.idle_since.checked_add(time)
     }
 
-    /// When it has to be looked at next.
+    /// When the queue, or one of its messages, expires next.
     pub(super) fn due(&self) -> Option<Instant> {
         let heads = self.levels.iter().filter_map(|level| level.front()?.expires);
         heads.chain(self.expires_at()).min()
     }
 
-    /// A sentence for each argument in which `wanted` differs from what the queue has.
+    /// A sentence for each argument in which `wanted` differs from this queue.
     pub(super) fn differences(&self, wanted: &topology::Queue) -> Vec<String> {
         let has = &self.arguments;
         let milliseconds = |queue: &topology::Queue| queue.expires.map(|time| time.as_millis());
@@ -188,7 +192,7 @@ impl Queue {
     }
 }
 
-/// A sentence for an argument that differs, naming what it is and what was asked for.
+/// A sentence for an argument that differs: its value, and the one that was declared. `None` if they are the same.
 pub(super) fn difference<T: Display + PartialEq>(argument: &str, has: Option<T>, wanted: Option<T>) -> Option<String> {
     if has == wanted {
         return None;
@@ -202,7 +206,7 @@ pub(super) fn difference<T: Display + PartialEq>(argument: &str, has: Option<T>,
     Some(format!("`{argument}` {said}"))
 }
 
-/// An argument that a queue of this kind does not have.
+/// An argument that queues of this kind cannot have.
 pub(super) fn invalid_argument(queue: &topology::Queue) -> Option<&'static str> {
     match queue.kind {
         QueueKind::Quorum => queue.max_priority.map(|_| "x-max-priority"),

@@ -1,0 +1,205 @@
+//! A method as an instance serves it: what it is, what runs it, how long it takes, and what is counted of it.
+
+use std::array;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::document::{Histogram, MethodStats};
+use crate::error::Code;
+use crate::pace::Pace;
+use crate::service::{Answer, Handler, Method};
+
+/// A method that is served, found once for each frame.
+pub(super) struct ServedMethod {
+    pub(super) method: Method,
+    pub(super) handler: Handler,
+    /// How long its oneway calls take: nobody replies to them, so their senders cannot know.
+    pub(super) pace: Pace,
+    pub(super) counts: Counts,
+}
+
+impl ServedMethod {
+    pub(super) fn new(method: Method, handler: Handler) -> Self {
+        Self { method, handler, pace: Pace::default(), counts: Counts::default() }
+    }
+
+    /// What is counted of it.
+    pub(super) fn stats(&self) -> MethodStats {
+        MethodStats { name: self.method.name.clone(), ..self.counts.told() }
+    }
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum RunEnd {
+    Result,
+    ServiceError,
+    Fault(Code),
+    /// The handler was dropped, because its caller gave up.
+    Cancelled,
+}
+
+impl RunEnd {
+    pub(super) fn of(answer: &Answer) -> Self {
+        match answer {
+            Answer::Result(_) => Self::Result,
+            Answer::ServiceError(_) => Self::ServiceError,
+            Answer::Fault(fault) => Self::Fault(fault.code),
+        }
+    }
+}
+
+/// What is counted of a method. Each number is right by itself: who reads several may read one call in some and not in others.
+pub(super) struct Counts {
+    running: AtomicU64,
+    service_errors: AtomicU64,
+    /// By the number of the code.
+    faults: [AtomicU64; Code::ALL.len()],
+    cancelled: AtomicU64,
+    expired: AtomicU64,
+    refused: AtomicU64,
+    redelivered: AtomicU64,
+    repeated: AtomicU64,
+    handler_time: Counted,
+    queue_time: Counted,
+}
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self {
+            running: AtomicU64::default(),
+            service_errors: AtomicU64::default(),
+            faults: array::from_fn(|_| AtomicU64::default()),
+            cancelled: AtomicU64::default(),
+            expired: AtomicU64::default(),
+            refused: AtomicU64::default(),
+            redelivered: AtomicU64::default(),
+            repeated: AtomicU64::default(),
+            handler_time: Counted::default(),
+            queue_time: Counted::default(),
+        }
+    }
+}
+
+impl Counts {
+    /// A handler begins to run. `queued` is how long its call has waited, if that is to be counted.
+    pub(super) fn begins(&self, queued: Option<Duration>) {
+        one_more(&self.running);
+        if let Some(queued) = queued {
+            self.queue_time.add(queued);
+        }
+    }
+
+    /// A handler has ended, after this time.
+    pub(super) fn ends(&self, end: RunEnd, ran: Duration) {
+        self.running.fetch_sub(1, Ordering::Relaxed);
+        self.handler_time.add(ran);
+        match end {
+            RunEnd::Result => {}
+            RunEnd::ServiceError => one_more(&self.service_errors),
+            RunEnd::Fault(code) => one_more(&self.faults[code as usize]),
+            RunEnd::Cancelled => one_more(&self.cancelled),
+        }
+    }
+
+    /// Nobody waited any more for a call that came.
+    pub(super) fn expires(&self) {
+        one_more(&self.expired);
+    }
+
+    /// A call came that is not to be run.
+    pub(super) fn refuses(&self) {
+        one_more(&self.refused);
+    }
+
+    /// The broker has delivered a call before.
+    pub(super) fn is_redelivered(&self) {
+        one_more(&self.redelivered);
+    }
+
+    /// A call got the reply of an earlier delivery.
+    pub(super) fn repeats(&self) {
+        one_more(&self.repeated);
+    }
+
+    pub(super) fn repeated(&self) -> u64 {
+        self.repeated.load(Ordering::Relaxed)
+    }
+
+    fn told(&self) -> MethodStats {
+        let number = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let faults = Code::ALL.iter().map(|code| (code.name().to_owned(), number(&self.faults[*code as usize])));
+        let handler_time = self.handler_time.told();
+        MethodStats {
+            name: String::new(),
+            running: number(&self.running),
+            finished: handler_time.count,
+            service_errors: number(&self.service_errors),
+            faults: faults.filter(|(_, count)| *count > 0).collect::<BTreeMap<_, _>>(),
+            cancelled: number(&self.cancelled),
+            expired: number(&self.expired),
+            refused: number(&self.refused),
+            redelivered: number(&self.redelivered),
+            repeated: number(&self.repeated),
+            handler_time,
+            queue_time: self.queue_time.told(),
+        }
+    }
+}
+
+fn one_more(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// A [`Histogram`] that is being filled.
+#[derive(Default)]
+struct Counted {
+    nanos: AtomicU64,
+    buckets: [AtomicU64; Histogram::BOUNDS.len() + 1],
+}
+
+impl Counted {
+    fn add(&self, time: Duration) {
+        self.nanos.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        one_more(&self.buckets[Histogram::BOUNDS.partition_point(|bound| *bound < time)]);
+    }
+
+    fn told(&self) -> Histogram {
+        let buckets: Vec<u64> = self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect();
+        Histogram { count: buckets.iter().sum(), sum_micros: self.nanos.load(Ordering::Relaxed) / 1000, buckets }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_end_of_a_run_is_counted_once() {
+        let counts = Counts::default();
+        let ends = [RunEnd::Result, RunEnd::ServiceError, RunEnd::Fault(Code::NotFound), RunEnd::Cancelled];
+        for end in ends {
+            counts.begins(Some(Duration::from_millis(2)));
+            counts.ends(end, Duration::from_nanos(600));
+        }
+        counts.begins(None);
+        let told = counts.told();
+        assert_eq!((told.running, told.finished, told.service_errors, told.cancelled), (1, 4, 1, 1));
+        assert_eq!(told.faults, BTreeMap::from([("NOT_FOUND".to_owned(), 1)]));
+        assert_eq!((told.handler_time.count, told.handler_time.sum_micros), (4, 2), "fractions are kept");
+        assert_eq!((told.queue_time.count, told.queue_time.sum_micros), (4, 8000));
+    }
+
+    #[test]
+    fn a_time_is_counted_below_the_first_bound_that_it_does_not_exceed() {
+        let counted = Counted::default();
+        let bounds = Histogram::BOUNDS;
+        for time in [Duration::ZERO, bounds[0], bounds[0] + Duration::from_nanos(1), bounds[15], Duration::MAX / 1000] {
+            counted.add(time);
+        }
+        let told = counted.told();
+        assert_eq!((told.buckets.len(), told.count), (17, 5));
+        assert_eq!((told.buckets[0], told.buckets[1], told.buckets[15], told.buckets[16]), (2, 1, 1, 1));
+    }
+}
