@@ -14,14 +14,18 @@ mod handling;
 mod health;
 mod keeper;
 mod letter;
+mod locate;
 mod message;
 mod moving;
 mod outcome;
 mod reading;
+mod reason;
 mod repair;
 mod replies;
+mod reply;
 mod running;
 mod served_method;
+mod served_queue;
 mod signals;
 mod supervisor;
 mod through;
@@ -59,7 +63,7 @@ use crate::error::Error;
 use crate::middleware::Chain;
 use crate::route::Exchanges;
 use crate::service::{Dispatch, IntoService, Service};
-use crate::topology::{Binding, Declaration, Namespace, ServiceId, check_event_pattern, is_presence_key};
+use crate::topology::{Binding, Namespace, ServiceId, check_event_pattern, is_presence_key};
 use crate::transport::{Dial, Role, Transport};
 
 /// How many events an instance holds unsettled, of each subscription.
@@ -340,13 +344,6 @@ struct Site {
     /// Read while bindings of an instance's queues are declared: a drain waits for that before it unbinds.
     declaring: RwLock<()>,
     health: Arc<Health>,
-}
-
-/// A queue, what leads to it, and whether it is read now.
-#[derive(Debug)]
-struct Declared {
-    parts: Vec<Declaration>,
-    is_read: bool,
 }
 
 impl Site {
