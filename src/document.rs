@@ -81,6 +81,14 @@ impl Document for Instance {
 }
 
 /// What an instance says about one of its methods.
+///
+/// ```
+/// # fn example(instance: hopline::Instance) {
+/// for method in instance.methods.iter().filter(|method| !method.oneway) {
+///     println!("{}: {}", method.name, method.signature);
+/// }
+/// # }
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]

@@ -1,4 +1,5 @@
-//! Every name on the broker, made once.
+//! The names and arguments of everything that Hopline declares on the broker: exchanges, queues, bindings and routing
+//! keys. All names are made here, so that clients, servers and operators' tools agree on them.
 
 mod declaration;
 mod service;
@@ -12,43 +13,48 @@ pub use self::service::ServiceId;
 pub(crate) use self::words::{check_event_key, check_event_pattern};
 pub use self::words::{check_name, topic_matches};
 
-/// How often the broker delivers a oneway call before it dead-letters it by itself, for one that kills whoever runs it.
-/// Connections that end count too, and a broker that closes many closes them one after the other: one that is restarted
-/// hands the same call from instance to instance, and is not to use up its attempts.
+/// How often the broker delivers a oneway call before it makes it a dead letter by itself. The limit is for calls that
+/// kill the process that runs them. A delivery whose connection ends counts too: a broker that restarts closes its
+/// connections one after the other, and passes the same call from instance to instance. The limit leaves room for that.
 pub(crate) const ONEWAY_DELIVERIES: u32 = 20;
-/// As good as no limit, for what operators take out of a queue and put back: without one RabbitMQ 4 would drop a message after
-/// the twentieth look, and 3.10 would put what comes back behind all others.
+/// The delivery limit of the queues of dead letters: as good as none, for operators who take messages out and put them
+/// back. Without this argument RabbitMQ 4 would drop a message after twenty looks at it, and 3.10 would requeue it
+/// behind all others.
 const KEPT_DELIVERIES: u32 = 2_000_000_000;
-/// AMQP's priorities are 0 to 9.
+/// The highest priority in AMQP; the lowest is 0.
 pub(crate) const MAX_PRIORITY: u8 = 9;
 
-/// What a dead letter says of itself.
+/// The headers of a dead letter. They say where it comes from and why it failed.
 pub(crate) mod header {
+    /// Why it failed, for people to read.
     pub(crate) const REASON: &str = "x-hopline-reason";
-    /// The instance that gave it up.
+    /// The instance that made it a dead letter.
     pub(crate) const INSTANCE: &str = "x-hopline-instance";
-    /// Where it was published to.
+    /// The exchange that it was published to.
     pub(crate) const EXCHANGE: &str = "x-hopline-exchange";
+    /// The routing key that it was published with.
     pub(crate) const KEY: &str = "x-hopline-key";
-    /// How often it was tried.
+    /// How many attempts were made.
     pub(crate) const ATTEMPTS: &str = "x-hopline-attempts";
-    /// When it was given up, in milliseconds since 1970.
+    /// When it became a dead letter, in milliseconds since 1970.
     pub(crate) const FAILED_AT: &str = "x-hopline-failed-at";
+    /// The method that was called, without the service.
     pub(crate) const METHOD: &str = "x-hopline-method";
-    /// Whose a message was that is published again: empty if nobody had verified that.
+    /// The user who published it first. Empty if the broker has not verified that user.
     pub(crate) const USER: &str = "x-hopline-user";
-    /// The frame's id, or a new one for what has none.
+    /// The frame's id, or a new id if the message has none.
     pub(crate) const ID: &str = "x-hopline-id";
-    /// Earlier deaths of a message that was replayed: a line for each, the latest last.
+    /// The earlier failures of a dead letter that was replayed: one line each, the latest last.
     pub(crate) const HISTORY: &str = "x-hopline-history";
 
-    /// What the header `wanted` says.
+    /// The value of the header `wanted`.
     pub(crate) fn value<'a>(headers: &'a [(String, String)], wanted: &str) -> Option<&'a str> {
         headers.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str())
     }
 }
 
-/// The prefix of every name on the broker: services of two namespaces do not see each other.
+/// The prefix of every name on the broker. Services and clients of different namespaces do not see each other. Default:
+/// `hopline`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Namespace(String);
 
@@ -68,57 +74,68 @@ impl Namespace {
         Ok(Self(name.to_owned()))
     }
 
+    /// The exchange of requests, cancels, and everything for one instance or all.
     pub(crate) fn rpc(&self) -> String {
         format!("{}.rpc", self.0)
     }
 
+    /// The exchange of oneway calls that any instance may run.
     pub(crate) fn oneway(&self) -> String {
         format!("{}.oneway", self.0)
     }
 
+    /// The exchange of events.
     pub(crate) fn events(&self) -> String {
         format!("{}.events", self.0)
     }
 
+    /// The exchange of questions to every instance of every service.
     pub(crate) fn discovery(&self) -> String {
         format!("{}.discovery", self.0)
     }
 
+    /// The queue that all instances of a service read requests from.
     pub(crate) fn calls_queue(&self, service: impl fmt::Display) -> String {
         format!("{}.{service}.calls", self.0)
     }
 
+    /// The queue that all instances of a service read oneway calls from.
     pub(crate) fn work_queue(&self, service: impl fmt::Display) -> String {
         format!("{}.{service}.work", self.0)
     }
 
+    /// The queue in which failed oneway calls wait for their next attempt.
     pub(crate) fn retry_queue(&self, service: impl fmt::Display) -> String {
         format!("{}.{service}.retry", self.0)
     }
 
+    /// The queue of a service's dead letters.
     pub(crate) fn dead_queue(&self, service: &ServiceId) -> String {
         format!("{}.{service}.dead", self.0)
     }
 
-    /// Where the services stand that have dead letters.
+    /// The queue that lists the services with dead letters.
     pub(crate) fn catalogue_queue(&self) -> String {
         format!("{}.services", self.0)
     }
 
-    /// An instance's own queue; `suffix` is new at each connection, since the broker may still hold the old queue.
+    /// An instance's own queue. `suffix` differs for each connection, since the broker may not have deleted the last
+    /// one's queue yet.
     pub(crate) fn instance_queue(&self, service: &ServiceId, instance: &str, suffix: &str) -> String {
         format!("{}.{service}@{instance}.{suffix}", self.0)
     }
 
+    /// The queue of one subscription of an instance.
     pub(crate) fn events_queue(&self, instance: &str, suffix: &str) -> String {
         format!("{}.events@{instance}.{suffix}", self.0)
     }
 
+    /// The queue in which a client gets its replies.
     pub(crate) fn reply_queue(&self, instance: &str, suffix: &str) -> String {
         format!("{}.reply@{instance}.{suffix}", self.0)
     }
 
-    /// The exchanges that both sides publish to.
+    /// The exchanges that clients and servers publish to. Both declare them.
     pub(crate) fn exchanges(&self) -> Vec<Declaration> {
         [
             (self.rpc(), ExchangeKind::Direct),
@@ -131,7 +148,7 @@ impl Namespace {
         .collect()
     }
 
-    /// The queue of a service's calls, and what leads there.
+    /// The queue of a service's requests and its binding.
     pub(crate) fn calls(&self, service: &ServiceId, calls: CallsQueue) -> Vec<Declaration> {
         let queue = Queue {
             expires: Some(calls.grace),
@@ -143,7 +160,8 @@ impl Namespace {
         vec![Declaration::Queue(queue), bound]
     }
 
-    /// The queue of a service's oneway calls, and what leads there: its `methods` that take such calls, and no others.
+    /// The queue of a service's oneway calls, and a binding for each of `methods`: those that take oneway calls. The
+    /// broker returns a oneway call of any other method to its sender.
     pub(crate) fn work(&self, service: &ServiceId, methods: &[String]) -> Vec<Declaration> {
         let queue = Queue {
             // The broker counts what follows the first delivery.
@@ -157,7 +175,8 @@ impl Namespace {
         std::iter::once(Declaration::Queue(queue)).chain(bound).collect()
     }
 
-    /// Where oneway calls wait that have failed, until their time is over and they go back to their queue.
+    /// The queue of oneway calls that wait for their next attempt. When a message's time is over, the broker moves it
+    /// to the work queue.
     pub(crate) fn retry(&self, service: &ServiceId) -> Declaration {
         Declaration::Queue(Queue {
             dead_letter: Some((String::new(), self.work_queue(service))),
@@ -165,7 +184,8 @@ impl Namespace {
         })
     }
 
-    /// The queue of a service's dead letters: as safe as those from which they come.
+    /// The queue of a service's dead letters. It is a quorum queue like those that dead letters come from, so they are
+    /// kept as safely.
     pub(crate) fn dead(&self, service: &ServiceId) -> Declaration {
         Declaration::Queue(Queue {
             delivery_limit: Some(KEPT_DELIVERIES),
@@ -173,13 +193,15 @@ impl Namespace {
         })
     }
 
-    /// The queue with an entry for each service that has dead letters: a classic one, since servers take messages out of it, and
-    /// to get one from a quorum queue whose leader is away ends their whole connection.
+    /// The queue with an entry for each service that has dead letters. It is a classic queue: servers get single
+    /// messages from it, and RabbitMQ closes the whole connection when a quorum queue without a leader is asked for
+    /// one.
     pub(crate) fn catalogue(&self) -> Declaration {
         Declaration::Queue(Queue::new(self.catalogue_queue(), QueueKind::Classic))
     }
 
-    /// The `queue` of one instance of a service, and what leads there.
+    /// The `queue` of one instance of a service and its bindings: for calls to this instance, for broadcasts, for the
+    /// questions of clients, and for discovery.
     pub(crate) fn instance(
         &self,
         service: &ServiceId,
@@ -198,7 +220,7 @@ impl Namespace {
         parts.into_iter().chain(unlimited).collect()
     }
 
-    /// A subscriber's queue and its patterns.
+    /// The queue of a subscription and the binding of its `pattern`.
     pub(crate) fn subscription(&self, queue: &str, pattern: &str) -> Vec<Declaration> {
         vec![
             Declaration::Queue(Queue::new(queue, QueueKind::Exclusive)),
@@ -211,16 +233,20 @@ fn binding(exchange: String, key: String, queue: &str) -> Declaration {
     Declaration::Binding(Binding { exchange, key, queue: queue.to_owned() })
 }
 
-/// How a service's queue of calls is made; the same for every instance.
+/// How the queue of a service's requests is declared. It must be the same for every instance, or the broker refuses it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CallsQueue {
+    /// Classic or quorum.
     pub(crate) kind: QueueKind,
+    /// How long the queue stays after its last consumer has left.
     pub(crate) grace: Duration,
+    /// How many messages may wait before the broker refuses more. `None`: no limit.
     pub(crate) max_length: Option<u32>,
+    /// Whether messages of a higher priority overtake others.
     pub(crate) priorities: bool,
 }
 
-/// The key that reaches one instance on the exchange of calls.
+/// The key that reaches one instance, on the exchange of calls.
 pub(crate) fn instance_key(service: impl fmt::Display, instance: &str) -> String {
     format!("{service}@{instance}")
 }
@@ -241,17 +267,17 @@ pub(crate) fn unlimited_key(service: impl fmt::Display) -> String {
     format!("{service}@~")
 }
 
-/// The key of the question whether an instance is there that takes calls: no name has a `?` in it.
+/// The key of the question whether any instance takes calls. No name contains a `?`.
 pub(crate) fn presence_key(service: impl fmt::Display) -> String {
     format!("{service}@?")
 }
 
-/// Whether a key on the exchange of calls is that of such a question.
+/// Whether a key on the exchange of calls is that of the question whether any instance takes calls.
 pub(crate) fn is_presence_key(key: &str) -> bool {
     key.ends_with("@?")
 }
 
-/// The key of a oneway call.
+/// The key of a oneway call that any instance may run.
 pub(crate) fn oneway_key(service: &ServiceId, method: &str) -> String {
     format!("{service}.{method}")
 }

@@ -63,6 +63,15 @@ impl Document for InstanceStats {
 ///
 /// A call that runs ends in one of four ways: with a result, with the method's own error, with a fault, or cancelled
 /// because its caller gave up. [`finished`](Self::finished) is the sum of the four.
+///
+/// ```
+/// # fn example(stats: hopline::InstanceStats) {
+/// for method in &stats.methods {
+///     let faults: u64 = method.faults.values().sum();
+///     println!("{}: {faults} of {} calls ended with a fault", method.name, method.finished);
+/// }
+/// # }
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
@@ -100,6 +109,14 @@ pub struct MethodStats {
 }
 
 /// A histogram of times: how often something happened, and how long it took.
+///
+/// ```
+/// # fn example(method: hopline::MethodStats) {
+/// if let Some(mean) = method.queue_time.mean() {
+///     println!("{} calls of {} waited {mean:?} on average", method.queue_time.count, method.name);
+/// }
+/// # }
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]

@@ -20,13 +20,13 @@ use crate::transport::{Confirm, Properties};
 
 /// How long instances may take to say that they run a request, whose caller waits.
 const CALLER_WAITS: Duration = Duration::from_millis(250);
-/// The same for a oneway call, for which nobody waits.
+/// The same for a oneway call. Nobody waits for its result, so this is longer.
 const NOBODY_WAITS: Duration = Duration::from_secs(1);
 /// How often an instance that runs a oneway call is asked again.
 const ASK_EVERY: Duration = Duration::from_secs(5);
 /// After this time without an answer, the instance counts as gone.
 const SILENCE: Duration = Duration::from_secs(15);
-/// Hears of one call until it is dropped.
+/// Receives what other instances say about one call, until it is dropped.
 struct Listener {
     worker: Arc<Worker>,
     id: Uuid,

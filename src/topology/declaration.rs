@@ -1,15 +1,17 @@
-//! Exchanges, queues and bindings, as they are declared.
+//! What Hopline declares on a broker, as values: exchanges, queues and bindings. `topology.rs` makes them; a transport
+//! declares them.
 
 use std::time::Duration;
 
-/// What the broker does with a message for an exchange.
+/// How an exchange routes messages to the queues that are bound to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExchangeKind {
-    /// To the queues bound with the message's very key.
+    /// To the queues that are bound with the message's key.
     Direct,
-    /// To the queues bound with a pattern that the key matches: `*` is one word, `#` any number.
+    /// To the queues that are bound with a pattern that the key matches. In a pattern `*` is one word, and `#` is any
+    /// number.
     Topic,
-    /// To every bound queue.
+    /// To all queues that are bound.
     Fanout,
 }
 
@@ -18,38 +20,38 @@ pub enum ExchangeKind {
 pub struct Exchange {
     /// Its name.
     pub name: String,
-    /// How it routes.
+    /// How it routes messages.
     pub kind: ExchangeKind,
 }
 
-/// How long a queue lives and where its messages are kept.
+/// How long a queue lives, and on how many nodes its messages are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QueueKind {
-    /// Belongs to one connection and dies with it.
+    /// It belongs to one connection. The broker deletes it when the connection ends.
     Exclusive,
-    /// Durable, on one node.
+    /// It is durable, and its messages are on one node.
     Classic,
-    /// Durable, replicated.
+    /// It is durable, and its messages are replicated to several nodes.
     Quorum,
 }
 
-/// A queue and its arguments.
+/// A queue and its arguments. A broker refuses to declare a queue again with other arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Queue {
     /// Its name.
     pub name: String,
     /// Its lifetime and storage.
     pub kind: QueueKind,
-    /// How long it stays without consumers (`x-expires`).
+    /// How long the queue stays without consumers (`x-expires`). `None`: for ever.
     pub expires: Option<Duration>,
-    /// How many messages it holds before it refuses more (`x-max-length` with `reject-publish`).
+    /// How many messages it holds before it refuses more (`x-max-length` with `reject-publish`). `None`: no limit.
     pub max_length: Option<u32>,
-    /// The highest priority it distinguishes (`x-max-priority`).
+    /// The highest priority that it distinguishes (`x-max-priority`). `None`: it ignores priorities.
     pub max_priority: Option<u8>,
-    /// How many failed attempts a message may have (`x-delivery-limit`).
+    /// How often a message may be requeued before it is dead-lettered (`x-delivery-limit`).
     pub delivery_limit: Option<u32>,
-    /// Exchange and key for messages that are discarded, expired or at their delivery limit. A quorum queue keeps them until
-    /// another queue has them (`x-dead-letter-strategy`).
+    /// The exchange and key for messages that are rejected, have expired, or have reached the delivery limit. A quorum
+    /// queue keeps such a message until another queue has it (`x-dead-letter-strategy`).
     pub dead_letter: Option<(String, String)>,
 }
 
@@ -69,18 +71,18 @@ impl Queue {
     }
 }
 
-/// Messages for `exchange` with `key` go to `queue`.
+/// A rule of an exchange: messages to `exchange` whose key matches `key` go to `queue`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Binding {
-    /// Where messages come from.
+    /// The exchange.
     pub exchange: String,
-    /// The key or pattern.
+    /// The key, or the pattern if it is a topic exchange.
     pub key: String,
-    /// Where they go.
+    /// The queue that gets the messages.
     pub queue: String,
 }
 
-/// A part of the topology, declared before it is used; declaring it again changes nothing.
+/// One thing that is declared on the broker before it is used. To declare the same again changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Declaration {
     /// An exchange.

@@ -1,4 +1,4 @@
-//! The name and version of a service.
+//! A service's name and version, as users write it and as it is in names on the broker.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,7 +6,7 @@ use std::str::FromStr;
 use super::check_name;
 use crate::error::Error;
 
-/// A service's name and major version, written `name.vMAJOR`; a bare `name` is its version 1.
+/// A service's name and major version, written `name.vMAJOR`. A `name` alone means version 1.
 ///
 /// ```
 /// use hopline::ServiceId;
@@ -26,7 +26,7 @@ pub struct ServiceId {
 }
 
 impl ServiceId {
-    /// The service `name` in its major `version`.
+    /// Version `version` of the service `name`.
     ///
     /// # Errors
     /// A sentence that says what is wrong with the name.
@@ -47,10 +47,10 @@ impl ServiceId {
         self.version
     }
 
-    /// Reads a service and one of its methods, `name.method` or `name.vMAJOR.method`.
+    /// Reads a service and one of its methods, written `name.method` or `name.vMAJOR.method`.
     ///
     /// # Errors
-    /// `Invalid`, which says what is wrong with it.
+    /// `Invalid` if `text` is not written like that.
     pub fn with_method(text: &str) -> Result<(Self, &str), Error> {
         let split = text.rsplit_once('.').ok_or_else(|| "write SERVICE.METHOD, such as demo.add".to_owned());
         let parsed = split.and_then(|(service, method)| {
@@ -61,7 +61,7 @@ impl ServiceId {
         parsed.map_err(Error::Invalid)
     }
 
-    /// Reads `name.vMAJOR`; a bare `name` is its version 1.
+    /// Reads `name.vMAJOR`, or a `name` alone, which means version 1.
     ///
     /// # Errors
     /// A sentence that says what is wrong with it.

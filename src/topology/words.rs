@@ -1,9 +1,11 @@
-//! Names, keys and patterns: which can be used, and which pattern matches which key.
+//! Which names, keys and patterns the broker can use, and which pattern matches which key.
 
-/// The longest name of a namespace, service or method, in bytes: the broker's names end at 255.
+/// The longest name of a namespace, service or method, in bytes. A name on the broker has several of them in it, and
+/// may have at most 255 bytes.
 const MAX_NAME: usize = 64;
 
-/// Whether `name` can be a part of a name on the broker: `[A-Za-z0-9_-]+`, so that dots separate.
+/// Checks that `name` can be a part of a name on the broker: one or more of `A-Z`, `a-z`, `0-9`, `_` and `-`. Dots
+/// separate the parts, so a part contains none. `what` is what has the name, for the error.
 ///
 /// # Errors
 /// A sentence that says what is wrong with it.
@@ -20,10 +22,10 @@ pub fn check_name(what: &str, name: &str) -> Result<(), String> {
     }
 }
 
-/// The longest key that a message on the broker has, in bytes.
+/// The longest routing key in AMQP, in bytes.
 const MAX_KEY: usize = 255;
 
-/// Whether `key` can be that of an event: words with single dots between them, 1 to 255 bytes, without `*` and `#`.
+/// Checks the key of an event: words with single dots between them, 1 to 255 bytes, without `*` and `#`.
 pub(crate) fn check_event_key(key: &str) -> Result<(), String> {
     check_words("event key", key)?;
     match key.find(['*', '#']) {
@@ -34,7 +36,8 @@ pub(crate) fn check_event_key(key: &str) -> Result<(), String> {
     }
 }
 
-/// Whether `pattern` can be that of a subscription: as a key, and a word may be `*`, for any one, or `#`, for any number.
+/// Checks the pattern of a subscription. It is written like a key, but a word may also be `*`, which stands for any one
+/// word, or `#`, which stands for any number of words.
 pub(crate) fn check_event_pattern(pattern: &str) -> Result<(), String> {
     check_words("event pattern", pattern)?;
     match pattern.split('.').find(|word| word.len() > 1 && word.contains(['*', '#'])) {
@@ -45,6 +48,7 @@ pub(crate) fn check_event_pattern(pattern: &str) -> Result<(), String> {
     }
 }
 
+/// Checks what keys and patterns have in common: their length, and that no word is empty.
 fn check_words(what: &str, text: &str) -> Result<(), String> {
     if text.is_empty() {
         return Err(format!("an {what} has at least one word, such as `order` in `order.created`"));
@@ -58,7 +62,8 @@ fn check_words(what: &str, text: &str) -> Result<(), String> {
     }
 }
 
-/// Whether a topic exchange sends `key` to a queue bound with `pattern`: `*` is one word, `#` any number of them.
+/// Whether a topic exchange routes a message with `key` to a queue bound with `pattern`. In a pattern `*` is any one
+/// word, and `#` is any number of words, also none.
 #[must_use]
 pub fn topic_matches(pattern: &str, key: &str) -> bool {
     fn words_match(pattern: &[&str], key: &[&str]) -> bool {

@@ -23,6 +23,7 @@ mod compression;
 mod connecting;
 mod dead;
 mod dispatch;
+mod documented;
 mod drain;
 mod events;
 mod fakes;
