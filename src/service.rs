@@ -20,6 +20,8 @@ pub use self::method::Method;
 use crate::codec::{Arguments, Codec, CodecError, Misfit};
 use crate::context::Context;
 use crate::error::{CallError, Code, Error, Fault};
+use crate::frame::Entries;
+use crate::middleware::{Chain, Middleware};
 use crate::topology::{CallsQueue, QueueKind, ServiceId, check_name};
 
 /// A service that a [`Server`](crate::Server) can serve: its methods, and how an instance runs them.
@@ -50,6 +52,7 @@ pub struct Service {
     pub(crate) dispatch: Dispatch,
     /// How the queue of its requests is declared.
     pub(crate) calls: CallsQueue,
+    pub(crate) middleware: Chain,
 }
 
 /// Where handlers run.
@@ -84,11 +87,24 @@ pub(crate) type Handler = Arc<dyn Fn(Context, Codec, Bytes) -> BoxFuture<'static
 #[derive(Debug, Clone)]
 pub(crate) enum Answer {
     /// The result.
-    Result(Vec<u8>),
+    Result(Body),
     /// The method's own error.
-    ServiceError(Vec<u8>),
+    ServiceError(Body),
     /// A refusal or breakdown.
     Fault(Fault),
+}
+
+/// What a handler answers with, and what the reply says beside it.
+#[derive(Debug, Clone)]
+pub(crate) struct Body {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) metadata: Entries,
+}
+
+impl From<Vec<u8>> for Body {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self { bytes, metadata: Entries::default() }
+    }
 }
 
 impl Service {
@@ -103,6 +119,7 @@ impl Service {
             problems: Vec::new(),
             prefetch: None,
             concurrency: 256,
+            middleware: Chain::default(),
             dispatch: Dispatch::default(),
             calls: CallsQueue {
                 kind: QueueKind::Classic,
@@ -239,6 +256,33 @@ impl Service {
     #[must_use]
     pub fn priorities(mut self) -> Self {
         self.calls.priorities = true;
+        self
+    }
+
+    /// Has a [`Middleware`] go around every call, oneway call and broadcast of this service. The first that is added is the
+    /// outermost; those of the [server](crate::ServerBuilder::with) are around them. Default: none, which costs nothing.
+    ///
+    /// ```
+    /// use hopline::{Code, Fault, Invocation, Middleware, Service};
+    ///
+    /// /// Takes calls only from whom the broker knows as this user.
+    /// struct Only(&'static str);
+    ///
+    /// impl Middleware for Only {
+    ///     fn admit(&self, call: &Invocation) -> Result<(), Fault> {
+    ///         match call.user() == Some(self.0) {
+    ///             true => Ok(()),
+    ///             false => Err(Fault::new(Code::PermissionDenied, "you may not call this")),
+    ///         }
+    ///     }
+    /// }
+    ///
+    /// let service = Service::new("ledger", 1).with(Only("billing"));
+    /// # let _ = service;
+    /// ```
+    #[must_use]
+    pub fn with(mut self, middleware: impl Middleware) -> Self {
+        self.middleware.push(middleware);
         self
     }
 
@@ -414,11 +458,11 @@ async fn answer<R: Serialize, E: Failure>(codec: Codec, running: impl Future<Out
     let unwritable = |what, error| Answer::Fault(Fault::new(Code::Internal, format!("the method's {what} {error}")));
     match running.await {
         Ok(result) => match codec.encode(&result) {
-            Ok(payload) => Answer::Result(payload),
+            Ok(payload) => Answer::Result(payload.into()),
             Err(error) => unwritable("result", error),
         },
         Err(failure) => match failure.into_failure(codec) {
-            Ok(payload) => Answer::ServiceError(payload),
+            Ok(payload) => Answer::ServiceError(payload.into()),
             Err(Failed::Fault(fault)) => Answer::Fault(fault),
             Err(Failed::Codec(error)) => unwritable("error", error),
         },

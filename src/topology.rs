@@ -256,6 +256,11 @@ pub(crate) fn all_key(service: impl fmt::Display) -> String {
     format!("{service}@*")
 }
 
+/// Whether a key on the exchange of calls reaches all instances of a service.
+pub(crate) fn is_all_key(key: &str) -> bool {
+    key.ends_with("@*")
+}
+
 /// The key of the question whether an instance is there whose service's queue of calls has no limit, so that it refuses none
 /// while it can be reached: no name has a `~` in it.
 pub(crate) fn unlimited_key(service: impl fmt::Display) -> String {

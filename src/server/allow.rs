@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use tracing::error;
 
-use super::handling::words;
 use crate::error::{Code, Fault};
+use crate::panics::words;
 use crate::topology::header;
 use crate::transport::Properties;
 

@@ -23,6 +23,7 @@ use crate::service::Answer;
 impl Worker {
     /// Answers, and settles once the broker has the answer.
     pub(super) fn conclude(self: &Arc<Self>, job: Job, ending: Ending, tasks: &TaskTracker) {
+        self.passed(&job, &ending);
         let Job { frame, message, served, .. } = job;
         let dedup = served.method.dedup;
         let heard = !matches!(ending, Ending::Unheard(_));
@@ -141,7 +142,7 @@ impl Worker {
         let (why, reason) = match &failure {
             Answer::Fault(fault) => (shortened(fault.reason()), fault.reason().into()),
             // It may be private: for those who see the call's arguments too, and not for the log.
-            Answer::ServiceError(payload) => match frame.codec.decode::<serde_json::Value>(payload) {
+            Answer::ServiceError(body) => match frame.codec.decode::<serde_json::Value>(&body.bytes) {
                 Ok(error) => (own, Cow::from(format!("{own}: {error}"))),
                 Err(_) => (own, own.into()),
             },

@@ -11,7 +11,7 @@ use crate::codec::Codec;
 use crate::compression::{Compression, Readable};
 use crate::error::Code;
 use crate::frame::{self, Frame, Kind, Metadata};
-use crate::service::Answer;
+use crate::service::{Answer, Body};
 
 /// What a reply answers, and how it is written.
 pub(super) struct Reply<'a> {
@@ -32,9 +32,10 @@ impl Reply<'_> {
         let mut reply = blank(Kind::Reply, self.id, self.codec, self.instance);
         reply.metadata.handler_time = self.handler_time;
         match answer {
-            Answer::Result(payload) => reply.payload = payload.into(),
-            Answer::ServiceError(payload) => {
-                (reply.status, reply.service_error, reply.payload) = (Code::Unknown, true, payload.into());
+            Answer::Result(body) => give(&mut reply, body),
+            Answer::ServiceError(body) => {
+                (reply.status, reply.service_error) = (Code::Unknown, true);
+                give(&mut reply, body);
             }
             Answer::Fault(fault) => {
                 reply.status = fault.code;
@@ -66,6 +67,14 @@ pub(super) fn too_large(id: Uuid, codec: Codec, instance: &Arc<str>, size: usize
 /// The body of a sign of life: the call of this id still runs.
 pub(super) fn keep_alive(id: Uuid, instance: &Arc<str>) -> Bytes {
     blank(Kind::KeepAlive, id, Codec::Raw, instance).to_body()
+}
+
+/// Gives a reply its payload, and what middleware has attached to that.
+fn give(reply: &mut Frame, body: Body) {
+    reply.payload = body.bytes.into();
+    if !body.metadata.is_empty() {
+        reply.metadata.more_mut().user = body.metadata.into_vec();
+    }
 }
 
 fn blank(kind: Kind, id: Uuid, codec: Codec, instance: &Arc<str>) -> Frame {

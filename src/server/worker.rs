@@ -24,8 +24,10 @@ use super::message::{Message, Source};
 use super::reading::Reading;
 use super::served_method::ServedMethod;
 use super::served_queue::ServedQueue;
+use super::through::Passage;
 use crate::error::{Error, Fault};
 use crate::frame::{self, Frame, Kind};
+use crate::middleware::Chain;
 use crate::outbox::{MAX_BYTES, Share};
 use crate::service::{Answer, Dispatch, Service};
 use crate::topology::ServiceId;
@@ -41,6 +43,8 @@ pub(super) struct Worker {
     pub(super) name: Arc<str>,
     pub(super) service: Service,
     pub(super) site: Arc<Site>,
+    /// The server's, and the service's inside of it.
+    pub(super) middleware: Chain,
     pool: Option<Runtime>,
     permits: Arc<Semaphore>,
     prefetch: AtomicU16,
@@ -72,6 +76,8 @@ pub(super) struct Job {
     pub(super) served: Arc<ServedMethod>,
     pub(super) deadline: Option<Instant>,
     pub(super) message: Arc<Message>,
+    /// Where there is middleware.
+    pub(super) passage: Option<Arc<Passage>>,
 }
 
 /// How a job ended.
@@ -110,6 +116,7 @@ impl Worker {
             own_queue: Mutex::new(Arc::default()),
             permits: Arc::new(Semaphore::new(service.concurrency.min(Semaphore::MAX_PERMITS))),
             methods: methods.map(served).collect(),
+            middleware: site.middleware.around(&service.middleware),
             service,
             site,
             pool,
