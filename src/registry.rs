@@ -8,8 +8,9 @@ use futures::TryStreamExt;
 
 use crate::client::{Arguments, Client, Request, Target};
 use crate::document::{Document, Instance, InstanceStats, Typed};
-use crate::error::{Code, Error};
-use crate::frame::Frame;
+use crate::error::Error;
+use crate::middleware::Reply;
+use crate::route::Route;
 use crate::topology::ServiceId;
 
 impl Client {
@@ -37,22 +38,20 @@ async fn ask<D: Document>(client: &Client, window: Duration) -> Result<Vec<D>, E
     let service = ServiceId::new("hopline", 1).map_err(Error::Invalid)?;
     let arguments: Arguments = Box::new(|codec, payload| codec.write::<[(); 0]>(&[], payload));
     let target = Arc::new(Target::new(service, D::QUESTION));
-    let request = Request { timeout: Some(window), ..Request::new(Ok(target), arguments) };
-    let replies = match client.discover(request).await {
+    let request = Request { timeout: Some(window), route: Route::Everywhere, ..Request::new(Ok(target), arguments) };
+    let answers = match client.ask(request).await {
         Err(Error::NoService { .. }) => return Ok(Vec::new()),
-        replies => replies?.try_collect::<Vec<Frame>>().await?,
+        answers => answers?.try_collect::<Vec<_>>().await?,
     };
     // An instance of another version may not know the question and reply with a fault. The others' replies count.
-    let known = replies.iter().filter(|reply| reply.status == Code::Ok);
-    let mut documents: Vec<D> = known.filter_map(|reply| read(reply, client.max_payload())).collect();
+    let known = answers.into_iter().filter_map(|(_, reply)| reply.ok()).filter(|reply| !reply.is_own_error());
+    let mut documents: Vec<D> = known.filter_map(|reply| read(&reply)).collect();
     documents.sort_by(|one, other| one.source().cmp(&other.source()));
     Ok(documents)
 }
 
-/// The document in a reply whose payload is at most `most` bytes. `None` if it is another document than `D`, or
-/// unreadable.
-fn read<D: Document>(reply: &Frame, most: usize) -> Option<D> {
-    let payload = reply.plain_payload(most).ok()?;
-    let typed: Typed = reply.codec.decode(&payload).ok()?;
-    typed.is::<D>().then(|| reply.codec.decode(&payload).ok())?
+/// The document in a reply. `None` if it is another document than `D`, or unreadable.
+fn read<D: Document>(reply: &Reply) -> Option<D> {
+    let typed: Typed = reply.codec().decode(reply.payload()).ok()?;
+    typed.is::<D>().then(|| reply.codec().decode(reply.payload()).ok())?
 }

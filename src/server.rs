@@ -28,6 +28,7 @@ mod served_method;
 mod served_queue;
 mod signals;
 mod supervisor;
+mod through;
 mod worker;
 
 use std::collections::{BTreeMap, HashSet};
@@ -58,6 +59,8 @@ use crate::compression::Compression;
 use crate::context::Context;
 use crate::error::Error;
 use crate::limits::EVENTS_PREFETCH;
+use crate::middleware::Chain;
+use crate::route::Exchanges;
 use crate::service::{Dispatch, IntoService, Service};
 use crate::topology::{Binding, Namespace, ServiceId, check_event_pattern, is_presence_key};
 use crate::transport::{Dial, Role, Transport};
@@ -80,6 +83,7 @@ pub struct Server {
     namespace: Namespace,
     max_message_size: usize,
     compression: Option<Compression>,
+    middleware: Chain,
     instance: Arc<str>,
     services: Vec<Service>,
     subscriptions: Vec<(String, Service)>,
@@ -194,7 +198,7 @@ impl Server {
     /// - `Disconnected` if the connection is lost meanwhile.
     pub async fn start(self) -> Result<Running, Error> {
         let Self { dial, transport, namespace, max_message_size, compression, instance, .. } = self;
-        let Self { services, subscriptions, allow, .. } = self;
+        let Self { services, subscriptions, allow, middleware, .. } = self;
         for (pattern, _) in &subscriptions {
             check_event_pattern(pattern).map_err(Error::Invalid)?;
         }
@@ -214,6 +218,7 @@ impl Server {
         let site = Arc::new(Site {
             replies: Replies::start(&transports, draining.clone(), instance.clone(), max_message_size, health.clone()),
             transports,
+            exchanges: Exchanges::of(&namespace),
             namespace,
             instance,
             name,
@@ -221,6 +226,7 @@ impl Server {
             max_size: max_message_size,
             allow,
             compression,
+            middleware,
             draining,
             shared: TaskTracker::new(),
             addressed: TaskTracker::new(),
@@ -322,6 +328,8 @@ struct Site {
     max_size: usize,
     /// How results are compressed.
     compression: Option<Compression>,
+    middleware: Chain,
+    exchanges: Exchanges,
     allow: Allow,
     /// Cancelled when the server begins to drain: it starts no more calls.
     draining: CancellationToken,

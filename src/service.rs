@@ -20,6 +20,8 @@ pub use self::method::Method;
 use crate::codec::{Arguments, Codec, CodecError, Misfit};
 use crate::context::Context;
 use crate::error::{CallError, Code, Error, Fault};
+use crate::frame::Entries;
+use crate::middleware::{Chain, Middleware};
 use crate::topology::{CallsQueue, QueueKind, ServiceId, check_name};
 
 /// A service that a [`Server`](crate::Server) can serve: its methods, and how an instance runs them.
@@ -50,6 +52,8 @@ pub struct Service {
     pub(crate) dispatch: Dispatch,
     /// How the queue of its requests is declared.
     pub(crate) calls: CallsQueue,
+    /// The middleware around its calls.
+    pub(crate) middleware: Chain,
 }
 
 /// Where handlers run.
@@ -84,11 +88,25 @@ pub(crate) type Handler = Arc<dyn Fn(Context, Codec, Bytes) -> BoxFuture<'static
 #[derive(Debug, Clone)]
 pub(crate) enum Answer {
     /// The result.
-    Result(Vec<u8>),
+    Result(Body),
     /// The method's own error.
-    ServiceError(Vec<u8>),
+    ServiceError(Body),
     /// A refusal or breakdown.
     Fault(Fault),
+}
+
+/// What a handler answers with, encoded, and the metadata of the reply.
+#[derive(Debug, Clone)]
+pub(crate) struct Body {
+    pub(crate) bytes: Vec<u8>,
+    /// The metadata that middleware has set on the reply. Empty without middleware.
+    pub(crate) metadata: Entries,
+}
+
+impl From<Vec<u8>> for Body {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self { bytes, metadata: Entries::default() }
+    }
 }
 
 impl Service {
@@ -103,6 +121,7 @@ impl Service {
             problems: Vec::new(),
             prefetch: None,
             concurrency: 256,
+            middleware: Chain::default(),
             dispatch: Dispatch::default(),
             calls: CallsQueue {
                 kind: QueueKind::Classic,
@@ -242,9 +261,36 @@ impl Service {
         self
     }
 
-    /// Keeps waiting calls on several nodes of a cluster, so that they outlive the loss of one; there may be a pause. Default:
-    /// on one, which is faster. Every instance has to say the same. From RabbitMQ 4.0 on, priorities are there then without
-    /// more, but only two: 0 to 4, and 5 to 9.
+    /// Puts a [`Middleware`] around every call, oneway call and broadcast of this service. The first that is added is
+    /// the outermost. The middleware of the [server](crate::ServerBuilder::with) is around them all. Default: none.
+    ///
+    /// ```
+    /// use hopline::{Code, Fault, Invocation, Middleware, Service};
+    ///
+    /// /// Takes calls only from whom the broker knows as this user.
+    /// struct Only(&'static str);
+    ///
+    /// impl Middleware for Only {
+    ///     fn admit(&self, call: &Invocation) -> Result<(), Fault> {
+    ///         match call.user() == Some(self.0) {
+    ///             true => Ok(()),
+    ///             false => Err(Fault::new(Code::PermissionDenied, "you may not call this")),
+    ///         }
+    ///     }
+    /// }
+    ///
+    /// let service = Service::new("ledger", 1).with(Only("billing"));
+    /// # let _ = service;
+    /// ```
+    #[must_use]
+    pub fn with(mut self, middleware: impl Middleware) -> Self {
+        self.middleware.push(middleware);
+        self
+    }
+
+    /// Keeps waiting calls on several nodes of a cluster, so that the loss of one node loses no call. Calls may have to
+    /// pause then. Default: one node, which is faster. Every instance must set the same. From RabbitMQ 4.0 on such a
+    /// queue always has priorities, but only two: 0 to 4, and 5 to 9.
     #[must_use]
     pub fn quorum(mut self) -> Self {
         self.calls.kind = QueueKind::Quorum;
@@ -414,11 +460,11 @@ async fn answer<R: Serialize, E: Failure>(codec: Codec, running: impl Future<Out
     let unwritable = |what, error| Answer::Fault(Fault::new(Code::Internal, format!("the method's {what} {error}")));
     match running.await {
         Ok(result) => match codec.encode(&result) {
-            Ok(payload) => Answer::Result(payload),
+            Ok(payload) => Answer::Result(payload.into()),
             Err(error) => unwritable("result", error),
         },
         Err(failure) => match failure.into_failure(codec) {
-            Ok(payload) => Answer::ServiceError(payload),
+            Ok(payload) => Answer::ServiceError(payload.into()),
             Err(Failed::Fault(fault)) => Answer::Fault(fault),
             Err(Failed::Codec(error)) => unwritable("error", error),
         },

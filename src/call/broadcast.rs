@@ -1,4 +1,4 @@
-//! Broadcast style: a call to every instance, and what each answers.
+//! Broadcasts: calls to every instance of a service, and their replies.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::{Stream, StreamExt};
 
 use super::{Answered, Call, Oneway, outcome};
-use crate::client::{Gathering, Request};
+use crate::client::Request;
 use crate::error::{Error, Fault};
 use crate::route::Route;
 use crate::service::Failure;
@@ -27,7 +27,7 @@ use crate::service::Failure;
 #[must_use = "a broadcast does nothing until it is sent, or its replies are gathered"]
 pub struct Broadcast<T, E = Fault>(Call<T, E>);
 
-/// One instance's answer to a broadcast.
+/// The reply of one instance to a broadcast.
 ///
 /// ```
 /// # async fn example(client: hopline::Client) -> Result<(), hopline::Error> {
@@ -46,9 +46,9 @@ pub struct BroadcastReply<T, E = Fault>
 where
     E: Failure,
 {
-    /// The instance that answered.
+    /// The instance that replied.
     pub instance: String,
-    /// What it answered.
+    /// The result or the error of this instance.
     pub outcome: Result<T, E::Error>,
 }
 
@@ -59,11 +59,13 @@ impl<T, E> Broadcast<T, E> {
 }
 
 impl<T, E: Failure> Broadcast<T, E> {
-    /// The replies that arrive within `window`, in the order they arrive. `window` replaces the call's timeout.
+    /// Collects the replies that arrive within `window`, in the order in which they arrive. `window` replaces the
+    /// call's time-out.
     ///
     /// # Errors
-    /// `NoService` when no instance is there, `Disconnected` when the connection is lost meanwhile, and what can be said
-    /// at once, as for [`Call::start`].
+    /// - `NoService` if there is no instance,
+    /// - `Disconnected` if the connection is lost meanwhile,
+    /// - the errors of [`Call::start`], which are known before anything is sent.
     pub async fn gather(self, window: Duration) -> Result<Vec<BroadcastReply<T, E>>, Error>
     where
         T: Answered,
@@ -76,13 +78,10 @@ impl<T, E: Failure> Broadcast<T, E> {
         Ok(replies)
     }
 
-    /// The replies as they arrive, until `window` is over, which replaces the call's timeout. Dropping the stream cancels the
-    /// call on instances that still run it. When the connection is lost, the last item says so, and its instance is
-    /// empty.
+    /// Returns the replies one by one as they arrive, until `window` is over. `window` replaces the call's time-out.
     ///
-    /// # Errors
-    /// What is known before any reply can come: `NoService` when no instance is there, and what can be said at once, as for
-    /// [`Call::start`].
+    /// Dropping the stream cancels the call on the instances that still run it. If the connection is lost, the last
+    /// item says so, and its `instance` is empty.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -96,6 +95,10 @@ impl<T, E: Failure> Broadcast<T, E> {
     /// }
     /// # Ok(()) }
     /// ```
+    ///
+    /// # Errors
+    /// - `NoService` if there is no instance,
+    /// - the errors of [`Call::start`], which are known before anything is sent.
     pub async fn replies(
         self,
         window: Duration,
@@ -109,25 +112,25 @@ impl<T, E: Failure> Broadcast<T, E> {
         }))
     }
 
-    /// Asks all. A lost connection is the last of the replies.
+    /// Sends the call to all instances. If the connection is lost, that is the last item.
     async fn ask(
         self,
         window: Duration,
     ) -> Result<impl Stream<Item = Result<BroadcastReply<T, E>, Error>> + Send + Unpin + use<T, E>, Error> {
         let Call { client, stage, read, .. } = self.0.timeout(window);
-        let max_payload = client.max_payload();
-        let gathering: Gathering = client.broadcast(Call::<T, E>::unsent(stage)?).await?;
-        Ok(gathering.map(move |reply| {
-            let reply = reply?;
-            let instance = reply.metadata.instance.as_deref().unwrap_or_default().to_owned();
-            Ok(BroadcastReply { instance, outcome: outcome::<T, E>(&reply, max_payload, read) })
+        let request = Request { route: Route::All, ..Call::<T, E>::unsent(stage)? };
+        Ok(client.ask(request).await?.map(move |answer| {
+            let (instance, reply) = answer?;
+            let instance = instance.as_deref().unwrap_or_default().to_owned();
+            let outcome = reply.map_err(E::Error::from).and_then(|reply| outcome::<T, E>(&reply, read));
+            Ok(BroadcastReply { instance, outcome })
         }))
     }
 }
 
 impl Broadcast<Oneway> {
-    /// Oneway style: returns when the broker has the call. Every instance that is up runs the method once, as soon as it
-    /// can.
+    /// Sends a oneway call to every instance that is up. Returns when the broker has confirmed it. Each instance runs
+    /// the method once, as soon as it can.
     ///
     /// # Errors
     /// As [`Call::send`].

@@ -45,7 +45,7 @@ impl Worker {
 /// The document as a result in the caller's codec. A document that cannot be encoded becomes a fault.
 fn written(codec: Codec, document: &impl Serialize) -> Answer {
     match codec.encode(document) {
-        Ok(payload) => Answer::Result(payload),
+        Ok(payload) => Answer::Result(payload.into()),
         Err(error) => Answer::Fault(Fault::new(Code::Internal, error.to_string())),
     }
 }

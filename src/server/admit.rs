@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::allow::Caller;
@@ -9,6 +10,7 @@ use super::claims::Heard;
 use super::dedup::Known;
 use super::message::{End, Message, Source};
 use super::served_method::ServedMethod;
+use super::through::Passage;
 use super::worker::{Job, Worker};
 use crate::error::{Code, Fault};
 use crate::frame::{Frame, Kind};
@@ -40,13 +42,18 @@ enum Admitted {
 impl Worker {
     /// Gives out what is to run. Whatever else is to be done about a frame is seen to.
     pub(super) fn take(self: &Arc<Self>, frame: Frame, message: &Arc<Message>, tasks: &TaskTracker) -> Option<Taken> {
+        let passage = self.passage(&frame, message);
+        let admitted = self.admit(&frame, message, passage.as_deref());
+        match &admitted {
+            Ok(Admitted::Answered(answer)) => self.passed_by(passage.as_deref(), answer.into()),
+            Err(fault) => self.passed_by(passage.as_deref(), fault.code.into()),
+            Ok(_) => {}
+        }
         let job = |frame: Frame, served| {
-            // Nobody waits for the end of the others, so no time of theirs can be over.
-            let remaining = frame.metadata.remaining.filter(|_| frame.kind == Kind::Request);
-            let deadline = remaining.map(|remaining| message.received + remaining.min(MAX_TIMEOUT));
-            Job { frame, served, deadline, message: message.clone() }
+            let deadline = deadline(&frame, message);
+            Job { frame, served, deadline, message: message.clone(), passage }
         };
-        match self.admit(&frame, message) {
+        match admitted {
             Ok(Admitted::Run(served)) => return Some(Taken::Run(job(frame, served))),
             Ok(Admitted::Ask(served)) => match self.runs(frame.id) {
                 // Its reply is its answer.
@@ -73,7 +80,7 @@ impl Worker {
     }
 
     /// What is to be done about a frame; a fault for what must not run.
-    fn admit(&self, frame: &Frame, message: &Arc<Message>) -> Result<Admitted, Fault> {
+    fn admit(&self, frame: &Frame, message: &Arc<Message>, passage: Option<&Passage>) -> Result<Admitted, Fault> {
         match (frame.kind, message.source) {
             // Who cancels no call asks whether there is an instance, and is answered by the broker.
             (Kind::Cancel, _) if frame.id.is_nil() => return Ok(Admitted::Done),
@@ -115,6 +122,9 @@ impl Worker {
             self.site.allow.check(&caller, &format!("{whose}{sign}{name}"))?;
         }
         self.check_key(frame, message)?;
+        if let Some(passage) = passage {
+            self.middleware.admit(&passage.call)?;
+        }
         let Some(served) = self.method(frame) else {
             if let Some(answer) = self.about_itself(name, frame.codec) {
                 return Ok(Admitted::Answered(answer));
@@ -178,4 +188,10 @@ impl Worker {
 /// The fault for a delivery when too many others wait for the answer to the same call.
 pub(super) fn crowded() -> Fault {
     Fault::new(Code::ResourceExhausted, "too many deliveries of this call wait for its answer already")
+}
+
+/// When nobody waits any more for the reply to a frame. `None` if it has no reply.
+pub(super) fn deadline(frame: &Frame, message: &Message) -> Option<Instant> {
+    let remaining = frame.metadata.remaining.filter(|_| frame.kind == Kind::Request);
+    remaining.map(|remaining| message.received + remaining.min(MAX_TIMEOUT))
 }

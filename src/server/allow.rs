@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use tracing::error;
 
-use super::handling::words;
 use crate::error::{Code, Fault};
+use crate::panics::words;
 
 /// The caller of a method, as a rule sees it: see [`Server::allow`](crate::Server::allow).
 ///

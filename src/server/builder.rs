@@ -9,6 +9,7 @@ use crate::compression::Compression;
 use crate::environment;
 use crate::error::Error;
 use crate::limits::MAX_MESSAGE_SIZE;
+use crate::middleware::{Chain, Middleware};
 use crate::settings::{Decided, Settings, common_settings};
 use crate::topology::short_id;
 use crate::transport::{Dial, Role, Transport};
@@ -29,11 +30,17 @@ pub struct ServerBuilder {
     settings: Settings,
     max_message_size: usize,
     compression: Option<Compression>,
+    middleware: Chain,
 }
 
 impl Default for ServerBuilder {
     fn default() -> Self {
-        Self { settings: Settings::default(), max_message_size: MAX_MESSAGE_SIZE, compression: None }
+        Self {
+            settings: Settings::default(),
+            max_message_size: MAX_MESSAGE_SIZE,
+            compression: None,
+            middleware: Chain::default(),
+        }
     }
 }
 
@@ -53,6 +60,30 @@ impl ServerBuilder {
     #[must_use]
     pub fn compression(mut self, compression: Compression) -> Self {
         self.compression = Some(compression);
+        self
+    }
+
+    /// Puts a [`Middleware`] around every call of all services of this server and around its events. It is around the
+    /// middleware of each [service](crate::Service::with) too. The first that is added is the outermost. Default: none.
+    ///
+    /// ```
+    /// use hopline::{Finished, Middleware, Server};
+    ///
+    /// struct Log;
+    ///
+    /// impl Middleware for Log {
+    ///     fn finished(&self, done: &Finished<'_>) {
+    ///         println!("{}.{} {} {:?}", done.call.service(), done.call.method(), done.code, done.took);
+    ///     }
+    /// }
+    ///
+    /// # async fn example() -> Result<(), hopline::Error> {
+    /// let server = Server::builder().with(Log).connect("amqp://localhost").await?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn with(mut self, middleware: impl Middleware) -> Self {
+        self.middleware.push(middleware);
         self
     }
 
@@ -116,13 +147,14 @@ impl ServerBuilder {
 
     /// The server with these settings. It has no services yet.
     fn server(self, decided: Decided, dial: Dial, instance: Arc<str>, transport: Option<Transport>) -> Server {
-        let Self { max_message_size, compression, .. } = self;
+        let Self { max_message_size, compression, middleware, .. } = self;
         Server {
             dial,
             transport,
             namespace: decided.namespace,
             max_message_size,
             compression,
+            middleware,
             instance,
             services: Vec::new(),
             subscriptions: Vec::new(),

@@ -162,7 +162,7 @@ impl<W> Dedup<W> {
 fn size(answer: &Answer) -> usize {
     OVERHEAD
         + match answer {
-            Answer::Result(payload) | Answer::ServiceError(payload) => payload.len(),
+            Answer::Result(payload) | Answer::ServiceError(payload) => payload.bytes.len(),
             Answer::Fault(fault) => fault.message.len(),
         }
 }
@@ -192,7 +192,7 @@ mod tests {
     fn ended(dedup: &mut Dedup<u32>, bytes: usize) -> Frame {
         let frame = call("add");
         dedup.begin(&frame, None);
-        assert!(dedup.end(&frame, None, Some(Answer::Result(vec![0; bytes])), WINDOW).is_empty());
+        assert!(dedup.end(&frame, None, Some(Answer::Result(vec![0; bytes].into())), WINDOW).is_empty());
         frame
     }
 
@@ -238,7 +238,7 @@ mod tests {
         assert!(matches!(recall(&mut dedup, &frame, 0), Some(Known::Ended(Answer::Fault(_)))));
         assert!(recall(&mut dedup, &again, 0).is_none(), "it is made because of the fault");
         dedup.begin(&again, None);
-        dedup.end(&again, None, Some(Answer::ServiceError(vec![1])), WINDOW);
+        dedup.end(&again, None, Some(Answer::ServiceError(vec![1].into())), WINDOW);
         for attempt in [&frame, &again, &retried(&again)] {
             assert!(matches!(recall(&mut dedup, attempt, 0), Some(Known::Ended(Answer::ServiceError(_)))));
         }
@@ -251,7 +251,7 @@ mod tests {
         let (alice, bob): (Arc<str>, Arc<str>) = ("alice".into(), "bob".into());
         let frame = call("add");
         dedup.begin(&frame, Some(&alice));
-        dedup.end(&frame, Some(&alice), Some(Answer::Result(vec![1])), WINDOW);
+        dedup.end(&frame, Some(&alice), Some(Answer::Result(vec![1].into())), WINDOW);
         for user in [None, Some(&bob)] {
             assert!(dedup.recall(&frame, user, || 0).is_none());
         }

@@ -23,6 +23,7 @@ use crate::clock::{at, unix_millis};
 use crate::context::{self, Context};
 use crate::error::{Code, Fault};
 use crate::frame::{Frame, Kind};
+use crate::panics::words;
 use crate::service::Answer;
 
 /// How often the server looks for calls that take long, to tell their callers that they are still running.
@@ -144,7 +145,10 @@ impl Worker {
         let first = catch_unwind(AssertUnwindSafe(|| {
             let _entered = span.enter();
             context.clone().scope_of(|| {
-                let mut call = (job.served.handler)(context.clone(), frame.codec, payload);
+                let mut call = match &job.passage {
+                    None => (job.served.handler)(context.clone(), frame.codec, payload),
+                    Some(passage) => self.go_through(job, passage, &context, payload),
+                };
                 let polled = call.as_mut().poll(task);
                 (call, polled)
             })
@@ -237,7 +241,7 @@ impl Worker {
         let time = started.at.elapsed();
         served.counts.ends(end, time);
         // Whatever the handler handed to other tasks hears of it too.
-        if context.is_shared() {
+        if context.is_shared() || job.passage.is_some() {
             cancelled.cancel();
         }
         if frame.kind == Kind::Oneway {
@@ -283,7 +287,10 @@ impl Worker {
             redelivered: message.redelivered,
             attempt: message.attempt(frame),
             queue_time: frame.metadata.sent_at.map(since),
-            metadata: frame.metadata.more().user.clone(),
+            metadata: match &job.passage {
+                None => frame.metadata.more().user.clone().into(),
+                Some(passage) => passage.call.metadata.clone(),
+            },
             parent: frame.metadata.traceparent,
             trace: OnceLock::new(),
             cancelled,
@@ -323,9 +330,4 @@ impl Worker {
 /// How long ago this was, in milliseconds since 1970. The other clock may be ahead, in which case this is zero.
 fn since(sent_at: u64) -> Duration {
     Duration::from_millis(unix_millis().saturating_sub(sent_at))
-}
-
-/// What was said as something panicked, if it was text.
-pub(super) fn words(panic: &(dyn Any + Send)) -> Option<&str> {
-    panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str))
 }

@@ -15,7 +15,7 @@ use super::worker::{Job, Worker};
 use crate::codec::Codec;
 use crate::error::{Code, Fault};
 use crate::frame::{CONTENT_TYPE, Frame, Kind, Metadata};
-use crate::route::{Exchanges, Route};
+use crate::route::Route;
 use crate::transport::{Confirm, Properties};
 
 /// How long instances may take to say that they run a request, whose caller waits.
@@ -173,7 +173,7 @@ impl Worker {
             app_id: Some(self.site.instance.to_string()),
             ..Properties::default()
         };
-        let asked = Exchanges::of(&self.site.namespace).locate(route, &self.name);
+        let asked = self.site.exchanges.locate(route, &self.name);
         let asking = message.transport.publish(asked.publication(properties, body.into()));
         // A blocked broker does not answer.
         let said = tokio::time::timeout(NOBODY_WAITS, asking).await;

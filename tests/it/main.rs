@@ -34,6 +34,7 @@ mod identity;
 mod in_flight;
 mod long_calls;
 mod loss;
+mod middleware;
 mod stalled;
 mod tidy;
 mod oneway;
