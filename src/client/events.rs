@@ -10,11 +10,11 @@ use super::Client;
 use super::line::Token;
 use super::pending::{lost_with, no_exchange};
 use super::replies::End;
-use super::request::{Attempt, check_metadata, head_start, traced};
+use super::request::{Attempt, check_metadata, head_start, more, traced};
 use crate::codec::CodecError;
 use crate::context::Context;
 use crate::error::Error;
-use crate::frame::{Frame, Kind, Metadata, More};
+use crate::frame::{Frame, Kind, Metadata};
 use crate::limits::MAX_TIMEOUT;
 use crate::middleware::{Invocation, Reply, Style};
 use crate::outbox::Parcel;
@@ -138,7 +138,7 @@ impl Client {
     ) -> Result<Published, Error> {
         let Event { key, metadata: user, context, attempt } = event;
         check_metadata(user)?;
-        let more = (!user.is_empty()).then(|| Box::new(More { user: user.clone(), ..More::default() }));
+        let more = more(Some(attempt), user.clone());
         let metadata = Metadata { method: Some(key.clone()), more, ..self.metadata(traced(context.as_ref())) };
         let frame = Frame::new(Kind::Event, attempt.id(), self.0.settings.codec, metadata, Bytes::new());
         let body = self.sized("event", frame.to_body_with(write)?)?;

@@ -77,6 +77,15 @@ impl Attempt {
     }
 }
 
+/// What few frames have: the user's own entries, and of another attempt than the first, which call it is an attempt of.
+pub(super) fn more(attempt: Option<&Attempt>, user: Vec<(String, String)>) -> Option<Box<More>> {
+    // The first attempt has the call's id as its own.
+    let again = attempt.filter(|attempt| attempt.number > 1);
+    let (call_id, attempt) = (again.map(|again| again.call_id), again.map(|again| again.number.into()));
+    let has_more = !user.is_empty() || again.is_some();
+    has_more.then(|| Box::new(More { user, call_id, attempt, ..More::default() }))
+}
+
 /// Writes the arguments into a frame, with the codec that is chosen when the call is sent.
 pub(crate) type Arguments = Box<dyn FnOnce(Codec, &mut Vec<u8>) -> Result<(), CodecError> + Send>;
 
@@ -202,11 +211,7 @@ impl Client {
             id = %id,
             traceparent = trace.map(tracing::field::display),
         );
-        // The first has the call's id as its own.
-        let again = attempt.filter(|attempt| attempt.number > 1);
-        let (call_id, attempt) = (again.map(|again| again.call_id), again.map(|again| again.number.into()));
-        let has_more = !user.is_empty() || again.is_some();
-        let more = has_more.then(|| Box::new(More { user, call_id, attempt, ..More::default() }));
+        let more = more(attempt.as_ref(), user);
         let metadata = Metadata {
             method: Some(target.method.clone()),
             remaining: (kind == Kind::Request).then_some(left),
@@ -228,7 +233,7 @@ impl Client {
         let ticket = Ticket { target, route: request.route, id, size: frame.len(), deadline, timeout, span };
         let absent = request.absent.unwrap_or(settings.absent);
         let leaving = current.and_then(|context| context.leaving(&ticket.target.service_text));
-        let before = again.map_or(0, |again| again.number - 1);
+        let before = attempt.map_or(0, |attempt| attempt.number - 1);
         Ok(Outgoing { ticket, left, before, frame, priority, idempotent: request.idempotent, absent, leaving })
     }
 

@@ -400,6 +400,28 @@ async fn each_run_is_an_attempt_with_an_id_of_its_own_and_the_id_of_the_call() {
 }
 
 #[tokio::test]
+async fn an_event_that_is_published_again_is_another_attempt_of_the_same() {
+    let scene = Scene::new();
+    let (tell, mut heard) = mpsc::unbounded_channel();
+    let server = scene.server().await.subscribe("n", move |context: Context, _: u64| {
+        tell.send(ids(&context)).expect("the test listens");
+        async {}
+    });
+    let _server = server.start().await.expect("subscribed");
+    let twice = Around(|call: Invocation, next: Next| async move {
+        next.run(call.clone()).await?;
+        next.run(call).await
+    });
+    let client = scene.client_with(|client| client.with(twice)).await;
+    client.publish("n", &1_u64).await.expect("the broker has it");
+    let (call_id, first, number) = soon(heard.recv()).await.expect("it is handled");
+    assert_eq!((first, number), (call_id, 1));
+    let (same, second, number) = soon(heard.recv()).await.expect("it is handled again");
+    assert_eq!((same, number), (call_id, 2));
+    assert_ne!(second, first);
+}
+
+#[tokio::test]
 async fn of_two_attempts_at_once_the_slower_is_cancelled_on_its_server() {
     let scene = Scene::new();
     let Held { service, mut arrived } = Held::new();
