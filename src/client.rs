@@ -116,8 +116,8 @@ impl Client {
         Call::new(self.clone(), self.0.targets.find(service, method), args, no_result)
     }
 
-    /// The id of this client on the broker, the same for all its clones and for all its connections: [`Context::caller`] has
-    /// it at its end, and the broker shows it with the connection.
+    /// The id of this client on the broker, the same for all its clones and for all its connections. It is at the end of
+    /// [`Context::caller`](crate::Context::caller), and the broker shows it with the connection.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
