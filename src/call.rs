@@ -12,16 +12,16 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use self::broadcast::{Broadcast, BroadcastReply};
 use self::callback::Called;
-use crate::client::{Absent, Arguments, Client, Dispatched, Request, Target};
+use crate::client::{Absent, Arguments, Client, Request, Started, Target};
 use crate::codec::{Codec, CodecError};
-use crate::compression::Refusal;
 use crate::context::Context;
-use crate::error::{Code, Error, Fault};
-use crate::frame::Frame;
+use crate::error::{Error, Fault};
+use crate::frame::set_entry;
+use crate::middleware::Reply;
 use crate::route::Route;
 use crate::service::Failure;
 
@@ -54,13 +54,25 @@ pub struct Call<T, E = Fault> {
 enum Stage {
     /// To be sent when it is polled.
     Ready(Box<Request<Arguments>>),
-    Sent(Dispatched),
+    Sent(Started),
     Over,
 }
 
 type ReadResult<T> = fn(Codec, &[u8]) -> Result<T, CodecError>;
 
 /// In the place of a result: a call that has none, not even an empty one. It is [sent](Call::send), not awaited.
+///
+/// ```
+/// use hopline::{Call, Client, Error, Oneway};
+///
+/// fn note(client: &Client, line: &str) -> Call<Oneway> {
+///     client.oneway("notes", "note", (line.to_owned(),))
+/// }
+///
+/// # async fn example(client: Client) -> Result<(), Error> {
+/// note(&client, "hello").send().await
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Oneway {
     _never: Infallible,
@@ -69,6 +81,18 @@ pub struct Oneway {
 }
 
 /// A result that a call can wait for: any, but for a [`Oneway`] call's, which has none.
+///
+/// ```
+/// use hopline::{Answered, Call, Error};
+///
+/// async fn logged<T: Answered>(call: Call<T>) -> Result<T, Error> {
+///     let outcome = call.await;
+///     if let Err(error) = &outcome {
+///         eprintln!("{error}");
+///     }
+///     outcome
+/// }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "a oneway call has no answer to wait for",
     label = "only for a call that has an answer",
@@ -118,10 +142,7 @@ impl<T, E> Call<T, E> {
     /// with 10 bytes for each of them.
     pub fn metadata(self, name: impl Into<String>, value: impl Into<String>) -> Self {
         let (name, value) = (name.into(), value.into());
-        self.with(|request| {
-            request.metadata.retain(|(other, _)| *other != name);
-            request.metadata.push((name, value));
-        })
+        self.with(|request| set_entry(&mut request.metadata, name, value))
     }
 
     /// How arguments and result are written. Default: the client's, CBOR unless set.
@@ -155,7 +176,7 @@ impl<T, E> Call<T, E> {
     /// Puts the call on its way, if it is not.
     fn dispatch(&mut self) -> Result<(), Error> {
         self.stage = match std::mem::replace(&mut self.stage, Stage::Over) {
-            Stage::Ready(request) => Stage::Sent(self.client.dispatch(*request)?),
+            Stage::Ready(request) => Stage::Sent(self.client.begin(*request)?),
             stage => stage,
         };
         Ok(())
@@ -218,6 +239,9 @@ impl<T, E> Call<T, E> {
         T: Answered,
     {
         self.dispatch()?;
+        if let Stage::Sent(started) = &mut self.stage {
+            started.go_on()?;
+        }
         Ok(Pending(self))
     }
 
@@ -269,16 +293,8 @@ impl<T: Answered, E: Failure> Future for Call<T, E> {
         if matches!(this.stage, Stage::Ready(_)) {
             this.dispatch()?;
         }
-        let Stage::Sent(dispatched) = &mut this.stage else { panic!("a call was polled after its end") };
-        Pin::new(&mut *dispatched).poll(context).map(|reply| {
-            let reply = reply?;
-            if reply.status == Code::DeadlineExceeded
-                && let Some(error) = dispatched.timed_out()
-            {
-                return Err(error.into());
-            }
-            outcome::<T, E>(&reply, dispatched.max_payload(), this.read)
-        })
+        let Stage::Sent(started) = &mut this.stage else { panic!("a call was polled after its end") };
+        Pin::new(started).poll(context).map(|reply| outcome::<T, E>(&reply?, this.read))
     }
 }
 
@@ -289,6 +305,17 @@ impl<T, E> fmt::Debug for Call<T, E> {
 }
 
 /// A call on its way. Awaiting it gives the outcome; dropping it cancels the call, on the server too.
+///
+/// ```
+/// use hopline::{Client, Error, Pending};
+///
+/// # async fn example(client: Client) -> Result<(), Error> {
+/// // Both are on their way before the first is waited for.
+/// let one: Pending<u64> = client.call("shop", "price", (1,)).start().await?;
+/// let two: Pending<u64> = client.call("shop", "price", (2,)).start().await?;
+/// println!("{}", one.await? + two.await?);
+/// # Ok(()) }
+/// ```
 #[must_use = "dropping a pending call cancels it"]
 pub struct Pending<T, E = Fault>(Call<T, E>);
 
@@ -306,34 +333,29 @@ impl<T, E> fmt::Debug for Pending<T, E> {
     }
 }
 
-/// What a reply says; a compressed one may have a payload of so many bytes.
-fn outcome<T, E: Failure>(reply: &Frame, max_payload: usize, read: ReadResult<T>) -> Result<T, E::Error> {
-    let payload = || {
-        reply.plain_payload(max_payload).map_err(|refusal| match refusal {
-            Refusal::TooLarge { size, cap } => Error::TooLarge { what: "reply", size, limit: cap },
-            refusal => Error::UnreadableReply(CodecError(format!("the reply cannot be read: {refusal}"))),
-        })
-    };
-    if reply.service_error {
-        return Err(E::read(reply.codec, &payload()?));
+/// What a reply says.
+fn outcome<T, E: Failure>(reply: &Reply, read: ReadResult<T>) -> Result<T, E::Error> {
+    if reply.is_own_error() {
+        return Err(E::read(reply.codec(), reply.payload()));
     }
-    if let Some((size, limit)) = reply.metadata.more().too_large {
-        let bytes = |number| usize::try_from(number).unwrap_or(usize::MAX);
-        return Err(Error::TooLarge { what: "reply", size: bytes(size), limit: bytes(limit) }.into());
-    }
-    match reply.status {
-        Code::Ok if reply.metadata.more().error.is_none() => read(reply.codec, &payload()?)
-            .map_err(|error| Error::UnreadableReply(CodecError(format!("the reply {}", error.0))).into()),
-        _ => Err(Error::Fault(fault(reply)).into()),
-    }
+    read(reply.codec(), reply.payload())
+        .map_err(|error| Error::UnreadableReply(CodecError(format!("the reply {}", error.0))).into())
 }
 
-fn fault(reply: &Frame) -> Fault {
-    let reason = reply.metadata.more().error.clone().filter(|reason| !reason.is_empty());
-    Fault {
-        // What tells of an error is none, whatever its status says.
-        code: if reply.status == Code::Ok { Code::Unknown } else { reply.status },
-        message: reason.unwrap_or_else(|| "the server gave no reason".to_owned()),
-        retry_after: reply.metadata.more().retry_after,
+impl Client {
+    /// A call without a service trait: `service` is `name` or `name.vMAJOR`, `args` whatever serializes as an array: a
+    /// tuple, an array, a `Vec`.
+    pub fn call<R>(&self, service: &str, method: &str, args: impl Serialize + Send + 'static) -> Call<R>
+    where
+        // `DeserializeOwned` spelled out: of this, rustc tells what to derive.
+        R: for<'de> Deserialize<'de> + Send + 'static,
+    {
+        Call::new(self.clone(), self.target(service, method), args, Codec::decode)
+    }
+
+    /// A oneway call without a service trait, to be [sent](Call::send).
+    pub fn oneway(&self, service: &str, method: &str, args: impl Serialize + Send + 'static) -> Call<Oneway> {
+        let no_result = |_: Codec, _: &[u8]| Err(CodecError("a oneway call has no result".to_owned()));
+        Call::new(self.clone(), self.target(service, method), args, no_result)
     }
 }

@@ -10,13 +10,13 @@ mod request;
 mod sending;
 mod session;
 mod target;
+mod through;
 mod traffic;
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -26,13 +26,11 @@ use self::builder::CallSettings;
 pub use self::builder::{Absent, ClientBuilder, Coalesce, WhenFull};
 pub use self::events::Published;
 use self::line::Line;
-pub(crate) use self::pending::{Dispatched, Gathering};
 pub(crate) use self::request::{Arguments, Request};
 pub(crate) use self::target::Target;
 use self::target::Targets;
+pub(crate) use self::through::Started;
 pub use self::traffic::Traffic;
-use crate::call::{Call, Oneway};
-use crate::codec::{Codec, CodecError};
 use crate::error::Error;
 use crate::route::Exchanges;
 use crate::state::State;
@@ -100,24 +98,8 @@ impl Client {
         ClientBuilder::default()
     }
 
-    /// A call without a service trait: `service` is `name` or `name.vMAJOR`, `args` whatever serializes as an array: a
-    /// tuple, an array, a `Vec`.
-    pub fn call<R>(&self, service: &str, method: &str, args: impl Serialize + Send + 'static) -> Call<R>
-    where
-        // `DeserializeOwned` spelled out: of this, rustc tells what to derive.
-        R: for<'de> Deserialize<'de> + Send + 'static,
-    {
-        Call::new(self.clone(), self.0.targets.find(service, method), args, Codec::decode)
-    }
-
-    /// A oneway call without a service trait, to be [sent](Call::send).
-    pub fn oneway(&self, service: &str, method: &str, args: impl Serialize + Send + 'static) -> Call<Oneway> {
-        let no_result = |_: Codec, _: &[u8]| Err(CodecError("a oneway call has no result".to_owned()));
-        Call::new(self.clone(), self.0.targets.find(service, method), args, no_result)
-    }
-
-    /// The id of this client on the broker, the same for all its clones and for all its connections. It is at the end of
-    /// [`Context::caller`](crate::Context::caller), and the broker shows it with the connection.
+    /// The id of this client: the same for all its clones, and for all its connections. The broker shows it with the
+    /// connection, and [`Context::caller`](crate::Context::caller) ends in it.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -164,8 +146,13 @@ impl Client {
         self.0.line.in_flight()
     }
 
+    /// What calls of a method have in common, by the names that a call gives; a sentence if one of these is wrong.
+    pub(crate) fn target(&self, service: &str, method: &str) -> Result<Arc<Target>, String> {
+        self.0.targets.find(service, method)
+    }
+
     /// The largest payload that is read, in bytes, if it comes compressed.
-    pub(crate) fn max_payload(&self) -> usize {
+    fn max_payload(&self) -> usize {
         self.0.settings.max_message_size
     }
 

@@ -24,6 +24,16 @@ const MAX_DEPTH: usize = 127;
 
 /// How a payload is written. The client chooses with [`ClientBuilder::codec`](crate::ClientBuilder::codec), and the
 /// server answers with the same codec. Default: [`Codec::Cbor`].
+///
+/// ```
+/// use hopline::{Client, Codec};
+///
+/// # async fn example() -> Result<(), hopline::Error> {
+/// let client = Client::builder().codec(Codec::MessagePack).connect("memory://").await?;
+/// // A call may say otherwise.
+/// let total: u64 = client.call("shop", "total", ()).codec(Codec::Json).await?;
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 #[repr(u8)]
 #[non_exhaustive]
@@ -41,6 +51,18 @@ pub enum Codec {
 }
 
 /// Arguments could not be written, or a result could not be read. The text says which codec and why.
+///
+/// ```
+/// use hopline::{Client, Error};
+///
+/// # async fn example(client: Client) {
+/// // The result of this method is a text.
+/// match client.call::<u64>("demo", "whoami", ()).await {
+///     Err(Error::UnreadableReply(why)) => eprintln!("another result than expected: {why}"),
+///     outcome => println!("{outcome:?}"),
+/// }
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct CodecError(pub(crate) String);

@@ -17,6 +17,14 @@ pub(crate) const MIN_SIZE: usize = 1024;
 /// Whatever is set here, every peer can read lz4; with the cargo feature `zstd` it can read zstd as well. Peers tell
 /// each other what they can read. A payload is compressed only if the receiver can read it, if it has at least 1024
 /// bytes, and if it gets smaller.
+///
+/// ```
+/// use hopline::{Client, Compression};
+///
+/// # async fn example() -> Result<(), hopline::Error> {
+/// let client = Client::builder().compression(Compression::Lz4).connect("amqp://localhost").await?;
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 #[repr(u8)]

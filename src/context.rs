@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::frame::{Trace, Traceparent};
+use crate::frame::{Entries, Trace, Traceparent};
 
 tokio::task_local! {
     static CURRENT: Context;
@@ -35,6 +35,7 @@ tokio::task_local! {
 #[derive(Clone)]
 pub struct Context(Arc<Inner>);
 
+#[derive(Clone)]
 pub(crate) struct Inner {
     pub(crate) service: Arc<str>,
     pub(crate) method: Arc<str>,
@@ -48,7 +49,7 @@ pub(crate) struct Inner {
     pub(crate) redelivered: bool,
     pub(crate) attempt: u64,
     pub(crate) queue_time: Option<Duration>,
-    pub(crate) metadata: Vec<(String, String)>,
+    pub(crate) metadata: Entries,
     /// The caller's span, and this call's, once somebody asks for it.
     pub(crate) parent: Option<Traceparent>,
     pub(crate) trace: OnceLock<Trace>,
@@ -240,7 +241,32 @@ impl Context {
     /// The value that the caller set under `name` with [`Call::metadata`](crate::Call::metadata).
     #[must_use]
     pub fn metadata(&self, name: &str) -> Option<&str> {
-        self.0.metadata.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.0.metadata.get(name)
+    }
+
+    /// All metadata of the call, as names and texts, in the order in which the caller set them.
+    ///
+    /// ```
+    /// use hopline::{Context, Fault, Service};
+    ///
+    /// let names = |ctx: Context, (): ()| async move {
+    ///     Ok::<_, Fault>(ctx.metadata_entries().map(|(name, _)| name.to_owned()).collect::<Vec<_>>())
+    /// };
+    /// let service = Service::new("demo", 1).method("names", names);
+    /// # let _ = service;
+    /// ```
+    pub fn metadata_entries(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.metadata.iter()
+    }
+
+    /// The same call with this metadata.
+    pub(crate) fn with_metadata(&self, metadata: &Entries) -> Self {
+        if self.0.metadata.is_same(metadata) {
+            return self.clone();
+        }
+        // Both are in one span, which gets its id now if it has none.
+        self.trace();
+        Self(Arc::new(Inner { metadata: metadata.clone(), ..Inner::clone(&self.0) }))
     }
 
     /// The W3C `traceparent` of this call's span, for headers of requests that the handler sends elsewhere.

@@ -60,6 +60,15 @@ pub struct DeadLetters {
 }
 
 /// Which dead letters to replay or drop.
+///
+/// ```
+/// use hopline::WhichLetters;
+///
+/// # async fn example(dead: hopline::DeadLetters) -> Result<(), hopline::Error> {
+/// dead.discard(&WhichLetters::Ids(vec!["0b2f".to_owned()]), |_| {}).await?;
+/// dead.replay(&WhichLetters::All, |_| {}).await?;
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WhichLetters {
@@ -71,6 +80,16 @@ pub enum WhichLetters {
 }
 
 /// The dead letters of a service, as far as they could be read.
+///
+/// ```
+/// # async fn example(dead: hopline::DeadLetters) -> Result<(), hopline::Error> {
+/// let listed = dead.list(100).await?;
+/// println!("{} letters", listed.letters.len());
+/// if let Some(error) = listed.broken_off {
+///     eprintln!("and perhaps more: {error}");
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Listed {
@@ -81,6 +100,18 @@ pub struct Listed {
 }
 
 /// What was done with a dead letter.
+///
+/// ```
+/// use hopline::Fate;
+///
+/// fn told(fate: &Fate) -> String {
+///     match fate {
+///         Fate::Replayed => "it runs again".to_owned(),
+///         Fate::Kept(why) => format!("it is kept: {why}"),
+///         other => format!("{other:?}"),
+///     }
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fate {
@@ -95,6 +126,18 @@ pub enum Fate {
 }
 
 /// A dead letter that was to be replayed or dropped, and what was done with it.
+///
+/// ```
+/// use hopline::{Fate, WhichLetters};
+///
+/// # async fn example(dead: hopline::DeadLetters) -> Result<(), hopline::Error> {
+/// for handled in dead.replay(&WhichLetters::All, |_| {}).await? {
+///     if let Fate::Kept(why) = handled.fate {
+///         println!("{} is kept: {why}", handled.id);
+///     }
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Handled {

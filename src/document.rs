@@ -1,8 +1,9 @@
-//! What an instance says of itself, as documents: the server writes them, and whoever asks reads them.
+//! What an instance says about itself, as documents. The server writes them; `Client::instances` and `Client::stats`
+//! read them.
 //!
-//! Each begins with its `type`, which ends in the name of the document and has the document's version before it, such as
-//! `hopline.v1.info`. Members may be added to a version: a reader ignores those that it does not know, and takes a default for
-//! those that are not there. A change that an older reader would misread makes another version.
+//! Each document begins with its `type`: the name of the document after its version, such as `hopline.v1.info`. A
+//! version may gain members: a reader ignores a member that it does not know, and takes the default for one that is
+//! missing. A change that an older reader would misread needs a new version.
 
 mod stats;
 
@@ -11,23 +12,26 @@ use serde::{Deserialize, Serialize};
 
 pub use self::stats::{Histogram, InstanceStats, MethodStats};
 
-/// What an instance can be asked. The names have a dot, so no method of a service can be taken for one.
+/// The question whether an instance is up. The result is empty. All names of questions contain a dot, so that
+/// no method of a service can have the same name.
 pub(crate) const PING: &str = "hopline.ping";
+/// The question for an [`Instance`].
 pub(crate) const INFO: &str = "hopline.info";
+/// The question for an [`InstanceStats`].
 pub(crate) const STATS: &str = "hopline.stats";
 
-/// A document, and who wrote it.
+/// A document that an instance can be asked for.
 pub(crate) trait Document: Serialize + DeserializeOwned {
-    /// What is asked to get it.
+    /// The name of the question that this document answers.
     const QUESTION: &str;
-    /// What it says that it is.
+    /// Its `type` member, with the version.
     const TYPE: &str;
 
-    /// The service, and the instance of it.
+    /// The service and the instance that wrote it. Clients sort documents by this.
     fn source(&self) -> (&str, &str);
 }
 
-/// What a document says that it is.
+/// Only the `type` of a document. It is read before the document, so that no other document is read by mistake.
 #[derive(Deserialize)]
 pub(crate) struct Typed {
     #[serde(rename = "type", default)]
@@ -35,13 +39,14 @@ pub(crate) struct Typed {
 }
 
 impl Typed {
-    /// Whether it can be read as a `D`. One that does not say what it is can: it was asked for.
+    /// Whether the document can be read as a `D`. A document without a `type` can: it answers the question for a `D`.
     pub(crate) fn is<D: Document>(&self) -> bool {
         self.kind.is_empty() || self.kind == D::TYPE
     }
 }
 
-/// What an instance of a service says that it serves: the document `hopline.v1.info`.
+/// What an instance of a service serves: the document `hopline.v1.info`.
+/// [`Client::instances`](crate::Client::instances) collects them.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -60,9 +65,9 @@ pub struct Instance {
     pub service: String,
     /// The instance's id: what [`Call::to`](crate::Call::to) takes.
     pub instance: String,
-    /// The version of Hopline that it runs.
+    /// The version of Hopline that the instance runs.
     pub hopline: String,
-    /// Its methods, by name.
+    /// Its methods, sorted by name.
     pub methods: Vec<MethodInfo>,
 }
 
@@ -75,18 +80,26 @@ impl Document for Instance {
     }
 }
 
-/// What an instance says of one of its methods.
+/// What an instance says about one of its methods.
+///
+/// ```
+/// # fn example(instance: hopline::Instance) {
+/// for method in instance.methods.iter().filter(|method| !method.oneway) {
+///     println!("{}: {}", method.name, method.signature);
+/// }
+/// # }
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct MethodInfo {
     /// The name to call it by.
     pub name: String,
-    /// How it is written in the service's language; the bare name if that is not known.
+    /// Its declaration in the language of the service, or only the name if the declaration is not known.
     pub signature: String,
-    /// Whether it takes oneway calls.
+    /// Whether it takes oneway calls, which have no reply.
     pub oneway: bool,
-    /// Whether it may run twice without harm.
+    /// Whether a call may run twice without harm.
     pub idempotent: bool,
 }
 

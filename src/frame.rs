@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 mod any_body;
+mod entries;
 mod metadata;
 mod trace;
 #[cfg(test)]
@@ -15,6 +16,7 @@ use std::fmt;
 use bytes::{BufMut, Bytes};
 use uuid::Uuid;
 
+pub(crate) use self::entries::{Entries, Excess, check as check_entries, set as set_entry};
 use self::metadata::Names;
 pub(crate) use self::metadata::{MAX_USER_ENTRIES, Metadata, More};
 pub(crate) use self::trace::{Trace, Traceparent};

@@ -16,6 +16,7 @@ pages! {
     Oneway = "docs/guide/src/oneway.md",
     Events = "docs/guide/src/events.md",
     Deadlines = "docs/guide/src/deadlines.md",
+    Middleware = "docs/guide/src/middleware.md",
     Testing = "docs/guide/src/testing.md",
     ChangingAContract = "docs/guide/src/changing-a-contract.md",
     Deploying = "docs/guide/src/deploying.md",

@@ -121,6 +121,11 @@
 //! How much time is left, who calls, which attempt it is, what the caller sent beside the arguments: [`Context`] tells. A call
 //! that a handler makes takes over deadline and trace by itself.
 //!
+//! # Around calls
+//!
+//! A [`Middleware`] goes around every call of a client, a service or a server: an access log, tokens, a retry. What each call of
+//! a client is to carry, [`ClientBuilder::metadata`] adds.
+//!
 //! # `Error` says what went wrong, and whether it may have run
 //!
 //! [`Error`] has a variant for each thing a caller can do something about, and reads as a sentence. A method that is declared
@@ -186,6 +191,8 @@ mod window;
 mod clock;
 mod pace;
 mod frame;
+mod middleware;
+mod panics;
 mod route;
 #[doc(hidden)]
 pub mod topology;
@@ -212,6 +219,7 @@ pub use dead::{
 };
 pub use document::{Histogram, Instance, InstanceStats, MethodInfo, MethodStats};
 pub use error::{CallError, Code, Error, Fault, Unanswered};
+pub use middleware::{Finished, Invocation, Middleware, Next, Reply, Style};
 pub use server::{Caller, Running, Server, ServerBuilder};
 pub use service::{Dispatch, Failure, IntoService, Method, Service};
 pub use state::State;

@@ -1,4 +1,5 @@
-//! Who serves what, asked over the discovery exchange: every instance that is up answers for itself.
+//! Discovery from the client's side: a client asks over the discovery exchange, and every instance that is up replies
+//! for itself. Nothing keeps a list of the instances.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,13 +8,15 @@ use futures::TryStreamExt;
 
 use crate::client::{Arguments, Client, Request, Target};
 use crate::document::{Document, Instance, InstanceStats, Typed};
-use crate::error::{Code, Error};
-use crate::frame::Frame;
+use crate::error::Error;
+use crate::middleware::Reply;
+use crate::route::Route;
 use crate::topology::ServiceId;
 
 impl Client {
-    /// The instances that are up and what they serve, as those tell that answer within `window`; none is fine too.
-    /// Sorted by service and instance.
+    /// The instances that are up and what they serve, sorted by service and instance.
+    ///
+    /// Waits for the whole of `window` and collects the replies that arrive in it. The list is empty if nobody replies.
     ///
     /// # Errors
     /// `Disconnected`, `Blocked`.
@@ -21,7 +24,7 @@ impl Client {
         ask(self, window).await
     }
 
-    /// How busy the instances are that answer within `window`. Sorted by service and instance.
+    /// How busy the instances are that reply within `window`, sorted by service and instance.
     ///
     /// # Errors
     /// As [`Client::instances`].
@@ -30,26 +33,25 @@ impl Client {
     }
 }
 
-/// The documents that instances give out when they are asked for them, by service and instance.
+/// Asks all instances for their document `D`, and returns the documents of those that reply within `window`.
 async fn ask<D: Document>(client: &Client, window: Duration) -> Result<Vec<D>, Error> {
     let service = ServiceId::new("hopline", 1).map_err(Error::Invalid)?;
     let arguments: Arguments = Box::new(|codec, payload| codec.write::<[(); 0]>(&[], payload));
     let target = Arc::new(Target::new(service, D::QUESTION));
-    let request = Request { timeout: Some(window), ..Request::new(Ok(target), arguments) };
-    let replies = match client.discover(request).await {
+    let request = Request { timeout: Some(window), route: Route::Everywhere, ..Request::new(Ok(target), arguments) };
+    let answers = match client.ask(request).await {
         Err(Error::NoService { .. }) => return Ok(Vec::new()),
-        replies => replies?.try_collect::<Vec<Frame>>().await?,
+        answers => answers?.try_collect::<Vec<_>>().await?,
     };
-    // One that does not know the question, being of another make, is no reason to hear none.
-    let known = replies.iter().filter(|reply| reply.status == Code::Ok);
-    let mut documents: Vec<D> = known.filter_map(|reply| read(reply, client.max_payload())).collect();
+    // An instance of another version may not know the question and reply with a fault. The others' replies count.
+    let known = answers.into_iter().filter_map(|(_, reply)| reply.ok()).filter(|reply| !reply.is_own_error());
+    let mut documents: Vec<D> = known.filter_map(|reply| read(&reply)).collect();
     documents.sort_by(|one, other| one.source().cmp(&other.source()));
     Ok(documents)
 }
 
-/// The document that a reply has, of at most so many bytes; none if it is another one than was asked for.
-fn read<D: Document>(reply: &Frame, most: usize) -> Option<D> {
-    let payload = reply.plain_payload(most).ok()?;
-    let typed: Typed = reply.codec.decode(&payload).ok()?;
-    typed.is::<D>().then(|| reply.codec.decode(&payload).ok())?
+/// The document in a reply. `None` if it is another document than `D`, or unreadable.
+fn read<D: Document>(reply: &Reply) -> Option<D> {
+    let typed: Typed = reply.codec().decode(reply.payload()).ok()?;
+    typed.is::<D>().then(|| reply.codec().decode(reply.payload()).ok())?
 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::frame::Kind;
 use crate::lanes::Lane;
-use crate::topology::{Namespace, all_key, instance_key, presence_key, unlimited_key};
+use crate::topology::{Namespace, all_key, instance_key, is_all_key, presence_key, unlimited_key};
 use crate::transport::{Properties, Publication};
 
 /// Which instances of its service a call is for.
@@ -21,6 +21,8 @@ pub(crate) enum Route {
     One(String),
     /// Each that is up.
     All,
+    /// Each instance of every service: for questions of discovery.
+    Everywhere,
 }
 
 impl Route {
@@ -28,7 +30,7 @@ impl Route {
     pub(crate) fn instance(&self) -> Option<&str> {
         match self {
             Self::One(instance) => Some(instance),
-            Self::Any | Self::All => None,
+            Self::Any | Self::All | Self::Everywhere => None,
         }
     }
 }
@@ -74,6 +76,7 @@ impl Exchanges {
     pub(crate) fn request(&self, route: &Route, service: &Arc<str>) -> Address {
         match route {
             Route::Any => Address::new(&self.rpc, service.clone(), Kind::Request),
+            Route::Everywhere => Address::new(&self.discovery, "".into(), Kind::Request),
             Route::One(_) | Route::All => self.to_instances(route, service, Kind::Request),
         }
     }
@@ -82,13 +85,13 @@ impl Exchanges {
     pub(crate) fn oneway(&self, route: &Route, service: &str, method: &Arc<str>) -> Address {
         match route {
             Route::Any => Address::new(&self.oneway, method.clone(), Kind::Oneway),
-            Route::One(_) | Route::All => self.to_instances(route, service, Kind::Oneway),
+            Route::One(_) | Route::All | Route::Everywhere => self.to_instances(route, service, Kind::Oneway),
         }
     }
 
     /// Where an event goes.
-    pub(crate) fn event(&self, key: &str) -> Address {
-        Address::new(&self.events, key.into(), Kind::Event)
+    pub(crate) fn event(&self, key: Arc<str>) -> Address {
+        Address::new(&self.events, key, Kind::Event)
     }
 
     /// Where the cancel of a call goes that took this route. Any instance may run a call that any may take.
@@ -101,11 +104,6 @@ impl Exchanges {
         self.to_instances(route, service, Kind::Locate)
     }
 
-    /// Where a request to each instance of every service goes.
-    pub(crate) fn discovery(&self) -> Address {
-        Address::new(&self.discovery, "".into(), Kind::Request)
-    }
-
     /// Where a question about a service goes.
     pub(crate) fn question(&self, question: Question, service: &str) -> Address {
         let key = match question {
@@ -113,6 +111,11 @@ impl Exchanges {
             Question::HasNoLimit => unlimited_key(service),
         };
         Address::new(&self.rpc, key.into(), Kind::Cancel)
+    }
+
+    /// Whether a message with this key came to all instances of a service, by this exchange.
+    pub(crate) fn is_for_all(&self, exchange: &str, key: &str) -> bool {
+        (exchange == &*self.rpc && is_all_key(key)) || exchange == &*self.discovery
     }
 
     /// A message that nobody gets, which the broker confirms as soon as it has read it.
@@ -124,7 +127,7 @@ impl Exchanges {
     fn to_instances(&self, route: &Route, service: &str, kind: Kind) -> Address {
         let key = match route {
             Route::One(instance) => instance_key(service, instance),
-            Route::Any | Route::All => all_key(service),
+            Route::Any | Route::All | Route::Everywhere => all_key(service),
         };
         Address::new(&self.rpc, key.into(), kind)
     }
@@ -249,6 +252,7 @@ mod tests {
             assert_eq!(parts(&address), ("shop.rpc", key, Kind::Request));
             assert!(address.is_answered() && address.is_mandatory() && !address.is_persistent());
             assert_eq!(address.is_for_any("demo.v1"), route == Route::Any);
+            assert_eq!(exchanges.is_for_all(address.exchange(), address.key()), route == Route::All);
         }
     }
 
@@ -269,7 +273,7 @@ mod tests {
 
     #[test]
     fn an_event_goes_to_whoever_listens_be_it_nobody() {
-        let address = exchanges().event("order.created");
+        let address = exchanges().event("order.created".into());
         assert_eq!(parts(&address), ("shop.events", "order.created", Kind::Event));
         assert!(!address.is_answered() && !address.is_mandatory() && address.is_persistent());
         assert_eq!(address.worked_off_by(), None);
@@ -291,7 +295,9 @@ mod tests {
     #[test]
     fn questions_go_to_all_or_to_nobody_in_particular() {
         let exchanges = exchanges();
-        assert_eq!(parts(&exchanges.discovery()), ("shop.discovery", "", Kind::Request));
+        let discovery = exchanges.request(&Route::Everywhere, &"hopline.v1".into());
+        assert_eq!(parts(&discovery), ("shop.discovery", "", Kind::Request));
+        assert!(exchanges.is_for_all(discovery.exchange(), discovery.key()));
         for (question, key) in [(Question::IsThere, "demo.v1@?"), (Question::HasNoLimit, "demo.v1@~")] {
             let address = exchanges.question(question, "demo.v1");
             assert_eq!(parts(&address), ("shop.rpc", key, Kind::Cancel));

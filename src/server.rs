@@ -1,4 +1,4 @@
-//! The serving side: connects, declares what it serves, runs it, and drains.
+//! The server: it connects, declares the queues of its services, runs their calls, and drains when it is told to stop.
 
 mod about;
 mod admit;
@@ -14,16 +14,21 @@ mod handling;
 mod health;
 mod keeper;
 mod letter;
+mod locate;
 mod message;
 mod moving;
 mod outcome;
 mod reading;
+mod reason;
 mod repair;
 mod replies;
+mod reply;
 mod running;
 mod served_method;
+mod served_queue;
 mod signals;
 mod supervisor;
+mod through;
 mod worker;
 
 use std::collections::{BTreeMap, HashSet};
@@ -55,14 +60,16 @@ use self::worker::EVENT;
 use crate::compression::Compression;
 use crate::context::Context;
 use crate::error::Error;
+use crate::middleware::Chain;
+use crate::route::Exchanges;
 use crate::service::{Dispatch, IntoService, Service};
-use crate::topology::{Binding, Declaration, Namespace, ServiceId, check_event_pattern, is_presence_key};
+use crate::topology::{Binding, Namespace, ServiceId, check_event_pattern, is_presence_key};
 use crate::transport::{Dial, Role, Transport};
 
-/// How many events an instance holds unsettled, of each subscription.
+/// How many messages with events a server may hold unacknowledged, for each subscription.
 const EVENTS_PREFETCH: u16 = 64;
 
-/// Serves any number of services over one connection for each direction.
+/// Serves any number of services, and handles events, over one connection for each direction.
 ///
 /// ```
 /// use hopline::{Context, Fault, Server, Service};
@@ -75,11 +82,12 @@ const EVENTS_PREFETCH: u16 = 64;
 /// ```
 pub struct Server {
     dial: Dial,
-    /// None if it is to connect once it serves.
+    /// `None` if the server connects only when it starts.
     transport: Option<Transport>,
     namespace: Namespace,
     max_message_size: usize,
     compression: Option<Compression>,
+    middleware: Chain,
     instance: Arc<str>,
     services: Vec<Service>,
     subscriptions: Vec<(String, Service)>,
@@ -95,7 +103,8 @@ impl Server {
         Self::builder().connect(url).await
     }
 
-    /// Connects as the environment says: `HOPLINE_URL`, and the other variables of [`environment`](crate::environment).
+    /// Connects with the settings in the environment: `HOPLINE_URL`, and the other variables of
+    /// [`environment`](crate::environment).
     ///
     /// ```no_run
     /// # use hopline::{Server, Service};
@@ -111,29 +120,33 @@ impl Server {
         Self::builder().connect_env().await
     }
 
-    /// Settings to change before connecting.
+    /// A builder, for settings that must be chosen before the server connects.
     #[must_use]
     pub fn builder() -> ServerBuilder {
         ServerBuilder::default()
     }
 
-    /// The id of this server on the broker, the same for all its services: what [`Call::to`](crate::Call::to) takes.
+    /// The id of this server, the same for all its services. [`Call::to`](crate::Call::to) takes it to call this server
+    /// alone.
     #[must_use]
     pub fn instance(&self) -> &str {
         &self.instance
     }
 
-    /// Serves a service: `CalculatorServer::new(implementation)` of a service trait, or a [`Service`] put together by hand.
-    /// A server may serve several services, and several versions of one.
+    /// Adds a service: `CalculatorServer::new(implementation)` of a service trait, or a [`Service`] that is built by
+    /// hand. A server may serve several services, and several versions of one service.
     #[must_use]
     pub fn serve(mut self, service: impl IntoService) -> Self {
         self.services.push(service.into_service());
         self
     }
 
-    /// Handles the events whose key matches `pattern`, words with single dots between them, where `*` is any one word and `#`
-    /// any number of them. [`Context::method`] is the event's key. Events reach every subscribing server that is up when they are
-    /// published; each subscription handles them one after the other, in the order of one publisher.
+    /// Calls `handler` for each event whose key matches `pattern`. A pattern is words with single dots between them,
+    /// where `*` stands for any one word and `#` for any number of words. [`Context::method`] is the key of the event.
+    ///
+    /// An event reaches every server with a matching subscription that is up when the event is published. A
+    /// subscription handles its events one after the other; those of one publisher come in the order in which they were
+    /// published.
     #[must_use]
     pub fn subscribe<T, F, Fut>(mut self, pattern: &str, handler: F) -> Self
     where
@@ -147,14 +160,18 @@ impl Server {
         self
     }
 
-    /// Asks `rule` about everybody who wants something of this server, before arguments are read: requests, oneway calls
-    /// and broadcasts of `service.vMAJOR.method`, questions of discovery, which are `service.vMAJOR.hopline.ping`, `.info`
-    /// and `.stats`, and events, which are `event:KEY`. Without a rule everything is allowed. A second rule takes the
-    /// first one's place.
+    /// Sets the rule that says who may do what. `rule` gets the caller and what it wants to do, before arguments are
+    /// read. It returns whether that is allowed. Default: everything is allowed. A second rule replaces the first.
     ///
-    /// A refused request is answered `PERMISSION_DENIED`, a oneway call is kept with the dead letters, and an event is
-    /// dropped and logged. Cancels are not asked about: they need the id of the call, which nobody else knows. The rule is
-    /// asked often and is not to wait; one that panics refuses.
+    /// What the caller wants is written as follows:
+    ///
+    /// - a request, oneway call or broadcast is `service.vMAJOR.method`,
+    /// - a question of discovery is `service.vMAJOR.hopline.ping`, `.info` or `.stats`,
+    /// - an event is `event:KEY`.
+    ///
+    /// A request that is refused is answered with `PERMISSION_DENIED`, a oneway call becomes a dead letter, and an
+    /// event is dropped and logged. The rule is not asked about cancels: who cancels must know the id of the call, and
+    /// only the caller does. The rule is called for every frame and must not block. If it panics, the frame is refused.
     ///
     /// ```
     /// # async fn example() -> Result<(), hopline::Error> {
@@ -174,15 +191,18 @@ impl Server {
         self
     }
 
-    /// Starts to serve: when this returns, the services can be called. A server that connects
-    /// [lazily](ServerBuilder::connect_lazy) does not wait for that: its [state](Running::state) tells when they can.
+    /// Starts to serve. When this returns, the services can be called. A server that [connects
+    /// lazily](ServerBuilder::connect_lazy) returns at once; its [state](Running::state) tells when its services can be
+    /// called.
     ///
     /// # Errors
-    /// `Invalid` for bad names, patterns and settings, and for services or methods that are there twice, `Mismatch` where a
-    /// queue exists with other arguments, `Broker` for what the broker refuses, `Disconnected`.
+    /// - `Invalid` if a name, pattern or setting is wrong, or if a service or method was added twice,
+    /// - `Mismatch` if a queue exists with other arguments,
+    /// - `Broker` if the broker refuses something else,
+    /// - `Disconnected` if the connection is lost meanwhile.
     pub async fn start(self) -> Result<Running, Error> {
         let Self { dial, transport, namespace, max_message_size, compression, instance, .. } = self;
-        let Self { services, subscriptions, allow, .. } = self;
+        let Self { services, subscriptions, allow, middleware, .. } = self;
         for (pattern, _) in &subscriptions {
             check_event_pattern(pattern).map_err(Error::Invalid)?;
         }
@@ -202,6 +222,7 @@ impl Server {
         let site = Arc::new(Site {
             replies: Replies::start(&transports, draining.clone(), instance.clone(), max_message_size, health.clone()),
             transports,
+            exchanges: Exchanges::of(&namespace),
             namespace,
             instance,
             name,
@@ -209,6 +230,7 @@ impl Server {
             max_size: max_message_size,
             allow,
             compression,
+            middleware,
             draining,
             shared: TaskTracker::new(),
             addressed: TaskTracker::new(),
@@ -243,8 +265,8 @@ impl Server {
         Ok(running)
     }
 
-    /// Serves until `stop` resolves, then drains: running calls finish and reply, what has not started goes back to the
-    /// queue, and the connection closes. A lost connection is made again meanwhile.
+    /// Serves until `stop` resolves, and then drains: running calls finish and reply, calls that have not started go
+    /// back to their queue, and the connection is closed. A connection that is lost meanwhile is made again.
     ///
     /// # Errors
     /// As [`Server::start`].
@@ -255,8 +277,8 @@ impl Server {
         Ok(())
     }
 
-    /// Serves until the process is told to end, then drains: see [`Running::run_until_signal`]. A signal that comes while it
-    /// [starts](Self::start) ends it at once.
+    /// Serves until the process gets a signal to end, and then drains: see [`Running::run_until_signal`]. A signal that
+    /// arrives while the server [starts](Self::start) ends it at once.
     ///
     /// ```no_run
     /// # use hopline::{Server, Service};
@@ -287,6 +309,7 @@ impl fmt::Debug for Server {
     }
 }
 
+/// The id of a service that has no problems. All problems are reported at once.
 fn checked(service: &Service) -> Result<ServiceId, Error> {
     let id = service.id.clone().map_err(Error::Invalid)?;
     if service.problems.is_empty() {
@@ -295,59 +318,57 @@ fn checked(service: &Service) -> Result<ServiceId, Error> {
     Err(Error::Invalid(format!("`{id}` cannot be served: {}", service.problems.join("; "))))
 }
 
-/// What all services of a server share.
+/// What all workers of a server share.
 struct Site {
-    /// The connection; while there is none, the last one.
+    /// The current connection. While there is none, the last one.
     transports: Arc<watch::Sender<Transport>>,
     replies: Replies,
     namespace: Namespace,
     instance: Arc<str>,
-    /// What its connections are called, and it in the log.
+    /// The name of the server's connections, which the log uses too.
     name: Arc<str>,
-    /// What is served, each as `name.vMAJOR`.
+    /// The services it serves, each written `name.vMAJOR`.
     services: Arc<[Arc<str>]>,
     max_size: usize,
     /// How results are compressed.
     compression: Option<Compression>,
+    middleware: Chain,
+    exchanges: Exchanges,
     allow: Allow,
-    /// No more calls are taken.
+    /// Cancelled when the server begins to drain: it starts no more calls.
     draining: CancellationToken,
-    /// The tasks that read the shared queues; each waits for the calls it started.
+    /// The tasks that read the queues of services. Each waits for the calls that it started.
     shared: TaskTracker,
-    /// The calls that came by this instance's own queues and run: while they do, these are read for their cancels.
+    /// The running calls that came through this instance's own queues. While there are any, these queues are read,
+    /// since a cancel may come.
     addressed: TaskTracker,
-    /// All those calls are done.
+    /// Cancelled when all those calls have ended.
     drained: CancellationToken,
-    /// The tasks that read this instance's own queues, which tell callers until the end that it is leaving.
+    /// The tasks that read this instance's own queues. They run until the end, to tell callers that the instance is
+    /// leaving.
     own: TaskTracker,
-    /// The calls of each service and subscription.
+    /// The running calls of each service and subscription.
     calls: Mutex<Vec<Arc<Mutex<Calls>>>>,
-    /// The calls that had not started when the server began to drain, and were given back. It may be given one of them again,
-    /// until the broker has heard that it takes no more.
+    /// The calls that had not started when the server began to drain, and were requeued. The broker may deliver one of
+    /// them to this server again until it knows that the server takes no more.
     given_back: Mutex<HashSet<Uuid>>,
-    /// What is declared over the connection.
+    /// What is declared over the current connection.
     topology: Mutex<Topology>,
-    /// Tells that the catalogue lacks a service that has dead letters.
+    /// Notified when the catalogue has no entry for a service that has dead letters.
     unentered: Notify,
-    /// Read while bindings of an instance's queues are declared: a drain waits for that before it unbinds.
+    /// Held for reading while bindings of an instance's queues are declared. A drain waits for that before it removes
+    /// bindings.
     declaring: RwLock<()>,
     health: Arc<Health>,
 }
 
-/// A queue, what leads to it, and whether it is read now.
-#[derive(Debug)]
-struct Declared {
-    parts: Vec<Declaration>,
-    is_read: bool,
-}
-
 impl Site {
-    /// Whether a binding has this server asked whether it takes calls.
+    /// Whether this binding makes clients' questions whether the service takes calls reach this server.
     fn is_presence(&self, binding: &Binding) -> bool {
         binding.exchange == self.namespace.rpc() && is_presence_key(&binding.key)
     }
 
-    /// Resolves when the server has drained for so long.
+    /// Resolves when the server has been draining for `time`.
     async fn has_drained_for(&self, time: Duration) {
         self.draining.cancelled().await;
         tokio::time::sleep(time).await;
@@ -357,7 +378,7 @@ impl Site {
         self.transports.borrow().clone()
     }
 
-    /// How many calls run now, and how many have run, of all services and subscriptions.
+    /// How many calls are running now, and how many have finished, in all services and subscriptions.
     fn tally(&self) -> (usize, u64) {
         let calls = self.calls.lock().expect("no panic while holding what is served");
         let tallies = calls.iter().map(|calls| calls.lock().expect("no panic while holding the calls").tally());
@@ -372,7 +393,7 @@ impl Site {
         self.topology.lock().expect("no panic while holding the topology").clone()
     }
 
-    /// From now on this is the connection.
+    /// Makes the connection of `reading` the current one.
     fn serves_over(&self, reading: &Reading) {
         *self.topology.lock().expect("no panic while holding the topology") = reading.topology.clone();
         self.transports.send_replace(reading.transport.clone());

@@ -1,4 +1,5 @@
-//! A service as the server sees it: named methods and how to run them. The macro's output plugs in here.
+//! A service as a server serves it: its methods, their handlers, and how an instance runs them. The code that
+//! `#[hopline::service]` generates builds one of these.
 
 mod method;
 
@@ -19,11 +20,13 @@ pub use self::method::Method;
 use crate::codec::{Arguments, Codec, CodecError, Misfit};
 use crate::context::Context;
 use crate::error::{CallError, Code, Error, Fault};
+use crate::frame::Entries;
+use crate::middleware::{Chain, Middleware};
 use crate::topology::{CallsQueue, QueueKind, ServiceId, check_name};
 
-/// A service to be served: its methods, and how an instance runs them.
+/// A service that a [`Server`](crate::Server) can serve: its methods, and how an instance runs them.
 ///
-/// [`#[hopline::service]`](crate::service) makes one from a trait; without a trait, methods are added one by one:
+/// [`#[hopline::service]`](crate::service) makes one from a trait. Without a trait, methods are added one by one:
 ///
 /// ```
 /// use hopline::{Context, Fault, Service};
@@ -34,51 +37,79 @@ use crate::topology::{CallsQueue, QueueKind, ServiceId, check_name};
 /// # let _ = service;
 /// ```
 pub struct Service {
+    /// Its name and version, or what is wrong with the name.
     pub(crate) id: Result<ServiceId, String>,
+    /// Its methods and their handlers, by name.
     pub(crate) methods: BTreeMap<String, (Method, Handler)>,
+    /// What is wrong with the methods and settings. [`Server::start`](crate::Server::start) fails with all of them.
     pub(crate) problems: Vec<String>,
-    /// Of a subscription, the keys of its events.
+    /// The pattern of event keys, if this is a subscription.
     pub(crate) pattern: Option<String>,
-    /// As many as run at once, unless it is said otherwise.
+    /// How many messages of each queue may be unacknowledged. `None`: as many as run at once.
     pub(crate) prefetch: Option<u16>,
+    /// How many calls run at once.
     pub(crate) concurrency: usize,
     pub(crate) dispatch: Dispatch,
+    /// How the queue of its requests is declared.
     pub(crate) calls: CallsQueue,
+    pub(crate) middleware: Chain,
 }
 
-/// How handlers run.
+/// Where handlers run.
+///
+/// ```
+/// use hopline::{Context, Dispatch, Fault, Service};
+///
+/// let hash = |_: Context, (text,): (String,)| async move { Ok::<_, Fault>(text.len()) };
+/// // Its handlers keep a processor busy: they get two threads of their own.
+/// let service = Service::new("hashes", 1).dispatch(Dispatch::Pool(2)).method("hash", hash);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Dispatch {
-    /// On the task that reads the queue, one after the other: for handlers of a few microseconds.
+    /// On the task that reads the queue, one after the other. For handlers that take a few microseconds.
     Inline,
-    /// On a task each, from where it first has to wait (a handler that blocks holds up others, and keeps back the signs of
-    /// life of all calls that run); until then one after the other with the calls that came in the same
-    /// message, which are quick.
+    /// On one task each, as soon as the handler waits for something. Until then the handlers of calls that came in one
+    /// message run one after the other, which is fast. A handler must not block: it would hold up other calls, and the
+    /// messages that tell callers that their calls are still running.
     #[default]
     Spawn,
-    /// On tokio's blocking threads, a thread each: for handlers that block.
+    /// On one of tokio's blocking threads each. For handlers that block.
     Blocking,
-    /// On a runtime of the service's own with this many threads, at least 1: other services keep theirs.
+    /// On a runtime of its own with this many threads, at least 1. Other services are not held up.
     Pool(usize),
 }
 
-/// What runs a method: arguments in, answer out.
+/// Runs a method: decodes the arguments, calls the function, and encodes what it returns.
 pub(crate) type Handler = Arc<dyn Fn(Context, Codec, Bytes) -> BoxFuture<'static, Answer> + Send + Sync>;
 
-/// What a handler ended with.
+/// What a handler returned, encoded.
 #[derive(Debug, Clone)]
 pub(crate) enum Answer {
     /// The result.
-    Result(Vec<u8>),
+    Result(Body),
     /// The method's own error.
-    ServiceError(Vec<u8>),
+    ServiceError(Body),
     /// A refusal or breakdown.
     Fault(Fault),
 }
 
+/// What a handler answers with, and what the reply says beside it.
+#[derive(Debug, Clone)]
+pub(crate) struct Body {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) metadata: Entries,
+}
+
+impl From<Vec<u8>> for Body {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self { bytes, metadata: Entries::default() }
+    }
+}
+
 impl Service {
-    /// A service without methods yet. A name that is not `[A-Za-z0-9_-]+` is reported when the server starts.
+    /// A service without methods. The name may have `A-Z`, `a-z`, `0-9`, `_` and `-` in it; another name makes
+    /// [`Server::start`](crate::Server::start) fail.
     #[must_use]
     pub fn new(name: &str, version: u32) -> Self {
         Self {
@@ -88,6 +119,7 @@ impl Service {
             problems: Vec::new(),
             prefetch: None,
             concurrency: 256,
+            middleware: Chain::default(),
             dispatch: Dispatch::default(),
             calls: CallsQueue {
                 kind: QueueKind::Classic,
@@ -98,14 +130,14 @@ impl Service {
         }
     }
 
-    /// Adds a method, by its name or as a [`Method`] that says more. Its [arguments](Arguments) are one tuple; `[(); 0]` when
-    /// there are none.
+    /// Adds a method, by its name or as a [`Method`] with settings. The handler takes its [arguments](Arguments) as one
+    /// tuple, or as `[(); 0]` if there are none.
     ///
-    /// The error that the handler returns is the method's own, any serde type, or a [`Fault`] with a code to choose.
+    /// The handler's error is any serde type, or a [`Fault`] with a code of your choice.
     ///
-    /// When its caller gives up or the deadline passes, the handler's future is dropped wherever it waits, and what comes
-    /// after that is not run: right for what only looks, wrong for work that must not stay half done. For that there is
-    /// [`Method::finishes`]. Handlers of oneway calls and events always run to their end.
+    /// When the caller gives up or the deadline passes, the handler's future is dropped at the point where it waits.
+    /// The rest of it does not run. That is right for a method that only reads, and wrong for work that must not stay
+    /// half done: set [`Method::finishes`] for that. Handlers of oneway calls and events always run to their end.
     #[must_use]
     pub fn method<A, R, E, F, Fut>(self, method: impl Into<Method>, handler: F) -> Self
     where
@@ -120,7 +152,7 @@ impl Service {
         self.add(method, running(read, handler))
     }
 
-    /// Adds what handles events, each a value by itself.
+    /// Adds the handler of a subscription's events. An event is one value, not a tuple of arguments.
     pub(crate) fn event<T, F, Fut>(self, name: &str, handler: F) -> Self
     where
         F: Fn(Context, T) -> Fut + Send + Sync + 'static,
@@ -138,11 +170,12 @@ impl Service {
         self.add(Method::new(name), handler)
     }
 
+    /// The same service as the subscription to `pattern`.
     pub(crate) fn of_pattern(self, pattern: &str) -> Self {
         Self { pattern: Some(pattern.to_owned()), ..self }
     }
 
-    /// Adds a method, and what runs it.
+    /// Adds a method and its handler, and checks the method's settings.
     pub(crate) fn add(mut self, method: Method, handler: Handler) -> Self {
         if let Err(problem) = check_name("method", &method.name) {
             self.problems.push(problem);
@@ -160,43 +193,45 @@ impl Service {
         self
     }
 
-    /// How many messages an instance may hold unsettled, of each queue. Default: as many as
-    /// [`concurrency`](Self::concurrency) says, so that none waits in one instance while another is free; more keep quick
-    /// methods busy where `concurrency` is small, and with fewer it is never reached. 0 counts as 1. A message is one call,
-    /// or up to 64 of quick methods.
+    /// How many messages of each queue an instance may hold unacknowledged. A message is one call, or up to 64 calls of
+    /// quick methods. Default: the same as [`concurrency`](Self::concurrency), so that no call waits in one instance
+    /// while another is idle. A larger number keeps quick methods busy if `concurrency` is small; with a smaller one
+    /// `concurrency` is never reached. 0 counts as 1.
     ///
-    /// A handler that calls a method of its own service takes a second place, of this as well as of `concurrency`, until
-    /// that call is answered: where such calls can take all places of all instances, they wait for each other until their
-    /// deadlines. Give those methods a service of their own, or call the function instead.
+    /// A handler that calls a method of its own service needs a second place, of `prefetch` and of `concurrency`, until
+    /// that call is answered. If such calls take all places of all instances, they wait for each other until their
+    /// deadlines. Put those methods into a service of their own, or call the function directly.
     #[must_use]
     pub fn prefetch(mut self, messages: u16) -> Self {
         self.prefetch = Some(messages.max(1));
         self
     }
 
-    /// How many messages of each queue an instance holds, unless it learns that it is to hold fewer.
+    /// How many messages of each queue an instance holds at first. A worker may lower this later.
     pub(crate) fn prefetched(&self) -> u16 {
         self.prefetch.unwrap_or_else(|| u16::try_from(self.concurrency).unwrap_or(u16::MAX))
     }
 
-    /// How many calls an instance runs at once. Default 256; 0 counts as 1.
+    /// How many calls an instance runs at once. Default: 256. 0 counts as 1.
     #[must_use]
     pub fn concurrency(mut self, calls: usize) -> Self {
         self.concurrency = calls.max(1);
         self
     }
 
-    /// How handlers run. Default [`Dispatch::Spawn`].
+    /// Where handlers run. Default: [`Dispatch::Spawn`].
     #[must_use]
     pub fn dispatch(mut self, dispatch: Dispatch) -> Self {
         self.dispatch = dispatch;
         self
     }
 
-    /// How long calls are still taken, and wait for an instance to come back, after the last one left, be it by
-    /// [`Running::drain`](crate::Running::drain): so a restart costs no call. After that they are
-    /// [`Error::NoService`](crate::Error::NoService) at once, and before it with [`Absent::Fail`](crate::Absent::Fail).
-    /// Default 60 s, at least 1 s; every instance has to say the same.
+    /// How long the queue of calls stays after the last instance has left, also after
+    /// [`Running::drain`](crate::Running::drain). Default: 60 s; at least 1 s. Every instance must set the same.
+    ///
+    /// Calls that are made in this time wait for an instance to come back, so a restart costs no call. After it they
+    /// fail with [`Error::NoService`](crate::Error::NoService) at once. Calls with
+    /// [`Absent::Fail`](crate::Absent::Fail) do not wait.
     #[must_use]
     pub fn grace(mut self, grace: Duration) -> Self {
         // A shorter one could be over between declaring the queue and consuming it.
@@ -204,8 +239,9 @@ impl Service {
         self
     }
 
-    /// How many messages may wait in the queue before calls are refused as `Overloaded`. A message is one call, or up to 64
-    /// of quick methods ([`Coalesce`](crate::Coalesce)). Default: no limit; at least 1; every instance has to say the same.
+    /// How many messages may wait in the queue of calls before further calls fail with `Overloaded`. A message is one
+    /// call, or up to 64 calls of quick methods ([`Coalesce`](crate::Coalesce)). Default: no limit; at least 1. Every
+    /// instance must set the same.
     #[must_use]
     pub fn max_queue(mut self, messages: u32) -> Self {
         if messages == 0 {
@@ -215,12 +251,38 @@ impl Service {
         self
     }
 
-    /// Lets waiting calls of a higher [priority](crate::Call::priority) overtake those of a lower. Default: none does, since
-    /// it costs the broker a queue for each: a quarter of its throughput where each call is a message. Every instance has
-    /// to say the same.
+    /// Lets waiting calls of a higher [priority](crate::Call::priority) overtake others. Default: off, because it makes
+    /// the broker slower: by a quarter if each call is a message of its own. Every instance must set the same.
     #[must_use]
     pub fn priorities(mut self) -> Self {
         self.calls.priorities = true;
+        self
+    }
+
+    /// Has a [`Middleware`] go around every call, oneway call and broadcast of this service. The first that is added is the
+    /// outermost; those of the [server](crate::ServerBuilder::with) are around them. Default: none, which costs nothing.
+    ///
+    /// ```
+    /// use hopline::{Code, Fault, Invocation, Middleware, Service};
+    ///
+    /// /// Takes calls only from whom the broker knows as this user.
+    /// struct Only(&'static str);
+    ///
+    /// impl Middleware for Only {
+    ///     fn admit(&self, call: &Invocation) -> Result<(), Fault> {
+    ///         match call.user() == Some(self.0) {
+    ///             true => Ok(()),
+    ///             false => Err(Fault::new(Code::PermissionDenied, "you may not call this")),
+    ///         }
+    ///     }
+    /// }
+    ///
+    /// let service = Service::new("ledger", 1).with(Only("billing"));
+    /// # let _ = service;
+    /// ```
+    #[must_use]
+    pub fn with(mut self, middleware: impl Middleware) -> Self {
+        self.middleware.push(middleware);
         self
     }
 
@@ -246,7 +308,15 @@ impl fmt::Debug for Service {
     }
 }
 
-/// What [`Server::serve`](crate::Server::serve) takes: a [`Service`].
+/// What [`Server::serve`](crate::Server::serve) takes: a [`Service`], or a type that can be made into one.
+///
+/// ```
+/// use hopline::{Error, IntoService, Running, Server};
+///
+/// async fn serve(service: impl IntoService) -> Result<Running, Error> {
+///     Server::connect_env().await?.serve(service).start().await
+/// }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a service",
     label = "an implementation is served by the server of its trait",
@@ -263,11 +333,11 @@ impl IntoService for Service {
     }
 }
 
-/// What a method may fail with: an error type of its own, or a [`Fault`].
+/// The error that a method returns: a type of its own, or a [`Fault`].
 ///
-/// Any type with serde's `Serialize` and `Deserialize` and with `Debug` is an error type of a method's own: it reaches the
-/// caller as [`CallError::Service`]. A [`Fault`] reaches the caller as [`Error::Fault`]. Which one a type is goes by the
-/// type, not by its name. The trait cannot be implemented by hand.
+/// A type of the method's own is any type with serde's `Serialize` and `Deserialize` and with `Debug`. It reaches the
+/// caller as [`CallError::Service`]. A [`Fault`] reaches the caller as [`Error::Fault`]. The trait cannot be
+/// implemented by hand.
 ///
 /// ```
 /// use hopline::{Call, CallError, Error, Failure, Fault};
@@ -293,7 +363,8 @@ impl IntoService for Service {
     note = "derive `Debug`, `serde::Serialize` and `serde::Deserialize` for an error type of your own, or return `hopline::Fault`"
 )]
 pub trait Failure: Sized {
-    /// How a call of the method fails: as [`CallError<Self>`](CallError), or of a [`Fault`] as plain [`Error`].
+    /// The error that a call of the method fails with: [`CallError<Self>`](CallError), or plain [`Error`] for a
+    /// [`Fault`].
     type Error: From<Error> + Into<CallError<Self>> + fmt::Debug;
 
     #[doc(hidden)]
@@ -303,13 +374,13 @@ pub trait Failure: Sized {
     fn read(codec: Codec, payload: &[u8]) -> Self::Error;
 }
 
-/// Why a failure does not travel as the method's own error.
+/// Why an error is not sent as the method's own error.
 #[doc(hidden)]
 #[derive(Debug)]
 pub enum Failed {
     /// It is a fault.
     Fault(Fault),
-    /// It cannot be written.
+    /// It cannot be encoded.
     Codec(CodecError),
 }
 
@@ -348,7 +419,7 @@ impl Failure for Fault {
     }
 }
 
-/// How the arguments of a method are read.
+/// The function that decodes a method's arguments. Its error says what the method takes, and what came instead.
 pub(crate) fn arguments_of<A: Arguments>(
     method: &Method,
 ) -> impl Fn(Codec, &[u8]) -> Result<A, String> + Send + Sync + use<A> {
@@ -364,7 +435,7 @@ pub(crate) fn arguments_of<A: Arguments>(
     }
 }
 
-/// What runs a method: reads its arguments, and writes what its handler returns.
+/// The handler that decodes arguments with `read`, calls `handler` with them, and encodes what that returns.
 pub(crate) fn running<A, R, E, F, Fut>(
     read: impl Fn(Codec, &[u8]) -> Result<A, String> + Send + Sync + 'static,
     handler: F,
@@ -382,15 +453,16 @@ where
     })
 }
 
+/// Encodes what a handler's function returned.
 async fn answer<R: Serialize, E: Failure>(codec: Codec, running: impl Future<Output = Result<R, E>>) -> Answer {
     let unwritable = |what, error| Answer::Fault(Fault::new(Code::Internal, format!("the method's {what} {error}")));
     match running.await {
         Ok(result) => match codec.encode(&result) {
-            Ok(payload) => Answer::Result(payload),
+            Ok(payload) => Answer::Result(payload.into()),
             Err(error) => unwritable("result", error),
         },
         Err(failure) => match failure.into_failure(codec) {
-            Ok(payload) => Answer::ServiceError(payload),
+            Ok(payload) => Answer::ServiceError(payload.into()),
             Err(Failed::Fault(fault)) => Answer::Fault(fault),
             Err(Failed::Codec(error)) => unwritable("error", error),
         },

@@ -21,6 +21,15 @@ const FIRST_SILENCE: Duration = Duration::from_secs(30);
 const LONGEST_SILENCE: Duration = Duration::from_secs(600);
 
 /// What the connection of a [`Client`](crate::Client) or of a [`Running`](crate::Running) server is doing.
+///
+/// ```
+/// use hopline::{Client, State};
+///
+/// /// What a probe of Kubernetes asks for.
+/// fn is_ready(client: &Client) -> bool {
+///     matches!(*client.state().borrow(), State::Ready | State::Degraded { .. })
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum State {

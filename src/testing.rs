@@ -134,8 +134,9 @@ pub fn broker() -> Broker {
 /// let broker = testing::broker();
 /// let client = Client::connect(&broker).await?;
 /// let mut state = client.state();
-/// broker.cut();
+/// broker.take_down();
 /// state.wait_for(|state| matches!(state, State::Reconnecting { .. })).await.expect("the client is there");
+/// broker.restore();
 /// state.wait_for(|state| *state == State::Ready).await.expect("the client is there");
 /// # Ok(()) }
 /// ```

@@ -158,6 +158,39 @@ async fn errors_are_sentences_that_say_what_to_do() {
 }
 
 #[tokio::test]
+async fn custom_middleware_logs_each_call_and_checks_its_token() {
+    for lines in every_way("custom_middleware").await {
+        let (logged, told): (Vec<_>, Vec<_>) = lines.iter().partition(|line| line.starts_with("ledger.v1."));
+        assert_eq!(told[0], "clerk: Ok(4200)");
+        assert_eq!(told[1], "guest: Err(Fault: PERMISSION_DENIED: a guest may not call `balance`)");
+        assert_eq!(told[2], "nobody: Err(Fault: UNAUTHENTICATED: a call needs a token)");
+        assert_eq!(told.len(), 3, "{lines:?}");
+        // The oneway call may run at any time.
+        let user = logged[0].split(' ').find_map(|word| word.strip_prefix("user=")).expect("a user");
+        let mut calls: Vec<_> = logged
+            .iter()
+            .map(|line| line.replace(&format!("user={user} "), ""))
+            .map(|line| line.split_once(" queued=").map(|(call, times)| (call.to_owned(), times.to_owned())))
+            .map(|line| line.expect("it tells how long it waited"))
+            .collect();
+        calls.sort();
+        let methods: Vec<_> = calls.iter().map(|(call, _)| call.as_str()).collect();
+        let expected = [
+            "ledger.v1.audit caller=clerk OK",
+            "ledger.v1.balance caller=clerk OK",
+            "ledger.v1.balance caller=guest PERMISSION_DENIED",
+            "ledger.v1.balance caller=nobody UNAUTHENTICATED",
+        ];
+        assert_eq!(methods, expected, "{lines:?}");
+        for (call, times) in &calls {
+            let did_run = call.ends_with("OK");
+            assert_eq!(times == "- handled=-", !did_run, "{call}: {times}");
+            assert_eq!(times.matches("us").count(), if did_run { 2 } else { 0 }, "{call}: {times}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn events_reach_every_subscription_that_matches() {
     for lines in every_way("events").await {
         // The two subscriptions do not wait for each other. Each gets its events in order.

@@ -261,6 +261,9 @@ async fn a_server_that_is_told_so_ends_with_its_input() {
     drop(server.stdin.take());
     assert_eq!(soon(server.wait()).await.expect("it can be waited for").code(), Some(0));
     assert!(!scene.served().await);
+    // Whoever calls now hears at once that nobody serves it any more.
+    let line = failure(&scene.call(&[]).await);
+    assert!(line.starts_with("nobody serves `bench.v1`"), "{line}");
     // What it served is gone soon, and nothing of it is in the way of the next one.
     let client = Client::builder().namespace(&scene.namespace).connect(&scene.url).await.expect("the broker is there");
     let gone = async {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::{Stream, StreamExt};
 
 use super::{Answered, Call, Oneway, outcome};
-use crate::client::{Gathering, Request};
+use crate::client::Request;
 use crate::error::{Error, Fault};
 use crate::route::Route;
 use crate::service::Failure;
@@ -28,6 +28,18 @@ use crate::service::Failure;
 pub struct Broadcast<T, E = Fault>(Call<T, E>);
 
 /// One instance's answer to a broadcast.
+///
+/// ```
+/// # async fn example(client: hopline::Client) -> Result<(), hopline::Error> {
+/// let window = std::time::Duration::from_millis(200);
+/// for reply in client.call::<String>("demo", "whoami", ()).all().gather(window).await? {
+///     match reply.outcome {
+///         Ok(answer) => println!("{} answers {answer}", reply.instance),
+///         Err(error) => println!("{} has failed: {error}", reply.instance),
+///     }
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct BroadcastReply<T, E = Fault>
@@ -103,12 +115,12 @@ impl<T, E: Failure> Broadcast<T, E> {
         window: Duration,
     ) -> Result<impl Stream<Item = Result<BroadcastReply<T, E>, Error>> + Send + Unpin + use<T, E>, Error> {
         let Call { client, stage, read, .. } = self.0.timeout(window);
-        let max_payload = client.max_payload();
-        let gathering: Gathering = client.broadcast(Call::<T, E>::unsent(stage)?).await?;
-        Ok(gathering.map(move |reply| {
-            let reply = reply?;
-            let instance = reply.metadata.instance.as_deref().unwrap_or_default().to_owned();
-            Ok(BroadcastReply { instance, outcome: outcome::<T, E>(&reply, max_payload, read) })
+        let request = Request { route: Route::All, ..Call::<T, E>::unsent(stage)? };
+        Ok(client.ask(request).await?.map(move |answer| {
+            let (instance, reply) = answer?;
+            let instance = instance.as_deref().unwrap_or_default().to_owned();
+            let outcome = reply.map_err(E::Error::from).and_then(|reply| outcome::<T, E>(&reply, read));
+            Ok(BroadcastReply { instance, outcome })
         }))
     }
 }

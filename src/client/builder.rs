@@ -8,6 +8,7 @@ use tokio::sync::Semaphore;
 use tracing::info;
 
 use super::line::{Line, Rules};
+use super::request::check_metadata;
 use super::session::{Session, Sessions};
 use super::target::{Target, Targets};
 use super::{Client, Inner, MAX_MESSAGE_SIZE, short_id};
@@ -15,6 +16,8 @@ use crate::codec::Codec;
 use crate::compression::Compression;
 use crate::environment;
 use crate::error::Error;
+use crate::frame::set_entry;
+use crate::middleware::{Chain, Middleware};
 use crate::outbox::Share;
 use crate::route::Exchanges;
 use crate::settings::{Decided, Settings, common_settings};
@@ -22,6 +25,15 @@ use crate::transport::Role;
 
 /// Which calls may share a message. A broker's cost is per message, so sharing is worth about ten times the throughput;
 /// what a call means and how it ends is the same either way.
+///
+/// ```
+/// use hopline::{Client, Coalesce};
+///
+/// # async fn example() -> Result<(), hopline::Error> {
+/// // To look at each call by itself, as with a tool that shows messages.
+/// let client = Client::builder().coalesce(Coalesce::Off).connect("amqp://localhost").await?;
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Coalesce {
@@ -94,9 +106,19 @@ pub(super) struct CallSettings {
     pub(super) coalesce: Coalesce,
     pub(super) compression: Option<Compression>,
     pub(super) absent: Absent,
+    pub(super) metadata: Vec<(String, String)>,
+    pub(super) middleware: Chain,
 }
 
 /// What becomes of a call when as many are in flight as may be.
+///
+/// ```
+/// use hopline::{Client, WhenFull};
+///
+/// # async fn example() -> Result<(), hopline::Error> {
+/// let client = Client::builder().max_in_flight(1000, WhenFull::Wait).connect("amqp://localhost").await?;
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WhenFull {
     /// It waits for a place, and ends as [`Error::Overloaded`] shortly before its deadline if it gets none.
@@ -107,6 +129,15 @@ pub enum WhenFull {
 
 /// What becomes of a call while no instance of its service is there, but was within its
 /// [grace period](crate::Service::grace), 60 s unless set.
+///
+/// ```
+/// use hopline::{Absent, Client};
+///
+/// # async fn example(client: Client) -> Result<(), hopline::Error> {
+/// // Somebody is looking at the page: better an error now than an answer after a restart.
+/// let total: u64 = client.call("shop", "total", ()).absent(Absent::Fail).await?;
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Absent {
     /// It waits for one to come back, as after a restart, until its deadline; then it ends as [`Error::Timeout`], which says
@@ -130,6 +161,8 @@ impl Default for ClientBuilder {
                 coalesce: Coalesce::default(),
                 compression: None,
                 absent: Absent::default(),
+                metadata: Vec::new(),
+                middleware: Chain::default(),
             },
             blocked_wait: BLOCKED_WAIT,
             max_in_flight: None,
@@ -191,6 +224,32 @@ impl ClientBuilder {
     #[must_use]
     pub fn absent(mut self, absent: Absent) -> Self {
         self.calls.absent = absent;
+        self
+    }
+
+    /// Text that every call, event and question of this client carries, as if [`Call::metadata`](crate::Call::metadata) had set
+    /// it. A call that sets the same name has its own text. Setting a name again replaces its text. Default: none. Bounds are
+    /// those of `Call::metadata`.
+    ///
+    /// What changes over time, such as a token that is renewed, is set by a [`Middleware`] instead.
+    ///
+    /// ```
+    /// # async fn example() -> Result<(), hopline::Error> {
+    /// let client = hopline::Client::builder().metadata("tenant", "acme").connect("amqp://localhost").await?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn metadata(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        set_entry(&mut self.calls.metadata, name.into(), value.into());
+        self
+    }
+
+    /// Puts a [`Middleware`] around every call, oneway call, broadcast and event of this client, and around its questions of
+    /// discovery, which are broadcasts to `hopline.v1`. The first that is added is the outermost. Default: none, which costs
+    /// nothing.
+    #[must_use]
+    pub fn with(mut self, middleware: impl Middleware) -> Self {
+        self.calls.middleware.push(middleware);
         self
     }
 
@@ -266,6 +325,7 @@ impl ClientBuilder {
 
     fn sessions(&self, decided: &Decided, url: &str) -> Result<Sessions, Error> {
         Compression::check(self.calls.compression).map_err(Error::Invalid)?;
+        check_metadata(&self.calls.metadata)?;
         let instance: Arc<str> = short_id().into();
         let dial = decided.dial.dial(url)?.of(instance.clone());
         Ok(Sessions { dial, namespace: decided.namespace.clone(), instance })

@@ -1,25 +1,37 @@
 //! Events: a client publishes one, and every subscriber gets it.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use serde::Serialize;
 use tokio::sync::oneshot;
-use tokio::time::Instant;
-use uuid::Uuid;
 
 use super::line::Token;
 use super::pending::{lost_with, no_exchange};
 use super::replies::End;
-use super::request::{head_start, traced};
+use super::request::{Attempt, check_metadata, head_start, traced};
 use super::{Client, MAX_TIMEOUT};
 use crate::codec::CodecError;
 use crate::context::Context;
 use crate::error::Error;
-use crate::frame::{Frame, Kind, Metadata};
+use crate::frame::{Frame, Kind, Metadata, More};
+use crate::middleware::{Invocation, Reply, Style};
 use crate::outbox::Parcel;
 use crate::topology::check_event_key;
 use crate::transport::Confirm;
 
 /// Which subscribers have got an event.
+///
+/// ```
+/// use hopline::{Client, Published};
+///
+/// # async fn example(client: Client) -> Result<(), hopline::Error> {
+/// match client.publish("order.created", &7).await? {
+///     Published::ToAll => {}
+///     _ => eprintln!("somebody has not got it"),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Published {
@@ -29,6 +41,15 @@ pub enum Published {
     /// or unreachable, for example while a node of the cluster is down. Publishing the event again would give it to the
     /// others twice.
     NotToAll,
+}
+
+/// An event that is to be published.
+struct Event {
+    key: Arc<str>,
+    metadata: Vec<(String, String)>,
+    /// Of the handler that publishes it.
+    context: Option<Context>,
+    attempt: Attempt,
 }
 
 impl Client {
@@ -57,38 +78,92 @@ impl Client {
     ///   subscribers have bound their queues again, which takes seconds.
     pub async fn publish<E: Serialize + ?Sized>(&self, key: &str, event: &E) -> Result<Published, Error> {
         check_event_key(key).map_err(Error::Invalid)?;
+        let settings = &self.0.settings;
+        let codec = settings.codec;
+        let write = |payload: &mut Vec<u8>| {
+            codec.write(&event, payload).map_err(|error| CodecError(format!("the event {}", error.0)))
+        };
+        let event = Event {
+            key: key.into(),
+            metadata: settings.metadata.clone(),
+            context: Context::current(),
+            attempt: Attempt::first(settings.timeout.min(MAX_TIMEOUT)),
+        };
+        if settings.middleware.is_empty() {
+            return self.announce(&event, write).await;
+        }
+        let mut payload = Vec::new();
+        write(&mut payload)?;
+        self.announce_through(event, payload.into()).await
+    }
+
+    /// The same with the middleware around it.
+    async fn announce_through(&self, event: Event, payload: Bytes) -> Result<Published, Error> {
         let codec = self.0.settings.codec;
-        let metadata = Metadata { method: Some(key.into()), ..self.metadata(traced(Context::current().as_ref())) };
-        let frame = Frame::new(Kind::Event, Uuid::new_v4(), codec, metadata, Bytes::new());
-        let body = frame
-            .to_body_with(|payload| codec.write(&event, payload))
-            .map_err(|error| CodecError(format!("the event {}", error.0)))?;
-        let body = self.sized("event", body)?;
+        let call = Invocation {
+            style: Style::Event,
+            service: "events".into(),
+            method: event.key.clone(),
+            caller: Some(self.0.caller.clone()),
+            user: None,
+            call_id: event.attempt.call_id,
+            request_id: None,
+            deadline: Some(event.attempt.deadline),
+            metadata: event.metadata.into(),
+            codec,
+            payload,
+            idempotent: false,
+        };
+        let (key, context) = (event.key, event.context);
+        let announcing = self.through(call, event.attempt, move |client, call, attempt| {
+            let (key, context, metadata) = (key.clone(), context.clone(), call.metadata.into_vec());
+            let event = Event { key, metadata, context, attempt };
+            async move {
+                let published = client.announce(&event, |body: &mut Vec<u8>| {
+                    body.extend_from_slice(&call.payload);
+                    Ok(())
+                });
+                Ok(Reply { missed: published.await? == Published::NotToAll, ..Reply::empty(codec) })
+            }
+        });
+        Ok(if announcing.await?.missed { Published::NotToAll } else { Published::ToAll })
+    }
+
+    /// Puts an event on its way, and waits until the broker has it.
+    async fn announce(
+        &self,
+        event: &Event,
+        write: impl FnOnce(&mut Vec<u8>) -> Result<(), CodecError>,
+    ) -> Result<Published, Error> {
+        let Event { key, metadata: user, context, attempt } = event;
+        check_metadata(user)?;
+        let more = (!user.is_empty()).then(|| Box::new(More { user: user.clone(), ..More::default() }));
+        let metadata = Metadata { method: Some(key.clone()), more, ..self.metadata(traced(context.as_ref())) };
+        let frame = Frame::new(Kind::Event, attempt.id(), self.0.settings.codec, metadata, Bytes::new());
+        let body = self.sized("event", frame.to_body_with(write)?)?;
         let size = body.len();
-        let address = self.0.exchanges.event(key);
-        let after = self.0.settings.timeout;
-        let deadline = Instant::now() + after.min(MAX_TIMEOUT);
+        let Attempt { deadline, timeout: after, .. } = *attempt;
         let (sender, said) = oneshot::channel();
         let token = Token { said: Some(sender), repeatable: true, ..Token::until(deadline - head_start(after)) };
         let parcel = Parcel {
             id: frame.id,
             frame: body,
             share: self.0.settings.coalesce.share(),
-            kind: Some(address.key().clone()),
+            kind: Some(key.clone()),
             expiration: None,
             token,
         };
-        self.0.line.post(address, parcel);
+        self.0.line.post(self.0.exchanges.event(key.clone()), parcel);
         match self.end_of(frame.id, deadline, said).await {
             End::Said(Confirm::Accepted | Confirm::Returned) => Ok(Published::ToAll),
             End::Said(Confirm::Refused) => Ok(Published::NotToAll),
             End::NoExchange { exchange, why } => Err(no_exchange(&exchange, why)),
             End::Said(Confirm::TooLarge(limit)) => Err(Error::TooLarge { what: "event", size, limit }),
-            End::Lost(lost) => Err(lost_with(key.to_owned(), lost)),
+            End::Lost(lost) => Err(lost_with(key.to_string(), lost)),
             End::Blocked { reason, after, may_have_run } => {
-                Err(Error::Blocked { method: Some(key.to_owned()), reason: reason.to_string(), after, may_have_run })
+                Err(Error::Blocked { method: Some(key.to_string()), reason: reason.to_string(), after, may_have_run })
             }
-            End::TimedOut(why) => Err(Error::Timeout { method: key.to_owned(), after, why }),
+            End::TimedOut(why) => Err(Error::Timeout { method: key.to_string(), after, why }),
             End::Full(_) | End::Silent { .. } | End::Unreachable(_) => unreachable!("this is no call"),
         }
     }

@@ -46,6 +46,8 @@ pub(super) struct Token {
     pub(super) leaving: Option<CancellationToken>,
     /// How many times it was sent.
     pub(super) attempts: u32,
+    /// How many earlier attempts of the same call were other requests.
+    pub(super) before: u32,
     /// Its place among the calls in flight. `None` if they are not limited.
     pub(super) place: Option<Place>,
 }
@@ -61,6 +63,7 @@ impl Token {
             absent: Absent::Wait,
             leaving: None,
             attempts: 0,
+            before: 0,
             place: None,
         }
     }

@@ -16,8 +16,11 @@ use uuid::Uuid;
 use super::Client;
 use super::replies::End;
 use super::target::Target;
+use crate::codec::CodecError;
+use crate::compression::Refusal;
 use crate::error::{Code, Error, Fault, Unanswered};
 use crate::frame::Frame;
+use crate::middleware::Reply;
 use crate::route::Route;
 use crate::topology::instance_key;
 use crate::transport::{Confirm, Lost};
@@ -132,21 +135,14 @@ impl Dispatched {
         Self { client, ticket, deadline: None, reply, overdue: false, ended: false }
     }
 
-    /// The largest payload that is decompressed, in bytes.
-    pub(crate) fn max_payload(&self) -> usize {
-        self.client.max_payload()
-    }
-
-    /// The time-out error, if the deadline has passed. For a reply with the code `DEADLINE_EXCEEDED`, which a handler
-    /// may also return for its own reasons.
-    pub(crate) fn timed_out(&self) -> Option<Error> {
-        (self.ticket.deadline <= Instant::now()).then(|| self.ticket.timed_out(Unanswered::Unknown))
-    }
-
     /// The result for what the line has told.
-    fn end(&self, end: Result<Result<Frame, End>, oneshot::error::RecvError>) -> Result<Frame, Error> {
+    fn end(&self, end: Result<Result<Frame, End>, oneshot::error::RecvError>) -> Result<Reply, Error> {
         match end {
-            Ok(Ok(reply)) => return Ok(reply),
+            // A handler may say so too, before the deadline.
+            Ok(Ok(reply)) if reply.status == Code::DeadlineExceeded && self.ticket.deadline <= Instant::now() => {
+                return Err(self.ticket.timed_out(Unanswered::Unknown));
+            }
+            Ok(Ok(reply)) => return read(reply, self.client.max_payload()),
             Ok(Err(end)) => self.ticket.outcome(end)?,
             Err(_) => {}
         }
@@ -155,7 +151,7 @@ impl Dispatched {
 }
 
 impl Future for Dispatched {
-    type Output = Result<Frame, Error>;
+    type Output = Result<Reply, Error>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let span = self.ticket.span.clone();
@@ -197,6 +193,9 @@ impl fmt::Debug for Dispatched {
     }
 }
 
+/// What an instance answers to a broadcast: its id, if it tells it, and its reply.
+pub(crate) type Answer = (Option<Arc<str>>, Result<Reply, Error>);
+
 /// The replies to a broadcast, as a stream that ends at the deadline. If the connection is lost, that error is the last
 /// item.
 pub(crate) struct Gathering {
@@ -221,14 +220,17 @@ impl Gathering {
 }
 
 impl Stream for Gathering {
-    type Item = Result<Frame, Error>;
+    type Item = Result<Answer, Error>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         if self.ended {
             return Poll::Ready(None);
         }
         match self.replies.poll_recv(context) {
-            Poll::Ready(Some(reply)) => Poll::Ready(Some(Ok(reply))),
+            Poll::Ready(Some(reply)) => {
+                let instance = reply.metadata.instance.clone();
+                Poll::Ready(Some(Ok((instance, read(reply, self.client.max_payload())))))
+            }
             Poll::Ready(None) => {
                 self.ended = true;
                 Poll::Ready(Some(Err(self.client.disconnected(&self.ticket.target, true))))
@@ -248,5 +250,41 @@ impl Drop for Gathering {
     fn drop(&mut self) {
         let cancel = (self.cancels && !self.ended).then_some(&self.ticket);
         self.client.forget(self.ticket.id, cancel);
+    }
+}
+
+/// What a reply says; a compressed one may have a payload of so many bytes.
+fn read(mut frame: Frame, max_payload: usize) -> Result<Reply, Error> {
+    let more = frame.metadata.more();
+    if !frame.service_error {
+        if let Some((size, limit)) = more.too_large {
+            let bytes = |number| usize::try_from(number).unwrap_or(usize::MAX);
+            return Err(Error::TooLarge { what: "reply", size: bytes(size), limit: bytes(limit) });
+        }
+        if frame.status != Code::Ok || more.error.is_some() {
+            return Err(Error::Fault(fault(&frame)));
+        }
+    }
+    let payload = frame.plain_payload(max_payload).map_err(|refusal| match refusal {
+        Refusal::TooLarge { size, cap } => Error::TooLarge { what: "reply", size, limit: cap },
+        refusal => Error::UnreadableReply(CodecError(format!("the reply cannot be read: {refusal}"))),
+    })?;
+    Ok(Reply {
+        payload,
+        own_error: frame.service_error,
+        instance: frame.metadata.instance.take(),
+        handler_time: frame.metadata.handler_time,
+        metadata: frame.metadata.more.take().map(|more| more.user.into()).unwrap_or_default(),
+        ..Reply::empty(frame.codec)
+    })
+}
+
+fn fault(reply: &Frame) -> Fault {
+    let reason = reply.metadata.more().error.clone().filter(|reason| !reason.is_empty());
+    Fault {
+        // What tells of an error is none, whatever its status says.
+        code: if reply.status == Code::Ok { Code::Unknown } else { reply.status },
+        message: reason.unwrap_or_else(|| "the server gave no reason".to_owned()),
+        retry_after: reply.metadata.more().retry_after,
     }
 }

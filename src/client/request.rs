@@ -18,13 +18,10 @@ use crate::codec::{Codec, CodecError};
 use crate::compression::Readable;
 use crate::context::{Context, unix_millis};
 use crate::error::{Error, Unanswered};
-use crate::frame::{self, Frame, Kind, MAX_USER_ENTRIES, Metadata, More, Trace};
+use crate::frame::{self, Excess, Frame, Kind, Metadata, More, Trace};
 use crate::outbox::{Parcel, Share};
 use crate::route::{Address, Route};
 use crate::topology::{MAX_PRIORITY, check_name};
-
-/// A frame's metadata ends at 64 KiB; this is the user's part of it, in bytes.
-const MAX_USER_METADATA: usize = 60 * 1024;
 
 /// How much sooner than the call itself its request ends in a queue: the broker begins to count when it arrives there,
 /// and a call that has timed out is not to be run.
@@ -47,10 +44,34 @@ pub(crate) struct Request<P = Bytes> {
     pub(crate) priority: Option<u8>,
     pub(crate) metadata: Vec<(String, String)>,
     pub(crate) idempotent: bool,
-    /// The call that this is another attempt of; none for the first, whose own id is that of the call.
-    pub(crate) call_id: Option<Uuid>,
     /// Of the handler that makes the call.
     pub(crate) context: Option<Context>,
+    /// None for a call that is made once, without middleware.
+    pub(crate) attempt: Option<Box<Attempt>>,
+}
+
+/// An attempt of a call that may have several.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Attempt {
+    /// The id of the call, which is also that of its first attempt.
+    pub(super) call_id: Uuid,
+    /// 1 for the first.
+    pub(super) number: u32,
+    /// How long the call may take, with all its attempts, and when that is over.
+    pub(super) timeout: Duration,
+    pub(super) deadline: Instant,
+}
+
+impl Attempt {
+    /// The first of a call that may take so long from now on.
+    pub(super) fn first(timeout: Duration) -> Self {
+        Self { call_id: Uuid::new_v4(), number: 1, timeout, deadline: Instant::now() + timeout }
+    }
+
+    /// The id of the attempt.
+    pub(super) fn id(self) -> Uuid {
+        if self.number == 1 { self.call_id } else { Uuid::new_v4() }
+    }
 }
 
 /// Appends the arguments to a frame, once the codec is known.
@@ -62,7 +83,7 @@ pub(crate) trait Payload {
     fn append(self, codec: Codec, frame: &mut Vec<u8>) -> Result<(), CodecError>;
 }
 
-impl Payload for Arguments {
+impl<F: FnOnce(Codec, &mut Vec<u8>) -> Result<(), CodecError>> Payload for F {
     fn append(self, codec: Codec, frame: &mut Vec<u8>) -> Result<(), CodecError> {
         self(codec, frame)
     }
@@ -88,9 +109,21 @@ impl<P> Request<P> {
             priority: None,
             metadata: Vec::new(),
             idempotent: false,
-            call_id: None,
             context: None,
+            attempt: None,
         }
+    }
+}
+
+impl Request<Arguments> {
+    /// The same with its arguments written, so that it can be sent several times.
+    pub(super) fn written(self, codec: Codec) -> Result<Request, CodecError> {
+        let Self { target, payload, route, timeout, absent, priority, metadata, idempotent, context, attempt, .. } =
+            self;
+        let mut written = Vec::new();
+        payload.append(codec, &mut written)?;
+        let (payload, codec) = (written.into(), Some(codec));
+        Ok(Request { target, payload, route, codec, timeout, absent, priority, metadata, idempotent, context, attempt })
     }
 }
 
@@ -103,6 +136,10 @@ impl<P> fmt::Debug for Request<P> {
 /// A request that is ready to leave.
 pub(super) struct Outgoing {
     pub(super) ticket: Ticket,
+    /// How much time is left to it.
+    left: Duration,
+    /// How many attempts of its call came before it.
+    before: u32,
     frame: Bytes,
     priority: Option<u8>,
     pub(super) idempotent: bool,
@@ -114,7 +151,7 @@ pub(super) struct Outgoing {
 impl Outgoing {
     /// What becomes of it if it cannot leave, until shortly before its caller's own time is over.
     pub(super) fn token(&self) -> Token {
-        Token::until(self.ticket.deadline - head_start(self.ticket.timeout))
+        Token { before: self.before, ..Token::until(self.ticket.deadline - head_start(self.left)) }
     }
 }
 
@@ -129,18 +166,28 @@ impl Client {
         if let Some(instance) = request.route.instance() {
             check_name("instance", instance).map_err(Error::Invalid)?;
         }
-        check_metadata(&request.metadata)?;
+        let attempt = request.attempt.as_deref().copied();
+        let user = match attempt {
+            None => self.with_own(request.metadata),
+            Some(_) => request.metadata,
+        };
+        check_metadata(&user)?;
         let current = request.context.or_else(Context::current);
-        let own = request.timeout.unwrap_or(settings.timeout).min(MAX_TIMEOUT);
-        let inherited = current.as_ref().and_then(Context::inherited);
-        let timeout = inherited.map_or(own, |remaining| own.min(remaining));
-        if timeout.is_zero() {
+        let (timeout, left, deadline) = match attempt {
+            None => {
+                let timeout = self.time_for(request.timeout, current.as_ref());
+                (timeout, timeout, Instant::now() + timeout)
+            }
+            Some(Attempt { timeout, deadline, .. }) => {
+                (timeout, deadline.saturating_duration_since(Instant::now()), deadline)
+            }
+        };
+        if left.is_zero() {
             return Err(Error::Timeout { method: target.to_string(), after: timeout, why: Unanswered::Unsent });
         }
-        let deadline = Instant::now() + timeout;
         let codec = request.codec.unwrap_or(settings.codec);
         let trace = traced(current.as_ref());
-        let id = Uuid::new_v4();
+        let id = attempt.map_or_else(Uuid::new_v4, Attempt::id);
         let span = info_span!(
             "call",
             otel.kind = "client",
@@ -150,12 +197,14 @@ impl Client {
             id = %id,
             traceparent = trace.map(tracing::field::display),
         );
-        let (user, call_id) = (request.metadata, request.call_id);
-        let has_more = !user.is_empty() || call_id.is_some();
-        let more = has_more.then(|| Box::new(More { user, call_id, ..More::default() }));
+        // The first has the call's id as its own.
+        let again = attempt.filter(|attempt| attempt.number > 1);
+        let (call_id, attempt) = (again.map(|again| again.call_id), again.map(|again| again.number.into()));
+        let has_more = !user.is_empty() || again.is_some();
+        let more = has_more.then(|| Box::new(More { user, call_id, attempt, ..More::default() }));
         let metadata = Metadata {
             method: Some(target.method.clone()),
-            remaining: (kind == Kind::Request).then_some(timeout),
+            remaining: (kind == Kind::Request).then_some(left),
             // Only what is answered can be answered compressed.
             accepts: if kind == Kind::Request { Readable::HERE } else { Readable::default() },
             more,
@@ -164,7 +213,7 @@ impl Client {
         let frame = Frame { idempotent: request.idempotent, ..Frame::new(kind, id, codec, metadata, Bytes::new()) };
         let body = frame
             .to_body_with(|body| request.payload.append(codec, body))
-            .map_err(|error| CodecError(format!("the arguments of `{target}` {}", error.0)))?;
+            .map_err(|error| unwritten(&target, error))?;
         let body = match settings.compression {
             Some(compression) if target.reads(compression) => frame::compressed(body, compression),
             _ => body,
@@ -174,18 +223,35 @@ impl Client {
         let ticket = Ticket { target, route: request.route, id, size: frame.len(), deadline, timeout, span };
         let absent = request.absent.unwrap_or(settings.absent);
         let leaving = current.and_then(|context| context.leaving(&ticket.target.service_text));
-        Ok(Outgoing { ticket, frame, priority, idempotent: request.idempotent, absent, leaving })
+        let before = again.map_or(0, |again| again.number - 1);
+        Ok(Outgoing { ticket, left, before, frame, priority, idempotent: request.idempotent, absent, leaving })
+    }
+
+    /// How long a call may take that allows itself so much: no longer than what is left to the handler that makes it.
+    pub(super) fn time_for(&self, allowed: Option<Duration>, context: Option<&Context>) -> Duration {
+        let own = allowed.unwrap_or(self.0.settings.timeout).min(MAX_TIMEOUT);
+        context.and_then(Context::inherited).map_or(own, |remaining| own.min(remaining))
+    }
+
+    /// What a call says, and what this client always adds: of two entries of one name, the call's.
+    pub(super) fn with_own(&self, mut metadata: Vec<(String, String)>) -> Vec<(String, String)> {
+        for (name, value) in &self.0.settings.metadata {
+            if !metadata.iter().any(|(own, _)| own == name) {
+                metadata.push((name.clone(), value.clone()));
+            }
+        }
+        metadata
     }
 
     /// Puts a frame among those that wait to leave.
     pub(super) fn post(&self, outgoing: Outgoing, address: Address, share: Share, token: Token) -> Ticket {
-        let Outgoing { ticket, frame, priority, .. } = outgoing;
+        let Outgoing { ticket, left, frame, priority, .. } = outgoing;
         let parcel = Parcel {
             id: ticket.id,
             frame,
             share,
             kind: Some(ticket.target.text.clone()),
-            expiration: address.is_answered().then(|| ticket.timeout - head_start(ticket.timeout)),
+            expiration: address.is_answered().then(|| left - head_start(left)),
             token,
         };
         self.0.line.post(address.with_priority(priority), parcel);
@@ -208,18 +274,17 @@ impl Client {
     }
 }
 
-fn check_metadata(entries: &[(String, String)]) -> Result<(), Error> {
-    let size: usize = entries.iter().map(|(name, value)| name.len() + value.len() + 10).sum();
-    if size > MAX_USER_METADATA {
-        return Err(Error::TooLarge { what: "metadata", size, limit: MAX_USER_METADATA });
-    }
-    if entries.len() > MAX_USER_ENTRIES {
-        let count = entries.len();
-        return Err(Error::Invalid(format!(
-            "{count} entries of metadata, where a call has {MAX_USER_ENTRIES} at most"
-        )));
-    }
-    Ok(())
+/// Whether a frame can take the metadata of a call.
+pub(super) fn check_metadata(entries: &[(String, String)]) -> Result<(), Error> {
+    frame::check_entries(entries.iter().map(|(name, value)| (&**name, &**value))).map_err(|excess| match excess {
+        Excess::Size(size, limit) => Error::TooLarge { what: "metadata", size, limit },
+        Excess::Count(..) => Error::Invalid(excess.to_string()),
+    })
+}
+
+/// The error of arguments that cannot be written.
+pub(super) fn unwritten(target: &Target, error: CodecError) -> CodecError {
+    CodecError(format!("the arguments of `{target}` {}", error.0))
 }
 
 pub(super) fn head_start(timeout: Duration) -> Duration {

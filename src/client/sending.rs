@@ -10,19 +10,19 @@ use uuid::Uuid;
 use super::line::{Addressed, Token};
 use super::pending::{Dispatched, Gathering, OVERDUE, Ticket};
 use super::replies::{End, Waiter};
-use super::request::{Outgoing, Payload, Request};
+use super::request::{Payload, Request};
 use super::target::Target;
 use super::{Absent, CANCEL_LATE, Client};
 use crate::codec::Codec;
 use crate::error::{Error, Unanswered};
 use crate::frame::{Frame, Kind, Metadata};
 use crate::outbox::Parcel;
-use crate::route::{Address, Route};
+use crate::route::Route;
 use crate::transport::Lost;
 
 impl Client {
     /// Puts a request on its way.
-    pub(crate) fn dispatch<P: Payload>(&self, request: Request<P>) -> Result<Dispatched, Error> {
+    pub(super) fn dispatch<P: Payload>(&self, request: Request<P>) -> Result<Dispatched, Error> {
         let outgoing = self.prepare(request, Kind::Request)?;
         let (sender, replied) = oneshot::channel();
         let Ticket { target, route, .. } = &outgoing.ticket;
@@ -37,20 +37,13 @@ impl Client {
         Ok(Dispatched::new(self.clone(), ticket, replied))
     }
 
-    /// Puts a request on its way to every instance of its service.
-    pub(crate) async fn broadcast<P: Payload>(&self, request: Request<P>) -> Result<Gathering, Error> {
-        let outgoing = self.prepare(Request { route: Route::All, ..request }, Kind::Request)?;
-        let address = self.0.exchanges.request(&Route::All, &outgoing.ticket.target.service_text);
-        self.gather(outgoing, address, true).await
-    }
-
-    /// Puts a request on its way to every instance of every service.
-    pub(crate) async fn discover<P: Payload>(&self, request: Request<P>) -> Result<Gathering, Error> {
+    /// Puts a request on its way to all instances that its route says, of a service or of all.
+    pub(super) async fn gather<P: Payload>(&self, request: Request<P>) -> Result<Gathering, Error> {
         let outgoing = self.prepare(request, Kind::Request)?;
-        self.gather(outgoing, self.0.exchanges.discovery(), false).await
-    }
-
-    async fn gather(&self, outgoing: Outgoing, address: Address, cancels: bool) -> Result<Gathering, Error> {
+        let Ticket { target, route, .. } = &outgoing.ticket;
+        let address = self.0.exchanges.request(route, &target.service_text);
+        // A question of discovery takes no time, and no cancel reaches all services.
+        let cancels = *route != Route::Everywhere;
         let (sender, replies) = mpsc::unbounded_channel();
         let target = outgoing.ticket.target.clone();
         let (confirm, said) = oneshot::channel();
@@ -66,7 +59,7 @@ impl Client {
     }
 
     /// Hands a oneway call to the broker.
-    pub(crate) async fn send<P: Payload>(&self, request: Request<P>) -> Result<(), Error> {
+    pub(super) async fn hand_over<P: Payload>(&self, request: Request<P>) -> Result<(), Error> {
         let outgoing = self.prepare(request, Kind::Oneway)?;
         let Ticket { target, route, .. } = &outgoing.ticket;
         let address = self.0.exchanges.oneway(route, &target.service_text, &target.text);

@@ -2,6 +2,15 @@
 
 /// What a client has sent and received since it connected, from [`Client::traffic`](crate::Client::traffic): calls, and
 /// the messages that they shared. The counters never go down.
+///
+/// ```
+/// # async fn example(client: hopline::Client) -> Result<(), hopline::Error> {
+/// let before = client.traffic();
+/// let total: u64 = client.call("shop", "total", ()).await?;
+/// let sent = client.traffic().since(before);
+/// println!("{} calls in {} messages", sent.calls_sent, sent.messages_sent);
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Traffic {

@@ -23,6 +23,15 @@ const UNKNOWN: &str = "-";
 
 /// A message in the queue of dead letters of a service. [`DeadLetters::list`](crate::DeadLetters::list) and
 /// [`DeadLetters::find`](crate::DeadLetters::find) return them.
+///
+/// ```
+/// # async fn example(dead: hopline::DeadLetters) -> Result<(), hopline::Error> {
+/// if let Some(letter) = dead.find("0b2f").await? {
+///     println!("{} after {:?} attempts: {}", letter.id, letter.attempts, letter.reason);
+///     println!("{:?} sent {:?}", letter.caller, letter.arguments);
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct DeadLetter {
@@ -69,6 +78,16 @@ pub struct DeadLetter {
 }
 
 /// What kind of message a dead letter is.
+///
+/// ```
+/// use hopline::LetterKind;
+///
+/// # async fn example(dead: hopline::DeadLetters) -> Result<(), hopline::Error> {
+/// let letters = dead.list(1000).await?.letters;
+/// let replayable = letters.iter().filter(|letter| letter.kind == LetterKind::Oneway).count();
+/// println!("{replayable} of {} can be run again", letters.len());
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -84,6 +103,14 @@ pub enum LetterKind {
 }
 
 /// An earlier time that a letter became a dead letter.
+///
+/// ```
+/// # fn example(letter: hopline::DeadLetter) {
+/// for earlier in &letter.history {
+///     println!("it failed before, at {:?}: {}", earlier.failed_at, earlier.reason);
+/// }
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct EarlierDeath {

@@ -1,4 +1,4 @@
-//! How busy an instance is, as a whole and by method.
+//! The document with an instance's statistics, as a whole and by method. `server/about.rs` fills it in.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Document, STATS};
 
-/// How busy an instance of a service is: the document `hopline.v1.stats`. All numbers count from its start.
+/// How busy an instance of a service is: the document `hopline.v1.stats`. All numbers count from the start of the
+/// instance. [`Client::stats`](crate::Client::stats) collects them.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -26,22 +27,26 @@ use super::{Document, STATS};
 pub struct InstanceStats {
     /// The service, as `name.vMAJOR`.
     pub service: String,
-    /// The instance's id.
+    /// The instance's id: what [`Call::to`](crate::Call::to) takes.
     pub instance: String,
-    /// Calls that run now.
+    /// Calls that are running now.
     pub running: u64,
-    /// Calls that it has run, however they ended.
+    /// Calls that have run, however they ended.
     pub finished: u64,
-    /// Deliveries that got the reply of an earlier one, by [`Method::dedup`](crate::Method::dedup).
+    /// Deliveries that were answered with the reply to an earlier delivery of the same call, by
+    /// [`Method::dedup`](crate::Method::dedup).
     pub repeated: u64,
-    /// Frames that came to it and could not be read; what followed each in its message counts with it.
+    /// Frames that could not be read. The frames after one in the same message cannot be found, so they are not
+    /// counted.
     pub malformed: u64,
-    /// Frames that could be read and were not to be run: unknown methods, bombs, what does not belong where it came, and
-    /// what came back to be run twice.
+    /// Frames that could be read but were not run: the method is unknown, the arguments grow too large when
+    /// decompressed, the frame does not belong in the queue that it came from, or the call came back and must not run
+    /// twice.
     pub refused: u64,
-    /// Cancels of calls that did not run here: of another instance's, for each hears of each; late or forged.
+    /// Cancels of calls that were not running here. Every instance receives every cancel, so most of these belong to
+    /// another instance; some came too late, or were forged.
     pub cancels_ignored: u64,
-    /// The same by method, in the order of their names. Empty from an instance that does not tell.
+    /// The statistics of each method, sorted by name. Empty if the instance does not report them.
     pub methods: Vec<MethodStats>,
 }
 
@@ -54,60 +59,80 @@ impl Document for InstanceStats {
     }
 }
 
-/// What an instance counts of one of its methods.
+/// The statistics of one method of an instance.
 ///
-/// Each call that runs ends in one of four ways: with a result, with the method's own error, with a fault, or dropped because
-/// its caller gave up. So [`finished`](Self::finished) is the sum of these.
+/// A call that runs ends in one of four ways: with a result, with the method's own error, with a fault, or cancelled
+/// because its caller gave up. [`finished`](Self::finished) is the sum of the four.
+///
+/// ```
+/// # fn example(stats: hopline::InstanceStats) {
+/// for method in &stats.methods {
+///     let faults: u64 = method.faults.values().sum();
+///     println!("{}: {faults} of {} calls ended with a fault", method.name, method.finished);
+/// }
+/// # }
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct MethodStats {
     /// The method's name.
     pub name: String,
-    /// Calls that run now.
+    /// Calls that are running now.
     pub running: u64,
-    /// Calls that have run, however they ended. A oneway call that is tried again counts once for each attempt.
+    /// Calls that have run, however they ended. A oneway call that is retried counts once for each attempt.
     pub finished: u64,
-    /// Of those, how many ended with the method's own error.
+    /// How many of `finished` ended with the method's own error.
     pub service_errors: u64,
-    /// Of those, how many ended with a fault, by the name of its code, such as `NOT_FOUND`; codes that did not occur are left out.
-    /// `DEADLINE_EXCEEDED` counts handlers that were stopped at their deadline, `INTERNAL` those that panicked.
+    /// How many of `finished` ended with a fault, by the name of its code, such as `NOT_FOUND`. Codes that did not
+    /// occur are left out. `DEADLINE_EXCEEDED` counts the handlers that were stopped at their deadline, and `INTERNAL`
+    /// those that panicked.
     pub faults: BTreeMap<String, u64>,
-    /// Of those, how many were dropped half-way because their callers gave up.
+    /// How many of `finished` were stopped half-way because their callers gave up.
     pub cancelled: u64,
-    /// Calls that came and did not run, because nobody waited for them any more: they were cancelled, or their deadline had
+    /// Calls that did not run because nobody waited for them any more: they had been cancelled, or their deadline had
     /// passed.
     pub expired: u64,
-    /// Calls that came and were not to be run: the server's rule forbids them, their arguments cannot be decompressed, or they
-    /// came back and may have run before.
+    /// Calls that did not run for another reason: the server's rule forbids them, their arguments cannot be
+    /// decompressed, or they came back and may have run before.
     pub refused: u64,
-    /// Deliveries that the broker says it has delivered before.
+    /// Deliveries that the broker marked as redelivered.
     pub redelivered: u64,
-    /// Deliveries that got the reply of an earlier one, by [`Method::dedup`](crate::Method::dedup).
+    /// Deliveries that were answered with the reply to an earlier delivery of the same call, by
+    /// [`Method::dedup`](crate::Method::dedup).
     pub repeated: u64,
-    /// How long handlers ran, of all calls that have finished.
+    /// How long the handlers ran, for all calls that have finished.
     pub handler_time: Histogram,
-    /// How long calls waited until their handlers began, from when they were sent. It is told by the clocks of two machines, and
-    /// is as wrong as these differ. Only calls that came for the first time are counted.
+    /// How long calls waited between being sent and the start of their handlers. Redelivered calls are not counted. The
+    /// time is the difference of two machines' clocks, and is wrong by as much as these differ.
     pub queue_time: Histogram,
 }
 
-/// How long something took, each time that it happened: a histogram.
+/// A histogram of times: how often something happened, and how long it took.
+///
+/// ```
+/// # fn example(method: hopline::MethodStats) {
+/// if let Some(mean) = method.queue_time.mean() {
+///     println!("{} calls of {} waited {mean:?} on average", method.queue_time.count, method.name);
+/// }
+/// # }
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct Histogram {
     /// How often it happened.
     pub count: u64,
-    /// All of the times together, in microseconds.
+    /// The sum of all times, in microseconds.
     pub sum_micros: u64,
-    /// How often it took no longer than each of [`Histogram::BOUNDS`], and longer than the bound before; the last number counts what
-    /// took longer than all of them. Empty if nothing is told.
+    /// How often the time was at most each of [`Histogram::BOUNDS`] and above the bound before it. One more number at
+    /// the end counts the times above all bounds. Empty if the instance does not report it.
     pub buckets: Vec<u64>,
 }
 
 impl Histogram {
-    /// The upper bounds of [`buckets`](Self::buckets), in ascending order. A version of the document has the same ones for ever.
+    /// The upper bounds of [`buckets`](Self::buckets), in ascending order. They never change within a version of the
+    /// document.
     pub const BOUNDS: [Duration; 16] = [
         Duration::from_micros(100),
         Duration::from_micros(250),
@@ -127,13 +152,13 @@ impl Histogram {
         Duration::from_secs(10),
     ];
 
-    /// All of the times together.
+    /// The sum of all times, in whole microseconds.
     #[must_use]
     pub fn sum(&self) -> Duration {
         Duration::from_micros(self.sum_micros)
     }
 
-    /// The mean; none if it never happened.
+    /// The mean time, or `None` if it never happened.
     #[must_use]
     pub fn mean(&self) -> Option<Duration> {
         self.sum_micros.checked_div(self.count).map(Duration::from_micros)

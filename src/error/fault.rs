@@ -70,6 +70,13 @@ impl fmt::Display for Fault {
 macro_rules! codes {
     ($($(#[$doc:meta])* $variant:ident = $number:literal $name:literal,)*) => {
         /// Status of a reply, with gRPC's numbers and names.
+        ///
+        /// ```
+        /// use hopline::{Code, Fault};
+        ///
+        /// let fault = Fault::new(Code::NotFound, "there is no order 7");
+        /// assert_eq!(fault.to_string(), "NOT_FOUND: there is no order 7");
+        /// ```
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[repr(u8)]
         pub enum Code { $($(#[$doc])* $variant = $number,)* }

@@ -3,6 +3,18 @@
 use std::fmt;
 
 /// What is known of a call that got no reply in its time.
+///
+/// ```
+/// use hopline::{Client, Error, Unanswered};
+///
+/// # async fn example(client: Client) {
+/// match client.call::<u64>("shop", "total", ()).await {
+///     Err(Error::Timeout { why: Unanswered::Unserved, .. }) => eprintln!("no instance came back in time"),
+///     Err(Error::Timeout { why, .. }) if why.may_have_run() => eprintln!("it may have run"),
+///     outcome => println!("{outcome:?}"),
+/// }
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Unanswered {

@@ -1,4 +1,4 @@
-//! What an instance answers when it is asked about itself.
+//! A server's replies to the questions of discovery: ping, info and statistics.
 
 use serde::Serialize;
 
@@ -9,7 +9,8 @@ use crate::error::{Code, Fault};
 use crate::service::Answer;
 
 impl Worker {
-    /// The answer to a question of discovery, which needs no place among the calls. None for what is no such question.
+    /// The reply to a question of discovery, or `None` if `question` is not one. It runs no handler, so it does not
+    /// wait for a place among the running calls.
     pub(super) fn about_itself(&self, question: &str, codec: Codec) -> Option<Answer> {
         match question {
             PING => Some(written(codec, &())),
@@ -19,6 +20,7 @@ impl Worker {
         }
     }
 
+    /// What this instance serves.
     fn info(&self) -> Instance {
         Instance {
             service: self.name.to_string(),
@@ -28,6 +30,7 @@ impl Worker {
         }
     }
 
+    /// How busy this instance is. The methods and the running calls count separately; this puts both into one document.
     fn stats(&self) -> InstanceStats {
         InstanceStats {
             service: self.name.to_string(),
@@ -39,9 +42,10 @@ impl Worker {
     }
 }
 
+/// The document as a result in the caller's codec. A document that cannot be encoded becomes a fault.
 fn written(codec: Codec, document: &impl Serialize) -> Answer {
     match codec.encode(document) {
-        Ok(payload) => Answer::Result(payload),
+        Ok(payload) => Answer::Result(payload.into()),
         Err(error) => Answer::Fault(Fault::new(Code::Internal, error.to_string())),
     }
 }

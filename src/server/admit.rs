@@ -1,7 +1,8 @@
-//! What is to be done about a frame that has come: run it, answer it at once, or refuse it.
+//! The first step of a frame that a server gets: it decides whether the frame runs, is answered at once, or is refused.
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::allow::Caller;
@@ -9,44 +10,50 @@ use super::claims::Heard;
 use super::dedup::Known;
 use super::message::{End, Message, Source};
 use super::served_method::ServedMethod;
+use super::through::Passage;
 use super::worker::{Job, Worker};
 use crate::client::MAX_TIMEOUT;
 use crate::error::{Code, Fault};
 use crate::frame::{Frame, Kind};
 use crate::service::Answer;
 
-/// What of a frame is still to be done.
+/// A frame that goes on to run.
 pub(super) enum Taken {
-    /// It is to run.
+    /// It runs.
     Run(Job),
-    /// The same, unless another instance runs it: it was delivered before.
+    /// It was delivered before. It runs if no other instance is running it.
     Ask(Job),
 }
 
-/// What is to be done about a frame.
+/// What is decided about a frame.
 enum Admitted {
     /// Its method runs.
     Run(Arc<ServedMethod>),
-    /// The same, unless another instance runs it: it was delivered before.
+    /// It was delivered before. Its method runs if no other instance is running it.
     Ask(Arc<ServedMethod>),
-    /// The worker knows the answer itself.
+    /// It gets this answer at once, without a handler.
     Answered(Answer),
-    /// Nothing more: it was a cancel, or has run already.
+    /// There is nothing to do: it was a cancel, for example, or has run before.
     Done,
-    /// It runs already: it is told when that ends.
+    /// The same call is running already. This frame gets the same answer when that ends.
     Runs,
 }
 
 impl Worker {
     /// Gives out what is to run. Whatever else is to be done about a frame is seen to.
     pub(super) fn take(self: &Arc<Self>, frame: Frame, message: &Arc<Message>, tasks: &TaskTracker) -> Option<Taken> {
+        let passage = self.passage(&frame, message);
+        let admitted = self.admit(&frame, message, passage.as_deref());
+        match &admitted {
+            Ok(Admitted::Answered(answer)) => self.passed_by(passage.as_deref(), answer.into()),
+            Err(fault) => self.passed_by(passage.as_deref(), fault.code.into()),
+            Ok(_) => {}
+        }
         let job = |frame: Frame, served| {
-            // Nobody waits for the end of the others, so no time of theirs can be over.
-            let remaining = frame.metadata.remaining.filter(|_| frame.kind == Kind::Request);
-            let deadline = remaining.map(|remaining| message.received + remaining.min(MAX_TIMEOUT));
-            Job { frame, served, deadline, message: message.clone() }
+            let deadline = deadline(&frame, message);
+            Job { frame, served, deadline, message: message.clone(), passage }
         };
-        match self.admit(&frame, message) {
+        match admitted {
             Ok(Admitted::Run(served)) => return Some(Taken::Run(job(frame, served))),
             Ok(Admitted::Ask(served)) => match self.runs(frame.id) {
                 // Its reply is its answer.
@@ -62,7 +69,7 @@ impl Worker {
         None
     }
 
-    /// Sees anew to an attempt that has waited for another one of its call, which came to no result.
+    /// Decides again about an attempt that waited for another attempt of the same call, which ended without a result.
     pub(super) fn take_again(self: &Arc<Self>, frame: Frame, message: &Arc<Message>) {
         let tasks = message.tasks();
         match self.take(frame, message, tasks) {
@@ -73,7 +80,7 @@ impl Worker {
     }
 
     /// What is to be done about a frame; a fault for what must not run.
-    fn admit(&self, frame: &Frame, message: &Arc<Message>) -> Result<Admitted, Fault> {
+    fn admit(&self, frame: &Frame, message: &Arc<Message>, passage: Option<&Passage>) -> Result<Admitted, Fault> {
         match (frame.kind, message.source) {
             // Who cancels no call asks whether there is an instance, and is answered by the broker.
             (Kind::Cancel, _) if frame.id.is_nil() => return Ok(Admitted::Done),
@@ -115,6 +122,9 @@ impl Worker {
             self.site.allow.check(&caller, &format!("{whose}{sign}{name}"))?;
         }
         self.check_key(frame, message)?;
+        if let Some(passage) = passage {
+            self.middleware.admit(&passage.call)?;
+        }
         let Some(served) = self.method(frame) else {
             if let Some(answer) = self.about_itself(name, frame.codec) {
                 return Ok(Admitted::Answered(answer));
@@ -150,7 +160,8 @@ impl Worker {
         Ok(Admitted::Run(served.clone()))
     }
 
-    /// What the broker has let pass by its key is not to be something else.
+    /// Checks that the frame names the method or event of its routing key. The broker's permissions are checked against
+    /// the key, so a frame must not ask for something else.
     fn check_key(&self, frame: &Frame, message: &Message) -> Result<(), Fault> {
         let method = frame.metadata.method.as_deref();
         let agrees = match message.source {
@@ -168,12 +179,19 @@ impl Worker {
         Err(Fault::new(Code::InvalidArgument, why))
     }
 
-    /// What is known of a call that is to run once. When it runs, its end is this delivery's end too.
+    /// What is known about a call of a method with dedup. If the call is running, this delivery waits for its answer.
     fn recall(&self, frame: &Frame, message: &Arc<Message>) -> Option<Known> {
         self.dedup().recall(frame, message.user.as_ref(), || (frame.clone(), message.clone()))
     }
 }
 
+/// The fault for a delivery when too many others wait for the answer to the same call.
 pub(super) fn crowded() -> Fault {
     Fault::new(Code::ResourceExhausted, "too many deliveries of this call wait for its answer already")
+}
+
+/// When nobody waits any more for the end of a frame's call. Only of requests somebody does.
+pub(super) fn deadline(frame: &Frame, message: &Message) -> Option<Instant> {
+    let remaining = frame.metadata.remaining.filter(|_| frame.kind == Kind::Request);
+    remaining.map(|remaining| message.received + remaining.min(MAX_TIMEOUT))
 }

@@ -6,12 +6,25 @@ use std::sync::Arc;
 
 use tracing::error;
 
-use super::handling::words;
 use crate::error::{Code, Fault};
+use crate::panics::words;
 use crate::topology::header;
 use crate::transport::Properties;
 
 /// The caller of a method, as a rule sees it: see [`Server::allow`](crate::Server::allow).
+///
+/// ```
+/// use hopline::{Caller, Server};
+///
+/// /// Operators may call everything, and others only what looks.
+/// fn allowed(caller: &Caller<'_>, method: &str) -> bool {
+///     caller.user == Some("operator") || method.ends_with(".look")
+/// }
+///
+/// # async fn example() -> Result<(), hopline::Error> {
+/// let server = Server::connect("memory://").await?.allow(allowed);
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Caller<'a> {

@@ -1,4 +1,4 @@
-//! What a server may be told before it connects, and connecting.
+//! The settings of a server, and how it connects.
 
 use std::sync::Arc;
 
@@ -9,10 +9,11 @@ use crate::client::{MAX_MESSAGE_SIZE, short_id};
 use crate::compression::Compression;
 use crate::environment;
 use crate::error::Error;
+use crate::middleware::{Chain, Middleware};
 use crate::settings::{Decided, Settings, common_settings};
 use crate::transport::{Dial, Role, Transport};
 
-/// What a server may be told before it connects.
+/// The settings of a server. They are chosen before it connects.
 ///
 /// ```
 /// # async fn example() -> Result<(), hopline::Error> {
@@ -28,29 +29,60 @@ pub struct ServerBuilder {
     settings: Settings,
     max_message_size: usize,
     compression: Option<Compression>,
+    middleware: Chain,
 }
 
 impl Default for ServerBuilder {
     fn default() -> Self {
-        Self { settings: Settings::default(), max_message_size: MAX_MESSAGE_SIZE, compression: None }
+        Self {
+            settings: Settings::default(),
+            max_message_size: MAX_MESSAGE_SIZE,
+            compression: None,
+            middleware: Chain::default(),
+        }
     }
 }
 
 impl ServerBuilder {
     common_settings!("server PROCESS INSTANCE");
 
-    /// The largest message to accept or send, and what compressed arguments may come to, in bytes. Default 16 MiB.
+    /// The largest message that the server accepts or sends, in bytes. It is also the limit for arguments after they
+    /// are decompressed. Default: 16 MiB.
     #[must_use]
     pub fn max_message_size(mut self, bytes: usize) -> Self {
         self.max_message_size = bytes;
         self
     }
 
-    /// How results are compressed, for callers that can read it. At least 1024 bytes of a result are, and only if that
-    /// makes them smaller. Compressed arguments are read whatever is set here. Default: results are not compressed.
+    /// Compresses results for callers that can read it. A result is compressed if it has at least 1024 bytes and
+    /// becomes smaller. The server reads compressed arguments in any case. Default: results are not compressed.
     #[must_use]
     pub fn compression(mut self, compression: Compression) -> Self {
         self.compression = Some(compression);
+        self
+    }
+
+    /// Puts a [`Middleware`] around every call of all services of this server, around its events, and around the middleware of
+    /// each [service](crate::Service::with). The first that is added is the outermost. Default: none, which costs nothing.
+    ///
+    /// ```
+    /// use hopline::{Finished, Middleware, Server};
+    ///
+    /// struct Log;
+    ///
+    /// impl Middleware for Log {
+    ///     fn finished(&self, done: &Finished<'_>) {
+    ///         println!("{}.{} {} {:?}", done.call.service(), done.call.method(), done.code, done.took);
+    ///     }
+    /// }
+    ///
+    /// # async fn example() -> Result<(), hopline::Error> {
+    /// let server = Server::builder().with(Log).connect("amqp://localhost").await?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn with(mut self, middleware: impl Middleware) -> Self {
+        self.middleware.push(middleware);
         self
     }
 
@@ -63,14 +95,18 @@ impl ServerBuilder {
         self.with_env().connect(environment::url()?).await
     }
 
-    /// Connects to the broker that `url` names: `memory://`, `amqp://` or `amqps://`; or to the first that answers of
-    /// several, as [`ClientBuilder::connect`](crate::ClientBuilder::connect) reads them. A connection that is lost is made
-    /// again, for as long as it takes, and everything is served again: see [`Running::state`](crate::Running::state). A
-    /// server that is connected to another than the first address in its own order tries that one every 2.5 to 7.5 minutes,
-    /// and moves there when all can be served there: no call or event is missed meanwhile, and no call to it fails.
+    /// Connects to the broker at `url`, which begins with `memory://`, `amqp://` or `amqps://`. `url` may name several
+    /// brokers, as for [`ClientBuilder::connect`](crate::ClientBuilder::connect); the server connects to the first that
+    /// answers.
+    ///
+    /// A connection that is lost is made again, for as long as it takes, and everything is served again: see
+    /// [`Running::state`](crate::Running::state). A server that is not connected to the first of its addresses tries
+    /// that one every 2.5 to 7.5 minutes. It moves there as soon as everything can be served there. While it moves it
+    /// misses no call or event, and no call to it fails.
     ///
     /// # Errors
-    /// `Invalid` for an address or a setting that cannot be used, `Connect` when no broker answers or it refuses.
+    /// `Invalid` if the address or a setting cannot be used, `Connect` if no broker answers or it refuses the
+    /// connection.
     pub async fn connect(self, url: impl AsRef<str>) -> Result<Server, Error> {
         let decided = self.settings.decide()?;
         let (dial, instance) = self.dial(&decided, url.as_ref())?;
@@ -79,10 +115,11 @@ impl ServerBuilder {
         Ok(self.server(decided, dial, instance, Some(transport)))
     }
 
-    /// The same without waiting for the broker, which need not be there yet. [`Server::start`] returns at once then, and the
-    /// server connects and serves as soon as the broker is there, for as long as that takes. What `start` fails with
-    /// otherwise, such as a queue that exists with other arguments, [`State::Degraded`](crate::State::Degraded) tells, and
-    /// the rest is served.
+    /// Like [`connect`](Self::connect), but does not wait for the broker, which need not be running yet.
+    ///
+    /// [`Server::start`] then returns at once. The server connects and serves as soon as the broker is there, however
+    /// long that takes. A problem that `start` would otherwise fail with, such as a queue that exists with other
+    /// arguments, is reported as [`State::Degraded`](crate::State::Degraded), and everything else is served.
     ///
     /// ```
     /// # use hopline::{Error, Server, Service, State};
@@ -93,27 +130,30 @@ impl ServerBuilder {
     /// ```
     ///
     /// # Errors
-    /// `Invalid` for an address or a setting that cannot be used.
+    /// `Invalid` if the address or a setting cannot be used.
     pub fn connect_lazy(self, url: impl AsRef<str>) -> Result<Server, Error> {
         let decided = self.settings.decide()?;
         let (dial, instance) = self.dial(&decided, url.as_ref())?;
         Ok(self.server(decided, dial, instance, None))
     }
 
+    /// How to connect, and the new id of the instance.
     fn dial(&self, decided: &Decided, url: &str) -> Result<(Dial, Arc<str>), Error> {
         Compression::check(self.compression).map_err(Error::Invalid)?;
         let instance: Arc<str> = short_id().into();
         Ok((decided.dial.dial(url)?.of(instance.clone()), instance))
     }
 
+    /// The server with these settings. It has no services yet.
     fn server(self, decided: Decided, dial: Dial, instance: Arc<str>, transport: Option<Transport>) -> Server {
-        let Self { max_message_size, compression, .. } = self;
+        let Self { max_message_size, compression, middleware, .. } = self;
         Server {
             dial,
             transport,
             namespace: decided.namespace,
             max_message_size,
             compression,
+            middleware,
             instance,
             services: Vec::new(),
             subscriptions: Vec::new(),

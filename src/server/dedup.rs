@@ -1,7 +1,8 @@
-//! Calls of methods with `dedup`, by the id of the call: which run, who else waits for them, and how they ended.
+//! The memory behind [`Method::dedup`](crate::Method::dedup): for each call, whether it is running, which deliveries
+//! wait for its answer, and how it ended.
 //!
-//! A call may come in several attempts: its caller tries it again, or sends it twice to have the quicker answer. Each attempt
-//! has an id of its own, and may be delivered more than once. All of them are the same call here.
+//! A call may come in several attempts: the caller retries it, or sends it twice to get the faster answer. Each attempt
+//! has an id of its own and may be delivered more than once. All of them are the same call here.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -15,17 +16,18 @@ use crate::codec::Codec;
 use crate::frame::{Frame, Kind};
 use crate::service::Answer;
 
-/// How many answers an instance remembers of one service, and how many bytes of them; those that would be forgotten
-/// first anyway make room.
+/// How many answers an instance remembers for one service. Beyond that, the oldest are forgotten early.
 const MAX_ANSWERS: usize = 65_536;
+/// How many bytes of answers an instance remembers for one service. Beyond that, the oldest are forgotten early.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
-/// What an answer takes besides its own bytes, roughly.
+/// What an answer takes besides its own bytes, roughly, in bytes.
 const OVERHEAD: usize = 256;
-/// How many deliveries of one call wait for its answer.
+/// How many deliveries of one call may wait for its answer.
 const MAX_WAITING: usize = 1024;
 
-/// A call is the same if all of this is. Whoever learns the id of a call gets its answer neither as another user, as the broker
-/// has verified, nor by another method; and a request does not get what a oneway call tells its operators.
+/// What makes two deliveries the same call. The user is part of it, as the broker verified it, and so is the method:
+/// who learns the id of another user's call does not get its answer. The kind is part of it too, so that a request does
+/// not get the answer to a oneway call, which is only for operators.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key {
     call_id: Uuid,
@@ -42,22 +44,23 @@ impl Key {
     }
 }
 
-/// What is known of a call that was delivered.
+/// What is known about a call that was delivered.
 #[derive(Debug)]
 pub(super) enum Known {
-    /// It ended like this.
+    /// It ended with this answer.
     Ended(Answer),
-    /// It runs, and who asks is told when it ends.
+    /// It is running. The delivery gets its answer when it ends.
     Runs,
-    /// It runs, and too many wait for it already.
+    /// It is running, and too many deliveries wait for it already.
     Crowded,
 }
 
-/// The calls of one service; `W` is what a further delivery of one that runs leaves, to be told.
+/// The calls of one service. `W` is what is kept of a delivery that waits for the answer.
 #[derive(Debug)]
 pub(super) struct Dedup<W> {
     calls: HashMap<Key, Call<W>>,
-    /// When those that ended are forgotten; the number tells apart what is forgotten at one time.
+    /// The calls that have ended, by the time when they are forgotten. The number distinguishes those with the same
+    /// time.
     forgettable: BTreeMap<(Instant, u64), Key>,
     next_number: u64,
     bytes: usize,
@@ -70,7 +73,7 @@ enum Call<W> {
         /// The attempt that ran.
         attempt: Uuid,
         answer: Answer,
-        /// Where it stands among those that are forgotten.
+        /// Its key in `forgettable`.
         until: (Instant, u64),
     },
 }
@@ -82,7 +85,7 @@ impl<W> Default for Dedup<W> {
 }
 
 impl<W> Dedup<W> {
-    /// What is known of a call of this user; `waiter` is left with one that runs.
+    /// What is known about a call of this user. If it is running, `waiter` is kept until it ends.
     pub(super) fn recall(
         &mut self,
         frame: &Frame,
@@ -102,7 +105,7 @@ impl<W> Dedup<W> {
         }
     }
 
-    /// Notes that a call of which nothing is known begins to run.
+    /// Notes that a call begins to run. Nothing was known about it, or it ended with a fault.
     pub(super) fn begin(&mut self, frame: &Frame, user: Option<&Arc<str>>) {
         self.forget_until(Instant::now());
         // It may have ended by a fault before.
@@ -113,8 +116,8 @@ impl<W> Dedup<W> {
         }
     }
 
-    /// Notes that a call does not run any more. Its `answer`, if it is to be remembered, is so for the time `window`.
-    /// Gives out who waits for it.
+    /// Notes that a call has stopped running. If there is an `answer` to remember, it is remembered for the time
+    /// `window`. Returns the deliveries that wait for the answer.
     pub(super) fn end(
         &mut self,
         frame: &Frame,
@@ -139,7 +142,7 @@ impl<W> Dedup<W> {
         waiting
     }
 
-    /// Forgets what has had its time, and as much more as is over a bound.
+    /// Forgets the answers whose time is over, and further ones while there are too many.
     fn forget_until(&mut self, now: Instant) {
         loop {
             let over = self.bytes > MAX_BYTES || self.forgettable.len() > MAX_ANSWERS;
@@ -155,10 +158,11 @@ impl<W> Dedup<W> {
     }
 }
 
+/// How many bytes an answer takes, roughly.
 fn size(answer: &Answer) -> usize {
     OVERHEAD
         + match answer {
-            Answer::Result(payload) | Answer::ServiceError(payload) => payload.len(),
+            Answer::Result(payload) | Answer::ServiceError(payload) => payload.bytes.len(),
             Answer::Fault(fault) => fault.message.len(),
         }
 }
@@ -188,7 +192,7 @@ mod tests {
     fn ended(dedup: &mut Dedup<u32>, bytes: usize) -> Frame {
         let frame = call("add");
         dedup.begin(&frame, None);
-        assert!(dedup.end(&frame, None, Some(Answer::Result(vec![0; bytes])), WINDOW).is_empty());
+        assert!(dedup.end(&frame, None, Some(Answer::Result(vec![0; bytes].into())), WINDOW).is_empty());
         frame
     }
 
@@ -234,7 +238,7 @@ mod tests {
         assert!(matches!(recall(&mut dedup, &frame, 0), Some(Known::Ended(Answer::Fault(_)))));
         assert!(recall(&mut dedup, &again, 0).is_none(), "it is made because of the fault");
         dedup.begin(&again, None);
-        dedup.end(&again, None, Some(Answer::ServiceError(vec![1])), WINDOW);
+        dedup.end(&again, None, Some(Answer::ServiceError(vec![1].into())), WINDOW);
         for attempt in [&frame, &again, &retried(&again)] {
             assert!(matches!(recall(&mut dedup, attempt, 0), Some(Known::Ended(Answer::ServiceError(_)))));
         }
@@ -247,7 +251,7 @@ mod tests {
         let (alice, bob): (Arc<str>, Arc<str>) = ("alice".into(), "bob".into());
         let frame = call("add");
         dedup.begin(&frame, Some(&alice));
-        dedup.end(&frame, Some(&alice), Some(Answer::Result(vec![1])), WINDOW);
+        dedup.end(&frame, Some(&alice), Some(Answer::Result(vec![1].into())), WINDOW);
         for user in [None, Some(&bob)] {
             assert!(dedup.recall(&frame, user, || 0).is_none());
         }

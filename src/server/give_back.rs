@@ -12,7 +12,7 @@ use tracing::debug;
 use uuid::Uuid;
 
 use super::message::{End, Message, Source};
-use super::outcome::MAX_REASON;
+use super::reason::MAX_REASON;
 use super::worker::{Job, Worker};
 use crate::codec::Codec;
 use crate::error::{Code, Fault};

@@ -1,4 +1,5 @@
-//! Running a handler: within its call's context, until it ends, or nobody waits for it and its method need not finish.
+//! The step that runs a handler. The handler runs within the context of its call until it ends, or until nobody waits
+//! for it any more and its method need not finish.
 
 use std::any::Any;
 use std::future::poll_fn;
@@ -21,18 +22,19 @@ use super::worker::{Ending, Job, Started, Worker};
 use crate::context::{self, Context, at, unix_millis};
 use crate::error::{Code, Fault};
 use crate::frame::{Frame, Kind};
+use crate::panics::words;
 use crate::service::Answer;
 
-/// How often calls are looked at that take long.
+/// How often the server looks for calls that take long, to tell their callers that they are still running.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// What became of a handler that was started.
+/// What a handler has come to after its first poll.
 enum Begun {
     Ended(Ending),
     Waits(Running),
 }
 
-/// When a handler was started, and the number it runs under.
+/// When a handler started, and its number among the running calls.
 #[derive(Clone, Copy)]
 struct Start {
     at: std::time::Instant,
@@ -49,8 +51,8 @@ struct Running {
 }
 
 impl Worker {
-    /// Runs jobs of one message: one after the other as far as each comes without having to wait, and from there on each
-    /// as a task of its own. A quick call costs no task.
+    /// Runs jobs of one message. Each handler is polled once, one after the other. Those that then wait get a task of
+    /// their own, so a quick call costs no task.
     pub(super) async fn perform_all(self: Arc<Self>, jobs: Vec<Started>, tasks: TaskTracker) {
         for started in jobs {
             if let Some(waiting) = self.until_it_waits(started, &tasks).await {
@@ -66,7 +68,7 @@ impl Worker {
         }
     }
 
-    /// Runs a job as far as it comes without having to wait. Gives it back if that is not its end.
+    /// Runs a job until its handler waits. Returns the job in that case, and `None` if it has ended.
     async fn until_it_waits(
         self: &Arc<Self>,
         (job, place): Started,
@@ -82,13 +84,14 @@ impl Worker {
         }
     }
 
+    /// Runs the rest of a job whose handler waits.
     async fn go_on(self: Arc<Self>, ((job, place), running): (Started, Running), tasks: TaskTracker) {
         let ending = self.wait_for(&job, running).await;
         drop(place);
         self.conclude(job, ending, &tasks);
     }
 
-    /// Starts a handler, and runs it until it has to wait.
+    /// Starts a handler and polls it once.
     fn begin(&self, job: &Job, task: &mut task::Context<'_>) -> Begun {
         let frame = &job.frame;
         if job.served.method.dedup.is_some()
@@ -141,7 +144,10 @@ impl Worker {
         let first = catch_unwind(AssertUnwindSafe(|| {
             let _entered = span.enter();
             context.clone().scope_of(|| {
-                let mut call = (job.served.handler)(context.clone(), frame.codec, payload);
+                let mut call = match &job.passage {
+                    None => (job.served.handler)(context.clone(), frame.codec, payload),
+                    Some(passage) => self.go_through(job, passage, &context, payload),
+                };
                 let polled = call.as_mut().poll(task);
                 (call, polled)
             })
@@ -158,7 +164,8 @@ impl Worker {
         }
     }
 
-    /// Waits until a handler ends; or until its deadline passes or its caller gives up, if its method need not finish.
+    /// Waits until a handler ends. If its method need not finish, this stops it when its deadline passes or its caller
+    /// gives up.
     async fn wait_for(&self, job: &Job, running: Running) -> Ending {
         let Running { call, context, cancelled, span, started } = running;
         let waiting = async {
@@ -191,8 +198,8 @@ impl Worker {
         }
     }
 
-    /// Whoever wrote the service is to see that work may have been left half done. To a method that may run twice that
-    /// does nothing, so it is no news.
+    /// Logs that a handler was stopped, because work may have been left half done. For an idempotent method that does
+    /// no harm, so it is logged at the level debug only.
     fn log_dropped(&self, job: &Job, context: &Context, ran: Duration, why: &str) {
         let (service, method, id, caller) = (&self.name, context.method(), job.frame.id, context.caller());
         if job.served.method.idempotent {
@@ -202,7 +209,7 @@ impl Worker {
         }
     }
 
-    /// A handler came to its end.
+    /// How a job ends whose handler has ended.
     fn ended(
         &self,
         job: &Job,
@@ -220,7 +227,7 @@ impl Worker {
         Ending::Unheard(answer)
     }
 
-    /// A handler does not run any more; tells how long it did.
+    /// Removes a handler from the running calls. Returns how long it ran.
     fn leave(
         &self,
         job: &Job,
@@ -233,7 +240,7 @@ impl Worker {
         let time = started.at.elapsed();
         served.counts.ends(end, time);
         // Whatever the handler handed to other tasks hears of it too.
-        if context.is_shared() {
+        if context.is_shared() || job.passage.is_some() {
             cancelled.cancel();
         }
         if frame.kind == Kind::Oneway {
@@ -247,7 +254,8 @@ impl Worker {
         time
     }
 
-    /// Tells the callers of calls that take long that they still run, until none does as the server drains.
+    /// Tells the callers of calls that take long that their calls are still running. Ends when the server drains and no
+    /// call is running any more.
     pub(super) async fn report_in(self: Arc<Self>) {
         let mut tick = tokio::time::interval(LOOK);
         loop {
@@ -262,6 +270,7 @@ impl Worker {
         }
     }
 
+    /// The context of a call, for its handler.
     fn context(&self, job: &Job, cancelled: CancellationToken) -> Context {
         let Job { frame, message, served, .. } = job;
         Context::new(context::Inner {
@@ -277,7 +286,10 @@ impl Worker {
             redelivered: message.redelivered,
             attempt: message.attempt(frame),
             queue_time: frame.metadata.sent_at.map(since),
-            metadata: frame.metadata.more().user.clone(),
+            metadata: match &job.passage {
+                None => frame.metadata.more().user.clone().into(),
+                Some(passage) => passage.call.metadata.clone(),
+            },
             parent: frame.metadata.traceparent,
             trace: OnceLock::new(),
             cancelled,
@@ -286,7 +298,7 @@ impl Worker {
         })
     }
 
-    /// What a handler came to; of a request, a fault is told.
+    /// Passes a handler's answer on, and logs the fault of a request.
     fn told(&self, frame: &Frame, answer: Answer) -> Answer {
         if let Answer::Fault(fault) = &answer
             && frame.kind == Kind::Request
@@ -296,6 +308,7 @@ impl Worker {
         answer
     }
 
+    /// The answer of a handler that panicked.
     fn panicked(&self, frame: &Frame, panic: &(dyn Any + Send)) -> Answer {
         let method = frame.metadata.method.as_deref().unwrap_or_default();
         let said = words(panic);
@@ -313,12 +326,7 @@ impl Worker {
     }
 }
 
-/// How long ago this was by our clock, in milliseconds since 1970 by another's.
+/// How long ago this was, in milliseconds since 1970. The other clock may be ahead, in which case this is zero.
 fn since(sent_at: u64) -> Duration {
     Duration::from_millis(unix_millis().saturating_sub(sent_at))
-}
-
-/// What was said as something panicked, if it was text.
-pub(super) fn words(panic: &(dyn Any + Send)) -> Option<&str> {
-    panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str))
 }

@@ -11,7 +11,6 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::message::Source;
 use crate::state::{State, enter};
 
 /// How long the broker may take for an answer until the state says so.
@@ -20,8 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// A reason why a connected server does not serve everything that it should.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Trouble {
-    /// A queue of the service or subscription at this position is not consumed.
-    Queue(usize, Source),
+    /// The queue with this number among those of the server is not consumed.
+    Queue(usize),
     /// The exchanges for its queues cannot be declared again.
     Exchanges,
     /// The queue of dead letters of this service accepts none.
@@ -207,7 +206,7 @@ mod tests {
         let (answer, answered) = tokio::sync::oneshot::channel();
         let waiting = health.clone();
         let waiting = tokio::spawn(async move {
-            waiting.sees_through(&Trouble::Queue(0, Source::Calls), "the queue `books.v1.calls`", answered).await
+            waiting.sees_through(&Trouble::Queue(0), "the queue `books.v1.calls`", answered).await
         });
         let degraded = state.wait_for(|state| matches!(state, State::Degraded { .. })).await.expect("it is told");
         let State::Degraded { reason, .. } = degraded.clone() else { unreachable!("it was waited for") };

@@ -14,15 +14,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+use super::Site;
 use super::health::Trouble;
 use super::message::Source;
-use super::reading::{Place, Reading};
+use super::reading::{Declared, Reading};
+use super::served_queue::ServedQueue;
 use super::worker::Worker;
-use super::{Declared, Site};
 use crate::client::short_id;
 use crate::error::Error;
-use crate::topology::{Binding, CallsQueue, Declaration, QueueKind, ServiceId};
-use crate::transport::{Consumer, ConsumerEnd, Mode, forbids};
+use crate::topology::Declaration;
+use crate::transport::{Consumer, ConsumerEnd, forbids};
 
 /// How long a drain waits for the broker's answer about a consumer. About a queue whose node is down, the answer comes
 /// after a minute.
@@ -37,23 +38,6 @@ const TAKEN_BACK_TOLD: Duration = Duration::from_secs(300);
 /// How long a quorum queue may take to be deleted after its consumers were told. If it is declared too early, it is
 /// found once more. Binding it then fails, or makes RabbitMQ 4.3 close the connection.
 const DELETION: Duration = Duration::from_secs(1);
-/// The prefetch of an instance's own queue. Cancels arrive there, and they must not wait behind more than this many
-/// calls.
-const OWN_PREFETCH: u16 = 1024;
-
-/// What a queue is for.
-pub(super) enum Origin {
-    /// A service.
-    Service {
-        id: ServiceId,
-        calls: CallsQueue,
-        /// The oneway methods. A service without any has no queue for oneway calls.
-        oneway: Vec<String>,
-    },
-    /// The events that match a pattern.
-    Subscription(String),
-}
-
 /// Where the answer about a queue is told: `Ok` if it is declared or its keeper goes on trying, or the broker's
 /// refusal.
 pub(super) type Heard = oneshot::Sender<Result<(), Error>>;
@@ -86,47 +70,40 @@ pub(super) struct Keeper {
     reading: Arc<Reading>,
     /// Runs what is delivered.
     pub(super) worker: Arc<Worker>,
-    pub(super) origin: Arc<Origin>,
-    /// The position of the service or subscription among all of the server's.
-    pub(super) at: usize,
-    /// Which of its queues this is.
-    pub(super) source: Source,
+    pub(super) queue: Arc<ServedQueue>,
     /// The end of the name of a queue that belongs to this connection. It changes after a failed attempt, since the
     /// broker may have problems with the queue of that attempt.
     suffix: Mutex<String>,
 }
 
 impl Keeper {
-    /// A keeper of the queue at this place.
     pub(super) fn new(
         site: &Arc<Site>,
         reading: &Arc<Reading>,
         worker: &Arc<Worker>,
-        origin: &Arc<Origin>,
-        place: Place,
+        queue: &Arc<ServedQueue>,
     ) -> Self {
-        let (at, source) = place;
-        let (site, reading, worker, origin) = (site.clone(), reading.clone(), worker.clone(), origin.clone());
-        Self { site, reading, worker, origin, at, source, suffix: Mutex::new(short_id()) }
+        let (site, reading, worker, queue) = (site.clone(), reading.clone(), worker.clone(), queue.clone());
+        Self { site, reading, worker, queue, suffix: Mutex::new(short_id()) }
     }
 
     /// Declares the queue and its bindings. Returns the queue's name.
     async fn declare(&self) -> Result<String, Error> {
         let _declaring = self.site.declaring.read().await;
-        let (queue, mut parts) = self.topology();
-        if self.source == Source::Instance {
-            self.worker.answers_at(&queue);
+        let (name, mut parts) = self.queue.declarations(&self.site, &self.suffix());
+        if self.queue.source() == Source::Instance {
+            self.worker.answers_at(&name);
         }
-        let declared = Declared { parts: parts.clone(), is_read: false };
-        let earlier = self.reading.topology.lock().insert(self.place(), declared);
+        let declared = Declared { queue: self.queue.clone(), parts: parts.clone(), is_read: false };
+        let earlier = self.reading.topology.lock().insert(self.queue.number, declared);
         if self.site.draining.is_cancelled() {
             // A draining server accepts no new calls, so it does not bind the keys that say that it is there.
             parts.retain(|part| !matches!(part, Declaration::Binding(binding) if self.site.is_presence(binding)));
         }
-        if matches!(self.source, Source::Instance | Source::Events) {
+        if self.queue.is_own() {
             // The queue of a failed attempt may still be bound, but nobody consumes it.
-            let mut earlier = bindings(earlier.iter().flat_map(|earlier| &earlier.parts));
-            earlier.retain(|binding| binding.queue != queue);
+            let mut earlier = earlier.as_ref().map(Declared::bindings).unwrap_or_default();
+            earlier.retain(|binding| binding.queue != name);
             if !earlier.is_empty() {
                 let transport = self.reading.transport.clone();
                 tokio::spawn(async move { transport.unbind(&earlier).await });
@@ -134,17 +111,12 @@ impl Keeper {
         }
         // There is no time-out: a second attempt would wait at the broker beside the first.
         self.reading.transport.declare_however_long(&parts).await?;
-        Ok(queue)
+        Ok(name)
     }
 
     /// Begins to consume the queue.
     async fn consume(&self, queue: &str) -> Result<Consumer, Error> {
-        let prefetch = self.worker.prefetch();
-        let mode = match self.source {
-            Source::Calls | Source::Work if self.is_quorum() => Mode::SettleAnyTime { prefetch },
-            Source::Calls | Source::Work | Source::Events => Mode::Settle { prefetch },
-            Source::Instance => Mode::Settle { prefetch: OWN_PREFETCH.max(prefetch.saturating_mul(2)) },
-        };
+        let mode = self.queue.mode(self.worker.prefetch());
         // A drain that begins now waits for this, since deliveries may arrive at once, which have to be given back
         // properly.
         let waited_for = self.tasks().token();
@@ -199,7 +171,7 @@ impl Keeper {
                         return;
                     }
                     self.is_read(false);
-                    if self.is_quorum() {
+                    if self.queue.is_quorum() {
                         // The queue may be being deleted.
                         tokio::time::sleep(DELETION).await;
                     }
@@ -251,9 +223,9 @@ impl Keeper {
     /// Has the queue consumed until that ends. Returns whether it ends for good; otherwise the queue has to be consumed
     /// again.
     async fn has_read(&self, consumer: Consumer) -> bool {
-        let part = self.reading.part(self.place());
+        let part = self.reading.part(&self.queue);
         let life = consumer.life.clone();
-        let running = self.worker.clone().run(consumer, self.reading.clone(), self.place());
+        let running = self.worker.clone().run(consumer, self.reading.clone(), self.queue.clone());
         self.tasks().spawn(part.tasks.track_future(running));
         let end = tokio::select! {
             () = part.stop.cancelled() => return true,
@@ -288,25 +260,13 @@ impl Keeper {
 
     /// Notes whether the queue is consumed. The bindings of a queue that is not are not repaired separately.
     fn is_read(&self, is_read: bool) {
-        if let Some(declared) = self.reading.topology.lock().get_mut(&self.place()) {
+        if let Some(declared) = self.reading.topology.lock().get_mut(&self.queue.number) {
             declared.is_read = is_read;
         }
     }
 
-    fn place(&self) -> Place {
-        (self.at, self.source)
-    }
-
-    fn is_quorum(&self) -> bool {
-        match (self.source, &*self.origin) {
-            (Source::Work, _) => true,
-            (Source::Calls, Origin::Service { calls, .. }) => calls.kind == QueueKind::Quorum,
-            (Source::Calls | Source::Instance | Source::Events, _) => false,
-        }
-    }
-
     fn tasks(&self) -> &TaskTracker {
-        match self.source {
+        match self.queue.source() {
             Source::Instance => &self.site.own,
             Source::Calls | Source::Work | Source::Events => &self.site.shared,
         }
@@ -317,43 +277,11 @@ impl Keeper {
     }
 
     fn trouble(&self) -> Trouble {
-        Trouble::Queue(self.at, self.source)
+        Trouble::Queue(self.queue.number)
     }
 
-    /// The queue's name, and all that there has to be for it.
-    fn topology(&self) -> (String, Vec<Declaration>) {
-        let Site { namespace, instance, .. } = &*self.site;
-        match (&*self.origin, self.source) {
-            (Origin::Service { id, calls, .. }, Source::Calls) => {
-                (namespace.calls_queue(id), namespace.calls(id, *calls))
-            }
-            (Origin::Service { id, oneway, .. }, Source::Work) => {
-                (namespace.work_queue(id), namespace.work(id, oneway))
-            }
-            (Origin::Service { id, calls, .. }, Source::Instance | Source::Events) => {
-                let queue = namespace.instance_queue(id, instance, &self.suffix());
-                let parts = namespace.instance(id, &queue, instance, *calls);
-                (queue, parts)
-            }
-            (Origin::Subscription(pattern), _) => {
-                let queue = namespace.events_queue(instance, &self.suffix());
-                let parts = namespace.subscription(&queue, pattern);
-                (queue, parts)
-            }
-        }
-    }
-
-    /// The queue in words, for the state. Queues whose names are new each time are described by their purpose.
     fn title(&self) -> String {
-        let namespace = &self.site.namespace;
-        match (&*self.origin, self.source) {
-            (Origin::Service { id, .. }, Source::Calls) => format!("the queue `{}`", namespace.calls_queue(id)),
-            (Origin::Service { id, .. }, Source::Work) => format!("the queue `{}`", namespace.work_queue(id)),
-            (Origin::Service { id, .. }, Source::Instance | Source::Events) => {
-                format!("the queue of this instance of `{id}`")
-            }
-            (Origin::Subscription(pattern), _) => format!("the queue of the subscription to `{pattern}`"),
-        }
+        self.queue.title(&self.site.namespace)
     }
 }
 
@@ -374,13 +302,4 @@ pub(super) fn unless_refused<T>(answer: Result<T, Error>, heard: Heard, away: Aw
         Err(Err(late)) => Some(Err(late)),
         _ => answer,
     }
-}
-
-/// The bindings among some declarations.
-pub(super) fn bindings<'a>(parts: impl Iterator<Item = &'a Declaration>) -> Vec<Binding> {
-    let bindings = parts.filter_map(|part| match part {
-        Declaration::Binding(binding) => Some(binding.clone()),
-        Declaration::Queue(_) | Declaration::Exchange(_) => None,
-    });
-    bindings.collect()
 }

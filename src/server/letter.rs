@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::dead_letters::SILENCE;
 use super::message::{End, Message, Source};
-use super::outcome::{cut, shortened};
+use super::reason::{cut, shortened};
 use super::worker::Worker;
 use crate::context::unix_millis;
 use crate::frame::CONTENT_TYPE;

@@ -4,28 +4,26 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 use uuid::Uuid;
 
-use super::claims::Ended;
 use super::give_back::To;
 use super::letter::Letter;
+use super::locate::Ended;
 use super::message::{End, Message, Source};
+use super::reason::shortened;
+use super::reply::{self, Reply};
 use super::worker::{Ending, Job, Worker};
 use crate::codec::Codec;
-use crate::compression::{Compression, Readable};
 use crate::error::{Code, Fault};
-use crate::frame::{self, Frame, FrameError, Kind, Metadata};
+use crate::frame::{Frame, FrameError, Kind};
 use crate::service::Answer;
-
-/// How much of a reason is told, in bytes.
-pub(super) const MAX_REASON: usize = 4096;
 
 impl Worker {
     /// Answers, and settles once the broker has the answer.
     pub(super) fn conclude(self: &Arc<Self>, job: Job, ending: Ending, tasks: &TaskTracker) {
+        self.passed(&job, &ending);
         let Job { frame, message, served, .. } = job;
         let dedup = served.method.dedup;
         let heard = !matches!(ending, Ending::Unheard(_));
@@ -113,52 +111,25 @@ impl Worker {
         handler_time: Option<Duration>,
         message: &Arc<Message>,
     ) {
-        self.site.replies.post(id, codec, self.reply_body(id, codec, None, answer, handler_time), message);
+        self.post(Reply { id, codec, instance: &self.site.instance, compression: None, handler_time }, answer, message);
     }
 
     /// Tells a caller that its call still runs here.
     pub(super) fn keep_alive(&self, id: Uuid, message: &Message) {
-        let frame = Frame { kind: Kind::KeepAlive, ..reply_frame(id, Codec::Raw, &self.site.instance) };
-        self.site.replies.keep_alive(id, frame.to_body(), message);
+        self.site.replies.keep_alive(id, reply::keep_alive(id, &self.site.instance), message);
     }
 
     /// The same, compressed if the caller can read it.
     pub(super) fn answer(&self, request: &Frame, answer: Answer, time: Option<Duration>, message: &Arc<Message>) {
         let Frame { id, codec, .. } = *request;
         let compression = self.site.compression.filter(|compression| request.metadata.accepts.includes(*compression));
-        self.site.replies.post(id, codec, self.reply_body(id, codec, compression, answer, time), message);
+        let reply = Reply { id, codec, instance: &self.site.instance, compression, handler_time: time };
+        self.post(reply, answer, message);
     }
 
-    fn reply_body(
-        &self,
-        id: Uuid,
-        codec: Codec,
-        compression: Option<Compression>,
-        answer: Answer,
-        handler_time: Option<Duration>,
-    ) -> Bytes {
-        let mut reply = reply_frame(id, codec, &self.site.instance);
-        reply.metadata.handler_time = handler_time;
-        match answer {
-            Answer::Result(payload) => reply.payload = payload.into(),
-            Answer::ServiceError(payload) => {
-                (reply.status, reply.service_error, reply.payload) = (Code::Unknown, true, payload.into());
-            }
-            Answer::Fault(fault) => {
-                reply.status = fault.code;
-                reply.metadata.more_mut().error = Some(shortened(&fault.message).to_owned());
-                reply.metadata.more_mut().retry_after = fault.retry_after;
-            }
-        }
-        let body = reply.to_body();
-        let body = match compression {
-            Some(compression) => frame::compressed(body, compression),
-            None => body,
-        };
-        match body.len() {
-            size if size > self.site.max_size => too_large(id, codec, &self.site.instance, size, self.site.max_size),
-            _ => body,
-        }
+    fn post(&self, reply: Reply<'_>, answer: Answer, message: &Arc<Message>) {
+        let body = reply.body(answer, self.site.max_size);
+        self.site.replies.post(reply.id, reply.codec, body, message);
     }
 
     /// A failed attempt of a oneway call: it is tried again after a pause, in which it waits at the broker and takes up nothing
@@ -171,7 +142,7 @@ impl Worker {
         let (why, reason) = match &failure {
             Answer::Fault(fault) => (shortened(fault.reason()), fault.reason().into()),
             // It may be private: for those who see the call's arguments too, and not for the log.
-            Answer::ServiceError(payload) => match frame.codec.decode::<serde_json::Value>(payload) {
+            Answer::ServiceError(body) => match frame.codec.decode::<serde_json::Value>(&body.bytes) {
                 Ok(error) => (own, Cow::from(format!("{own}: {error}"))),
                 Err(_) => (own, own.into()),
             },
@@ -258,20 +229,6 @@ impl Worker {
     }
 }
 
-/// In place of a reply over a cap, ours or the broker's.
-pub(super) fn too_large(id: Uuid, codec: Codec, instance: &Arc<str>, size: usize, limit: usize) -> Bytes {
-    let mut reply = reply_frame(id, codec, instance);
-    reply.status = Code::ResourceExhausted;
-    reply.metadata.more_mut().error = Some(format!("the reply takes {size} bytes, over the cap of {limit}"));
-    reply.metadata.more_mut().too_large = Some((size as u64, limit as u64));
-    reply.to_body()
-}
-
-fn reply_frame(id: Uuid, codec: Codec, instance: &Arc<str>) -> Frame {
-    let metadata = Metadata { instance: Some(instance.clone()), accepts: Readable::HERE, ..Metadata::default() };
-    Frame::new(Kind::Reply, id, codec, metadata, Bytes::new())
-}
-
 fn letter<'a>(frame: &'a Frame, reason: &'a str, message: &Message) -> Letter<'a> {
     let method = frame.metadata.method.as_deref();
     let mut kept = frame.clone();
@@ -281,15 +238,4 @@ fn letter<'a>(frame: &'a Frame, reason: &'a str, message: &Message) -> Letter<'a
     }
     let caller = frame.metadata.instance.as_deref();
     Letter { body: kept.to_body(), reason, why: reason, id: frame.id, method, caller, attempts: message.attempt(frame) }
-}
-
-/// A reason's first part: it may quote what the peer sent, and has to fit into metadata and into an AMQP header.
-pub(super) fn shortened(reason: &str) -> &str {
-    cut(reason, MAX_REASON)
-}
-
-/// As many whole letters of a text as fit into so many bytes.
-pub(super) fn cut(text: &str, bytes: usize) -> &str {
-    let end = (0..=text.len().min(bytes)).rev().find(|end| text.is_char_boundary(*end));
-    &text[..end.unwrap_or_default()]
 }

@@ -9,12 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::Site;
 use super::message::Source;
-use super::{Declared, Site};
+use super::served_queue::ServedQueue;
+use crate::topology::{Binding, Declaration};
 use crate::transport::Transport;
-
-/// Identifies a queue of the server: the position of its service or subscription, and which of its queues it is.
-pub(super) type Place = (usize, Source);
 
 /// A connection over which queues are consumed.
 pub(super) struct Reading {
@@ -23,17 +22,26 @@ pub(super) struct Reading {
     pub(super) transport: Transport,
     /// What is declared over it.
     pub(super) topology: Topology,
-    /// The consumption of each queue.
-    parts: Mutex<BTreeMap<Place, Part>>,
+    /// The consumption of each queue, by its number.
+    parts: Mutex<BTreeMap<usize, Part>>,
     /// Cancelled when the server begins to drain.
     draining: CancellationToken,
     /// Cancelled when the server has drained.
     drained: CancellationToken,
 }
 
-/// What was declared over one connection for each queue.
+/// What was declared over one connection for each queue, by its number.
 #[derive(Clone, Default)]
-pub(super) struct Topology(Arc<Mutex<BTreeMap<Place, Declared>>>);
+pub(super) struct Topology(Arc<Mutex<BTreeMap<usize, Declared>>>);
+
+/// A queue that was declared, and everything that was declared for it.
+#[derive(Debug)]
+pub(super) struct Declared {
+    pub(super) queue: Arc<ServedQueue>,
+    pub(super) parts: Vec<Declaration>,
+    /// Whether it is consumed now.
+    pub(super) is_read: bool,
+}
 
 /// The consumption of one queue.
 #[derive(Clone)]
@@ -53,20 +61,37 @@ impl Reading {
 
     /// The consumption of a queue. An instance's own queue is consumed until the drain has ended, since cancels arrive
     /// there.
-    pub(super) fn part(&self, place: Place) -> Part {
-        let until = match place.1 {
+    pub(super) fn part(&self, queue: &ServedQueue) -> Part {
+        let until = match queue.source() {
             Source::Calls | Source::Work | Source::Events => &self.draining,
             Source::Instance => &self.drained,
         };
         let mut parts = self.parts.lock().expect("no panic while holding the parts");
         let new = || Part { stop: until.child_token(), tasks: TaskTracker::new() };
-        parts.entry(place).or_insert_with(new).clone()
+        parts.entry(queue.number).or_insert_with(new).clone()
     }
 }
 
 impl Topology {
-    pub(super) fn lock(&self) -> MutexGuard<'_, BTreeMap<Place, Declared>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, BTreeMap<usize, Declared>> {
         self.0.lock().expect("no panic while holding the topology")
+    }
+
+    /// The bindings of the queues that belong to this connection.
+    pub(super) fn own_bindings(&self) -> Vec<Binding> {
+        let declared = self.lock();
+        let own = declared.values().filter(|declared| declared.queue.is_own());
+        own.flat_map(Declared::bindings).collect()
+    }
+}
+
+impl Declared {
+    pub(super) fn bindings(&self) -> Vec<Binding> {
+        let bindings = self.parts.iter().filter_map(|part| match part {
+            Declaration::Binding(binding) => Some(binding.clone()),
+            Declaration::Queue(_) | Declaration::Exchange(_) => None,
+        });
+        bindings.collect()
     }
 }
 

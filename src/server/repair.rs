@@ -136,7 +136,9 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::server::{Declared, Running, Server};
+    use crate::server::reading::Declared;
+    use crate::server::served_queue::{Purpose, ServedQueue};
+    use crate::server::{Running, Server};
     use crate::service::Service;
     use crate::topology::{Binding, Queue, QueueKind, presence_key};
     use crate::transport::{Confirm, Properties, Publication};
@@ -145,6 +147,14 @@ mod tests {
     async fn served() -> Running {
         let server = Server::connect(&format!("memory://{}", Uuid::new_v4())).await.expect("in memory");
         server.serve(Service::new("work", 1)).start().await.expect("it can be served")
+    }
+
+    /// The number of a queue that the server does not have.
+    const OTHER: usize = 99;
+
+    fn declared(parts: Vec<Declaration>, is_read: bool) -> Declared {
+        let purpose = Purpose::Subscription { pattern: "any".to_owned() };
+        Declared { queue: Arc::new(ServedQueue::new(OTHER, purpose)), parts, is_read }
     }
 
     async fn publish(site: &Site, key: &str) -> Confirm {
@@ -166,8 +176,7 @@ mod tests {
         };
         let parts = ["gone", "there", "there", "gone", "there", "there", "gone", "there"];
         let parts: Vec<_> = (0..).zip(parts).map(|(number, queue)| binding(number, queue)).collect();
-        let declared = Declared { parts, is_read: true };
-        site.topology().lock().insert((1, crate::server::message::Source::Calls), declared);
+        site.topology().lock().insert(OTHER, declared(parts, true));
         let mut turn = 0;
         for _ in 0..LOOKS {
             look(site, &transport, &site.topology(), &mut turn).await.expect("whoever keeps the queue sees to that");
@@ -188,10 +197,9 @@ mod tests {
         };
         let bindings: Vec<_> = (0..=20).map(binding).collect();
         assert_eq!(declare(site, &transport, &bindings).await.0, REFUSALS);
-        let place = (1, crate::server::message::Source::Calls);
-        site.topology().lock().insert(place, Declared { parts: bindings.clone(), is_read: false });
+        site.topology().lock().insert(OTHER, declared(bindings.clone(), false));
         assert!(!parts(site, &site.topology()).contains(&bindings[20]), "what is not read is seen to by its keeper");
-        site.topology().lock().insert(place, Declared { parts: bindings, is_read: true });
+        site.topology().lock().insert(OTHER, declared(bindings, true));
         let mut turn = 0;
         for _ in 0..10 {
             look(site, &transport, &site.topology(), &mut turn).await.expect("whoever keeps the queue sees to that");

@@ -12,8 +12,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::Site;
-use super::keeper::bindings;
-use super::message::Source;
 use super::signals::Signals;
 use crate::state::{State, blocked_for};
 use crate::topology::Binding;
@@ -174,13 +172,7 @@ impl Running {
 
     /// Deletes those bindings of this instance's own queues for which `meant` is true.
     async fn unbind(&self, meant: impl Fn(&Binding) -> bool) {
-        let is_own = |source: &Source| matches!(source, Source::Instance | Source::Events);
-        let bindings: Vec<_> = {
-            let topology = self.site.topology();
-            let declared = topology.lock();
-            let own = declared.iter().filter(|((_, source), _)| is_own(source));
-            bindings(own.flat_map(|(_, declared)| &declared.parts)).into_iter().filter(meant).collect()
-        };
+        let bindings: Vec<_> = self.site.topology().own_bindings().into_iter().filter(meant).collect();
         if let Err(error) = self.site.transport().unbind(&bindings).await {
             debug!(name = &*self.site.name, %error, "the instance's queues stay bound until they are gone");
         }

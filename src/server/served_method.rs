@@ -1,4 +1,4 @@
-//! A method as an instance serves it: what it is, what runs it, how long it takes, and what is counted of it.
+//! A method as a server serves it: its declaration, its handler, and its statistics.
 
 use std::array;
 use std::collections::BTreeMap;
@@ -10,12 +10,13 @@ use crate::error::Code;
 use crate::pace::Pace;
 use crate::service::{Answer, Handler, Method};
 
-/// A method that is served, found once for each frame.
+/// All that a worker needs to run a call of a method. It looks this up once for each frame.
 pub(super) struct ServedMethod {
     pub(super) method: Method,
     pub(super) handler: Handler,
-    /// How long its oneway calls take: nobody replies to them, so their senders cannot know.
+    /// How long its oneway calls take. Nobody replies to these, so their senders cannot measure it.
     pub(super) pace: Pace,
+    /// Its statistics since the server started.
     pub(super) counts: Counts,
 }
 
@@ -24,23 +25,24 @@ impl ServedMethod {
         Self { method, handler, pace: Pace::default(), counts: Counts::default() }
     }
 
-    /// What is counted of it.
+    /// Its statistics as they are now, for the document that clients ask for.
     pub(super) fn stats(&self) -> MethodStats {
         MethodStats { name: self.method.name.clone(), ..self.counts.told() }
     }
 }
 
-/// How a run ended.
+/// How a handler's run ended. Each finished call is counted under one of these.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum RunEnd {
     Result,
     ServiceError,
     Fault(Code),
-    /// The handler was dropped, because its caller gave up.
+    /// The handler was stopped because its caller gave up.
     Cancelled,
 }
 
 impl RunEnd {
+    /// The end of a run whose handler was not stopped: its answer tells.
     pub(super) fn of(answer: &Answer) -> Self {
         match answer {
             Answer::Result(_) => Self::Result,
@@ -50,11 +52,12 @@ impl RunEnd {
     }
 }
 
-/// What is counted of a method. Each number is right by itself: who reads several may read one call in some and not in others.
+/// The counters of a method. Many calls update them at once without a lock, so a reader may see a call in one counter
+/// and not yet in another.
 pub(super) struct Counts {
     running: AtomicU64,
     service_errors: AtomicU64,
-    /// By the number of the code.
+    /// Indexed by the number of the code.
     faults: [AtomicU64; Code::ALL.len()],
     cancelled: AtomicU64,
     expired: AtomicU64,
@@ -83,7 +86,7 @@ impl Default for Counts {
 }
 
 impl Counts {
-    /// A handler begins to run. `queued` is how long its call has waited, if that is to be counted.
+    /// Counts a handler that begins. `queued` is how long its call has waited, or `None` if that is not to be counted.
     pub(super) fn begins(&self, queued: Option<Duration>) {
         one_more(&self.running);
         if let Some(queued) = queued {
@@ -91,7 +94,7 @@ impl Counts {
         }
     }
 
-    /// A handler has ended, after this time.
+    /// Counts a handler that has ended, and ran for the time `ran`.
     pub(super) fn ends(&self, end: RunEnd, ran: Duration) {
         self.running.fetch_sub(1, Ordering::Relaxed);
         self.handler_time.add(ran);
@@ -103,30 +106,32 @@ impl Counts {
         }
     }
 
-    /// Nobody waited any more for a call that came.
+    /// Counts a call that does not run because nobody waits for it any more.
     pub(super) fn expires(&self) {
         one_more(&self.expired);
     }
 
-    /// A call came that is not to be run.
+    /// Counts a call that must not run.
     pub(super) fn refuses(&self) {
         one_more(&self.refused);
     }
 
-    /// The broker has delivered a call before.
+    /// Counts a delivery that the broker marked as redelivered.
     pub(super) fn is_redelivered(&self) {
         one_more(&self.redelivered);
     }
 
-    /// A call got the reply of an earlier delivery.
+    /// Counts a call that gets the reply to an earlier delivery.
     pub(super) fn repeats(&self) {
         one_more(&self.repeated);
     }
 
+    /// How many calls got the reply to an earlier delivery. The instance's sum is made of these.
     pub(super) fn repeated(&self) -> u64 {
         self.repeated.load(Ordering::Relaxed)
     }
 
+    /// The counters as they are now. The name is left empty, because it is not known here.
     fn told(&self) -> MethodStats {
         let number = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let faults = Code::ALL.iter().map(|code| (code.name().to_owned(), number(&self.faults[*code as usize])));
@@ -152,7 +157,8 @@ fn one_more(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// A [`Histogram`] that is being filled.
+/// A [`Histogram`] that is being filled. It sums nanoseconds, so that handlers that take less than a microsecond count
+/// too.
 #[derive(Default)]
 struct Counted {
     nanos: AtomicU64,

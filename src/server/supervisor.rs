@@ -14,10 +14,11 @@ use tokio_util::sync::CancellationToken;
 use super::Site;
 use super::dead_letters::{keep_dead_letters, keep_entered, start_dead_letters};
 use super::health::Health;
-use super::keeper::{Away, Keeper, Origin, Start};
+use super::keeper::{Away, Keeper, Start};
 use super::message::Source;
 use super::reading::Reading;
 use super::repair::keep_repaired;
+use super::served_queue::{Purpose, Served, ServedQueue};
 use super::worker::Worker;
 use crate::error::Error;
 use crate::service::Service;
@@ -35,18 +36,12 @@ const START_PATIENCE: Duration = Duration::from_secs(10);
 /// The answers about queues that a server waits for.
 pub(super) type Answers = FuturesUnordered<oneshot::Receiver<Result<(), Error>>>;
 
-/// A worker, and what its queues are for.
-struct Served {
-    worker: Arc<Worker>,
-    origin: Arc<Origin>,
-}
-
 /// The supervisor of one server.
 pub(super) struct Supervisor {
     pub(super) site: Arc<Site>,
     pub(super) dial: Dial,
     pub(super) events: broadcast::Receiver<Event>,
-    served: Vec<Served>,
+    pub(super) served: Vec<Served>,
     /// The connection that is used now.
     pub(super) reading: Arc<Reading>,
     /// How many connections there have been, with those of moves that were given up.
@@ -74,29 +69,31 @@ impl Supervisor {
     }
 
     pub(super) fn serve(&mut self, id: ServiceId, service: Service) -> Result<(), Error> {
-        let oneway =
-            service.methods.values().filter(|(method, _)| method.oneway).map(|(method, _)| method.name.clone());
-        let oneway = oneway.collect();
-        self.add(Origin::Service { id: id.clone(), calls: service.calls, oneway }, &id, service)
+        let purposes = Purpose::of_service(&id, &service);
+        let worker = self.add(&id, id.to_string().into(), service, purposes)?;
+        // Signs of life are for callers who wait, which events do not have.
+        tokio::spawn(worker.report_in());
+        Ok(())
     }
 
     pub(super) fn subscribe(&mut self, pattern: String, id: ServiceId, service: Service) -> Result<(), Error> {
-        self.add(Origin::Subscription(pattern), &id, service)
+        self.add(&id, "events".into(), service, vec![Purpose::Subscription { pattern }]).map(drop)
     }
 
-    /// Adds a worker for a service or a subscription.
-    fn add(&mut self, origin: Origin, id: &ServiceId, service: Service) -> Result<(), Error> {
-        let name = match &origin {
-            Origin::Service { .. } => id.to_string().into(),
-            Origin::Subscription(_) => "events".into(),
-        };
+    /// Adds a worker for a service or a subscription, which consumes queues for these purposes.
+    fn add(
+        &mut self,
+        id: &ServiceId,
+        name: Arc<str>,
+        service: Service,
+        purposes: Vec<Purpose>,
+    ) -> Result<Arc<Worker>, Error> {
         let worker = Arc::new(Worker::new(id, name, service, self.site.clone())?);
-        // Signs of life are for callers who wait, which events do not have.
-        if matches!(origin, Origin::Service { .. }) {
-            tokio::spawn(worker.clone().report_in());
-        }
-        self.served.push(Served { worker, origin: Arc::new(origin) });
-        Ok(())
+        let first = self.served.iter().map(|served| served.queues.len()).sum();
+        let queue = |(number, purpose)| Arc::new(ServedQueue::new(number, purpose));
+        let queues = (first..).zip(purposes).map(queue).collect();
+        self.served.push(Served { worker: worker.clone(), queues });
+        Ok(worker)
     }
 
     /// Begins to serve over the first connection. If a queue is unreachable, for example since its node is down, the
@@ -234,7 +231,7 @@ impl Supervisor {
         }
         self.site.health.connected();
         let (own, shared) =
-            self.keepers(&self.reading).into_iter().partition(|keeper| keeper.source == Source::Instance);
+            self.keepers(&self.reading).into_iter().partition(|keeper| keeper.queue.source() == Source::Instance);
         // The own queue comes first: callers who learn of an instance have to reach it.
         for keepers in [own, shared] {
             self.first_attempts(keepers).await;
@@ -251,22 +248,12 @@ impl Supervisor {
 
     /// A keeper for each queue, over this connection. Those of the instance's own queues come first.
     pub(super) fn keepers(&self, reading: &Arc<Reading>) -> Vec<Keeper> {
-        let keeper = |at: usize, served: &Served, source: Source| {
-            Keeper::new(&self.site, reading, &served.worker, &served.origin, (at, source))
+        let of = |served: &Served| {
+            let keeper = |queue| Keeper::new(&self.site, reading, &served.worker, queue);
+            served.queues.iter().map(keeper).collect::<Vec<_>>()
         };
-        let sources = |served: &Served| match &*served.origin {
-            Origin::Service { oneway, .. } if oneway.is_empty() => &[Source::Instance, Source::Calls][..],
-            Origin::Service { .. } => &[Source::Instance, Source::Calls, Source::Work],
-            Origin::Subscription(_) => &[Source::Events],
-        };
-        let mut keepers: Vec<_> = self
-            .served
-            .iter()
-            .enumerate()
-            .flat_map(|(at, served)| sources(served).iter().map(move |&source| (at, served, source)))
-            .map(|(at, served, source)| keeper(at, served, source))
-            .collect();
-        keepers.sort_by_key(|keeper| keeper.source != Source::Instance);
+        let mut keepers: Vec<_> = self.served.iter().flat_map(of).collect();
+        keepers.sort_by_key(|keeper| keeper.queue.source() != Source::Instance);
         keepers
     }
 
@@ -274,8 +261,8 @@ impl Supervisor {
     pub(super) fn look_after(&self) {
         let transport = self.site.transport();
         self.while_connected(keep_repaired(self.site.clone(), self.reading.clone()));
-        let services = self.served.iter().filter(|served| matches!(*served.origin, Origin::Service { .. }));
-        let workers = services.map(|served| served.worker.clone()).collect();
+        let services = self.workers().into_iter().filter(|worker| worker.service.pattern.is_none());
+        let workers = services.collect();
         self.while_connected(keep_entered(self.site.clone(), transport, workers));
     }
 
@@ -292,10 +279,8 @@ impl Supervisor {
 
     /// The services with oneway methods. They always have a queue of dead letters.
     fn with_oneway_methods(&self) -> impl Iterator<Item = &Arc<Worker>> {
-        self.served.iter().filter_map(|served| match &*served.origin {
-            Origin::Service { oneway, .. } if !oneway.is_empty() => Some(&served.worker),
-            Origin::Service { .. } | Origin::Subscription(_) => None,
-        })
+        let has_work = |served: &&Served| served.queues.iter().any(|queue| queue.source() == Source::Work);
+        self.served.iter().filter(has_work).map(|served| &served.worker)
     }
 
     /// Starts keepers, and waits for their first attempts, but not for long.
@@ -353,81 +338,4 @@ async fn answered(mut answers: Answers, patience: Duration) -> Result<Duration, 
 }
 
 #[cfg(test)]
-mod tests {
-    use bytes::Bytes;
-    use uuid::Uuid;
-
-    use super::*;
-    use crate::client::Client;
-    use crate::context::Context;
-    use crate::error::Fault;
-    use crate::server::Server;
-    use crate::state::State;
-    use crate::testing;
-    use crate::transport::{Properties, Publication};
-
-    #[tokio::test]
-    async fn what_looks_after_a_connection_ends_before_there_is_another() {
-        let url = format!("memory://{}", Uuid::new_v4());
-        let running = Server::connect(&url).await.expect("in memory").start().await.expect("it serves nothing");
-        let mut supervisor = Supervisor::new(running.site.clone(), Dial::parse(&url).expect("a good address"));
-        let looking = || {
-            let (looks, ended) = oneshot::channel::<()>();
-            (async move { drop((std::future::pending::<()>().await, looks)) }, ended)
-        };
-        let (first, first_ended) = looking();
-        supervisor.while_connected(first);
-        supervisor.reconnect("the test has it lost".into()).await;
-        let (second, mut second_ended) = looking();
-        supervisor.while_connected(second);
-        let first_ended = tokio::time::timeout(PATIENCE, first_ended).await.expect("it has ended");
-        assert!(first_ended.is_err(), "it has not come to its end");
-        assert!(second_ended.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Empty));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_drain_that_takes_long_still_hears_of_an_alarm() {
-        let broker = testing::broker();
-        let service =
-            Service::new("work", 1).method("wait", |_: Context, (): ()| std::future::pending::<Result<(), Fault>>());
-        let running =
-            Server::connect(&broker).await.expect("in memory").serve(service).start().await.expect("all is new");
-        let client = Client::connect(&broker).await.expect("in memory");
-        let day = Duration::from_secs(24 * 3600);
-        let pending = client.call::<()>("work", "wait", ()).timeout(day).start().await.expect("on its way");
-        let site = running.site.clone();
-        let mut state = running.state();
-        while site.tally().0 == 0 {
-            tokio::task::yield_now().await;
-        }
-        let drained = tokio::spawn(running.drain());
-        // This is enough time to try the first address several times.
-        tokio::time::sleep(day / 24).await;
-        assert!(!drained.is_finished(), "a call runs");
-        let transport = site.transport();
-        broker.alarm("low on memory");
-        let (exchange, key) = (String::new(), "any".to_owned());
-        let (properties, body) = (Properties::default(), Bytes::new());
-        let receipt = transport.publish(Publication { exchange, key, mandatory: false, properties, body });
-        let blocked = state.wait_for(|state| matches!(state, State::Blocked { .. }));
-        tokio::time::timeout(PATIENCE, blocked).await.expect("it is heard").expect("it is told");
-        tokio::time::timeout(PATIENCE + START_PATIENCE, drained).await.expect("it ends early").expect("no panic");
-        drop((receipt, pending));
-    }
-
-    #[tokio::test]
-    async fn an_alarm_is_told_while_the_first_address_is_tried() {
-        let health = Arc::new(Health::new("books server 1".into()));
-        health.connected();
-        let (happens, events) = broadcast::channel(8);
-        let waiting = health.clone();
-        let waiting = tokio::spawn(async move { ended(events, &waiting).await });
-        let mut state = health.state.subscribe();
-        happens.send(Event::Blocked("low on memory".into())).expect("it is heard");
-        state.wait_for(|state| matches!(state, State::Blocked { .. })).await.expect("it is told");
-        happens.send(Event::Unblocked).expect("it is heard");
-        state.wait_for(|state| *state == State::Ready).await.expect("it is told");
-        happens.send(Event::Lost("the test has it lost".into())).expect("it is heard");
-        waiting.await.expect("no panic");
-    }
-}
+mod tests;

@@ -21,13 +21,16 @@ use super::copies::Copies;
 use super::dead_letters::DeadQueue;
 use super::dedup::{Dedup, Known};
 use super::message::{Message, Source};
-use super::reading::{self, Reading};
+use super::reading::Reading;
 use super::served_method::ServedMethod;
+use super::served_queue::ServedQueue;
+use super::through::Passage;
 use crate::error::{Error, Fault};
 use crate::frame::{self, Frame, Kind};
+use crate::middleware::Chain;
 use crate::outbox::{MAX_BYTES, Share};
 use crate::service::{Answer, Dispatch, Service};
-use crate::topology::{QueueKind, ServiceId};
+use crate::topology::ServiceId;
 use crate::transport::{Consumer, Delivery};
 
 /// The one method of a subscription.
@@ -40,6 +43,8 @@ pub(super) struct Worker {
     pub(super) name: Arc<str>,
     pub(super) service: Service,
     pub(super) site: Arc<Site>,
+    /// The server's, and the service's inside of it.
+    pub(super) middleware: Chain,
     pool: Option<Runtime>,
     permits: Arc<Semaphore>,
     prefetch: AtomicU16,
@@ -71,6 +76,8 @@ pub(super) struct Job {
     pub(super) served: Arc<ServedMethod>,
     pub(super) deadline: Option<Instant>,
     pub(super) message: Arc<Message>,
+    /// Where there is middleware.
+    pub(super) passage: Option<Arc<Passage>>,
 }
 
 /// How a job ended.
@@ -109,6 +116,7 @@ impl Worker {
             own_queue: Mutex::new(Arc::default()),
             permits: Arc::new(Semaphore::new(service.concurrency.min(Semaphore::MAX_PERMITS))),
             methods: methods.map(served).collect(),
+            middleware: site.middleware.around(&service.middleware),
             service,
             site,
             pool,
@@ -137,30 +145,29 @@ impl Worker {
     }
 
     /// Reads one queue until that is to stop, or it is gone; then waits for the calls that it started.
-    pub(super) async fn run(self: Arc<Self>, mut queue: Consumer, reading: Arc<Reading>, place: reading::Place) {
-        let stop = reading.part(place).stop;
+    pub(super) async fn run(self: Arc<Self>, mut consumer: Consumer, reading: Arc<Reading>, queue: Arc<ServedQueue>) {
+        let stop = reading.part(&queue).stop;
         // Whoever waits for that hears of it, be it by a panic.
-        let reader = queue.life.reader();
+        let reader = consumer.life.reader();
         let tasks = TaskTracker::new();
         let mut stopped = false;
         loop {
             let delivery = tokio::select! {
                 biased;
                 () = stop.cancelled(), if !stopped => {
-                    match self.service.calls.kind {
-                        QueueKind::Quorum if place.1 == Source::Calls => {
-                            queue.cancel_when_full();
-                            tasks.spawn(self.clone().fill(reading.transport.clone(), queue.life.clone()));
-                        }
-                        _ => queue.cancel(),
+                    if queue.source() == Source::Calls && queue.is_quorum() {
+                        consumer.cancel_when_full();
+                        tasks.spawn(self.clone().fill(reading.transport.clone(), consumer.life.clone()));
+                    } else {
+                        consumer.cancel();
                     }
                     stopped = true;
                     continue;
                 }
-                delivery = queue.next() => delivery,
+                delivery = consumer.next() => delivery,
             };
             let Some(delivery) = delivery else { break };
-            self.deliver(delivery, &reading, place.1, &tasks).await;
+            self.deliver(delivery, &reading, &queue, &tasks).await;
         }
         drop(reader);
         tasks.close();
@@ -168,8 +175,14 @@ impl Worker {
     }
 
     /// Takes a message apart and sees to each of its frames.
-    async fn deliver(self: &Arc<Self>, delivery: Delivery, reading: &Reading, source: Source, tasks: &TaskTracker) {
-        let max_size = self.site.max_size;
+    async fn deliver(
+        self: &Arc<Self>,
+        delivery: Delivery,
+        reading: &Reading,
+        queue: &ServedQueue,
+        tasks: &TaskTracker,
+    ) {
+        let (max_size, source) = (self.site.max_size, queue.source());
         let too_large = || vec![Err(frame::too_large(&delivery.body, max_size))];
         // Its sender may put frames together that are small enough each.
         let mut frames: Vec<_> = match delivery.body.len() {
@@ -188,7 +201,7 @@ impl Worker {
         let mut work = Share::default();
         for frame in frames {
             match frame {
-                Ok(frame) if self.is_copy(&frame, &message, reading) => message.finish(),
+                Ok(frame) if queue.is_own() && self.is_copy(&frame, &message, reading) => message.finish(),
                 Ok(frame) => match self.take(frame, &message, tasks) {
                     Some(Taken::Run(job)) if self.is_too_much(&job, &mut work) => {
                         tasks.spawn(self.clone().give_back(job));
@@ -209,9 +222,6 @@ impl Worker {
     /// Whether a frame has come over another connection, while the server moves: what goes to its own queues by an exchange. Or
     /// it tells that no such frame comes any more over one of the two.
     fn is_copy(&self, frame: &Frame, message: &Message, reading: &Reading) -> bool {
-        if !matches!(message.source, Source::Instance | Source::Events) {
-            return false;
-        }
         self.copies().as_mut().is_some_and(|copies| match message.exchange.is_empty() {
             true => copies.is_last(frame.id),
             false => copies.is_copy(reading.connection, frame.kind, frame.id),

@@ -237,6 +237,20 @@ impl Heard {
 }
 
 /// A [`Fake`] that serves, and what it was asked. It ends when this is dropped.
+///
+/// ```
+/// use hopline::Client;
+/// use hopline::testing::{self, Fake};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), hopline::Error> {
+/// let broker = testing::broker();
+/// let shop = Fake::new("shop", 1).returns("price", 42_u64).serve(broker.url()).await?;
+/// let client = Client::connect(&broker).await?;
+/// assert_eq!(client.call::<u64>("shop", "price", (7,)).await?, 42);
+/// shop.assert_called("price", (7,));
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct FakeServer {
     name: String,

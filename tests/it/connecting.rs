@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use futures::future::join_all;
 use hopline::transport::{Role, Transport};
-use hopline::{Client, Context, DeadLetters, Error, Fault, Server, Service, State};
+use hopline::{Client, Context, DeadLetters, Error, Fault, Server, Service, State, testing};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -327,6 +327,25 @@ async fn a_lazy_server_serves_when_its_broker_is_there() {
     assert_eq!(MathClient::new(&client).add(2, 3).await.expect("it is served"), 5);
     running.drain().await;
     assert_eq!(*state.borrow(), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lazy_server_waits_for_its_broker_however_long_that_takes() {
+    let broker = testing::broker();
+    broker.take_down();
+    let server = Server::builder().connect_lazy(&broker).expect("a good address").serve(MathServer::new(Calculator));
+    let running = server.start().await.expect("it need not be there");
+    let mut state = running.state();
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert!(matches!(*state.borrow_and_update(), State::Connecting { reason: Some(_) }), "{:?}", *state.borrow());
+    broker.restore();
+    state.wait_for(|state| *state == State::Ready).await.expect("the server is there");
+    let client = Client::connect(&broker).await.expect("the broker is there");
+    assert_eq!(MathClient::new(&client).add(2, 3).await.expect("it is served"), 5);
+    // From then on it is as any other: what is lost is made again.
+    broker.cut();
+    assert_eq!(MathClient::new(&client).add(3, 3).await.expect("it is served again"), 6);
+    running.drain().await;
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use hopline::{Client, Code, Error};
+use hopline::{Absent, Client, Code, Error};
 use indicatif::ProgressBar;
 use serde_bytes::ByteBuf;
 use tokio::task::JoinSet;
@@ -100,7 +100,9 @@ impl Run {
     async fn probe(&self) -> Result<(), Failed> {
         for method in &self.methods {
             // A oneway call would not tell that there is no server.
-            match self.call(Style::Call, method, &vec![0; self.load.size]).await {
+            let call = self.client.call::<ByteBuf>(SERVICE, method, (ByteBuf::from(vec![0; self.load.size]),));
+            // Where the last server has just left, nobody is waited for.
+            match call.absent(Absent::Fail).await {
                 Ok(_) => {}
                 Err(Error::Fault(fault)) if fault.code == Code::Unimplemented => {
                     let Load { methods, .. } = self.load;

@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{broadcast, watch};
 use tracing::{debug, info, warn};
 
+use super::words;
 use crate::error::Error;
 use crate::transport::{ANSWER_TIMEOUT, Event};
 
@@ -223,9 +224,9 @@ impl Link {
         match answer {
             Ok(answer) => Ok(answer),
             Err(error) if error.is_amqp_soft_error() || self.connection.status().connected() => {
-                Err(Refusal::Refused { code: code(&error), text: words(&error) })
+                Err(Refusal::Refused { code: code(&error), text: words::of(&error) })
             }
-            Err(error) => Err(Refusal::Ended(self.ended().unwrap_or_else(|| words(&error).into()))),
+            Err(error) => Err(Refusal::Ended(self.ended().unwrap_or_else(|| words::of(&error).into()))),
         }
     }
 
@@ -311,7 +312,7 @@ async fn watch_until_end(listener: impl Stream<Item = lapin::Event>, status: Con
                 end.news.tell(Event::Unblocked);
             }
             Some(lapin::Event::Error(error)) if !error.is_amqp_soft_error() => {
-                break words(&error).into();
+                break words::of(&error).into();
             }
             Some(other) => debug!(name = end.news.name(), event = ?other, "told by the broker's connection"),
             None if status.connected() || status.closing() => {}
@@ -319,15 +320,6 @@ async fn watch_until_end(listener: impl Stream<Item = lapin::Event>, status: Con
         }
     };
     end.lost(reason);
-}
-
-/// What the broker said, if it said something; otherwise lapin's text.
-pub(super) fn words(error: &lapin::Error) -> String {
-    match error.kind() {
-        ErrorKind::ProtocolError(error) => error.get_message().to_string(),
-        ErrorKind::IOError(error) => error.to_string(),
-        _ => error.to_string(),
-    }
 }
 
 /// AMQP's reply code, or 0 if the error did not come from the broker.

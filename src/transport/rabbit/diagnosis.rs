@@ -10,8 +10,9 @@ use std::time::Duration;
 use lapin::ErrorKind;
 use lapin::uri::{AMQPUri, SASLMechanism};
 
-use super::connection::{Refusal, code, ended_by, words};
+use super::connection::{Refusal, code, ended_by};
 use super::tls;
+use super::words;
 use crate::transport::address::{Host, RabbitAddress, Scheme};
 
 /// How far an attempt to connect has come.
@@ -92,7 +93,7 @@ pub(super) fn refused(error: &lapin::Error, uri: &AMQPUri, address: &RabbitAddre
     {
         return why;
     }
-    let words = words(error);
+    let words = words::of(error);
     let is_closed = ended_by(error, &[io::ErrorKind::ConnectionAborted, io::ErrorKind::UnexpectedEof]);
     let is_reset = ended_by(error, &[io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe]);
     let by_certificate = uri.query.auth_mechanism == Some(SASLMechanism::External);

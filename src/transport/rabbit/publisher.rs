@@ -9,19 +9,20 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::types::ShortString;
-use lapin::{BasicProperties, Channel, Confirmation, ErrorKind};
-use tokio::sync::{mpsc, oneshot};
+use lapin::options::ConfirmSelectOptions;
+use lapin::{Channel, ErrorKind};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::connection::{CLOSE_TIMEOUT, Link, Refusal, words};
+use super::connection::{CLOSE_TIMEOUT, Link, Refusal};
 use super::exchanges::{Admitted, Exchanges, Known};
+use super::flight::{Fate, Flight, Outcome, Told, fly, lose, on_the_wire, said, tell};
 use super::returns::{Returns, all_ended, ended_so_far};
 use super::user::User;
-use super::{declare, properties};
+use super::words::{forbidden_exchange, largest_message};
+use super::{declare, words};
 use crate::transport::{Confirm, Loss, Lost, Publication, Receipt};
 
 /// The most publications that are started before the task looks at confirms again.
@@ -34,19 +35,6 @@ const IN_PASSING: Duration = Duration::from_millis(1);
 
 /// The reason for publications that are given up when the connection is closed.
 const UNCONFIRMED: &str = "the broker did not confirm in time before the connection was closed";
-
-/// Where the outcome of a publication is told.
-type Outcome = oneshot::Sender<Result<Confirm, Lost>>;
-
-/// When the outcome of a publication is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Told {
-    /// As soon as it is known.
-    AtOnce,
-    /// When the task is awake for another reason, or [`IN_PASSING`] later. The confirm alone does not wake the task,
-    /// which saves much work under load.
-    InPassing,
-}
 
 /// Where publications are handed in.
 #[derive(Debug)]
@@ -97,69 +85,6 @@ pub(super) async fn confirming(link: &Link) -> Result<Channel, Refusal> {
     let channel = link.channel().await?;
     link.ask(channel.confirm_select(ConfirmSelectOptions::default())).await?;
     Ok(channel)
-}
-
-/// Tells the outcome. It does not matter if nobody waits for it.
-fn tell(outcome: Outcome, what: Result<Confirm, Lost>) {
-    let _ = outcome.send(what);
-}
-
-/// Tells that a publication was lost with its connection. `handed_over` tells whether it may have been sent.
-fn lose(outcome: Outcome, handed_over: bool, reason: &Arc<str>) {
-    tell(outcome, Err(Lost::connection(handed_over, reason.clone())));
-}
-
-/// A publication that has ended, with the number that it had on its channel.
-struct Flight {
-    number: u64,
-    told: Told,
-    outcome: Outcome,
-    fate: Fate,
-}
-
-/// How a publication ended.
-enum Fate {
-    /// The broker has confirmed it. lapin has attached the return of the publication with the number `returned`, which
-    /// may be another one.
-    Confirmed { acked: bool, returned: Option<u64> },
-    /// It was sent, and the channel or connection ended before the confirm.
-    Unknown { exchange: String, key: String, size: usize, error: lapin::Error },
-    /// It was not sent completely, so the broker has not got it.
-    Unsent { publication: Box<Publication>, error: lapin::Error },
-}
-
-/// Publishes a message and waits for its confirm. The first poll of this future puts the frames into lapin's queue.
-async fn fly(
-    channel: Channel,
-    number: u64,
-    properties: BasicProperties,
-    names: (ShortString, ShortString),
-    publication: Publication,
-    told: Told,
-    outcome: Outcome,
-) -> Flight {
-    let options = BasicPublishOptions { mandatory: publication.mandatory, immediate: false };
-    let (exchange, key) = names;
-    let sent = channel.basic_publish(exchange, key, options, &publication.body, properties).await;
-    let fate = match sent {
-        Err(error) => Fate::Unsent { publication: Box::new(publication), error },
-        Ok(confirm) => {
-            let Publication { exchange, key, body, .. } = publication;
-            match confirm.await {
-                Ok(confirmation) => {
-                    Fate::Confirmed { acked: !confirmation.is_nack(), returned: returned_number(confirmation) }
-                }
-                Err(error) => Fate::Unknown { exchange, key, size: body.len(), error },
-            }
-        }
-    };
-    Flight { number, told, outcome, fate }
-}
-
-/// The number of the publication whose return lapin has attached to this confirm.
-fn returned_number(confirmation: Confirmation) -> Option<u64> {
-    let message = confirmation.take_message()?;
-    message.delivery.properties.message_id().as_ref()?.as_str().parse().ok()
 }
 
 /// A publication that was handed in.
@@ -417,57 +342,12 @@ impl Writer {
             Fate::Unknown { error, .. } | Fate::Unsent { error, .. } => {
                 let of_channel =
                     error.is_amqp_soft_error() || matches!(error.kind(), ErrorKind::InvalidChannelState(..));
-                (!of_channel).then(|| words(error))
+                (!of_channel).then(|| words::of(error))
             }
             Fate::Confirmed { .. } => None,
         });
         of_connection.map_or(Over::Channel, |reason| Over::Connection(reason.into()))
     }
-}
-
-/// What the broker said when it closed the channel.
-fn said(failed: &[Flight]) -> Option<String> {
-    failed.iter().find_map(|flight| match &flight.fate {
-        Fate::Unknown { error, .. } | Fate::Unsent { error, .. } if error.is_amqp_soft_error() => Some(words(error)),
-        _ => None,
-    })
-}
-
-/// The exchange to which the user may not publish, and the key if only that is forbidden, in the broker's words
-/// "ACCESS_REFUSED - access to topic 'key' in exchange 'x' in vhost '/' refused for user 'u'".
-fn forbidden_exchange(reason: &str) -> Option<(&str, Option<&str>)> {
-    let (_, rest) = reason.split_once("ACCESS_REFUSED")?;
-    let (about, rest) = rest.split_once("exchange '")?;
-    let (exchange, _) = rest.split_once("' in vhost")?;
-    let topic = about.split_once("topic '").and_then(|(_, rest)| rest.strip_suffix("' in "));
-    Some((if exchange == "amq.default" { "" } else { exchange }, topic))
-}
-
-/// The largest message that the broker accepts, in bytes, in its words "message size 20971520 is larger than configured
-/// max size 16777216".
-fn largest_message(reason: &str) -> Option<usize> {
-    let (_, rest) = reason.split_once("configured max size ")?;
-    let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
-    rest[..digits].parse().ok()
-}
-
-/// The names of an exchange and a key, as lapin takes them.
-type Names = (ShortString, ShortString);
-
-/// A publication as lapin takes it. Its number is sent as `message_id`: a return contains it.
-///
-/// # Errors
-/// A sentence that names the text that is too long for AMQP.
-pub(super) fn on_the_wire(
-    publication: &Publication,
-    user: Option<&ShortString>,
-    number: u64,
-) -> Result<(BasicProperties, Names), String> {
-    let mut properties = properties::written(&publication.properties)?.with_message_id(number.to_string().into());
-    if let Some(user) = user {
-        properties = properties.with_user_id(user.clone());
-    }
-    Ok((properties, (properties::short(&publication.exchange)?, properties::short(&publication.key)?)))
 }
 
 /// Tells the outcomes that are certain now. Returns the publications that failed.
@@ -486,27 +366,4 @@ fn decide(returns: &mut Returns<Outcome>, ended: Vec<Flight>) -> Vec<Flight> {
         tell(outcome, Ok(confirm));
     }
     failed
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_largest_message_is_read_from_the_brokers_words() {
-        let words = "PRECONDITION_FAILED - message size 20971520 is larger than configured max size 16777216";
-        assert_eq!(largest_message(words), Some(16_777_216));
-        assert_eq!(largest_message("NOT_FOUND - no exchange 'a' in vhost '/'"), None);
-    }
-
-    #[test]
-    fn the_forbidden_exchange_is_read_from_the_brokers_words() {
-        let words = "ACCESS_REFUSED - write access to exchange 'a.b' in vhost '/' refused for user 'u'";
-        assert_eq!(forbidden_exchange(words), Some(("a.b", None)));
-        let words = "ACCESS_REFUSED - access to exchange 'amq.default' in vhost '/' refused for user 'u'";
-        assert_eq!(forbidden_exchange(words), Some(("", None)));
-        let words = "ACCESS_REFUSED - access to topic 'k.l' in exchange 'a' in vhost '/' refused for user 'u'";
-        assert_eq!(forbidden_exchange(words), Some(("a", Some("k.l"))));
-        assert_eq!(forbidden_exchange("NOT_FOUND - no exchange 'a' in vhost '/'"), None);
-    }
 }

@@ -14,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connection::{Link, NOT_FOUND, Refusal};
-use super::{declare, delivered};
+use super::declare;
+use super::feed::delivered;
 use crate::error::Error;
 use crate::transport::rabbit::properties::short;
 use crate::transport::{Delivery, Life, Settle, Settler};

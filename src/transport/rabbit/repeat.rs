@@ -13,7 +13,8 @@ use tracing::debug;
 
 use super::connection::Link;
 use super::declare;
-use super::publisher::{confirming, on_the_wire};
+use super::flight::on_the_wire;
+use super::publisher::confirming;
 use super::user::User;
 use crate::transport::Publication;
 

@@ -368,7 +368,7 @@ pub(super) fn closed(shared: &Shared, handed_over: bool) -> Lost {
 
 /// A copy of a parcel, to be sent again if its connection or instance is lost.
 pub(super) fn copy(parcel: &Parcel<Token>) -> Parcel<Token> {
-    let Token { deadline, repeatable, attempts, .. } = parcel.token;
+    let Token { deadline, repeatable, attempts, before, .. } = parcel.token;
     Parcel {
         id: parcel.id,
         frame: parcel.frame.clone(),
@@ -376,7 +376,7 @@ pub(super) fn copy(parcel: &Parcel<Token>) -> Parcel<Token> {
         kind: parcel.kind.clone(),
         expiration: parcel.expiration,
         // A call that was sent may be anywhere, so it is sent again even if the service has no instance.
-        token: Token { repeatable, attempts, ..Token::until(deadline) },
+        token: Token { repeatable, attempts, before, ..Token::until(deadline) },
     }
 }
 
@@ -390,7 +390,8 @@ pub(super) fn renew(parcel: &mut Parcel<Token>) {
     }
     // For oneway calls the server counts the attempts: those of the handler.
     if parcel.token.attempts > 0 && frame.kind == Kind::Request {
-        frame.metadata.more_mut().attempt = Some(u64::from(parcel.token.attempts) + 1);
+        let Token { attempts, before, .. } = parcel.token;
+        frame.metadata.more_mut().attempt = Some(u64::from(before) + u64::from(attempts) + 1);
     }
     parcel.frame = frame.to_body();
 }

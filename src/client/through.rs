@@ -1,0 +1,310 @@
+//! Calls that go through middleware, where a client has some; and those that do not, at no cost.
+
+use std::fmt;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context as TaskContext, Poll, Waker, ready};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, Stream, StreamExt as _};
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tracing::error;
+
+use super::pending::{Answer, Dispatched, Gathering};
+use super::request::{Arguments, Attempt, Request, unwritten};
+use super::{Client, RUNTIME_ENDED};
+use crate::context::Context;
+use crate::error::{Code, Error, Fault};
+use crate::middleware::{Chain, Finished, Invocation, Reply, Style};
+use crate::panics::words;
+
+/// A call that is on its way: its reply is still to come.
+pub(crate) enum Started {
+    Straight(Dispatched),
+    Through(Through),
+}
+
+/// A call that goes through middleware. Dropping it gives the call up.
+pub(crate) struct Through {
+    running: Running,
+    runtime: Handle,
+    context: Option<Context>,
+}
+
+enum Running {
+    /// By whoever waits for it.
+    Here(BoxFuture<'static, Result<Reply, Error>>),
+    /// On a task of its own.
+    There(JoinHandle<Result<Reply, Error>>),
+    Over(Option<Result<Reply, Error>>),
+}
+
+impl Future for Started {
+    type Output = Result<Reply, Error>;
+
+    fn poll(self: Pin<&mut Self>, task: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        match self.get_mut() {
+            Self::Straight(dispatched) => Pin::new(dispatched).poll(task),
+            Self::Through(through) => through.poll(task),
+        }
+    }
+}
+
+impl Started {
+    /// Has the call go on by itself, whether somebody waits for it or not.
+    ///
+    /// # Errors
+    /// What the call has failed with already.
+    pub(crate) fn go_on(&mut self) -> Result<(), Error> {
+        let Self::Through(through) = self else { return Ok(()) };
+        let Poll::Ready(outcome) = through.poll(&mut TaskContext::from_waker(Waker::noop())) else {
+            through.detach();
+            return Ok(());
+        };
+        through.running = Running::Over(Some(Ok(outcome?)));
+        Ok(())
+    }
+}
+
+impl Through {
+    fn poll(&mut self, task: &mut TaskContext<'_>) -> Poll<Result<Reply, Error>> {
+        match &mut self.running {
+            Running::Here(running) => {
+                // Timers need a runtime of tokio's, and whoever waits may have none.
+                let _entered = Handle::try_current().is_err().then(|| self.runtime.enter());
+                running.as_mut().poll(task)
+            }
+            Running::There(running) => Poll::Ready(ready!(running.poll_unpin(task)).unwrap_or_else(|_| {
+                Err(Error::Disconnected { method: None, may_have_run: true, reason: RUNTIME_ENDED.to_owned() })
+            })),
+            Running::Over(outcome) => Poll::Ready(outcome.take().expect("a call is polled until its end")),
+        }
+    }
+
+    fn detach(&mut self) {
+        let Running::Here(running) = std::mem::replace(&mut self.running, Running::Over(None)) else { return };
+        let running = match self.context.take() {
+            Some(context) => context.scope(running).boxed(),
+            None => running,
+        };
+        self.running = Running::There(self.runtime.spawn(running));
+    }
+}
+
+impl Drop for Through {
+    fn drop(&mut self) {
+        if let Running::There(task) = &self.running {
+            task.abort();
+        }
+    }
+}
+
+impl fmt::Debug for Started {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Straight(dispatched) => dispatched.fmt(f),
+            Self::Through(_) => f.write_str("Through"),
+        }
+    }
+}
+
+/// What comes back from a broadcast: each instance with its reply; a lost connection is the last item.
+pub(crate) enum Answers {
+    Asked(Gathering),
+    /// The one reply of a middleware that has asked nobody.
+    Made(Option<Reply>),
+}
+
+impl Stream for Answers {
+    type Item = Result<Answer, Error>;
+
+    fn poll_next(self: Pin<&mut Self>, task: &mut TaskContext<'_>) -> Poll<Option<Self::Item>> {
+        match self.get_mut() {
+            Self::Asked(gathering) => gathering.poll_next_unpin(task),
+            Self::Made(reply) => Poll::Ready(reply.take().map(|reply| Ok((reply.instance.clone(), Ok(reply))))),
+        }
+    }
+}
+
+impl Client {
+    /// Puts a call on its way.
+    pub(crate) fn begin(&self, request: Request<Arguments>) -> Result<Started, Error> {
+        if self.0.settings.middleware.is_empty() {
+            return Ok(Started::Straight(self.dispatch(request)?));
+        }
+        let context = request.context.clone();
+        let (call, request) = self.opened(request, Style::Call)?;
+        let running = self.attempts(call, request, |client, request| async move { client.dispatch(request)?.await });
+        let running = Running::Here(running.boxed());
+        Ok(Started::Through(Through { running, runtime: self.0.runtime.clone(), context }))
+    }
+
+    /// Hands a oneway call to the broker.
+    pub(crate) async fn send(&self, request: Request<Arguments>) -> Result<(), Error> {
+        if self.0.settings.middleware.is_empty() {
+            return self.hand_over(request).await;
+        }
+        let (call, request) = self.opened(request, Style::Oneway)?;
+        let codec = call.codec;
+        let sending = self.attempts(call, request, move |client, request| async move {
+            client.hand_over(request).await?;
+            Ok(Reply::empty(codec))
+        });
+        sending.await.map(drop)
+    }
+
+    /// Asks all instances that the request's route says.
+    pub(crate) async fn ask(&self, request: Request<Arguments>) -> Result<Answers, Error> {
+        if self.0.settings.middleware.is_empty() {
+            return Ok(Answers::Asked(self.gather(request).await?));
+        }
+        let (call, request) = self.opened(request, Style::Broadcast)?;
+        let codec = call.codec;
+        // The last that is asked is heard. One before it is given up.
+        let asked = Arc::new(Mutex::new(None));
+        let slot = asked.clone();
+        let asking = self.attempts(call, request, move |client, request| {
+            let slot = slot.clone();
+            async move {
+                let gathering = client.gather(request).await?;
+                *slot.lock().expect("no panic while holding what was asked") = Some(gathering);
+                Ok(Reply::empty(codec))
+            }
+        });
+        let reply = asking.await?;
+        let asked = asked.lock().expect("no panic while holding what was asked").take();
+        Ok(asked.map_or_else(|| Answers::Made(Some(reply)), Answers::Asked))
+    }
+
+    /// A request as middleware sees it, and what is not shown to it.
+    fn opened(&self, request: Request<Arguments>, style: Style) -> Result<(Invocation, Request), Error> {
+        let target = request.target.clone().map_err(Error::Invalid)?;
+        let codec = request.codec.unwrap_or(self.0.settings.codec);
+        let mut request = request.written(codec).map_err(|error| unwritten(&target, error))?;
+        request.context = request.context.or_else(Context::current);
+        let attempt = Attempt::first(self.time_for(request.timeout, request.context.as_ref()));
+        request.attempt = Some(Box::new(attempt));
+        let call = Invocation {
+            style,
+            service: target.service_text.clone(),
+            method: target.method.clone(),
+            caller: Some(self.0.caller.clone()),
+            user: None,
+            call_id: attempt.call_id,
+            request_id: None,
+            deadline: Some(attempt.deadline),
+            metadata: self.with_own(std::mem::take(&mut request.metadata)).into(),
+            codec,
+            payload: std::mem::take(&mut request.payload),
+            idempotent: request.idempotent,
+        };
+        Ok((call, request))
+    }
+
+    /// Runs a call through the middleware; each run of the innermost sends a copy of its request.
+    fn attempts<F, A>(
+        &self,
+        call: Invocation,
+        request: Request,
+        send: F,
+    ) -> impl Future<Output = Result<Reply, Error>> + Send + use<F, A>
+    where
+        F: Fn(Self, Request) -> A + Send + Sync + 'static,
+        A: Future<Output = Result<Reply, Error>> + Send + 'static,
+    {
+        let first = request.attempt.as_deref().copied().unwrap_or_else(|| Attempt::first(self.time_for(None, None)));
+        self.through(call, first, move |client, call, attempt| {
+            let Invocation { metadata, payload, .. } = call;
+            let request =
+                Request { metadata: metadata.into_vec(), payload, attempt: Some(Box::new(attempt)), ..request.clone() };
+            send(client, request)
+        })
+    }
+
+    /// Runs a call through the middleware, and tells that how it ended. `send` is innermost, and is given the call as the
+    /// middleware has left it, with the number of its attempt.
+    pub(super) fn through<F, A>(
+        &self,
+        call: Invocation,
+        first: Attempt,
+        send: F,
+    ) -> impl Future<Output = Result<Reply, Error>> + Send + use<F, A>
+    where
+        F: Fn(Self, Invocation, Attempt) -> A + Send + Sync + 'static,
+        A: Future<Output = Result<Reply, Error>> + Send + 'static,
+    {
+        let attempts = Arc::new(AtomicU32::new(0));
+        let mut watch = Watch {
+            middleware: self.0.settings.middleware.clone(),
+            call: call.clone(),
+            since: Instant::now(),
+            attempts: attempts.clone(),
+            is_over: false,
+        };
+        let client = self.clone();
+        let running = self.0.settings.middleware.run(call, move |call| {
+            let number = attempts.fetch_add(1, Ordering::Relaxed) + 1;
+            send(client.clone(), call, Attempt { number, ..first }).boxed()
+        });
+        async move {
+            let outcome = AssertUnwindSafe(running).catch_unwind().await;
+            let outcome = outcome.unwrap_or_else(|panic| Err(watch.panicked(words(&*panic))));
+            watch.ends(&outcome);
+            outcome
+        }
+    }
+}
+
+/// Tells the middleware how a call ended, be it that nobody waited for its end.
+struct Watch {
+    middleware: Chain,
+    call: Invocation,
+    since: Instant,
+    /// How many have been sent.
+    attempts: Arc<AtomicU32>,
+    is_over: bool,
+}
+
+impl Watch {
+    fn panicked(&self, said: Option<&str>) -> Error {
+        let (service, method) = (self.call.service(), self.call.method());
+        error!(service, method, panic = said, "a middleware panicked");
+        Error::Fault(Fault::new(Code::Internal, "a middleware of the client panicked: its log says why"))
+    }
+
+    fn ends(&mut self, outcome: &Result<Reply, Error>) {
+        let (code, own_error, may_have_run, handler_time) = match outcome {
+            Ok(reply) if reply.own_error => (Code::Unknown, true, true, reply.handler_time),
+            Ok(reply) => (Code::Ok, false, true, reply.handler_time),
+            Err(error) => (error.code(), false, error.may_have_run(), None),
+        };
+        self.tell(code, own_error, may_have_run, handler_time);
+    }
+
+    fn tell(&mut self, code: Code, own_error: bool, may_have_run: bool, handler_time: Option<Duration>) {
+        self.is_over = true;
+        self.middleware.finished(&Finished {
+            call: &self.call,
+            code,
+            own_error,
+            ran: may_have_run && self.attempts.load(Ordering::Relaxed) > 0,
+            queue_time: None,
+            handler_time,
+            took: self.since.elapsed(),
+        });
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.tell(Code::Cancelled, false, true, None);
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Middleware, one around the other, and the end that is inside of all.
+
+use std::fmt;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use tracing::error;
+
+use super::{Finished, Invocation, Middleware, Reply};
+use crate::error::{Code, Error, Fault};
+use crate::panics::words;
+
+/// What is inside of a middleware: the others, and then the sending of the call, or its handler.
+#[derive(Clone)]
+pub struct Next {
+    layers: Arc<Vec<Arc<dyn Layer>>>,
+    /// How many are outside.
+    at: usize,
+    end: End,
+}
+
+/// What is inside of all.
+type End = Arc<dyn Fn(Invocation) -> Running + Send + Sync>;
+
+/// A call that is on its way through.
+type Running = BoxFuture<'static, Result<Reply, Error>>;
+
+impl Next {
+    /// Runs what is inside. Each run of the innermost is an attempt of its own; dropping the future cancels it.
+    ///
+    /// ```
+    /// use hopline::{Error, Invocation, Middleware, Next, Reply};
+    ///
+    /// /// Tries once more what has not run.
+    /// struct Again;
+    ///
+    /// impl Middleware for Again {
+    ///     async fn handle(&self, call: Invocation, next: Next) -> Result<Reply, Error> {
+    ///         match next.run(call.clone()).await {
+    ///             Err(error) if error.is_transient() && !error.may_have_run() => next.run(call).await,
+    ///             outcome => outcome,
+    ///         }
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// What became of the call, if it is neither a result nor the method's own error.
+    pub fn run(&self, call: Invocation) -> impl Future<Output = Result<Reply, Error>> + Send + Unpin + use<> {
+        self.go_on(call)
+    }
+
+    fn go_on(&self, call: Invocation) -> Running {
+        match self.layers.get(self.at) {
+            None => (self.end)(call),
+            Some(layer) => layer.clone().go_around(call, Self { at: self.at + 1, ..self.clone() }),
+        }
+    }
+}
+
+impl fmt::Debug for Next {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Next").field("inside", &(self.layers.len() - self.at)).finish_non_exhaustive()
+    }
+}
+
+/// A middleware whose futures all have one type.
+trait Layer: Send + Sync {
+    fn go_around(self: Arc<Self>, call: Invocation, next: Next) -> Running;
+
+    fn admit(&self, call: &Invocation) -> Result<(), Fault>;
+
+    fn finished(&self, done: &Finished<'_>);
+}
+
+impl<M: Middleware> Layer for M {
+    fn go_around(self: Arc<Self>, call: Invocation, next: Next) -> Running {
+        Box::pin(async move { self.handle(call, next).await })
+    }
+
+    fn admit(&self, call: &Invocation) -> Result<(), Fault> {
+        Middleware::admit(self, call)
+    }
+
+    fn finished(&self, done: &Finished<'_>) {
+        Middleware::finished(self, done);
+    }
+}
+
+/// Middleware in its order, the outermost first.
+#[derive(Clone, Default)]
+pub(crate) struct Chain(Arc<Vec<Arc<dyn Layer>>>);
+
+impl Chain {
+    /// Adds one inside of all others.
+    pub(crate) fn push(&mut self, middleware: impl Middleware) {
+        Arc::make_mut(&mut self.0).push(Arc::new(middleware));
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// This one with another inside of it.
+    pub(crate) fn around(&self, inside: &Self) -> Self {
+        if inside.is_empty() {
+            return self.clone();
+        }
+        Self(Arc::new(self.0.iter().chain(&*inside.0).cloned().collect()))
+    }
+
+    /// Runs a call through all, up to the `end`.
+    pub(crate) fn run(&self, call: Invocation, end: impl Fn(Invocation) -> Running + Send + Sync + 'static) -> Running {
+        Next { layers: self.0.clone(), at: 0, end: Arc::new(end) }.go_on(call)
+    }
+
+    /// Asks all whether the call is taken, until one refuses.
+    pub(crate) fn admit(&self, call: &Invocation) -> Result<(), Fault> {
+        self.0.iter().try_for_each(|layer| {
+            // One that panics has not said yes.
+            catch_unwind(AssertUnwindSafe(|| layer.admit(call))).unwrap_or_else(|panic| {
+                let (service, method) = (call.service(), call.method());
+                error!(
+                    service,
+                    method,
+                    panic = words(&*panic),
+                    "a middleware panicked as it was to admit a call: refused"
+                );
+                Err(Fault::new(Code::Internal, "a middleware panicked as it was to admit the call: the log says why"))
+            })
+        })
+    }
+
+    /// Tells all that a call is over, the innermost first.
+    pub(crate) fn finished(&self, done: &Finished<'_>) {
+        for layer in self.0.iter().rev() {
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| layer.finished(done))) {
+                let (service, method) = (done.call.service(), done.call.method());
+                error!(
+                    service,
+                    method,
+                    panic = words(&*panic),
+                    "a middleware panicked as it was told how a call ended"
+                );
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Chain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Chain").field(&self.0.len()).finish()
+    }
+}
