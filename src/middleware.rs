@@ -1,4 +1,5 @@
-//! What goes around calls, the same on both sides: access logs, authentication, retries, limits.
+//! Middleware: code that runs around calls, the same trait on clients and servers. It is for access logs,
+//! authentication, retries and limits.
 
 mod chain;
 
@@ -18,12 +19,12 @@ use crate::codec::Codec;
 use crate::error::{Code, Error, Fault};
 use crate::frame::Entries;
 
-/// What goes around each call of a client, a service, or a whole server. All three methods have a default that changes nothing.
+/// Code that runs around each call of a client, a service, or a whole server. Each of the three methods has a default
+/// that changes nothing.
 ///
-/// One is given to a client by [`ClientBuilder::with`](crate::ClientBuilder::with), to a service by
-/// [`Service::with`](crate::Service::with), and to all services and subscriptions of a server by
-/// [`ServerBuilder::with`](crate::ServerBuilder::with). Of several, the first that was added is the outermost; those of a
-/// server are around those of its services.
+/// [`ClientBuilder::with`](crate::ClientBuilder::with) adds one to a client, [`Service::with`](crate::Service::with) to
+/// a service, and [`ServerBuilder::with`](crate::ServerBuilder::with) to all services and subscriptions of a server. If
+/// there are several, the first that was added is the outermost. Those of a server are around those of its services.
 ///
 /// ```
 /// use hopline::{Client, Error, Finished, Invocation, Middleware, Next, Reply};
@@ -49,68 +50,72 @@ use crate::frame::Entries;
 /// # Ok(()) }
 /// ```
 pub trait Middleware: Send + Sync + 'static {
-    /// Goes around a call: on the client around sending it and waiting for what comes back, on the server around its handler.
-    /// By default it runs what is inside, and nothing else.
+    /// Runs around a call. On a client, what is inside sends the call and waits for what comes back. On a server, it is
+    /// the handler. The default only runs what is inside.
     ///
-    /// `next.run(call).await` runs what is inside. It may be run several times, one after the other or at once, since an
-    /// `Invocation` can be cloned: on a client each run is an attempt with a request id of its own, and with the same
-    /// [`call_id`](Invocation::call_id). Dropping the future of a run cancels that attempt: on a client its server hears of
-    /// it, on a server the handler is dropped where it waits. Without a run the handler does not run, and what this
-    /// returns is the outcome.
+    /// `next.run(call).await` runs what is inside. It can be run several times, one after the other or at once, since
+    /// an `Invocation` can be cloned. On a client, each run is an attempt with its own request id and the same
+    /// [`call_id`](Invocation::call_id). Dropping the future of a run cancels that attempt: a client tells the server,
+    /// and a server stops the handler at the point where it waits. If this never runs `next`, the handler does not run,
+    /// and what this returns is the outcome.
     ///
-    /// What comes back depends on the [style](Invocation::style). Of a call it is the reply. Of a oneway call, a broadcast and
-    /// an event a client has an empty reply as soon as the broker has the message; the replies to a broadcast go past the
-    /// middleware to whoever gathers them. On a server all have a reply, which is sent only if the style has one.
+    /// What comes back depends on the [style](Invocation::style). A call gives its reply. On a client, a oneway call, a
+    /// broadcast and an event give an empty reply as soon as the broker has confirmed the message; the replies to a
+    /// broadcast do not pass through the middleware. On a server all styles give a reply, and it is sent only if the
+    /// style has one.
     ///
-    /// An error of the method's own is an `Ok(Reply)`, of which [`Reply::is_own_error`] is true: the method has run and said so.
-    /// `Err` is everything else. A server sends it as a [`Fault`]: the one of an [`Error::Fault`], or one with the
-    /// [`code`](Error::code) and the text of any other. A panic is a fault with the code `INTERNAL`, and logged.
+    /// The method's own error is `Ok(reply)` where [`Reply::is_own_error`] is true, since the method has run and
+    /// returned it. Everything else is an `Err`. A server sends it as a [`Fault`]: the one in an [`Error::Fault`], or
+    /// for any other error one with its [`code`](Error::code) and text. A panic is logged and becomes a fault with the
+    /// code `INTERNAL`.
     ///
-    /// On a server this runs in the [`Context`](crate::Context) of the call: `Context::current()` is there, and calls that it
-    /// makes inherit the deadline.
+    /// On a server this runs within the [`Context`](crate::Context) of the call: `Context::current()` returns it, and
+    /// calls that this makes inherit the deadline.
     fn handle(&self, call: Invocation, next: Next) -> impl Future<Output = Result<Reply, Error>> + Send {
         next.run(call)
     }
 
-    /// Says whether a server takes a call: `Err` refuses it. By default it takes all. A client does not ask this.
+    /// Decides whether a server accepts a call. An `Err` refuses it. The default accepts every call. It is not called
+    /// on a client.
     ///
-    /// It is asked as soon as the call has come, before it takes up a place among the calls that run and before its arguments
-    /// are decompressed, so refusing costs little: the [payload](Invocation::payload) is empty here. It must not wait.
-    /// Questions of discovery are asked about too: their methods are `hopline.ping`, `hopline.info` and `hopline.stats`.
+    /// It is called as soon as the call arrives, before the call takes a place among the running calls and before its
+    /// arguments are decompressed, so a refusal costs little. The [payload](Invocation::payload) is empty here. It must
+    /// not block. It is also called for the questions of discovery, whose methods are `hopline.ping`, `hopline.info`
+    /// and `hopline.stats`.
     ///
-    /// The caller of a refused request gets the fault. A refused oneway call is kept with the dead letters, a refused event is
-    /// dropped and logged. A panic refuses with the code `INTERNAL`, and is logged.
+    /// The caller of a refused request gets the fault. A refused oneway call becomes a dead letter, and a refused event
+    /// is dropped and logged. A panic is logged and refuses the call with the code `INTERNAL`.
     fn admit(&self, call: &Invocation) -> Result<(), Fault> {
         let _ = call;
         Ok(())
     }
 
-    /// Is told how a call ended, once, when all is over: of those that ran, and of those that were refused, cancelled or
-    /// timed out before. By default it does nothing. It must not wait; a panic is logged.
+    /// Is called once when a call has ended, also if it was refused, cancelled or timed out before it ran. The default
+    /// does nothing. It must not block. A panic is logged.
     ///
-    /// On a server it is told at each end of a handler, so a oneway call that fails and is tried again ends several times. What
-    /// a server gives back to its queue as it drains has not ended. On a client it is told once a call, however many attempts
-    /// that took; a call that its caller dropped has ended as `CANCELLED`.
+    /// On a server this is called each time a handler ends, so it is called several times for a oneway call that fails
+    /// and is retried. It is not called for calls that a server requeues while it drains. On a client it is called once
+    /// for each call, however many attempts there were. If the caller dropped the call, the code is `CANCELLED`.
     fn finished(&self, done: &Finished<'_>) {
         let _ = done;
     }
 }
 
-/// In which way a call was made.
+/// The way in which a call was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Style {
-    /// Any one instance, or a given one, answers.
+    /// One instance answers: any, or a given one.
     Call,
-    /// Each instance answers.
+    /// Every instance answers.
     Broadcast,
-    /// Nobody answers: to any instance, a given one, or all.
+    /// No instance answers. It goes to any instance, a given one, or all.
     Oneway,
-    /// Published to whoever subscribes.
+    /// It is an event for all subscribers.
     Event,
 }
 
-/// A call on its way through the middleware of a client or a server. Cloning is cheap.
+/// A call on its way through middleware. Cloning is cheap.
 #[derive(Clone)]
 pub struct Invocation {
     pub(crate) style: Style,
@@ -128,13 +133,13 @@ pub struct Invocation {
 }
 
 impl Invocation {
-    /// In which way the call was made.
+    /// The way in which the call was made.
     #[must_use]
     pub fn style(&self) -> Style {
         self.style
     }
 
-    /// The service, as `name.vMAJOR`; `events` for an event.
+    /// The service, written `name.vMAJOR`, or `events` for an event.
     #[must_use]
     pub fn service(&self) -> &str {
         &self.service
@@ -146,73 +151,76 @@ impl Invocation {
         &self.method
     }
 
-    /// The calling client, as [`Context::caller`](crate::Context::caller): what it says of itself, not proof.
+    /// The client that calls, as in [`Context::caller`](crate::Context::caller). It is what the client says about
+    /// itself, and is no proof.
     #[must_use]
     pub fn caller(&self) -> Option<&str> {
         self.caller.as_deref()
     }
 
-    /// On a server, the user that the caller is to the broker, as [`Context::user`](crate::Context::user). `None` on a client.
+    /// On a server, the user with which the caller has logged in to the broker, as in
+    /// [`Context::user`](crate::Context::user). `None` on a client.
     #[must_use]
     pub fn user(&self) -> Option<&str> {
         self.user.as_deref()
     }
 
-    /// The id of the call, the same in all its attempts.
+    /// The id of the call. It is the same for all its attempts.
     #[must_use]
     pub fn call_id(&self) -> Uuid {
         self.call_id
     }
 
-    /// On a server, the id of this request, which is that of one attempt. `None` on a client, where each run of [`Next`] draws one.
+    /// On a server, the id of this attempt. `None` on a client, where each run of [`Next`] gets a new one.
     #[must_use]
     pub fn request_id(&self) -> Option<Uuid> {
         self.request_id
     }
 
-    /// Time left. `None` for what has no deadline, as oneway calls and events on a server.
+    /// How much time is left until the deadline. `None` if there is no deadline, as for oneway calls and events on a
+    /// server.
     #[must_use]
     pub fn remaining(&self) -> Option<Duration> {
         self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
 
-    /// Whether the caller says that the method may run twice without harm.
+    /// Whether the caller has marked the call as idempotent: it may run twice without harm.
     #[must_use]
     pub fn idempotent(&self) -> bool {
         self.idempotent
     }
 
-    /// What the call says under `name`.
+    /// The metadata of the call under `name`.
     #[must_use]
     pub fn metadata(&self, name: &str) -> Option<&str> {
         self.metadata.get(name)
     }
 
-    /// All that the call says, names and texts in the order in which they were set.
+    /// All metadata of the call, as names and texts in the order in which they were set.
     pub fn metadata_entries(&self) -> impl Iterator<Item = (&str, &str)> {
         self.metadata.iter()
     }
 
-    /// Lets the call say this under `name`, instead of what it said there. On a client it goes to the server; on a server the
-    /// handler reads it with [`Context::metadata`](crate::Context::metadata).
+    /// Sets metadata of the call, in place of an earlier value under `name`. On a client it is sent to the server. On a
+    /// server the handler reads it with [`Context::metadata`](crate::Context::metadata).
     pub fn set_metadata(&mut self, name: impl Into<String>, value: impl Into<String>) {
         self.metadata.set(name.into(), value.into());
     }
 
-    /// How the payload is written.
+    /// The codec of the payload.
     #[must_use]
     pub fn codec(&self) -> Codec {
         self.codec
     }
 
-    /// The arguments, or the event, as the [codec](Invocation::codec) writes them, never compressed. Empty in
-    /// [`Middleware::admit`] and [`Middleware::finished`] on a server.
+    /// The arguments or the event, encoded with the [codec](Invocation::codec) and not compressed. Empty in
+    /// [`Middleware::admit`], and in [`Middleware::finished`] on a server.
     #[must_use]
     pub fn payload(&self) -> &[u8] {
         &self.payload
     }
 
-    /// Replaces the payload, by what the same codec has written.
+    /// Replaces the payload. The new one must be encoded with the same codec.
     pub fn set_payload(&mut self, payload: impl Into<Vec<u8>>) {
         self.payload = payload.into().into();
     }
@@ -232,7 +240,7 @@ impl fmt::Debug for Invocation {
     }
 }
 
-/// What came back: the method's result, or the error that the method itself returned. Cloning is cheap.
+/// What came back from a call: the method's result, or the method's own error. Cloning is cheap.
 #[derive(Clone)]
 pub struct Reply {
     pub(crate) codec: Codec,
@@ -241,12 +249,12 @@ pub struct Reply {
     pub(crate) instance: Option<Arc<str>>,
     pub(crate) handler_time: Option<Duration>,
     pub(crate) metadata: Entries,
-    /// Of an event, whether a subscriber has missed it.
+    /// For an event: whether a subscriber did not get it.
     pub(crate) missed: bool,
 }
 
 impl Reply {
-    /// A result that a middleware answers with, in place of the method. The codec is that of the call.
+    /// A result, for middleware that answers in place of the method. `codec` must be the codec of the call.
     ///
     /// ```
     /// use hopline::{Error, Invocation, Middleware, Next, Reply};
@@ -265,20 +273,21 @@ impl Reply {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Codec`] for what cannot be written.
+    /// [`Error::Codec`] if the result cannot be encoded.
     pub fn result<T: Serialize + ?Sized>(codec: Codec, result: &T) -> Result<Self, Error> {
         Ok(Self { payload: codec.encode(&result)?.into(), ..Self::empty(codec) })
     }
 
-    /// An error of the method's own type that a middleware answers with, in place of the method.
+    /// An error of the method's own type, for middleware that answers in place of the method. `codec` must be the codec
+    /// of the call.
     ///
     /// # Errors
-    /// [`Error::Codec`] for what cannot be written.
+    /// [`Error::Codec`] if the error cannot be encoded.
     pub fn own_error<E: Serialize + ?Sized>(codec: Codec, error: &E) -> Result<Self, Error> {
         Ok(Self { own_error: true, ..Self::result(codec, error)? })
     }
 
-    /// That something was done which has no result.
+    /// The reply of something that has no result, such as a oneway call.
     pub(crate) fn empty(codec: Codec) -> Self {
         Self {
             codec,
@@ -291,50 +300,50 @@ impl Reply {
         }
     }
 
-    /// Whether the method returned its own error, which is then the payload.
+    /// Whether the method returned its own error. The payload is then that error.
     #[must_use]
     pub fn is_own_error(&self) -> bool {
         self.own_error
     }
 
-    /// How the payload is written.
+    /// The codec of the payload.
     #[must_use]
     pub fn codec(&self) -> Codec {
         self.codec
     }
 
-    /// The result, or the method's own error, as the codec writes it, never compressed. Empty where there is none: after a oneway
-    /// call, a broadcast or an event on a client.
+    /// The result or the method's own error, encoded with the codec and not compressed. Empty after a oneway call, a
+    /// broadcast or an event on a client.
     #[must_use]
     pub fn payload(&self) -> &[u8] {
         &self.payload
     }
 
-    /// On a client, the instance that answered, if one did.
+    /// On a client, the instance that replied, if one did.
     #[must_use]
     pub fn instance(&self) -> Option<&str> {
         self.instance.as_deref()
     }
 
-    /// On a client, how long the handler ran, as the server says.
+    /// On a client, how long the handler ran, as the server measured it.
     #[must_use]
     pub fn handler_time(&self) -> Option<Duration> {
         self.handler_time
     }
 
-    /// What the reply says under `name`, set by a middleware of the server.
+    /// The metadata of the reply under `name`. Middleware on the server has set it.
     #[must_use]
     pub fn metadata(&self, name: &str) -> Option<&str> {
         self.metadata.get(name)
     }
 
-    /// All that the reply says, names and texts in the order in which they were set.
+    /// All metadata of the reply, as names and texts in the order in which they were set.
     pub fn metadata_entries(&self) -> impl Iterator<Item = (&str, &str)> {
         self.metadata.iter()
     }
 
-    /// Lets the reply say this under `name`, instead of what it said there. On a server it goes to the client, within the
-    /// bounds of [`Call::metadata`](crate::Call::metadata).
+    /// Sets metadata of the reply, in place of an earlier value under `name`. On a server it is sent to the client. It
+    /// has the same limits as [`Call::metadata`](crate::Call::metadata).
     pub fn set_metadata(&mut self, name: impl Into<String>, value: impl Into<String>) {
         self.metadata.set(name.into(), value.into());
     }
@@ -353,25 +362,26 @@ impl fmt::Debug for Reply {
     }
 }
 
-/// How a call ended.
+/// How a call ended, for [`Middleware::finished`].
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct Finished<'a> {
     /// The call, as it was before any middleware changed it.
     pub call: &'a Invocation,
-    /// What it came to: `OK` for a result, `UNKNOWN` for the method's own error, otherwise the code of the fault or the
-    /// [error](Error::code). `CANCELLED` and `DEADLINE_EXCEEDED` say that nobody waited for the outcome any more.
+    /// `OK` for a result, `UNKNOWN` for the method's own error, and otherwise the code of the fault or of the
+    /// [error](Error::code). `CANCELLED` and `DEADLINE_EXCEEDED` mean that nobody waited for the outcome any more.
     pub code: Code,
     /// Whether the method returned its own error.
     pub own_error: bool,
-    /// On a server, whether the handler was started; on a client, whether it may have been.
+    /// On a server, whether the handler started. On a client, whether it may have started.
     pub ran: bool,
-    /// On a server, how long the call waited before it was started, as [`Context::queue_time`](crate::Context::queue_time).
-    /// `None` if it was not started, and on a client.
+    /// On a server, how long the call waited before its handler started, as
+    /// [`Context::queue_time`](crate::Context::queue_time) tells. `None` if the handler did not start, if the caller
+    /// does not say when it sent the call, and on a client.
     pub queue_time: Option<Duration>,
-    /// How long the handler ran: on a server with the middleware around it, on a client as the reply says. `None` if it was not
-    /// started, or if a client does not know.
+    /// How long the handler ran. On a server this includes the middleware around it, and on a client it is what the
+    /// reply says. `None` if the handler did not start, or if a client does not know.
     pub handler_time: Option<Duration>,
-    /// From beginning to end: on a client since the call was made, on a server since it was delivered.
+    /// How long the call took altogether: on a client since it was made, on a server since it was delivered.
     pub took: Duration,
 }

@@ -8,6 +8,8 @@ mod words;
 use std::fmt;
 use std::time::Duration;
 
+use uuid::Uuid;
+
 pub use self::declaration::{Binding, Declaration, Exchange, ExchangeKind, Queue, QueueKind};
 pub use self::service::ServiceId;
 pub(crate) use self::words::{check_event_key, check_event_pattern};
@@ -46,6 +48,11 @@ pub(crate) mod header {
     pub(crate) const ID: &str = "x-hopline-id";
     /// The earlier failures of a dead letter that was replayed: one line each, the latest last.
     pub(crate) const HISTORY: &str = "x-hopline-history";
+
+    /// Whether a header of this name is Hopline's own.
+    pub(crate) fn is_ours(name: &str) -> bool {
+        name.starts_with("x-hopline-")
+    }
 
     /// The value of the header `wanted`.
     pub(crate) fn value<'a>(headers: &'a [(String, String)], wanted: &str) -> Option<&'a str> {
@@ -246,12 +253,19 @@ pub(crate) struct CallsQueue {
     pub(crate) priorities: bool,
 }
 
+/// 48 random bits as text: enough to tell the instances of one namespace apart, short enough to read aloud.
+pub(crate) fn short_id() -> String {
+    let mut id = Uuid::new_v4().simple().to_string();
+    id.truncate(12);
+    id
+}
+
 /// The key that reaches one instance, on the exchange of calls.
 pub(crate) fn instance_key(service: impl fmt::Display, instance: &str) -> String {
     format!("{service}@{instance}")
 }
 
-/// The key that reaches all instances on the exchange of calls: no name has a `*` in it.
+/// The key that reaches all instances of a service, on the exchange of calls. No name contains a `*`.
 pub(crate) fn all_key(service: impl fmt::Display) -> String {
     format!("{service}@*")
 }
@@ -261,8 +275,8 @@ pub(crate) fn is_all_key(key: &str) -> bool {
     key.ends_with("@*")
 }
 
-/// The key of the question whether an instance is there whose service's queue of calls has no limit, so that it refuses none
-/// while it can be reached: no name has a `~` in it.
+/// The key of the question whether an instance takes calls whose service's queue of calls has no limit. While such an
+/// instance can be reached, no call is refused. No name contains a `~`.
 pub(crate) fn unlimited_key(service: impl fmt::Display) -> String {
     format!("{service}@~")
 }

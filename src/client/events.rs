@@ -6,15 +6,16 @@ use bytes::Bytes;
 use serde::Serialize;
 use tokio::sync::oneshot;
 
+use super::Client;
 use super::line::Token;
 use super::pending::{lost_with, no_exchange};
 use super::replies::End;
 use super::request::{Attempt, check_metadata, head_start, traced};
-use super::{Client, MAX_TIMEOUT};
 use crate::codec::CodecError;
 use crate::context::Context;
 use crate::error::Error;
 use crate::frame::{Frame, Kind, Metadata, More};
+use crate::limits::MAX_TIMEOUT;
 use crate::middleware::{Invocation, Reply, Style};
 use crate::outbox::Parcel;
 use crate::topology::check_event_key;
@@ -43,11 +44,11 @@ pub enum Published {
     NotToAll,
 }
 
-/// An event that is to be published.
+/// One attempt to publish an event.
 struct Event {
     key: Arc<str>,
     metadata: Vec<(String, String)>,
-    /// Of the handler that publishes it.
+    /// The context of the handler that publishes it.
     context: Option<Context>,
     attempt: Attempt,
 }
@@ -97,7 +98,7 @@ impl Client {
         self.announce_through(event, payload.into()).await
     }
 
-    /// The same with the middleware around it.
+    /// Publishes an event with the middleware around it.
     async fn announce_through(&self, event: Event, payload: Bytes) -> Result<Published, Error> {
         let codec = self.0.settings.codec;
         let call = Invocation {
@@ -129,7 +130,7 @@ impl Client {
         Ok(if announcing.await?.missed { Published::NotToAll } else { Published::ToAll })
     }
 
-    /// Puts an event on its way, and waits until the broker has it.
+    /// Publishes an event and waits until the broker has confirmed it.
     async fn announce(
         &self,
         event: &Event,

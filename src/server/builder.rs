@@ -5,12 +5,13 @@ use std::sync::Arc;
 use tracing::info;
 
 use super::{Allow, Server};
-use crate::client::{MAX_MESSAGE_SIZE, short_id};
 use crate::compression::Compression;
 use crate::environment;
 use crate::error::Error;
+use crate::limits::MAX_MESSAGE_SIZE;
 use crate::middleware::{Chain, Middleware};
 use crate::settings::{Decided, Settings, common_settings};
+use crate::topology::short_id;
 use crate::transport::{Dial, Role, Transport};
 
 /// The settings of a server. They are chosen before it connects.
@@ -62,8 +63,8 @@ impl ServerBuilder {
         self
     }
 
-    /// Puts a [`Middleware`] around every call of all services of this server, around its events, and around the middleware of
-    /// each [service](crate::Service::with). The first that is added is the outermost. Default: none, which costs nothing.
+    /// Puts a [`Middleware`] around every call of all services of this server and around its events. It is around the
+    /// middleware of each [service](crate::Service::with) too. The first that is added is the outermost. Default: none.
     ///
     /// ```
     /// use hopline::{Finished, Middleware, Server};
