@@ -1,22 +1,17 @@
 //! What goes around calls, the same on both sides: access logs, authentication, retries, limits.
 
 mod chain;
+mod invocation;
+mod reply;
 
-use std::fmt;
 use std::future::Future;
-use std::sync::Arc;
 use std::time::Duration;
-
-use bytes::Bytes;
-use serde::Serialize;
-use tokio::time::Instant;
-use uuid::Uuid;
 
 pub(crate) use self::chain::Chain;
 pub use self::chain::Next;
-use crate::codec::Codec;
+pub use self::invocation::{Invocation, Style};
+pub use self::reply::Reply;
 use crate::error::{Code, Error, Fault};
-use crate::frame::Entries;
 
 /// What goes around each call of a client, a service, or a whole server. All three methods have a default that changes nothing.
 ///
@@ -96,264 +91,22 @@ pub trait Middleware: Send + Sync + 'static {
     }
 }
 
-/// In which way a call was made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Style {
-    /// Any one instance, or a given one, answers.
-    Call,
-    /// Each instance answers.
-    Broadcast,
-    /// Nobody answers: to any instance, a given one, or all.
-    Oneway,
-    /// Published to whoever subscribes.
-    Event,
-}
-
-/// A call on its way through the middleware of a client or a server. Cloning is cheap.
-#[derive(Clone)]
-pub struct Invocation {
-    pub(crate) style: Style,
-    pub(crate) service: Arc<str>,
-    pub(crate) method: Arc<str>,
-    pub(crate) caller: Option<Arc<str>>,
-    pub(crate) user: Option<Arc<str>>,
-    pub(crate) call_id: Uuid,
-    pub(crate) request_id: Option<Uuid>,
-    pub(crate) deadline: Option<Instant>,
-    pub(crate) metadata: Entries,
-    pub(crate) codec: Codec,
-    pub(crate) payload: Bytes,
-    pub(crate) idempotent: bool,
-}
-
-impl Invocation {
-    /// In which way the call was made.
-    #[must_use]
-    pub fn style(&self) -> Style {
-        self.style
-    }
-
-    /// The service, as `name.vMAJOR`; `events` for an event.
-    #[must_use]
-    pub fn service(&self) -> &str {
-        &self.service
-    }
-
-    /// The method, or the key of an event.
-    #[must_use]
-    pub fn method(&self) -> &str {
-        &self.method
-    }
-
-    /// The calling client, as [`Context::caller`](crate::Context::caller): what it says of itself, not proof.
-    #[must_use]
-    pub fn caller(&self) -> Option<&str> {
-        self.caller.as_deref()
-    }
-
-    /// On a server, the user that the caller is to the broker, as [`Context::user`](crate::Context::user). `None` on a client.
-    #[must_use]
-    pub fn user(&self) -> Option<&str> {
-        self.user.as_deref()
-    }
-
-    /// The id of the call, the same in all its attempts.
-    #[must_use]
-    pub fn call_id(&self) -> Uuid {
-        self.call_id
-    }
-
-    /// On a server, the id of this request, which is that of one attempt. `None` on a client, where each run of [`Next`] draws one.
-    #[must_use]
-    pub fn request_id(&self) -> Option<Uuid> {
-        self.request_id
-    }
-
-    /// Time left. `None` for what has no deadline, as oneway calls and events on a server.
-    #[must_use]
-    pub fn remaining(&self) -> Option<Duration> {
-        self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
-    }
-
-    /// Whether the caller says that the method may run twice without harm.
-    #[must_use]
-    pub fn idempotent(&self) -> bool {
-        self.idempotent
-    }
-
-    /// What the call says under `name`.
-    #[must_use]
-    pub fn metadata(&self, name: &str) -> Option<&str> {
-        self.metadata.get(name)
-    }
-
-    /// All that the call says, names and texts in the order in which they were set.
-    pub fn metadata_entries(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.metadata.iter()
-    }
-
-    /// Lets the call say this under `name`, instead of what it said there. On a client it goes to the server; on a server the
-    /// handler reads it with [`Context::metadata`](crate::Context::metadata).
-    pub fn set_metadata(&mut self, name: impl Into<String>, value: impl Into<String>) {
-        self.metadata.set(name.into(), value.into());
-    }
-
-    /// How the payload is written.
-    #[must_use]
-    pub fn codec(&self) -> Codec {
-        self.codec
-    }
-
-    /// The arguments, or the event, as the [codec](Invocation::codec) writes them, never compressed. Empty in
-    /// [`Middleware::admit`] and [`Middleware::finished`] on a server.
-    #[must_use]
-    pub fn payload(&self) -> &[u8] {
-        &self.payload
-    }
-
-    /// Replaces the payload, by what the same codec has written.
-    pub fn set_payload(&mut self, payload: impl Into<Vec<u8>>) {
-        self.payload = payload.into().into();
-    }
-}
-
-impl fmt::Debug for Invocation {
-    /// Without what may be secret: payload and texts of metadata.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Invocation")
-            .field("style", &self.style)
-            .field("service", &self.service)
-            .field("method", &self.method)
-            .field("call_id", &self.call_id)
-            .field("caller", &self.caller)
-            .field("user", &self.user)
-            .finish_non_exhaustive()
-    }
-}
-
-/// What came back: the method's result, or the error that the method itself returned. Cloning is cheap.
-#[derive(Clone)]
-pub struct Reply {
-    pub(crate) codec: Codec,
-    pub(crate) payload: Bytes,
-    pub(crate) own_error: bool,
-    pub(crate) instance: Option<Arc<str>>,
-    pub(crate) handler_time: Option<Duration>,
-    pub(crate) metadata: Entries,
-    /// Of an event, whether a subscriber has missed it.
-    pub(crate) missed: bool,
-}
-
-impl Reply {
-    /// A result that a middleware answers with, in place of the method. The codec is that of the call.
-    ///
-    /// ```
-    /// use hopline::{Error, Invocation, Middleware, Next, Reply};
-    ///
-    /// /// Answers `ping` itself, wherever it is added.
-    /// struct Pong;
-    ///
-    /// impl Middleware for Pong {
-    ///     async fn handle(&self, call: Invocation, next: Next) -> Result<Reply, Error> {
-    ///         match call.method() {
-    ///             "ping" => Reply::result(call.codec(), &"pong"),
-    ///             _ => next.run(call).await,
-    ///         }
-    ///     }
-    /// }
-    /// ```
-    ///
-    /// # Errors
-    /// [`Error::Codec`] for what cannot be written.
-    pub fn result<T: Serialize + ?Sized>(codec: Codec, result: &T) -> Result<Self, Error> {
-        Ok(Self { payload: codec.encode(&result)?.into(), ..Self::empty(codec) })
-    }
-
-    /// An error of the method's own type that a middleware answers with, in place of the method.
-    ///
-    /// # Errors
-    /// [`Error::Codec`] for what cannot be written.
-    pub fn own_error<E: Serialize + ?Sized>(codec: Codec, error: &E) -> Result<Self, Error> {
-        Ok(Self { own_error: true, ..Self::result(codec, error)? })
-    }
-
-    /// That something was done which has no result.
-    pub(crate) fn empty(codec: Codec) -> Self {
-        Self {
-            codec,
-            payload: Bytes::new(),
-            own_error: false,
-            instance: None,
-            handler_time: None,
-            metadata: Entries::default(),
-            missed: false,
-        }
-    }
-
-    /// Whether the method returned its own error, which is then the payload.
-    #[must_use]
-    pub fn is_own_error(&self) -> bool {
-        self.own_error
-    }
-
-    /// How the payload is written.
-    #[must_use]
-    pub fn codec(&self) -> Codec {
-        self.codec
-    }
-
-    /// The result, or the method's own error, as the codec writes it, never compressed. Empty where there is none: after a oneway
-    /// call, a broadcast or an event on a client.
-    #[must_use]
-    pub fn payload(&self) -> &[u8] {
-        &self.payload
-    }
-
-    /// On a client, the instance that answered, if one did.
-    #[must_use]
-    pub fn instance(&self) -> Option<&str> {
-        self.instance.as_deref()
-    }
-
-    /// On a client, how long the handler ran, as the server says.
-    #[must_use]
-    pub fn handler_time(&self) -> Option<Duration> {
-        self.handler_time
-    }
-
-    /// What the reply says under `name`, set by a middleware of the server.
-    #[must_use]
-    pub fn metadata(&self, name: &str) -> Option<&str> {
-        self.metadata.get(name)
-    }
-
-    /// All that the reply says, names and texts in the order in which they were set.
-    pub fn metadata_entries(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.metadata.iter()
-    }
-
-    /// Lets the reply say this under `name`, instead of what it said there. On a server it goes to the client, within the
-    /// bounds of [`Call::metadata`](crate::Call::metadata).
-    pub fn set_metadata(&mut self, name: impl Into<String>, value: impl Into<String>) {
-        self.metadata.set(name.into(), value.into());
-    }
-}
-
-impl fmt::Debug for Reply {
-    /// Without what may be secret: payload and metadata.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reply")
-            .field("codec", &self.codec)
-            .field("own_error", &self.own_error)
-            .field("size", &self.payload.len())
-            .field("instance", &self.instance)
-            .field("handler_time", &self.handler_time)
-            .finish_non_exhaustive()
-    }
-}
-
 /// How a call ended.
+///
+/// ```
+/// use hopline::{Finished, Middleware};
+///
+/// /// A line for each call that did not run.
+/// struct NotRun;
+///
+/// impl Middleware for NotRun {
+///     fn finished(&self, done: &Finished<'_>) {
+///         if !done.ran {
+///             eprintln!("{} from {:?}: {}", done.call.method(), done.call.caller(), done.code);
+///         }
+///     }
+/// }
+/// ```
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct Finished<'a> {

@@ -13,6 +13,22 @@ use crate::error::{Code, Error, Fault};
 use crate::panics::words;
 
 /// What is inside of a middleware: the others, and then the sending of the call, or its handler.
+///
+/// ```
+/// use hopline::{Error, Invocation, Middleware, Next, Reply};
+///
+/// /// Tries once more what has certainly not run.
+/// struct OnceMore;
+///
+/// impl Middleware for OnceMore {
+///     async fn handle(&self, call: Invocation, next: Next) -> Result<Reply, Error> {
+///         match next.run(call.clone()).await {
+///             Err(error) if error.is_transient() && !error.may_have_run() => next.run(call).await,
+///             outcome => outcome,
+///         }
+///     }
+/// }
+/// ```
 #[derive(Clone)]
 pub struct Next {
     layers: Arc<Vec<Arc<dyn Layer>>>,
@@ -28,23 +44,7 @@ type End = Arc<dyn Fn(Invocation) -> Running + Send + Sync>;
 type Running = BoxFuture<'static, Result<Reply, Error>>;
 
 impl Next {
-    /// Runs what is inside. Each run of the innermost is an attempt of its own; dropping the future cancels it.
-    ///
-    /// ```
-    /// use hopline::{Error, Invocation, Middleware, Next, Reply};
-    ///
-    /// /// Tries once more what has not run.
-    /// struct Again;
-    ///
-    /// impl Middleware for Again {
-    ///     async fn handle(&self, call: Invocation, next: Next) -> Result<Reply, Error> {
-    ///         match next.run(call.clone()).await {
-    ///             Err(error) if error.is_transient() && !error.may_have_run() => next.run(call).await,
-    ///             outcome => outcome,
-    ///         }
-    ///     }
-    /// }
-    /// ```
+    /// Runs what is inside. On a client, each run is an attempt of its own. Dropping the future cancels that attempt.
     ///
     /// # Errors
     /// What became of the call, if it is neither a result nor the method's own error.

@@ -1,0 +1,180 @@
+//! A call as middleware sees it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::codec::Codec;
+use crate::frame::Entries;
+
+/// In which way a call was made.
+///
+/// ```
+/// use hopline::{Code, Fault, Invocation, Middleware, Style};
+///
+/// /// Refuses calls to all instances.
+/// struct NoBroadcasts;
+///
+/// impl Middleware for NoBroadcasts {
+///     fn admit(&self, call: &Invocation) -> Result<(), Fault> {
+///         match call.style() {
+///             Style::Broadcast => Err(Fault::new(Code::PermissionDenied, "ask one instance")),
+///             _ => Ok(()),
+///         }
+///     }
+/// }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Style {
+    /// Any one instance, or a given one, answers.
+    Call,
+    /// Each instance answers.
+    Broadcast,
+    /// Nobody answers: to any instance, a given one, or all.
+    Oneway,
+    /// Published to whoever subscribes.
+    Event,
+}
+
+/// A call on its way through the middleware of a client or a server. Cloning is cheap.
+///
+/// ```
+/// use hopline::{Error, Invocation, Middleware, Next, Reply};
+///
+/// /// Tells the server in which region its caller is, unless the call says it.
+/// struct Region(String);
+///
+/// impl Middleware for Region {
+///     async fn handle(&self, mut call: Invocation, next: Next) -> Result<Reply, Error> {
+///         if call.metadata("region").is_none() {
+///             call.set_metadata("region", &self.0);
+///         }
+///         next.run(call).await
+///     }
+/// }
+/// ```
+#[derive(Clone)]
+pub struct Invocation {
+    pub(crate) style: Style,
+    pub(crate) service: Arc<str>,
+    pub(crate) method: Arc<str>,
+    pub(crate) caller: Option<Arc<str>>,
+    pub(crate) user: Option<Arc<str>>,
+    pub(crate) call_id: Uuid,
+    pub(crate) request_id: Option<Uuid>,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) metadata: Entries,
+    pub(crate) codec: Codec,
+    pub(crate) payload: Bytes,
+    pub(crate) idempotent: bool,
+}
+
+impl Invocation {
+    /// In which way the call was made.
+    #[must_use]
+    pub fn style(&self) -> Style {
+        self.style
+    }
+
+    /// The service, as `name.vMAJOR`; `events` for an event.
+    #[must_use]
+    pub fn service(&self) -> &str {
+        &self.service
+    }
+
+    /// The method, or the key of an event.
+    #[must_use]
+    pub fn method(&self) -> &str {
+        &self.method
+    }
+
+    /// The calling client, as [`Context::caller`](crate::Context::caller): what it says of itself, not proof.
+    #[must_use]
+    pub fn caller(&self) -> Option<&str> {
+        self.caller.as_deref()
+    }
+
+    /// On a server, the user that the caller is to the broker, as [`Context::user`](crate::Context::user). `None` on a client.
+    #[must_use]
+    pub fn user(&self) -> Option<&str> {
+        self.user.as_deref()
+    }
+
+    /// The id of the call, the same in all its attempts.
+    #[must_use]
+    pub fn call_id(&self) -> Uuid {
+        self.call_id
+    }
+
+    /// On a server, the id of this request, which is that of one attempt. `None` on a client, where each run of [`Next`](crate::Next) draws one.
+    #[must_use]
+    pub fn request_id(&self) -> Option<Uuid> {
+        self.request_id
+    }
+
+    /// Time left. `None` for what has no deadline, as oneway calls and events on a server.
+    #[must_use]
+    pub fn remaining(&self) -> Option<Duration> {
+        self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+    }
+
+    /// Whether the caller says that the method may run twice without harm.
+    #[must_use]
+    pub fn idempotent(&self) -> bool {
+        self.idempotent
+    }
+
+    /// What the call says under `name`.
+    #[must_use]
+    pub fn metadata(&self, name: &str) -> Option<&str> {
+        self.metadata.get(name)
+    }
+
+    /// All that the call says, names and texts in the order in which they were set.
+    pub fn metadata_entries(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.metadata.iter()
+    }
+
+    /// Lets the call say this under `name`, instead of what it said there. On a client it goes to the server; on a server the
+    /// handler reads it with [`Context::metadata`](crate::Context::metadata).
+    pub fn set_metadata(&mut self, name: impl Into<String>, value: impl Into<String>) {
+        self.metadata.set(name.into(), value.into());
+    }
+
+    /// How the payload is written.
+    #[must_use]
+    pub fn codec(&self) -> Codec {
+        self.codec
+    }
+
+    /// The arguments, or the event, as the [codec](Invocation::codec) writes them, never compressed. Empty in
+    /// [`Middleware::admit`](crate::Middleware::admit) and [`Middleware::finished`](crate::Middleware::finished) on a server.
+    #[must_use]
+    pub fn payload(&self) -> &[u8] {
+        &self.payload
+    }
+
+    /// Replaces the payload, by what the same codec has written.
+    pub fn set_payload(&mut self, payload: impl Into<Vec<u8>>) {
+        self.payload = payload.into().into();
+    }
+}
+
+impl fmt::Debug for Invocation {
+    /// Without what may be secret: payload and texts of metadata.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Invocation")
+            .field("style", &self.style)
+            .field("service", &self.service)
+            .field("method", &self.method)
+            .field("call_id", &self.call_id)
+            .field("caller", &self.caller)
+            .field("user", &self.user)
+            .finish_non_exhaustive()
+    }
+}
