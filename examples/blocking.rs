@@ -1,4 +1,4 @@
-//! A program that is not async: every operation can be waited for on a plain thread.
+//! A program without async code: a plain thread can wait for every operation.
 
 use hopline::{Client, Context, Error, Fault, Server, Service, blocking};
 

@@ -1,4 +1,4 @@
-//! Asks every instance of `demo` who it is. Where nobody serves it, the example starts three servers of its own.
+//! Asks every instance of `demo` who it is. If nobody serves it, the example starts three servers.
 //!
 //! ```sh
 //! cargo run --example broadcast
@@ -36,7 +36,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("instance {} says it is {}", reply.instance, reply.outcome.as_ref().map_err(ToString::to_string)?);
     }
 
-    // The same as a stream: take the first, and the others are told that nobody waits for them.
+    // The same as a stream. This takes the first reply; dropping the stream cancels the call on the others.
     let first = demo.whoami().all().replies(Duration::from_secs(1)).await?.next().await;
     println!("first: {}", first.ok_or("no instance answered")?.instance);
 

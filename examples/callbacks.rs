@@ -1,4 +1,4 @@
-//! Callback style: calls in a loop, outcomes wherever they come.
+//! Calls with callbacks: a loop makes the calls, and each outcome is passed to a function.
 
 use hopline::{Client, Context, Fault, Server, Service};
 use tokio::sync::mpsc;
@@ -16,7 +16,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     for n in 1..=5_u64 {
         let outcomes = outcomes.clone();
         client.call::<u64>("callbacks", "square", (n,)).then(move |outcome| {
-            // Sending fails when main has returned: nobody is interested then.
+            // Sending fails only after main has returned, when nobody reads it.
             let _ = outcomes.send((n, outcome));
         });
     }

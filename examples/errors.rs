@@ -1,4 +1,4 @@
-//! What can go wrong, and what the caller is told.
+//! What can go wrong with a call, and which error the caller gets.
 
 use std::time::Duration;
 
@@ -41,14 +41,14 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let client = Client::connect(&url).await?;
     let account = AccountClient::new(&client);
 
-    // The method's own error, typed.
+    // The method's own error, as its own type.
     match account.withdraw(150).await {
         Err(CallError::Service(AccountError::Overdrawn { missing_cents })) => {
             println!("overdrawn by {missing_cents} cents")
         }
         other => println!("{other:?}"),
     }
-    // Everything else is a sentence that says what to do.
+    // Every other error prints as a sentence that says what to do.
     tell("a panic", account.crash().await);
     tell("a deadline", account.never().timeout(Duration::from_millis(100)).await);
     tell("a method that is not there", client.call::<()>("errors", "withdrew", (1,)).await);

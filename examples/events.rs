@@ -1,4 +1,4 @@
-//! Events: published under a key, handled by whoever subscribes to a pattern that matches it.
+//! Events are published with a key. Every server that subscribes to a matching pattern handles them.
 
 use hopline::{Client, Context, Server};
 use serde::{Deserialize, Serialize};
@@ -20,7 +20,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let server = Server::connect(&url)
         .await?
         .subscribe("order.*", move |ctx: Context, order: Order| {
-            // Sending fails when main has returned: nobody is interested then.
+            // Sending fails only after main has returned, when nobody reads it.
             let _ = every.send(format!("order.* heard {}: {order:?}", ctx.method()));
             async {}
         })

@@ -1,4 +1,4 @@
-//! Oneway calls wait in a durable queue: they are sent while no server is up, and none is lost.
+//! Oneway calls wait in a durable queue. They can be sent while no server is running, and none is lost.
 
 use hopline::{Client, Context, Error, Fault, Method, Server, Service};
 use tokio::sync::mpsc;
@@ -10,7 +10,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let client = Client::connect(&url).await?;
     let (lines, mut printed) = mpsc::unbounded_channel();
 
-    // The queue is made by the first server that ever serves.
+    // The first server of a service declares the queue. It stays when that server ends.
     serve(&url, &lines).await?.drain().await;
     for n in 1..=3 {
         client.oneway("oneway", "print", (format!("line {n}"),)).send().await?;

@@ -68,14 +68,14 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("exp2({n}) = {value} cost={cost_nanos}ns");
     }
 
-    // Sync style: wait here.
+    // Wait for the result here.
     println!("sync: fib(30) = {}", math.fib(30).await?);
 
-    // Future style: on its way now, collected later.
+    // Send the call now, and collect the result later.
     let pending = math.fib(40).start().await?;
     println!("future: fib(40) = {}", pending.await?);
 
-    // Callback style.
+    // Pass the outcome to a function.
     let (done, called_back) = oneshot::channel();
     math.fib(50).then(|outcome| {
         println!("callback: fib(50) = {outcome:?}");
@@ -83,7 +83,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     });
     called_back.await?;
 
-    // Oneway style: the broker has it, some instance runs it.
+    // A oneway call: this returns when the broker has confirmed it. Some instance runs it later.
     math.log("a oneway call".to_owned()).send().await?;
 
     // Broadcast: every instance answers.
@@ -93,7 +93,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("  instance {} says {:?}", reply.instance, reply.outcome);
     }
 
-    // Draining finishes what runs and gives back the rest: the oneway call above is run by now, or by the next server.
+    // Draining finishes running calls and requeues the others. The oneway call has run, or the next server runs it.
     one.drain().await;
     two.drain().await;
     client.close().await;

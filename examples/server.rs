@@ -15,8 +15,8 @@ use tracing_subscriber::EnvFilter;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    // lapin logs every returned message in full, and errors of connections that are closed on purpose: Hopline tells
-    // those that matter.
+    // lapin logs every returned message in full, and errors of connections that are closed on purpose. Hopline itself
+    // logs those that matter.
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,lapin=off"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 

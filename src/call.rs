@@ -1,4 +1,4 @@
-//! One invocation as a value: its options, and the styles in which it can be made.
+//! A call as a value: its options, and the ways in which it can be made.
 
 mod broadcast;
 mod callback;
@@ -25,12 +25,12 @@ use crate::middleware::Reply;
 use crate::route::Route;
 use crate::service::Failure;
 
-/// One invocation of a method. It does nothing until it is awaited, [started](Call::start), given a
-/// [callback](Call::then), [sent](Call::send) or [gathered](Call::all).
+/// One call of a method. It does nothing until it is awaited, [started](Call::start), given a [callback](Call::then),
+/// [sent](Call::send) or [gathered](Call::all).
 ///
-/// `T` is the result. `E` is the error that the method returns: its own type, with which the call fails as
-/// [`CallError<E>`](crate::CallError), or [`Fault`], with which it fails as [`Error`] like any call. Options are set on the
-/// call, not on the client, and before it is awaited:
+/// `T` is the result. `E` is the error that the method returns. If that is a type of its own, the call fails with
+/// [`CallError<E>`](crate::CallError). If it is [`Fault`], the call fails with [`Error`] like any other. Options are
+/// set on the call, before it is awaited:
 ///
 /// ```
 /// # use std::time::Duration;
@@ -39,9 +39,9 @@ use crate::service::Failure;
 /// # Ok(()) }
 /// ```
 ///
-/// A call is a future: several are made at once by `join!` or `join_all`, and `tokio::spawn` takes one. Dropping it once it
-/// is on its way cancels it, on the server too. One that is made in a handler inherits that call's deadline and trace,
-/// wherever it is awaited.
+/// A call is a future, so `join!` and `join_all` make several at once, and `tokio::spawn` takes one. Dropping a call
+/// that was sent cancels it, also on the server. A call that is made in a handler inherits the deadline and the trace
+/// of the call being handled, wherever it is awaited.
 #[must_use = "a call does nothing until it is awaited, started or sent"]
 pub struct Call<T, E = Fault> {
     client: Client,
@@ -50,17 +50,22 @@ pub struct Call<T, E = Fault> {
     fails_with: PhantomData<fn() -> E>,
 }
 
+/// How far a call is.
 #[derive(Debug)]
 enum Stage {
-    /// To be sent when it is polled.
+    /// It is sent when it is polled.
     Ready(Box<Request<Arguments>>),
+    /// It waits for its reply.
     Sent(Started),
+    /// It has ended.
     Over,
 }
 
+/// Reads the payload of a reply as the result.
 type ReadResult<T> = fn(Codec, &[u8]) -> Result<T, CodecError>;
 
-/// In the place of a result: a call that has none, not even an empty one. It is [sent](Call::send), not awaited.
+/// Stands in place of a result for a call that has none, not even an empty one. Such a call is [sent](Call::send), and
+/// not awaited.
 ///
 /// ```
 /// use hopline::{Call, Client, Error, Oneway};
@@ -76,11 +81,11 @@ type ReadResult<T> = fn(Codec, &[u8]) -> Result<T, CodecError>;
 #[derive(Debug)]
 pub struct Oneway {
     _never: Infallible,
-    /// What tells it from all results, which are `Send`.
+    /// Tells it from all results, which are `Send`.
     _not_send: PhantomData<*const ()>,
 }
 
-/// A result that a call can wait for: any, but for a [`Oneway`] call's, which has none.
+/// A result that a call can wait for: every type except [`Oneway`].
 ///
 /// ```
 /// use hopline::{Answered, Call, Error};
@@ -117,46 +122,49 @@ impl<T> Call<T> {
 }
 
 impl<T, E> Call<T, E> {
-    /// How long the call may take, from now to its result, or a oneway call until the broker has it. Default: the
-    /// client's, 30 s unless set. Inside a handler, no longer than what is left of the call being handled.
+    /// Sets how long the call may take until its result, or for a oneway call, until the broker's confirm. Default: the
+    /// client's time-out, 30 s unless set. In a handler, it is never longer than what is left of the call being
+    /// handled.
     pub fn timeout(self, timeout: Duration) -> Self {
         self.with(|request| request.timeout = Some(timeout))
     }
 
-    /// To one instance, by the id that [`Context::instance`](crate::Context::instance) or a
-    /// [reply](BroadcastReply::instance) told, instead of any.
+    /// Calls one instance, and not any. Its id is in [`Context::instance`](crate::Context::instance) and in a
+    /// [reply](BroadcastReply::instance).
     pub fn to(self, instance: impl Into<String>) -> Self {
         self.with(|request| request.route = Route::One(instance.into()))
     }
 
-    /// 0 to 9; calls of a higher priority overtake waiting ones of a lower, in a service with
-    /// [`Service::priorities`](crate::Service::priorities) or [`Service::quorum`](crate::Service::quorum): in others it
-    /// changes nothing. Default 0; more than 9 counts as 9. The queue of oneway calls is a quorum queue: RabbitMQ 4 and later
-    /// tell two priorities apart there, 0 to 4 and 5 to 9.
+    /// Sets the priority, 0 to 9. Waiting calls of a higher priority are delivered first. Default: 0. More than 9
+    /// counts as 9.
+    ///
+    /// This changes something only for a service with [`Service::priorities`](crate::Service::priorities) or
+    /// [`Service::quorum`](crate::Service::quorum). Quorum queues, such as those for oneway calls, have two priorities
+    /// on RabbitMQ 4 and later: 0 to 4, and 5 to 9.
     pub fn priority(self, priority: u8) -> Self {
         self.with(|request| request.priority = Some(priority))
     }
 
-    /// Text for the handler, which reads it with [`Context::metadata`](crate::Context::metadata); setting a name again
-    /// replaces its value. All metadata of a call may have 128 entries, and take 60 KiB
-    /// with 10 bytes for each of them.
+    /// Adds text for the handler, which reads it with [`Context::metadata`](crate::Context::metadata). Setting a name
+    /// again replaces its value. A call may have 128 entries. Together they may take 60 KiB, where each counts 10 bytes
+    /// more than its text.
     pub fn metadata(self, name: impl Into<String>, value: impl Into<String>) -> Self {
         let (name, value) = (name.into(), value.into());
         self.with(|request| set_entry(&mut request.metadata, name, value))
     }
 
-    /// How arguments and result are written. Default: the client's, CBOR unless set.
+    /// Sets how arguments and result are written. Default: the client's codec, CBOR unless set.
     pub fn codec(self, codec: Codec) -> Self {
         self.with(|request| request.codec = Some(codec))
     }
 
-    /// Broadcast style: every instance of the service that is up runs the method. Of a oneway call each runs it once, as soon
-    /// as it can; of others each answers.
+    /// Calls every instance of the service. Each runs the method: a oneway call once, as soon as it can; another call
+    /// is answered by each.
     pub fn all(self) -> Broadcast<T, E> {
         Broadcast::new(self)
     }
 
-    /// Sets an option. Of a call that is on its way, none can be set any more.
+    /// Sets an option. A call that was sent cannot be changed any more.
     fn with(mut self, set: impl FnOnce(&mut Request<Arguments>)) -> Self {
         if let Stage::Ready(request) = &mut self.stage {
             set(request);
@@ -164,6 +172,7 @@ impl<T, E> Call<T, E> {
         self
     }
 
+    /// The request of a call that was not sent yet.
     fn unsent(stage: Stage) -> Result<Request<Arguments>, Error> {
         match stage {
             Stage::Ready(request) => Ok(*request),
@@ -173,7 +182,7 @@ impl<T, E> Call<T, E> {
         }
     }
 
-    /// Puts the call on its way, if it is not.
+    /// Sends the call, unless it was sent.
     fn dispatch(&mut self) -> Result<(), Error> {
         self.stage = match std::mem::replace(&mut self.stage, Stage::Over) {
             Stage::Ready(request) => Stage::Sent(self.client.begin(*request)?),
@@ -185,8 +194,8 @@ impl<T, E> Call<T, E> {
 
 /// What only a call with an answer has.
 impl<T, E> Call<T, E> {
-    /// The type of the error that the method returns: from here on the call fails as
-    /// [`CallError<F>`](crate::CallError). With [`Fault`], which is the default, it fails as [`Error`].
+    /// Sets the type of the error that the method returns. From here on the call fails with
+    /// [`CallError<F>`](crate::CallError). The default is [`Fault`], with which it fails with [`Error`].
     ///
     /// ```
     /// use hopline::{CallError, Client};
@@ -205,9 +214,9 @@ impl<T, E> Call<T, E> {
         Call { client: self.client, stage: self.stage, read: self.read, fails_with: PhantomData }
     }
 
-    /// Says that the method may run twice without harm: the client sends the call again when its connection, or the instance
-    /// that runs it, is lost. Whether another instance runs what a dead one held is up to
-    /// [`Method::idempotent`](crate::Method::idempotent) on the server. `#[rpc(idempotent)]` says both.
+    /// Says that the method may run twice without harm. The client then sends the call again if its connection or its
+    /// instance is lost. Whether another instance runs a call that the broker redelivers is up to
+    /// [`Method::idempotent`](crate::Method::idempotent) on the server. `#[rpc(idempotent)]` sets both.
     pub fn idempotent(self) -> Self
     where
         T: Answered,
@@ -215,8 +224,8 @@ impl<T, E> Call<T, E> {
         self.with(|request| request.idempotent = true)
     }
 
-    /// Whether the call waits for an instance to come back while there is none. For calls to any instance; those to one or
-    /// to all end at once. Default: the client's, [`Absent::Wait`] unless set.
+    /// Sets whether the call waits while its service has no instance. This is for calls to any instance; others fail at
+    /// once. Default: the client's setting, [`Absent::Wait`] unless set.
     ///
     /// ```
     /// # async fn example(client: hopline::Client) -> Result<(), hopline::Error> {
@@ -230,10 +239,11 @@ impl<T, E> Call<T, E> {
         self.with(|request| request.absent = Some(absent))
     }
 
-    /// Future style: the call is on its way when this returns; what it returned is collected later.
+    /// Sends the call at once. The result is collected later, by awaiting what this returns.
     ///
     /// # Errors
-    /// What can be said at once: a bad name, arguments that cannot be written or are too large, a client that was closed.
+    /// What is known at once: an invalid name, arguments that cannot be written or are too large, a client that was
+    /// closed.
     pub async fn start(mut self) -> Result<Pending<T, E>, Error>
     where
         T: Answered,
@@ -245,9 +255,11 @@ impl<T, E> Call<T, E> {
         Ok(Pending(self))
     }
 
-    /// Callback style: the call is on its way, and `callback` gets its outcome, once, on a task of the runtime in which the
-    /// client connected. If that has ended, or ends before, the outcome is [`Error::Disconnected`], and `callback` gets it
-    /// on the thread that makes the call or ends the runtime.
+    /// Sends the call at once. `callback` gets its outcome exactly once, on a task of the runtime in which the client
+    /// connected.
+    ///
+    /// If that runtime has ended, or ends before, the outcome is [`Error::Disconnected`]. `callback` then gets it on
+    /// the thread that makes the call or ends the runtime.
     pub fn then(mut self, callback: impl FnOnce(Result<T, E::Error>) + Send + 'static)
     where
         T: Answered + 'static,
@@ -272,14 +284,18 @@ impl<T, E> Call<T, E> {
 }
 
 impl Call<Oneway> {
-    /// Oneway style: returns when the broker has the call safe. Some instance runs it, now or after a restart, at least
-    /// once; with [`Call::to`] it goes to that instance alone and dies with it.
+    /// Sends a oneway call. Returns after the broker has confirmed it. Some instance runs it at least once, now or
+    /// after a restart. With [`Call::to`] only that instance gets it, and the call is lost with it.
+    ///
+    /// If the connection is lost, the call is sent again with the same id. So after `Timeout`, or an error with
+    /// `may_have_run: true`, it may run all the same.
     ///
     /// # Errors
-    /// `NoService` when the service has never been served or the instance is gone, `Unreachable` when its queue refuses the
-    /// call, as while most of its nodes are away, `Blocked`, `Timeout` when the broker did not confirm in time, and `Disconnected` when there was no connection until
-    /// then or the client was closed. While connections are lost the call is sent again, with the same id: after `Timeout`,
-    /// or with `may_have_run: true`, it may run nevertheless.
+    /// - `NoService` if the service was never served, or the instance is gone.
+    /// - `Unreachable` if its queue refuses the call, for example since most of its nodes are down.
+    /// - `Blocked` while the broker accepts no messages.
+    /// - `Timeout` if the broker has not confirmed in time.
+    /// - `Disconnected` if there was no connection until then, or the client was closed.
     pub async fn send(self) -> Result<(), Error> {
         self.client.send(Self::unsent(self.stage)?).await
     }
@@ -304,7 +320,7 @@ impl<T, E> fmt::Debug for Call<T, E> {
     }
 }
 
-/// A call on its way. Awaiting it gives the outcome; dropping it cancels the call, on the server too.
+/// A call that was sent. Awaiting it returns the outcome. Dropping it cancels the call, also on the server.
 ///
 /// ```
 /// use hopline::{Client, Error, Pending};
@@ -333,7 +349,7 @@ impl<T, E> fmt::Debug for Pending<T, E> {
     }
 }
 
-/// What a reply says.
+/// The outcome that a reply tells. A compressed payload may decompress to at most `max_payload` bytes.
 fn outcome<T, E: Failure>(reply: &Reply, read: ReadResult<T>) -> Result<T, E::Error> {
     if reply.is_own_error() {
         return Err(E::read(reply.codec(), reply.payload()));
@@ -343,8 +359,8 @@ fn outcome<T, E: Failure>(reply: &Reply, read: ReadResult<T>) -> Result<T, E::Er
 }
 
 impl Client {
-    /// A call without a service trait: `service` is `name` or `name.vMAJOR`, `args` whatever serializes as an array: a
-    /// tuple, an array, a `Vec`.
+    /// Makes a call without a service trait. `service` is `name` or `name.vMAJOR`. `args` is anything that serde writes
+    /// as an array: a tuple, an array, or a `Vec`.
     pub fn call<R>(&self, service: &str, method: &str, args: impl Serialize + Send + 'static) -> Call<R>
     where
         // `DeserializeOwned` spelled out: of this, rustc tells what to derive.
@@ -353,7 +369,7 @@ impl Client {
         Call::new(self.clone(), self.target(service, method), args, Codec::decode)
     }
 
-    /// A oneway call without a service trait, to be [sent](Call::send).
+    /// Makes a oneway call without a service trait. [`send`](Call::send) publishes it.
     pub fn oneway(&self, service: &str, method: &str, args: impl Serialize + Send + 'static) -> Call<Oneway> {
         let no_result = |_: Codec, _: &[u8]| Err(CodecError("a oneway call has no result".to_owned()));
         Call::new(self.clone(), self.target(service, method), args, no_result)

@@ -1,4 +1,4 @@
-//! The calling side: connects, addresses calls, and waits for what comes back.
+//! The client: connects, makes calls, and publishes events.
 
 mod builder;
 mod events;
@@ -35,12 +35,14 @@ use crate::error::Error;
 use crate::route::Exchanges;
 use crate::state::State;
 
-/// The largest message that is sent or accepted unless set otherwise: what RabbitMQ 4 takes by default.
+/// The default for the largest message, in bytes. RabbitMQ 4 accepts the same by default.
 pub(crate) const MAX_MESSAGE_SIZE: usize = 16 * 1024 * 1024;
-/// The broker counts a message's time in 32 bits of milliseconds, which is a little more than this.
+/// The longest time-out. The broker counts a message's time to live with 32 bits of milliseconds, which is a little
+/// more than this.
 pub(crate) const MAX_TIMEOUT: Duration = Duration::from_secs(40 * 24 * 3600);
 
-/// Makes calls. Cloning is cheap, and the clones share one connection; it closes with the last of them.
+/// Makes calls and publishes events. Cloning is cheap, and all clones share one connection. It is closed when the last
+/// of them is dropped.
 ///
 /// ```
 /// # async fn example() -> Result<(), hopline::Error> {
@@ -51,21 +53,23 @@ pub(crate) const MAX_TIMEOUT: Duration = Duration::from_secs(40 * 24 * 3600);
 #[derive(Clone)]
 pub struct Client(Arc<Inner>);
 
+/// What the clones of a [`Client`] share.
 struct Inner {
     settings: CallSettings,
     line: Line,
     instance: Arc<str>,
-    /// How it says who it is: the name that people chose for it, if they did, and its id.
+    /// How the client names itself to servers: its name, if people gave it one, and its id.
     caller: Arc<str>,
     exchanges: Exchanges,
     targets: Targets,
     runtime: Handle,
 }
 
-/// Why there is no connection any more to a client whose runtime has gone.
+/// The reason of errors after the client's runtime has ended.
 pub(crate) const RUNTIME_ENDED: &str = "the runtime in which the client connected has ended";
 
-/// How long after its call's deadline a cancel may still be sent: servers count from when the call came to them.
+/// How long after its call's deadline a cancel may still be sent. Servers count a call's time from when it was
+/// delivered, so it may still run.
 const CANCEL_LATE: Duration = Duration::from_secs(30);
 
 impl Client {
@@ -98,8 +102,9 @@ impl Client {
         ClientBuilder::default()
     }
 
-    /// The id of this client: the same for all its clones, and for all its connections. The broker shows it with the
-    /// connection, and [`Context::caller`](crate::Context::caller) ends in it.
+    /// The id of this client on the broker. It is the same for all clones and all connections of this client. The
+    /// server sees it at the end of [`Context::caller`](crate::Context::caller), and the broker shows it with the
+    /// connection.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -113,7 +118,7 @@ impl Client {
         &self.0.instance
     }
 
-    /// Whether there is a connection to the broker, now and from now on.
+    /// The state of the connection, now and from now on.
     ///
     /// ```
     /// # async fn example(client: hopline::Client) {
@@ -128,19 +133,20 @@ impl Client {
         self.0.line.state()
     }
 
-    /// Closes the connection; calls in flight end as `Disconnected`. Dropping the last clone does the same, later.
+    /// Closes the connection. Calls in flight end with `Disconnected`. Dropping the last clone closes it as well, a
+    /// little later.
     pub async fn close(&self) {
         self.0.line.close().await;
     }
 
-    /// What has been sent and received so far.
+    /// What was sent and received since the client connected.
     #[must_use]
     pub fn traffic(&self) -> Traffic {
         self.0.line.traffic()
     }
 
-    /// How many calls and broadcasts wait at this moment, for replies or to leave at all; and, while there is no connection or
-    /// the broker is blocked, oneway calls, events and cancels that wait to leave.
+    /// How many calls and broadcasts wait now, for replies or for being sent. While there is no connection or the
+    /// broker is blocked, oneway calls, events and cancels that wait to be sent count as well.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.0.line.in_flight()
@@ -151,7 +157,7 @@ impl Client {
         self.0.targets.find(service, method)
     }
 
-    /// The largest payload that is read, in bytes, if it comes compressed.
+    /// The largest payload that is decompressed, in bytes.
     fn max_payload(&self) -> usize {
         self.0.settings.max_message_size
     }
@@ -161,7 +167,7 @@ impl Client {
     }
 }
 
-/// 48 random bits as text: enough to tell the instances of one namespace apart, short enough to read aloud.
+/// 48 random bits as text: enough to tell the instances of a namespace apart, and short enough to read aloud.
 pub(crate) fn short_id() -> String {
     let mut id = Uuid::new_v4().simple().to_string();
     id.truncate(12);

@@ -131,21 +131,24 @@ impl Context {
         &self.0.instance
     }
 
-    /// The id of this request: of the frame that the caller sent, to which the reply, a cancel and the log refer.
+    /// The id of this request. It is the id of the frame that the caller sent; the reply, a cancel and the log refer to
+    /// it.
     ///
-    /// It stays the same when that frame is delivered again: by the broker, by a client that lost its connection and sends it once
-    /// more, or as the next [attempt](Context::attempt) of a oneway call that failed. A caller that makes the call anew, since
-    /// the first request failed or is slow, sends a request with another id, and with the same [`call_id`](Context::call_id).
+    /// The id stays the same when the frame is delivered again: by the broker, by a client that lost its connection and
+    /// sends it once more, or as the next [attempt](Context::attempt) of a oneway call that failed. A caller that makes
+    /// the call again, since the first request failed or is slow, sends a request with another id and the same
+    /// [`call_id`](Context::call_id).
     #[must_use]
     pub fn request_id(&self) -> Uuid {
         self.0.id
     }
 
-    /// The id of the call: the same in all requests that a caller sends to get this one call done, and in every delivery of
-    /// each. The first request of a call has it as its own [`request_id`](Context::request_id).
+    /// The id of the call. It is the same in all requests that a caller sends for this one call, and in every delivery
+    /// of each. The first request of a call has the same id as its [`request_id`](Context::request_id).
     ///
-    /// What must not happen twice is recorded under this id where it happens, such as by a unique key in a database. The caller
-    /// chooses it: where users must not get at each other's records, the key is this and [`Context::user`].
+    /// Use it as a key to record work that must not be done twice, for example as a unique key in a database. The
+    /// caller chooses the id: if users must not get at each other's records, make the key of this id and
+    /// [`Context::user`].
     ///
     /// ```
     /// use hopline::{Context, Fault, Service};
@@ -226,13 +229,15 @@ impl Context {
         self.0.attempt
     }
 
-    /// How long the call has waited: from when its caller sent it first until this handler began, in whole milliseconds. `None`
-    /// if the caller does not say when that was. It is the difference between the clocks of two machines, and is as wrong as
-    /// they differ; it is zero if the caller's clock is ahead. Use it for logs and statistics, and
-    /// [`remaining`](Context::remaining) to decide anything.
+    /// How long the call waited between being sent first and the start of this handler, in whole milliseconds. `None`
+    /// if the caller does not say when it sent the call.
     ///
-    /// What was delivered or tried before has waited and run elsewhere meanwhile: [`redelivered`](Context::redelivered) and
-    /// [`attempt`](Context::attempt) tell.
+    /// The time is the difference of two machines' clocks, and is wrong by as much as these differ. It is zero if the
+    /// caller's clock is ahead. Use it for logs and statistics, and [`remaining`](Context::remaining) to decide
+    /// anything.
+    ///
+    /// If the call was [redelivered](Context::redelivered) or is not the first [attempt](Context::attempt), it may have
+    /// run elsewhere in this time.
     #[must_use]
     pub fn queue_time(&self) -> Option<Duration> {
         self.0.queue_time
@@ -244,7 +249,7 @@ impl Context {
         self.0.metadata.get(name)
     }
 
-    /// All metadata of the call, as names and texts, in the order in which the caller set them.
+    /// All metadata of the call, as names and texts in the order in which the caller set them.
     ///
     /// ```
     /// use hopline::{Context, Fault, Service};
@@ -259,7 +264,7 @@ impl Context {
         self.0.metadata.iter()
     }
 
-    /// The same call with this metadata.
+    /// The same context with the metadata that middleware has set.
     pub(crate) fn with_metadata(&self, metadata: &Entries) -> Self {
         if self.0.metadata.is_same(metadata) {
             return self.clone();

@@ -1,4 +1,5 @@
-//! What goes around calls, the same on both sides: access logs, authentication, retries, limits.
+//! Middleware: code that runs around calls, the same trait on clients and servers. It is for access logs,
+//! authentication, retries and limits.
 
 mod chain;
 mod invocation;
@@ -13,12 +14,12 @@ pub use self::invocation::{Invocation, Style};
 pub use self::reply::Reply;
 use crate::error::{Code, Error, Fault};
 
-/// What goes around each call of a client, a service, or a whole server. All three methods have a default that changes nothing.
+/// Code that runs around each call of a client, a service, or a whole server. Each of the three methods has a default
+/// that changes nothing.
 ///
-/// One is given to a client by [`ClientBuilder::with`](crate::ClientBuilder::with), to a service by
-/// [`Service::with`](crate::Service::with), and to all services and subscriptions of a server by
-/// [`ServerBuilder::with`](crate::ServerBuilder::with). Of several, the first that was added is the outermost; those of a
-/// server are around those of its services.
+/// [`ClientBuilder::with`](crate::ClientBuilder::with) adds one to a client, [`Service::with`](crate::Service::with) to
+/// a service, and [`ServerBuilder::with`](crate::ServerBuilder::with) to all services and subscriptions of a server. If
+/// there are several, the first that was added is the outermost. Those of a server are around those of its services.
 ///
 /// ```
 /// use hopline::{Client, Error, Finished, Invocation, Middleware, Next, Reply};
@@ -44,54 +45,58 @@ use crate::error::{Code, Error, Fault};
 /// # Ok(()) }
 /// ```
 pub trait Middleware: Send + Sync + 'static {
-    /// Goes around a call: on the client around sending it and waiting for what comes back, on the server around its handler.
-    /// By default it runs what is inside, and nothing else.
+    /// Runs around a call. On a client, what is inside sends the call and waits for what comes back. On a server, it is
+    /// the handler. The default only runs what is inside.
     ///
-    /// `next.run(call).await` runs what is inside. It may be run several times, one after the other or at once, since an
-    /// `Invocation` can be cloned: on a client each run is an attempt with a request id of its own, and with the same
-    /// [`call_id`](Invocation::call_id). Dropping the future of a run cancels that attempt: on a client its server hears of
-    /// it, on a server the handler is dropped where it waits. Without a run the handler does not run, and what this
-    /// returns is the outcome.
+    /// `next.run(call).await` runs what is inside. It can be run several times, one after the other or at once, since
+    /// an `Invocation` can be cloned. On a client, each run is an attempt with its own request id and the same
+    /// [`call_id`](Invocation::call_id). Dropping the future of a run cancels that attempt: a client tells the server,
+    /// and a server stops the handler at the point where it waits. If this never runs `next`, the handler does not run,
+    /// and what this returns is the outcome.
     ///
-    /// What comes back depends on the [style](Invocation::style). Of a call it is the reply. Of a oneway call, a broadcast and
-    /// an event a client has an empty reply as soon as the broker has the message; the replies to a broadcast go past the
-    /// middleware to whoever gathers them. On a server all have a reply, which is sent only if the style has one.
+    /// What comes back depends on the [style](Invocation::style). A call gives its reply. On a client, a oneway call, a
+    /// broadcast and an event give an empty reply as soon as the broker has confirmed the message; the replies to a
+    /// broadcast do not pass through the middleware. On a server all styles give a reply, and it is sent only if the
+    /// style has one.
     ///
-    /// An error of the method's own is an `Ok(Reply)`, of which [`Reply::is_own_error`] is true: the method has run and said so.
-    /// `Err` is everything else. A server sends it as a [`Fault`]: the one of an [`Error::Fault`], or one with the
-    /// [`code`](Error::code) and the text of any other. A panic is a fault with the code `INTERNAL`, and logged.
+    /// The method's own error is `Ok(reply)` where [`Reply::is_own_error`] is true, since the method has run and
+    /// returned it. Everything else is an `Err`. A server sends it as a [`Fault`]: the one in an [`Error::Fault`], or
+    /// for any other error one with its [`code`](Error::code) and text. A panic is logged and becomes a fault with the
+    /// code `INTERNAL`.
     ///
-    /// On a server this runs in the [`Context`](crate::Context) of the call: `Context::current()` is there, and calls that it
-    /// makes inherit the deadline.
+    /// On a server this runs within the [`Context`](crate::Context) of the call: `Context::current()` returns it, and
+    /// calls that this makes inherit the deadline.
     fn handle(&self, call: Invocation, next: Next) -> impl Future<Output = Result<Reply, Error>> + Send {
         next.run(call)
     }
 
-    /// Says whether a server takes a call: `Err` refuses it. By default it takes all. A client does not ask this.
+    /// Decides whether a server accepts a call. An `Err` refuses it. The default accepts every call. It is not called
+    /// on a client.
     ///
-    /// It is asked as soon as the call has come, before it takes up a place among the calls that run and before its arguments
-    /// are decompressed, so refusing costs little: the [payload](Invocation::payload) is empty here. It must not wait.
-    /// Questions of discovery are asked about too: their methods are `hopline.ping`, `hopline.info` and `hopline.stats`.
+    /// It is called as soon as the call arrives, before the call takes a place among the running calls and before its
+    /// arguments are decompressed, so a refusal costs little. The [payload](Invocation::payload) is empty here. It must
+    /// not block. It is also called for the questions of discovery, whose methods are `hopline.ping`, `hopline.info`
+    /// and `hopline.stats`.
     ///
-    /// The caller of a refused request gets the fault. A refused oneway call is kept with the dead letters, a refused event is
-    /// dropped and logged. A panic refuses with the code `INTERNAL`, and is logged.
+    /// The caller of a refused request gets the fault. A refused oneway call becomes a dead letter, and a refused event
+    /// is dropped and logged. A panic is logged and refuses the call with the code `INTERNAL`.
     fn admit(&self, call: &Invocation) -> Result<(), Fault> {
         let _ = call;
         Ok(())
     }
 
-    /// Is told how a call ended, once, when all is over: of those that ran, and of those that were refused, cancelled or
-    /// timed out before. By default it does nothing. It must not wait; a panic is logged.
+    /// Is called once when a call has ended, also if it was refused, cancelled or timed out before it ran. The default
+    /// does nothing. It must not block. A panic is logged.
     ///
-    /// On a server it is told at each end of a handler, so a oneway call that fails and is tried again ends several times. What
-    /// a server gives back to its queue as it drains has not ended. On a client it is told once a call, however many attempts
-    /// that took; a call that its caller dropped has ended as `CANCELLED`.
+    /// On a server this is called each time a handler ends, so it is called several times for a oneway call that fails
+    /// and is retried. It is not called for calls that a server requeues while it drains. On a client it is called once
+    /// for each call, however many attempts there were. If the caller dropped the call, the code is `CANCELLED`.
     fn finished(&self, done: &Finished<'_>) {
         let _ = done;
     }
 }
 
-/// How a call ended.
+/// How a call ended, for [`Middleware::finished`].
 ///
 /// ```
 /// use hopline::{Finished, Middleware};
@@ -112,19 +117,20 @@ pub trait Middleware: Send + Sync + 'static {
 pub struct Finished<'a> {
     /// The call, as it was before any middleware changed it.
     pub call: &'a Invocation,
-    /// What it came to: `OK` for a result, `UNKNOWN` for the method's own error, otherwise the code of the fault or the
-    /// [error](Error::code). `CANCELLED` and `DEADLINE_EXCEEDED` say that nobody waited for the outcome any more.
+    /// `OK` for a result, `UNKNOWN` for the method's own error, and otherwise the code of the fault or of the
+    /// [error](Error::code). `CANCELLED` and `DEADLINE_EXCEEDED` mean that nobody waited for the outcome any more.
     pub code: Code,
     /// Whether the method returned its own error.
     pub own_error: bool,
-    /// On a server, whether the handler was started; on a client, whether it may have been.
+    /// On a server, whether the handler started. On a client, whether it may have started.
     pub ran: bool,
-    /// On a server, how long the call waited before it was started, as [`Context::queue_time`](crate::Context::queue_time).
-    /// `None` if it was not started, and on a client.
+    /// On a server, how long the call waited before its handler started, as
+    /// [`Context::queue_time`](crate::Context::queue_time) tells. `None` if the handler did not start, if the caller
+    /// does not say when it sent the call, and on a client.
     pub queue_time: Option<Duration>,
-    /// How long the handler ran: on a server with the middleware around it, on a client as the reply says. `None` if it was not
-    /// started, or if a client does not know.
+    /// How long the handler ran. On a server this includes the middleware around it, and on a client it is what the
+    /// reply says. `None` if the handler did not start, or if a client does not know.
     pub handler_time: Option<Duration>,
-    /// From beginning to end: on a client since the call was made, on a server since it was delivered.
+    /// How long the call took altogether: on a client since it was made, on a server since it was delivered.
     pub took: Duration,
 }

@@ -1,5 +1,5 @@
-//! Where messages go: which exchange and which key a call, an event, a cancel or a question gets. No other file puts an
-//! exchange and a key together; their names are made in [`topology`](crate::topology).
+//! Where messages go: the exchange and the routing key of each call, event, cancel and question. No other file combines
+//! an exchange and a key; `topology.rs` makes their names.
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -19,9 +19,9 @@ pub(crate) enum Route {
     Any,
     /// This one alone, by its id.
     One(String),
-    /// Each that is up.
+    /// Every instance that is up.
     All,
-    /// Each instance of every service: for questions of discovery.
+    /// Every instance of every service, for questions of discovery.
     Everywhere,
 }
 
@@ -35,7 +35,8 @@ impl Route {
     }
 }
 
-/// What the frames of one message agree on.
+/// Where a message is published to, and what all its frames have in common. Frames with equal addresses may share a
+/// message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Address {
     exchange: Arc<str>,
@@ -44,16 +45,17 @@ pub(crate) struct Address {
     priority: Option<u8>,
 }
 
-/// What a client asks about a service. It asks by a cancel of no call at all: the broker returns it when the answer is no.
+/// A question that a client asks about a service. It is sent as a cancel without a call. The broker answers it: it
+/// returns the message if no instance has a queue for it, which means no.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Question {
-    /// Is there an instance that takes calls?
+    /// Does any instance take calls?
     IsThere,
     /// Is there an instance whose queue of calls has no limit?
     HasNoLimit,
 }
 
-/// The exchanges of one namespace.
+/// The exchanges of one namespace, and the addresses on them.
 #[derive(Debug, Clone)]
 pub(crate) struct Exchanges {
     rpc: Arc<str>,
@@ -81,7 +83,7 @@ impl Exchanges {
         }
     }
 
-    /// Where a oneway call goes: `method` is written `name.vMAJOR.method`.
+    /// The address of a oneway call. `method` is written `name.vMAJOR.method`.
     pub(crate) fn oneway(&self, route: &Route, service: &str, method: &Arc<str>) -> Address {
         match route {
             Route::Any => Address::new(&self.oneway, method.clone(), Kind::Oneway),
@@ -94,17 +96,18 @@ impl Exchanges {
         Address::new(&self.events, key, Kind::Event)
     }
 
-    /// Where the cancel of a call goes that took this route. Any instance may run a call that any may take.
+    /// The address of the cancel of a call that was sent by `route`. If any instance may run the call, the cancel goes
+    /// to all.
     pub(crate) fn cancel(&self, route: &Route, service: &str) -> Address {
         self.to_instances(route, service, Kind::Cancel)
     }
 
-    /// Where the question goes who runs a call.
+    /// The address of the question which instance is running a call.
     pub(crate) fn locate(&self, route: &Route, service: &str) -> Address {
         self.to_instances(route, service, Kind::Locate)
     }
 
-    /// Where a question about a service goes.
+    /// The address of a question about a service.
     pub(crate) fn question(&self, question: Question, service: &str) -> Address {
         let key = match question {
             Question::IsThere => presence_key(service),
@@ -113,17 +116,17 @@ impl Exchanges {
         Address::new(&self.rpc, key.into(), Kind::Cancel)
     }
 
-    /// Whether a message with this key came to all instances of a service, by this exchange.
+    /// Whether a message with this exchange and key went to all instances of a service.
     pub(crate) fn is_for_all(&self, exchange: &str, key: &str) -> bool {
         (exchange == &*self.rpc && is_all_key(key)) || exchange == &*self.discovery
     }
 
-    /// A message that nobody gets, which the broker confirms as soon as it has read it.
+    /// A message that no queue gets. The broker confirms it as soon as it has read it, so it measures the round trip.
     pub(crate) fn probe(&self) -> Publication {
         Publication::to_nobody(self.rpc.to_string())
     }
 
-    /// The queues of their own that instances have.
+    /// The address of the own queues of one instance, or of all.
     fn to_instances(&self, route: &Route, service: &str, kind: Kind) -> Address {
         let key = match route {
             Route::One(instance) => instance_key(service, instance),
@@ -144,17 +147,17 @@ impl Address {
         Self { exchange: "".into(), key: name.into(), kind, priority: None }
     }
 
-    /// The same for messages of this priority, 0 to 9.
+    /// The same address for messages of this priority, 0 to 9.
     pub(crate) fn with_priority(self, priority: Option<u8>) -> Self {
         Self { priority, ..self }
     }
 
-    /// The same exchange, and the key of one instance of a service.
+    /// The same exchange with the key of one instance of a service.
     pub(crate) fn at(self, service: &str, instance: &str) -> Self {
         Self { key: instance_key(service, instance).into(), ..self }
     }
 
-    /// Whether they are requests, oneway calls, events or cancels.
+    /// The kind of frames that are published here.
     pub(crate) fn kind(&self) -> Kind {
         self.kind
     }
@@ -171,39 +174,41 @@ impl Address {
         self.priority
     }
 
-    /// Whether it says where replies go.
+    /// Whether its messages name a queue for replies.
     pub(crate) fn is_answered(&self) -> bool {
         self.kind == Kind::Request
     }
 
-    /// Whether the broker returns it when no queue takes it. To an event, nobody has to listen.
+    /// Whether the broker returns a message that no queue gets. It does so for all kinds but events, which nobody need
+    /// receive.
     pub(crate) fn is_mandatory(&self) -> bool {
         self.kind != Kind::Event
     }
 
-    /// Whether it outlives a restart of the broker.
+    /// Whether its messages survive a restart of the broker.
     pub(crate) fn is_persistent(&self) -> bool {
         matches!(self.kind, Kind::Oneway | Kind::Event)
     }
 
-    /// Whether any instance of the service may take it, from the queue of its calls.
+    /// Whether any instance of `service` may run its requests.
     pub(crate) fn is_for_any(&self, service: &str) -> bool {
         self.kind == Kind::Request && *self.key == *service
     }
 
-    /// The service of a oneway call that any instance may take, from the queue of such calls.
+    /// The service whose work queue it leads to, if it is for oneway calls that any instance may run.
     pub(crate) fn worked_off_by(&self) -> Option<&str> {
         // An instance's key ends in `@` and its id; that of a oneway call in the method, which has no dot in it.
         let (service, method) = self.key.rsplit_once('.').filter(|_| self.kind == Kind::Oneway)?;
         (!method.contains('@')).then_some(service)
     }
 
-    /// What goes to the same queue. The queue of oneway calls is that of all methods of a service.
+    /// The lane of its messages: addresses that lead to the same queue share one. A service's oneway calls have one
+    /// queue for all methods.
     pub(crate) fn lane(&self) -> Lane {
         Lane::of((self.kind as u8, self.worked_off_by().unwrap_or(&self.key)))
     }
 
-    /// A message to there. What else is known of it by its address is set in its `properties`.
+    /// A message to this address. The address also sets the priority and the persistence in `properties`.
     pub(crate) fn publication(&self, properties: Properties, body: Bytes) -> Publication {
         Publication {
             exchange: self.exchange.to_string(),
@@ -215,7 +220,7 @@ impl Address {
     }
 }
 
-/// A message to a queue, by its name: the default exchange leads to each. It is returned if the queue is not there.
+/// A message to the queue `name`, through the default exchange. The broker returns it if the queue does not exist.
 pub(crate) fn to_queue(name: String, properties: Properties, body: Bytes) -> Publication {
     Publication { exchange: String::new(), key: name, mandatory: true, properties, body }
 }

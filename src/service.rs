@@ -52,6 +52,7 @@ pub struct Service {
     pub(crate) dispatch: Dispatch,
     /// How the queue of its requests is declared.
     pub(crate) calls: CallsQueue,
+    /// The middleware around its calls.
     pub(crate) middleware: Chain,
 }
 
@@ -94,10 +95,11 @@ pub(crate) enum Answer {
     Fault(Fault),
 }
 
-/// What a handler answers with, and what the reply says beside it.
+/// What a handler answers with, encoded, and the metadata of the reply.
 #[derive(Debug, Clone)]
 pub(crate) struct Body {
     pub(crate) bytes: Vec<u8>,
+    /// The metadata that middleware has set on the reply. Empty without middleware.
     pub(crate) metadata: Entries,
 }
 
@@ -259,8 +261,8 @@ impl Service {
         self
     }
 
-    /// Has a [`Middleware`] go around every call, oneway call and broadcast of this service. The first that is added is the
-    /// outermost; those of the [server](crate::ServerBuilder::with) are around them. Default: none, which costs nothing.
+    /// Puts a [`Middleware`] around every call, oneway call and broadcast of this service. The first that is added is
+    /// the outermost. The middleware of the [server](crate::ServerBuilder::with) is around them all. Default: none.
     ///
     /// ```
     /// use hopline::{Code, Fault, Invocation, Middleware, Service};
@@ -286,9 +288,9 @@ impl Service {
         self
     }
 
-    /// Keeps waiting calls on several nodes of a cluster, so that they outlive the loss of one; there may be a pause. Default:
-    /// on one, which is faster. Every instance has to say the same. From RabbitMQ 4.0 on, priorities are there then without
-    /// more, but only two: 0 to 4, and 5 to 9.
+    /// Keeps waiting calls on several nodes of a cluster, so that the loss of one node loses no call. Calls may have to
+    /// pause then. Default: one node, which is faster. Every instance must set the same. From RabbitMQ 4.0 on such a
+    /// queue always has priorities, but only two: 0 to 4, and 5 to 9.
     #[must_use]
     pub fn quorum(mut self) -> Self {
         self.calls.kind = QueueKind::Quorum;

@@ -251,7 +251,7 @@ pub(crate) fn instance_key(service: impl fmt::Display, instance: &str) -> String
     format!("{service}@{instance}")
 }
 
-/// The key that reaches all instances on the exchange of calls: no name has a `*` in it.
+/// The key that reaches all instances of a service, on the exchange of calls. No name contains a `*`.
 pub(crate) fn all_key(service: impl fmt::Display) -> String {
     format!("{service}@*")
 }
@@ -261,8 +261,8 @@ pub(crate) fn is_all_key(key: &str) -> bool {
     key.ends_with("@*")
 }
 
-/// The key of the question whether an instance is there whose service's queue of calls has no limit, so that it refuses none
-/// while it can be reached: no name has a `~` in it.
+/// The key of the question whether an instance takes calls whose service's queue of calls has no limit. While such an
+/// instance can be reached, no call is refused. No name contains a `~`.
 pub(crate) fn unlimited_key(service: impl fmt::Display) -> String {
     format!("{service}@~")
 }

@@ -5,17 +5,17 @@ use std::process::{Child, Command, Stdio};
 
 use super::Hopline;
 
-/// What `hopline bench serve` prints when all can be called.
+/// What `hopline bench serve` prints when its services can be called.
 const READY: &str = "serving\n";
 
-/// The server side of a sweep. It ends with this process, too, however that ends.
+/// The server of a sweep. It ends when this process ends, even if that crashes.
 pub(super) struct Served(Option<Child>);
 
 impl Served {
-    /// Starts it, and waits until it can be called. In memory there is none, since each load serves for itself.
+    /// Starts the server and waits until it can be called. Loads in memory need no server, since each serves itself.
     ///
     /// # Errors
-    /// When somebody else serves there already, or it cannot be started.
+    /// If another server runs there already, or this one cannot be started.
     pub(super) fn start(hopline: &Hopline) -> Result<Self, String> {
         if hopline.in_memory() {
             return Ok(Self(None));
@@ -35,13 +35,13 @@ impl Served {
         }
     }
 
-    /// Has it drain and end.
+    /// Makes the server drain and end.
     ///
     /// # Errors
-    /// When it fails.
+    /// If the server fails.
     pub(super) fn end(self) -> Result<(), String> {
         let Some(mut process) = self.0 else { return Ok(()) };
-        // It ends with its input.
+        // It ends when its input is closed.
         drop(process.stdin.take());
         match process.wait() {
             Ok(status) if status.success() => Ok(()),
@@ -51,7 +51,7 @@ impl Served {
     }
 }
 
-/// A server of somebody else's would take a part of the calls.
+/// Checks that no other server runs there, since it would take some of the calls.
 fn nobody_serves_yet(hopline: &Hopline) -> Result<(), String> {
     let mut call = Command::new(&hopline.program);
     call.args(["bench", "call", "--json", "--seconds", "0.05", "--concurrency", "1"]);

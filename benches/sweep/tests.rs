@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-/// The program, without what the tester's own environment says.
+/// The program, without settings from the environment of the test.
 fn sweep(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sweep"));
     for (variable, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("HOPLINE_")) {
@@ -16,7 +16,7 @@ fn sweep(arguments: &[&str]) -> Output {
     command.args(arguments).output().expect("it can be run")
 }
 
-/// A folder of this test run, gone with this.
+/// A folder of this test run. Dropping it deletes the folder.
 struct Folder(PathBuf);
 
 impl Folder {

@@ -21,7 +21,7 @@ pub(crate) enum MathError {
     DivisionByZero,
 }
 
-/// What can be called.
+/// The methods of the service.
 #[hopline::service]
 pub(crate) trait Demo {
     /// The Fibonacci number at `n`, where those at 0 and 1 are 1; wraps around where `u64` ends.
@@ -30,18 +30,18 @@ pub(crate) trait Demo {
     /// `base` to the power of `exp`.
     #[rpc(idempotent)]
     async fn exp(&self, base: i64, exp: u32) -> ExpReply;
-    /// The same bytes.
+    /// Returns its argument.
     #[rpc(idempotent)]
     async fn echo(&self, bytes: Vec<u8>) -> Vec<u8>;
     /// The sum.
     async fn add(&self, a: i64, b: i64) -> i64;
     /// The quotient.
     async fn div(&self, a: i64, b: i64) -> Result<i64, MathError>;
-    /// Takes that many milliseconds.
+    /// Sleeps for this many milliseconds.
     async fn sleep(&self, ms: u64);
-    /// Panics; the server goes on.
+    /// Panics. The server keeps running.
     async fn panic(&self);
-    /// The instance that answers.
+    /// The id of the instance that runs the call.
     #[rpc(idempotent)]
     async fn whoami(&self, ctx: &Context) -> String;
     /// Prints `note: LINE` where it runs, once for each call.

@@ -1,4 +1,4 @@
-//! Broadcast style: a call to every instance, and what each answers.
+//! Broadcasts: calls to every instance of a service, and their replies.
 
 use std::fmt;
 use std::time::Duration;
@@ -27,7 +27,7 @@ use crate::service::Failure;
 #[must_use = "a broadcast does nothing until it is sent, or its replies are gathered"]
 pub struct Broadcast<T, E = Fault>(Call<T, E>);
 
-/// One instance's answer to a broadcast.
+/// The reply of one instance to a broadcast.
 ///
 /// ```
 /// # async fn example(client: hopline::Client) -> Result<(), hopline::Error> {
@@ -46,9 +46,9 @@ pub struct BroadcastReply<T, E = Fault>
 where
     E: Failure,
 {
-    /// The instance that answered.
+    /// The instance that replied.
     pub instance: String,
-    /// What it answered.
+    /// The result or the error of this instance.
     pub outcome: Result<T, E::Error>,
 }
 
@@ -59,11 +59,13 @@ impl<T, E> Broadcast<T, E> {
 }
 
 impl<T, E: Failure> Broadcast<T, E> {
-    /// The replies that arrive within `window`, in the order they arrive. `window` replaces the call's timeout.
+    /// Collects the replies that arrive within `window`, in the order in which they arrive. `window` replaces the
+    /// call's time-out.
     ///
     /// # Errors
-    /// `NoService` when no instance is there, `Disconnected` when the connection is lost meanwhile, and what can be said
-    /// at once, as for [`Call::start`].
+    /// - `NoService` if there is no instance,
+    /// - `Disconnected` if the connection is lost meanwhile,
+    /// - the errors of [`Call::start`], which are known before anything is sent.
     pub async fn gather(self, window: Duration) -> Result<Vec<BroadcastReply<T, E>>, Error>
     where
         T: Answered,
@@ -76,13 +78,10 @@ impl<T, E: Failure> Broadcast<T, E> {
         Ok(replies)
     }
 
-    /// The replies as they arrive, until `window` is over, which replaces the call's timeout. Dropping the stream cancels the
-    /// call on instances that still run it. When the connection is lost, the last item says so, and its instance is
-    /// empty.
+    /// Returns the replies one by one as they arrive, until `window` is over. `window` replaces the call's time-out.
     ///
-    /// # Errors
-    /// What is known before any reply can come: `NoService` when no instance is there, and what can be said at once, as for
-    /// [`Call::start`].
+    /// Dropping the stream cancels the call on the instances that still run it. If the connection is lost, the last
+    /// item says so, and its `instance` is empty.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -96,6 +95,10 @@ impl<T, E: Failure> Broadcast<T, E> {
     /// }
     /// # Ok(()) }
     /// ```
+    ///
+    /// # Errors
+    /// - `NoService` if there is no instance,
+    /// - the errors of [`Call::start`], which are known before anything is sent.
     pub async fn replies(
         self,
         window: Duration,
@@ -109,7 +112,7 @@ impl<T, E: Failure> Broadcast<T, E> {
         }))
     }
 
-    /// Asks all. A lost connection is the last of the replies.
+    /// Sends the call to all instances. If the connection is lost, that is the last item.
     async fn ask(
         self,
         window: Duration,
@@ -126,8 +129,8 @@ impl<T, E: Failure> Broadcast<T, E> {
 }
 
 impl Broadcast<Oneway> {
-    /// Oneway style: returns when the broker has the call. Every instance that is up runs the method once, as soon as it
-    /// can.
+    /// Sends a oneway call to every instance that is up. Returns when the broker has confirmed it. Each instance runs
+    /// the method once, as soon as it can.
     ///
     /// # Errors
     /// As [`Call::send`].

@@ -1,4 +1,4 @@
-//! What a client may be told before it connects, and connecting.
+//! The settings of a client, and connecting.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,8 +23,8 @@ use crate::route::Exchanges;
 use crate::settings::{Decided, Settings, common_settings};
 use crate::transport::Role;
 
-/// Which calls may share a message. A broker's cost is per message, so sharing is worth about ten times the throughput;
-/// what a call means and how it ends is the same either way.
+/// Which calls may share a message. A broker's work is per message, so sharing gives about ten times the throughput.
+/// What a call means and how it ends does not depend on it.
 ///
 /// ```
 /// use hopline::{Client, Coalesce};
@@ -37,20 +37,20 @@ use crate::transport::Role;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Coalesce {
-    /// Calls that wait to leave at the same moment share a message when their methods are quick: at most 64 calls,
-    /// 64 KiB, and 1 ms of work going by the handler times that replies report. Calls of slow methods, and of those that
-    /// have not replied yet, go alone, so that prefetch keeps sharing work evenly.
+    /// Calls that wait to be sent at the same moment share a message if their methods are quick. A message holds at
+    /// most 64 calls, 64 KiB, and 1 ms of work, by the times of handlers in earlier replies. Calls of slow methods, and
+    /// of methods that have not replied yet, are sent alone, so that the work is still shared evenly between instances.
     #[default]
     Auto,
-    /// Up to this many calls share a message, whatever their methods take; 0 counts as 1, and more than 1024 as 1024, which
-    /// is what receivers take.
+    /// Up to this many calls share a message, however long their methods take. 0 counts as 1. More than 1024 count as
+    /// 1024, since receivers refuse more.
     Fixed(usize),
-    /// Each call has a message of its own.
+    /// Each call has its own message.
     Off,
 }
 
 impl Coalesce {
-    /// What a call takes up of a message.
+    /// How much of a message a call of `target` takes up.
     pub(super) fn share_of(self, target: &Target) -> Share {
         match self {
             Self::Auto => target.pace.average().map_or(Share::ALL, Share::of_work),
@@ -58,7 +58,7 @@ impl Coalesce {
         }
     }
 
-    /// What anything takes up of a message for which nobody can work while the rest of it waits.
+    /// How much of a message anything else takes up: oneway calls and events, which are quick to hand out.
     pub(super) fn share(self) -> Share {
         match self {
             Self::Auto => Share::LEAST,
@@ -68,12 +68,12 @@ impl Coalesce {
     }
 }
 
-/// How long a call may take, unless it is said otherwise.
+/// The default time-out of a call.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a broker that takes nothing is waited for, unless it is said otherwise.
+/// How long calls wait for a blocked broker by default.
 pub(crate) const BLOCKED_WAIT: Duration = Duration::from_secs(5);
 
-/// What a client may be told before it connects.
+/// The settings of a [`Client`], to change before connecting.
 ///
 /// ```
 /// use std::time::Duration;
@@ -97,7 +97,7 @@ pub struct ClientBuilder {
     max_in_flight: Option<(usize, WhenFull)>,
 }
 
-/// What holds for calls that do not say otherwise themselves.
+/// The settings for calls that do not set their own.
 #[derive(Debug, Clone)]
 pub(super) struct CallSettings {
     pub(super) codec: Codec,
@@ -110,7 +110,7 @@ pub(super) struct CallSettings {
     pub(super) middleware: Chain,
 }
 
-/// What becomes of a call when as many are in flight as may be.
+/// What to do with a call when [`max_in_flight`](ClientBuilder::max_in_flight) calls are in flight.
 ///
 /// ```
 /// use hopline::{Client, WhenFull};
@@ -121,14 +121,14 @@ pub(super) struct CallSettings {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WhenFull {
-    /// It waits for a place, and ends as [`Error::Overloaded`] shortly before its deadline if it gets none.
+    /// It waits for another call to end. If none does, it fails with [`Error::Overloaded`] shortly before its deadline.
     Wait,
-    /// It ends at once.
+    /// It fails at once with [`Error::Overloaded`].
     Refuse,
 }
 
-/// What becomes of a call while no instance of its service is there, but was within its
-/// [grace period](crate::Service::grace), 60 s unless set.
+/// What to do with a call while its service has no instance, but had one within its [grace
+/// period](crate::Service::grace), 60 s unless set.
 ///
 /// ```
 /// use hopline::{Absent, Client};
@@ -140,13 +140,13 @@ pub enum WhenFull {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Absent {
-    /// It waits for one to come back, as after a restart, until its deadline; then it ends as [`Error::Timeout`], which says
-    /// whether the broker was seen to have nobody for it.
+    /// It waits until its deadline for an instance, for example during a restart. Then it fails with
+    /// [`Error::Timeout`], which says whether the broker was seen to have nobody for it.
     #[default]
     Wait,
-    /// It ends at once, as [`Error::NoService`], and has not run. The broker is asked before a call leaves, which takes a
-    /// round trip, unless something was heard of the service within the last second: a call whose last instance leaves
-    /// just then waits after all.
+    /// It fails at once with [`Error::NoService`], and has not run. The broker is asked before the call is sent, which
+    /// takes a round trip, unless something was heard of the service within the last second. If the last instance
+    /// leaves at that moment, the call waits all the same.
     Fail,
 }
 
@@ -173,65 +173,67 @@ impl Default for ClientBuilder {
 impl ClientBuilder {
     common_settings!("client PROCESS INSTANCE");
 
-    /// How long a call may take that does not say so itself. Default 30 s.
+    /// How long a call may take that does not set its own time-out. Default: 30 s.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.settings.timeout = Some(timeout);
         self
     }
 
-    /// How payloads are written. Default [`Codec::Cbor`].
+    /// How payloads are written. Default: [`Codec::Cbor`].
     #[must_use]
     pub fn codec(mut self, codec: Codec) -> Self {
         self.calls.codec = codec;
         self
     }
 
-    /// The largest message to send, and the largest result to read from a compressed reply, in bytes. Default 16 MiB,
-    /// which is also what RabbitMQ 4 takes unless told otherwise. Compressed arguments count as they are sent; those that come
-    /// to more than the server's own cap are refused by it, as a fault RESOURCE_EXHAUSTED.
+    /// The largest message to send, and the largest result to read from a compressed reply, in bytes. Default: 16 MiB,
+    /// which RabbitMQ 4 accepts by default.
+    ///
+    /// Compressed arguments count with their compressed size. If they decompress to more than the server's own limit,
+    /// the server refuses them with the fault `RESOURCE_EXHAUSTED`.
     #[must_use]
     pub fn max_message_size(mut self, bytes: usize) -> Self {
         self.calls.max_message_size = bytes;
         self
     }
 
-    /// Which calls may share a message. Default [`Coalesce::Auto`].
+    /// Which calls may share a message. Default: [`Coalesce::Auto`].
     #[must_use]
     pub fn coalesce(mut self, coalesce: Coalesce) -> Self {
         self.calls.coalesce = coalesce;
         self
     }
 
-    /// How long a call waits for a broker that takes nothing, being short of memory or disk, before it ends as
-    /// [`Error::Blocked`]. Default 5 s.
+    /// How long a call waits for a broker that accepts no messages, being short of memory or disk. Then it fails with
+    /// [`Error::Blocked`]. Default: 5 s.
     #[must_use]
     pub fn blocked_wait(mut self, wait: Duration) -> Self {
         self.blocked_wait = wait;
         self
     }
 
-    /// How many calls may be in flight at once, at least 1; those beyond wait, or end as [`Error::Overloaded`]. Oneway calls,
-    /// broadcasts and events do not count. Default: no limit.
+    /// How many calls may be in flight at once, at least 1. Further calls wait, or fail with [`Error::Overloaded`].
+    /// Oneway calls, broadcasts and events do not count. Default: no limit.
     #[must_use]
     pub fn max_in_flight(mut self, calls: usize, when_full: WhenFull) -> Self {
         self.max_in_flight = Some((calls.clamp(1, Semaphore::MAX_PERMITS), when_full));
         self
     }
 
-    /// Whether calls wait for an instance to come back while there is none. A call can say otherwise, by
-    /// [`Call::absent`](crate::Call::absent). Default [`Absent::Wait`].
+    /// Whether calls wait while their service has no instance. A call can set its own with
+    /// [`Call::absent`](crate::Call::absent). Default: [`Absent::Wait`].
     #[must_use]
     pub fn absent(mut self, absent: Absent) -> Self {
         self.calls.absent = absent;
         self
     }
 
-    /// Text that every call, event and question of this client carries, as if [`Call::metadata`](crate::Call::metadata) had set
-    /// it. A call that sets the same name has its own text. Setting a name again replaces its text. Default: none. Bounds are
-    /// those of `Call::metadata`.
+    /// Adds text to every call, event and question of discovery of this client, as if
+    /// [`Call::metadata`](crate::Call::metadata) had set it. A call that sets the same name uses its own text. Setting
+    /// a name again replaces its text. Default: none. The limits are those of `Call::metadata`.
     ///
-    /// What changes over time, such as a token that is renewed, is set by a [`Middleware`] instead.
+    /// Use a [`Middleware`] for text that changes, such as a token that is renewed.
     ///
     /// ```
     /// # async fn example() -> Result<(), hopline::Error> {
@@ -244,18 +246,19 @@ impl ClientBuilder {
         self
     }
 
-    /// Puts a [`Middleware`] around every call, oneway call, broadcast and event of this client, and around its questions of
-    /// discovery, which are broadcasts to `hopline.v1`. The first that is added is the outermost. Default: none, which costs
-    /// nothing.
+    /// Puts a [`Middleware`] around every call, oneway call, broadcast and event of this client. It is also around the
+    /// questions of discovery, which are broadcasts to `hopline.v1`. The first that is added is the outermost. Default:
+    /// none.
     #[must_use]
     pub fn with(mut self, middleware: impl Middleware) -> Self {
         self.calls.middleware.push(middleware);
         self
     }
 
-    /// How arguments are compressed, for services that can read it: those of which every instance that has replied so
-    /// far has said so, which takes a first reply. At least 1024 bytes of arguments are, and only if that makes them
-    /// smaller; events never are. Compressed replies are read whatever is set here. Default: arguments are not compressed.
+    /// How arguments are compressed. They are compressed only for services that can read it: every instance that has
+    /// replied so far has to have said so, so it takes a first reply. Arguments are sent as they are if they have less
+    /// than 1024 bytes or would not become smaller. Events are never compressed. Compressed replies can be read
+    /// whatever is set here. Default: no compression.
     ///
     /// ```
     /// # async fn example() -> Result<(), hopline::Error> {
@@ -268,8 +271,8 @@ impl ClientBuilder {
         self
     }
 
-    /// Connects to the broker that `HOPLINE_URL` names, [with](Self::with_env) what else the environment says: see
-    /// [`environment`](crate::environment).
+    /// Connects to the broker in the variable `HOPLINE_URL`, with all other settings from the environment that the code
+    /// does not set: see [`environment`](crate::environment).
     ///
     /// # Errors
     /// As [`connect`](Self::connect), and `Invalid` for a variable that is missing or cannot be used.
@@ -277,21 +280,26 @@ impl ClientBuilder {
         self.with_env().connect(environment::url()?).await
     }
 
-    /// Connects to the broker that `url` names: `memory://`, `amqp://` or `amqps://`; or to the first that answers of
-    /// several, `amqp://user:password@a,b:5673,c/vhost` or whole addresses with a comma between them. A connection that is
-    /// lost is made again, for as long as it takes: see [`Client::state`].
+    /// Connects to the broker at `url`. If the connection is lost, it is opened again, however long that takes: see
+    /// [`Client::state`].
     ///
-    /// A host is a name, of whose addresses the first that answers is taken, or an IPv4 address, or an IPv6 address in
-    /// brackets. What is not a letter or a digit in a user, a password or a virtual host is percent-encoded. After a `?`
-    /// come options with `&` between them: `heartbeat` (seconds, 10 unless set), `frame_max` (bytes, 131072), `channel_max`,
-    /// `auth_mechanism` (`plain`, `amqplain`, `external`, `anonymous`), `connection_timeout` (milliseconds),
-    /// `order` (`random`, `given`). Each client and server tries several addresses in a random order of its own, so that
-    /// connections, and the queues that they make, spread over the nodes of a cluster; with `order=given`, as they are
-    /// written. While one does not answer for 2 s, the next is tried beside it.
+    /// `url` begins with `memory://`, `amqp://` or `amqps://`. It may name several brokers of a cluster, as in
+    /// `amqp://user:password@a,b:5673,c/vhost`, or as whole addresses with commas between them. The client connects to
+    /// the first that answers.
+    ///
+    /// - A host is a name, an IPv4 address, or an IPv6 address in brackets. If a name has several IP addresses, the
+    ///   first that answers is used.
+    /// - In a user, a password or a virtual host, everything that is not a letter or a digit is percent-encoded.
+    /// - Options come after a `?`, with `&` between them: `heartbeat` (seconds, default 10), `frame_max` (bytes,
+    ///   default 131072), `channel_max`, `auth_mechanism` (`plain`, `amqplain`, `external`, `anonymous`),
+    ///   `connection_timeout` (milliseconds) and `order` (`random`, `given`).
+    /// - Several addresses are tried in a random order, which each client and server chooses for itself. So
+    ///   connections, and the queues that belong to them, spread over the nodes of a cluster. With `order=given` they
+    ///   are tried as they are written. If one does not answer for 2 s, the next is tried at the same time.
     ///
     /// # Errors
-    /// `Invalid` for an address or a setting that cannot be used, `Connect` when no broker answers or it refuses,
-    /// `Mismatch` or `Broker` when it refuses what a client needs.
+    /// `Invalid` for an address or a setting that cannot be used. `Connect` if no broker answers, or the broker
+    /// refuses. `Mismatch` or `Broker` if it refuses what a client needs.
     pub async fn connect(self, url: impl AsRef<str>) -> Result<Client, Error> {
         let decided = self.settings.decide()?;
         let sessions = self.sessions(&decided, url.as_ref())?;
@@ -300,7 +308,8 @@ impl ClientBuilder {
         Ok(self.client(decided, sessions, Some(session)))
     }
 
-    /// The same without waiting for the broker, which need not be there yet: calls wait for it until their deadline.
+    /// The same, but does not wait for the broker, which may be down. Calls wait until their deadlines for a
+    /// connection.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -316,7 +325,7 @@ impl ClientBuilder {
     /// `Invalid` for an address or a setting that cannot be used.
     ///
     /// # Panics
-    /// Outside a tokio runtime.
+    /// Outside of a tokio runtime.
     pub fn connect_lazy(self, url: impl AsRef<str>) -> Result<Client, Error> {
         let decided = self.settings.decide()?;
         let sessions = self.sessions(&decided, url.as_ref())?;

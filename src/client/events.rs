@@ -43,11 +43,11 @@ pub enum Published {
     NotToAll,
 }
 
-/// An event that is to be published.
+/// One attempt to publish an event.
 struct Event {
     key: Arc<str>,
     metadata: Vec<(String, String)>,
-    /// Of the handler that publishes it.
+    /// The context of the handler that publishes it.
     context: Option<Context>,
     attempt: Attempt,
 }
@@ -97,7 +97,7 @@ impl Client {
         self.announce_through(event, payload.into()).await
     }
 
-    /// The same with the middleware around it.
+    /// Publishes an event with the middleware around it.
     async fn announce_through(&self, event: Event, payload: Bytes) -> Result<Published, Error> {
         let codec = self.0.settings.codec;
         let call = Invocation {
@@ -129,7 +129,7 @@ impl Client {
         Ok(if announcing.await?.missed { Published::NotToAll } else { Published::ToAll })
     }
 
-    /// Puts an event on its way, and waits until the broker has it.
+    /// Publishes an event and waits until the broker has confirmed it.
     async fn announce(
         &self,
         event: &Event,

@@ -46,7 +46,7 @@ pub(super) struct Token {
     pub(super) leaving: Option<CancellationToken>,
     /// How many times it was sent.
     pub(super) attempts: u32,
-    /// How many earlier attempts of the same call were other requests.
+    /// How many attempts of the same call came before this request.
     pub(super) before: u32,
     /// Its place among the calls in flight. `None` if they are not limited.
     pub(super) place: Option<Place>,

@@ -193,7 +193,7 @@ impl fmt::Debug for Dispatched {
     }
 }
 
-/// What an instance answers to a broadcast: its id, if it tells it, and its reply.
+/// The reply of one instance to a broadcast, with the id of the instance if the reply tells it.
 pub(crate) type Answer = (Option<Arc<str>>, Result<Reply, Error>);
 
 /// The replies to a broadcast, as a stream that ends at the deadline. If the connection is lost, that error is the last
@@ -253,7 +253,8 @@ impl Drop for Gathering {
     }
 }
 
-/// What a reply says; a compressed one may have a payload of so many bytes.
+/// Turns the frame of a reply into a reply or an error. A compressed payload may decompress to at most `max_payload`
+/// bytes.
 fn read(mut frame: Frame, max_payload: usize) -> Result<Reply, Error> {
     let more = frame.metadata.more();
     if !frame.service_error {
@@ -279,10 +280,11 @@ fn read(mut frame: Frame, max_payload: usize) -> Result<Reply, Error> {
     })
 }
 
+/// The fault in the frame of a reply.
 fn fault(reply: &Frame) -> Fault {
     let reason = reply.metadata.more().error.clone().filter(|reason| !reason.is_empty());
     Fault {
-        // What tells of an error is none, whatever its status says.
+        // A reply with the text of an error is an error, whatever its status says.
         code: if reply.status == Code::Ok { Code::Unknown } else { reply.status },
         message: reason.unwrap_or_else(|| "the server gave no reason".to_owned()),
         retry_after: reply.metadata.more().retry_after,

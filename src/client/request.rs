@@ -1,4 +1,4 @@
-//! What a call asks for, and the frame that is made of it.
+//! A call before it is sent: what it asks for, and the frame that is made of it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -23,63 +23,64 @@ use crate::outbox::{Parcel, Share};
 use crate::route::{Address, Route};
 use crate::topology::{MAX_PRIORITY, check_name};
 
-/// How much sooner than the call itself its request ends in a queue: the broker begins to count when it arrives there,
-/// and a call that has timed out is not to be run.
+/// How much earlier than the call's deadline its message expires in a queue. The broker begins to count only when the
+/// message arrives, and a call that has timed out must not run.
 const HEAD_START: Duration = Duration::from_millis(5);
 
 /// What is to be sent: a target, a payload, and the options of the call.
 ///
-/// With [`Arguments`] it can be sent once, and the codec writes them straight into the frame. With `Bytes` it can be copied, and
-/// sent as often as somebody wants to try.
+/// A request with [`Arguments`] can be sent once: the codec writes them directly into the frame. A request with `Bytes`
+/// can be copied and sent as often as needed.
 #[derive(Clone)]
 pub(crate) struct Request<P = Bytes> {
-    /// The method; or what is wrong with its name.
+    /// The method, or what is wrong with its name.
     pub(crate) target: Result<Arc<Target>, String>,
     pub(crate) payload: P,
     pub(crate) route: Route,
-    /// Where these are not set, the client says.
+    /// For this and the next two, `None` means the client's setting.
     pub(crate) codec: Option<Codec>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) absent: Option<Absent>,
     pub(crate) priority: Option<u8>,
     pub(crate) metadata: Vec<(String, String)>,
     pub(crate) idempotent: bool,
-    /// Of the handler that makes the call.
+    /// The context of the handler that makes the call.
     pub(crate) context: Option<Context>,
-    /// None for a call that is made once, without middleware.
+    /// `None` for a call without middleware, which is sent once.
     pub(crate) attempt: Option<Box<Attempt>>,
 }
 
-/// An attempt of a call that may have several.
+/// One attempt of a call that may have several.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Attempt {
-    /// The id of the call, which is also that of its first attempt.
+    /// The id of the call. The first attempt has it as its own id too.
     pub(super) call_id: Uuid,
-    /// 1 for the first.
+    /// 1 for the first attempt.
     pub(super) number: u32,
-    /// How long the call may take, with all its attempts, and when that is over.
+    /// How long the call may take with all its attempts.
     pub(super) timeout: Duration,
+    /// When that time is over.
     pub(super) deadline: Instant,
 }
 
 impl Attempt {
-    /// The first of a call that may take so long from now on.
+    /// The first attempt of a call that may take the time `timeout` from now on.
     pub(super) fn first(timeout: Duration) -> Self {
         Self { call_id: Uuid::new_v4(), number: 1, timeout, deadline: Instant::now() + timeout }
     }
 
-    /// The id of the attempt.
+    /// The id of this attempt. Except for the first attempt, each call of this returns a new id.
     pub(super) fn id(self) -> Uuid {
         if self.number == 1 { self.call_id } else { Uuid::new_v4() }
     }
 }
 
-/// Appends the arguments to a frame, once the codec is known.
+/// Writes the arguments into a frame, with the codec that is chosen when the call is sent.
 pub(crate) type Arguments = Box<dyn FnOnce(Codec, &mut Vec<u8>) -> Result<(), CodecError> + Send>;
 
-/// What a request carries.
+/// What a request carries: arguments that are not encoded yet, or encoded bytes.
 pub(crate) trait Payload {
-    /// Appends it to a frame, as this codec writes it.
+    /// Appends the payload to a frame, encoded with `codec`.
     fn append(self, codec: Codec, frame: &mut Vec<u8>) -> Result<(), CodecError>;
 }
 
@@ -116,7 +117,7 @@ impl<P> Request<P> {
 }
 
 impl Request<Arguments> {
-    /// The same with its arguments written, so that it can be sent several times.
+    /// The same request with its arguments encoded, so that it can be sent several times.
     pub(super) fn written(self, codec: Codec) -> Result<Request, CodecError> {
         let Self { target, payload, route, timeout, absent, priority, metadata, idempotent, context, attempt, .. } =
             self;
@@ -133,30 +134,32 @@ impl<P> fmt::Debug for Request<P> {
     }
 }
 
-/// A request that is ready to leave.
+/// A request with its finished frame, ready to be sent.
 pub(super) struct Outgoing {
     pub(super) ticket: Ticket,
-    /// How much time is left to it.
+    /// How much time it has left.
     left: Duration,
-    /// How many attempts of its call came before it.
+    /// How many attempts of the same call came before it.
     before: u32,
     frame: Bytes,
     priority: Option<u8>,
     pub(super) idempotent: bool,
     pub(super) absent: Absent,
-    /// Cancelled when the server drains that serves the call itself, and one of whose handlers makes it.
+    /// Cancelled when the server of the handler that makes this call drains, if that server serves the called service
+    /// too. The call must not wait for its own server then.
     pub(super) leaving: Option<CancellationToken>,
 }
 
 impl Outgoing {
-    /// What becomes of it if it cannot leave, until shortly before its caller's own time is over.
+    /// What the line is told about this request: above all until when it may wait to be sent. That is shortly before
+    /// its deadline.
     pub(super) fn token(&self) -> Token {
         Token { before: self.before, ..Token::until(self.ticket.deadline - head_start(self.left)) }
     }
 }
 
 impl Client {
-    /// Makes a frame of a request, and checks what can be checked here.
+    /// Makes the frame of a request, and checks everything that can be checked before it is sent.
     pub(super) fn prepare<P: Payload>(&self, request: Request<P>, kind: Kind) -> Result<Outgoing, Error> {
         let settings = &self.0.settings;
         let target = request.target.map_err(Error::Invalid)?;
@@ -227,13 +230,14 @@ impl Client {
         Ok(Outgoing { ticket, left, before, frame, priority, idempotent: request.idempotent, absent, leaving })
     }
 
-    /// How long a call may take that allows itself so much: no longer than what is left to the handler that makes it.
+    /// How long a call may take that allows itself `allowed`. It never gets more time than the handler that makes it
+    /// has left.
     pub(super) fn time_for(&self, allowed: Option<Duration>, context: Option<&Context>) -> Duration {
         let own = allowed.unwrap_or(self.0.settings.timeout).min(MAX_TIMEOUT);
         context.and_then(Context::inherited).map_or(own, |remaining| own.min(remaining))
     }
 
-    /// What a call says, and what this client always adds: of two entries of one name, the call's.
+    /// The metadata of a call together with the client's own. If both have a name, the call's text is used.
     pub(super) fn with_own(&self, mut metadata: Vec<(String, String)>) -> Vec<(String, String)> {
         for (name, value) in &self.0.settings.metadata {
             if !metadata.iter().any(|(own, _)| own == name) {
@@ -243,7 +247,7 @@ impl Client {
         metadata
     }
 
-    /// Puts a frame among those that wait to leave.
+    /// Hands a frame to the line, which sends it.
     pub(super) fn post(&self, outgoing: Outgoing, address: Address, share: Share, token: Token) -> Ticket {
         let Outgoing { ticket, left, frame, priority, .. } = outgoing;
         let parcel = Parcel {
@@ -258,7 +262,7 @@ impl Client {
         ticket
     }
 
-    /// What every frame of this client says.
+    /// The metadata that every frame of this client has.
     pub(super) fn metadata(&self, trace: Option<Trace>) -> Metadata {
         Metadata {
             sent_at: Some(unix_millis()),
@@ -268,13 +272,14 @@ impl Client {
         }
     }
 
+    /// Checks that a frame is not over the client's limit. `what` names it in the error.
     pub(super) fn sized(&self, what: &'static str, body: Bytes) -> Result<Bytes, Error> {
         let limit = self.0.settings.max_message_size;
         if body.len() > limit { Err(Error::TooLarge { what, size: body.len(), limit }) } else { Ok(body) }
     }
 }
 
-/// Whether a frame can take the metadata of a call.
+/// Checks that a frame can hold the metadata of a call.
 pub(super) fn check_metadata(entries: &[(String, String)]) -> Result<(), Error> {
     frame::check_entries(entries.iter().map(|(name, value)| (&**name, &**value))).map_err(|excess| match excess {
         Excess::Size(size, limit) => Error::TooLarge { what: "metadata", size, limit },
@@ -282,16 +287,18 @@ pub(super) fn check_metadata(entries: &[(String, String)]) -> Result<(), Error> 
     })
 }
 
-/// The error of arguments that cannot be written.
+/// The error for arguments that cannot be encoded.
 pub(super) fn unwritten(target: &Target, error: CodecError) -> CodecError {
     CodecError(format!("the arguments of `{target}` {}", error.0))
 }
 
+/// [`HEAD_START`], or less for a call with a short time-out.
 pub(super) fn head_start(timeout: Duration) -> Duration {
     HEAD_START.min(timeout / 8)
 }
 
-/// Where a call made here stands in its trace: under the call being handled, or at its root, if anybody listens.
+/// The trace of a call that is made here. Its parent is the call being handled. Without one it begins a new trace, if
+/// anything subscribes to spans.
 pub(super) fn traced(parent: Option<&Context>) -> Option<Trace> {
     match parent {
         Some(parent) => Some(Trace::under(Some(parent.trace()))),

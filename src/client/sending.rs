@@ -1,4 +1,4 @@
-//! Sending: requests, broadcasts and oneway calls to where they belong, cancels after them, and what the broker says of them.
+//! How a client sends requests, broadcasts, oneway calls and cancels, and what it does with the broker's confirms.
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
@@ -21,7 +21,7 @@ use crate::route::Route;
 use crate::transport::Lost;
 
 impl Client {
-    /// Puts a request on its way.
+    /// Sends a request. The reply comes through what this returns.
     pub(super) fn dispatch<P: Payload>(&self, request: Request<P>) -> Result<Dispatched, Error> {
         let outgoing = self.prepare(request, Kind::Request)?;
         let (sender, replied) = oneshot::channel();
@@ -37,7 +37,8 @@ impl Client {
         Ok(Dispatched::new(self.clone(), ticket, replied))
     }
 
-    /// Puts a request on its way to all instances that its route says, of a service or of all.
+    /// Sends a request to all instances on its route, of one service or of all services. Returns when the broker has
+    /// confirmed it.
     pub(super) async fn gather<P: Payload>(&self, request: Request<P>) -> Result<Gathering, Error> {
         let outgoing = self.prepare(request, Kind::Request)?;
         let Ticket { target, route, .. } = &outgoing.ticket;
@@ -58,7 +59,7 @@ impl Client {
         }
     }
 
-    /// Hands a oneway call to the broker.
+    /// Publishes a oneway call. Returns when the broker has confirmed it.
     pub(super) async fn hand_over<P: Payload>(&self, request: Request<P>) -> Result<(), Error> {
         let outgoing = self.prepare(request, Kind::Oneway)?;
         let Ticket { target, route, .. } = &outgoing.ticket;
@@ -75,7 +76,7 @@ impl Client {
         }
     }
 
-    /// What tells whoever may run a call that nobody waits for it any more.
+    /// The cancel of a call, addressed to the instances that may be running it.
     fn cancel(&self, ticket: &Ticket) -> Addressed {
         let Ticket { target, route, id, deadline, .. } = ticket;
         let remaining = deadline.saturating_duration_since(Instant::now());
@@ -93,7 +94,7 @@ impl Client {
         (self.0.exchanges.cancel(route, &target.service_text), parcel)
     }
 
-    /// Nobody waits for a call any more; with its ticket, whoever runs it is told.
+    /// Stops waiting for a call. With a ticket, this also sends a cancel to the instance that runs it.
     pub(super) fn forget(&self, id: Uuid, ticket: Option<&Ticket>) {
         self.0.line.forget(id, ticket.map(|ticket| self.cancel(ticket)));
     }
@@ -103,12 +104,12 @@ impl Client {
         Error::Disconnected { method: Some(target.to_string()), may_have_run, reason: self.0.line.reason().to_string() }
     }
 
-    /// Waits until the broker has a request, or its deadline.
+    /// Waits until the broker has confirmed a request, or until the deadline.
     async fn confirmed(&self, ticket: &Ticket, said: oneshot::Receiver<End>) -> Result<(), Error> {
         ticket.outcome(self.end_of(ticket.id, ticket.deadline, said).instrument(ticket.span.clone()).await)
     }
 
-    /// What the broker said of `id`, or what else it came to by its deadline.
+    /// What the broker said about the frame `id`, or what else happened to it by its deadline.
     pub(super) async fn end_of(&self, id: Uuid, deadline: Instant, mut said: oneshot::Receiver<End>) -> End {
         let in_time = tokio::select! {
             biased;
@@ -130,14 +131,14 @@ impl Client {
         said.unwrap_or_else(|_| End::Lost(gone()))
     }
 
-    /// A timer that can be waited for anywhere: in the runtime that waits, or where that is none of tokio's, in the one in
-    /// which the client connected.
+    /// A timer that works on any thread. It uses the tokio runtime of the thread that waits, or if there is none, the
+    /// one in which the client connected.
     pub(super) fn timer(&self, at: Instant) -> Sleep {
         let _entered = Handle::try_current().is_err().then(|| self.0.runtime.enter());
         sleep_until(at)
     }
 
-    /// The time of a call is over: it is to be told whether it has left.
+    /// Tells the line that the time of a call is over. The line then says whether the call was sent.
     pub(super) fn overdue(&self, id: Uuid) {
         self.0.line.overdue(id);
     }

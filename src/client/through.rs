@@ -1,4 +1,5 @@
-//! Calls that go through middleware, where a client has some; and those that do not, at no cost.
+//! The way of a call through the middleware of a client. A client without middleware sends its calls directly, at no
+//! extra cost.
 
 use std::fmt;
 use std::future::Future;
@@ -24,13 +25,15 @@ use crate::error::{Code, Error, Fault};
 use crate::middleware::{Chain, Finished, Invocation, Reply, Style};
 use crate::panics::words;
 
-/// A call that is on its way: its reply is still to come.
+/// A call that was started, and whose reply has not come yet.
 pub(crate) enum Started {
+    /// It was sent without middleware.
     Straight(Dispatched),
+    /// It goes through middleware.
     Through(Through),
 }
 
-/// A call that goes through middleware. Dropping it gives the call up.
+/// A call that goes through middleware. Dropping it cancels the call.
 pub(crate) struct Through {
     running: Running,
     runtime: Handle,
@@ -38,10 +41,11 @@ pub(crate) struct Through {
 }
 
 enum Running {
-    /// By whoever waits for it.
+    /// Whoever waits for the call runs it.
     Here(BoxFuture<'static, Result<Reply, Error>>),
-    /// On a task of its own.
+    /// It runs on a task of its own.
     There(JoinHandle<Result<Reply, Error>>),
+    /// It has ended. This is the outcome, until somebody takes it.
     Over(Option<Result<Reply, Error>>),
 }
 
@@ -57,10 +61,10 @@ impl Future for Started {
 }
 
 impl Started {
-    /// Has the call go on by itself, whether somebody waits for it or not.
+    /// Makes the call run by itself from now on, whether or not anybody waits for it.
     ///
     /// # Errors
-    /// What the call has failed with already.
+    /// The error of a call that has failed already.
     pub(crate) fn go_on(&mut self) -> Result<(), Error> {
         let Self::Through(through) = self else { return Ok(()) };
         let Poll::Ready(outcome) = through.poll(&mut TaskContext::from_waker(Waker::noop())) else {
@@ -114,10 +118,11 @@ impl fmt::Debug for Started {
     }
 }
 
-/// What comes back from a broadcast: each instance with its reply; a lost connection is the last item.
+/// The replies to a broadcast, each with its instance. If the connection is lost, the last item says so.
 pub(crate) enum Answers {
+    /// The instances were asked, and reply one after the other.
     Asked(Gathering),
-    /// The one reply of a middleware that has asked nobody.
+    /// A middleware replied itself, without asking any instance.
     Made(Option<Reply>),
 }
 
@@ -133,7 +138,7 @@ impl Stream for Answers {
 }
 
 impl Client {
-    /// Puts a call on its way.
+    /// Starts a call.
     pub(crate) fn begin(&self, request: Request<Arguments>) -> Result<Started, Error> {
         if self.0.settings.middleware.is_empty() {
             return Ok(Started::Straight(self.dispatch(request)?));
@@ -145,7 +150,7 @@ impl Client {
         Ok(Started::Through(Through { running, runtime: self.0.runtime.clone(), context }))
     }
 
-    /// Hands a oneway call to the broker.
+    /// Publishes a oneway call. Returns when the broker has confirmed it.
     pub(crate) async fn send(&self, request: Request<Arguments>) -> Result<(), Error> {
         if self.0.settings.middleware.is_empty() {
             return self.hand_over(request).await;
@@ -159,7 +164,7 @@ impl Client {
         sending.await.map(drop)
     }
 
-    /// Asks all instances that the request's route says.
+    /// Asks all instances on the request's route.
     pub(crate) async fn ask(&self, request: Request<Arguments>) -> Result<Answers, Error> {
         if self.0.settings.middleware.is_empty() {
             return Ok(Answers::Asked(self.gather(request).await?));
@@ -182,7 +187,7 @@ impl Client {
         Ok(asked.map_or_else(|| Answers::Made(Some(reply)), Answers::Asked))
     }
 
-    /// A request as middleware sees it, and what is not shown to it.
+    /// A request as middleware gets it, and the rest of the request, which middleware does not see.
     fn opened(&self, request: Request<Arguments>, style: Style) -> Result<(Invocation, Request), Error> {
         let target = request.target.clone().map_err(Error::Invalid)?;
         let codec = request.codec.unwrap_or(self.0.settings.codec);
@@ -207,7 +212,7 @@ impl Client {
         Ok((call, request))
     }
 
-    /// Runs a call through the middleware; each run of the innermost sends a copy of its request.
+    /// Runs a call through the middleware. Each run of the innermost sends a copy of the request.
     fn attempts<F, A>(
         &self,
         call: Invocation,
@@ -227,8 +232,8 @@ impl Client {
         })
     }
 
-    /// Runs a call through the middleware, and tells that how it ended. `send` is innermost, and is given the call as the
-    /// middleware has left it, with the number of its attempt.
+    /// Runs a call through the middleware, and then tells the middleware how it ended. `send` is innermost. It gets the
+    /// call as the middleware has changed it, and its attempt.
     pub(super) fn through<F, A>(
         &self,
         call: Invocation,
@@ -261,17 +266,19 @@ impl Client {
     }
 }
 
-/// Tells the middleware how a call ended, be it that nobody waited for its end.
+/// Tells the middleware how a call ended. If it is dropped before that, nobody waited for the call to end, and it tells
+/// that the call was cancelled.
 struct Watch {
     middleware: Chain,
     call: Invocation,
     since: Instant,
-    /// How many have been sent.
+    /// How many attempts were sent.
     attempts: Arc<AtomicU32>,
     is_over: bool,
 }
 
 impl Watch {
+    /// Logs that a middleware panicked. Returns the error of the call.
     fn panicked(&self, said: Option<&str>) -> Error {
         let (service, method) = (self.call.service(), self.call.method());
         error!(service, method, panic = said, "a middleware panicked");

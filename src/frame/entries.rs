@@ -1,25 +1,25 @@
-//! Text that users attach to calls and replies, by name.
+//! The metadata that users attach to calls and replies: texts with names.
 
 use std::fmt;
 use std::sync::Arc;
 
 use super::MAX_USER_ENTRIES;
 
-/// How many bytes the entries of one frame may take: all its metadata together ends at 64 KiB.
+/// How many bytes the entries of one frame may take. All metadata of a frame, with what Hopline adds, may take 64 KiB.
 const MAX_SIZE: usize = 60 * 1024;
-/// What an entry takes besides its own text, at most.
+/// What an entry takes at most besides its name and text, in bytes.
 const OVERHEAD: usize = 10;
 
-/// Names with a text each, in the order in which they were set. Cloning is cheap, and having none costs nothing.
+/// Texts with names, in the order in which they were set. Cloning is cheap, and an empty list costs nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Entries(Option<Arc<Vec<(String, String)>>>);
 
-/// What is wrong with entries that a frame cannot take.
+/// Why entries do not fit into a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Excess {
-    /// They take so many bytes, over so many.
+    /// Their size in bytes, and the limit.
     Size(usize, usize),
-    /// There are so many, over so many.
+    /// Their number, and the limit.
     Count(usize, usize),
 }
 
@@ -46,12 +46,12 @@ impl Entries {
         entries.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
-    /// Gives a name its text, in the place of the one that it had.
+    /// Sets the text of a name, in place of an earlier one.
     pub(crate) fn set(&mut self, name: String, value: String) {
         set(Arc::make_mut(self.0.get_or_insert_default()), name, value);
     }
 
-    /// Whether these are the very ones that `other` has, unchanged.
+    /// Whether this is the same unchanged list as `other`. It compares pointers, not texts.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         match (&self.0, &other.0) {
             (Some(own), Some(other)) => Arc::ptr_eq(own, other),
@@ -71,13 +71,13 @@ impl From<Vec<(String, String)>> for Entries {
     }
 }
 
-/// Gives a name its text among `entries`, in the place of the one that it had.
+/// Sets the text of a name among `entries`, in place of an earlier one.
 pub(crate) fn set(entries: &mut Vec<(String, String)>, name: String, value: String) {
     entries.retain(|(other, _)| *other != name);
     entries.push((name, value));
 }
 
-/// Whether a frame can take such entries.
+/// Checks that a frame can hold these entries.
 pub(crate) fn check<'a>(entries: impl Iterator<Item = (&'a str, &'a str)>) -> Result<(), Excess> {
     let (mut size, mut count) = (0, 0);
     for (name, value) in entries {

@@ -1,4 +1,5 @@
-//! Middleware, one around the other, and the end that is inside of all.
+//! Several middleware around each other. Clients and workers run their calls through a [`Chain`]; a middleware runs
+//! what is inside of it through [`Next`].
 
 use std::fmt;
 use std::future::Future;
@@ -12,15 +13,15 @@ use super::{Finished, Invocation, Middleware, Reply};
 use crate::error::{Code, Error, Fault};
 use crate::panics::words;
 
-/// What is inside of a middleware: the others, and then the sending of the call, or its handler.
+/// What is inside of a middleware: the middleware after it, and then the sending of the call or its handler.
 ///
 /// ```
 /// use hopline::{Error, Invocation, Middleware, Next, Reply};
 ///
-/// /// Tries once more what has certainly not run.
-/// struct OnceMore;
+/// /// Tries once more what has not run.
+/// struct Again;
 ///
-/// impl Middleware for OnceMore {
+/// impl Middleware for Again {
 ///     async fn handle(&self, call: Invocation, next: Next) -> Result<Reply, Error> {
 ///         match next.run(call.clone()).await {
 ///             Err(error) if error.is_transient() && !error.may_have_run() => next.run(call).await,
@@ -32,22 +33,22 @@ use crate::panics::words;
 #[derive(Clone)]
 pub struct Next {
     layers: Arc<Vec<Arc<dyn Layer>>>,
-    /// How many are outside.
+    /// How many middleware are outside of it.
     at: usize,
     end: End,
 }
 
-/// What is inside of all.
+/// What is inside of all middleware: it sends the call, or runs the handler.
 type End = Arc<dyn Fn(Invocation) -> Running + Send + Sync>;
 
-/// A call that is on its way through.
+/// A call that is running inside of a middleware.
 type Running = BoxFuture<'static, Result<Reply, Error>>;
 
 impl Next {
-    /// Runs what is inside. On a client, each run is an attempt of its own. Dropping the future cancels that attempt.
+    /// Runs what is inside. On a client, each run is an attempt of the call. Dropping the future cancels the attempt.
     ///
     /// # Errors
-    /// What became of the call, if it is neither a result nor the method's own error.
+    /// What went wrong, if the outcome is neither a result nor the method's own error.
     pub fn run(&self, call: Invocation) -> impl Future<Output = Result<Reply, Error>> + Send + Unpin + use<> {
         self.go_on(call)
     }
@@ -66,7 +67,7 @@ impl fmt::Debug for Next {
     }
 }
 
-/// A middleware whose futures all have one type.
+/// A [`Middleware`] as a trait object: its futures are boxed.
 trait Layer: Send + Sync {
     fn go_around(self: Arc<Self>, call: Invocation, next: Next) -> Running;
 
@@ -94,7 +95,7 @@ impl<M: Middleware> Layer for M {
 pub(crate) struct Chain(Arc<Vec<Arc<dyn Layer>>>);
 
 impl Chain {
-    /// Adds one inside of all others.
+    /// Adds a middleware inside of all others.
     pub(crate) fn push(&mut self, middleware: impl Middleware) {
         Arc::make_mut(&mut self.0).push(Arc::new(middleware));
     }
@@ -103,7 +104,7 @@ impl Chain {
         self.0.is_empty()
     }
 
-    /// This one with another inside of it.
+    /// A chain with `inside` inside of this one.
     pub(crate) fn around(&self, inside: &Self) -> Self {
         if inside.is_empty() {
             return self.clone();
@@ -111,12 +112,12 @@ impl Chain {
         Self(Arc::new(self.0.iter().chain(&*inside.0).cloned().collect()))
     }
 
-    /// Runs a call through all, up to the `end`.
+    /// Runs a call through all middleware, and then `end`.
     pub(crate) fn run(&self, call: Invocation, end: impl Fn(Invocation) -> Running + Send + Sync + 'static) -> Running {
         Next { layers: self.0.clone(), at: 0, end: Arc::new(end) }.go_on(call)
     }
 
-    /// Asks all whether the call is taken, until one refuses.
+    /// Asks all middleware whether they accept a call, until one refuses. A middleware that panics refuses.
     pub(crate) fn admit(&self, call: &Invocation) -> Result<(), Fault> {
         self.0.iter().try_for_each(|layer| {
             // One that panics has not said yes.
@@ -133,7 +134,7 @@ impl Chain {
         })
     }
 
-    /// Tells all that a call is over, the innermost first.
+    /// Tells all middleware that a call has ended, the innermost first.
     pub(crate) fn finished(&self, done: &Finished<'_>) {
         for layer in self.0.iter().rev() {
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| layer.finished(done))) {

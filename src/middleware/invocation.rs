@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::codec::Codec;
 use crate::frame::Entries;
 
-/// In which way a call was made.
+/// The way in which a call was made.
 ///
 /// ```
 /// use hopline::{Code, Fault, Invocation, Middleware, Style};
@@ -31,17 +31,17 @@ use crate::frame::Entries;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Style {
-    /// Any one instance, or a given one, answers.
+    /// One instance answers: any, or a given one.
     Call,
-    /// Each instance answers.
+    /// Every instance answers.
     Broadcast,
-    /// Nobody answers: to any instance, a given one, or all.
+    /// No instance answers. It goes to any instance, a given one, or all.
     Oneway,
-    /// Published to whoever subscribes.
+    /// It is an event for all subscribers.
     Event,
 }
 
-/// A call on its way through the middleware of a client or a server. Cloning is cheap.
+/// A call on its way through middleware. Cloning is cheap.
 ///
 /// ```
 /// use hopline::{Error, Invocation, Middleware, Next, Reply};
@@ -75,13 +75,13 @@ pub struct Invocation {
 }
 
 impl Invocation {
-    /// In which way the call was made.
+    /// The way in which the call was made.
     #[must_use]
     pub fn style(&self) -> Style {
         self.style
     }
 
-    /// The service, as `name.vMAJOR`; `events` for an event.
+    /// The service, written `name.vMAJOR`, or `events` for an event.
     #[must_use]
     pub fn service(&self) -> &str {
         &self.service
@@ -93,73 +93,76 @@ impl Invocation {
         &self.method
     }
 
-    /// The calling client, as [`Context::caller`](crate::Context::caller): what it says of itself, not proof.
+    /// The client that calls, as in [`Context::caller`](crate::Context::caller). It is what the client says about
+    /// itself, and is no proof.
     #[must_use]
     pub fn caller(&self) -> Option<&str> {
         self.caller.as_deref()
     }
 
-    /// On a server, the user that the caller is to the broker, as [`Context::user`](crate::Context::user). `None` on a client.
+    /// On a server, the user with which the caller has logged in to the broker, as in
+    /// [`Context::user`](crate::Context::user). `None` on a client.
     #[must_use]
     pub fn user(&self) -> Option<&str> {
         self.user.as_deref()
     }
 
-    /// The id of the call, the same in all its attempts.
+    /// The id of the call. It is the same for all its attempts.
     #[must_use]
     pub fn call_id(&self) -> Uuid {
         self.call_id
     }
 
-    /// On a server, the id of this request, which is that of one attempt. `None` on a client, where each run of [`Next`](crate::Next) draws one.
+    /// On a server, the id of this attempt. `None` on a client, where each run of [`Next`](crate::Next) gets a new one.
     #[must_use]
     pub fn request_id(&self) -> Option<Uuid> {
         self.request_id
     }
 
-    /// Time left. `None` for what has no deadline, as oneway calls and events on a server.
+    /// How much time is left until the deadline. `None` if there is no deadline, as for oneway calls and events on a
+    /// server.
     #[must_use]
     pub fn remaining(&self) -> Option<Duration> {
         self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
 
-    /// Whether the caller says that the method may run twice without harm.
+    /// Whether the caller has marked the call as idempotent: it may run twice without harm.
     #[must_use]
     pub fn idempotent(&self) -> bool {
         self.idempotent
     }
 
-    /// What the call says under `name`.
+    /// The metadata of the call under `name`.
     #[must_use]
     pub fn metadata(&self, name: &str) -> Option<&str> {
         self.metadata.get(name)
     }
 
-    /// All that the call says, names and texts in the order in which they were set.
+    /// All metadata of the call, as names and texts in the order in which they were set.
     pub fn metadata_entries(&self) -> impl Iterator<Item = (&str, &str)> {
         self.metadata.iter()
     }
 
-    /// Lets the call say this under `name`, instead of what it said there. On a client it goes to the server; on a server the
-    /// handler reads it with [`Context::metadata`](crate::Context::metadata).
+    /// Sets metadata of the call, in place of an earlier value under `name`. On a client it is sent to the server. On a
+    /// server the handler reads it with [`Context::metadata`](crate::Context::metadata).
     pub fn set_metadata(&mut self, name: impl Into<String>, value: impl Into<String>) {
         self.metadata.set(name.into(), value.into());
     }
 
-    /// How the payload is written.
+    /// The codec of the payload.
     #[must_use]
     pub fn codec(&self) -> Codec {
         self.codec
     }
 
-    /// The arguments, or the event, as the [codec](Invocation::codec) writes them, never compressed. Empty in
-    /// [`Middleware::admit`](crate::Middleware::admit) and [`Middleware::finished`](crate::Middleware::finished) on a server.
+    /// The arguments or the event, encoded with the [codec](Invocation::codec) and not compressed. Empty in
+    /// [`Middleware::admit`](crate::Middleware::admit), and in [`Middleware::finished`](crate::Middleware::finished) on a server.
     #[must_use]
     pub fn payload(&self) -> &[u8] {
         &self.payload
     }
 
-    /// Replaces the payload, by what the same codec has written.
+    /// Replaces the payload. The new one must be encoded with the same codec.
     pub fn set_payload(&mut self, payload: impl Into<Vec<u8>>) {
         self.payload = payload.into().into();
     }

@@ -1,4 +1,4 @@
-//! What came back of a call, as middleware sees it.
+//! What comes back from a call, as middleware sees it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::codec::Codec;
 use crate::error::Error;
 use crate::frame::Entries;
 
-/// What came back: the method's result, or the error that the method itself returned. Cloning is cheap.
+/// What came back from a call: the method's result, or the method's own error. Cloning is cheap.
 ///
 /// ```
 /// use hopline::{Error, Invocation, Middleware, Next, Reply};
@@ -35,12 +35,12 @@ pub struct Reply {
     pub(crate) instance: Option<Arc<str>>,
     pub(crate) handler_time: Option<Duration>,
     pub(crate) metadata: Entries,
-    /// Of an event, whether a subscriber has missed it.
+    /// For an event: whether a subscriber did not get it.
     pub(crate) missed: bool,
 }
 
 impl Reply {
-    /// A result that a middleware answers with, in place of the method. The codec is that of the call.
+    /// A result, for middleware that answers in place of the method. `codec` must be the codec of the call.
     ///
     /// ```
     /// use hopline::{Error, Invocation, Middleware, Next, Reply};
@@ -59,20 +59,21 @@ impl Reply {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Codec`] for what cannot be written.
+    /// [`Error::Codec`] if the result cannot be encoded.
     pub fn result<T: Serialize + ?Sized>(codec: Codec, result: &T) -> Result<Self, Error> {
         Ok(Self { payload: codec.encode(&result)?.into(), ..Self::empty(codec) })
     }
 
-    /// An error of the method's own type that a middleware answers with, in place of the method.
+    /// An error of the method's own type, for middleware that answers in place of the method. `codec` must be the codec
+    /// of the call.
     ///
     /// # Errors
-    /// [`Error::Codec`] for what cannot be written.
+    /// [`Error::Codec`] if the error cannot be encoded.
     pub fn own_error<E: Serialize + ?Sized>(codec: Codec, error: &E) -> Result<Self, Error> {
         Ok(Self { own_error: true, ..Self::result(codec, error)? })
     }
 
-    /// That something was done which has no result.
+    /// The reply of something that has no result, such as a oneway call.
     pub(crate) fn empty(codec: Codec) -> Self {
         Self {
             codec,
@@ -85,50 +86,50 @@ impl Reply {
         }
     }
 
-    /// Whether the method returned its own error, which is then the payload.
+    /// Whether the method returned its own error. The payload is then that error.
     #[must_use]
     pub fn is_own_error(&self) -> bool {
         self.own_error
     }
 
-    /// How the payload is written.
+    /// The codec of the payload.
     #[must_use]
     pub fn codec(&self) -> Codec {
         self.codec
     }
 
-    /// The result, or the method's own error, as the codec writes it, never compressed. Empty where there is none: after a oneway
-    /// call, a broadcast or an event on a client.
+    /// The result or the method's own error, encoded with the codec and not compressed. Empty after a oneway call, a
+    /// broadcast or an event on a client.
     #[must_use]
     pub fn payload(&self) -> &[u8] {
         &self.payload
     }
 
-    /// On a client, the instance that answered, if one did.
+    /// On a client, the instance that replied, if one did.
     #[must_use]
     pub fn instance(&self) -> Option<&str> {
         self.instance.as_deref()
     }
 
-    /// On a client, how long the handler ran, as the server says.
+    /// On a client, how long the handler ran, as the server measured it.
     #[must_use]
     pub fn handler_time(&self) -> Option<Duration> {
         self.handler_time
     }
 
-    /// What the reply says under `name`, set by a middleware of the server.
+    /// The metadata of the reply under `name`. Middleware on the server has set it.
     #[must_use]
     pub fn metadata(&self, name: &str) -> Option<&str> {
         self.metadata.get(name)
     }
 
-    /// All that the reply says, names and texts in the order in which they were set.
+    /// All metadata of the reply, as names and texts in the order in which they were set.
     pub fn metadata_entries(&self) -> impl Iterator<Item = (&str, &str)> {
         self.metadata.iter()
     }
 
-    /// Lets the reply say this under `name`, instead of what it said there. On a server it goes to the client, within the
-    /// bounds of [`Call::metadata`](crate::Call::metadata).
+    /// Sets metadata of the reply, in place of an earlier value under `name`. On a server it is sent to the client. It
+    /// has the same limits as [`Call::metadata`](crate::Call::metadata).
     pub fn set_metadata(&mut self, name: impl Into<String>, value: impl Into<String>) {
         self.metadata.set(name.into(), value.into());
     }

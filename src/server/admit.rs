@@ -190,7 +190,7 @@ pub(super) fn crowded() -> Fault {
     Fault::new(Code::ResourceExhausted, "too many deliveries of this call wait for its answer already")
 }
 
-/// When nobody waits any more for the end of a frame's call. Only of requests somebody does.
+/// When nobody waits any more for the reply to a frame. `None` if it has no reply.
 pub(super) fn deadline(frame: &Frame, message: &Message) -> Option<Instant> {
     let remaining = frame.metadata.remaining.filter(|_| frame.kind == Kind::Request);
     remaining.map(|remaining| message.received + remaining.min(MAX_TIMEOUT))

@@ -62,8 +62,8 @@ impl ServerBuilder {
         self
     }
 
-    /// Puts a [`Middleware`] around every call of all services of this server, around its events, and around the middleware of
-    /// each [service](crate::Service::with). The first that is added is the outermost. Default: none, which costs nothing.
+    /// Puts a [`Middleware`] around every call of all services of this server and around its events. It is around the
+    /// middleware of each [service](crate::Service::with) too. The first that is added is the outermost. Default: none.
     ///
     /// ```
     /// use hopline::{Finished, Middleware, Server};

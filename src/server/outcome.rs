@@ -1,4 +1,4 @@
-//! What becomes of a frame: answered, given back, counted as failed or kept for an operator; then settled.
+//! The last step of a frame: it is answered, retried, requeued or made a dead letter. Then its message is acknowledged.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -21,7 +21,8 @@ use crate::frame::{Frame, FrameError, Kind};
 use crate::service::Answer;
 
 impl Worker {
-    /// Answers, and settles once the broker has the answer.
+    /// Does what the end of a job asks for: replies, tells other deliveries of the same call, and acknowledges the
+    /// message once the broker has the reply.
     pub(super) fn conclude(self: &Arc<Self>, job: Job, ending: Ending, tasks: &TaskTracker) {
         self.passed(&job, &ending);
         let Job { frame, message, served, .. } = job;
@@ -74,7 +75,7 @@ impl Worker {
         }
     }
 
-    /// What becomes of a delivery of a call that ended with `answer`, of a oneway call that `ended` here.
+    /// Answers one delivery of a call that ended with `answer`. `ended` is set if it is a oneway call that ran here.
     fn tell(
         self: &Arc<Self>,
         frame: Frame,
@@ -102,7 +103,7 @@ impl Worker {
         }
     }
 
-    /// Puts a reply on its way. Its request is settled once the broker has it.
+    /// Sends a reply. The broker confirms the reply before its request is acknowledged.
     pub(super) fn reply(
         &self,
         id: Uuid,
@@ -114,12 +115,12 @@ impl Worker {
         self.post(Reply { id, codec, instance: &self.site.instance, compression: None, handler_time }, answer, message);
     }
 
-    /// Tells a caller that its call still runs here.
+    /// Tells a caller that its call is still running here.
     pub(super) fn keep_alive(&self, id: Uuid, message: &Message) {
         self.site.replies.keep_alive(id, reply::keep_alive(id, &self.site.instance), message);
     }
 
-    /// The same, compressed if the caller can read it.
+    /// Sends a reply to `request`, compressed if the caller can read that.
     pub(super) fn answer(&self, request: &Frame, answer: Answer, time: Option<Duration>, message: &Arc<Message>) {
         let Frame { id, codec, .. } = *request;
         let compression = self.site.compression.filter(|compression| request.metadata.accepts.includes(*compression));
@@ -132,9 +133,9 @@ impl Worker {
         self.site.replies.post(reply.id, reply.codec, body, message);
     }
 
-    /// A failed attempt of a oneway call: it is tried again after a pause, in which it waits at the broker and takes up nothing
-    /// here. After the last attempt it is kept for an operator: the broker, at its own limit,
-    /// would do the same, but without the reason.
+    /// Sees to a failed attempt of a oneway call. It is retried after a pause, in which it waits at the broker and
+    /// takes no place here. After the last attempt it becomes a dead letter with the reason. The broker's own delivery
+    /// limit would do that without a reason.
     async fn failed(self: Arc<Self>, mut frame: Frame, failure: Answer, message: Arc<Message>) {
         let attempt = message.attempt(&frame);
         let (method, caller) = (frame.metadata.method.as_deref(), frame.metadata.instance.as_deref());
@@ -180,14 +181,15 @@ impl Worker {
         self.publish_again(&frame, to, &message).await;
     }
 
-    /// Its caller is told, so it is nobody else's concern.
+    /// Logs the fault of a request. The caller is told, so this is logged at the level debug only.
     pub(super) fn log_fault(&self, request: &Frame, fault: &Fault) {
         let (service, method) = (&self.name, request.metadata.method.as_deref());
         let (caller, why) = (request.metadata.instance.as_deref(), shortened(fault.reason()));
         debug!(%service, method, id = %request.id, caller, code = ?fault.code, reason = why, "a call failed: its caller is told");
     }
 
-    /// Sees to a frame that must not run: the caller is told, or the frame is kept for an operator.
+    /// Sees to a frame that must not run: its caller gets the fault, or it becomes a dead letter if nobody waits for a
+    /// reply.
     pub(super) async fn refuse(self: Arc<Self>, frame: Frame, fault: Fault, message: Arc<Message>) {
         self.calls().refused += 1;
         if let Some(served) = self.method(&frame) {
@@ -202,7 +204,7 @@ impl Worker {
         }
     }
 
-    /// Sees to what is left of a body after a frame that cannot be read.
+    /// Sees to a frame that cannot be read, and to the rest of its message.
     pub(super) async fn refuse_rest(self: Arc<Self>, error: FrameError, message: Arc<Message>) {
         self.calls().malformed += 1;
         let named = message.properties.correlation_id.as_deref().and_then(|text| text.parse().ok());
@@ -229,6 +231,7 @@ impl Worker {
     }
 }
 
+/// A frame as a dead letter.
 fn letter<'a>(frame: &'a Frame, reason: &'a str, message: &Message) -> Letter<'a> {
     let method = frame.metadata.method.as_deref();
     let mut kept = frame.clone();

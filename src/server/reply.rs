@@ -1,4 +1,4 @@
-//! The bodies of replies and signs of life.
+//! The bodies of replies, and of the messages that tell a caller that its call is still running.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,21 +13,21 @@ use crate::error::Code;
 use crate::frame::{self, Frame, Kind, Metadata};
 use crate::service::{Answer, Body};
 
-/// What a reply answers, and how it is written.
+/// What a reply belongs to, and how it is encoded.
 pub(super) struct Reply<'a> {
     /// The request's id.
     pub(super) id: Uuid,
     pub(super) codec: Codec,
-    /// The instance that answers.
+    /// The instance that replies.
     pub(super) instance: &'a Arc<str>,
-    /// Its payload is compressed like this, if that makes it smaller.
+    /// How its payload is compressed, if that makes it smaller.
     pub(super) compression: Option<Compression>,
-    /// How long the handler took, if one ran.
+    /// How long the handler ran. `None` if there was none.
     pub(super) handler_time: Option<Duration>,
 }
 
 impl Reply<'_> {
-    /// The body of the reply, of at most `max_size` bytes: a larger one is replaced by a fault that says so.
+    /// The body of the reply. If it has more than `max_size` bytes, a fault takes its place that says so.
     pub(super) fn body(&self, answer: Answer, max_size: usize) -> Bytes {
         let mut reply = blank(Kind::Reply, self.id, self.codec, self.instance);
         reply.metadata.handler_time = self.handler_time;
@@ -55,7 +55,8 @@ impl Reply<'_> {
     }
 }
 
-/// The body that takes the place of a reply over a cap, ours or the broker's.
+/// The body that takes the place of a reply over a size limit, the server's or the broker's. `size` and `limit` are
+/// bytes.
 pub(super) fn too_large(id: Uuid, codec: Codec, instance: &Arc<str>, size: usize, limit: usize) -> Bytes {
     let mut reply = blank(Kind::Reply, id, codec, instance);
     reply.status = Code::ResourceExhausted;
@@ -64,7 +65,7 @@ pub(super) fn too_large(id: Uuid, codec: Codec, instance: &Arc<str>, size: usize
     reply.to_body()
 }
 
-/// The body of a sign of life: the call of this id still runs.
+/// The body of a message that tells that the call `id` is still running.
 pub(super) fn keep_alive(id: Uuid, instance: &Arc<str>) -> Bytes {
     blank(Kind::KeepAlive, id, Codec::Raw, instance).to_body()
 }
@@ -77,6 +78,7 @@ fn give(reply: &mut Frame, body: Body) {
     }
 }
 
+/// A frame without status and payload.
 fn blank(kind: Kind, id: Uuid, codec: Codec, instance: &Arc<str>) -> Frame {
     let metadata = Metadata { instance: Some(instance.clone()), accepts: Readable::HERE, ..Metadata::default() };
     Frame::new(kind, id, codec, metadata, Bytes::new())

@@ -1,4 +1,5 @@
-//! Calls that go through middleware: asked about as they come, handled inside of it, and told about at their end.
+//! The way of a call through the middleware of a server: `admit` when it arrives, `handle` around its handler, and
+//! `finished` when it has ended. Without middleware none of this runs.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -18,22 +19,23 @@ use crate::frame::{self, Frame, Kind};
 use crate::middleware::{Finished, Invocation, Reply, Style};
 use crate::service::{Answer, Body};
 
-/// A call from when it comes until it is over, where there is middleware to be told of it.
+/// What is known about a call with middleware, from its arrival to its end.
 pub(super) struct Passage {
     pub(super) call: Invocation,
     received: Instant,
-    /// When it began to run.
+    /// Set when it begins to run.
     began: OnceLock<Began>,
-    /// Whether its handler was started.
+    /// Whether its handler has started.
     ran: AtomicBool,
 }
 
+/// When a call began to run, and how long it had waited until then.
 struct Began {
     at: Instant,
     queue_time: Option<Duration>,
 }
 
-/// How a call ended, in the words of middleware.
+/// How a call ended, in the terms of [`Finished`].
 pub(super) struct Outcome {
     code: Code,
     own_error: bool,
@@ -56,7 +58,7 @@ impl From<Code> for Outcome {
 }
 
 impl Passage {
-    /// It begins to run.
+    /// Notes that the call begins to run.
     fn begins(&self, context: &Context) {
         // It begins once: another delivery has a passage of its own.
         let _ = self.began.set(Began { at: Instant::now(), queue_time: context.queue_time() });
@@ -64,7 +66,7 @@ impl Passage {
 }
 
 impl Worker {
-    /// The passage of a frame that asks for something, if there is middleware.
+    /// The passage of a request, oneway call or event. `None` without middleware and for other frames.
     pub(super) fn passage(&self, frame: &Frame, message: &Message) -> Option<Arc<Passage>> {
         if self.middleware.is_empty() {
             return None;
@@ -99,7 +101,7 @@ impl Worker {
         Some(Arc::new(Passage { call, received: message.received, began, ran }))
     }
 
-    /// Runs the handler of a call, with the middleware around it.
+    /// Runs the handler of a call with the middleware around it.
     pub(super) fn go_through(
         &self,
         job: &Job,
@@ -122,14 +124,14 @@ impl Worker {
         self.middleware.run(call, end).map(move |outcome| written(codec, outcome)).boxed()
     }
 
-    /// Tells the middleware that a call has been answered or refused without being run.
+    /// Tells the middleware that a call was answered or refused without being run.
     pub(super) fn passed_by(&self, passage: Option<&Passage>, outcome: Outcome) {
         if let Some(passage) = passage {
             self.tell_finished(passage, &outcome);
         }
     }
 
-    /// Tells the middleware how a job ended, if that is its end.
+    /// Tells the middleware how a job ended. Some endings are not the end of the call, and are not told.
     pub(super) fn passed(&self, job: &Job, ending: &Ending) {
         let Some(passage) = &job.passage else { return };
         let over = || match job.deadline {
@@ -150,6 +152,7 @@ impl Worker {
         self.tell_finished(passage, &outcome);
     }
 
+    /// Calls `finished` of all middleware.
     fn tell_finished(&self, passage: &Passage, outcome: &Outcome) {
         let began = passage.began.get();
         self.middleware.finished(&Finished {
@@ -164,7 +167,7 @@ impl Worker {
     }
 }
 
-/// What a handler answered, as middleware sees it.
+/// What a handler answered, as middleware gets it.
 fn read(codec: Codec, answer: Answer) -> Result<Reply, Error> {
     let (body, own_error) = match answer {
         Answer::Result(body) => (body, false),
@@ -174,7 +177,7 @@ fn read(codec: Codec, answer: Answer) -> Result<Reply, Error> {
     Ok(Reply { payload: body.bytes.into(), own_error, metadata: body.metadata, ..Reply::empty(codec) })
 }
 
-/// What middleware answered to a call of this codec, as it is sent.
+/// What middleware returned for a call, as it is sent. `codec` is the codec of the call.
 fn written(codec: Codec, outcome: Result<Reply, Error>) -> Answer {
     let wrong = |why: String| Answer::Fault(Fault::new(Code::Internal, why));
     match outcome {

@@ -1,4 +1,5 @@
-//! The way of a call through one service: deliver → admit → dispatch → reply → settle.
+//! The worker of one service. It takes each message apart, and brings its calls on their way: admit, dispatch, reply,
+//! settle. The other files of `server/` hold the single steps.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -33,17 +34,17 @@ use crate::service::{Answer, Dispatch, Service};
 use crate::topology::ServiceId;
 use crate::transport::{Consumer, Delivery};
 
-/// The one method of a subscription.
+/// The name of the only method of a subscription.
 pub(super) const EVENT: &str = "event";
 
-/// Runs one service's calls, from whichever queue they come.
+/// Runs the calls of one service, whichever queue they come from. A subscription has a worker too.
 pub(super) struct Worker {
     pub(super) id: ServiceId,
-    /// What handlers and the log call it: `name.vMAJOR`, or `events`.
+    /// The service's name for handlers and in the log: `name.vMAJOR`, or `events` for a subscription.
     pub(super) name: Arc<str>,
     pub(super) service: Service,
     pub(super) site: Arc<Site>,
-    /// The server's, and the service's inside of it.
+    /// The middleware of the server, and inside of it that of the service.
     pub(super) middleware: Chain,
     pool: Option<Runtime>,
     permits: Arc<Semaphore>,
@@ -51,50 +52,50 @@ pub(super) struct Worker {
     /// The instance's own queue, where it is asked and told.
     own_queue: Mutex<Arc<str>>,
     calls: Arc<Mutex<Calls>>,
-    /// Calls of methods that answer each call once.
+    /// The calls of methods that run a call once, and reply to it again without running it.
     dedup: Mutex<Dedup<(Frame, Arc<Message>)>>,
     claims: Mutex<Claims>,
-    /// Once the server has moved to another connection.
+    /// `Some` once the server has moved to another connection.
     copies: Mutex<Option<Copies>>,
     pub(super) dead_queue: DeadQueue,
     pub(super) methods: BTreeMap<String, Arc<ServedMethod>>,
 }
 
-/// A job, and its place among those that run at once.
+/// A job that may start, since it has a place.
 pub(super) type Started = (Job, Place);
 
-/// A place among the calls that run at once.
+/// A place among the calls that run at once, as many as [`Service::concurrency`] allows. Dropping it frees the place.
 pub(super) struct Place {
     _permit: OwnedSemaphorePermit,
-    /// A call that came by the instance's own queue keeps that queue read while it runs.
+    /// Counts a call that came through the instance's own queue, so that this queue is read while the call runs.
     _addressed: Option<TaskTrackerToken>,
 }
 
-/// A frame that is going to be run.
+/// A frame that is going to run, with all that is needed to run it and to reply.
 pub(super) struct Job {
     pub(super) frame: Frame,
     pub(super) served: Arc<ServedMethod>,
     pub(super) deadline: Option<Instant>,
     pub(super) message: Arc<Message>,
-    /// Where there is middleware.
+    /// `None` without middleware.
     pub(super) passage: Option<Arc<Passage>>,
 }
 
-/// How a job ended.
+/// How a job ended. `outcome.rs` turns this into a reply, a retry, a dead letter or nothing.
 pub(super) enum Ending {
-    /// The handler came to an end, after so long.
+    /// The handler ended, and ran for this time.
     Answered(Answer, Duration),
-    /// The deadline passed while it ran.
+    /// The deadline passed while the handler ran.
     TimedOut,
-    /// It did not run: its arguments cannot be decompressed.
+    /// The handler did not run, because the arguments cannot be decompressed.
     Refused(Fault),
-    /// The handler came to an end, when nobody waited for it any more.
+    /// The handler ended, but nobody waits for the reply any more.
     Unheard(Answer),
-    /// Nobody waits for it any more.
+    /// The handler did not run or was stopped, because nobody waits for the reply any more.
     Forgotten,
-    /// It had run before, and ended like this.
+    /// The call ran before, and this was its answer.
     Recalled(Answer),
-    /// It runs already: it is told when that ends.
+    /// The call is running already. This delivery gets the same answer when it ends.
     Runs,
 }
 
@@ -128,23 +129,24 @@ impl Worker {
         })
     }
 
-    /// How many messages of each queue may be out at once.
+    /// How many messages of each queue may be unacknowledged at once.
     pub(super) fn prefetch(&self) -> u16 {
         self.prefetch.load(Ordering::Relaxed)
     }
 
-    /// The broker takes back what waits here for too long: from now on no more is taken than runs.
+    /// Lowers the prefetch to the number of calls that run at once. Called when the broker has taken messages back that
+    /// waited here for too long.
     pub(super) fn holds_no_more_than_it_runs(&self) {
         let runs = u16::try_from(self.service.concurrency).unwrap_or(u16::MAX);
         self.prefetch.fetch_min(runs, Ordering::Relaxed);
     }
 
-    /// From now on this is the instance's own queue.
+    /// Sets the name of the instance's own queue. The queue has a new name on each connection.
     pub(super) fn answers_at(&self, queue: &str) {
         *self.own_queue.lock().expect("no panic while holding a name") = queue.into();
     }
 
-    /// Reads one queue until that is to stop, or it is gone; then waits for the calls that it started.
+    /// Reads one queue until it is told to stop or the queue is gone. Then it waits for the calls that it has started.
     pub(super) async fn run(self: Arc<Self>, mut consumer: Consumer, reading: Arc<Reading>, queue: Arc<ServedQueue>) {
         let stop = reading.part(&queue).stop;
         // Whoever waits for that hears of it, be it by a panic.
@@ -174,7 +176,7 @@ impl Worker {
         tasks.wait().await;
     }
 
-    /// Takes a message apart and sees to each of its frames.
+    /// Decodes a message, and decides about each of its frames.
     async fn deliver(
         self: &Arc<Self>,
         delivery: Delivery,
@@ -219,8 +221,8 @@ impl Worker {
         }
     }
 
-    /// Whether a frame has come over another connection, while the server moves: what goes to its own queues by an exchange. Or
-    /// it tells that no such frame comes any more over one of the two.
+    /// Whether this frame has already come over another connection. While a server moves it reads both connections, and
+    /// a message through an exchange reaches its queues on both. This also notices the mark that no more copies come.
     fn is_copy(&self, frame: &Frame, message: &Message, reading: &Reading) -> bool {
         self.copies().as_mut().is_some_and(|copies| match message.exchange.is_empty() {
             true => copies.is_last(frame.id),
@@ -228,8 +230,8 @@ impl Worker {
         })
     }
 
-    /// Whether a oneway call is one too many in its message. Who sent it does not know how long it takes, so slow ones may
-    /// come together, of which others are to have their part.
+    /// Whether this oneway call is one too many from its message, and goes back to the queue for other instances. The
+    /// sender does not know how long the calls take, so it may have put many slow ones into one message.
     fn is_too_much(&self, job: &Job, work: &mut Share) -> bool {
         let Job { served, message, .. } = job;
         if message.source != Source::Work || message.frames == 1 {
@@ -241,8 +243,8 @@ impl Worker {
         !first && *work > Share::ALL
     }
 
-    /// Waits for a free place, and runs the job where the service's handlers run: `together` with others of its message
-    /// for which there was a place at once, which are started later.
+    /// Waits for a place and starts the job in the way that the service's [`Dispatch`] says. A job that gets a place at
+    /// once is put into `together`, and is started later with the other jobs of its message.
     async fn dispatch(self: &Arc<Self>, job: Job, together: &mut Vec<Started>, tasks: &TaskTracker) {
         let source = job.message.source;
         let place = match self.place_at_once(source) {
@@ -263,7 +265,7 @@ impl Worker {
         }
     }
 
-    /// Starts a job as soon as there is a place for it.
+    /// Waits for a place and starts the job.
     pub(super) async fn start_when_free(self: Arc<Self>, job: Job) {
         let tasks = job.message.tasks().clone();
         match self.place(job.message.source).await {
@@ -277,7 +279,7 @@ impl Worker {
         self.service.dispatch == Dispatch::Inline
     }
 
-    /// A place among the calls that run at once; none once the server drains.
+    /// Waits for a place. `None` once the server drains.
     async fn place(&self, source: Source) -> Option<Place> {
         let addressed = self.addressed(source);
         let permit = tokio::select! {
@@ -288,6 +290,7 @@ impl Worker {
         Some(Place { _permit: permit, _addressed: addressed })
     }
 
+    /// A place, if one is free now and the server does not drain.
     fn place_at_once(&self, source: Source) -> Option<Place> {
         let addressed = self.addressed(source);
         if self.site.draining.is_cancelled() {
@@ -297,12 +300,13 @@ impl Worker {
         Some(Place { _permit: permit, _addressed: addressed })
     }
 
-    /// Taken before it is asked whether the server drains: what still runs then is seen by the drain.
+    /// Counts a call that came through the instance's own queue. This must happen before the check whether the server
+    /// drains, so that the drain sees every call that still starts.
     fn addressed(&self, source: Source) -> Option<TaskTrackerToken> {
         (source == Source::Instance).then(|| self.site.addressed.token())
     }
 
-    /// Starts jobs of one message.
+    /// Starts jobs of one message on the threads that the service's [`Dispatch`] says.
     fn start(self: &Arc<Self>, jobs: Vec<Started>, tasks: &TaskTracker) {
         if jobs.is_empty() {
             return;
@@ -321,13 +325,14 @@ impl Worker {
         }
     }
 
-    /// The method that a frame is for, if there is one.
+    /// The method that a frame calls. `None` if the service has no such method.
     pub(super) fn method(&self, frame: &Frame) -> Option<&Arc<ServedMethod>> {
         let name = if frame.kind == Kind::Event { EVENT } else { frame.metadata.method.as_deref()? };
         self.methods.get(name)
     }
 
-    /// Notes that such a call begins to run; or how it ends, if it has run or runs already.
+    /// For a method with dedup: notes that the call begins to run and returns `None`, or returns the ending if the call
+    /// has run before or is running.
     pub(super) fn begin_once(&self, job: &Job) -> Option<Ending> {
         let mut dedup = self.dedup();
         let Job { frame, served, message, .. } = job;
@@ -357,7 +362,7 @@ impl Worker {
         self.copies.lock().expect("no panic while holding the copies")
     }
 
-    /// The instance's own queue.
+    /// The name of the instance's own queue.
     pub(super) fn own_queue(&self) -> Arc<str> {
         self.own_queue.lock().expect("no panic while holding a name").clone()
     }
@@ -382,6 +387,7 @@ impl fmt::Debug for Worker {
     }
 }
 
+/// The threads for [`Dispatch::Pool`].
 fn pool(id: &ServiceId, threads: usize) -> Result<Runtime, Error> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads.max(1))

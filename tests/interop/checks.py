@@ -20,7 +20,7 @@ from client import EXCHANGES, Client, Fault, NoService, ServiceError, Timeout, e
 from server import Server
 from wire import CBOR, JSON, RAW, Frame
 
-# Nothing here takes long; this only turns a hang into a failure.
+# Nothing here takes long. This only makes a hang a failure.
 PATIENCE = 60
 DEMO, PYSERV = "demo.v1", "pyserv.v1"
 CHECKS = {"rust server": [], "python server": []}
@@ -61,7 +61,7 @@ class Process:
                 return line[len(start) :].strip()
 
     def terminate(self):
-        """Asks it to end, and gives the exit status."""
+        """Stops the program and returns its exit status."""
         self.process.terminate()
         return self.process.wait(PATIENCE)
 
@@ -71,7 +71,7 @@ class Process:
 
 
 class Bench:
-    """What the checks of one side work with."""
+    """What the checks of one direction need."""
 
     def __init__(self, url, client, process, hopline):
         self.url, self.client, self.process, self.hopline = url, client, process, hopline
@@ -82,13 +82,13 @@ class Bench:
         return subprocess.run(command, check=False, capture_output=True, text=True, timeout=PATIENCE)
 
     def until_taken(self):
-        """Until the queue of calls is empty: a consumer has what was in it."""
+        """Waits until the queue of calls is empty, because a consumer has its messages."""
         until = time.monotonic() + PATIENCE
         while self.client.channel.queue_declare("hopline.demo.v1.calls", passive=True).method.message_count:
             assert time.monotonic() < until, "the calls stay in their queue"
 
     def one_letter(self, name):
-        """The next message of a queue, which is taken from it."""
+        """Gets the next message of a queue."""
         channel = self.client.connection.channel()
         for delivery, properties, body in channel.consume(name, inactivity_timeout=PATIENCE):
             assert delivery, f"no message in {name}"
@@ -218,14 +218,14 @@ def retried_calls_run_once(bench, service):
     call = client.start(service, "note", line)
     ran = client.wait(call, PATIENCE)
     equal((ran.status, wire.HANDLER_TIME_US in ran.metadata), ("OK", True))
-    # Another attempt has an id of its own, and so has its reply; no handler ran for it.
+    # Another attempt has its own id, and so has its reply. No handler ran for it.
     retry = client.start(service, "note", line, again=call)
     assert retry != call
     told = client.wait(retry, PATIENCE)
     equal((told.id, told.status, told.payload), (retry, "OK", ran.payload))
     assert wire.HANDLER_TIME_US not in told.metadata, told.metadata
     equal(bench.process.line("note:"), line)
-    # A oneway call is another call than a request of the same id, and is not repeated either.
+    # A oneway call with the same id as a request is a different call. It is not repeated either.
     client.oneway(service, "note", line, again=call)
     equal(bench.process.line("note:"), line)
     client.oneway(service, "note", line, again=call)
@@ -276,7 +276,7 @@ def a_deadline_that_passes_while_it_runs_is_answered(bench):
 
 @check("rust server")
 def a_cancel_ends_a_call_that_runs_and_one_that_waits(bench):
-    # The server was started with a prefetch of 1: while one call runs, it takes no other.
+    # The server was started with a prefetch of 1: while one call runs, it gets no other.
     runs = bench.client.start(DEMO, "sleep", 600_000, timeout=1200)
     with raises(Timeout):
         bench.client.call(DEMO, "add", 2, 3, timeout=0.3)
@@ -289,13 +289,13 @@ def a_cancel_ends_a_call_that_runs_and_one_that_waits(bench):
 @check("rust server")
 def a_redelivered_request_is_aborted_unless_it_is_idempotent(bench):
     blocker = bench.client.start(DEMO, "sleep", 600_000, timeout=1200)
-    bench.until_taken()  # While it runs, the server takes nothing else.
+    bench.until_taken()  # While it runs, the server gets nothing else.
     calls = [bench.client.start(DEMO, method, *arguments) for method, arguments in (("add", [2, 3]), ("fib", [10]))]
     channel = bench.client.connection.channel()
     taken = channel.consume("hopline.demo.v1.calls", inactivity_timeout=PATIENCE)
     bodies = [next(taken)[2] for _ in calls]
     assert all(bodies), "the requests are not in the queue"
-    channel.close()  # Both go back, and are marked.
+    channel.close()  # Both are requeued, and marked as redelivered.
     bench.client.cancel(blocker, DEMO, seconds_left=1200)
     aborted, ran = (bench.client.wait(id, PATIENCE) for id in calls)
     equal((aborted.status, ran.status, ran.payload), ("ABORTED", "OK", encode(CBOR, 89)))
@@ -348,7 +348,7 @@ def a_oneway_call_that_cannot_be_read_is_kept_as_a_dead_letter(bench):
 
 @check("rust server")
 def a_long_reason_fits_into_its_reply_and_its_dead_letter(bench):
-    # The reason quotes the argument; with it, metadata would be over its cap, and headers over a frame of AMQP.
+    # The reason quotes the argument. In full it would not fit into metadata, nor headers into a frame of AMQP.
     with raises(Fault, "INVALID_ARGUMENT"):
         bench.client.call(DEMO, "fib", "x" * 65_500)
     oneway = bench.client.frame(wire.ONEWAY, "fib", ["x" * 65_500], CBOR)
@@ -373,7 +373,7 @@ def compressed_arguments_are_read_and_bombs_are_refused(bench):
     equal(sent(wire.LZ4, bomb).status, "RESOURCE_EXHAUSTED")
     equal(sent(wire.LZ4, bomb[:100]).status, "RESOURCE_EXHAUSTED")
     equal(sent(wire.LZ4, b"\x00\x00\xff\x00" + bomb[4:100]).status, "INVALID_ARGUMENT")
-    # It is built in, or is not.
+    # It is built in or not.
     status = "OK" if reply.metadata[wire.ACCEPTS] & 0b01 else "UNIMPLEMENTED"
     equal(sent(wire.ZSTD, wire.compressed(wire.ZSTD, arguments)).status, status)
 
@@ -395,7 +395,7 @@ def the_declarations_of_the_document_are_those_of_the_server(bench):
 
 @check("rust server")
 def a_server_that_is_told_to_end_drains(bench):
-    # It waits for calls that run: one that was cancelled is none.
+    # It waits for running calls. A call that was cancelled is not running.
     id = bench.client.start(DEMO, "sleep", 300)
     bench.until_taken()
     bench.client.broadcast(DEMO, "whoami")
@@ -490,7 +490,7 @@ def the_python_server_drains(bench):
 
 
 class Names:
-    """What the checks make on the broker: whatever was not there before is removed at the end."""
+    """What the checks declare on the broker. At the end it removes what was not there before."""
 
     def __init__(self, client):
         self.client = client
@@ -499,11 +499,11 @@ class Names:
         for service in (DEMO, PYSERV):
             self.mine += [("queue", f"hopline.{service}.{name}") for name in ("calls", "work", "dead")]
         self.mine = [name for name in self.mine if not self.consumers(*name)[0]]
-        # The client has declared the shared ones already: they go only when nothing is bound to them.
+        # The client has declared the shared exchanges. They are deleted only if nothing is bound to them.
         self.mine += exchanges
 
     def consumers(self, kind, name):
-        """Whether it is there, and who consumes it."""
+        """Whether the exchange or queue exists, and how many consumers it has."""
         channel = self.client.connection.channel()
         try:
             if kind == "exchange":
@@ -558,7 +558,7 @@ def main():
             sys.exit(f"somebody serves {service} on this broker: the checks would get its answers")
     started, totals = [], []
     try:
-        # A prefetch of 1 shows whether a call still runs: while it does, no other is taken.
+        # A prefetch of 1 shows whether a call still runs: while it does, no other is delivered.
         environment = {"PREFETCH": "1", "RUST_LOG": "off"}
         for side, command, more in [
             ("rust server", [options.server, url], {"env": environment}),

@@ -19,7 +19,7 @@ EXCHANGES = {"rpc": "direct", "oneway": "topic", "events": "topic", "discovery":
 
 
 class NoService(Exception):
-    """Nobody serves it: the broker returned the message."""
+    """No instance serves it: the broker returned the message."""
 
 
 class Overloaded(Exception):
@@ -39,7 +39,7 @@ class TooLarge(Exception):
 
 
 class Fault(Exception):
-    """The server refused the call or broke it off."""
+    """The server refused the call or stopped it."""
 
     def __init__(self, status, message, retry_after_ms=None):
         super().__init__(f"{status}: {message}")
@@ -60,7 +60,7 @@ def decode(serialization, payload):
 
 
 def outcome(reply):
-    """What a reply says: the result, or an exception."""
+    """Returns the result in a reply, or raises its error."""
     if reply.flags & wire.SERVICE_ERROR:
         raise ServiceError(decode(reply.serialization, reply.plain()))
     if wire.TOO_LARGE in reply.metadata:
@@ -102,7 +102,7 @@ class Client:
             raise
 
     def start(self, service, method, *arguments, serialization=CBOR, timeout=30, instance=None, user=None, again=None):
-        """Puts a request on its way, and returns its id. With `again`, it is another attempt of the call with that id."""
+        """Sends a request and returns its id. With `again`, it is another attempt of the call with that id."""
         frame = self.frame(wire.REQUEST, method, arguments, serialization, again)
         frame.metadata[wire.REMAINING_MS] = int(timeout * 1000)
         if user:
@@ -112,7 +112,7 @@ class Client:
         return frame.id
 
     def wait(self, id, seconds):
-        """The first reply to a request that was started."""
+        """Waits for the first reply to a request that was sent."""
         deadline = time.monotonic() + seconds
         while not self.replies[id]:
             left = deadline - time.monotonic()
@@ -122,17 +122,17 @@ class Client:
         return self.replies.pop(id)[0]
 
     def cancel(self, id, service, instance=None, seconds_left=30):
-        """Nobody waits for a request any more."""
+        """Cancels a request."""
         self.replies.pop(id, None)
         metadata = {wire.INSTANCE: self.instance, wire.REMAINING_MS: int(seconds_left * 1000)}
         frame = Frame(wire.CANCEL, RAW, id=id, metadata=metadata)
         try:
             self.publish(f"{self.namespace}.rpc", f"{service}@{instance or '*'}", frame)
         except NoService:
-            pass  # Nobody is there who could run it.
+            pass  # No instance is there that could run it.
 
     def is_served(self, service):
-        """Whether an instance is there: whether anybody would hear a cancel of no call at all."""
+        """Whether an instance is there. A cancel without a call is returned if none is."""
         frame = Frame(wire.CANCEL, RAW, id=uuid.UUID(int=0), metadata={wire.INSTANCE: self.instance})
         try:
             self.publish(f"{self.namespace}.rpc", f"{service}@*", frame)
@@ -141,7 +141,7 @@ class Client:
         return True
 
     def oneway(self, service, method, *arguments, again=None):
-        """Returns when the broker has the call safe, and gives its id."""
+        """Publishes a oneway call. Returns its id when the broker has confirmed it."""
         frame = self.frame(wire.ONEWAY, method, arguments, CBOR, again)
         self.publish(
             f"{self.namespace}.oneway", f"{service}.{method}", frame, type=f"{service}.{method}", delivery_mode=2
@@ -149,7 +149,7 @@ class Client:
         return frame.id
 
     def broadcast(self, service, method, *arguments, instances=1, window=10):
-        """Calls every instance; gives replies by instance once so many are there, or the window closes."""
+        """Calls every instance. Returns the replies by instance, when there are enough or the window is over."""
         frame = self.frame(wire.REQUEST, method, arguments, CBOR)
         return self.gather(frame, f"{self.namespace}.rpc", f"{service}@*", f"{service}.{method}", instances, window)
 
@@ -162,7 +162,7 @@ class Client:
         return {reply.metadata[wire.INSTANCE]: outcome(reply) for reply in self.replies.pop(frame.id)}
 
     def discover(self, question, instances=1, window=10):
-        """What instances of all services answer, once so many have, or the window closes."""
+        """Asks the instances of all services. Returns their replies, when there are enough or the window is over."""
         frame = self.frame(wire.REQUEST, question, [], CBOR)
         return self.gather(frame, f"{self.namespace}.discovery", "", f"hopline.v1.{question}", instances, window)
 
@@ -192,7 +192,7 @@ class Client:
                 exchange, key, frame, type=type, reply_to=self.reply_queue, expiration=str(int(timeout * 1000))
             )
         except Exception as error:
-            # Of a broadcast, the queue of one instance goes at this moment, and the others have it.
+            # The queue of one instance was deleted at this moment. The other instances have the broadcast.
             if not (isinstance(error, Overloaded) and key.endswith("@*")):
                 del self.replies[frame.id]
                 raise

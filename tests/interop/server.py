@@ -30,7 +30,7 @@ BELONGS = {CALLS: {wire.REQUEST}, WORK: {wire.ONEWAY}, INSTANCE: {wire.REQUEST, 
 
 
 class Message:
-    """A delivery; acked when all its frames are done with."""
+    """A delivery. It is acknowledged when all its frames are finished."""
 
     def __init__(self, source, channel, delivery, properties, body):
         self.source, self.channel, self.delivery = source, channel, delivery
@@ -58,7 +58,7 @@ class Call:
 class Method:
     handler: object
     idempotent: bool = False
-    # For how many seconds after its end a call is answered as it was, without running again.
+    # For how many seconds after its end a call gets the same answer again, without being run.
     once: float = 0
 
 
@@ -71,7 +71,7 @@ class Once:
 
 
 class Server:
-    """Serves `methods`: from a method's name to what it is."""
+    """Serves `methods`, which maps names to methods."""
 
     def __init__(self, url, service, methods, namespace="hopline"):
         self.namespace, self.service, self.methods = namespace, service, methods
@@ -223,23 +223,23 @@ class Server:
         self.threads.submit(self.handle, method_of.handler, call)
 
     def same(self, frame, message):
-        """What is equal for two frames of the same call."""
+        """The key that two frames of the same call share."""
         user = message.properties.user_id
         if user == self.user:
             user = (message.properties.headers or {}).get("x-hopline-user", user) or None
         return frame.call_id, user, frame.type, frame.metadata.get(wire.METHOD), frame.serialization
 
     def known(self, frame, message):
-        """How a call runs or ended that is to run once; nothing if it is to run."""
+        """What is known about a call that must run once. `None` if it must run now."""
         now = time.monotonic()
         self.once = {key: once for key, once in self.once.items() if not once.ended or once.until > now}
         once = self.once.get(self.same(frame, message))
-        # A fault answers the attempt that met it; another one is made because of it.
+        # A fault answers only the attempt that met it. Another attempt was made because of it, and runs.
         failed = once and once.ended and isinstance(once.answer, Fault) and once.attempt != frame.id
         return None if failed else once
 
     def end_once(self, call, answer, given_up=False):
-        """A call has ended that may be one to run once: all that wait for it are seen to."""
+        """Notes the end of a call. If it had to run once, this answers all deliveries that wait for it."""
         frame = call.frame
         seconds = self.methods[frame.metadata[wire.METHOD]].once
         once = self.once.pop(self.same(frame, call.message), None) if seconds else None
