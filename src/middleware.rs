@@ -102,6 +102,14 @@ pub trait Middleware: Send + Sync + 'static {
 }
 
 /// The way in which a call was made.
+///
+/// ```
+/// use hopline::{Invocation, Style};
+///
+/// fn has_an_answer(call: &Invocation) -> bool {
+///     matches!(call.style(), Style::Call | Style::Broadcast)
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Style {
@@ -116,6 +124,12 @@ pub enum Style {
 }
 
 /// A call on its way through middleware. Cloning is cheap.
+///
+/// ```
+/// fn name(call: &hopline::Invocation) -> String {
+///     format!("{}.{}", call.service(), call.method())
+/// }
+/// ```
 #[derive(Clone)]
 pub struct Invocation {
     pub(crate) style: Style,
@@ -241,6 +255,12 @@ impl fmt::Debug for Invocation {
 }
 
 /// What came back from a call: the method's result, or the method's own error. Cloning is cheap.
+///
+/// ```
+/// fn size(reply: &hopline::Reply) -> usize {
+///     reply.payload().len()
+/// }
+/// ```
 #[derive(Clone)]
 pub struct Reply {
     pub(crate) codec: Codec,
@@ -363,6 +383,12 @@ impl fmt::Debug for Reply {
 }
 
 /// How a call ended, for [`Middleware::finished`].
+///
+/// ```
+/// fn log(done: &hopline::Finished<'_>) {
+///     println!("{done:?}");
+/// }
+/// ```
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct Finished<'a> {

@@ -14,6 +14,14 @@ use crate::error::{Code, Error, Fault};
 use crate::panics::words;
 
 /// What is inside of a middleware: the middleware after it, and then the sending of the call or its handler.
+///
+/// ```
+/// use hopline::{Error, Invocation, Next, Reply};
+///
+/// async fn as_it_is(call: Invocation, next: Next) -> Result<Reply, Error> {
+///     next.run(call).await
+/// }
+/// ```
 #[derive(Clone)]
 pub struct Next {
     layers: Arc<Vec<Arc<dyn Layer>>>,
