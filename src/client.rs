@@ -19,9 +19,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use uuid::Uuid;
 
-pub(crate) use self::builder::BLOCKED_WAIT;
 use self::builder::CallSettings;
 pub use self::builder::{Absent, ClientBuilder, Coalesce, WhenFull};
 pub use self::events::Published;
@@ -34,12 +32,6 @@ pub use self::traffic::Traffic;
 use crate::error::Error;
 use crate::route::Exchanges;
 use crate::state::State;
-
-/// The default for the largest message, in bytes. RabbitMQ 4 accepts the same by default.
-pub(crate) const MAX_MESSAGE_SIZE: usize = 16 * 1024 * 1024;
-/// The longest time-out. The broker counts a message's time to live with 32 bits of milliseconds, which is a little
-/// more than this.
-pub(crate) const MAX_TIMEOUT: Duration = Duration::from_secs(40 * 24 * 3600);
 
 /// Makes calls and publishes events. Cloning is cheap, and all clones share one connection. It is closed when the last
 /// of them is dropped.
@@ -165,13 +157,6 @@ impl Client {
     pub(crate) fn runtime(&self) -> &Handle {
         &self.0.runtime
     }
-}
-
-/// 48 random bits as text: enough to tell the instances of a namespace apart, and short enough to read aloud.
-pub(crate) fn short_id() -> String {
-    let mut id = Uuid::new_v4().simple().to_string();
-    id.truncate(12);
-    id
 }
 
 impl fmt::Debug for Client {

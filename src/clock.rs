@@ -1,6 +1,6 @@
-//! Adding a time that a user has set to a point in time, without an overflow.
+//! Points in time: those that a user sets, without an overflow, and what this machine's clock says.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
@@ -12,6 +12,20 @@ const FOREVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 /// `Instant + Duration::MAX` panics, and people write `Duration::MAX` for "never".
 pub(crate) fn later(instant: Instant, wait: Duration) -> Instant {
     instant + wait.min(FOREVER)
+}
+
+/// Resolves at `instant`. Never resolves without one, which is useful in a `select!`.
+pub(crate) async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The time by this machine's clock, in milliseconds since 1970.
+pub(crate) fn unix_millis() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

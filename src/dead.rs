@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::client::MAX_MESSAGE_SIZE;
 use crate::error::Error;
+use crate::limits::MAX_MESSAGE_SIZE;
 use crate::topology::{Namespace, ServiceId};
 use crate::transport::{Confirm, Delivery, Publication, Settle, Transport};
 

@@ -23,6 +23,7 @@ pub(crate) use self::trace::{Trace, Traceparent};
 use crate::codec::Codec;
 use crate::compression::{self, Compression, Refusal};
 use crate::error::Code;
+use crate::limits::{MAX_FRAMES, MAX_METADATA};
 
 /// The media type of a message's body.
 pub(crate) const CONTENT_TYPE: &str = "application/vnd.hopline";
@@ -35,10 +36,6 @@ const VERSION: u8 = 1;
 const HEADER: usize = 32;
 /// The size of a small frame, in bytes. A new body has room for this much.
 const TYPICAL: usize = 384;
-/// The most frames that a message may hold. Receivers refuse more.
-pub(crate) const MAX_FRAMES: usize = 1024;
-/// The most bytes that a frame's metadata may take.
-const MAX_METADATA: usize = 64 * 1024;
 
 /// The bits of the flags that hold the number of the compression.
 const FLAG_COMPRESSION: u8 = 0b0011;

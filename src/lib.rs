@@ -2,7 +2,7 @@
 //! broker.
 //!
 //! This page is a tour. After it you know the five types that matter: [`Server`], [`Client`], [`Call`], [`Context`] and
-//! [`Error`].
+//! [`Error`]. The guide, in `docs/guide` of the repository, goes on from there, a chapter for each task.
 //!
 //! # The contract is a trait
 //!
@@ -184,7 +184,9 @@ mod dead;
 mod error;
 mod codec;
 mod compression;
+mod headers;
 mod lanes;
+mod limits;
 mod outbox;
 mod waiting;
 mod window;

@@ -15,7 +15,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use crate::frame::MAX_FRAMES;
+use crate::limits::MAX_FRAMES;
 use crate::transport::{Confirm, Lost, Receipt};
 
 /// The most calls that share a message, unless a client sets another number with [`Coalesce`](crate::Coalesce).

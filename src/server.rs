@@ -46,11 +46,9 @@ use uuid::Uuid;
 
 use self::allow::Allow;
 pub use self::allow::Caller;
-pub(crate) use self::allow::user_of;
 pub use self::builder::ServerBuilder;
 use self::calls::Calls;
 use self::health::Health;
-pub(crate) use self::letter::history;
 use self::reading::{Reading, Topology};
 use self::replies::Replies;
 pub use self::running::Running;
@@ -60,14 +58,12 @@ use self::worker::EVENT;
 use crate::compression::Compression;
 use crate::context::Context;
 use crate::error::Error;
+use crate::limits::EVENTS_PREFETCH;
 use crate::middleware::Chain;
 use crate::route::Exchanges;
 use crate::service::{Dispatch, IntoService, Service};
 use crate::topology::{Binding, Namespace, ServiceId, check_event_pattern, is_presence_key};
 use crate::transport::{Dial, Role, Transport};
-
-/// How many messages with events a server may hold unacknowledged, for each subscription.
-const EVENTS_PREFETCH: u16 = 64;
 
 /// Serves any number of services, and handles events, over one connection for each direction.
 ///

@@ -8,6 +8,8 @@ mod words;
 use std::fmt;
 use std::time::Duration;
 
+use uuid::Uuid;
+
 pub use self::declaration::{Binding, Declaration, Exchange, ExchangeKind, Queue, QueueKind};
 pub use self::service::ServiceId;
 pub(crate) use self::words::{check_event_key, check_event_pattern};
@@ -46,6 +48,11 @@ pub(crate) mod header {
     pub(crate) const ID: &str = "x-hopline-id";
     /// The earlier failures of a dead letter that was replayed: one line each, the latest last.
     pub(crate) const HISTORY: &str = "x-hopline-history";
+
+    /// Whether a header of this name is Hopline's own.
+    pub(crate) fn is_ours(name: &str) -> bool {
+        name.starts_with("x-hopline-")
+    }
 
     /// The value of the header `wanted`.
     pub(crate) fn value<'a>(headers: &'a [(String, String)], wanted: &str) -> Option<&'a str> {
@@ -244,6 +251,13 @@ pub(crate) struct CallsQueue {
     pub(crate) max_length: Option<u32>,
     /// Whether messages of a higher priority overtake others.
     pub(crate) priorities: bool,
+}
+
+/// 48 random bits as text: enough to tell the instances of one namespace apart, short enough to read aloud.
+pub(crate) fn short_id() -> String {
+    let mut id = Uuid::new_v4().simple().to_string();
+    id.truncate(12);
+    id
 }
 
 /// The key that reaches one instance, on the exchange of calls.

@@ -17,7 +17,6 @@ mod tls;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
@@ -32,10 +31,8 @@ pub use self::publishing::{Confirm, Loss, Lost, Properties, Publication, Receipt
 #[cfg(feature = "tls")]
 pub use self::tls::Tls;
 use crate::error::Error;
+use crate::limits::ANSWER_TIMEOUT;
 use crate::topology::{Binding, Declaration};
-
-/// How long the broker may take for one operation, where nothing else is said.
-pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A connection to a broker.
 #[derive(Debug, Clone)]

@@ -11,16 +11,18 @@ use super::line::{Line, Rules};
 use super::request::check_metadata;
 use super::session::{Session, Sessions};
 use super::target::{Target, Targets};
-use super::{Client, Inner, MAX_MESSAGE_SIZE, short_id};
+use super::{Client, Inner};
 use crate::codec::Codec;
 use crate::compression::Compression;
 use crate::environment;
 use crate::error::Error;
 use crate::frame::set_entry;
+use crate::limits::{BLOCKED_WAIT, MAX_MESSAGE_SIZE, TIMEOUT};
 use crate::middleware::{Chain, Middleware};
 use crate::outbox::Share;
 use crate::route::Exchanges;
 use crate::settings::{Decided, Settings, common_settings};
+use crate::topology::short_id;
 use crate::transport::Role;
 
 /// Which calls may share a message. A broker's work is per message, so sharing gives about ten times the throughput.
@@ -67,11 +69,6 @@ impl Coalesce {
         }
     }
 }
-
-/// The default time-out of a call.
-const TIMEOUT: Duration = Duration::from_secs(30);
-/// How long calls wait for a blocked broker by default.
-pub(crate) const BLOCKED_WAIT: Duration = Duration::from_secs(5);
 
 /// The settings of a [`Client`], to change before connecting.
 ///

@@ -6,15 +6,16 @@ use bytes::Bytes;
 use serde::Serialize;
 use tokio::sync::oneshot;
 
+use super::Client;
 use super::line::Token;
 use super::pending::{lost_with, no_exchange};
 use super::replies::End;
 use super::request::{Attempt, check_metadata, head_start, traced};
-use super::{Client, MAX_TIMEOUT};
 use crate::codec::CodecError;
 use crate::context::Context;
 use crate::error::Error;
 use crate::frame::{Frame, Kind, Metadata, More};
+use crate::limits::MAX_TIMEOUT;
 use crate::middleware::{Invocation, Reply, Style};
 use crate::outbox::Parcel;
 use crate::topology::check_event_key;

@@ -13,12 +13,14 @@ use uuid::Uuid;
 
 use super::line::Token;
 use super::pending::Ticket;
-use super::{Absent, Client, MAX_TIMEOUT, Target};
+use super::{Absent, Client, Target};
+use crate::clock::unix_millis;
 use crate::codec::{Codec, CodecError};
 use crate::compression::Readable;
-use crate::context::{Context, unix_millis};
+use crate::context::Context;
 use crate::error::{Error, Unanswered};
 use crate::frame::{self, Excess, Frame, Kind, Metadata, More, Trace};
+use crate::limits::MAX_TIMEOUT;
 use crate::outbox::{Parcel, Share};
 use crate::route::{Address, Route};
 use crate::topology::{MAX_PRIORITY, check_name};

@@ -9,11 +9,10 @@ use std::time::Duration;
 use tokio::sync::broadcast;
 use tokio::time::Instant;
 
-use super::short_id;
-use crate::context::at;
+use crate::clock::at;
 use crate::error::Error;
 use crate::state::Attempts;
-use crate::topology::{Declaration, Namespace, Queue, QueueKind};
+use crate::topology::{Declaration, Namespace, Queue, QueueKind, short_id};
 use crate::transport::{Consumer, Delivery, Dial, Event, Mode, Role, Transport};
 
 /// A consumer may end a moment before its connection reports the reason. This is how long the reason is awaited.

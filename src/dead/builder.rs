@@ -5,13 +5,10 @@ use std::time::Duration;
 use super::DeadLetters;
 use crate::environment;
 use crate::error::Error;
+use crate::limits::{ANSWER_TIMEOUT, QUEUE_TIMEOUT};
 use crate::settings::{Decided, Settings, common_settings};
 use crate::topology::ServiceId;
-use crate::transport::{ANSWER_TIMEOUT, Role};
-
-/// How long a queue may take for an answer by default. A queue with running nodes answers in milliseconds, and one that
-/// has lost its leader within five seconds.
-const QUEUE_TIMEOUT: Duration = Duration::from_secs(8);
+use crate::transport::Role;
 
 /// Settings for [`DeadLetters`], to change before connecting.
 ///

@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use super::written;
 use crate::frame::{self, CONTENT_TYPE, Frame, Kind};
+use crate::headers::{history, user_of};
 use crate::route::{Exchanges, Route};
-use crate::server::{history, user_of};
 use crate::topology::{Namespace, ONEWAY_DELIVERIES, ServiceId, header};
 use crate::transport::{Death, Delivery, Properties, Publication};
 
@@ -275,14 +275,14 @@ impl DeadLetter {
     fn headers(&self, delivery: &Delivery) -> Vec<(String, String)> {
         let mut headers = delivery.properties.headers.clone();
         // Headers that a peer has added are dropped: they could be too large for a frame together with Hopline's own.
-        headers.retain(|(name, value)| name.starts_with("x-hopline-") && value.len() <= MAX_HEADER);
+        headers.retain(|(name, value)| header::is_ours(name) && value.len() <= MAX_HEADER);
         if delivery.death.is_none() {
             return headers;
         }
         // The broker told of this death in headers of its own. It would not tell it again at the next one, so it is
         // written into the history.
         let past = history(&headers);
-        headers.retain(|(name, _)| !name.starts_with("x-hopline-"));
+        headers.retain(|(name, _)| !header::is_ours(name));
         let number = |number: Option<u64>| number.map_or_else(|| UNKNOWN.to_owned(), |number| number.to_string());
         let own = [
             (header::REASON, Some(self.reason.clone())),

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::client::BLOCKED_WAIT;
 use crate::error::Error;
+use crate::limits::BLOCKED_WAIT;
 use crate::transport::{Confirm, Publication, Transport, is_end};
 
 /// Publishes a message as soon as the broker accepts messages, and waits for its confirm. Returns `None` if that does

@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::*;
-use crate::client::MAX_MESSAGE_SIZE;
 use crate::compression::Readable;
+use crate::limits::MAX_MESSAGE_SIZE;
 
 const DOCUMENT: &str = include_str!("../../docs/wire.md");
 

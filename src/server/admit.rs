@@ -12,9 +12,9 @@ use super::message::{End, Message, Source};
 use super::served_method::ServedMethod;
 use super::through::Passage;
 use super::worker::{Job, Worker};
-use crate::client::MAX_TIMEOUT;
 use crate::error::{Code, Fault};
 use crate::frame::{Frame, Kind};
+use crate::limits::MAX_TIMEOUT;
 use crate::service::Answer;
 
 /// A frame that goes on to run.

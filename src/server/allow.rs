@@ -1,4 +1,4 @@
-//! A server's rule who may call what, and who the caller of a message is.
+//! A server's rule who may call what.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,8 +8,6 @@ use tracing::error;
 
 use crate::error::{Code, Fault};
 use crate::panics::words;
-use crate::topology::header;
-use crate::transport::Properties;
 
 /// The caller of a method, as a rule sees it: see [`Server::allow`](crate::Server::allow).
 ///
@@ -93,37 +91,9 @@ impl fmt::Debug for Allow {
     }
 }
 
-/// The user of the caller of a message. When a server publishes a message again, the message carries the server's user,
-/// and names the caller in a header. The header is believed only if it comes from the same user as this server's,
-/// `own`.
-pub(crate) fn user_of(properties: &Properties, own: Option<&str>) -> Option<Arc<str>> {
-    let publisher = properties.user_id.as_deref()?;
-    let user = match header::value(&properties.headers, header::USER) {
-        Some(user) if own == Some(publisher) => user,
-        _ => publisher,
-    };
-    Some(user).filter(|user| !user.is_empty()).map(Into::into)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn of(user_id: Option<&str>, told: Option<&str>) -> Option<Arc<str>> {
-        let headers = told.map(|user| (header::USER.to_owned(), user.to_owned())).into_iter().collect();
-        let properties = Properties { user_id: user_id.map(str::to_owned), headers, ..Properties::default() };
-        user_of(&properties, Some("server"))
-    }
-
-    #[test]
-    fn only_a_server_of_the_same_user_is_believed_whose_a_message_was() {
-        assert_eq!(of(Some("bob"), None).as_deref(), Some("bob"));
-        assert_eq!(of(Some("bob"), Some("root")).as_deref(), Some("bob"));
-        assert_eq!(of(Some("server"), Some("bob")).as_deref(), Some("bob"));
-        assert_eq!(of(Some("server"), Some("")), None);
-        assert_eq!(of(Some("server"), None).as_deref(), Some("server"));
-        assert_eq!(of(None, Some("server")), None);
-    }
 
     #[test]
     fn a_rule_that_panics_refuses() {

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use tracing::info;
 
 use super::{Allow, Server};
-use crate::client::{MAX_MESSAGE_SIZE, short_id};
 use crate::compression::Compression;
 use crate::environment;
 use crate::error::Error;
+use crate::limits::MAX_MESSAGE_SIZE;
 use crate::middleware::{Chain, Middleware};
 use crate::settings::{Decided, Settings, common_settings};
+use crate::topology::short_id;
 use crate::transport::{Dial, Role, Transport};
 
 /// The settings of a server. They are chosen before it connects.

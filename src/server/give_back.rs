@@ -17,10 +17,11 @@ use super::worker::{Job, Worker};
 use crate::codec::Codec;
 use crate::error::{Code, Fault};
 use crate::frame::{CONTENT_TYPE, Frame, Kind, Metadata};
+use crate::limits::ANSWER_TIMEOUT;
 use crate::route::to_queue;
 use crate::service::Answer;
 use crate::topology::header;
-use crate::transport::{ANSWER_TIMEOUT, Confirm, Life, Loss, Lost, Properties, Publication, Settle, Transport};
+use crate::transport::{Confirm, Life, Loss, Lost, Properties, Publication, Settle, Transport};
 
 /// How long a frame that is published again waits for room in its queue. After that, it is requeued or its call fails.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -111,9 +112,7 @@ impl Worker {
         let mut headers = message.properties.headers.clone();
         // Handlers see no headers. A peer may have filled the message with some, which would be too large together with
         // those that are added.
-        headers.retain(|(name, value)| {
-            name.starts_with("x-hopline-") && name != header::USER && value.len() <= MAX_REASON
-        });
+        headers.retain(|(name, value)| header::is_ours(name) && name != header::USER && value.len() <= MAX_REASON);
         headers.push((header::USER.to_owned(), message.user.as_deref().unwrap_or_default().to_owned()));
         for (name, value) in [(header::EXCHANGE, &message.exchange), (header::KEY, &message.key)] {
             if header::value(&headers, name).is_none() {

@@ -20,9 +20,8 @@ use super::message::Source;
 use super::reading::{Declared, Reading};
 use super::served_queue::ServedQueue;
 use super::worker::Worker;
-use crate::client::short_id;
 use crate::error::Error;
-use crate::topology::Declaration;
+use crate::topology::{Declaration, short_id};
 use crate::transport::{Consumer, ConsumerEnd, forbids};
 
 /// How long a drain waits for the broker's answer about a consumer. About a queue whose node is down, the answer comes

@@ -9,10 +9,11 @@ use uuid::Uuid;
 
 use super::dead_letters::SILENCE;
 use super::message::{End, Message, Source};
-use super::reason::{cut, shortened};
+use super::reason::shortened;
 use super::worker::Worker;
-use crate::context::unix_millis;
+use crate::clock::unix_millis;
 use crate::frame::CONTENT_TYPE;
+use crate::headers::history;
 use crate::route::to_queue;
 use crate::topology::header;
 use crate::transport::{Confirm, Loss, Lost, Properties, Settle};
@@ -21,13 +22,6 @@ use crate::transport::{Confirm, Loss, Lost, Properties, Settle};
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-
-/// How many earlier deaths the history of a replayed message holds.
-const MAX_HISTORY: usize = 10;
-/// How much of each reason the history holds, in bytes.
-const MAX_PAST_REASON: usize = 256;
-/// How much of each other value a line of the history holds, in bytes.
-const MAX_PAST_NAME: usize = 64;
 
 /// A dead letter that is to be published: a frame that nobody can be told about, or that has failed in its last
 /// attempt.
@@ -142,67 +136,5 @@ impl Worker {
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
             }
         }
-    }
-}
-
-/// The history of a dead letter that comes with these headers: a line for each earlier death, the latest last.
-pub(crate) fn history(headers: &[(String, String)]) -> Option<String> {
-    let value = |wanted| header::value(headers, wanted);
-    let reason = value(header::REASON)?.replace('\n', " ");
-    let latest = format!(
-        "{} {} {} {}",
-        cut(value(header::FAILED_AT).unwrap_or("-"), MAX_PAST_NAME),
-        cut(value(header::INSTANCE).unwrap_or("-"), MAX_PAST_NAME),
-        cut(value(header::ATTEMPTS).unwrap_or("-"), MAX_PAST_NAME),
-        cut(&reason, MAX_PAST_REASON),
-    );
-    // Whoever published the message may have written anything into this header, so it is cut.
-    let lines = value(header::HISTORY).unwrap_or_default().lines();
-    let mut lines: Vec<&str> = lines.map(|line| cut(line, 4 * MAX_PAST_NAME + MAX_PAST_REASON)).collect();
-    lines.push(&latest);
-    Some(lines[lines.len().saturating_sub(MAX_HISTORY)..].join("\n"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn headers(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
-        pairs.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect()
-    }
-
-    #[test]
-    fn a_message_that_never_died_has_no_history() {
-        assert_eq!(history(&headers(&[("tenant", "a")])), None);
-    }
-
-    #[test]
-    fn the_ten_latest_deaths_are_told_in_a_line_each() {
-        let mut past = String::new();
-        for n in 0..12 {
-            let died = headers(&[
-                (header::REASON, "no\nluck"),
-                (header::INSTANCE, "i"),
-                (header::ATTEMPTS, "5"),
-                (header::FAILED_AT, &n.to_string()),
-                (header::HISTORY, &past),
-            ]);
-            past = history(&died).expect("it died");
-        }
-        let lines: Vec<_> = past.lines().collect();
-        assert_eq!((lines.len(), lines[0], lines[9]), (10, "2 i 5 no luck", "11 i 5 no luck"));
-    }
-
-    #[test]
-    fn a_history_that_a_peer_made_up_stays_short() {
-        let line = "x".repeat(100_000);
-        let died = [(header::REASON, "no"), (header::INSTANCE, &line), (header::HISTORY, &line)];
-        assert!(history(&headers(&died)).expect("it died").len() < 1024);
-    }
-
-    #[test]
-    fn a_long_reason_is_cut_between_letters() {
-        let past = history(&headers(&[(header::REASON, &"ü".repeat(1000))])).expect("it died");
-        assert_eq!(past, format!("- - - {}", "ü".repeat(128)));
     }
 }

@@ -10,8 +10,8 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use uuid::Uuid;
 
-use super::allow::user_of;
 use crate::frame::Frame;
+use crate::headers::user_of;
 use crate::transport::{Delivery, Life, Properties, Settle, Transport};
 
 /// Which queue a message came from.

@@ -59,14 +59,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Fake {
     service: Service,
     namespace: Option<String>,
-    methods: BTreeMap<String, (Method, Answers)>,
+    methods: BTreeMap<String, (Method, Script)>,
     patterns: Vec<String>,
 }
 
 /// What a method answers: to the first call, to the second, and so on. The last answer is for all later calls.
-struct Answers(Vec<Handler>);
+struct Script(Vec<Handler>);
 
-impl fmt::Debug for Answers {
+impl fmt::Debug for Script {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} answers", self.0.len())
     }
@@ -156,7 +156,7 @@ impl Fake {
     }
 
     fn add(mut self, method: Method, answer: Handler) -> Self {
-        let (name, answers) = (method.name.clone(), Answers(Vec::new()));
+        let (name, answers) = (method.name.clone(), Script(Vec::new()));
         self.methods.entry(name).or_insert((method, answers)).1.0.push(answer);
         self
     }
@@ -222,7 +222,7 @@ impl Heard {
     }
 
     /// A handler that notes each call before it answers.
-    fn keeping(self: Arc<Self>, method: String, answers: Answers) -> Handler {
+    fn keeping(self: Arc<Self>, method: String, answers: Script) -> Handler {
         Arc::new(move |context, codec, payload| {
             let mut number = 0;
             self.keep(|book| {

@@ -17,10 +17,8 @@ use super::address::Scheme;
 use super::address::{self, Address};
 use super::{Role, Transport, memory, rabbit};
 use crate::error::Error;
+use crate::limits::CONNECT_TIMEOUT;
 
-/// How long an address may take by default until its connection can be used. A broker to which hundreds connect at once
-/// may need 5 s.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an address is tried alone. After that the next one is tried at the same time.
 const HEAD_START: Duration = Duration::from_secs(2);
 /// The shortest pause between two rounds over the addresses. It grows with the time without a connection.

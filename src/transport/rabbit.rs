@@ -38,9 +38,10 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use crate::error::Error;
+use crate::limits::ANSWER_TIMEOUT;
 use crate::topology::{Binding, Declaration};
 use crate::transport::address::RabbitAddress;
-use crate::transport::{ANSWER_TIMEOUT, Consumer, Delivery, Dial, Event, Mode, Publication, Receipt, Role};
+use crate::transport::{Consumer, Delivery, Dial, Event, Mode, Publication, Receipt, Role};
 use connection::{CLOSE_TIMEOUT, Link, News, Refusal};
 use diagnosis::Stage;
 use exchanges::Known;

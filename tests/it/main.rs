@@ -36,6 +36,7 @@ mod long_calls;
 mod loss;
 mod middleware;
 mod stalled;
+mod tidy;
 mod oneway;
 mod outcomes;
 mod redelivery;

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
 use super::{Answered, Letter, Letters};
-use crate::context::at;
+use crate::clock::at;
 use crate::frame::CONTENT_TYPE;
 use crate::lanes::{Lane, Lanes};
 use crate::outbox::{BATCH, Bundle, Outbox, Share, UnderWay, take_all};

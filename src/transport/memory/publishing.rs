@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::broker::{Exchange, State};
 use super::channel::next_consumer;
 use super::queue::{Entry, Message};
-use crate::context::unix_millis;
+use crate::clock::unix_millis;
 use crate::topology::{ExchangeKind, topic_matches};
 use crate::transport::{Confirm, Death, Properties, Publication};
 

@@ -17,7 +17,8 @@ use tracing::{debug, info, warn};
 
 use super::words;
 use crate::error::Error;
-use crate::transport::{ANSWER_TIMEOUT, Event};
+use crate::limits::ANSWER_TIMEOUT;
+use crate::transport::Event;
 
 /// How many events a slow subscriber may be behind before it misses some.
 const EVENTS: usize = 64;

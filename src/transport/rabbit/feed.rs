@@ -18,7 +18,8 @@ use tracing::{debug, warn};
 use super::connection::{Link, Refusal};
 use super::words::end_of_channel;
 use super::{declare, properties, words};
-use crate::transport::{ANSWER_TIMEOUT, Consumer, ConsumerEnd, Delivery, Life, Mode, Settle, Settler, Stop};
+use crate::limits::ANSWER_TIMEOUT;
+use crate::transport::{Consumer, ConsumerEnd, Delivery, Life, Mode, Settle, Settler, Stop};
 
 /// The most settled deliveries that are taken at once.
 const BATCH: usize = 256;
