@@ -2,22 +2,17 @@
 //! authentication, retries and limits.
 
 mod chain;
+mod invocation;
+mod reply;
 
-use std::fmt;
 use std::future::Future;
-use std::sync::Arc;
 use std::time::Duration;
-
-use bytes::Bytes;
-use serde::Serialize;
-use tokio::time::Instant;
-use uuid::Uuid;
 
 pub(crate) use self::chain::Chain;
 pub use self::chain::Next;
-use crate::codec::Codec;
+pub use self::invocation::{Invocation, Style};
+pub use self::reply::Reply;
 use crate::error::{Code, Error, Fault};
-use crate::frame::Entries;
 
 /// Code that runs around each call of a client, a service, or a whole server. Each of the three methods has a default
 /// that changes nothing.
@@ -101,292 +96,20 @@ pub trait Middleware: Send + Sync + 'static {
     }
 }
 
-/// The way in which a call was made.
-///
-/// ```
-/// use hopline::{Invocation, Style};
-///
-/// fn has_an_answer(call: &Invocation) -> bool {
-///     matches!(call.style(), Style::Call | Style::Broadcast)
-/// }
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Style {
-    /// One instance answers: any, or a given one.
-    Call,
-    /// Every instance answers.
-    Broadcast,
-    /// No instance answers. It goes to any instance, a given one, or all.
-    Oneway,
-    /// It is an event for all subscribers.
-    Event,
-}
-
-/// A call on its way through middleware. Cloning is cheap.
-///
-/// ```
-/// fn name(call: &hopline::Invocation) -> String {
-///     format!("{}.{}", call.service(), call.method())
-/// }
-/// ```
-#[derive(Clone)]
-pub struct Invocation {
-    pub(crate) style: Style,
-    pub(crate) service: Arc<str>,
-    pub(crate) method: Arc<str>,
-    pub(crate) caller: Option<Arc<str>>,
-    pub(crate) user: Option<Arc<str>>,
-    pub(crate) call_id: Uuid,
-    pub(crate) request_id: Option<Uuid>,
-    pub(crate) deadline: Option<Instant>,
-    pub(crate) metadata: Entries,
-    pub(crate) codec: Codec,
-    pub(crate) payload: Bytes,
-    pub(crate) idempotent: bool,
-}
-
-impl Invocation {
-    /// The way in which the call was made.
-    #[must_use]
-    pub fn style(&self) -> Style {
-        self.style
-    }
-
-    /// The service, written `name.vMAJOR`, or `events` for an event.
-    #[must_use]
-    pub fn service(&self) -> &str {
-        &self.service
-    }
-
-    /// The method, or the key of an event.
-    #[must_use]
-    pub fn method(&self) -> &str {
-        &self.method
-    }
-
-    /// The client that calls, as in [`Context::caller`](crate::Context::caller). It is what the client says about
-    /// itself, and is no proof.
-    #[must_use]
-    pub fn caller(&self) -> Option<&str> {
-        self.caller.as_deref()
-    }
-
-    /// On a server, the user with which the caller has logged in to the broker, as in
-    /// [`Context::user`](crate::Context::user). `None` on a client.
-    #[must_use]
-    pub fn user(&self) -> Option<&str> {
-        self.user.as_deref()
-    }
-
-    /// The id of the call. It is the same for all its attempts.
-    #[must_use]
-    pub fn call_id(&self) -> Uuid {
-        self.call_id
-    }
-
-    /// On a server, the id of this attempt. `None` on a client, where each run of [`Next`] gets a new one.
-    #[must_use]
-    pub fn request_id(&self) -> Option<Uuid> {
-        self.request_id
-    }
-
-    /// How much time is left until the deadline. `None` if there is no deadline, as for oneway calls and events on a
-    /// server.
-    #[must_use]
-    pub fn remaining(&self) -> Option<Duration> {
-        self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
-    }
-
-    /// Whether the caller has marked the call as idempotent: it may run twice without harm.
-    #[must_use]
-    pub fn idempotent(&self) -> bool {
-        self.idempotent
-    }
-
-    /// The metadata of the call under `name`.
-    #[must_use]
-    pub fn metadata(&self, name: &str) -> Option<&str> {
-        self.metadata.get(name)
-    }
-
-    /// All metadata of the call, as names and texts in the order in which they were set.
-    pub fn metadata_entries(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.metadata.iter()
-    }
-
-    /// Sets metadata of the call, in place of an earlier value under `name`. On a client it is sent to the server. On a
-    /// server the handler reads it with [`Context::metadata`](crate::Context::metadata).
-    pub fn set_metadata(&mut self, name: impl Into<String>, value: impl Into<String>) {
-        self.metadata.set(name.into(), value.into());
-    }
-
-    /// The codec of the payload.
-    #[must_use]
-    pub fn codec(&self) -> Codec {
-        self.codec
-    }
-
-    /// The arguments or the event, encoded with the [codec](Invocation::codec) and not compressed. Empty in
-    /// [`Middleware::admit`], and in [`Middleware::finished`] on a server.
-    #[must_use]
-    pub fn payload(&self) -> &[u8] {
-        &self.payload
-    }
-
-    /// Replaces the payload. The new one must be encoded with the same codec.
-    pub fn set_payload(&mut self, payload: impl Into<Vec<u8>>) {
-        self.payload = payload.into().into();
-    }
-}
-
-impl fmt::Debug for Invocation {
-    /// Without what may be secret: payload and texts of metadata.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Invocation")
-            .field("style", &self.style)
-            .field("service", &self.service)
-            .field("method", &self.method)
-            .field("call_id", &self.call_id)
-            .field("caller", &self.caller)
-            .field("user", &self.user)
-            .finish_non_exhaustive()
-    }
-}
-
-/// What came back from a call: the method's result, or the method's own error. Cloning is cheap.
-///
-/// ```
-/// fn size(reply: &hopline::Reply) -> usize {
-///     reply.payload().len()
-/// }
-/// ```
-#[derive(Clone)]
-pub struct Reply {
-    pub(crate) codec: Codec,
-    pub(crate) payload: Bytes,
-    pub(crate) own_error: bool,
-    pub(crate) instance: Option<Arc<str>>,
-    pub(crate) handler_time: Option<Duration>,
-    pub(crate) metadata: Entries,
-    /// For an event: whether a subscriber did not get it.
-    pub(crate) missed: bool,
-}
-
-impl Reply {
-    /// A result, for middleware that answers in place of the method. `codec` must be the codec of the call.
-    ///
-    /// ```
-    /// use hopline::{Error, Invocation, Middleware, Next, Reply};
-    ///
-    /// /// Answers `ping` itself, wherever it is added.
-    /// struct Pong;
-    ///
-    /// impl Middleware for Pong {
-    ///     async fn handle(&self, call: Invocation, next: Next) -> Result<Reply, Error> {
-    ///         match call.method() {
-    ///             "ping" => Reply::result(call.codec(), &"pong"),
-    ///             _ => next.run(call).await,
-    ///         }
-    ///     }
-    /// }
-    /// ```
-    ///
-    /// # Errors
-    /// [`Error::Codec`] if the result cannot be encoded.
-    pub fn result<T: Serialize + ?Sized>(codec: Codec, result: &T) -> Result<Self, Error> {
-        Ok(Self { payload: codec.encode(&result)?.into(), ..Self::empty(codec) })
-    }
-
-    /// An error of the method's own type, for middleware that answers in place of the method. `codec` must be the codec
-    /// of the call.
-    ///
-    /// # Errors
-    /// [`Error::Codec`] if the error cannot be encoded.
-    pub fn own_error<E: Serialize + ?Sized>(codec: Codec, error: &E) -> Result<Self, Error> {
-        Ok(Self { own_error: true, ..Self::result(codec, error)? })
-    }
-
-    /// The reply of something that has no result, such as a oneway call.
-    pub(crate) fn empty(codec: Codec) -> Self {
-        Self {
-            codec,
-            payload: Bytes::new(),
-            own_error: false,
-            instance: None,
-            handler_time: None,
-            metadata: Entries::default(),
-            missed: false,
-        }
-    }
-
-    /// Whether the method returned its own error. The payload is then that error.
-    #[must_use]
-    pub fn is_own_error(&self) -> bool {
-        self.own_error
-    }
-
-    /// The codec of the payload.
-    #[must_use]
-    pub fn codec(&self) -> Codec {
-        self.codec
-    }
-
-    /// The result or the method's own error, encoded with the codec and not compressed. Empty after a oneway call, a
-    /// broadcast or an event on a client.
-    #[must_use]
-    pub fn payload(&self) -> &[u8] {
-        &self.payload
-    }
-
-    /// On a client, the instance that replied, if one did.
-    #[must_use]
-    pub fn instance(&self) -> Option<&str> {
-        self.instance.as_deref()
-    }
-
-    /// On a client, how long the handler ran, as the server measured it.
-    #[must_use]
-    pub fn handler_time(&self) -> Option<Duration> {
-        self.handler_time
-    }
-
-    /// The metadata of the reply under `name`. Middleware on the server has set it.
-    #[must_use]
-    pub fn metadata(&self, name: &str) -> Option<&str> {
-        self.metadata.get(name)
-    }
-
-    /// All metadata of the reply, as names and texts in the order in which they were set.
-    pub fn metadata_entries(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.metadata.iter()
-    }
-
-    /// Sets metadata of the reply, in place of an earlier value under `name`. On a server it is sent to the client. It
-    /// has the same limits as [`Call::metadata`](crate::Call::metadata).
-    pub fn set_metadata(&mut self, name: impl Into<String>, value: impl Into<String>) {
-        self.metadata.set(name.into(), value.into());
-    }
-}
-
-impl fmt::Debug for Reply {
-    /// Without what may be secret: payload and metadata.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reply")
-            .field("codec", &self.codec)
-            .field("own_error", &self.own_error)
-            .field("size", &self.payload.len())
-            .field("instance", &self.instance)
-            .field("handler_time", &self.handler_time)
-            .finish_non_exhaustive()
-    }
-}
-
 /// How a call ended, for [`Middleware::finished`].
 ///
 /// ```
-/// fn log(done: &hopline::Finished<'_>) {
-///     println!("{done:?}");
+/// use hopline::{Finished, Middleware};
+///
+/// /// A line for each call that did not run.
+/// struct NotRun;
+///
+/// impl Middleware for NotRun {
+///     fn finished(&self, done: &Finished<'_>) {
+///         if !done.ran {
+///             eprintln!("{} from {:?}: {}", done.call.method(), done.call.caller(), done.code);
+///         }
+///     }
 /// }
 /// ```
 #[derive(Debug, Clone, Copy)]

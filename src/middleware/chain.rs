@@ -16,10 +16,18 @@ use crate::panics::words;
 /// What is inside of a middleware: the middleware after it, and then the sending of the call or its handler.
 ///
 /// ```
-/// use hopline::{Error, Invocation, Next, Reply};
+/// use hopline::{Error, Invocation, Middleware, Next, Reply};
 ///
-/// async fn as_it_is(call: Invocation, next: Next) -> Result<Reply, Error> {
-///     next.run(call).await
+/// /// Tries once more what has not run.
+/// struct Again;
+///
+/// impl Middleware for Again {
+///     async fn handle(&self, call: Invocation, next: Next) -> Result<Reply, Error> {
+///         match next.run(call.clone()).await {
+///             Err(error) if error.is_transient() && !error.may_have_run() => next.run(call).await,
+///             outcome => outcome,
+///         }
+///     }
 /// }
 /// ```
 #[derive(Clone)]
@@ -38,22 +46,6 @@ type Running = BoxFuture<'static, Result<Reply, Error>>;
 
 impl Next {
     /// Runs what is inside. On a client, each run is an attempt of the call. Dropping the future cancels the attempt.
-    ///
-    /// ```
-    /// use hopline::{Error, Invocation, Middleware, Next, Reply};
-    ///
-    /// /// Tries once more what has not run.
-    /// struct Again;
-    ///
-    /// impl Middleware for Again {
-    ///     async fn handle(&self, call: Invocation, next: Next) -> Result<Reply, Error> {
-    ///         match next.run(call.clone()).await {
-    ///             Err(error) if error.is_transient() && !error.may_have_run() => next.run(call).await,
-    ///             outcome => outcome,
-    ///         }
-    ///     }
-    /// }
-    /// ```
     ///
     /// # Errors
     /// What went wrong, if the outcome is neither a result nor the method's own error.

@@ -752,6 +752,16 @@ fn a_program_that_is_not_async_waits_for_calls_that_go_through_middleware() {
     drop((client, runtime.enter()));
 }
 
+/// Waits until a client has sent so many calls and cancels.
+async fn sent(client: &Client, count: u64) {
+    soon(async {
+        while client.traffic().calls_sent < count {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn calls_that_never_run_end_too() {
     let scene = Scene::new();
@@ -763,13 +773,9 @@ async fn calls_that_never_run_end_too() {
     let first = soon(arrived.recv()).await.expect("it runs");
     let waiting = hold(&client, 2).start().await.expect("it is sent");
     let instance = first.context.instance().to_owned();
-    soon(async {
-        while client.traffic().calls_sent < 2 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    sent(&client, 2).await;
     drop(waiting);
+    sent(&client, 3).await;
     // The cancel is before this, and is heard when this is answered.
     has_read(&client, "held", &instance).await;
     assert_eq!(next(&mut ended).await.short(), ("absent", Code::Unimplemented, false));
@@ -826,12 +832,7 @@ async fn the_end_of_a_call_tells_how_long_it_waited_and_how_long_it_ran() {
     let client = scene.client().await;
     let calls = [1, 2].map(|number| tokio::spawn(hold(&client, number)));
     let first = soon(arrived.recv()).await.expect("it runs");
-    soon(async {
-        while client.traffic().calls_sent < 2 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    sent(&client, 2).await;
     let (waited, ran) = (Duration::from_secs(5), Duration::from_secs(7));
     let second = later(waited, async {
         first.release();
