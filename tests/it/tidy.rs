@@ -391,7 +391,7 @@ fn the_way_of_a_call_names_files_once_and_functions_that_are_in_them() {
             wrong.push(format!("step {number}: there is no file `{file}`"));
             continue;
         };
-        let defined = functions(&text);
+        let defined = functions(&without_tests(&text).join("\n"));
         let gone = named.iter().filter(|name| !defined.iter().any(|names| names.contains(*name)));
         wrong.extend(gone.map(|name| format!("step {number}: `{file}` has no function `{name}`")));
     }
