@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use hopline::Codec;
-use hopline::bench::{InFlight, Parcels, Requests, Sender, Waiting, decode, read, write};
+use hopline::bench::{InFlight, Parcels, Requests, Sender, WaitingCall, decode, read, write};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_bytes::ByteBuf;
@@ -59,9 +59,9 @@ fn in_flight(criterion: &mut Criterion) {
     for calls in [1, 1_000, 100_000] {
         // The one that is measured is in flight as well.
         let mut in_flight = InFlight::new(calls - 1).expect("a good name");
-        assert!(in_flight.turn(Waiting::default()), "a reply arrives");
+        assert!(in_flight.turn(WaitingCall::default()), "a reply arrives");
         group.bench_function(format!("expect and deliver/{calls}"), |bencher| {
-            bencher.iter_batched(Waiting::default, |waiting| in_flight.turn(waiting), BatchSize::SmallInput);
+            bencher.iter_batched(WaitingCall::default, |waiting| in_flight.turn(waiting), BatchSize::SmallInput);
         });
     }
     group.finish();

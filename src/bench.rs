@@ -12,11 +12,11 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::client::Target;
+use crate::client::in_flight::{CallEnd, CallsInFlight, PendingCall, Waiter};
 use crate::client::presence::Moment;
-use crate::client::replies::{Call, End, Replies, Waiter};
 use crate::codec::{Codec, CodecError};
 use crate::frame::{self, Frame, Kind, Metadata};
-use crate::outbox::{Outbox, Parcel, Share};
+use crate::outgoing::{Outbox, Parcel, Share};
 use crate::topology::ServiceId;
 
 /// Requests as a client makes them when calls are not traced.
@@ -82,13 +82,13 @@ pub fn read<T: DeserializeOwned>(codec: Codec, payload: &[u8]) -> Result<T, Code
 
 /// A call that is about to wait for its reply.
 #[derive(Debug)]
-pub struct Waiting {
+pub struct WaitingCall {
     id: Uuid,
-    sender: oneshot::Sender<Result<Frame, End>>,
-    receiver: oneshot::Receiver<Result<Frame, End>>,
+    sender: oneshot::Sender<Result<Frame, CallEnd>>,
+    receiver: oneshot::Receiver<Result<Frame, CallEnd>>,
 }
 
-impl Default for Waiting {
+impl Default for WaitingCall {
     fn default() -> Self {
         let (sender, receiver) = oneshot::channel();
         Self { id: Uuid::new_v4(), sender, receiver }
@@ -98,8 +98,8 @@ impl Default for Waiting {
 /// A constant number of calls in flight.
 #[derive(Debug)]
 pub struct InFlight {
-    replies: Replies<()>,
-    waiting: VecDeque<(Uuid, oneshot::Receiver<Result<Frame, End>>)>,
+    calls: CallsInFlight<()>,
+    waiting: VecDeque<(Uuid, oneshot::Receiver<Result<Frame, CallEnd>>)>,
     target: Arc<Target>,
 }
 
@@ -110,27 +110,28 @@ impl InFlight {
     /// Never: the name is valid.
     pub fn new(calls: usize) -> Result<Self, String> {
         let target = Arc::new(Target::new(ServiceId::new("demo", 1)?, "add"));
-        let mut in_flight = Self { replies: Replies::default(), waiting: VecDeque::new(), target };
-        (0..calls).for_each(|_| in_flight.expect(Waiting::default()));
+        let mut in_flight = Self { calls: CallsInFlight::default(), waiting: VecDeque::new(), target };
+        (0..calls).for_each(|_| in_flight.expect(WaitingCall::default()));
         Ok(in_flight)
     }
 
     /// Adds a call that waits for its reply, and delivers the reply to the call that has waited for the longest time.
     /// Returns whether that has worked.
-    pub fn turn(&mut self, waiting: Waiting) -> bool {
+    pub fn turn(&mut self, waiting: WaitingCall) -> bool {
         self.expect(waiting);
         let Some((id, mut receiver)) = self.waiting.pop_front() else { return false };
         let moment = Moment { now: Instant::now(), last: 0, earlier: 0 };
         let metadata = Metadata { handler_time: Some(Duration::from_micros(7)), ..Metadata::default() };
-        self.replies.deliver(Frame::new(Kind::Reply, id, Codec::Cbor, metadata, Bytes::new()), moment);
+        self.calls.deliver(Frame::new(Kind::Reply, id, Codec::Cbor, metadata, Bytes::new()), moment);
         matches!(receiver.try_recv(), Ok(Ok(reply)) if reply.id == id)
     }
 
-    fn expect(&mut self, Waiting { id, sender, receiver }: Waiting) {
+    fn expect(&mut self, WaitingCall { id, sender, receiver }: WaitingCall) {
         let (waiter, target) = (Waiter::One(sender), self.target.clone());
         let (for_any, left_before) = (true, false);
-        let call = Call { waiter, target, message: 0, for_any, left_before, leaving: None, place: None, again: None };
-        self.replies.expect(id, call);
+        let call =
+            PendingCall { waiter, target, message: 0, for_any, left_before, leaving: None, place: None, again: None };
+        self.calls.expect(id, call);
         self.waiting.push_back((id, receiver));
     }
 }

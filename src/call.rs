@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::broadcast::{Broadcast, BroadcastReply};
 use self::callback::Called;
-use crate::client::{Absent, Arguments, Client, Request, Started, Target};
+use crate::client::{Absent, ArgumentWriter, Client, Request, Started, Target};
 use crate::codec::{Codec, CodecError};
 use crate::context::Context;
 use crate::error::{Error, Fault};
@@ -54,7 +54,7 @@ pub struct Call<T, E = Fault> {
 #[derive(Debug)]
 enum Stage {
     /// It is sent when it is polled.
-    Ready(Box<Request<Arguments>>),
+    Ready(Box<Request<ArgumentWriter>>),
     /// It waits for its reply.
     Sent(Started),
     /// It has ended.
@@ -115,7 +115,7 @@ impl<T> Call<T> {
         arguments: impl Serialize + Send + 'static,
         read: ReadResult<T>,
     ) -> Self {
-        let arguments: Arguments = Box::new(move |codec, payload| codec.write(&arguments, payload));
+        let arguments: ArgumentWriter = Box::new(move |codec, payload| codec.write(&arguments, payload));
         let request = Request { context: Context::current(), ..Request::new(target, arguments) };
         Self { client, stage: Stage::Ready(Box::new(request)), read, fails_with: PhantomData }
     }
@@ -165,7 +165,7 @@ impl<T, E> Call<T, E> {
     }
 
     /// Sets an option. A call that was sent cannot be changed any more.
-    fn with(mut self, set: impl FnOnce(&mut Request<Arguments>)) -> Self {
+    fn with(mut self, set: impl FnOnce(&mut Request<ArgumentWriter>)) -> Self {
         if let Stage::Ready(request) = &mut self.stage {
             set(request);
         }
@@ -173,7 +173,7 @@ impl<T, E> Call<T, E> {
     }
 
     /// The request of a call that was not sent yet.
-    fn unsent(stage: Stage) -> Result<Request<Arguments>, Error> {
+    fn unsent(stage: Stage) -> Result<Request<ArgumentWriter>, Error> {
         match stage {
             Stage::Ready(request) => Ok(*request),
             Stage::Sent(_) | Stage::Over => {

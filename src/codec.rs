@@ -16,7 +16,7 @@ use serde::de::{DeserializeOwned, DeserializeSeed, IgnoredAny};
 pub use self::arguments::Arguments;
 use self::arguments::Array;
 pub(crate) use self::arguments::Misfit;
-use self::readable::Readable;
+use self::readable::HumanReadable;
 
 /// How deep values may nest in a payload that is read. A value that nests much deeper would overflow the stack. This is
 /// the limit of the libraries for CBOR and JSON; the other codecs are held to the same.
@@ -94,7 +94,7 @@ impl Codec {
     pub(crate) fn write<T: Serialize>(self, value: &T, payload: &mut Vec<u8>) -> Result<(), CodecError> {
         let written = match self {
             Self::Raw => raw::to_vec(value).map(|bytes| payload.extend(bytes)).map_err(|error| error.to_string()),
-            Self::Cbor => serde_cbor::to_writer(payload, &Readable(value)).map_err(|error| error.to_string()),
+            Self::Cbor => serde_cbor::to_writer(payload, &HumanReadable(value)).map_err(|error| error.to_string()),
             Self::Json => serde_json::to_writer(payload, value).map_err(|error| error.to_string()),
             Self::MessagePack => {
                 let mut writer = rmp_serde::Serializer::new(payload).with_struct_map().with_human_readable();
@@ -127,7 +127,7 @@ impl Codec {
     /// Reads the array of arguments. Raw bytes are an array of one element, or of none.
     fn array<A: Arguments>(self, payload: &[u8], array: Array<'_, A>) -> Result<A, String> {
         match self {
-            Self::Raw => array.deserialize(raw::Arguments(payload, A::COUNT)).map_err(|error| error.to_string()),
+            Self::Raw => array.deserialize(raw::RawArguments(payload, A::COUNT)).map_err(|error| error.to_string()),
             _ => self.read(payload, array),
         }
     }
@@ -144,7 +144,7 @@ impl Codec {
             // The library limits the depth by itself.
             Self::Cbor => {
                 let mut reader = serde_cbor::Deserializer::from_slice(payload);
-                let value = seed.deserialize(Readable(&mut reader)).map_err(|error| error.to_string())?;
+                let value = seed.deserialize(HumanReadable(&mut reader)).map_err(|error| error.to_string())?;
                 reader.end().map(|()| value).map_err(|error| error.to_string())
             }
             // The library's own limit does not hold for values that the type ignores.

@@ -38,7 +38,7 @@ pub enum Compression {
 
 /// Why a payload could not be decompressed. The text goes into the fault that answers the call.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Refusal {
+pub(crate) enum CompressionRefusal {
     /// This program was built without the compression.
     #[error(
         "compression {number} ({0}) is not built in here: send it uncompressed, or enable the cargo feature `{0}`",
@@ -54,7 +54,7 @@ pub(crate) enum Refusal {
     TooLarge { size: usize, cap: usize },
 }
 
-impl Refusal {
+impl CompressionRefusal {
     /// The code of the fault that answers the call.
     pub(crate) fn code(&self) -> Code {
         match self {
@@ -127,7 +127,7 @@ impl Compression {
 
     /// The payload as it was before it was compressed. It may have at most `cap` bytes; no memory is allocated for
     /// more.
-    pub(crate) fn decompress(self, payload: &[u8], cap: usize) -> Result<Vec<u8>, Refusal> {
+    pub(crate) fn decompress(self, payload: &[u8], cap: usize) -> Result<Vec<u8>, CompressionRefusal> {
         match self {
             Self::Zstd => zstd::decompress(payload, cap),
             Self::Lz4 => lz4::decompress(payload, cap),
@@ -145,7 +145,7 @@ impl fmt::Display for Compression {
 mod lz4 {
     use lz4_flex::block;
 
-    use super::{Compression, Refusal};
+    use super::{Compression, CompressionRefusal};
 
     /// The most bytes that one byte of a block can stand for. A block that claims more is refused before memory is
     /// allocated.
@@ -161,14 +161,14 @@ mod lz4 {
         written.is_ok()
     }
 
-    pub(super) fn decompress(payload: &[u8], cap: usize) -> Result<Vec<u8>, Refusal> {
-        let corrupt = |why| Refusal::Corrupt(Compression::Lz4, why);
+    pub(super) fn decompress(payload: &[u8], cap: usize) -> Result<Vec<u8>, CompressionRefusal> {
+        let corrupt = |why| CompressionRefusal::Corrupt(Compression::Lz4, why);
         let Some((size, block)) = payload.split_first_chunk::<4>() else {
             return Err(corrupt(format!("{} bytes, where its size takes 4", payload.len())));
         };
         let size = u32::from_le_bytes(*size) as usize;
         if size > cap {
-            return Err(Refusal::TooLarge { size, cap });
+            return Err(CompressionRefusal::TooLarge { size, cap });
         }
         if size > block.len().saturating_mul(MAX_RATIO) {
             return Err(corrupt(format!("{} bytes cannot stand for {size}", block.len())));
@@ -188,7 +188,7 @@ mod zstd {
 
     use zstd::stream::read::Decoder;
 
-    use super::{Compression, Refusal};
+    use super::{Compression, CompressionRefusal};
 
     /// The window sizes that are read, as powers of two. A window of 2 MiB, which the default level uses, is read
     /// whatever the cap is. A window over 128 MiB is never read.
@@ -200,14 +200,14 @@ mod zstd {
         compressed.is_ok()
     }
 
-    pub(super) fn decompress(payload: &[u8], cap: usize) -> Result<Vec<u8>, Refusal> {
-        let corrupt = |why| Refusal::Corrupt(Compression::Zstd, why);
+    pub(super) fn decompress(payload: &[u8], cap: usize) -> Result<Vec<u8>, CompressionRefusal> {
+        let corrupt = |why| CompressionRefusal::Corrupt(Compression::Zstd, why);
         let broken = |error: std::io::Error| corrupt(error.to_string());
         // The frame may tell its size. It is not trusted, but if it is over the cap, nothing needs to be decompressed.
         let named = zstd::zstd_safe::get_frame_content_size(payload).map_err(|error| corrupt(error.to_string()))?;
         let named = named.map(|size| usize::try_from(size).unwrap_or(usize::MAX));
         if let Some(size) = named.filter(|size| *size > cap) {
-            return Err(Refusal::TooLarge { size, cap });
+            return Err(CompressionRefusal::TooLarge { size, cap });
         }
         let window = usize::BITS - cap.leading_zeros();
         let mut decoder = Decoder::with_buffer(payload).map_err(broken)?.single_frame();
@@ -215,7 +215,7 @@ mod zstd {
         let mut plain = Vec::new();
         decoder.by_ref().take((cap as u64).saturating_add(1)).read_to_end(&mut plain).map_err(broken)?;
         if plain.len() > cap {
-            return Err(Refusal::TooLarge { size: plain.len(), cap });
+            return Err(CompressionRefusal::TooLarge { size: plain.len(), cap });
         }
         match decoder.finish().len() {
             0 => Ok(plain),
@@ -226,14 +226,14 @@ mod zstd {
 
 #[cfg(not(feature = "zstd"))]
 mod zstd {
-    use super::{Compression, Refusal};
+    use super::{Compression, CompressionRefusal};
 
     pub(super) fn compress(_: &[u8], _: &mut Vec<u8>) -> bool {
         false
     }
 
-    pub(super) fn decompress(_: &[u8], _: usize) -> Result<Vec<u8>, Refusal> {
-        Err(Refusal::NotBuiltIn(Compression::Zstd))
+    pub(super) fn decompress(_: &[u8], _: usize) -> Result<Vec<u8>, CompressionRefusal> {
+        Err(CompressionRefusal::NotBuiltIn(Compression::Zstd))
     }
 }
 
@@ -273,7 +273,7 @@ mod tests {
             let bomb = compressed(compression, &vec![0; 8 * MIB]);
             assert!(bomb.len() < 8 * MIB / 200, "{compression}: {} bytes", bomb.len());
             let refusal = compression.decompress(&bomb, MIB).expect_err("over the cap");
-            assert_eq!(refusal, Refusal::TooLarge { size: 8 * MIB, cap: MIB });
+            assert_eq!(refusal, CompressionRefusal::TooLarge { size: 8 * MIB, cap: MIB });
             assert_eq!(refusal.code(), Code::ResourceExhausted);
             assert!(
                 compression.decompress(&bomb, 8 * MIB - 1).is_err() && compression.decompress(&bomb, 8 * MIB).is_ok()
@@ -297,7 +297,7 @@ mod tests {
         let body = compressed(Compression::Lz4, &[7; 1000]);
         for size in [0_u32, 999, 1001] {
             let wrong = [&size.to_le_bytes(), &body[4..]].concat();
-            assert!(matches!(Compression::Lz4.decompress(&wrong, MIB), Err(Refusal::Corrupt(..))), "{size}");
+            assert!(matches!(Compression::Lz4.decompress(&wrong, MIB), Err(CompressionRefusal::Corrupt(..))), "{size}");
         }
     }
 
@@ -310,7 +310,7 @@ mod tests {
         let bomb = encoder.finish().expect("memory");
         assert!(matches!(::zstd::zstd_safe::get_frame_content_size(&bomb), Ok(None)));
         let refusal = Compression::Zstd.decompress(&bomb, MIB);
-        assert_eq!(refusal, Err(Refusal::TooLarge { size: MIB + 1, cap: MIB }));
+        assert_eq!(refusal, Err(CompressionRefusal::TooLarge { size: MIB + 1, cap: MIB }));
         assert_eq!(Compression::Zstd.decompress(&bomb, 8 * MIB).map(|plain| plain.len()), Ok(8 * MIB));
     }
 

@@ -2,12 +2,13 @@
 
 mod builder;
 mod catalogue;
+mod handled;
+mod held;
 mod letter;
 mod publish;
 
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
-use std::future::Future;
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -15,17 +16,16 @@ use uuid::Uuid;
 use crate::error::Error;
 use crate::limits::MAX_MESSAGE_SIZE;
 use crate::topology::{Namespace, ServiceId};
-use crate::transport::{Confirm, Delivery, Publication, Settle, Transport};
+use crate::transport::{Confirm, Delivery, Publication, Transport};
 
 pub use builder::DeadLettersBuilder;
 pub(crate) use catalogue::enter;
+pub use handled::{Fate, Handled, Listed, WhichLetters};
+use held::{HeldLetters, answered, take};
 pub use letter::{DeadLetter, EarlierDeath, LetterKind};
 
 /// The longest arguments that a list shows, in bytes.
 const SHORT_ARGUMENTS: usize = 4096;
-
-/// What helps if a queue is unreachable.
-const HELPS: &str = "start the node that the queue is on, or most of its nodes, and try again";
 
 /// The dead letters of one service: oneway calls that have failed in every attempt, and messages that no attempt could
 /// help.
@@ -57,94 +57,6 @@ pub struct DeadLetters {
     service: ServiceId,
     /// How long a queue may take for each answer.
     timeout: Duration,
-}
-
-/// Which dead letters to replay or drop.
-///
-/// ```
-/// use hopline::WhichLetters;
-///
-/// # async fn example(dead: hopline::DeadLetters) -> Result<(), hopline::Error> {
-/// dead.discard(&WhichLetters::Ids(vec!["0b2f".to_owned()]), |_| {}).await?;
-/// dead.replay(&WhichLetters::All, |_| {}).await?;
-/// # Ok(()) }
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum WhichLetters {
-    /// All, with those that arrive in the meantime.
-    All,
-    /// Those with these ids. The beginning of an id is enough if no other id begins so. A whole id may be in upper
-    /// case, and without hyphens. If several letters have the same id, any one of them is taken.
-    Ids(Vec<String>),
-}
-
-/// The dead letters of a service, as far as they could be read.
-///
-/// ```
-/// # async fn example(dead: hopline::DeadLetters) -> Result<(), hopline::Error> {
-/// let listed = dead.list(100).await?;
-/// println!("{} letters", listed.letters.len());
-/// if let Some(error) = listed.broken_off {
-///     eprintln!("and perhaps more: {error}");
-/// }
-/// # Ok(()) }
-/// ```
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct Listed {
-    /// The letters, the oldest first.
-    pub letters: Vec<DeadLetter>,
-    /// Why there may be more letters, if the broker did not answer to the end.
-    pub broken_off: Option<Error>,
-}
-
-/// What was done with a dead letter.
-///
-/// ```
-/// use hopline::Fate;
-///
-/// fn told(fate: &Fate) -> String {
-///     match fate {
-///         Fate::Replayed => "it runs again".to_owned(),
-///         Fate::Kept(why) => format!("it is kept: {why}"),
-///         other => format!("{other:?}"),
-///     }
-/// }
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Fate {
-    /// It was published again, and will run.
-    Replayed,
-    /// It was removed for good.
-    Dropped,
-    /// It is still a dead letter, for this reason.
-    Kept(String),
-    /// There is no such dead letter.
-    Absent,
-}
-
-/// A dead letter that was to be replayed or dropped, and what was done with it.
-///
-/// ```
-/// use hopline::{Fate, WhichLetters};
-///
-/// # async fn example(dead: hopline::DeadLetters) -> Result<(), hopline::Error> {
-/// for handled in dead.replay(&WhichLetters::All, |_| {}).await? {
-///     if let Fate::Kept(why) = handled.fate {
-///         println!("{} is kept: {why}", handled.id);
-///     }
-/// }
-/// # Ok(()) }
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Handled {
-    /// Its [`DeadLetter::id`].
-    pub id: String,
-    /// What was done with it.
-    pub fate: Fate,
 }
 
 /// What to do with the letters.
@@ -221,7 +133,7 @@ impl DeadLetters {
     /// As [`DeadLetters::count`]. If an error occurs after some letters were read, it is in [`Listed::broken_off`].
     pub async fn list(&self, most: usize) -> Result<Listed, Error> {
         self.count().await?;
-        let (mut letters, mut held, mut last, mut broken_off) = (Vec::new(), Held::default(), 0, None);
+        let (mut letters, mut held, mut last, mut broken_off) = (Vec::new(), HeldLetters::default(), 0, None);
         while letters.len() < most {
             let delivery = match self.next().await {
                 Ok(Some(delivery)) => delivery,
@@ -251,7 +163,7 @@ impl DeadLetters {
     pub async fn find(&self, id: &str) -> Result<Option<DeadLetter>, Error> {
         self.count().await?;
         let meant = meant(id)?;
-        let (mut begun, mut found, mut held) = (BTreeSet::new(), None, Held::default());
+        let (mut begun, mut found, mut held) = (BTreeSet::new(), None, HeldLetters::default());
         while let Some(delivery) = self.next().await? {
             let id = DeadLetter::read(&self.service, &delivery, 0).id;
             let is_it = id == meant;
@@ -272,7 +184,7 @@ impl DeadLetters {
         if meant.iter().all(|id| Uuid::parse_str(id).is_ok()) {
             return Ok(meant);
         }
-        let (mut there, mut held) = (BTreeSet::new(), Held::default());
+        let (mut there, mut held) = (BTreeSet::new(), HeldLetters::default());
         while let Some(delivery) = self.next().await? {
             there.insert(DeadLetter::read(&self.service, &delivery, 0).id);
             held.keep(delivery);
@@ -348,7 +260,7 @@ impl DeadLetters {
             each(&one);
             handled.push(one);
         };
-        let (mut handled, mut held, mut done) = (Vec::new(), Held::default(), HashSet::new());
+        let (mut handled, mut held, mut done) = (Vec::new(), HeldLetters::default(), HashSet::new());
         let mut silent = HashSet::new();
         let mut wanted: HashSet<String> = match which {
             WhichLetters::All => HashSet::new(),
@@ -439,55 +351,5 @@ fn written(id: &str) -> String {
         Ok(id) => id.to_string(),
         Err(_) if id.chars().all(|c| c.is_ascii_hexdigit() || c == '-') => id.to_ascii_lowercase(),
         Err(_) => id.to_owned(),
-    }
-}
-
-/// Takes a letter out of a queue, if the queue answers within `timeout`.
-async fn take(transport: &Transport, queue: &str, timeout: Duration) -> Result<Option<Delivery>, Error> {
-    let operation = format!("take a dead letter out of `{queue}`");
-    let taken = answered(timeout, &operation, transport.get(queue)).await;
-    taken.map_err(|error| match error {
-        // RabbitMQ closes the connection over a queue that has lost its leader.
-        Error::Disconnected { reason, .. } if reason.contains(&format!("'{queue}'")) => {
-            Error::Broker { operation, reason: format!("{reason}: {HELPS}") }
-        }
-        error => error,
-    })
-}
-
-/// The broker's answer to an `operation` on a queue, if it comes within `timeout`.
-async fn answered<T>(
-    timeout: Duration,
-    operation: &str,
-    answer: impl Future<Output = Result<T, Error>>,
-) -> Result<T, Error> {
-    tokio::time::timeout(timeout, answer).await.unwrap_or_else(|_| {
-        let reason = format!("it gave no answer within {timeout:?}: {HELPS}");
-        Err(Error::Broker { operation: operation.to_owned(), reason })
-    })
-}
-
-/// Messages that were taken out of a queue and stay there: they are requeued when this is dropped.
-#[derive(Default)]
-struct Held(Vec<Delivery>);
-
-impl Held {
-    fn keep(&mut self, mut delivery: Delivery) {
-        // The broker has the message. Only its tag is needed here.
-        delivery.body.clear();
-        self.0.push(delivery);
-    }
-
-    /// Removes the last message for good.
-    fn remove_last(&mut self) {
-        if let Some(delivery) = self.0.pop() {
-            delivery.settle(Settle::Ack);
-        }
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.0.drain(..).for_each(|delivery| delivery.settle(Settle::GiveBack));
     }
 }

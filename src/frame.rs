@@ -21,7 +21,7 @@ use self::metadata::Names;
 pub(crate) use self::metadata::{MAX_USER_ENTRIES, Metadata, More};
 pub(crate) use self::trace::{Trace, Traceparent};
 use crate::codec::Codec;
-use crate::compression::{self, Compression, Refusal};
+use crate::compression::{self, Compression, CompressionRefusal};
 use crate::error::Code;
 use crate::limits::{MAX_FRAMES, MAX_METADATA};
 
@@ -131,7 +131,7 @@ impl Frame {
     }
 
     /// The payload without compression. A compressed payload may decompress to at most `cap` bytes.
-    pub(crate) fn plain_payload(&self, cap: usize) -> Result<Bytes, Refusal> {
+    pub(crate) fn plain_payload(&self, cap: usize) -> Result<Bytes, CompressionRefusal> {
         match self.compression {
             None => Ok(self.payload.clone()),
             Some(compression) => compression.decompress(&self.payload, cap).map(Bytes::from),

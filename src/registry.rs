@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::TryStreamExt;
 
-use crate::client::{Arguments, Client, Request, Target};
+use crate::client::{ArgumentWriter, Client, Request, Target};
 use crate::document::{Document, Instance, InstanceStats, Typed};
 use crate::error::Error;
 use crate::middleware::Reply;
@@ -36,7 +36,7 @@ impl Client {
 /// Asks all instances for their document `D`, and returns the documents of those that reply within `window`.
 async fn ask<D: Document>(client: &Client, window: Duration) -> Result<Vec<D>, Error> {
     let service = ServiceId::new("hopline", 1).map_err(Error::Invalid)?;
-    let arguments: Arguments = Box::new(|codec, payload| codec.write::<[(); 0]>(&[], payload));
+    let arguments: ArgumentWriter = Box::new(|codec, payload| codec.write::<[(); 0]>(&[], payload));
     let target = Arc::new(Target::new(service, D::QUESTION));
     let request = Request { timeout: Some(window), route: Route::Everywhere, ..Request::new(Ok(target), arguments) };
     let answers = match client.ask(request).await {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::frame::Kind;
-use crate::lanes::Lane;
+use crate::outgoing::Lane;
 use crate::topology::{Namespace, all_key, instance_key, is_all_key, presence_key, unlimited_key};
 use crate::transport::{Properties, Publication};
 

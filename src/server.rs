@@ -50,7 +50,7 @@ pub use self::builder::ServerBuilder;
 use self::calls::Calls;
 use self::health::Health;
 use self::reading::{Reading, Topology};
-use self::replies::Replies;
+use self::replies::Replier;
 pub use self::running::Running;
 use self::signals::Signals;
 use self::supervisor::Supervisor;
@@ -216,7 +216,7 @@ impl Server {
         let name: Arc<str> = dial.label(Role::Server).into();
         let health = Arc::new(Health::new(name.clone()));
         let site = Arc::new(Site {
-            replies: Replies::start(&transports, draining.clone(), instance.clone(), max_message_size, health.clone()),
+            replies: Replier::start(&transports, draining.clone(), instance.clone(), max_message_size, health.clone()),
             transports,
             exchanges: Exchanges::of(&namespace),
             namespace,
@@ -318,7 +318,7 @@ fn checked(service: &Service) -> Result<ServiceId, Error> {
 struct Site {
     /// The current connection. While there is none, the last one.
     transports: Arc<watch::Sender<Transport>>,
-    replies: Replies,
+    replies: Replier,
     namespace: Namespace,
     instance: Arc<str>,
     /// The name of the server's connections, which the log uses too.

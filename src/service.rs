@@ -1,6 +1,7 @@
 //! A service as a server serves it: its methods, their handlers, and how an instance runs them. The code that
 //! `#[hopline::service]` generates builds one of these.
 
+mod failure;
 mod method;
 
 use std::collections::BTreeMap;
@@ -12,14 +13,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 
+pub(crate) use self::failure::Failed;
+pub use self::failure::Failure;
 use self::method::MAX_PAUSE;
 pub use self::method::Method;
-use crate::codec::{Arguments, Codec, CodecError, Misfit};
+use crate::codec::{Arguments, Codec, Misfit};
 use crate::context::Context;
-use crate::error::{CallError, Code, Error, Fault};
+use crate::error::{Code, Fault};
 use crate::frame::Entries;
 use crate::middleware::{Chain, Middleware};
 use crate::topology::{CallsQueue, QueueKind, ServiceId, check_name};
@@ -332,92 +335,6 @@ pub trait IntoService {
 impl IntoService for Service {
     fn into_service(self) -> Service {
         self
-    }
-}
-
-/// The error that a method returns: a type of its own, or a [`Fault`].
-///
-/// A type of the method's own is any type with serde's `Serialize` and `Deserialize` and with `Debug`. It reaches the
-/// caller as [`CallError::Service`]. A [`Fault`] reaches the caller as [`Error::Fault`]. The trait cannot be
-/// implemented by hand.
-///
-/// ```
-/// use hopline::{Call, CallError, Error, Failure, Fault};
-///
-/// # async fn example(plain: Call<u8>, own: Call<u8, String>) {
-/// let _: Result<u8, Error> = plain.await;
-/// let _: Result<u8, CallError<String>> = own.await;
-/// # }
-/// /// Works for calls of methods with and without an error of their own.
-/// async fn or_zero<E: Failure>(call: Call<u8, E>) -> u8 {
-///     match call.await.map_err(Into::<CallError<E>>::into) {
-///         Ok(number) => number,
-///         Err(error) => {
-///             println!("{}", error.code());
-///             0
-///         }
-///     }
-/// }
-/// ```
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` is not an error that a method can return",
-    label = "not a `Fault`, and not `Serialize`, `Deserialize` and `Debug`",
-    note = "derive `Debug`, `serde::Serialize` and `serde::Deserialize` for an error type of your own, or return `hopline::Fault`"
-)]
-pub trait Failure: Sized {
-    /// The error that a call of the method fails with: [`CallError<Self>`](CallError), or plain [`Error`] for a
-    /// [`Fault`].
-    type Error: From<Error> + Into<CallError<Self>> + fmt::Debug;
-
-    #[doc(hidden)]
-    fn into_failure(self, codec: Codec) -> Result<Vec<u8>, Failed>;
-
-    #[doc(hidden)]
-    fn read(codec: Codec, payload: &[u8]) -> Self::Error;
-}
-
-/// Why an error is not sent as the method's own error.
-#[doc(hidden)]
-#[derive(Debug)]
-pub enum Failed {
-    /// It is a fault.
-    Fault(Fault),
-    /// It cannot be encoded.
-    Codec(CodecError),
-}
-
-#[diagnostic::do_not_recommend]
-impl<E: Serialize + for<'de> Deserialize<'de> + fmt::Debug> Failure for E {
-    type Error = CallError<E>;
-
-    fn into_failure(self, codec: Codec) -> Result<Vec<u8>, Failed> {
-        codec.encode(&self).map_err(Failed::Codec)
-    }
-
-    fn read(codec: Codec, payload: &[u8]) -> CallError<E> {
-        match codec.decode(payload) {
-            Ok(error) => CallError::Service(error),
-            Err(error) => Error::UnreadableReply(CodecError(format!("the service's error {}", error.0))).into(),
-        }
-    }
-}
-
-impl Failure for Fault {
-    type Error = Error;
-
-    fn into_failure(mut self, _: Codec) -> Result<Vec<u8>, Failed> {
-        if self.code == Code::Ok {
-            self.code = Code::Internal;
-            self.message = format!("the method failed with a fault of code OK, which says nothing: {}", self.message);
-        }
-        Err(Failed::Fault(self))
-    }
-
-    fn read(_: Codec, _: &[u8]) -> Error {
-        Error::Fault(Self::new(
-            Code::Unknown,
-            "the method returned an error of its own: name its type with `.fails_with()` to read it",
-        ))
     }
 }
 

@@ -120,7 +120,7 @@ use crate::transport::memory;
 #[must_use]
 pub fn broker() -> Broker {
     let name = Uuid::new_v4().simple().to_string();
-    Broker { url: format!("memory://{name}"), state: memory::Broker::named(&name) }
+    Broker { url: format!("memory://{name}"), state: memory::MemoryBroker::named(&name) }
 }
 
 /// A [`broker`] in this process, and its faults. A fault begins at once, and lasts until [`Broker::restore`]. Several
@@ -142,7 +142,7 @@ pub fn broker() -> Broker {
 /// ```
 pub struct Broker {
     url: String,
-    state: Arc<memory::Broker>,
+    state: Arc<memory::MemoryBroker>,
 }
 
 impl Broker {

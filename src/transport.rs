@@ -38,9 +38,9 @@ use crate::topology::{Binding, Declaration};
 #[derive(Debug, Clone)]
 pub enum Transport {
     /// The broker in this process.
-    Memory(memory::Connection),
+    Memory(memory::MemoryConnection),
     /// RabbitMQ.
-    Rabbit(rabbit::Connection),
+    Rabbit(rabbit::RabbitConnection),
 }
 
 /// Who connects. Servers and operators publish and consume on different connections, so that a blocked publisher does
@@ -79,7 +79,7 @@ impl Transport {
     /// # Panics
     /// Outside of a tokio runtime.
     pub(crate) fn absent() -> Self {
-        Self::Memory(memory::Connection::absent())
+        Self::Memory(memory::MemoryConnection::absent())
     }
 
     /// Declares each part in this order. Exclusive queues belong to the connection that consumes.

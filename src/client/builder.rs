@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::frame::set_entry;
 use crate::limits::{BLOCKED_WAIT, MAX_MESSAGE_SIZE, TIMEOUT};
 use crate::middleware::{Chain, Middleware};
-use crate::outbox::Share;
+use crate::outgoing::Share;
 use crate::route::Exchanges;
 use crate::settings::{Decided, Settings, common_settings};
 use crate::topology::short_id;

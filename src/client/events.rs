@@ -7,9 +7,9 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::Client;
+use super::in_flight::CallEnd;
 use super::line::Token;
 use super::pending::{lost_with, no_exchange};
-use super::replies::End;
 use super::request::{Attempt, check_metadata, head_start, more, traced};
 use crate::codec::CodecError;
 use crate::context::Context;
@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::frame::{Frame, Kind, Metadata};
 use crate::limits::MAX_TIMEOUT;
 use crate::middleware::{Invocation, Reply, Style};
-use crate::outbox::Parcel;
+use crate::outgoing::Parcel;
 use crate::topology::check_event_key;
 use crate::transport::Confirm;
 
@@ -45,7 +45,7 @@ pub enum Published {
 }
 
 /// One attempt to publish an event.
-struct Event {
+struct OutgoingEvent {
     key: Arc<str>,
     metadata: Vec<(String, String)>,
     /// The context of the handler that publishes it.
@@ -84,7 +84,7 @@ impl Client {
         let write = |payload: &mut Vec<u8>| {
             codec.write(&event, payload).map_err(|error| CodecError(format!("the event {}", error.0)))
         };
-        let event = Event {
+        let event = OutgoingEvent {
             key: key.into(),
             metadata: settings.metadata.clone(),
             context: Context::current(),
@@ -99,7 +99,7 @@ impl Client {
     }
 
     /// Publishes an event with the middleware around it.
-    async fn announce_through(&self, event: Event, payload: Bytes) -> Result<Published, Error> {
+    async fn announce_through(&self, event: OutgoingEvent, payload: Bytes) -> Result<Published, Error> {
         let codec = self.0.settings.codec;
         let call = Invocation {
             style: Style::Event,
@@ -118,7 +118,7 @@ impl Client {
         let (key, context) = (event.key, event.context);
         let announcing = self.through(call, event.attempt, move |client, call, attempt| {
             let (key, context, metadata) = (key.clone(), context.clone(), call.metadata.into_vec());
-            let event = Event { key, metadata, context, attempt };
+            let event = OutgoingEvent { key, metadata, context, attempt };
             async move {
                 let published = client.announce(&event, |body: &mut Vec<u8>| {
                     body.extend_from_slice(&call.payload);
@@ -133,10 +133,10 @@ impl Client {
     /// Publishes an event and waits until the broker has confirmed it.
     async fn announce(
         &self,
-        event: &Event,
+        event: &OutgoingEvent,
         write: impl FnOnce(&mut Vec<u8>) -> Result<(), CodecError>,
     ) -> Result<Published, Error> {
-        let Event { key, metadata: user, context, attempt } = event;
+        let OutgoingEvent { key, metadata: user, context, attempt } = event;
         check_metadata(user)?;
         let more = more(Some(attempt), user.clone());
         let metadata = Metadata { method: Some(key.clone()), more, ..self.metadata(traced(context.as_ref())) };
@@ -156,16 +156,16 @@ impl Client {
         };
         self.0.line.post(self.0.exchanges.event(key.clone()), parcel);
         match self.end_of(frame.id, deadline, said).await {
-            End::Said(Confirm::Accepted | Confirm::Returned) => Ok(Published::ToAll),
-            End::Said(Confirm::Refused) => Ok(Published::NotToAll),
-            End::NoExchange { exchange, why } => Err(no_exchange(&exchange, why)),
-            End::Said(Confirm::TooLarge(limit)) => Err(Error::TooLarge { what: "event", size, limit }),
-            End::Lost(lost) => Err(lost_with(key.to_string(), lost)),
-            End::Blocked { reason, after, may_have_run } => {
+            CallEnd::Said(Confirm::Accepted | Confirm::Returned) => Ok(Published::ToAll),
+            CallEnd::Said(Confirm::Refused) => Ok(Published::NotToAll),
+            CallEnd::NoExchange { exchange, why } => Err(no_exchange(&exchange, why)),
+            CallEnd::Said(Confirm::TooLarge(limit)) => Err(Error::TooLarge { what: "event", size, limit }),
+            CallEnd::Lost(lost) => Err(lost_with(key.to_string(), lost)),
+            CallEnd::Blocked { reason, after, may_have_run } => {
                 Err(Error::Blocked { method: Some(key.to_string()), reason: reason.to_string(), after, may_have_run })
             }
-            End::TimedOut(why) => Err(Error::Timeout { method: key.to_string(), after, why }),
-            End::Full(_) | End::Silent { .. } | End::Unreachable(_) => unreachable!("this is no call"),
+            CallEnd::TimedOut(why) => Err(Error::Timeout { method: key.to_string(), after, why }),
+            CallEnd::Full(_) | CallEnd::Silent { .. } | CallEnd::Unreachable(_) => unreachable!("this is no call"),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The line of a client: what its calls use of the task that publishes requests and receives replies.
 //!
-//! A call hands its frame to the line and waits for a reply or an [`End`]. All calls of a client share one line, one
+//! A call hands its frame to the line and waits for a reply or a [`CallEnd`]. All calls of a client share one line, one
 //! task and one connection. The task is in `line/task.rs`; it alone knows which calls are in flight, so no lock is
 //! needed for them.
 
@@ -17,13 +17,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use self::task::Task;
+use self::task::LineTask;
 use super::builder::WhenFull;
-use super::replies::{Call, End, Place, Waiter};
+use super::in_flight::{CallEnd, PendingCall, Place, Waiter};
 use super::session::{Session, Sessions};
 use super::target::Target;
 use super::{Absent, Traffic};
-use crate::outbox::Parcel;
+use crate::outgoing::Parcel;
 use crate::route::Address;
 use crate::state::State;
 use crate::transport::Lost;
@@ -32,7 +32,7 @@ use crate::transport::Lost;
 #[derive(Debug)]
 pub(super) struct Token {
     /// Where the broker's confirm is told, for oneway calls and events. `None` for requests.
-    pub(super) said: Option<oneshot::Sender<End>>,
+    pub(super) said: Option<oneshot::Sender<CallEnd>>,
     /// Who waits for replies, and the method that is called. `None` for oneway calls and events.
     pub(super) reply: Option<(Waiter, Arc<Target>)>,
     /// After this time the parcel is not sent any more.
@@ -69,8 +69,8 @@ impl Token {
     }
 
     /// Takes back what the call held while it was in flight, since the parcel will be sent again or end.
-    fn take_back(&mut self, call: Call<Addressed>) {
-        let Call { waiter, target, leaving, place, .. } = call;
+    fn take_back(&mut self, call: PendingCall<Addressed>) {
+        let PendingCall { waiter, target, leaving, place, .. } = call;
         (self.reply, self.leaving, self.place) = (Some((waiter, target)), leaving, place);
     }
 
@@ -84,7 +84,7 @@ impl Token {
     }
 
     /// Tells the caller how the call ended.
-    fn end(self, end: &End) {
+    fn end(self, end: &CallEnd) {
         if let Some((Waiter::One(reply), _)) = self.reply {
             // An error means that the caller gave up at this moment, here and below.
             let _ = reply.send(Err(end.clone()));
@@ -171,7 +171,7 @@ impl Line {
     pub(super) fn start(sessions: Sessions, session: Option<Session>, rules: Rules) -> Self {
         let (orders, waiting) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared::new());
-        let task = Task::new(sessions, session, rules, waiting, shared.clone());
+        let task = LineTask::new(sessions, session, rules, waiting, shared.clone());
         tokio::spawn(task.run());
         Self { orders, shared }
     }
@@ -180,7 +180,7 @@ impl Line {
     pub(super) fn post(&self, address: Address, parcel: Parcel<Token>) {
         if let Err(mpsc::error::SendError(Order::Post(_, parcel))) = self.orders.send(Order::Post(address, parcel)) {
             // The task has ended, and so its runtime has: otherwise the task lives longer than the client.
-            parcel.token.end(&End::Lost(Lost::connection(false, self.reason())));
+            parcel.token.end(&CallEnd::Lost(Lost::connection(false, self.reason())));
         }
     }
 

@@ -14,10 +14,10 @@ use tracing::Span;
 use uuid::Uuid;
 
 use super::Client;
-use super::replies::End;
+use super::in_flight::CallEnd;
 use super::target::Target;
 use crate::codec::CodecError;
-use crate::compression::Refusal;
+use crate::compression::CompressionRefusal;
 use crate::error::{Code, Error, Fault, Unanswered};
 use crate::frame::Frame;
 use crate::middleware::Reply;
@@ -63,29 +63,29 @@ impl Ticket {
     }
 
     /// The error for the end of a request, or `Ok` if the call goes on, since the broker has accepted it.
-    pub(super) fn outcome(&self, end: End) -> Result<(), Error> {
+    pub(super) fn outcome(&self, end: CallEnd) -> Result<(), Error> {
         match end {
-            End::Said(Confirm::Accepted) => Ok(()),
-            End::Said(Confirm::Returned) => Err(self.no_service()),
+            CallEnd::Said(Confirm::Accepted) => Ok(()),
+            CallEnd::Said(Confirm::Returned) => Err(self.no_service()),
             // An instance's own queue has no limit. The broker may refuse for a moment before it returns, when the
             // queue is being deleted.
-            End::Said(Confirm::Refused) if self.route.instance().is_some() => Err(self.no_service()),
-            End::Said(Confirm::Refused) => Err(queue_full(&self.target.service)),
-            End::Said(Confirm::TooLarge(limit)) => Err(Error::TooLarge { what: "request", size: self.size, limit }),
-            End::Lost(lost) => Err(lost_with(self.target.to_string(), lost)),
-            End::Blocked { reason, after, may_have_run } => {
+            CallEnd::Said(Confirm::Refused) if self.route.instance().is_some() => Err(self.no_service()),
+            CallEnd::Said(Confirm::Refused) => Err(queue_full(&self.target.service)),
+            CallEnd::Said(Confirm::TooLarge(limit)) => Err(Error::TooLarge { what: "request", size: self.size, limit }),
+            CallEnd::Lost(lost) => Err(lost_with(self.target.to_string(), lost)),
+            CallEnd::Blocked { reason, after, may_have_run } => {
                 let method = Some(self.target.to_string());
                 Err(Error::Blocked { method, reason: reason.to_string(), after, may_have_run })
             }
-            End::TimedOut(why) => Err(self.timed_out(why)),
-            End::Unreachable(queue) => {
+            CallEnd::TimedOut(why) => Err(self.timed_out(why)),
+            CallEnd::Unreachable(queue) => {
                 Err(Error::Unreachable { method: self.target.to_string(), queue: queue.to_string() })
             }
-            End::NoExchange { exchange, why } => Err(no_exchange(&exchange, why)),
-            End::Full(limit) => {
+            CallEnd::NoExchange { exchange, why } => Err(no_exchange(&exchange, why)),
+            CallEnd::Full(limit) => {
                 Err(Error::Overloaded { what: format!("this client has {limit} calls in flight, its limit") })
             }
-            End::Silent { instance, after } => {
+            CallEnd::Silent { instance, after } => {
                 let why = format!(
                     "instance {instance}, which ran `{}`, has not reported in for {after:?}: it may have run",
                     self.target
@@ -123,7 +123,7 @@ pub(crate) struct Dispatched {
     ticket: Ticket,
     /// A timer for the deadline. It is made at the first poll that has to wait.
     deadline: Option<Pin<Box<Sleep>>>,
-    reply: oneshot::Receiver<Result<Frame, End>>,
+    reply: oneshot::Receiver<Result<Frame, CallEnd>>,
     /// Whether the deadline has passed, and the line was asked what is known of the call.
     overdue: bool,
     /// Whether it has resolved, and no cancel is needed.
@@ -131,12 +131,12 @@ pub(crate) struct Dispatched {
 }
 
 impl Dispatched {
-    pub(super) fn new(client: Client, ticket: Ticket, reply: oneshot::Receiver<Result<Frame, End>>) -> Self {
+    pub(super) fn new(client: Client, ticket: Ticket, reply: oneshot::Receiver<Result<Frame, CallEnd>>) -> Self {
         Self { client, ticket, deadline: None, reply, overdue: false, ended: false }
     }
 
     /// The result for what the line has told.
-    fn end(&self, end: Result<Result<Frame, End>, oneshot::error::RecvError>) -> Result<Reply, Error> {
+    fn end(&self, end: Result<Result<Frame, CallEnd>, oneshot::error::RecvError>) -> Result<Reply, Error> {
         match end {
             // A handler may say so too, before the deadline.
             Ok(Ok(reply)) if reply.status == Code::DeadlineExceeded && self.ticket.deadline <= Instant::now() => {
@@ -160,7 +160,8 @@ impl Future for Dispatched {
             if let Poll::Ready(end) = Pin::new(&mut self.reply).poll(context) {
                 // A call that has timed out, or waits at a blocked broker, may still run. Then dropping `self` sends a
                 // cancel.
-                let may_run = matches!(end, Ok(Err(End::TimedOut(_) | End::Blocked { may_have_run: true, .. })));
+                let may_run =
+                    matches!(end, Ok(Err(CallEnd::TimedOut(_) | CallEnd::Blocked { may_have_run: true, .. })));
                 self.ended = !may_run;
                 return Poll::Ready(self.end(end));
             }
@@ -267,7 +268,7 @@ fn read(mut frame: Frame, max_payload: usize) -> Result<Reply, Error> {
         }
     }
     let payload = frame.plain_payload(max_payload).map_err(|refusal| match refusal {
-        Refusal::TooLarge { size, cap } => Error::TooLarge { what: "reply", size, limit: cap },
+        CompressionRefusal::TooLarge { size, cap } => Error::TooLarge { what: "reply", size, limit: cap },
         refusal => Error::UnreadableReply(CodecError(format!("the reply cannot be read: {refusal}"))),
     })?;
     Ok(Reply {

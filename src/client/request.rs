@@ -21,7 +21,7 @@ use crate::context::Context;
 use crate::error::{Error, Unanswered};
 use crate::frame::{self, Excess, Frame, Kind, Metadata, More, Trace};
 use crate::limits::MAX_TIMEOUT;
-use crate::outbox::{Parcel, Share};
+use crate::outgoing::{Parcel, Share};
 use crate::route::{Address, Route};
 use crate::topology::{MAX_PRIORITY, check_name};
 
@@ -31,7 +31,7 @@ const HEAD_START: Duration = Duration::from_millis(5);
 
 /// What is to be sent: a target, a payload, and the options of the call.
 ///
-/// A request with [`Arguments`] can be sent once: the codec writes them directly into the frame. A request with `Bytes`
+/// A request with [`ArgumentWriter`] can be sent once: the codec writes them directly into the frame. A request with `Bytes`
 /// can be copied and sent as often as needed.
 #[derive(Clone)]
 pub(crate) struct Request<P = Bytes> {
@@ -87,7 +87,7 @@ pub(super) fn more(attempt: Option<&Attempt>, user: Vec<(String, String)>) -> Op
 }
 
 /// Writes the arguments into a frame, with the codec that is chosen when the call is sent.
-pub(crate) type Arguments = Box<dyn FnOnce(Codec, &mut Vec<u8>) -> Result<(), CodecError> + Send>;
+pub(crate) type ArgumentWriter = Box<dyn FnOnce(Codec, &mut Vec<u8>) -> Result<(), CodecError> + Send>;
 
 /// What a request carries: arguments that are not encoded yet, or encoded bytes.
 pub(crate) trait Payload {
@@ -127,7 +127,7 @@ impl<P> Request<P> {
     }
 }
 
-impl Request<Arguments> {
+impl Request<ArgumentWriter> {
     /// The same request with its arguments encoded, so that it can be sent several times.
     pub(super) fn written(self, codec: Codec) -> Result<Request, CodecError> {
         let Self { target, payload, route, timeout, absent, priority, metadata, idempotent, context, attempt, .. } =

@@ -7,16 +7,16 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
+use super::in_flight::{CallEnd, Waiter};
 use super::line::{Addressed, Token};
 use super::pending::{Dispatched, Gathering, OVERDUE, Ticket};
-use super::replies::{End, Waiter};
 use super::request::{Payload, Request};
 use super::target::Target;
 use super::{Absent, CANCEL_LATE, Client};
 use crate::codec::Codec;
 use crate::error::{Error, Unanswered};
 use crate::frame::{Frame, Kind, Metadata};
-use crate::outbox::Parcel;
+use crate::outgoing::Parcel;
 use crate::route::Route;
 use crate::transport::Lost;
 
@@ -105,12 +105,12 @@ impl Client {
     }
 
     /// Waits until the broker has confirmed a request, or until the deadline.
-    async fn confirmed(&self, ticket: &Ticket, said: oneshot::Receiver<End>) -> Result<(), Error> {
+    async fn confirmed(&self, ticket: &Ticket, said: oneshot::Receiver<CallEnd>) -> Result<(), Error> {
         ticket.outcome(self.end_of(ticket.id, ticket.deadline, said).instrument(ticket.span.clone()).await)
     }
 
     /// What the broker said about the frame `id`, or what else happened to it by its deadline.
-    pub(super) async fn end_of(&self, id: Uuid, deadline: Instant, mut said: oneshot::Receiver<End>) -> End {
+    pub(super) async fn end_of(&self, id: Uuid, deadline: Instant, mut said: oneshot::Receiver<CallEnd>) -> CallEnd {
         let in_time = tokio::select! {
             biased;
             said = &mut said => Some(said),
@@ -123,12 +123,12 @@ impl Client {
                 tokio::select! {
                     biased;
                     said = said => said,
-                    () = self.timer(Instant::now() + OVERDUE) => Ok(End::TimedOut(Unanswered::Unknown)),
+                    () = self.timer(Instant::now() + OVERDUE) => Ok(CallEnd::TimedOut(Unanswered::Unknown)),
                 }
             }
         };
         let gone = || Lost::connection(true, self.0.line.reason());
-        said.unwrap_or_else(|_| End::Lost(gone()))
+        said.unwrap_or_else(|_| CallEnd::Lost(gone()))
     }
 
     /// A timer that works on any thread. It uses the tokio runtime of the thread that waits, or if there is none, the

@@ -171,12 +171,12 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::client::in_flight::{CallEnd, Waiter};
     use crate::client::line::{Line, Rules, Token};
-    use crate::client::replies::{End, Waiter};
     use crate::client::target::Target;
     use crate::codec::Codec;
     use crate::frame::{Frame, Kind, Metadata};
-    use crate::outbox::{Parcel, Share};
+    use crate::outgoing::{Parcel, Share};
     use crate::route::Address;
     use crate::state::State;
     use crate::topology::ServiceId;
@@ -253,7 +253,7 @@ mod tests {
         let (said, confirmed) = oneshot::channel();
         let id = post(&line, Token { reply: Some((Waiter::One(reply), target)), ..token() });
         post(&line, Token { said: Some(said), ..token() });
-        assert!(matches!(confirmed.await, Ok(End::Said(Confirm::Accepted))), "both have left");
+        assert!(matches!(confirmed.await, Ok(CallEnd::Said(Confirm::Accepted))), "both have left");
 
         let since = Instant::now();
         state.borrow_and_update();
@@ -262,7 +262,7 @@ mod tests {
         state.wait_for(|state| *state == State::Ready).await.expect("it is told");
         let (said, confirmed) = oneshot::channel();
         post(&line, Token { said: Some(said), ..token() });
-        assert!(matches!(confirmed.await, Ok(End::Said(Confirm::Accepted))));
+        assert!(matches!(confirmed.await, Ok(CallEnd::Said(Confirm::Accepted))));
         assert_eq!(since.elapsed(), Duration::ZERO, "the line was held");
         // These had arrived before the end, and are read only now.
         let reply = Frame::new(Kind::Reply, id, Codec::Raw, Metadata::default(), Bytes::new());

@@ -29,12 +29,12 @@ pub(crate) struct Target {
     /// How long the method's handler takes, as replies have reported.
     pub(crate) pace: Pace,
     /// What is known of the service. All its methods share it.
-    known: Arc<Known>,
+    known: Arc<KnownService>,
 }
 
 /// What the client has learned of a service from the replies of any of its methods.
 #[derive(Debug)]
-struct Known {
+struct KnownService {
     /// The compressions that every instance can read that has replied so far, as the bits of [`Readable`]. The top bit
     /// is set until the first reply.
     reads: AtomicU8,
@@ -44,7 +44,7 @@ struct Known {
 /// The bit in `Known::reads` that means that no instance has replied yet.
 const NOBODY_REPLIED: u8 = 0x80;
 
-impl Default for Known {
+impl Default for KnownService {
     fn default() -> Self {
         Self { reads: AtomicU8::new(u8::MAX), presence: Presence::default() }
     }
@@ -57,7 +57,7 @@ impl Target {
     }
 
     /// A target of a service about which `known` is known.
-    fn of(service: ServiceId, method: &str, known: Arc<Known>) -> Self {
+    fn of(service: ServiceId, method: &str, known: Arc<KnownService>) -> Self {
         let service_text = service.to_string().into();
         let text = oneway_key(&service, method).into();
         Self { service, service_text, method: method.into(), text, pace: Pace::default(), known }
@@ -109,7 +109,7 @@ struct Generations {
 struct Generation {
     targets: HashMap<String, HashMap<String, Arc<Target>>>,
     /// What is known of each service, whichever way its name was written.
-    known: HashMap<ServiceId, Arc<Known>>,
+    known: HashMap<ServiceId, Arc<KnownService>>,
     /// How many targets there are.
     len: usize,
 }

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tracing::error;
 
 use super::pending::{Answer, Dispatched, Gathering};
-use super::request::{Arguments, Attempt, Request, unwritten};
+use super::request::{ArgumentWriter, Attempt, Request, unwritten};
 use super::{Client, RUNTIME_ENDED};
 use crate::context::Context;
 use crate::error::{Code, Error, Fault};
@@ -35,12 +35,12 @@ pub(crate) enum Started {
 
 /// A call that goes through middleware. Dropping it cancels the call.
 pub(crate) struct Through {
-    running: Running,
+    running: RunningThrough,
     runtime: Handle,
     context: Option<Context>,
 }
 
-enum Running {
+enum RunningThrough {
     /// Whoever waits for the call runs it.
     Here(BoxFuture<'static, Result<Reply, Error>>),
     /// It runs on a task of its own.
@@ -71,7 +71,7 @@ impl Started {
             through.detach();
             return Ok(());
         };
-        through.running = Running::Over(Some(Ok(outcome?)));
+        through.running = RunningThrough::Over(Some(Ok(outcome?)));
         Ok(())
     }
 }
@@ -79,31 +79,33 @@ impl Started {
 impl Through {
     fn poll(&mut self, task: &mut TaskContext<'_>) -> Poll<Result<Reply, Error>> {
         match &mut self.running {
-            Running::Here(running) => {
+            RunningThrough::Here(running) => {
                 // Timers need a runtime of tokio's, and whoever waits may have none.
                 let _entered = Handle::try_current().is_err().then(|| self.runtime.enter());
                 running.as_mut().poll(task)
             }
-            Running::There(running) => Poll::Ready(ready!(running.poll_unpin(task)).unwrap_or_else(|_| {
+            RunningThrough::There(running) => Poll::Ready(ready!(running.poll_unpin(task)).unwrap_or_else(|_| {
                 Err(Error::Disconnected { method: None, may_have_run: true, reason: RUNTIME_ENDED.to_owned() })
             })),
-            Running::Over(outcome) => Poll::Ready(outcome.take().expect("a call is polled until its end")),
+            RunningThrough::Over(outcome) => Poll::Ready(outcome.take().expect("a call is polled until its end")),
         }
     }
 
     fn detach(&mut self) {
-        let Running::Here(running) = std::mem::replace(&mut self.running, Running::Over(None)) else { return };
+        let RunningThrough::Here(running) = std::mem::replace(&mut self.running, RunningThrough::Over(None)) else {
+            return;
+        };
         let running = match self.context.take() {
             Some(context) => context.scope(running).boxed(),
             None => running,
         };
-        self.running = Running::There(self.runtime.spawn(running));
+        self.running = RunningThrough::There(self.runtime.spawn(running));
     }
 }
 
 impl Drop for Through {
     fn drop(&mut self) {
-        if let Running::There(task) = &self.running {
+        if let RunningThrough::There(task) = &self.running {
             task.abort();
         }
     }
@@ -139,19 +141,19 @@ impl Stream for Answers {
 
 impl Client {
     /// Starts a call.
-    pub(crate) fn begin(&self, request: Request<Arguments>) -> Result<Started, Error> {
+    pub(crate) fn begin(&self, request: Request<ArgumentWriter>) -> Result<Started, Error> {
         if self.0.settings.middleware.is_empty() {
             return Ok(Started::Straight(self.dispatch(request)?));
         }
         let context = request.context.clone();
         let (call, request) = self.opened(request, Style::Call)?;
         let running = self.attempts(call, request, |client, request| async move { client.dispatch(request)?.await });
-        let running = Running::Here(running.boxed());
+        let running = RunningThrough::Here(running.boxed());
         Ok(Started::Through(Through { running, runtime: self.0.runtime.clone(), context }))
     }
 
     /// Publishes a oneway call. Returns when the broker has confirmed it.
-    pub(crate) async fn send(&self, request: Request<Arguments>) -> Result<(), Error> {
+    pub(crate) async fn send(&self, request: Request<ArgumentWriter>) -> Result<(), Error> {
         if self.0.settings.middleware.is_empty() {
             return self.hand_over(request).await;
         }
@@ -165,7 +167,7 @@ impl Client {
     }
 
     /// Asks all instances on the request's route.
-    pub(crate) async fn ask(&self, request: Request<Arguments>) -> Result<Answers, Error> {
+    pub(crate) async fn ask(&self, request: Request<ArgumentWriter>) -> Result<Answers, Error> {
         if self.0.settings.middleware.is_empty() {
             return Ok(Answers::Asked(self.gather(request).await?));
         }
@@ -188,7 +190,7 @@ impl Client {
     }
 
     /// A request as middleware gets it, and the rest of the request, which middleware does not see.
-    fn opened(&self, request: Request<Arguments>, style: Style) -> Result<(Invocation, Request), Error> {
+    fn opened(&self, request: Request<ArgumentWriter>, style: Style) -> Result<(Invocation, Request), Error> {
         let target = request.target.clone().map_err(Error::Invalid)?;
         let codec = request.codec.unwrap_or(self.0.settings.codec);
         let mut request = request.written(codec).map_err(|error| unwritten(&target, error))?;

@@ -11,7 +11,7 @@ type Error = de::value::Error;
 
 /// Writes a value: bytes, text, nothing, or a tuple with one of these.
 pub(super) fn to_vec<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, Error> {
-    value.serialize(Writer)
+    value.serialize(RawWriter)
 }
 
 /// The error for every value that is not bytes.
@@ -20,7 +20,7 @@ fn refused<T>() -> Result<T, Error> {
 }
 
 /// Writes one value.
-struct Writer;
+struct RawWriter;
 
 /// The bytes of a `Vec<u8>`, which serde writes one by one.
 struct Bytes(Vec<u8>);
@@ -40,9 +40,9 @@ impl ser::SerializeSeq for Bytes {
 }
 
 /// The elements of a tuple of arguments: none, or one of bytes.
-struct Elements(Option<Vec<u8>>);
+struct RawElements(Option<Vec<u8>>);
 
-impl ser::SerializeTuple for Elements {
+impl ser::SerializeTuple for RawElements {
     type Ok = Vec<u8>;
     type Error = Error;
 
@@ -50,7 +50,7 @@ impl ser::SerializeTuple for Elements {
         if self.0.is_some() {
             return refused();
         }
-        self.0 = Some(value.serialize(Writer)?);
+        self.0 = Some(value.serialize(RawWriter)?);
         Ok(())
     }
 
@@ -131,11 +131,11 @@ macro_rules! refuse_compounds {
     };
 }
 
-impl Serializer for Writer {
+impl Serializer for RawWriter {
     type Ok = Vec<u8>;
     type Error = Error;
     type SerializeSeq = Bytes;
-    type SerializeTuple = Elements;
+    type SerializeTuple = RawElements;
 
     refuse_scalars!(
         serialize_bool bool, serialize_i8 i8, serialize_i16 i16, serialize_i32 i32, serialize_i64 i64, serialize_u8 u8,
@@ -159,8 +159,8 @@ impl Serializer for Writer {
         Ok(Bytes(Vec::with_capacity(length.unwrap_or(0))))
     }
 
-    fn serialize_tuple(self, _: usize) -> Result<Elements, Error> {
-        Ok(Elements(None))
+    fn serialize_tuple(self, _: usize) -> Result<RawElements, Error> {
+        Ok(RawElements(None))
     }
 }
 
@@ -259,9 +259,9 @@ impl<'de> IntoDeserializer<'de, Error> for Reader<'de> {
 
 /// Reads the arguments of a method that takes this many: all bytes are one argument. If the method takes none, there
 /// must be no bytes.
-pub(super) struct Arguments<'a>(pub(super) &'a [u8], pub(super) Option<usize>);
+pub(super) struct RawArguments<'a>(pub(super) &'a [u8], pub(super) Option<usize>);
 
-impl<'de> Deserializer<'de> for Arguments<'de> {
+impl<'de> Deserializer<'de> for RawArguments<'de> {
     type Error = Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {

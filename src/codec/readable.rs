@@ -10,11 +10,11 @@ use serde::de::{self, DeserializeSeed, Deserializer, EnumAccess, MapAccess, SeqA
 use serde::ser::{self, Serialize, Serializer};
 
 /// Wraps a serializer or a deserializer, and everything that is passed through it: values, parts, visitors and seeds.
-pub(super) struct Readable<T>(pub(super) T);
+pub(super) struct HumanReadable<T>(pub(super) T);
 
-impl<T: Serialize + ?Sized> Serialize for Readable<&T> {
+impl<T: Serialize + ?Sized> Serialize for HumanReadable<&T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.0.serialize(Readable(serializer))
+        self.0.serialize(HumanReadable(serializer))
     }
 }
 
@@ -24,16 +24,16 @@ macro_rules! write_scalars {
     };
 }
 
-impl<S: Serializer> Serializer for Readable<S> {
+impl<S: Serializer> Serializer for HumanReadable<S> {
     type Ok = S::Ok;
     type Error = S::Error;
-    type SerializeSeq = Readable<S::SerializeSeq>;
-    type SerializeTuple = Readable<S::SerializeTuple>;
-    type SerializeTupleStruct = Readable<S::SerializeTupleStruct>;
-    type SerializeTupleVariant = Readable<S::SerializeTupleVariant>;
-    type SerializeMap = Readable<S::SerializeMap>;
-    type SerializeStruct = Readable<S::SerializeStruct>;
-    type SerializeStructVariant = Readable<S::SerializeStructVariant>;
+    type SerializeSeq = HumanReadable<S::SerializeSeq>;
+    type SerializeTuple = HumanReadable<S::SerializeTuple>;
+    type SerializeTupleStruct = HumanReadable<S::SerializeTupleStruct>;
+    type SerializeTupleVariant = HumanReadable<S::SerializeTupleVariant>;
+    type SerializeMap = HumanReadable<S::SerializeMap>;
+    type SerializeStruct = HumanReadable<S::SerializeStruct>;
+    type SerializeStructVariant = HumanReadable<S::SerializeStructVariant>;
 
     fn is_human_readable(&self) -> bool {
         true
@@ -50,7 +50,7 @@ impl<S: Serializer> Serializer for Readable<S> {
     }
 
     fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<S::Ok, S::Error> {
-        self.0.serialize_some(&Readable(value))
+        self.0.serialize_some(&HumanReadable(value))
     }
 
     fn serialize_unit(self) -> Result<S::Ok, S::Error> {
@@ -65,7 +65,7 @@ impl<S: Serializer> Serializer for Readable<S> {
     where
         T: Serialize + ?Sized,
     {
-        self.0.serialize_newtype_struct(name, &Readable(value))
+        self.0.serialize_newtype_struct(name, &HumanReadable(value))
     }
 
     fn serialize_newtype_variant<T: Serialize + ?Sized>(
@@ -75,19 +75,19 @@ impl<S: Serializer> Serializer for Readable<S> {
         variant: &'static str,
         value: &T,
     ) -> Result<S::Ok, S::Error> {
-        self.0.serialize_newtype_variant(name, i, variant, &Readable(value))
+        self.0.serialize_newtype_variant(name, i, variant, &HumanReadable(value))
     }
 
     fn serialize_seq(self, length: Option<usize>) -> Result<Self::SerializeSeq, S::Error> {
-        self.0.serialize_seq(length).map(Readable)
+        self.0.serialize_seq(length).map(HumanReadable)
     }
 
     fn serialize_tuple(self, length: usize) -> Result<Self::SerializeTuple, S::Error> {
-        self.0.serialize_tuple(length).map(Readable)
+        self.0.serialize_tuple(length).map(HumanReadable)
     }
 
     fn serialize_tuple_struct(self, name: &'static str, n: usize) -> Result<Self::SerializeTupleStruct, S::Error> {
-        self.0.serialize_tuple_struct(name, n).map(Readable)
+        self.0.serialize_tuple_struct(name, n).map(HumanReadable)
     }
 
     fn serialize_tuple_variant(
@@ -97,15 +97,15 @@ impl<S: Serializer> Serializer for Readable<S> {
         variant: &'static str,
         length: usize,
     ) -> Result<Self::SerializeTupleVariant, S::Error> {
-        self.0.serialize_tuple_variant(name, i, variant, length).map(Readable)
+        self.0.serialize_tuple_variant(name, i, variant, length).map(HumanReadable)
     }
 
     fn serialize_map(self, length: Option<usize>) -> Result<Self::SerializeMap, S::Error> {
-        self.0.serialize_map(length).map(Readable)
+        self.0.serialize_map(length).map(HumanReadable)
     }
 
     fn serialize_struct(self, name: &'static str, length: usize) -> Result<Self::SerializeStruct, S::Error> {
-        self.0.serialize_struct(name, length).map(Readable)
+        self.0.serialize_struct(name, length).map(HumanReadable)
     }
 
     fn serialize_struct_variant(
@@ -115,7 +115,7 @@ impl<S: Serializer> Serializer for Readable<S> {
         variant: &'static str,
         length: usize,
     ) -> Result<Self::SerializeStructVariant, S::Error> {
-        self.0.serialize_struct_variant(name, i, variant, length).map(Readable)
+        self.0.serialize_struct_variant(name, i, variant, length).map(HumanReadable)
     }
 
     fn collect_str<T: fmt::Display + ?Sized>(self, value: &T) -> Result<S::Ok, S::Error> {
@@ -126,12 +126,12 @@ impl<S: Serializer> Serializer for Readable<S> {
 /// The writers for the parts of a value with several parts.
 macro_rules! write_parts {
     ($($trait:ident $method:ident($($key:ident: $type:ty)?)),*) => {
-        $(impl<S: ser::$trait> ser::$trait for Readable<S> {
+        $(impl<S: ser::$trait> ser::$trait for HumanReadable<S> {
             type Ok = S::Ok;
             type Error = S::Error;
 
             fn $method<T: Serialize + ?Sized>(&mut self, $($key: $type,)? value: &T) -> Result<(), S::Error> {
-                self.0.$method($($key,)? &Readable(value))
+                self.0.$method($($key,)? &HumanReadable(value))
             }
 
             fn end(self) -> Result<S::Ok, S::Error> {
@@ -147,16 +147,16 @@ write_parts!(
     SerializeStructVariant serialize_field(key: &'static str)
 );
 
-impl<S: ser::SerializeMap> ser::SerializeMap for Readable<S> {
+impl<S: ser::SerializeMap> ser::SerializeMap for HumanReadable<S> {
     type Ok = S::Ok;
     type Error = S::Error;
 
     fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), S::Error> {
-        self.0.serialize_key(&Readable(key))
+        self.0.serialize_key(&HumanReadable(key))
     }
 
     fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), S::Error> {
-        self.0.serialize_value(&Readable(value))
+        self.0.serialize_value(&HumanReadable(value))
     }
 
     fn end(self) -> Result<S::Ok, S::Error> {
@@ -167,12 +167,12 @@ impl<S: ser::SerializeMap> ser::SerializeMap for Readable<S> {
 macro_rules! read {
     ($($method:ident($($name:ident: $type:ty),*)),* $(,)?) => {
         $(fn $method<V: Visitor<'de>>(self, $($name: $type,)* visitor: V) -> Result<V::Value, D::Error> {
-            self.0.$method($($name,)* Readable(visitor))
+            self.0.$method($($name,)* HumanReadable(visitor))
         })*
     };
 }
 
-impl<'de, D: Deserializer<'de>> Deserializer<'de> for Readable<D> {
+impl<'de, D: Deserializer<'de>> Deserializer<'de> for HumanReadable<D> {
     type Error = D::Error;
 
     fn is_human_readable(&self) -> bool {
@@ -198,7 +198,7 @@ macro_rules! visit_scalars {
     };
 }
 
-impl<'de, V: Visitor<'de>> Visitor<'de> for Readable<V> {
+impl<'de, V: Visitor<'de>> Visitor<'de> for HumanReadable<V> {
     type Value = V::Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -221,39 +221,39 @@ impl<'de, V: Visitor<'de>> Visitor<'de> for Readable<V> {
     }
 
     fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<V::Value, D::Error> {
-        self.0.visit_some(Readable(deserializer))
+        self.0.visit_some(HumanReadable(deserializer))
     }
 
     fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<V::Value, D::Error> {
-        self.0.visit_newtype_struct(Readable(deserializer))
+        self.0.visit_newtype_struct(HumanReadable(deserializer))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, elements: A) -> Result<V::Value, A::Error> {
-        self.0.visit_seq(Readable(elements))
+        self.0.visit_seq(HumanReadable(elements))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, entries: A) -> Result<V::Value, A::Error> {
-        self.0.visit_map(Readable(entries))
+        self.0.visit_map(HumanReadable(entries))
     }
 
     fn visit_enum<A: EnumAccess<'de>>(self, variant: A) -> Result<V::Value, A::Error> {
-        self.0.visit_enum(Readable(variant))
+        self.0.visit_enum(HumanReadable(variant))
     }
 }
 
-impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Readable<S> {
+impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for HumanReadable<S> {
     type Value = S::Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<S::Value, D::Error> {
-        self.0.deserialize(Readable(deserializer))
+        self.0.deserialize(HumanReadable(deserializer))
     }
 }
 
-impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Readable<A> {
+impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for HumanReadable<A> {
     type Error = A::Error;
 
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, A::Error> {
-        self.0.next_element_seed(Readable(seed))
+        self.0.next_element_seed(HumanReadable(seed))
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -261,15 +261,15 @@ impl<'de, A: SeqAccess<'de>> SeqAccess<'de> for Readable<A> {
     }
 }
 
-impl<'de, A: MapAccess<'de>> MapAccess<'de> for Readable<A> {
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for HumanReadable<A> {
     type Error = A::Error;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, A::Error> {
-        self.0.next_key_seed(Readable(seed))
+        self.0.next_key_seed(HumanReadable(seed))
     }
 
     fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, A::Error> {
-        self.0.next_value_seed(Readable(seed))
+        self.0.next_value_seed(HumanReadable(seed))
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -277,16 +277,16 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Readable<A> {
     }
 }
 
-impl<'de, A: EnumAccess<'de>> EnumAccess<'de> for Readable<A> {
+impl<'de, A: EnumAccess<'de>> EnumAccess<'de> for HumanReadable<A> {
     type Error = A::Error;
-    type Variant = Readable<A::Variant>;
+    type Variant = HumanReadable<A::Variant>;
 
     fn variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<(T::Value, Self::Variant), A::Error> {
-        self.0.variant_seed(Readable(seed)).map(|(value, variant)| (value, Readable(variant)))
+        self.0.variant_seed(HumanReadable(seed)).map(|(value, variant)| (value, HumanReadable(variant)))
     }
 }
 
-impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for Readable<A> {
+impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for HumanReadable<A> {
     type Error = A::Error;
 
     fn unit_variant(self) -> Result<(), A::Error> {
@@ -294,11 +294,11 @@ impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for Readable<A> {
     }
 
     fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, A::Error> {
-        self.0.newtype_variant_seed(Readable(seed))
+        self.0.newtype_variant_seed(HumanReadable(seed))
     }
 
     fn tuple_variant<V: Visitor<'de>>(self, length: usize, visitor: V) -> Result<V::Value, A::Error> {
-        self.0.tuple_variant(length, Readable(visitor))
+        self.0.tuple_variant(length, HumanReadable(visitor))
     }
 
     fn struct_variant<V: Visitor<'de>>(
@@ -306,7 +306,7 @@ impl<'de, A: VariantAccess<'de>> VariantAccess<'de> for Readable<A> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, A::Error> {
-        self.0.struct_variant(fields, Readable(visitor))
+        self.0.struct_variant(fields, HumanReadable(visitor))
     }
 }
 

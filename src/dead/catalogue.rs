@@ -15,7 +15,7 @@ use futures::stream::{self, StreamExt as _};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{Held, answered, take};
+use super::held::{HeldLetters, answered, take};
 use crate::error::Error;
 use crate::route::to_queue;
 use crate::topology::{Namespace, ServiceId};
@@ -169,8 +169,8 @@ async fn named(transport: &Transport, namespace: &Namespace, timeout: Duration) 
 
 /// Takes out one entry of each service. They are put back when the result is dropped. Duplicates, and messages that are
 /// not entries, are removed for good.
-async fn read(transport: &Transport, namespace: &Namespace) -> Result<BTreeMap<ServiceId, Held>, Error> {
-    let mut entries = BTreeMap::<ServiceId, Held>::new();
+async fn read(transport: &Transport, namespace: &Namespace) -> Result<BTreeMap<ServiceId, HeldLetters>, Error> {
+    let mut entries = BTreeMap::<ServiceId, HeldLetters>::new();
     while let Some(delivery) = transport.get(&namespace.catalogue_queue()).await? {
         match service(&delivery) {
             Some(service) if !entries.contains_key(&service) => entries.entry(service).or_default().keep(delivery),

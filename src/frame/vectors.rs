@@ -268,7 +268,7 @@ fn payloads_of_the_wire_document_hold_the_values_it_gives() {
         for (frame, value) in described(&vector) {
             let payload = match frame.plain_payload(MAX_MESSAGE_SIZE) {
                 Ok(payload) => payload,
-                Err(Refusal::NotBuiltIn(_)) => continue,
+                Err(CompressionRefusal::NotBuiltIn(_)) => continue,
                 Err(refusal) => {
                     assert_eq!(refusal.code().name(), vector.one("refusal"), "{}: {refusal}", vector.name);
                     continue;

@@ -35,14 +35,14 @@ pub struct Next {
     layers: Arc<Vec<Arc<dyn Layer>>>,
     /// How many middleware are outside of it.
     at: usize,
-    end: End,
+    end: Innermost,
 }
 
 /// What is inside of all middleware: it sends the call, or runs the handler.
-type End = Arc<dyn Fn(Invocation) -> Running + Send + Sync>;
+type Innermost = Arc<dyn Fn(Invocation) -> RunningChain + Send + Sync>;
 
 /// A call that is running inside of a middleware.
-type Running = BoxFuture<'static, Result<Reply, Error>>;
+type RunningChain = BoxFuture<'static, Result<Reply, Error>>;
 
 impl Next {
     /// Runs what is inside. On a client, each run is an attempt of the call. Dropping the future cancels the attempt.
@@ -53,7 +53,7 @@ impl Next {
         self.go_on(call)
     }
 
-    fn go_on(&self, call: Invocation) -> Running {
+    fn go_on(&self, call: Invocation) -> RunningChain {
         match self.layers.get(self.at) {
             None => (self.end)(call),
             Some(layer) => layer.clone().go_around(call, Self { at: self.at + 1, ..self.clone() }),
@@ -69,7 +69,7 @@ impl fmt::Debug for Next {
 
 /// A [`Middleware`] as a trait object: its futures are boxed.
 trait Layer: Send + Sync {
-    fn go_around(self: Arc<Self>, call: Invocation, next: Next) -> Running;
+    fn go_around(self: Arc<Self>, call: Invocation, next: Next) -> RunningChain;
 
     fn admit(&self, call: &Invocation) -> Result<(), Fault>;
 
@@ -77,7 +77,7 @@ trait Layer: Send + Sync {
 }
 
 impl<M: Middleware> Layer for M {
-    fn go_around(self: Arc<Self>, call: Invocation, next: Next) -> Running {
+    fn go_around(self: Arc<Self>, call: Invocation, next: Next) -> RunningChain {
         Box::pin(async move { self.handle(call, next).await })
     }
 
@@ -113,7 +113,11 @@ impl Chain {
     }
 
     /// Runs a call through all middleware, and then `end`.
-    pub(crate) fn run(&self, call: Invocation, end: impl Fn(Invocation) -> Running + Send + Sync + 'static) -> Running {
+    pub(crate) fn run(
+        &self,
+        call: Invocation,
+        end: impl Fn(Invocation) -> RunningChain + Send + Sync + 'static,
+    ) -> RunningChain {
         Next { layers: self.0.clone(), at: 0, end: Arc::new(end) }.go_on(call)
     }
 

@@ -8,7 +8,7 @@ use tokio_util::task::TaskTracker;
 use super::allow::Caller;
 use super::claims::Heard;
 use super::dedup::Known;
-use super::message::{End, Message, Source};
+use super::message::{Message, MessageEnd, Source};
 use super::served_method::ServedMethod;
 use super::through::Passage;
 use super::worker::{Job, Worker};
@@ -26,7 +26,7 @@ pub(super) enum Taken {
 }
 
 /// What is decided about a frame.
-enum Admitted {
+enum Decision {
     /// Its method runs.
     Run(Arc<ServedMethod>),
     /// It was delivered before. Its method runs if no other instance is running it.
@@ -45,7 +45,7 @@ impl Worker {
         let passage = self.passage(&frame, message);
         let admitted = self.admit(&frame, message, passage.as_deref());
         match &admitted {
-            Ok(Admitted::Answered(answer)) => self.passed_by(passage.as_deref(), answer.into()),
+            Ok(Decision::Answered(answer)) => self.passed_by(passage.as_deref(), answer.into()),
             Err(fault) => self.passed_by(passage.as_deref(), fault.code.into()),
             Ok(_) => {}
         }
@@ -54,16 +54,16 @@ impl Worker {
             Job { frame, served, deadline, message: message.clone(), passage }
         };
         match admitted {
-            Ok(Admitted::Run(served)) => return Some(Taken::Run(job(frame, served))),
-            Ok(Admitted::Ask(served)) => match self.runs(frame.id) {
+            Ok(Decision::Run(served)) => return Some(Taken::Run(job(frame, served))),
+            Ok(Decision::Ask(served)) => match self.runs(frame.id) {
                 // Its reply is its answer.
                 true if frame.kind == Kind::Request => message.finish(),
                 true => drop(tasks.spawn(self.clone().hold_here(job(frame, served)))),
                 false => return Some(Taken::Ask(job(frame, served))),
             },
-            Ok(Admitted::Answered(answer)) => self.answer(&frame, answer, None, message),
-            Ok(Admitted::Done) => message.finish(),
-            Ok(Admitted::Runs) => {}
+            Ok(Decision::Answered(answer)) => self.answer(&frame, answer, None, message),
+            Ok(Decision::Done) => message.finish(),
+            Ok(Decision::Runs) => {}
             Err(fault) => drop(tasks.spawn(self.clone().refuse(frame, fault, message.clone()))),
         }
         None
@@ -80,28 +80,28 @@ impl Worker {
     }
 
     /// What is to be done about a frame; a fault for what must not run.
-    fn admit(&self, frame: &Frame, message: &Arc<Message>, passage: Option<&Passage>) -> Result<Admitted, Fault> {
+    fn admit(&self, frame: &Frame, message: &Arc<Message>, passage: Option<&Passage>) -> Result<Decision, Fault> {
         match (frame.kind, message.source) {
             // Who cancels no call asks whether there is an instance, and is answered by the broker.
-            (Kind::Cancel, _) if frame.id.is_nil() => return Ok(Admitted::Done),
+            (Kind::Cancel, _) if frame.id.is_nil() => return Ok(Decision::Done),
             (Kind::Cancel, _) => {
                 self.calls().cancel(frame.id, frame.metadata.remaining.unwrap_or_default());
-                return Ok(Admitted::Done);
+                return Ok(Decision::Done);
             }
             (Kind::Locate, Source::Instance) => {
                 self.locate(frame.id, message);
-                return Ok(Admitted::Done);
+                return Ok(Decision::Done);
             }
             (Kind::KeepAlive | Kind::Reply, Source::Instance) => {
                 let instance = frame.metadata.instance.clone().unwrap_or_default();
                 let heard = match (frame.kind, frame.status) {
                     (Kind::KeepAlive, _) => Heard::Runs(instance),
-                    (_, Code::Ok) => Heard::Ended(End::Over),
-                    (_, Code::Cancelled) => Heard::Ended(End::Moved(frame.metadata.attempt())),
+                    (_, Code::Ok) => Heard::Ended(MessageEnd::Over),
+                    (_, Code::Cancelled) => Heard::Ended(MessageEnd::Moved(frame.metadata.attempt())),
                     _ => Heard::Failed,
                 };
                 self.claims().hear(frame.id, &heard);
-                return Ok(Admitted::Done);
+                return Ok(Decision::Done);
             }
             (Kind::Request, Source::Calls | Source::Instance) if message.reply_to.is_none() => {
                 return Err(Fault::new(Code::InvalidArgument, "a request without `reply_to`: nobody can be answered"));
@@ -127,7 +127,7 @@ impl Worker {
         }
         let Some(served) = self.method(frame) else {
             if let Some(answer) = self.about_itself(name, frame.codec) {
-                return Ok(Admitted::Answered(answer));
+                return Ok(Decision::Answered(answer));
             }
             let known: Vec<&str> = self.methods.keys().map(String::as_str).collect();
             let why = format!("`{}` has no method `{name}`: it has {}", self.name, known.join(", "));
@@ -143,21 +143,21 @@ impl Worker {
                 Known::Ended(answer) => {
                     served.counts.repeats();
                     let is_request = frame.kind == Kind::Request;
-                    Ok(if is_request { Admitted::Answered(answer) } else { Admitted::Done })
+                    Ok(if is_request { Decision::Answered(answer) } else { Decision::Done })
                 }
-                Known::Runs => Ok(Admitted::Runs),
+                Known::Runs => Ok(Decision::Runs),
                 Known::Crowded => Err(crowded()),
             };
         }
         if message.redelivered && frame.kind == Kind::Oneway && self.claims().is_done(frame, message.frames) {
-            return Ok(Admitted::Done);
+            return Ok(Decision::Done);
         }
         // What may run twice is run at once, of a oneway call only what nobody runs now.
         let may_run_twice = frame.kind == Kind::Event || (frame.kind == Kind::Request && served.method.idempotent);
         if message.redelivered && !may_run_twice {
-            return Ok(Admitted::Ask(served.clone()));
+            return Ok(Decision::Ask(served.clone()));
         }
-        Ok(Admitted::Run(served.clone()))
+        Ok(Decision::Run(served.clone()))
     }
 
     /// Checks that the frame names the method or event of its routing key. The broker's permissions are checked against

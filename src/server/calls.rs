@@ -25,7 +25,7 @@ const REPORT_AFTER: Duration = Duration::from_secs(1);
 const REPORT_EVERY: Duration = Duration::from_secs(5);
 
 /// A call that runs.
-struct Running {
+struct RunningCall {
     /// Cancels the call. `None` for oneway calls and events, which are never cancelled.
     cancelled: Option<CancellationToken>,
     message: Arc<Message>,
@@ -37,7 +37,7 @@ struct Running {
 #[derive(Default)]
 pub(super) struct Calls {
     /// The calls that run, by id and a number: the same call may arrive twice.
-    running: BTreeMap<(Uuid, u64), Running>,
+    running: BTreeMap<(Uuid, u64), RunningCall>,
     next: u64,
     /// How many calls have ended.
     finished: u64,
@@ -67,7 +67,7 @@ impl Calls {
         }
         let report_at = Instant::now() + REPORT_AFTER;
         self.next += 1;
-        self.running.insert((frame.id, self.next), Running { cancelled, message: message.clone(), report_at });
+        self.running.insert((frame.id, self.next), RunningCall { cancelled, message: message.clone(), report_at });
         Some(self.next)
     }
 

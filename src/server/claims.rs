@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::message::{End, Message, Source};
+use super::message::{Message, MessageEnd, Source};
 use crate::frame::Frame;
 
 /// How many oneway calls an instance remembers that ended after their delivery was lost.
@@ -27,7 +27,7 @@ pub(super) enum Heard {
     /// This instance runs it.
     Runs(Arc<str>),
     /// An instance is done with it.
-    Ended(End),
+    Ended(MessageEnd),
     /// It has failed, and is to be tried again.
     Failed,
 }
@@ -43,7 +43,7 @@ pub(super) struct Claims {
     /// The queues of other instances that want to hear how a call ends that runs here.
     wanted: HashMap<Uuid, HashSet<Arc<str>>>,
     /// Oneway calls that are done here although their delivery was lost.
-    done: HashMap<Uuid, End>,
+    done: HashMap<Uuid, MessageEnd>,
     /// When each of `done` may be forgotten.
     forgettable: VecDeque<(Instant, Uuid)>,
     /// Messages with several oneway calls. Some of these may be done while others still run.
@@ -98,7 +98,7 @@ impl Claims {
     }
 
     /// How a oneway call has ended here, whatever happened to its delivery.
-    fn end_of(&self, id: Uuid) -> Option<End> {
+    fn end_of(&self, id: Uuid) -> Option<MessageEnd> {
         let shared = self.shared.iter().filter_map(Weak::upgrade);
         let in_shared = shared.filter_map(|message| message.done().iter().find(|done| done.0 == id).map(|done| done.1));
         self.done.get(&id).copied().into_iter().chain(in_shared).max()
@@ -145,7 +145,7 @@ impl Claims {
     }
 
     /// Remembers how a call has ended.
-    pub(super) fn remember(&mut self, id: Uuid, end: End) {
+    pub(super) fn remember(&mut self, id: Uuid, end: MessageEnd) {
         let now = Instant::now();
         while let Some(&(until, oldest)) = self.forgettable.front()
             && (until <= now || self.forgettable.len() >= MAX_REMEMBERED)
@@ -179,7 +179,7 @@ mod tests {
         assert_eq!(claims.asked(id, queue.clone(), None), None);
         assert_eq!(claims.asked(id, queue.clone(), Some(Source::Work)), Some(Heard::Runs("".into())));
         let mut heard = claims.listen(id);
-        let over = Heard::Ended(End::Over);
+        let over = Heard::Ended(MessageEnd::Over);
         assert!(claims.is_held(id) && !claims.is_held(other));
         assert_eq!(claims.end(id, &over, true), HashSet::from([queue.clone()]));
         assert_eq!(heard.recv().await.as_ref(), Some(&over));
@@ -198,14 +198,14 @@ mod tests {
         let first = Frame::new(Kind::Oneway, Uuid::new_v4(), Codec::Cbor, Metadata::default(), Bytes::new());
         let mut second = first.clone();
         second.metadata.more_mut().attempt = Some(2);
-        claims.remember(first.id, End::Moved(1));
+        claims.remember(first.id, MessageEnd::Moved(1));
         assert!(claims.is_done(&first, 2) && !claims.is_done(&first, 1));
-        claims.remember(first.id, End::Moved(2));
-        claims.remember(first.id, End::Moved(1));
+        claims.remember(first.id, MessageEnd::Moved(2));
+        claims.remember(first.id, MessageEnd::Moved(1));
         assert!(claims.is_done(&first, 1) && !claims.is_done(&second, 1));
-        assert_eq!(claims.asked(first.id, "asker".into(), None), Some(Heard::Ended(End::Moved(2))));
-        claims.remember(first.id, End::Over);
-        claims.remember(first.id, End::Moved(3));
+        assert_eq!(claims.asked(first.id, "asker".into(), None), Some(Heard::Ended(MessageEnd::Moved(2))));
+        claims.remember(first.id, MessageEnd::Over);
+        claims.remember(first.id, MessageEnd::Moved(3));
         assert!(claims.is_done(&second, 1));
     }
 

@@ -13,7 +13,7 @@ use tracing::warn;
 
 use super::Site;
 use super::health::Trouble;
-use super::keeper::{Away, Heard, unless_refused};
+use super::keeper::{StartReport, Unreachable, unless_refused};
 use super::worker::Worker;
 use crate::dead;
 use crate::error::Error;
@@ -130,11 +130,11 @@ impl Worker {
 
 /// Declares the queue of dead letters of a service that starts, and then keeps it. `heard` is told the result. Ends if
 /// the broker refuses it.
-pub(super) async fn start_dead_letters(worker: Arc<Worker>, transport: Transport, heard: Heard) {
+pub(super) async fn start_dead_letters(worker: Arc<Worker>, transport: Transport, heard: StartReport) {
     let queue = [worker.site.namespace.dead(&worker.id)];
     let declaring = transport.declare_however_long(&queue);
     let declared = worker.site.health.sees_through(&worker.dead_trouble(), &worker.dead_title(), declaring).await;
-    if unless_refused(declared, heard, Away::Kept).is_some() {
+    if unless_refused(declared, heard, Unreachable::Kept).is_some() {
         keep_dead_letters(worker, transport).await;
     }
 }

@@ -58,7 +58,7 @@ pub(super) enum Known {
 /// The calls of one service. `W` is what is kept of a delivery that waits for the answer.
 #[derive(Debug)]
 pub(super) struct Dedup<W> {
-    calls: HashMap<Key, Call<W>>,
+    calls: HashMap<Key, KnownCall<W>>,
     /// The calls that have ended, by the time when they are forgotten. The number distinguishes those with the same
     /// time.
     forgettable: BTreeMap<(Instant, u64), Key>,
@@ -67,7 +67,7 @@ pub(super) struct Dedup<W> {
 }
 
 #[derive(Debug)]
-enum Call<W> {
+enum KnownCall<W> {
     Runs(Vec<W>),
     Ended {
         /// The attempt that ran.
@@ -93,12 +93,12 @@ impl<W> Dedup<W> {
         waiter: impl FnOnce() -> W,
     ) -> Option<Known> {
         match self.calls.get_mut(&Key::of(frame, user))? {
-            Call::Ended { until: (until, _), .. } if *until <= Instant::now() => None,
+            KnownCall::Ended { until: (until, _), .. } if *until <= Instant::now() => None,
             // A fault answers the attempt that met it. Another attempt is made because of it, and runs.
-            Call::Ended { attempt, answer: Answer::Fault(_), .. } if *attempt != frame.id => None,
-            Call::Ended { answer, .. } => Some(Known::Ended(answer.clone())),
-            Call::Runs(waiting) if waiting.len() >= MAX_WAITING => Some(Known::Crowded),
-            Call::Runs(waiting) => {
+            KnownCall::Ended { attempt, answer: Answer::Fault(_), .. } if *attempt != frame.id => None,
+            KnownCall::Ended { answer, .. } => Some(Known::Ended(answer.clone())),
+            KnownCall::Runs(waiting) if waiting.len() >= MAX_WAITING => Some(Known::Crowded),
+            KnownCall::Runs(waiting) => {
                 waiting.push(waiter());
                 Some(Known::Runs)
             }
@@ -109,7 +109,8 @@ impl<W> Dedup<W> {
     pub(super) fn begin(&mut self, frame: &Frame, user: Option<&Arc<str>>) {
         self.forget_until(Instant::now());
         // It may have ended by a fault before.
-        if let Some(Call::Ended { answer, until, .. }) = self.calls.insert(Key::of(frame, user), Call::Runs(Vec::new()))
+        if let Some(KnownCall::Ended { answer, until, .. }) =
+            self.calls.insert(Key::of(frame, user), KnownCall::Runs(Vec::new()))
         {
             self.bytes -= size(&answer);
             self.forgettable.remove(&until);
@@ -127,8 +128,8 @@ impl<W> Dedup<W> {
     ) -> Vec<W> {
         let key = Key::of(frame, user);
         let waiting = match self.calls.remove(&key) {
-            Some(Call::Runs(waiting)) => waiting,
-            Some(Call::Ended { .. }) | None => Vec::new(),
+            Some(KnownCall::Runs(waiting)) => waiting,
+            Some(KnownCall::Ended { .. }) | None => Vec::new(),
         };
         let now = Instant::now();
         if let Some(answer) = answer {
@@ -136,7 +137,7 @@ impl<W> Dedup<W> {
             self.next_number += 1;
             let until = (later(now, window), self.next_number);
             self.forgettable.insert(until, key.clone());
-            self.calls.insert(key, Call::Ended { attempt: frame.id, answer, until });
+            self.calls.insert(key, KnownCall::Ended { attempt: frame.id, answer, until });
         }
         self.forget_until(now);
         waiting
@@ -151,7 +152,7 @@ impl<W> Dedup<W> {
                 return;
             }
             // It has not begun to run again: that would have removed it from here.
-            if let Some(Call::Ended { answer, .. }) = self.calls.remove(&first.remove()) {
+            if let Some(KnownCall::Ended { answer, .. }) = self.calls.remove(&first.remove()) {
                 self.bytes -= size(&answer);
             }
         }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tracing::debug;
 use uuid::Uuid;
 
-use super::message::{End, Message, Source};
+use super::message::{Message, MessageEnd, Source};
 use super::reason::MAX_REASON;
 use super::worker::{Job, Worker};
 use crate::codec::Codec;
@@ -137,7 +137,7 @@ impl Worker {
             };
             match confirm {
                 Ok(Confirm::Accepted) => {
-                    self.done(frame.id, End::Moved(frame.metadata.attempt()), message);
+                    self.done(frame.id, MessageEnd::Moved(frame.metadata.attempt()), message);
                     return true;
                 }
                 // The queue is declared when it is needed for the first time.

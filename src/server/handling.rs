@@ -32,23 +32,23 @@ const LOOK: Duration = Duration::from_millis(500);
 /// What a handler has come to after its first poll.
 enum Begun {
     Ended(Ending),
-    Waits(Running),
+    Waits(RunningHandler),
 }
 
 /// When a handler started, and its number among the running calls.
 #[derive(Clone, Copy)]
-struct Start {
+struct HandlerStart {
     at: std::time::Instant,
     number: u64,
 }
 
 /// A handler that waits for something.
-struct Running {
+struct RunningHandler {
     call: BoxFuture<'static, Answer>,
     context: Context,
     cancelled: CancellationToken,
     span: Span,
-    started: Start,
+    started: HandlerStart,
 }
 
 impl Worker {
@@ -74,7 +74,7 @@ impl Worker {
         self: &Arc<Self>,
         (job, place): Started,
         tasks: &TaskTracker,
-    ) -> Option<(Started, Running)> {
+    ) -> Option<(Started, RunningHandler)> {
         match poll_fn(|context| Poll::Ready(self.begin(&job, context))).await {
             Begun::Ended(ending) => {
                 drop(place);
@@ -86,7 +86,7 @@ impl Worker {
     }
 
     /// Runs the rest of a job whose handler waits.
-    async fn go_on(self: Arc<Self>, ((job, place), running): (Started, Running), tasks: TaskTracker) {
+    async fn go_on(self: Arc<Self>, ((job, place), running): (Started, RunningHandler), tasks: TaskTracker) {
         let ending = self.wait_for(&job, running).await;
         drop(place);
         self.conclude(job, ending, &tasks);
@@ -140,7 +140,7 @@ impl Worker {
             caller = context.caller(),
             traceparent = context.traceparent(),
         );
-        let started = Start { at: std::time::Instant::now(), number };
+        let started = HandlerStart { at: std::time::Instant::now(), number };
         // A handler may panic, and so may the future that it makes.
         let first = catch_unwind(AssertUnwindSafe(|| {
             let _entered = span.enter();
@@ -154,7 +154,7 @@ impl Worker {
             })
         }));
         match first {
-            Ok((call, Poll::Pending)) => Begun::Waits(Running { call, context, cancelled, span, started }),
+            Ok((call, Poll::Pending)) => Begun::Waits(RunningHandler { call, context, cancelled, span, started }),
             Ok((_, Poll::Ready(answer))) => {
                 Begun::Ended(self.ended(job, self.told(frame, answer), &context, &cancelled, started))
             }
@@ -167,8 +167,8 @@ impl Worker {
 
     /// Waits until a handler ends. If its method need not finish, this stops it when its deadline passes or its caller
     /// gives up.
-    async fn wait_for(&self, job: &Job, running: Running) -> Ending {
-        let Running { call, context, cancelled, span, started } = running;
+    async fn wait_for(&self, job: &Job, running: RunningHandler) -> Ending {
+        let RunningHandler { call, context, cancelled, span, started } = running;
         let waiting = async {
             let mut call = pin!(context.scope(call));
             let (ending, why) = tokio::select! {
@@ -217,7 +217,7 @@ impl Worker {
         answer: Answer,
         context: &Context,
         cancelled: &CancellationToken,
-        started: Start,
+        started: HandlerStart,
     ) -> Ending {
         let late = cancelled.is_cancelled() || job.deadline.is_some_and(|deadline| deadline <= Instant::now());
         let ran = self.leave(job, context, cancelled, started, RunEnd::of(&answer));
@@ -234,7 +234,7 @@ impl Worker {
         job: &Job,
         context: &Context,
         cancelled: &CancellationToken,
-        started: Start,
+        started: HandlerStart,
         end: RunEnd,
     ) -> Duration {
         let Job { frame, message, served, .. } = job;

@@ -39,11 +39,11 @@ const TAKEN_BACK_TOLD: Duration = Duration::from_secs(300);
 const DELETION: Duration = Duration::from_secs(1);
 /// Where the answer about a queue is told: `Ok` if it is declared or its keeper goes on trying, or the broker's
 /// refusal.
-pub(super) type Heard = oneshot::Sender<Result<(), Error>>;
+pub(super) type StartReport = oneshot::Sender<Result<(), Error>>;
 
 /// What a keeper does about a queue that is unreachable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Away {
+pub(super) enum Unreachable {
     /// It goes on trying.
     Kept,
     /// It gives up, as if the broker had refused the queue.
@@ -53,13 +53,13 @@ pub(super) enum Away {
 /// What a server that starts, or moves, has to know of a queue.
 pub(super) struct Start {
     /// Tells that the queue is declared.
-    pub(super) declared: Heard,
+    pub(super) declared: StartReport,
     /// Cancelled when all queues are declared. No queue is consumed before that.
     pub(super) all_declared: CancellationToken,
     /// Tells that the queue is consumed.
-    pub(super) consumed: Heard,
+    pub(super) consumed: StartReport,
     /// What to do if the queue is unreachable.
-    pub(super) away: Away,
+    pub(super) away: Unreachable,
 }
 
 /// The keeper of one queue over one connection.
@@ -291,9 +291,13 @@ fn is_away(error: &Error) -> bool {
 
 /// Tells the answer to whoever waits for it. Returns what to go on with; `None` after a refusal, since those who wait
 /// end with it.
-pub(super) fn unless_refused<T>(answer: Result<T, Error>, heard: Heard, away: Away) -> Option<Result<T, Error>> {
+pub(super) fn unless_refused<T>(
+    answer: Result<T, Error>,
+    heard: StartReport,
+    away: Unreachable,
+) -> Option<Result<T, Error>> {
     let (said, answer) = match answer {
-        Err(error) if away == Away::Refused || !is_away(&error) => (Err(error), None),
+        Err(error) if away == Unreachable::Refused || !is_away(&error) => (Err(error), None),
         answer => (Ok(()), Some(answer)),
     };
     // If nobody waits any more, a refusal is handled like any other failed attempt.

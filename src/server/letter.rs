@@ -8,7 +8,7 @@ use tracing::{debug, error, warn};
 use uuid::Uuid;
 
 use super::dead_letters::SILENCE;
-use super::message::{End, Message, Source};
+use super::message::{Message, MessageEnd, Source};
 use super::reason::shortened;
 use super::worker::Worker;
 use crate::clock::unix_millis;
@@ -98,7 +98,7 @@ impl Worker {
                     let queue = &*publication.key;
                     warn!(%service, method, %id, caller, attempt, reason, queue, "kept with the dead letters: it runs again when it is replayed");
                     self.site.health.cured(&trouble);
-                    return self.done(id, End::Over, message);
+                    return self.done(id, MessageEnd::Over, message);
                 }
                 Err(Lost { loss: Loss::Unsent | Loss::Connection, reason }) => {
                     debug!(%service, method, %id, %reason, "a call for the dead letters went back with its connection");

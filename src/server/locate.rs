@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::claims::{Claims, Heard};
-use super::message::{End, Message, Source};
+use super::message::{Message, MessageEnd, Source};
 use super::worker::{Job, Worker};
 use crate::codec::Codec;
 use crate::error::{Code, Fault};
@@ -102,7 +102,7 @@ impl Worker {
     }
 
     /// A oneway call, or something else from its queue, is done and must not run again.
-    pub(super) fn done(&self, id: Uuid, end: End, message: &Message) {
+    pub(super) fn done(&self, id: Uuid, end: MessageEnd, message: &Message) {
         if message.source == Source::Work {
             if message.frames > 1 {
                 message.note_done(id, end);
@@ -137,12 +137,12 @@ impl Worker {
     fn say(&self, id: Uuid, heard: &Heard, queue: Arc<str>) {
         let (kind, status) = match heard {
             Heard::Runs(_) => (Kind::KeepAlive, Code::Ok),
-            Heard::Ended(End::Over) => (Kind::Reply, Code::Ok),
-            Heard::Ended(End::Moved(_)) => (Kind::Reply, Code::Cancelled),
+            Heard::Ended(MessageEnd::Over) => (Kind::Reply, Code::Ok),
+            Heard::Ended(MessageEnd::Moved(_)) => (Kind::Reply, Code::Cancelled),
             Heard::Failed => (Kind::Reply, Code::Unknown),
         };
         let mut metadata = Metadata { instance: Some(self.site.instance.clone()), ..Metadata::default() };
-        if let Heard::Ended(End::Moved(attempt)) = heard {
+        if let Heard::Ended(MessageEnd::Moved(attempt)) = heard {
             metadata.more_mut().attempt = Some(*attempt);
         }
         let frame = Frame { status, ..Frame::new(kind, id, Codec::Raw, metadata, Bytes::new()) };

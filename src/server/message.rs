@@ -41,14 +41,14 @@ impl fmt::Display for Source {
 /// How an instance is done with a oneway call. If there are several ends of a call, the greatest counts, since a call
 /// that was moved may have come back and run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum End {
+pub(super) enum MessageEnd {
     /// It was published again, alone, for this attempt. That copy will run.
     Moved(u64),
     /// It has run, or is a dead letter.
     Over,
 }
 
-impl End {
+impl MessageEnd {
     /// Whether this delivery of the call must not run. `frames` is the number of frames in its message. The copy that
     /// was published again may run.
     pub(super) fn ends(self, frame: &Frame, frames: usize) -> bool {
@@ -69,7 +69,7 @@ pub(super) struct Message {
     /// How many of its frames are not done.
     open: AtomicUsize,
     /// The oneway calls in it that are done, if it has several.
-    done: Mutex<Vec<(Uuid, End)>>,
+    done: Mutex<Vec<(Uuid, MessageEnd)>>,
     /// The connection over which it came. After that is lost, the broker delivers the message again.
     pub(super) transport: Transport,
     pub(super) source: Source,
@@ -145,12 +145,12 @@ impl Message {
     }
 
     /// Notes that one of its oneway calls is done, and must not run if the message is delivered again.
-    pub(super) fn note_done(&self, id: Uuid, end: End) {
+    pub(super) fn note_done(&self, id: Uuid, end: MessageEnd) {
         self.done().push((id, end));
     }
 
     /// The oneway calls in it that are done.
-    pub(super) fn done(&self) -> MutexGuard<'_, Vec<(Uuid, End)>> {
+    pub(super) fn done(&self) -> MutexGuard<'_, Vec<(Uuid, MessageEnd)>> {
         self.done.lock().expect("no panic while holding the calls that are done with")
     }
 

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::Site;
 use super::copies::Copies;
-use super::keeper::{Away, Start};
+use super::keeper::{Start, Unreachable};
 use super::message::Source;
 use super::reading::Reading;
 use super::served_queue::{Served, ServedQueue};
@@ -41,7 +41,7 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// A move that is going on. If it is given up, the new connection is left in the same way as the old one is after a
 /// success.
-struct Move {
+struct ServerMove {
     site: Arc<Site>,
     served: Vec<Served>,
     /// The connection to move to.
@@ -55,7 +55,7 @@ struct Move {
     before: Option<Vec<Arc<str>>>,
 }
 
-impl Move {
+impl ServerMove {
     /// Begins a move. From now on calls may arrive over both connections, so copies are looked for.
     fn between(old: &Reading, new: Arc<Reading>, site: Arc<Site>, served: Vec<Served>) -> Self {
         let before = Some(served.iter().map(|served| served.worker.own_queue()).collect());
@@ -80,12 +80,12 @@ impl Move {
     fn leave(&self, reading: Arc<Reading>) {
         let guarded = |(number, read): (&usize, &CancellationToken)| (*number, read.clone().drop_guard());
         let events_are_read = self.old_events_are_read.iter().map(guarded).collect();
-        let leaving = Leaving { reading, served: self.served.clone() };
+        let leaving = LeftConnection { reading, served: self.served.clone() };
         self.site.own.spawn(leaving.leave(events_are_read));
     }
 }
 
-impl Drop for Move {
+impl Drop for ServerMove {
     /// Gives the move up, unless it has succeeded.
     fn drop(&mut self) {
         let Some(own_queues) = self.before.take() else { return };
@@ -131,7 +131,7 @@ impl Supervisor {
         // They are declared before the move, so they are dropped after it. The move's drop ends the keepers first.
         // Otherwise a keeper would see that nobody waits for its answer, and go on.
         let (mut declared, mut consumed) = (Answers::new(), Answers::new());
-        let moving = Move::between(&self.reading, new.clone(), site.clone(), self.served.clone());
+        let moving = ServerMove::between(&self.reading, new.clone(), site.clone(), self.served.clone());
 
         let heard = |answers: &Answers| {
             let (heard, answer) = oneshot::channel();
@@ -144,7 +144,7 @@ impl Supervisor {
                 Some(old_events_are_read) => (old_events_are_read.clone(), oneshot::channel().0),
                 None => (all_declared.clone(), heard(&consumed)),
             };
-            let start = Start { declared: heard(&declared), all_declared, consumed, away: Away::Refused };
+            let start = Start { declared: heard(&declared), all_declared, consumed, away: Unreachable::Refused };
             Self::until(&moving.lost, keeper.start(start));
         }
         all(&mut declared).await?;
@@ -182,12 +182,12 @@ async fn all(answers: &mut Answers) -> Result<(), Error> {
 }
 
 /// A connection that the server leaves.
-struct Leaving {
+struct LeftConnection {
     reading: Arc<Reading>,
     served: Vec<Served>,
 }
 
-impl Leaving {
+impl LeftConnection {
     /// Reads what is left in queues that only this server consumes, waits for running calls, and closes the connection.
     /// A subscription's events are consumed over the other connection when its guard is dropped.
     async fn leave(self, mut events_are_read: BTreeMap<usize, DropGuard>) {

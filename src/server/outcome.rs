@@ -11,9 +11,9 @@ use uuid::Uuid;
 use super::give_back::To;
 use super::letter::Letter;
 use super::locate::Ended;
-use super::message::{End, Message, Source};
+use super::message::{Message, MessageEnd, Source};
 use super::reason::shortened;
-use super::reply::{self, Reply};
+use super::reply::{self, OutgoingReply};
 use super::worker::{Ending, Job, Worker};
 use crate::codec::Codec;
 use crate::error::{Code, Fault};
@@ -87,7 +87,7 @@ impl Worker {
     ) {
         match (frame.kind, answer) {
             (Kind::Request, answer) => self.answer(&frame, answer, time, &message),
-            (_, Answer::Result(_)) => self.done(frame.id, End::Over, &message),
+            (_, Answer::Result(_)) => self.done(frame.id, MessageEnd::Over, &message),
             (_, failure) => {
                 let worker = self.clone();
                 tasks.spawn(async move {
@@ -112,7 +112,11 @@ impl Worker {
         handler_time: Option<Duration>,
         message: &Arc<Message>,
     ) {
-        self.post(Reply { id, codec, instance: &self.site.instance, compression: None, handler_time }, answer, message);
+        self.post(
+            OutgoingReply { id, codec, instance: &self.site.instance, compression: None, handler_time },
+            answer,
+            message,
+        );
     }
 
     /// Tells a caller that its call is still running here.
@@ -124,11 +128,11 @@ impl Worker {
     pub(super) fn answer(&self, request: &Frame, answer: Answer, time: Option<Duration>, message: &Arc<Message>) {
         let Frame { id, codec, .. } = *request;
         let compression = self.site.compression.filter(|compression| request.metadata.accepts.includes(*compression));
-        let reply = Reply { id, codec, instance: &self.site.instance, compression, handler_time: time };
+        let reply = OutgoingReply { id, codec, instance: &self.site.instance, compression, handler_time: time };
         self.post(reply, answer, message);
     }
 
-    fn post(&self, reply: Reply<'_>, answer: Answer, message: &Arc<Message>) {
+    fn post(&self, reply: OutgoingReply<'_>, answer: Answer, message: &Arc<Message>) {
         let body = reply.body(answer, self.site.max_size);
         self.site.replies.post(reply.id, reply.codec, body, message);
     }

@@ -15,12 +15,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use self::task::Task;
+use self::task::ReplyTask;
 use super::health::Health;
 use super::message::Message;
 use crate::clock::later;
 use crate::codec::Codec;
-use crate::outbox::{Bundle, Parcel, Share};
+use crate::outgoing::{Bundle, Parcel, Share};
 use crate::transport::Transport;
 
 /// How long a reply waits that cannot be sent, if its request does not say how long its caller waits.
@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a sign of life, or a message for another instance, is of use.
 const LIFE: Duration = Duration::from_secs(5);
 /// What a reply belongs to.
-pub(super) struct Answered {
+pub(super) struct AnsweredCall {
     /// The message of the request, which is settled after the broker has confirmed the reply. `None` for a sign of
     /// life.
     pub(super) message: Option<Arc<Message>>,
@@ -39,7 +39,7 @@ pub(super) struct Answered {
     until: Instant,
 }
 
-impl Answered {
+impl AnsweredCall {
     /// For something that is of no use later, and answers no request.
     fn of_no_request() -> Self {
         Self { message: None, codec: Codec::Raw, attempts: 0, until: Instant::now() + LIFE }
@@ -54,15 +54,15 @@ impl Answered {
 }
 
 /// A reply that is to be published.
-type Letter = Parcel<Answered>;
+type Letter = Parcel<AnsweredCall>;
 /// Replies that share a message.
-type Letters = Bundle<Arc<str>, Answered>;
+type Letters = Bundle<Arc<str>, AnsweredCall>;
 
 /// Where replies are handed in. The task ends when this is dropped.
 #[derive(Debug)]
-pub(super) struct Replies(mpsc::UnboundedSender<(Arc<str>, Letter)>);
+pub(super) struct Replier(mpsc::UnboundedSender<(Arc<str>, Letter)>);
 
-impl Replies {
+impl Replier {
     /// Starts the task. It publishes over the newest of `transports`. If that is lost, replies wait for the next one,
     /// unless the server drains.
     pub(super) fn start(
@@ -73,7 +73,7 @@ impl Replies {
         health: Arc<Health>,
     ) -> Self {
         let (replies, waiting) = mpsc::unbounded_channel();
-        let task = Task::new(transports, draining, instance, max_message_size, health, waiting);
+        let task = ReplyTask::new(transports, draining, instance, max_message_size, health, waiting);
         tokio::spawn(task.run());
         Self(replies)
     }
@@ -84,23 +84,23 @@ impl Replies {
             Some(time) => later(message.received, time),
             None => Instant::now() + PATIENCE,
         };
-        self.put(message, id, frame, Answered { message: Some(message.clone()), codec, attempts: 0, until });
+        self.put(message, id, frame, AnsweredCall { message: Some(message.clone()), codec, attempts: 0, until });
     }
 
     /// Publishes a sign of life for the call `id`.
     pub(super) fn keep_alive(&self, id: Uuid, frame: Bytes, message: &Message) {
-        self.put(message, id, frame, Answered::of_no_request());
+        self.put(message, id, frame, AnsweredCall::of_no_request());
     }
 
     /// Publishes a frame about the call `id` for another instance, into its queue.
     pub(super) fn tell(&self, queue: Arc<str>, id: Uuid, frame: Bytes) {
-        let token = Answered::of_no_request();
+        let token = AnsweredCall::of_no_request();
         let parcel = Parcel { id, frame, share: Share::LEAST, kind: None, expiration: None, token };
         // An error means that the task has ended, and so has the runtime.
         let _ = self.0.send((queue, parcel));
     }
 
-    fn put(&self, message: &Message, id: Uuid, frame: Bytes, token: Answered) {
+    fn put(&self, message: &Message, id: Uuid, frame: Bytes, token: AnsweredCall) {
         let kind = message.kind.clone();
         let parcel = Parcel { id, frame, share: Share::LEAST, kind, expiration: None, token };
         // An error means that the task has ended, and so has the runtime.

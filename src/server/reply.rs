@@ -14,7 +14,7 @@ use crate::frame::{self, Frame, Kind, Metadata};
 use crate::service::{Answer, Body};
 
 /// What a reply belongs to, and how it is encoded.
-pub(super) struct Reply<'a> {
+pub(super) struct OutgoingReply<'a> {
     /// The request's id.
     pub(super) id: Uuid,
     pub(super) codec: Codec,
@@ -26,7 +26,7 @@ pub(super) struct Reply<'a> {
     pub(super) handler_time: Option<Duration>,
 }
 
-impl Reply<'_> {
+impl OutgoingReply<'_> {
     /// The body of the reply. If it has more than `max_size` bytes, a fault takes its place that says so.
     pub(super) fn body(&self, answer: Answer, max_size: usize) -> Bytes {
         let mut reply = blank(Kind::Reply, self.id, self.codec, self.instance);

@@ -44,12 +44,12 @@ pub struct Running {
 }
 
 /// Held by a task as long as its runtime lives and the server is not closed.
-struct Life {
+struct ServerLife {
     site: Arc<Site>,
     ended: CancellationToken,
 }
 
-impl Drop for Life {
+impl Drop for ServerLife {
     fn drop(&mut self) {
         self.site.draining.cancel();
         self.site.drained.cancel();
@@ -61,7 +61,7 @@ impl Drop for Life {
 impl Running {
     pub(super) fn new(site: Arc<Site>) -> Self {
         let ended = CancellationToken::new();
-        let life = Life { site: site.clone(), ended: ended.clone() };
+        let life = ServerLife { site: site.clone(), ended: ended.clone() };
         tokio::spawn(async move {
             // This cannot fail: the sender is in the site, which this task holds.
             let _ = life.site.health.state.subscribe().wait_for(|state| *state == State::Closed).await;

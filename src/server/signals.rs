@@ -5,22 +5,22 @@ use std::future::pending;
 use tracing::warn;
 
 /// Receives the signals from when it is made.
-pub(super) struct Signals(Option<Source>);
+pub(super) struct Signals(Option<SignalSource>);
 
 #[cfg(unix)]
-struct Source {
+struct SignalSource {
     interrupted: tokio::signal::unix::Signal,
     terminated: tokio::signal::unix::Signal,
 }
 
 #[cfg(not(unix))]
-struct Source;
+struct SignalSource;
 
 impl Signals {
     /// Begins to receive signals. They do not end the process by themselves any more.
     pub(super) fn listen() -> Self {
         Self(
-            Source::new()
+            SignalSource::new()
                 .inspect_err(|error| warn!(%error, "the system does not tell of signals: they end the process"))
                 .ok(),
         )
@@ -36,7 +36,7 @@ impl Signals {
 }
 
 #[cfg(unix)]
-impl Source {
+impl SignalSource {
     fn new() -> std::io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
 
@@ -52,7 +52,7 @@ impl Source {
 }
 
 #[cfg(not(unix))]
-impl Source {
+impl SignalSource {
     fn new() -> std::io::Result<Self> {
         Ok(Self)
     }

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::Site;
 use super::dead_letters::{keep_dead_letters, keep_entered, start_dead_letters};
 use super::health::Health;
-use super::keeper::{Away, Keeper, Start};
+use super::keeper::{Keeper, Start, Unreachable};
 use super::message::Source;
 use super::reading::Reading;
 use super::repair::keep_repaired;
@@ -133,7 +133,7 @@ impl Supervisor {
         let all_declared = CancellationToken::new();
         for keeper in keepers {
             let (declared, consumed) = (heard(&declared), heard(&consumed));
-            let (all_declared, away) = (all_declared.clone(), Away::Kept);
+            let (all_declared, away) = (all_declared.clone(), Unreachable::Kept);
             self.while_connected(keeper.start(Start { declared, all_declared, consumed, away }));
         }
         let patience = answered(declared, patience).await?;

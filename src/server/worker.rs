@@ -29,7 +29,7 @@ use super::through::Passage;
 use crate::error::{Error, Fault};
 use crate::frame::{self, Frame, Kind};
 use crate::middleware::Chain;
-use crate::outbox::{MAX_BYTES, Share};
+use crate::outgoing::{MAX_BYTES, Share};
 use crate::service::{Answer, Dispatch, Service};
 use crate::topology::ServiceId;
 use crate::transport::{Consumer, Delivery};
@@ -62,10 +62,10 @@ pub(super) struct Worker {
 }
 
 /// A job that may start, since it has a place.
-pub(super) type Started = (Job, Place);
+pub(super) type Started = (Job, RunningPlace);
 
 /// A place among the calls that run at once, as many as [`Service::concurrency`] allows. Dropping it frees the place.
-pub(super) struct Place {
+pub(super) struct RunningPlace {
     _permit: OwnedSemaphorePermit,
     /// Counts a call that came through the instance's own queue, so that this queue is read while the call runs.
     _addressed: Option<TaskTrackerToken>,
@@ -280,24 +280,24 @@ impl Worker {
     }
 
     /// Waits for a place. `None` once the server drains.
-    async fn place(&self, source: Source) -> Option<Place> {
+    async fn place(&self, source: Source) -> Option<RunningPlace> {
         let addressed = self.addressed(source);
         let permit = tokio::select! {
             biased;
             () = self.site.draining.cancelled() => return None,
             permit = self.permits.clone().acquire_owned() => permit.ok()?,
         };
-        Some(Place { _permit: permit, _addressed: addressed })
+        Some(RunningPlace { _permit: permit, _addressed: addressed })
     }
 
     /// A place, if one is free now and the server does not drain.
-    fn place_at_once(&self, source: Source) -> Option<Place> {
+    fn place_at_once(&self, source: Source) -> Option<RunningPlace> {
         let addressed = self.addressed(source);
         if self.site.draining.is_cancelled() {
             return None;
         }
         let permit = self.permits.clone().try_acquire_owned().ok()?;
-        Some(Place { _permit: permit, _addressed: addressed })
+        Some(RunningPlace { _permit: permit, _addressed: addressed })
     }
 
     /// Counts a call that came through the instance's own queue. This must happen before the check whether the server

@@ -166,7 +166,7 @@ impl Fake {
     /// # Errors
     /// As [`Server::connect`] and [`Server::start`].
     pub async fn serve(self, url: impl AsRef<str>) -> Result<FakeServer, Error> {
-        let heard = Arc::new(Heard::default());
+        let heard = Arc::new(Overheard::default());
         let name = self.service.id.as_ref().map(ToString::to_string).unwrap_or_default();
         let mut service = self.service;
         for (method, answers) in self.methods.into_values() {
@@ -198,7 +198,7 @@ fn ignored(_: Codec, _: &[u8]) -> Result<(), String> {
 
 /// What a fake has heard. Those who wait for more are woken.
 #[derive(Debug, Default)]
-struct Heard {
+struct Overheard {
     book: Mutex<Book>,
     more: watch::Sender<()>,
 }
@@ -211,7 +211,7 @@ struct Book {
     events: Vec<(String, serde_cbor::Value)>,
 }
 
-impl Heard {
+impl Overheard {
     fn lock(&self) -> MutexGuard<'_, Book> {
         self.book.lock().expect("no panic while holding the book")
     }
@@ -254,7 +254,7 @@ impl Heard {
 #[derive(Debug)]
 pub struct FakeServer {
     name: String,
-    heard: Arc<Heard>,
+    heard: Arc<Overheard>,
     /// How many calls of each method, and how many events, [`FakeServer::next_call`] and [`FakeServer::next_event`]
     /// have returned.
     told: Mutex<BTreeMap<Option<String>, usize>>,

@@ -11,7 +11,7 @@ pub(crate) use self::reading::read;
 
 /// Where a broker is. Text and `{:?}` show neither user, password nor options.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) enum Address {
+pub(crate) enum BrokerAddress {
     /// The broker with this name in this process.
     Memory { name: String, user: Option<String> },
     /// A RabbitMQ.
@@ -62,12 +62,12 @@ pub(crate) struct Options {
     pub(crate) channel_max: Option<u16>,
     pub(crate) mechanism: Option<Mechanism>,
     pub(crate) connect_timeout: Option<Duration>,
-    pub(crate) order: Option<Order>,
+    pub(crate) order: Option<AddressOrder>,
 }
 
 /// The order in which several addresses are tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Order {
+pub(crate) enum AddressOrder {
     /// In a random order, so that connections spread over the nodes of a cluster. This is the default.
     Random,
     /// In the order in which they are written.
@@ -107,14 +107,14 @@ impl Scheme {
     }
 }
 
-impl Address {
+impl BrokerAddress {
     /// Whether it asks to be tried in the order in which it was written.
     pub(crate) fn has_its_place(&self) -> bool {
-        matches!(self, Self::Rabbit(address) if address.options.order == Some(Order::Given))
+        matches!(self, Self::Rabbit(address) if address.options.order == Some(AddressOrder::Given))
     }
 }
 
-impl fmt::Display for Address {
+impl fmt::Display for BrokerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Memory { name, .. } => write!(f, "memory://{name}"),
@@ -123,7 +123,7 @@ impl fmt::Display for Address {
     }
 }
 
-impl fmt::Debug for Address {
+impl fmt::Debug for BrokerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }

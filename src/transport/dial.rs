@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::Tls;
 #[cfg(feature = "tls")]
 use super::address::Scheme;
-use super::address::{self, Address};
+use super::address::{self, BrokerAddress};
 use super::{Role, Transport, memory, rabbit};
 use crate::error::Error;
 use crate::limits::CONNECT_TIMEOUT;
@@ -60,7 +60,7 @@ impl DialSettings {
     /// `Invalid` for an address, a name or settings for TLS that cannot be used.
     pub(crate) fn dial(&self, url: &str) -> Result<Dial, Error> {
         let mut addresses = address::read(url)?;
-        if !addresses.iter().any(Address::has_its_place) {
+        if !addresses.iter().any(BrokerAddress::has_its_place) {
             addresses.sort_by_cached_key(|_| Uuid::new_v4());
         }
         Ok(Dial {
@@ -84,7 +84,7 @@ impl DialSettings {
 pub struct Dial {
     /// The addresses in the order in which they are tried. The order is random for each dial, unless an address says
     /// `?order=given`.
-    addresses: Vec<Address>,
+    addresses: Vec<BrokerAddress>,
     /// How long each address may take.
     pub(super) connect_timeout: Duration,
     /// The name of the connections. Default: the program's name.
@@ -143,7 +143,7 @@ impl Dial {
         self.connect_to_one_of(&self.addresses[..1], role).await
     }
 
-    async fn connect_to_one_of(&self, addresses: &[Address], role: Role) -> Result<Transport, Error> {
+    async fn connect_to_one_of(&self, addresses: &[BrokerAddress], role: Role) -> Result<Transport, Error> {
         let (mut addresses, mut attempts) = (addresses.iter(), FuturesUnordered::new());
         let mut refusals = Vec::new();
         loop {
@@ -166,13 +166,15 @@ impl Dial {
         Err(Error::Connect { url: urls.join(","), reason })
     }
 
-    async fn open(&self, address: &Address, role: Role) -> Result<Transport, String> {
+    async fn open(&self, address: &BrokerAddress, role: Role) -> Result<Transport, String> {
         match address {
-            Address::Memory { name, user } => {
-                let opened = memory::Connection::open(name, user.as_deref(), self.connect_timeout).await;
+            BrokerAddress::Memory { name, user } => {
+                let opened = memory::MemoryConnection::open(name, user.as_deref(), self.connect_timeout).await;
                 opened.map(Transport::Memory)
             }
-            Address::Rabbit(address) => rabbit::Connection::open(address, self, role).await.map(Transport::Rabbit),
+            BrokerAddress::Rabbit(address) => {
+                rabbit::RabbitConnection::open(address, self, role).await.map(Transport::Rabbit)
+            }
         }
     }
 }
@@ -182,8 +184,9 @@ impl Dial {
 /// # Errors
 /// `Invalid` if there are settings for TLS, but an address does not use it.
 #[cfg(feature = "tls")]
-fn connector(addresses: &[Address], tls: Option<&Tls>) -> Result<Option<rabbit::Connector>, Error> {
-    let is_encrypted = |address: &Address| matches!(address, Address::Rabbit(it) if it.scheme == Scheme::Amqps);
+fn connector(addresses: &[BrokerAddress], tls: Option<&Tls>) -> Result<Option<rabbit::Connector>, Error> {
+    let is_encrypted =
+        |address: &BrokerAddress| matches!(address, BrokerAddress::Rabbit(it) if it.scheme == Scheme::Amqps);
     match (tls, addresses.iter().find(|address| !is_encrypted(address))) {
         (Some(_), Some(plain)) => {
             Err(Error::Invalid(format!("`{plain}` has no TLS, for which there are settings: use amqps://")))

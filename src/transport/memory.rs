@@ -18,15 +18,15 @@ use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use uuid::Uuid;
 
-use self::broker::{Peer, State};
+use self::broker::{BrokerState, Peer};
 use self::channel::Consumption;
-use self::faults::End;
+use self::faults::EndReason;
 use super::{Consumer, Delivery, Event, Life, Lost, Mode, Publication, Receipt, Settle, Stop};
 use crate::error::Error;
 use crate::topology::{Binding, Declaration};
 
 /// The brokers of this process that somebody is connected to, by name.
-static BROKERS: Mutex<BTreeMap<String, Weak<Broker>>> = Mutex::new(BTreeMap::new());
+static BROKERS: Mutex<BTreeMap<String, Weak<MemoryBroker>>> = Mutex::new(BTreeMap::new());
 
 /// How many events a slow subscriber may be behind before it misses some.
 const EVENTS: usize = 64;
@@ -35,13 +35,13 @@ const EVENTS: usize = 64;
 const SETTLES_AT_ONCE: usize = 64;
 
 /// One broker: its state behind a lock. It ends when this and all connections to it are dropped.
-pub struct Broker {
-    state: Mutex<State>,
+pub struct MemoryBroker {
+    state: Mutex<BrokerState>,
     /// Whether the broker, or one of its queues, does not answer. It is sent whenever that may have changed.
     silent: watch::Sender<bool>,
 }
 
-impl Broker {
+impl MemoryBroker {
     /// The broker with this name. It is made if nobody has it or is connected to it.
     #[must_use]
     pub fn named(name: &str) -> Arc<Self> {
@@ -51,14 +51,14 @@ impl Broker {
         }
         brokers.retain(|_, broker| broker.strong_count() > 0);
         let broker = Arc::new_cyclic(|this: &Weak<Self>| Self {
-            state: Mutex::new(State::new(this.clone())),
+            state: Mutex::new(BrokerState::new(this.clone())),
             silent: watch::Sender::new(false),
         });
         brokers.insert(name.to_owned(), Arc::downgrade(&broker));
         broker
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, BrokerState> {
         self.state.lock().expect("no panic while holding the broker's state")
     }
 
@@ -72,7 +72,7 @@ impl Broker {
     }
 }
 
-impl fmt::Debug for Broker {
+impl fmt::Debug for MemoryBroker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Broker").finish_non_exhaustive()
     }
@@ -80,31 +80,31 @@ impl fmt::Debug for Broker {
 
 /// A connection to a broker in this process. It is closed when its last clone is dropped.
 #[derive(Clone)]
-pub struct Connection(Arc<Link>);
+pub struct MemoryConnection(Arc<MemoryLink>);
 
 /// What the clones of a connection share.
-struct Link {
+struct MemoryLink {
     id: u64,
     user: Option<Arc<str>>,
-    broker: Arc<Broker>,
+    broker: Arc<MemoryBroker>,
     runtime: Handle,
     events: broadcast::Sender<Event>,
-    end: End,
+    end: EndReason,
 }
 
-impl Drop for Link {
+impl Drop for MemoryLink {
     fn drop(&mut self) {
         self.broker.state().disconnect(self.id);
     }
 }
 
-impl fmt::Debug for Connection {
+impl fmt::Debug for MemoryConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connection").field("id", &self.0.id).finish_non_exhaustive()
     }
 }
 
-impl Connection {
+impl MemoryConnection {
     /// Connects to the broker with this name, as a user or without one. The broker is made if it does not exist. It
     /// knows every user, and believes everybody.
     ///
@@ -114,7 +114,7 @@ impl Connection {
     /// # Panics
     /// Outside of a tokio runtime, which the broker's timers need.
     pub async fn open(name: &str, user: Option<&str>, patience: Duration) -> Result<Self, String> {
-        let broker = Broker::named(name);
+        let broker = MemoryBroker::named(name);
         if tokio::time::timeout(patience, broker.answers()).await.is_err() {
             return Err(format!("no answer within {patience:?}: the broker in memory is stalled"));
         }
@@ -126,8 +126,8 @@ impl Connection {
     }
 
     /// A connection to this broker.
-    fn to(broker: Arc<Broker>, user: Option<&str>) -> Self {
-        let (runtime, user, end) = (Handle::current(), user.map(Arc::from), End::default());
+    fn to(broker: Arc<MemoryBroker>, user: Option<&str>) -> Self {
+        let (runtime, user, end) = (Handle::current(), user.map(Arc::from), EndReason::default());
         let (events, _) = broadcast::channel(EVENTS);
         let peer = Peer {
             runtime: runtime.clone(),
@@ -137,15 +137,15 @@ impl Connection {
             blocked: false,
         };
         let id = broker.state().connect(peer);
-        Self(Arc::new(Link { id, user, broker, runtime, events, end }))
+        Self(Arc::new(MemoryLink { id, user, broker, runtime, events, end }))
     }
 
     /// A connection that has ended already.
     ///
     /// # Panics
-    /// As [`Connection::open`].
+    /// As [`MemoryConnection::open`].
     pub(crate) fn absent() -> Self {
-        let connection = Self::to(Broker::named(&Uuid::new_v4().to_string()), None);
+        let connection = Self::to(MemoryBroker::named(&Uuid::new_v4().to_string()), None);
         connection.close();
         connection
     }
@@ -160,7 +160,7 @@ impl Connection {
     ///
     /// # Errors
     /// `Mismatch` if something exists with other arguments. `Broker` for what does not exist or belongs to another
-    /// connection. `Disconnected` after [`Connection::close`].
+    /// connection. `Disconnected` after [`MemoryConnection::close`].
     pub async fn declare(&self, parts: &[Declaration]) -> Result<(), Error> {
         drop(self.answers(None).await?);
         for part in parts {
@@ -176,7 +176,7 @@ impl Connection {
     /// Which of these exchanges do not exist.
     ///
     /// # Errors
-    /// `Disconnected` after [`Connection::close`].
+    /// `Disconnected` after [`MemoryConnection::close`].
     pub async fn missing(&self, exchanges: &[String]) -> Result<Vec<String>, Error> {
         let state = self.answers(None).await?;
         Ok(exchanges.iter().filter(|name| !state.exchanges.contains_key(*name)).cloned().collect())
@@ -185,7 +185,7 @@ impl Connection {
     /// Deletes bindings.
     ///
     /// # Errors
-    /// `Disconnected` after [`Connection::close`].
+    /// `Disconnected` after [`MemoryConnection::close`].
     pub async fn unbind(&self, bindings: &[Binding]) -> Result<(), Error> {
         let mut state = self.answers(None).await?;
         bindings.iter().for_each(|binding| state.unbind(binding));
@@ -217,7 +217,7 @@ impl Connection {
     ///
     /// # Errors
     /// `Broker` if the queue does not exist or belongs to another connection, `Disconnected` after
-    /// [`Connection::close`].
+    /// [`MemoryConnection::close`].
     pub async fn consume(&self, queue: &str, mode: Mode) -> Result<Consumer, Error> {
         let mut state = self.answers(Some(queue)).await?;
         let (sent, deliveries) = mpsc::unbounded_channel();
@@ -234,7 +234,7 @@ impl Connection {
     /// Takes one message out of a queue. `None` if none is ready.
     ///
     /// # Errors
-    /// As [`Connection::consume`].
+    /// As [`MemoryConnection::consume`].
     pub async fn get(&self, queue: &str) -> Result<Option<Delivery>, Error> {
         self.answers(Some(queue)).await?.get(self.0.id, queue)
     }
@@ -249,7 +249,7 @@ impl Connection {
     /// How many messages of a queue are ready. `None` if there is no such queue.
     ///
     /// # Errors
-    /// `Broker` if the queue belongs to another connection, `Disconnected` after [`Connection::close`].
+    /// `Broker` if the queue belongs to another connection, `Disconnected` after [`MemoryConnection::close`].
     pub async fn count(&self, queue: &str) -> Result<Option<u64>, Error> {
         self.answers(Some(queue)).await?.count(self.0.id, queue)
     }
@@ -270,7 +270,7 @@ impl Connection {
     ///
     /// # Errors
     /// The connection has ended.
-    async fn answers(&self, queue: Option<&str>) -> Result<MutexGuard<'_, State>, Error> {
+    async fn answers(&self, queue: Option<&str>) -> Result<MutexGuard<'_, BrokerState>, Error> {
         let mut silent = self.0.broker.silent.subscribe();
         loop {
             if let Some(answer) = self.answer(queue) {
@@ -282,7 +282,7 @@ impl Connection {
     }
 
     /// The same without waiting. `None` if the broker does not answer now.
-    fn answer(&self, queue: Option<&str>) -> Option<Result<MutexGuard<'_, State>, Error>> {
+    fn answer(&self, queue: Option<&str>) -> Option<Result<MutexGuard<'_, BrokerState>, Error>> {
         let state = self.0.broker.state();
         if !state.is_connected(self.0.id) {
             return Some(Err(self.closed().into()));
@@ -298,7 +298,7 @@ impl Connection {
 
 /// A message that was taken out of a queue without a consumer. It has a channel of its own.
 pub(crate) struct Pull {
-    broker: Weak<Broker>,
+    broker: Weak<MemoryBroker>,
     channel: u64,
 }
 
@@ -319,7 +319,7 @@ impl fmt::Debug for Pull {
 
 /// The task of a consumer. It passes settlements to the broker until nobody can send any more.
 async fn serve(
-    (broker, mut silent): (Weak<Broker>, watch::Receiver<bool>),
+    (broker, mut silent): (Weak<MemoryBroker>, watch::Receiver<bool>),
     (channel, queue): (u64, String),
     mut cancelled: oneshot::Receiver<Stop>,
     mut settled: mpsc::UnboundedReceiver<(u64, Settle)>,
@@ -374,14 +374,14 @@ mod tests {
     }
 
     /// A connection to a new broker with one queue, named `queue`.
-    async fn with_queue(queue: Queue) -> Connection {
+    async fn with_queue(queue: Queue) -> MemoryConnection {
         let connection = open(&unique()).await;
         connection.declare(&[Declaration::Queue(queue)]).await.expect("a queue that nobody has");
         connection
     }
 
-    async fn open(name: &str) -> Connection {
-        Connection::open(name, None, Duration::ZERO).await.expect("it answers at once")
+    async fn open(name: &str) -> MemoryConnection {
+        MemoryConnection::open(name, None, Duration::ZERO).await.expect("it answers at once")
     }
 
     fn message(expiration: Option<Duration>) -> Publication {

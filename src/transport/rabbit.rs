@@ -1,6 +1,6 @@
 //! The transport on RabbitMQ, built on the crate lapin. No other part of the library uses lapin.
 //!
-//! [`Connection`] implements what [`Transport`](super::Transport) promises. A client has one AMQP connection for
+//! [`RabbitConnection`] implements what [`Transport`](super::Transport) promises. A client has one AMQP connection for
 //! everything. A server and an operator have two, one to publish and one to consume: the broker stops reading from a
 //! connection that publishes too much, and acknowledgements must not wait for that.
 
@@ -43,11 +43,11 @@ use crate::topology::{Binding, Declaration};
 use crate::transport::address::RabbitAddress;
 use crate::transport::{Consumer, Delivery, Dial, Event, Mode, Publication, Receipt, Role};
 use connection::{CLOSE_TIMEOUT, Link, News, Refusal};
-use diagnosis::Stage;
-use exchanges::Known;
+use diagnosis::ConnectStage;
+use exchanges::KnownExchanges;
 use feed::Feed;
 use flight::Told;
-use pool::Source;
+use pool::ConnectionSource;
 use publisher::Publisher;
 use pull::Puller;
 pub(in crate::transport) use tls::Connector;
@@ -60,9 +60,9 @@ const UNANSWERED_CLOSE: Duration = Duration::from_secs(1);
 const SPARE_CHANNELS: usize = 32;
 /// A connection to RabbitMQ, or two. Clones share it. It is closed when the last of them is dropped.
 #[derive(Debug, Clone)]
-pub struct Connection(Arc<Inner>);
+pub struct RabbitConnection(Arc<Inner>);
 
-/// What the clones of a [`Connection`] share.
+/// What the clones of a [`RabbitConnection`] share.
 #[derive(Debug)]
 struct Inner {
     /// Publishes on `publishing`.
@@ -77,7 +77,7 @@ struct Inner {
     /// The broker's address, for logs and errors: without user and password.
     broker: String,
     /// The exchanges that are known to exist.
-    known: Known,
+    known: KnownExchanges,
     /// Tells what happens to the connections.
     news: Arc<News>,
     /// Cancelled when this begins to close.
@@ -126,7 +126,7 @@ impl Drop for Inner {
     }
 }
 
-impl Connection {
+impl RabbitConnection {
     /// Connects to the broker at `address`. The time for this is in the address, or else in `dial`.
     ///
     /// # Errors
@@ -134,10 +134,10 @@ impl Connection {
     pub(super) async fn open(address: &RabbitAddress, dial: &Dial, role: Role) -> Result<Self, String> {
         let within = address.options.connect_timeout.unwrap_or(dial.connect_timeout);
         let (name, closing, began) = (dial.label(role), CancellationToken::new(), Instant::now());
-        let known = Known::default();
-        let source = Source::of(address, dial, name.clone())?;
+        let known = KnownExchanges::default();
+        let source = ConnectionSource::of(address, dial, name.clone())?;
         let (news, user) = (Arc::new(News::of(name.clone())), Arc::new(User::of(source.uri())));
-        let mut stage = Stage::Resolving;
+        let mut stage = ConnectStage::Resolving;
         let opening = async {
             let Links { publishing, consuming, channel } = Links::open(&source, role, &news, &mut stage).await?;
             // A server has to know its own user to judge what it receives, so the broker is asked at once. During an
@@ -319,13 +319,18 @@ struct Links {
 
 impl Links {
     /// Opens one connection for a client, and two for the other roles.
-    async fn open(source: &Source<'_>, role: Role, news: &Arc<News>, stage: &mut Stage) -> Result<Self, String> {
+    async fn open(
+        source: &ConnectionSource<'_>,
+        role: Role,
+        news: &Arc<News>,
+        stage: &mut ConnectStage,
+    ) -> Result<Self, String> {
         let publishing = Link::new(source.connect(stage).await?, news.clone());
         let consuming = match role {
             Role::Client => publishing.clone(),
             Role::Server | Role::Operator => Link::new(source.connect(stage).await?, news.clone()),
         };
-        *stage = Stage::Opening;
+        *stage = ConnectStage::Opening;
         let channel = publisher::confirming(&publishing).await;
         let channel = channel.map_err(|refusal| diagnosis::unopened(refusal, source.address()))?;
         Ok(Self { publishing, consuming, channel })

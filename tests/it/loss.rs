@@ -42,8 +42,8 @@ impl Stage {
     }
 
     /// What no program does to its broker.
-    fn innards(&self) -> Arc<memory::Broker> {
-        memory::Broker::named(self.broker.url().trim_start_matches("memory://"))
+    fn innards(&self) -> Arc<memory::MemoryBroker> {
+        memory::MemoryBroker::named(self.broker.url().trim_start_matches("memory://"))
     }
 
     fn queue(&self, name: &str) -> String {
@@ -210,7 +210,7 @@ async fn a_broadcast_ends_with_its_connection_after_the_replies_that_came() {
 async fn a_server_that_is_cut_off_gives_nothing_up_and_answers_over_the_next_connection() {
     let (scene, broker) = Scene::alone();
     let name = broker.url().trim_start_matches("memory://");
-    let innards = memory::Broker::named(name);
+    let innards = memory::MemoryBroker::named(name);
     let Held { service, mut arrived } = Held::new();
     let server = scene.by_way_of(format!("memory://worker@{name}")).serve(service).await;
     let client = Client::builder().namespace(&scene.namespace).timeout(LONG).connect(&broker).await.expect("there");
@@ -236,7 +236,7 @@ async fn a_server_that_is_cut_off_gives_nothing_up_and_answers_over_the_next_con
 async fn a_reply_that_was_not_confirmed_at_a_cut_comes_over_the_next_connection() {
     let (scene, broker) = Scene::alone();
     let name = broker.url().trim_start_matches("memory://");
-    let innards = memory::Broker::named(name);
+    let innards = memory::MemoryBroker::named(name);
     let Held { service, mut arrived } = Held::new();
     let server = scene.by_way_of(format!("memory://worker@{name}")).serve(service).await;
     let client = Client::builder().namespace(&scene.namespace).timeout(LONG).connect(&broker).await.expect("there");
@@ -325,7 +325,7 @@ async fn a_cancel_that_nobody_hears_is_sent_again_until_the_server_has_its_bindi
 #[tokio::test(start_paused = true)]
 async fn an_event_to_an_exchange_that_was_deleted_says_so_and_listeners_come_back() {
     let (scene, broker) = Scene::alone();
-    let innards = memory::Broker::named(broker.url().trim_start_matches("memory://"));
+    let innards = memory::MemoryBroker::named(broker.url().trim_start_matches("memory://"));
     let (heard, mut events) = mpsc::unbounded_channel();
     let listener = scene.server().await.subscribe("order.*", move |_: Context, number: u64| {
         heard.send(number).expect("the test listens");

@@ -15,8 +15,8 @@ use crate::support::{Calculator, Held, MathClient, MathServer, Scene, hold, soon
 
 const LONG: Duration = Duration::from_secs(3600);
 
-fn innards(broker: &Broker) -> Arc<memory::Broker> {
-    memory::Broker::named(broker.url().trim_start_matches("memory://"))
+fn innards(broker: &Broker) -> Arc<memory::MemoryBroker> {
+    memory::MemoryBroker::named(broker.url().trim_start_matches("memory://"))
 }
 
 async fn client(scene: &Scene) -> Client {

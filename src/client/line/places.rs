@@ -10,8 +10,8 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::super::builder::WhenFull;
-use super::super::replies::Place;
-use crate::waiting::{Waiting, Weight};
+use super::super::in_flight::Place;
+use crate::outgoing::{Waiting, Weight};
 
 /// The places of a client's calls, and the calls that wait for one.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ struct Limit {
 
 /// What is done with a call that arrives.
 #[derive(Debug)]
-pub(super) enum Entry {
+pub(super) enum Entrance {
     /// It is sent. It gets a place, which is returned when this is dropped, or none if calls are not limited.
     In(Option<Place>),
     /// It waits for a place.
@@ -63,13 +63,13 @@ impl<T> Places<T> {
 
     /// Decides about a call that arrives now. Its place may be returned at `until`, its deadline, even if its caller
     /// has not collected the result.
-    pub(super) fn enter(&self, until: Instant) -> Entry {
-        let Some(limit) = &self.limit else { return Entry::In(None) };
+    pub(super) fn enter(&self, until: Instant) -> Entrance {
+        let Some(limit) = &self.limit else { return Entrance::In(None) };
         // Calls that came earlier are first.
         match self.crowd.is_empty().then(|| self.take()).flatten() {
-            Some(permit) => Entry::In(Some(Place::new(permit, until))),
-            None if limit.when_full == WhenFull::Wait => Entry::Waits,
-            None => Entry::Full(limit.places),
+            Some(permit) => Entrance::In(Some(Place::new(permit, until))),
+            None if limit.when_full == WhenFull::Wait => Entrance::Waits,
+            None => Entrance::Full(limit.places),
         }
     }
 
@@ -112,17 +112,17 @@ mod tests {
     #[test]
     fn without_a_limit_every_call_goes_on_without_a_place() {
         let places = Places::<u32>::new(None);
-        assert!(matches!(places.enter(later()), Entry::In(None)));
+        assert!(matches!(places.enter(later()), Entrance::In(None)));
         assert!(!places.is_full());
     }
 
     #[test]
     fn a_call_too_many_is_refused_or_waits_as_chosen() {
         let (refusing, waiting) = (places(1, WhenFull::Refuse), places(1, WhenFull::Wait));
-        let Entry::In(Some(_one)) = refusing.enter(later()) else { panic!("there is room") };
-        let Entry::In(Some(_two)) = waiting.enter(later()) else { panic!("there is room") };
-        assert!(refusing.is_full() && matches!(refusing.enter(later()), Entry::Full(1)));
-        assert!(waiting.is_full() && matches!(waiting.enter(later()), Entry::Waits));
+        let Entrance::In(Some(_one)) = refusing.enter(later()) else { panic!("there is room") };
+        let Entrance::In(Some(_two)) = waiting.enter(later()) else { panic!("there is room") };
+        assert!(refusing.is_full() && matches!(refusing.enter(later()), Entrance::Full(1)));
+        assert!(waiting.is_full() && matches!(waiting.enter(later()), Entrance::Waits));
     }
 
     #[test]
@@ -134,7 +134,7 @@ mod tests {
         }
         assert!(seated(&mut places).is_empty());
         drop((one, two));
-        assert!(!places.is_full() && matches!(places.enter(later()), Entry::Waits), "others came before");
+        assert!(!places.is_full() && matches!(places.enter(later()), Entrance::Waits), "others came before");
         let first = seated(&mut places);
         assert_eq!(first.iter().map(|(_, number)| *number).collect::<Vec<_>>(), [0, 1]);
         drop(first);
@@ -145,6 +145,6 @@ mod tests {
             order.push(number);
         }
         assert_eq!(order, [2, 3, 4]);
-        assert!(places.crowd.is_empty() && matches!(places.enter(later()), Entry::In(Some(_))));
+        assert!(places.crowd.is_empty() && matches!(places.enter(later()), Entrance::In(Some(_))));
     }
 }

@@ -1,65 +1,54 @@
 //! The task of a client: it publishes requests, receives replies, and reconnects whenever the connection is lost.
 //!
-//! [`Task::run`] waits for the next event and calls a method for it. What the methods do is in the files below `task/`:
-//! sending (`outgoing.rs`), how calls without a reply end (`ends.rs`), cancels (`cancels.rs`), whether a service has an
-//! instance (`asking.rs`), why a queue has refused a call (`unclear.rs`), late confirms (`late.rs`), and moving back to
-//! the first address (`moving.rs`).
+//! [`LineTask::run`] waits for the next event and calls a method for it. What the methods do is in the files below
+//! `task/`: what callers tell it to do (`orders.rs`), sending (`publishing.rs`), what arrives (`reading.rs`), how calls
+//! without a reply end (`ends.rs`), cancels (`cancels.rs`), whether a service has an instance (`asking.rs`), why a queue
+//! has refused a call (`unclear.rs`), late confirms (`late.rs`), and moving back to the first address (`moving.rs`).
 
 mod asking;
 mod cancels;
 mod ends;
 mod late;
 mod moving;
-mod outgoing;
+mod orders;
+mod publishing;
+mod reading;
 mod unclear;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures::future::{BoxFuture, join_all};
+use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
-use tracing::{debug, warn};
 
 use self::ends::closed;
 use self::moving::{Former, Move};
+use self::reading::{LostSessions, next_of, rest_of};
 use self::unclear::Cause;
-use super::places::{Entry, Places};
+use super::places::Places;
 use super::unconfirmed::Unconfirmed;
 use super::{Addressed, Order, Rules, Shared, Token};
 use crate::client::RUNTIME_ENDED;
-use crate::client::replies::{End, Place, Replies, Waiter};
-use crate::client::session::{Happening, Rest, Session, Sessions};
+use crate::client::in_flight::{CallEnd, CallsInFlight, Place};
+use crate::client::session::{Happening, Session, Sessions};
 use crate::client::target::Target;
-use crate::frame::{self, Kind};
-use crate::lanes::{Lane, Lanes};
-use crate::outbox::{BATCH, Outbox, Parcel, UnderWay, take_all};
+use crate::outgoing::{BATCH, Lane, Lanes, Outbox, Parcel, UnderWay, Waiting, Window, take_all};
 use crate::route::{Address, Exchanges};
 use crate::state::{Attempts, State, enter};
-use crate::transport::{Confirm, Delivery, Lost, Role, Transport, next_look_back};
-use crate::waiting::Waiting;
-use crate::window::Window;
+use crate::transport::{Role, Transport, next_look_back};
 
 /// How often the task looks for late confirms, silent instances and calls that nobody answers.
 const LOOK: Duration = Duration::from_secs(1);
 /// When a client is dropped, its last cancels wait for the confirms of their calls. This is the longest time.
 const PARTING: Duration = Duration::from_secs(5);
 
-/// Lost sessions. Everything that has arrived on them is read before their calls fail.
-#[derive(Default)]
-struct Leaving {
-    /// What has arrived and was not read.
-    rests: VecDeque<Rest>,
-    /// What became of their messages in the meantime. This is handled after the rest was read.
-    concluded: Vec<(u64, Result<Confirm, Lost>)>,
-}
-
 /// The state of the task. It is the only owner of the calls in flight.
-pub(super) struct Task {
+pub(super) struct LineTask {
     sessions: Arc<Sessions>,
     exchanges: Exchanges,
     rules: Rules,
@@ -70,7 +59,7 @@ pub(super) struct Task {
     session: Option<Session>,
     opening: Option<BoxFuture<'static, Session>>,
     /// Sessions that were lost, while something may still be read from them.
-    leaving: Option<Leaving>,
+    leaving: Option<LostSessions>,
     /// The session before a move to another address, while replies are awaited there.
     former: Option<Former>,
     /// A move to the first address that is going on.
@@ -80,7 +69,7 @@ pub(super) struct Task {
     /// The parcels that are published next.
     outbox: Outbox<Address, Token>,
     /// The calls that were sent and wait for a reply.
-    replies: Replies<Addressed>,
+    in_flight: CallsInFlight<Addressed>,
     /// The parcels that wait for a connection, for the end of an alarm, or for room on the way to the broker.
     unsent: Waiting<Addressed>,
     /// How many bytes may be on their way to the broker.
@@ -126,7 +115,7 @@ pub(super) struct Task {
     vacate_at: Instant,
 }
 
-impl Task {
+impl LineTask {
     /// A task that is ready to run. Without an open session it begins to open one.
     pub(super) fn new(
         sessions: Sessions,
@@ -150,7 +139,7 @@ impl Task {
             former: None,
             moving: Move::None,
             back_at: None,
-            replies: Replies::default(),
+            in_flight: CallsInFlight::default(),
             unsent: Waiting::default(),
             window: Window::default(),
             lanes: Lanes::default(),
@@ -241,7 +230,7 @@ impl Task {
             let unclear: usize = self.unclear.values().map(Waiting::len).sum();
             let stuck: usize = self.stuck.values().map(Waiting::len).sum();
             let waiting = self.unsent.len() + self.places.crowd.len() + asking + unclear + stuck;
-            let in_flight = self.replies.len() + waiting;
+            let in_flight = self.in_flight.len() + waiting;
             self.shared.in_flight.store(in_flight, Ordering::Relaxed);
         }
         self.stay();
@@ -280,77 +269,9 @@ impl Task {
         }
     }
 
-    /// Follows an order of a caller.
-    fn follow(&mut self, order: Order) {
-        match order {
-            Order::Post(address, mut parcel) => {
-                if matches!(parcel.token.reply, Some((Waiter::One(_), _))) {
-                    if self.places.is_full() {
-                        // Parcels that are not wanted any more return their places.
-                        self.publish();
-                        self.vacate();
-                    }
-                    match self.places.enter(parcel.token.deadline) {
-                        Entry::In(place) => parcel.token.place = place,
-                        Entry::Waits => {
-                            let until = self.patience(&address, &parcel);
-                            return self.places.wait(parcel.id, until, (address, parcel));
-                        }
-                        Entry::Full(limit) => return parcel.token.end(&End::Full(limit)),
-                    }
-                }
-                self.route(address, parcel);
-            }
-            Order::Forget(id, cancel) => self.forget(id, cancel.map(|cancel| *cancel)),
-            Order::Overdue(id) => self.overdue(id),
-            Order::Close(done) => {
-                let sessions = self.session.iter().chain(self.former.as_ref().map(|former| &former.session));
-                let transports: Vec<_> = sessions.map(|session| session.transport.clone()).collect();
-                // Everything that was posted before is sent, as far as that is possible at once.
-                self.stay();
-                self.publish();
-                self.close("the client was closed");
-                // The calls have ended. The connection still waits for the confirms of what was sent.
-                tokio::spawn(async move {
-                    join_all(transports.iter().map(Transport::close)).await;
-                    // An error means that nobody waits for the end.
-                    let _ = done.send(());
-                });
-            }
-        }
-    }
-
-    /// Reads a message on the reply queue, and gives its replies to their callers.
-    fn read(&mut self, delivery: Delivery) {
-        add(&self.shared.messages_received, 1);
-        let moment = self.moment(delivery.received);
-        for frame in frame::decode(delivery.body) {
-            let awaited = match frame {
-                Ok(frame) if frame.kind == Kind::Reply => {
-                    add(&self.shared.replies_received, 1);
-                    self.replies.deliver(frame, moment)
-                }
-                Ok(frame) if frame.kind == Kind::KeepAlive => {
-                    self.replies.report(frame.id, frame.metadata.instance.unwrap_or_default(), moment)
-                }
-                Ok(frame) => {
-                    debug!(name = self.name(), kind = ?frame.kind, id = %frame.id, "not a reply, on the reply queue");
-                    false
-                }
-                Err(error) => {
-                    warn!(name = self.name(), id = error.id.map(tracing::field::display), %error, "a malformed message on the reply queue");
-                    false
-                }
-            };
-            if !awaited {
-                add(&self.shared.replies_ignored, 1);
-            }
-        }
-    }
-
     /// When the task has to wake up even if nothing happens.
     fn wake_at(&self) -> Option<Instant> {
-        let looks = self.replies.len() > 0
+        let looks = self.in_flight.len() > 0
             || !self.unconfirmed.is_empty()
             || self.late_since.is_some()
             || self.former.is_some();
@@ -376,7 +297,7 @@ impl Task {
         self.look_back(now);
         if self.look_at <= now {
             self.look_at = now + LOOK;
-            if self.replies.has_reports() {
+            if self.in_flight.has_reports() {
                 self.end_silent();
             }
             self.ask_about_unanswered(now);
@@ -384,30 +305,9 @@ impl Task {
             self.leave_former();
         }
     }
-
-    /// Ends all calls and closes the client for good.
-    fn close(&mut self, reason: &str) {
-        // The first reason is kept.
-        let _ = self.shared.over.set(reason.into());
-        self.enter(State::Closed);
-        (self.session, self.opening, self.former, self.moving) = (None, None, None, Move::None);
-        self.first = self.number + 1;
-        let mut parcels: Vec<_> = self.outbox.clear().collect();
-        let waiting = [&mut self.places.crowd, &mut self.unsent, &mut self.unheard].into_iter();
-        for waiting in waiting.chain(self.asking.values_mut()).chain(self.stuck.values_mut()) {
-            parcels.extend(waiting.clear());
-        }
-        self.kept.clear();
-        self.end_unclear();
-        for (_, parcel) in parcels {
-            let handed_over = parcel.token.attempts > 0;
-            parcel.token.end(&End::Lost(closed(&self.shared, handed_over)));
-        }
-        self.left();
-    }
 }
 
-impl Drop for Task {
+impl Drop for LineTask {
     /// When the runtime ends, the task is dropped wherever it is. All calls are told so, and so is everybody who calls
     /// later.
     fn drop(&mut self) {
@@ -415,30 +315,10 @@ impl Drop for Task {
         self.waiting.close();
         while let Ok(order) = self.waiting.try_recv() {
             if let Order::Post(_, parcel) = order {
-                parcel.token.end(&End::Lost(closed(&self.shared, false)));
+                parcel.token.end(&CallEnd::Lost(closed(&self.shared, false)));
             }
         }
     }
-}
-
-/// The next thing that happens on a session. Never resolves without one.
-async fn next_of(session: Option<&mut Session>) -> Happening {
-    match session {
-        Some(session) => session.next().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// The next message that arrived on a lost session. `None` after the last.
-async fn rest_of(leaving: &mut Option<Leaving>) -> Option<Delivery> {
-    let Some(leaving) = leaving else { return std::future::pending().await };
-    while let Some(rest) = leaving.rests.front_mut() {
-        if let Some(delivery) = rest.next().await {
-            return Some(delivery);
-        }
-        leaving.rests.pop_front();
-    }
-    None
 }
 
 /// The session that is being opened. Never resolves if none is.

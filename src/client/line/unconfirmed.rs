@@ -10,12 +10,12 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{Addressed, Token};
-use crate::client::replies::End;
-use crate::outbox::Bundle;
+use crate::client::in_flight::CallEnd;
+use crate::outgoing::Bundle;
 use crate::route::Address;
 
 /// A message without a confirm.
-pub(super) struct Away {
+pub(super) struct MessageUnderWay {
     /// The calls in it, and where it went.
     pub(super) bundle: Bundle<Address, Token>,
     /// When it was sent.
@@ -27,7 +27,7 @@ pub(super) struct Away {
 /// The messages without a confirm, by their numbers.
 #[derive(Default)]
 pub(super) struct Unconfirmed {
-    messages: BTreeMap<u64, Away>,
+    messages: BTreeMap<u64, MessageUnderWay>,
     /// Finds the parcels whose callers wait for the confirm: the number of the message, and the position in it.
     told: HashMap<Uuid, (u64, usize)>,
     /// How many cancels wait in all messages.
@@ -39,7 +39,7 @@ impl Unconfirmed {
     pub(super) fn insert(&mut self, number: u64, bundle: Bundle<Address, Token>, since: Instant) {
         let told = bundle.parcels.iter().enumerate().filter(|(_, parcel)| parcel.token.said.is_some());
         self.told.extend(told.map(|(place, parcel)| (parcel.id, (number, place))));
-        self.messages.insert(number, Away { bundle, since, given_up: Vec::new() });
+        self.messages.insert(number, MessageUnderWay { bundle, since, given_up: Vec::new() });
     }
 
     pub(super) fn contains(&self, number: u64) -> bool {
@@ -57,7 +57,7 @@ impl Unconfirmed {
     }
 
     /// Takes out a message whose outcome is known.
-    pub(super) fn remove(&mut self, number: u64) -> Option<Away> {
+    pub(super) fn remove(&mut self, number: u64) -> Option<MessageUnderWay> {
         let away = self.messages.remove(&number)?;
         self.given_up -= away.given_up.len();
         for parcel in away.bundle.parcels.iter().filter(|parcel| parcel.token.said.is_some()) {
@@ -68,13 +68,13 @@ impl Unconfirmed {
 
     /// Takes out the caller that waits for the confirm of `id`. This does not search: with 100 000 calls it takes as
     /// long as with one.
-    pub(super) fn release_one(&mut self, id: Uuid) -> Option<oneshot::Sender<End>> {
+    pub(super) fn release_one(&mut self, id: Uuid) -> Option<oneshot::Sender<CallEnd>> {
         let (number, place) = self.told.remove(&id)?;
         self.messages.get_mut(&number)?.bundle.parcels.get_mut(place)?.token.said.take()
     }
 
     /// Takes out all callers that wait for a confirm. None of their calls is sent again.
-    pub(super) fn release(&mut self) -> Vec<oneshot::Sender<End>> {
+    pub(super) fn release(&mut self) -> Vec<oneshot::Sender<CallEnd>> {
         self.told.clear();
         let parcels = self.messages.values_mut().flat_map(|away| &mut away.bundle.parcels);
         let said = parcels.filter_map(|parcel| {
@@ -105,19 +105,19 @@ mod tests {
 
     use super::*;
     use crate::frame::Kind;
-    use crate::outbox::{Parcel, Share};
+    use crate::outgoing::{Parcel, Share};
 
     fn address() -> Address {
         Address::queue("k", Kind::Oneway)
     }
 
-    fn parcel(said: Option<oneshot::Sender<End>>) -> Parcel<Token> {
+    fn parcel(said: Option<oneshot::Sender<CallEnd>>) -> Parcel<Token> {
         let token = Token { said, repeatable: true, ..Token::until(Instant::now()) };
         Parcel { id: Uuid::new_v4(), frame: Bytes::new(), share: Share::LEAST, kind: None, expiration: None, token }
     }
 
     /// Messages of so many parcels, and who waits for each parcel.
-    fn under_way(messages: u64, parcels: usize) -> (Unconfirmed, Vec<(Uuid, oneshot::Receiver<End>)>) {
+    fn under_way(messages: u64, parcels: usize) -> (Unconfirmed, Vec<(Uuid, oneshot::Receiver<CallEnd>)>) {
         let (mut unconfirmed, mut waiting) = (Unconfirmed::default(), Vec::new());
         for number in 0..messages {
             let one = |_| {
@@ -139,8 +139,8 @@ mod tests {
         for (id, mut told) in waiting.into_iter().rev() {
             let (number, place) = unconfirmed.told[&id];
             assert_eq!(unconfirmed.messages[&number].bundle.parcels[place].id, id);
-            unconfirmed.release_one(id).expect("it waits").send(End::Full(7)).expect("it listens");
-            assert!(matches!(told.try_recv(), Ok(End::Full(7))));
+            unconfirmed.release_one(id).expect("it waits").send(CallEnd::Full(7)).expect("it listens");
+            assert!(matches!(told.try_recv(), Ok(CallEnd::Full(7))));
             assert!(unconfirmed.release_one(id).is_none());
         }
         assert!(unconfirmed.told.is_empty() && unconfirmed.contains(299));

@@ -11,17 +11,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
-use super::{Answered, Letter, Letters};
+use super::{AnsweredCall, Letter, Letters};
 use crate::clock::at;
 use crate::frame::CONTENT_TYPE;
-use crate::lanes::{Lane, Lanes};
-use crate::outbox::{BATCH, Bundle, Outbox, Share, UnderWay, take_all};
+use crate::outgoing::{BATCH, Bundle, Lane, Lanes, Outbox, Share, UnderWay, Waiting, Weight, Window, take_all};
 use crate::route::to_queue;
 use crate::server::health::{Health, Trouble};
 use crate::server::reply::too_large;
 use crate::transport::{Confirm, Loss, Lost, Properties, Publication, Transport};
-use crate::waiting::{Waiting, Weight};
-use crate::window::Window;
 
 /// How many times a reply is published that is lost with its channel, since the broker has closed the channel over
 /// another message.
@@ -38,7 +35,7 @@ fn weight(letter: &Letter) -> Weight {
 }
 
 /// The task that publishes replies.
-pub(super) struct Task {
+pub(super) struct ReplyTask {
     transports: watch::Receiver<Transport>,
     transport: Transport,
     /// The number of the connection, from 0.
@@ -52,7 +49,7 @@ pub(super) struct Task {
     instance: Arc<str>,
     /// The replies that are handed in.
     waiting: mpsc::UnboundedReceiver<(Arc<str>, Letter)>,
-    outbox: Outbox<Arc<str>, Answered>,
+    outbox: Outbox<Arc<str>, AnsweredCall>,
     /// Replies that wait for a connection, for the broker to accept them, or for room on the way there.
     unsent: Waiting<(Arc<str>, Letter)>,
     window: Window,
@@ -61,18 +58,18 @@ pub(super) struct Task {
     stuck: HashMap<Lane, Waiting<(Arc<str>, Letter)>>,
     /// The number of the last message.
     number: u64,
-    receipts: FuturesUnordered<UnderWay<Away>>,
+    receipts: FuturesUnordered<UnderWay<ReplyUnderWay>>,
 }
 
 /// A message of replies that is not confirmed yet.
-struct Away {
+struct ReplyUnderWay {
     connection: u64,
     number: u64,
     /// `None` for a probe.
     letters: Option<Letters>,
 }
 
-impl Task {
+impl ReplyTask {
     pub(super) fn new(
         transports: &watch::Sender<Transport>,
         draining: CancellationToken,
@@ -208,7 +205,7 @@ impl Task {
             self.number += 1;
             self.window.probed(self.number, now);
             let receipt = self.transport.publish(Publication::to_nobody(String::new()));
-            let away = Away { connection: self.connection, number: self.number, letters: None };
+            let away = ReplyUnderWay { connection: self.connection, number: self.number, letters: None };
             self.receipts.push(UnderWay::new(away, receipt));
         }
     }
@@ -242,7 +239,7 @@ impl Task {
             let receipt = self.transport.publish_quietly(publication);
             self.number += 1;
             self.window.sent(self.number, bundle.size(), now);
-            let away = Away { connection: self.connection, number: self.number, letters: Some(bundle) };
+            let away = ReplyUnderWay { connection: self.connection, number: self.number, letters: Some(bundle) };
             self.receipts.push(UnderWay::new(away, receipt));
             if let Some((until, pause)) = &mut self.refused {
                 // The other replies wait for the outcome of this one.
@@ -252,8 +249,8 @@ impl Task {
     }
 
     /// The outcome of a message of replies is known. Its requests are settled, or the replies are published again.
-    fn concluded(&mut self, away: Away, said: Result<Confirm, Lost>) {
-        let Away { connection, number, letters } = away;
+    fn concluded(&mut self, away: ReplyUnderWay, said: Result<Confirm, Lost>) {
+        let ReplyUnderWay { connection, number, letters } = away;
         let now = Instant::now();
         if connection == self.connection {
             self.window.arrived(number, now);

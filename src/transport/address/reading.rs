@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::{Address, Host, Login, Mechanism, Options, Order, RabbitAddress, Scheme};
+use super::{AddressOrder, BrokerAddress, Host, Login, Mechanism, Options, RabbitAddress, Scheme};
 use crate::error::Error;
 
 /// The largest frame that an address may set, in bytes. lapin allocates two buffers of 32 frames for each connection.
@@ -16,7 +16,7 @@ const MIN_FRAME: u32 = 8192;
 const LONGEST: usize = 255;
 
 /// Reads one address, or several with commas between them.
-pub(crate) fn read(text: &str) -> Result<Vec<Address>, Error> {
+pub(crate) fn read(text: &str) -> Result<Vec<BrokerAddress>, Error> {
     let whole: Vec<&str> = whole_addresses(text).collect();
     let mut addresses = Vec::new();
     for (at, one) in whole.iter().enumerate() {
@@ -25,7 +25,7 @@ pub(crate) fn read(text: &str) -> Result<Vec<Address>, Error> {
         let invalid = |why| Error::Invalid(format!("the broker's address{scheme}{which} {why}"));
         addresses.extend(hosts_of(one).map_err(invalid)?);
     }
-    if addresses.len() > 1 && addresses.iter().any(|address| matches!(address, Address::Memory { .. })) {
+    if addresses.len() > 1 && addresses.iter().any(|address| matches!(address, BrokerAddress::Memory { .. })) {
         return Err(Error::Invalid("memory:// is one broker, in this process: it stands alone".to_owned()));
     }
     Ok(addresses)
@@ -53,7 +53,7 @@ fn scheme(text: &str) -> Option<(&'static str, &str)> {
 ///
 /// # Errors
 /// What is wrong, as the rest of a sentence that begins with the address's name.
-fn hosts_of(text: &str) -> Result<Vec<Address>, String> {
+fn hosts_of(text: &str) -> Result<Vec<BrokerAddress>, String> {
     let Some((scheme, rest)) = scheme(text) else {
         let why = match text {
             "" => "is empty",
@@ -95,13 +95,13 @@ fn hosts_of(text: &str) -> Result<Vec<Address>, String> {
         let (host, port) = read_host(host)?;
         let port = port.unwrap_or(scheme.port());
         let (login, vhost, options) = (login.clone(), vhost.clone(), options.clone());
-        Ok(Address::Rabbit(RabbitAddress { scheme, login, host, port, vhost, options }))
+        Ok(BrokerAddress::Rabbit(RabbitAddress { scheme, login, host, port, vhost, options }))
     });
     each.collect()
 }
 
 /// An address that begins with `memory://`.
-fn memory(user: Option<&str>, name: &str, path: &str, query: Option<&str>) -> Result<Address, String> {
+fn memory(user: Option<&str>, name: &str, path: &str, query: Option<&str>) -> Result<BrokerAddress, String> {
     let is_name = name.is_empty() || is_host_name(name);
     if !is_name || !path.is_empty() || query.is_some() || user.is_some_and(|user| user.contains(':')) {
         return Err(
@@ -111,7 +111,7 @@ fn memory(user: Option<&str>, name: &str, path: &str, query: Option<&str>) -> Re
         );
     }
     let user = user.map(|user| read_part("user", user)).transpose()?;
-    Ok(Address::Memory { name: name.to_owned(), user })
+    Ok(BrokerAddress::Memory { name: name.to_owned(), user })
 }
 
 /// The part before the `@`.
@@ -261,8 +261,8 @@ impl Options {
                 }
                 "order" => {
                     let order = match value {
-                        "random" => Order::Random,
-                        "given" => Order::Given,
+                        "random" => AddressOrder::Random,
+                        "given" => AddressOrder::Given,
                         _ => return Err(not("random or given")),
                     };
                     options.order.replace(order).is_some()
@@ -290,7 +290,7 @@ mod tests {
 
     fn only(text: &str) -> RabbitAddress {
         match &read(text).unwrap_or_else(|error| panic!("`{text}`: {error}"))[..] {
-            [Address::Rabbit(address)] => address.clone(),
+            [BrokerAddress::Rabbit(address)] => address.clone(),
             other => panic!("`{text}` is {other:?}"),
         }
     }
@@ -343,8 +343,8 @@ mod tests {
         assert_eq!(shown("amqp://a/v, AMQP://b:1/w"), ["amqp://a:5672/v", "amqp://b:1/w"]);
         let read = read("amqp://u:p,q@a,b,amqp://c").expect("good addresses");
         let logins = read.iter().map(|address| match address {
-            Address::Rabbit(address) => address.login.clone().map(|login| (login.user, login.password)),
-            Address::Memory { .. } => panic!("none of them"),
+            BrokerAddress::Rabbit(address) => address.login.clone().map(|login| (login.user, login.password)),
+            BrokerAddress::Memory { .. } => panic!("none of them"),
         });
         let bob = Some(("u".to_owned(), Some("p,q".to_owned())));
         assert_eq!(logins.collect::<Vec<_>>(), [bob.clone(), bob, None]);
@@ -353,7 +353,8 @@ mod tests {
     #[test]
     fn the_broker_in_this_process_has_a_name_and_a_user_at_most() {
         let read = |text| read(text).map(|mut read| read.remove(0)).map_err(|error| error.to_string());
-        let memory = |name: &str, user: Option<&str>| Address::Memory { name: name.into(), user: user.map(Into::into) };
+        let memory =
+            |name: &str, user: Option<&str>| BrokerAddress::Memory { name: name.into(), user: user.map(Into::into) };
         assert_eq!(read("memory://"), Ok(memory("", None)));
         assert_eq!(read("memory://it"), Ok(memory("it", None)));
         assert_eq!(read("memory://o%27hara@it"), Ok(memory("it", Some("o'hara"))));

@@ -10,25 +10,25 @@ use tokio::runtime::Handle;
 use tokio::sync::broadcast;
 use tokio::time::{Instant, sleep_until};
 
-use super::Broker;
+use super::MemoryBroker;
 use super::channel::Channel;
-use super::faults::{End, Faults};
-use super::queue::{Queue, Timer, difference, invalid_argument};
+use super::faults::{EndReason, Faults};
+use super::queue::{MemoryQueue, Timer, difference, invalid_argument};
 use crate::error::Error;
 use crate::topology::{self, Binding, Declaration, ExchangeKind, QueueKind};
 use crate::transport::{ConsumerEnd, Death, Event, Publication};
 
 /// Everything that a broker knows.
-pub(super) struct State {
+pub(super) struct BrokerState {
     /// The broker itself, for its timers and for messages that are taken out singly.
-    pub(super) broker: Weak<Broker>,
+    pub(super) broker: Weak<MemoryBroker>,
     /// The last id that was given to a connection or a channel.
     next_id: u64,
     pub(super) connections: BTreeMap<u64, Peer>,
     /// What is wrong with the broker, and what waits until that is over.
     pub(super) faults: Faults,
-    pub(super) exchanges: HashMap<String, Exchange>,
-    pub(super) queues: HashMap<Arc<str>, Queue>,
+    pub(super) exchanges: HashMap<String, MemoryExchange>,
+    pub(super) queues: HashMap<Arc<str>, MemoryQueue>,
     pub(super) channels: HashMap<u64, Channel>,
     /// Dead letters that no queue has accepted.
     pub(super) unburied: Vec<(Publication, Death)>,
@@ -40,20 +40,20 @@ pub(super) struct Peer {
     pub(super) runtime: Handle,
     pub(super) user: Option<Arc<str>>,
     pub(super) events: broadcast::Sender<Event>,
-    pub(super) end: End,
+    pub(super) end: EndReason,
     /// Whether it was told of an alarm.
     pub(super) blocked: bool,
 }
 
 /// An exchange.
-pub(super) struct Exchange {
+pub(super) struct MemoryExchange {
     pub(super) kind: ExchangeKind,
     /// The queues that are bound, by key or pattern.
     pub(super) bindings: HashMap<String, Vec<Arc<str>>>,
 }
 
-impl State {
-    pub(super) fn new(broker: Weak<Broker>) -> Self {
+impl BrokerState {
+    pub(super) fn new(broker: Weak<MemoryBroker>) -> Self {
         Self {
             broker,
             next_id: 0,
@@ -115,7 +115,7 @@ impl State {
     }
 
     fn declare_exchange(&mut self, wanted: &topology::Exchange) -> Result<(), Error> {
-        let new = || Exchange { kind: wanted.kind, bindings: HashMap::new() };
+        let new = || MemoryExchange { kind: wanted.kind, bindings: HashMap::new() };
         let exchange = self.exchanges.entry(wanted.name.clone()).or_insert_with(new);
         match difference("type", Some(kind(exchange.kind)), Some(kind(wanted.kind))) {
             None => Ok(()),
@@ -143,7 +143,7 @@ impl State {
             queue.touch();
         } else {
             let owner = (wanted.kind == QueueKind::Exclusive).then_some(connection);
-            self.queues.insert(wanted.name.as_str().into(), Queue::new(wanted.clone(), owner));
+            self.queues.insert(wanted.name.as_str().into(), MemoryQueue::new(wanted.clone(), owner));
             self.bury_again();
         }
         self.set_timer(&wanted.name);
@@ -189,7 +189,7 @@ impl State {
 }
 
 // Time.
-impl State {
+impl BrokerState {
     /// Sets the timers of all queues.
     fn set_timers(&mut self) {
         for name in self.queues.keys().cloned().collect::<Vec<_>>() {

@@ -7,8 +7,8 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
 use super::Pull;
-use super::broker::{State, locked, missing};
-use super::queue::{Entry, Message, Queue};
+use super::broker::{BrokerState, locked, missing};
+use super::queue::{MemoryQueue, QueueEntry, StoredMessage};
 use crate::error::Error;
 use crate::topology::QueueKind;
 use crate::transport::{ConsumerEnd, Delivery, Life, Mode, Settle, Settler};
@@ -25,7 +25,7 @@ pub(super) struct Channel {
     pub(super) connection: u64,
     pub(super) queue: Arc<str>,
     /// The deliveries that are not settled, by tag.
-    unsettled: BTreeMap<u64, Entry>,
+    unsettled: BTreeMap<u64, QueueEntry>,
     /// Whether its queue counts failed deliveries.
     counts: bool,
     next_tag: u64,
@@ -41,7 +41,7 @@ pub(super) struct Consumption {
     pub(super) settler: UnboundedSender<(u64, Settle)>,
 }
 
-impl State {
+impl BrokerState {
     /// Opens a channel that consumes a queue. Returns its id.
     pub(super) fn consume(
         &mut self,
@@ -98,7 +98,7 @@ impl State {
         Ok(Some(delivery))
     }
 
-    /// Settles a message that [`State::get`] has taken out.
+    /// Settles a message that [`BrokerState::get`] has taken out.
     pub(super) fn settle_pulled(&mut self, channel: u64, settle: Settle) {
         self.settle(channel, std::iter::once((PULLED, settle)));
         self.channels.remove(&channel);
@@ -178,7 +178,10 @@ impl State {
 }
 
 /// The consumer whose turn it is, among those with room.
-pub(super) fn next_consumer<'a>(queue: &mut Queue, channels: &'a mut HashMap<u64, Channel>) -> Option<&'a mut Channel> {
+pub(super) fn next_consumer<'a>(
+    queue: &mut MemoryQueue,
+    channels: &'a mut HashMap<u64, Channel>,
+) -> Option<&'a mut Channel> {
     let has_room = |id: &u64| channels.get(id).is_some_and(Channel::has_room);
     let place = queue.consumers.iter().position(has_room)?;
     let id = queue.consumers.remove(place)?;
@@ -203,7 +206,7 @@ impl Channel {
     }
 
     /// Delivers a message to the consumer, which must have room for it.
-    pub(super) fn deliver(&mut self, entry: Entry) {
+    pub(super) fn deliver(&mut self, entry: QueueEntry) {
         let consumption = self.consumption.as_ref().expect("a cancelled channel has no room");
         let settler = match consumption.mode {
             Mode::Settle { .. } | Mode::SettleAnyTime { .. } => Some(Settler::Channel {
@@ -228,7 +231,7 @@ impl Channel {
     }
 }
 
-fn delivery(message: Arc<Message>, redelivered: bool, failures: u32, settler: Option<Settler>) -> Delivery {
-    let Message { exchange, key, properties, body, death } = Arc::unwrap_or_clone(message);
+fn delivery(message: Arc<StoredMessage>, redelivered: bool, failures: u32, settler: Option<Settler>) -> Delivery {
+    let StoredMessage { exchange, key, properties, body, death } = Arc::unwrap_or_clone(message);
     Delivery { body, properties, exchange, key, redelivered, failures, death, received: Instant::now(), settler }
 }

@@ -5,8 +5,8 @@ use std::sync::{Arc, OnceLock};
 
 use tokio::sync::oneshot;
 
-use super::Broker;
-use super::broker::State;
+use super::MemoryBroker;
+use super::broker::BrokerState;
 use crate::transport::{Confirm, ConsumerEnd, Event, Loss, Lost, Publication, Settle};
 
 /// Where the outcome of a publication is told.
@@ -39,7 +39,7 @@ pub(super) struct Held {
 }
 
 /// Why a connection has ended.
-pub(super) type End = Arc<OnceLock<Arc<str>>>;
+pub(super) type EndReason = Arc<OnceLock<Arc<str>>>;
 
 impl Faults {
     /// Whether no fault holds up publications.
@@ -54,7 +54,7 @@ impl Faults {
 }
 
 /// The faults. Each lasts until [`Broker::restore`].
-impl Broker {
+impl MemoryBroker {
     /// Raises an alarm: the broker is short of memory, for this reason. Publications wait, and those who publish are
     /// told.
     pub fn alarm(&self, reason: &str) {
@@ -96,7 +96,7 @@ impl Broker {
 
     /// Ends all faults. What they held up goes on in order. Connections that were cut stay lost.
     pub fn restore(&self) {
-        self.change(State::restore);
+        self.change(BrokerState::restore);
     }
 
     /// Ends the channels over which the waiting publications were sent. They may have arrived. The connections stay
@@ -135,7 +135,7 @@ impl Broker {
     }
 
     /// Changes the state, and wakes everybody who waits for an answer.
-    fn change(&self, change: impl FnOnce(&mut State)) {
+    fn change(&self, change: impl FnOnce(&mut BrokerState)) {
         let mut state = self.state();
         change(&mut state);
         let silent = state.faults.stalled || !state.faults.silent.is_empty();
@@ -145,7 +145,7 @@ impl Broker {
     }
 }
 
-impl State {
+impl BrokerState {
     /// Publishes a message, or lets it wait if a fault holds it up.
     pub(super) fn take(&mut self, connection: u64, publication: Publication, said: Said) {
         if self.faults.let_all_pass() {

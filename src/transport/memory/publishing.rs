@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::broker::{Exchange, State};
+use super::broker::{BrokerState, MemoryExchange};
 use super::channel::next_consumer;
-use super::queue::{Entry, Message};
+use super::queue::{QueueEntry, StoredMessage};
 use crate::clock::unix_millis;
 use crate::topology::{ExchangeKind, topic_matches};
 use crate::transport::{Confirm, Death, Properties, Publication};
@@ -14,7 +14,7 @@ use crate::transport::{Confirm, Death, Properties, Publication};
 /// RabbitMQ's word for a message that has expired.
 const EXPIRED: &str = "expired";
 
-impl State {
+impl BrokerState {
     /// Routes a message. It counts as refused if any of its queues is full, even if others have accepted it.
     pub(super) fn publish(&mut self, publication: Publication) -> Confirm {
         self.route(publication, None)
@@ -29,7 +29,7 @@ impl State {
         let Some((last, others)) = queues.split_last() else {
             return if mandatory { Confirm::Returned } else { Confirm::Accepted };
         };
-        let message = Arc::new(Message { exchange, key, properties, body, death });
+        let message = Arc::new(StoredMessage { exchange, key, properties, body, death });
         let mut taken = true;
         for queue in others {
             taken &= self.enqueue(queue, message.clone());
@@ -43,7 +43,7 @@ impl State {
         if exchange.is_empty() {
             return Some(self.queues.get_key_value(key).map(|(queue, _)| queue.clone()).into_iter().collect());
         }
-        let Exchange { kind, bindings } = self.exchanges.get(exchange)?;
+        let MemoryExchange { kind, bindings } = self.exchanges.get(exchange)?;
         let matches = |pattern: &str| *kind == ExchangeKind::Fanout || topic_matches(pattern, key);
         let mut queues: Vec<_> = match kind {
             // Each queue is in the list of a key only once.
@@ -58,7 +58,7 @@ impl State {
     }
 
     /// Puts a message into a queue. Returns `false` if the queue is full.
-    fn enqueue(&mut self, name: &str, message: Arc<Message>) -> bool {
+    fn enqueue(&mut self, name: &str, message: Arc<StoredMessage>) -> bool {
         // A deleted queue has lost its bindings, so a route never leads to a queue that does not exist.
         let Some(queue) = self.queues.get_mut(name) else {
             return true;
@@ -107,15 +107,15 @@ impl State {
 
     /// Publishes the messages that a queue has given up, each with the reason, to its exchange for dead letters, if it
     /// has one.
-    pub(super) fn bury(&mut self, queue: &str, dead: Vec<(Entry, &str)>) {
+    pub(super) fn bury(&mut self, queue: &str, dead: Vec<(QueueEntry, &str)>) {
         if dead.is_empty() {
             return;
         }
         let Some((exchange, key)) = self.queues.get(queue).and_then(|queue| queue.arguments.dead_letter.clone()) else {
             return;
         };
-        for (Entry { message, .. }, reason) in dead {
-            let Message { properties, body, .. } = Arc::unwrap_or_clone(message);
+        for (QueueEntry { message, .. }, reason) in dead {
+            let StoredMessage { properties, body, .. } = Arc::unwrap_or_clone(message);
             // Otherwise the letter would expire in the next queue too.
             let properties = Properties { expiration: None, ..properties };
             let letter =

@@ -16,7 +16,7 @@ const DEFAULT_DELIVERY_LIMIT: u32 = 20;
 
 /// A message. The queues that have it share it.
 #[derive(Clone)]
-pub(super) struct Message {
+pub(super) struct StoredMessage {
     pub(super) exchange: String,
     pub(super) key: String,
     pub(super) properties: Properties,
@@ -26,8 +26,8 @@ pub(super) struct Message {
 }
 
 /// A message in one queue.
-pub(super) struct Entry {
-    pub(super) message: Arc<Message>,
+pub(super) struct QueueEntry {
+    pub(super) message: Arc<StoredMessage>,
     pub(super) redelivered: bool,
     /// Its position among the messages of its level, which it keeps when it is requeued.
     position: u64,
@@ -52,7 +52,7 @@ impl Drop for Timer {
 }
 
 /// A queue: waiting messages, and consumers that take turns.
-pub(super) struct Queue {
+pub(super) struct MemoryQueue {
     pub(super) arguments: topology::Queue,
     /// The connection that an exclusive queue belongs to.
     pub(super) owner: Option<u64>,
@@ -60,13 +60,13 @@ pub(super) struct Queue {
     pub(super) consumers: VecDeque<u64>,
     pub(super) timer: Option<Timer>,
     /// The waiting messages, by priority.
-    levels: Vec<VecDeque<Entry>>,
+    levels: Vec<VecDeque<QueueEntry>>,
     next_position: u64,
     /// Since when nobody has consumed it.
     idle_since: Instant,
 }
 
-impl Queue {
+impl MemoryQueue {
     pub(super) fn new(arguments: topology::Queue, owner: Option<u64>) -> Self {
         let levels = usize::from(arguments.max_priority.unwrap_or(0)) + 1;
         Self {
@@ -100,10 +100,10 @@ impl Queue {
     }
 
     /// Makes an entry of a new message, behind all others.
-    pub(super) fn entry(&mut self, message: Arc<Message>, now: Instant) -> Entry {
+    pub(super) fn entry(&mut self, message: Arc<StoredMessage>, now: Instant) -> QueueEntry {
         self.next_position += 1;
         let priority = usize::from(message.properties.priority.unwrap_or(0));
-        Entry {
+        QueueEntry {
             redelivered: false,
             position: self.next_position,
             level: priority.min(self.levels.len() - 1),
@@ -115,12 +115,12 @@ impl Queue {
     }
 
     /// Adds a new message.
-    pub(super) fn push(&mut self, entry: Entry) {
+    pub(super) fn push(&mut self, entry: QueueEntry) {
         self.levels[entry.level].push_back(entry);
     }
 
     /// Requeues a message at the position that it had.
-    pub(super) fn put_back(&mut self, mut entry: Entry) {
+    pub(super) fn put_back(&mut self, mut entry: QueueEntry) {
         entry.redelivered = true;
         let level = &mut self.levels[entry.level];
         let place = level.partition_point(|waiting| waiting.position < entry.position);
@@ -128,7 +128,7 @@ impl Queue {
     }
 
     /// Requeues a message after a failed delivery. Returns it instead if it has reached the delivery limit.
-    pub(super) fn fail(&mut self, mut entry: Entry) -> Option<Entry> {
+    pub(super) fn fail(&mut self, mut entry: QueueEntry) -> Option<QueueEntry> {
         let limit = match self.arguments.kind {
             QueueKind::Quorum => self.arguments.delivery_limit.unwrap_or(DEFAULT_DELIVERY_LIMIT),
             QueueKind::Classic | QueueKind::Exclusive => u32::MAX,
@@ -142,13 +142,13 @@ impl Queue {
     }
 
     /// Takes out the next message.
-    pub(super) fn pop(&mut self) -> Option<Entry> {
+    pub(super) fn pop(&mut self) -> Option<QueueEntry> {
         self.levels.iter_mut().rev().find_map(VecDeque::pop_front)
     }
 
     /// Takes out a message that has expired. Like RabbitMQ, it looks only at the first of each level.
-    pub(super) fn pop_expired(&mut self, now: Instant) -> Option<Entry> {
-        let is_late = |entry: &Entry| entry.expires.is_some_and(|time| time <= now);
+    pub(super) fn pop_expired(&mut self, now: Instant) -> Option<QueueEntry> {
+        let is_late = |entry: &QueueEntry| entry.expires.is_some_and(|time| time <= now);
         self.levels.iter_mut().find(|level| level.front().is_some_and(is_late))?.pop_front()
     }
 

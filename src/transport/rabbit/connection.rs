@@ -33,7 +33,7 @@ pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Link {
     connection: Arc<lapin::Connection>,
-    end: Arc<End>,
+    end: Arc<ConnectionEnd>,
     runtime: Handle,
 }
 
@@ -54,7 +54,7 @@ impl Drop for Link {
 
 /// The end of a connection, and everybody who has to know of it.
 #[derive(Debug)]
-struct End {
+struct ConnectionEnd {
     /// Why the connection has ended; `None` before that.
     reason: watch::Sender<Option<Arc<str>>>,
     /// Whether this side has closed it. Then it does not count as lost.
@@ -62,7 +62,7 @@ struct End {
     news: Arc<News>,
 }
 
-impl End {
+impl ConnectionEnd {
     fn lost(&self, reason: Arc<str>) {
         if self.set(reason.clone()) && !self.wanted.load(Ordering::SeqCst) {
             self.news.lost(reason);
@@ -171,7 +171,7 @@ impl Link {
     /// Watches a connection that was opened, and tells `news` what happens to it.
     pub(super) fn new(connection: lapin::Connection, news: Arc<News>) -> Arc<Self> {
         let connection = Arc::new(connection);
-        let end = Arc::new(End { reason: watch::channel(None).0, wanted: AtomicBool::new(false), news });
+        let end = Arc::new(ConnectionEnd { reason: watch::channel(None).0, wanted: AtomicBool::new(false), news });
         tokio::spawn(watch_until_end(connection.events_listener(), connection.status().clone(), end.clone()));
         Arc::new(Self { connection, end, runtime: Handle::current() })
     }
@@ -294,7 +294,11 @@ impl Link {
 
 /// Tells `end` and its news what lapin reports of a connection. lapin reports each event to one listener only, so this
 /// is the one, and tells everybody else.
-async fn watch_until_end(listener: impl Stream<Item = lapin::Event>, status: ConnectionStatus, end: Arc<End>) {
+async fn watch_until_end(
+    listener: impl Stream<Item = lapin::Event>,
+    status: ConnectionStatus,
+    end: Arc<ConnectionEnd>,
+) {
     let mut listener = std::pin::pin!(listener.chain(futures::stream::pending()));
     let mut ended = end.reason.subscribe();
     let reason: Arc<str> = loop {

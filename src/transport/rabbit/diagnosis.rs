@@ -17,7 +17,7 @@ use crate::transport::address::{Host, RabbitAddress, Scheme};
 
 /// How far an attempt to connect has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stage {
+pub(super) enum ConnectStage {
     /// The host's name is being looked up.
     Resolving,
     /// A socket is being opened to one of the host's addresses.
@@ -31,18 +31,18 @@ pub(super) enum Stage {
 }
 
 /// The attempt did not get beyond `stage` in the time `within`, and was given up.
-pub(super) fn silence(stage: Stage, address: &RabbitAddress, within: Duration) -> String {
+pub(super) fn silence(stage: ConnectStage, address: &RabbitAddress, within: Duration) -> String {
     let what = match stage {
-        Stage::Resolving => "the name server does not say where this host is",
-        Stage::Connecting => {
+        ConnectStage::Resolving => "the name server does not say where this host is",
+        ConnectStage::Connecting => {
             "nothing comes back, not even a refusal: check host and port, and the firewalls before them"
         }
-        Stage::Encrypting => "something accepts connections there and does not answer to TLS",
-        Stage::LoggingIn => {
+        ConnectStage::Encrypting => "something accepts connections there and does not answer to TLS",
+        ConnectStage::LoggingIn => {
             "something accepts connections there and does not greet as RabbitMQ does: check the port, and the proxy if \
              it is one"
         }
-        Stage::Opening => "the broker accepts the login and opens no channel: its log may say why",
+        ConnectStage::Opening => "the broker accepts the login and opens no channel: its log may say why",
     };
     match address.options.connect_timeout {
         None => format!("no answer within {within:?}: {what}"),

@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex};
 
 /// The exchanges that are known to exist. All channels of one connection share it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Known(Arc<Mutex<HashSet<String>>>);
+pub(super) struct KnownExchanges(Arc<Mutex<HashSet<String>>>);
 
-impl Known {
+impl KnownExchanges {
     /// Notes that an exchange was declared or found.
     pub(super) fn add(&self, exchange: &str) {
         self.0.lock().expect("no panic while holding the set").insert(exchange.to_owned());
@@ -35,8 +35,8 @@ impl Known {
 /// The publications that wait until the broker has told whether their exchange exists. Those to known exchanges do not
 /// wait.
 #[derive(Debug)]
-pub(super) struct Exchanges<T> {
-    known: Known,
+pub(super) struct ExchangeChecks<T> {
+    known: KnownExchanges,
     /// What waits, by exchange, in the order of publishing.
     waiting: HashMap<String, Vec<T>>,
 }
@@ -50,8 +50,8 @@ pub(super) enum Admitted<T> {
     Waits { ask: bool },
 }
 
-impl<T> Exchanges<T> {
-    pub(super) fn new(known: Known) -> Self {
+impl<T> ExchangeChecks<T> {
+    pub(super) fn new(known: KnownExchanges) -> Self {
         Self { known, waiting: HashMap::new() }
     }
 
@@ -105,9 +105,9 @@ mod tests {
 
     #[test]
     fn publications_wait_for_an_answer_in_order_and_hold_up_none_to_another_exchange() {
-        let known = Known::default();
+        let known = KnownExchanges::default();
         known.add("there");
-        let mut exchanges = Exchanges::new(known);
+        let mut exchanges = ExchangeChecks::new(known);
         assert_eq!(exchanges.admit("new", 1), Admitted::Waits { ask: true });
         assert_eq!(exchanges.admit("there", 2), Admitted::Goes(2));
         assert_eq!(exchanges.admit("", 3), Admitted::Goes(3));
@@ -123,9 +123,9 @@ mod tests {
 
     #[test]
     fn an_exchange_that_the_broker_misses_is_asked_for_again() {
-        let known = Known::default();
+        let known = KnownExchanges::default();
         ["a.b", "c"].into_iter().for_each(|exchange| known.add(exchange));
-        let mut exchanges = Exchanges::new(known);
+        let mut exchanges = ExchangeChecks::new(known);
         exchanges.channel_closed("NOT_FOUND - no exchange 'a.b' in vhost '/'");
         assert_eq!(exchanges.admit("a.b", 1), Admitted::Waits { ask: true });
         assert_eq!(exchanges.admit("c", 2), Admitted::Goes(2));

@@ -38,11 +38,11 @@ pub(super) struct Flight {
     pub(super) number: u64,
     pub(super) told: Told,
     pub(super) outcome: Outcome,
-    pub(super) fate: Fate,
+    pub(super) fate: PublishFate,
 }
 
 /// How a publication ended.
-pub(super) enum Fate {
+pub(super) enum PublishFate {
     /// The broker has confirmed it. lapin has attached the return of the publication with the number `returned`, which
     /// may be another one.
     Confirmed { acked: bool, returned: Option<u64> },
@@ -66,14 +66,14 @@ pub(super) async fn fly(
     let (exchange, key) = names;
     let sent = channel.basic_publish(exchange, key, options, &publication.body, properties).await;
     let fate = match sent {
-        Err(error) => Fate::Unsent { publication: Box::new(publication), error },
+        Err(error) => PublishFate::Unsent { publication: Box::new(publication), error },
         Ok(confirm) => {
             let Publication { exchange, key, body, .. } = publication;
             match confirm.await {
                 Ok(confirmation) => {
-                    Fate::Confirmed { acked: !confirmation.is_nack(), returned: returned_number(confirmation) }
+                    PublishFate::Confirmed { acked: !confirmation.is_nack(), returned: returned_number(confirmation) }
                 }
-                Err(error) => Fate::Unknown { exchange, key, size: body.len(), error },
+                Err(error) => PublishFate::Unknown { exchange, key, size: body.len(), error },
             }
         }
     };
@@ -89,7 +89,7 @@ fn returned_number(confirmation: Confirmation) -> Option<u64> {
 /// What the broker said when it closed the channel.
 pub(super) fn said(failed: &[Flight]) -> Option<String> {
     failed.iter().find_map(|flight| match &flight.fate {
-        Fate::Unknown { error, .. } | Fate::Unsent { error, .. } if error.is_amqp_soft_error() => {
+        PublishFate::Unknown { error, .. } | PublishFate::Unsent { error, .. } if error.is_amqp_soft_error() => {
             Some(words::of(error))
         }
         _ => None,

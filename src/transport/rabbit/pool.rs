@@ -19,7 +19,7 @@ use futures::{FutureExt as _, Stream};
 use lapin::ConnectionProperties;
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo, SASLMechanism};
 
-use super::diagnosis::{self, Stage};
+use super::diagnosis::{self, ConnectStage};
 use super::socket::{Socket, Unread};
 use super::tls::Connector;
 use crate::transport::Dial;
@@ -36,7 +36,7 @@ const FRAME_MAX: u32 = 128 * 1024;
 const GUEST: &str = "guest";
 
 /// Opens the connections of one transport, all to the same address.
-pub(super) struct Source<'a> {
+pub(super) struct ConnectionSource<'a> {
     address: &'a RabbitAddress,
     uri: AMQPUri,
     tls: Option<&'a Connector>,
@@ -45,7 +45,7 @@ pub(super) struct Source<'a> {
     pool: Pool,
 }
 
-impl<'a> Source<'a> {
+impl<'a> ConnectionSource<'a> {
     /// Prepares connections to `address`. `label` is their name on the broker, for its management page.
     ///
     /// # Errors
@@ -68,9 +68,9 @@ impl<'a> Source<'a> {
     ///
     /// # Errors
     /// A sentence that says why, and what to look at.
-    pub(super) async fn connect(&self, stage: &mut Stage) -> Result<lapin::Connection, String> {
+    pub(super) async fn connect(&self, stage: &mut ConnectStage) -> Result<lapin::Connection, String> {
         let (socket, cutter) = Socket::open(self.address, self.tls, stage).await?;
-        *stage = Stage::LoggingIn;
+        *stage = ConnectStage::LoggingIn;
         let first_words = socket.first_words();
         self.kit.offer(socket);
         match self.pool.get().await {
@@ -216,10 +216,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::transport::address::{Address, read};
+    use crate::transport::address::{BrokerAddress, read};
 
     fn uri_of(text: &str, has_identity: bool) -> AMQPUri {
-        let [Address::Rabbit(address)] = &read(text).expect("a good address")[..] else { panic!("one of a RabbitMQ") };
+        let [BrokerAddress::Rabbit(address)] = &read(text).expect("a good address")[..] else {
+            panic!("one of a RabbitMQ")
+        };
         uri(address, has_identity)
     }
 

@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::connection::{CLOSE_TIMEOUT, Link, Refusal};
-use super::exchanges::{Admitted, Exchanges, Known};
-use super::flight::{Fate, Flight, Outcome, Told, fly, lose, on_the_wire, said, tell};
+use super::exchanges::{Admitted, ExchangeChecks, KnownExchanges};
+use super::flight::{Flight, Outcome, PublishFate, Told, fly, lose, on_the_wire, said, tell};
 use super::returns::{Returns, all_ended, ended_so_far};
 use super::user::User;
 use super::words::{forbidden_exchange, largest_message};
@@ -54,7 +54,7 @@ impl Publisher {
         mut channel: Channel,
         user: Arc<User>,
         introduced_within: Option<Duration>,
-        known: Known,
+        known: KnownExchanges,
         closing: CancellationToken,
     ) -> Result<(Self, impl Future<Output = ()> + Send), Refusal> {
         let (waiting, queue) = mpsc::unbounded_channel();
@@ -64,7 +64,7 @@ impl Publisher {
         {
             channel = confirming(&link).await?;
         }
-        let (unsent, exchanges, questions) = (VecDeque::new(), Exchanges::new(known), FuturesUnordered::new());
+        let (unsent, exchanges, questions) = (VecDeque::new(), ExchangeChecks::new(known), FuturesUnordered::new());
         let writer = Writer { link: link.clone(), user, closing, queue, unsent, exchanges, questions };
         Ok((Self { waiting, link }, writer.run(channel)))
     }
@@ -101,7 +101,7 @@ struct Writer {
     /// to wait until it was known whether their exchange exists.
     unsent: VecDeque<Handed>,
     /// The publications that wait until it is known whether their exchange exists.
-    exchanges: Exchanges<Handed>,
+    exchanges: ExchangeChecks<Handed>,
     /// The questions to the broker whether an exchange exists.
     questions: FuturesUnordered<BoxFuture<'static, (String, bool)>>,
 }
@@ -308,21 +308,21 @@ impl Writer {
         }
         for Flight { number, told, outcome, fate } in failed {
             match fate {
-                Fate::Unsent { publication, .. } => self.unsent.push_back((*publication, told, outcome)),
-                Fate::Unknown { .. } if returns.ahead.contains(&number) => tell(outcome, Ok(Confirm::Returned)),
-                Fate::Unknown { size, .. } if largest.is_some_and(|largest| size > largest) => {
+                PublishFate::Unsent { publication, .. } => self.unsent.push_back((*publication, told, outcome)),
+                PublishFate::Unknown { .. } if returns.ahead.contains(&number) => tell(outcome, Ok(Confirm::Returned)),
+                PublishFate::Unknown { size, .. } if largest.is_some_and(|largest| size > largest) => {
                     tell(outcome, Ok(Confirm::TooLarge(largest.unwrap_or_default())));
                 }
                 // After a first permitted message, the broker checks the permission later and does not confirm. So it
                 // has not accepted this one.
-                Fate::Unknown { exchange, key, .. }
+                PublishFate::Unknown { exchange, key, .. }
                     if forbidden
                         .is_some_and(|(name, topic)| name == exchange && topic.is_none_or(|topic| topic == key)) =>
                 {
                     let loss = if connected { Loss::Refused } else { Loss::Unsent };
                     tell(outcome, Err(Lost { loss, reason: reason.clone() }));
                 }
-                Fate::Unknown { .. } | Fate::Confirmed { .. } => {
+                PublishFate::Unknown { .. } | PublishFate::Confirmed { .. } => {
                     tell(outcome, Err(Lost { loss, reason: reason.clone() }));
                 }
             }
@@ -339,12 +339,12 @@ impl Writer {
             return Over::Connection(reason);
         }
         let of_connection = failed.iter().find_map(|flight| match &flight.fate {
-            Fate::Unknown { error, .. } | Fate::Unsent { error, .. } => {
+            PublishFate::Unknown { error, .. } | PublishFate::Unsent { error, .. } => {
                 let of_channel =
                     error.is_amqp_soft_error() || matches!(error.kind(), ErrorKind::InvalidChannelState(..));
                 (!of_channel).then(|| words::of(error))
             }
-            Fate::Confirmed { .. } => None,
+            PublishFate::Confirmed { .. } => None,
         });
         of_connection.map_or(Over::Channel, |reason| Over::Connection(reason.into()))
     }
@@ -356,7 +356,7 @@ fn decide(returns: &mut Returns<Outcome>, ended: Vec<Flight>) -> Vec<Flight> {
     let mut confirmed = Vec::with_capacity(ended.len());
     for flight in ended {
         match flight.fate {
-            Fate::Confirmed { acked, returned } => {
+            PublishFate::Confirmed { acked, returned } => {
                 confirmed.push((flight.number, acked, returned, flight.outcome));
             }
             _ => failed.push(flight),

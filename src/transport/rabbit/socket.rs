@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{oneshot, watch};
 use tokio_util::compat::{Compat, TokioAsyncReadCompatExt as _};
 
-use super::diagnosis::{self, Stage};
+use super::diagnosis::{self, ConnectStage};
 use super::tls::Connector;
 use crate::transport::address::{Host, RabbitAddress};
 
@@ -110,19 +110,19 @@ impl Socket {
     pub(super) async fn open(
         address: &RabbitAddress,
         tls: Option<&Connector>,
-        stage: &mut Stage,
+        stage: &mut ConnectStage,
     ) -> Result<(Self, Cutter), String> {
-        *stage = Stage::Resolving;
+        *stage = ConnectStage::Resolving;
         let resolved =
             resolve(&address.host, address.port).await.map_err(|error| diagnosis::unresolved(address, &error))?;
-        *stage = Stage::Connecting;
+        *stage = ConnectStage::Connecting;
         let connected = connect(&resolved).await.map_err(|error| diagnosis::unreachable(&error))?;
         let (stream, handle) = shared(connected).map_err(|error| error.to_string())?;
         let cutter = Cutter(Some(Arc::downgrade(&handle)));
         let stream = AsyncTcpStream::Plain(stream.compat());
         let stream = match tls {
             Some(tls) => {
-                *stage = Stage::Encrypting;
+                *stage = ConnectStage::Encrypting;
                 let encrypted = tls.encrypt(stream, &address.host).await;
                 encrypted.map_err(|error| diagnosis::unencrypted(&error))?
             }

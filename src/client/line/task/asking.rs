@@ -11,33 +11,23 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::Task;
+use super::LineTask;
 use super::ends::renew;
 use crate::client::Absent;
+use crate::client::in_flight::CallEnd;
 use crate::client::line::{Addressed, Token};
 use crate::client::presence::Moment;
-use crate::client::replies::End;
 use crate::client::target::Target;
 use crate::codec::Codec;
 use crate::error::Unanswered;
 use crate::frame::{CONTENT_TYPE, Frame, Kind, Metadata};
-use crate::outbox::{Parcel, UnderWay};
+use crate::outgoing::{Parcel, UnderWay, Weight};
 use crate::route::{Address, Question};
 use crate::transport::{Confirm, Lost, Properties, Publication};
-use crate::waiting::Weight;
 
-impl Task {
-    /// Lets a parcel be published with the next messages. If it must not wait for an instance, and none was known
-    /// within the last second, the broker is asked first.
-    pub(super) fn leave(&mut self, address: Address, parcel: Parcel<Token>) {
-        let (Absent::Fail, 0, Some((_, target))) = (parcel.token.absent, parcel.token.attempts, &parcel.token.reply)
-        else {
-            return self.outbox.push(address, parcel);
-        };
-        if target.presence().is_fresh(Instant::now()) {
-            return self.outbox.push(address, parcel);
-        }
-        let target = target.clone();
+impl LineTask {
+    /// Lets a call wait that must not wait for an instance, until the broker has told whether there is one.
+    pub(super) fn ask_before(&mut self, target: Arc<Target>, address: Address, parcel: Parcel<Token>) {
         let asking = self.asking.entry(target.service_text.clone()).or_default();
         asking.push(parcel.id, parcel.token.deadline, Weight::default(), (address, parcel));
         if asking.len() == 1 {
@@ -51,7 +41,7 @@ impl Task {
         if self.session.is_none() || self.blocked.is_some() {
             return;
         }
-        for target in self.replies.unanswered(looked, |target, for_drain| target.presence().asks(for_drain, now)) {
+        for target in self.in_flight.unanswered(looked, |target, for_drain| target.presence().asks(for_drain, now)) {
             self.ask(target);
         }
     }
@@ -100,9 +90,9 @@ impl Task {
                 // An instance that got the call before it began to drain, or before it died, would have reported it by
                 // now.
                 if target.presence().is_certainly_absent(now) {
-                    for waiter in self.replies.release_hopeless(&target.service_text, last) {
+                    for waiter in self.in_flight.release_hopeless(&target.service_text, last) {
                         // An error means that the caller gave up at this moment.
-                        let _ = waiter.send(Err(End::TimedOut(Unanswered::Draining)));
+                        let _ = waiter.send(Err(CallEnd::TimedOut(Unanswered::Draining)));
                     }
                 }
             }
@@ -112,7 +102,7 @@ impl Task {
         let mut asking = self.asking.remove(&target.service_text).unwrap_or_default();
         for (address, mut parcel) in asking.clear() {
             match said {
-                Ok(Confirm::Returned) => parcel.token.end(&End::Said(Confirm::Returned)),
+                Ok(Confirm::Returned) => parcel.token.end(&CallEnd::Said(Confirm::Returned)),
                 Err(lost) if !lost.is_connected() => self.route(address, parcel),
                 _ => {
                     // The broker has not told, so the call is sent like any other.

@@ -6,11 +6,10 @@ use tokio::time::Instant;
 use tracing::debug;
 use uuid::Uuid;
 
-use super::{PARTING, Task};
+use super::{LineTask, PARTING};
 use crate::client::line::{Addressed, Token};
-use crate::outbox::Parcel;
+use crate::outgoing::{Parcel, Weight};
 use crate::route::Address;
-use crate::waiting::Weight;
 
 /// The pause before a cancel is sent again that no instance has received. It doubles each time. In the meantime a
 /// server may bind its queues again, or start and get the call.
@@ -20,7 +19,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(16);
 /// How many cancels wait to be sent again. Without a cancel, the deadline ends the call.
 const MAX_UNHEARD: usize = 10_000;
 
-impl Task {
+impl LineTask {
     /// The caller of the call `id` has given up. If an instance may have the call, the cancel is sent.
     pub(super) fn forget(&mut self, id: Uuid, cancel: Option<Addressed>) {
         let waiting = self.places.crowd.remove(id).or_else(|| self.unsent.remove(id)).or_else(|| self.unasked(id));
@@ -35,9 +34,9 @@ impl Task {
         if self.unfound(id).is_some() {
             return;
         }
-        let instance = self.replies.runs_on(id).cloned();
+        let instance = self.in_flight.runs_on(id).cloned();
         // If the call is not here, it was not sent, or it has ended.
-        let Some(mut call) = self.replies.forget(id) else { return };
+        let Some(mut call) = self.in_flight.forget(id) else { return };
         if let Some(place) = call.place.take().filter(|_| !self.window.has_arrived(call.message)) {
             // The place is free when the bytes of the call have arrived. Otherwise calls that are given up at once
             // would fill the connection.

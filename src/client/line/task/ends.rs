@@ -9,33 +9,34 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 use uuid::Uuid;
 
-use super::Task;
-use crate::client::line::unconfirmed::Away;
+use super::LineTask;
+use crate::client::in_flight::{CallEnd, PendingCall, Waiter};
+use crate::client::line::unconfirmed::MessageUnderWay;
 use crate::client::line::{Addressed, Shared, Token};
-use crate::client::replies::{Call, End, Waiter};
 use crate::clock::later;
 use crate::error::Unanswered;
 use crate::frame::{self, Kind};
-use crate::outbox::{Bundle, Parcel, Share};
+use crate::outgoing::{Bundle, Parcel, Share, Window};
 use crate::route::Address;
 use crate::state::State;
 use crate::topology::Declaration;
 use crate::transport::{Confirm, Loss, Lost};
-use crate::window::Window;
 
 /// How long an instance that runs a long call may send no sign of life.
 const SILENCE: Duration = Duration::from_secs(15);
 /// How many times a message is sent whose channel ends, while the connection stays.
 const ATTEMPTS_ON_A_CONNECTION: u32 = 5;
 
-impl Task {
+impl LineTask {
     /// The outcome of a message is known: `said` is what the broker has said, or how the message was lost. Each of its
     /// calls goes on, ends, or is sent again.
     pub(super) fn concluded(&mut self, number: u64, said: Result<Confirm, Lost>) {
         let now = Instant::now();
         self.window.arrived(number, now);
         self.kept.retain(|(message, _)| !self.window.has_arrived(*message));
-        let Some(Away { bundle: Bundle { address, parcels }, given_up, .. }) = self.unconfirmed.remove(number) else {
+        let Some(MessageUnderWay { bundle: Bundle { address, parcels }, given_up, .. }) =
+            self.unconfirmed.remove(number)
+        else {
             return;
         };
         let lane = address.lane();
@@ -79,19 +80,19 @@ impl Task {
                 self.keep_cancel(address.clone(), parcel);
             } else if answerless && said == Ok(Confirm::Accepted) {
                 if self.call_back(&address, &mut parcel) {
-                    parcel.token.end(&End::Lost(self.lost(true)));
+                    parcel.token.end(&CallEnd::Lost(self.lost(true)));
                 }
             } else {
                 // If one queue has refused a broadcast, replies from others may still arrive.
                 if said != Ok(Confirm::Accepted)
-                    && let Some(Call { waiter: waiter @ Waiter::One(_), target, .. }) =
-                        self.replies.forget_one(parcel.id)
+                    && let Some(PendingCall { waiter: waiter @ Waiter::One(_), target, .. }) =
+                        self.in_flight.forget_one(parcel.id)
                 {
                     parcel.token.reply = Some((waiter, target));
                 }
                 if said.is_err() {
                     // A broadcast that was lost gets no replies.
-                    self.replies.forget(parcel.id);
+                    self.in_flight.forget(parcel.id);
                 }
                 let left_before = parcel.token.attempts > u32::from(!came_back);
                 let unclear = match &said {
@@ -109,7 +110,7 @@ impl Task {
     /// nobody.
     fn restore(&self, exchange: Arc<str>, parcels: Vec<Parcel<Token>>) {
         let Some(transport) = self.session.as_ref().map(|session| session.transport.clone()) else {
-            return parcels.into_iter().for_each(|parcel| parcel.token.end(&End::Lost(self.lost(false))));
+            return parcels.into_iter().for_each(|parcel| parcel.token.end(&CallEnd::Lost(self.lost(false))));
         };
         let mut topology = self.sessions.namespace.exchanges();
         topology.retain(|part| matches!(part, Declaration::Exchange(one) if *one.name == *exchange));
@@ -125,7 +126,7 @@ impl Task {
             };
             warn!(name, %exchange, events = parcels.len(), why, "events reach nobody");
             for parcel in parcels {
-                parcel.token.end(&End::NoExchange { exchange: exchange.clone(), why: why.clone() });
+                parcel.token.end(&CallEnd::NoExchange { exchange: exchange.clone(), why: why.clone() });
             }
         });
     }
@@ -153,7 +154,7 @@ impl Task {
         if !address.is_answered() {
             return true;
         }
-        let Some(call) = self.replies.forget(parcel.id) else { return false };
+        let Some(call) = self.in_flight.forget(parcel.id) else { return false };
         parcel.token.take_back(call);
         true
     }
@@ -186,20 +187,20 @@ impl Task {
     /// Ends calls, or sends them again, whose replies would go to a queue that is gone. Calls whose message is not
     /// confirmed are left to `concluded`.
     pub(super) fn end_answerless(&mut self) {
-        let end = End::Lost(self.lost(true));
+        let end = CallEnd::Lost(self.lost(true));
         let (first, former, unconfirmed) = (self.first, &self.former, &self.unconfirmed);
         let is_answered = |message| {
             message >= first
                 || former.as_ref().is_some_and(|former| former.answers(message))
                 || unconfirmed.contains(message)
         };
-        for (_, call) in self.replies.forget_all(is_answered) {
+        for (_, call) in self.in_flight.forget_all(is_answered) {
             self.again_or(call, &end);
         }
     }
 
     /// Sends a call again if that does no harm. Otherwise it ends with `end`.
-    pub(super) fn again_or(&mut self, mut call: Call<Addressed>, end: &End) {
+    pub(super) fn again_or(&mut self, mut call: PendingCall<Addressed>, end: &CallEnd) {
         let again = call.again.take().filter(|_| self.session.is_some() || self.opening.is_some());
         let Some((address, mut parcel)) = again.map(|again| *again) else {
             let mut token = Token::until(Instant::now());
@@ -244,7 +245,7 @@ impl Task {
         (self.blocked, self.stuck_at) = (None, None);
         self.retime();
         self.enter(State::Ready);
-        self.replies.excuse();
+        self.in_flight.excuse();
     }
 
     /// The deadline of a call or an event has passed. Tells its caller what is known.
@@ -252,7 +253,7 @@ impl Task {
         let now = Instant::now();
         // Parcels that were not sent end for another reason, which is told here first.
         self.end_waiting(now);
-        if let Some((waiter, unserved)) = self.replies.release_one(id) {
+        if let Some((waiter, unserved)) = self.in_flight.release_one(id) {
             if let Waiter::One(waiter) = waiter {
                 let why = if unserved.is_some_and(|(target, message)| self.is_unserved(&target, message, now)) {
                     Unanswered::Unserved
@@ -260,28 +261,28 @@ impl Task {
                     Unanswered::Unknown
                 };
                 // An error means that the caller gave up at this moment, here and below.
-                let _ = waiter.send(Err(End::TimedOut(why)));
+                let _ = waiter.send(Err(CallEnd::TimedOut(why)));
             }
         } else if let Some(said) = self.unconfirmed.release_one(id) {
-            let _ = said.send(End::TimedOut(Unanswered::Unknown));
+            let _ = said.send(CallEnd::TimedOut(Unanswered::Unknown));
         } else if let Some((parcel, cause)) = self.unfound(id) {
             parcel.token.end(&cause.end());
         } else if let Some((_, parcel)) = self.unasked(id) {
-            parcel.token.end(&End::TimedOut(Unanswered::Unsent));
+            parcel.token.end(&CallEnd::TimedOut(Unanswered::Unsent));
         }
     }
 
     /// Ends everything that has waited until its end without being sent.
     pub(super) fn end_waiting(&mut self, now: Instant) {
         while let Some((_, parcel)) = self.places.crowd.pop_ended(now) {
-            let full = || End::Full(self.places.limit());
+            let full = || CallEnd::Full(self.places.limit());
             let end = self.blocked.as_ref().map_or_else(full, |(_, reason)| self.blocked_by(reason, false));
             parcel.token.end(&end);
         }
         self.stuck.retain(|_, stuck| {
             while let Some((_, parcel)) = stuck.pop_ended(now) {
                 let may_have_run = parcel.token.attempts > 0;
-                parcel.token.end(&End::TimedOut(if may_have_run {
+                parcel.token.end(&CallEnd::TimedOut(if may_have_run {
                     Unanswered::Unknown
                 } else {
                     Unanswered::Congested
@@ -293,18 +294,18 @@ impl Task {
             let may_have_run = parcel.token.attempts > 0;
             let end = match (&self.blocked, &self.session) {
                 (Some((_, reason)), _) => self.blocked_by(reason, may_have_run),
-                (None, None) => End::Lost(self.lost(may_have_run)),
-                (None, Some(_)) if may_have_run => End::TimedOut(Unanswered::Unknown),
-                (None, Some(_)) => End::TimedOut(Unanswered::Congested),
+                (None, None) => CallEnd::Lost(self.lost(may_have_run)),
+                (None, Some(_)) if may_have_run => CallEnd::TimedOut(Unanswered::Unknown),
+                (None, Some(_)) => CallEnd::TimedOut(Unanswered::Congested),
             };
             parcel.token.end(&end);
         }
     }
 
     /// The end of a call that the alarm keeps from going on.
-    pub(super) fn blocked_by(&self, reason: &Arc<str>, may_have_run: bool) -> End {
+    pub(super) fn blocked_by(&self, reason: &Arc<str>, may_have_run: bool) -> CallEnd {
         let waited = self.blocked.as_ref().map_or(Duration::ZERO, |(since, _)| since.elapsed());
-        End::Blocked { reason: reason.clone(), after: waited.min(self.rules.blocked_wait), may_have_run }
+        CallEnd::Blocked { reason: reason.clone(), after: waited.min(self.rules.blocked_wait), may_have_run }
     }
 
     /// Ends the calls that were sent before the alarm began and were not confirmed for `blocked_wait`.
@@ -316,7 +317,7 @@ impl Task {
             let _ = said.send(end.clone());
         }
         let unconfirmed = &self.unconfirmed;
-        for waiter in self.replies.release(|message| unconfirmed.contains(message)) {
+        for waiter in self.in_flight.release(|message| unconfirmed.contains(message)) {
             if let Waiter::One(waiter) = waiter {
                 let _ = waiter.send(Err(end.clone()));
             }
@@ -327,19 +328,19 @@ impl Task {
     /// that does no harm, and fail otherwise.
     pub(super) fn end_silent(&mut self) {
         if self.session.is_none() || self.blocked.is_some() {
-            return self.replies.excuse();
+            return self.in_flight.excuse();
         }
-        if let Some(session) = self.session.as_ref().filter(|_| self.replies.is_silent(SILENCE / 2)) {
+        if let Some(session) = self.session.as_ref().filter(|_| self.in_flight.is_silent(SILENCE / 2)) {
             // A blocked broker holds back signs of life. It says that it is blocked only to those who publish
             // something.
             session.transport.publish_quietly(self.exchanges.probe());
         }
         let mut silent = BTreeMap::<Arc<str>, usize>::new();
-        for (id, instance, call) in self.replies.forget_silent(SILENCE) {
+        for (id, instance, call) in self.in_flight.forget_silent(SILENCE) {
             let again = call.again.is_some();
             debug!(method = %call.target, %id, %instance, again, "a call's instance has stopped reporting in");
             *silent.entry(instance.clone()).or_default() += 1;
-            self.again_or(call, &End::Silent { instance, after: SILENCE });
+            self.again_or(call, &CallEnd::Silent { instance, after: SILENCE });
         }
         for (instance, calls) in silent {
             warn!(name = self.name(), %instance, calls, "an instance has said nothing for {SILENCE:?}: its calls run elsewhere if they may, or are aborted");
@@ -349,16 +350,16 @@ impl Task {
 
 /// The end of a call after the outcome `said` of its message. If it was sent before and lost, it may have run, whatever
 /// the last outcome was.
-fn end_of(said: &Result<Confirm, Lost>, left_before: bool) -> End {
+fn end_of(said: &Result<Confirm, Lost>, left_before: bool) -> CallEnd {
     let why = match said {
-        Ok(confirm) if !left_before || *confirm == Confirm::Accepted => return End::Said(*confirm),
-        Err(lost) if !left_before || lost.may_have_arrived() => return End::Lost(lost.clone()),
+        Ok(confirm) if !left_before || *confirm == Confirm::Accepted => return CallEnd::Said(*confirm),
+        Err(lost) if !left_before || lost.may_have_arrived() => return CallEnd::Lost(lost.clone()),
         Ok(Confirm::Returned) => "nobody served it",
         Ok(Confirm::TooLarge(_)) => "it was too large",
         Ok(_) => "its queue was full or out of reach",
         Err(lost) => &lost.reason,
     };
-    End::Lost(Lost::connection(true, format!("{why} when it was sent again").into()))
+    CallEnd::Lost(Lost::connection(true, format!("{why} when it was sent again").into()))
 }
 
 /// The loss that callers are told after the client was closed.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{LOOK, Task};
+use super::{LOOK, LineTask};
 use crate::state::State;
 
 /// How long a confirm may take until the state says that it is late.
@@ -13,7 +13,7 @@ const LATE: Duration = Duration::from_secs(5);
 /// How many keys the state names at most.
 const NAMED: usize = 3;
 
-impl Task {
+impl LineTask {
     /// Looks for late confirms, and sets the state to `Degraded` or back to `Ready`.
     pub(super) fn look_for_confirms(&mut self, now: Instant) {
         if self.is_held() {

@@ -12,12 +12,12 @@ use futures::future::BoxFuture;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
-use super::Task;
+use super::LineTask;
 use crate::client::session::Session;
 use crate::error::Error;
+use crate::outgoing::Window;
 use crate::state::State;
 use crate::transport::next_look_back;
-use crate::window::Window;
 
 /// How long messages are held back at most. If the broker has not confirmed everything by then, the client stays where
 /// it is.
@@ -61,7 +61,7 @@ impl Move {
     }
 }
 
-impl Task {
+impl LineTask {
     /// When `look_back` has something to do.
     pub(super) fn moves_at(&self) -> Option<Instant> {
         match &self.moving {
@@ -144,7 +144,7 @@ impl Task {
 
     /// Closes the session before the move, if no reply is awaited there.
     pub(super) fn leave_former(&mut self) {
-        let is_idle = |former: &mut Former| !self.replies.awaits(|message| former.answers(message));
+        let is_idle = |former: &mut Former| !self.in_flight.awaits(|message| former.answers(message));
         if let Some(former) = self.former.take_if(is_idle) {
             close(former.session);
         }
@@ -173,18 +173,18 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::client::in_flight::{CallEnd, Waiter};
     use crate::client::line::{Line, Rules, Shared, Token};
-    use crate::client::replies::{End, Waiter};
     use crate::client::session::Sessions;
     use crate::client::target::Target;
     use crate::codec::Codec;
     use crate::frame::{Frame, Kind, Metadata};
-    use crate::outbox::{Bundle, Parcel, Share};
+    use crate::outgoing::{Bundle, Parcel, Share};
     use crate::route::Address;
     use crate::topology::{Declaration, Namespace, Queue, QueueKind, ServiceId};
     use crate::transport::{Confirm, Consumer, Dial, Mode, Properties, Publication, Role, Transport};
 
-    type Answer = oneshot::Receiver<Result<Frame, End>>;
+    type Answer = oneshot::Receiver<Result<Frame, CallEnd>>;
 
     /// A client that moves when it is told to, and who answers its calls.
     struct Moved {
@@ -197,24 +197,24 @@ mod tests {
     }
 
     /// The task of a client, and what sends it orders.
-    async fn task(url: &str) -> (Task, Line) {
+    async fn task(url: &str) -> (LineTask, Line) {
         let dial = Dial::parse(url).expect("a good address");
         let sessions = Sessions { dial, namespace: Namespace::default(), instance: "caller".into() };
         let session = sessions.open().await.expect("in memory");
         let rules = Rules { max_message_size: 1024, blocked_wait: Duration::ZERO, max_in_flight: None };
         let (orders, waiting) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared::new());
-        (Task::new(sessions, Some(session), rules, waiting, shared.clone()), Line { orders, shared })
+        (LineTask::new(sessions, Some(session), rules, waiting, shared.clone()), Line { orders, shared })
     }
 
     /// A message of which nothing is said.
-    fn keep_unconfirmed(task: &mut Task) {
+    fn keep_unconfirmed(task: &mut LineTask) {
         let address = Address::queue("away", Kind::Oneway);
         task.unconfirmed.insert(0, Bundle { address, parcels: Vec::new() }, Instant::now());
     }
 
     /// The same task, which would use another connection but for what is not confirmed.
-    async fn held() -> Task {
+    async fn held() -> LineTask {
         let (mut task, _) = task("memory://").await;
         keep_unconfirmed(&mut task);
         task.connected(task.sessions.clone().open_first().await);
@@ -224,7 +224,7 @@ mod tests {
     }
 
     impl Moved {
-        async fn new(prepare: impl FnOnce(&mut Task)) -> Self {
+        async fn new(prepare: impl FnOnce(&mut LineTask)) -> Self {
             let url = format!("memory://{}", Uuid::new_v4());
             let server = Transport::connect(&url, Role::Server).await.expect("in memory");
             let there = Declaration::Queue(Queue::new("there", QueueKind::Exclusive));
@@ -314,7 +314,7 @@ mod tests {
         assert!(moved.answer(answered, &answered_queue).await);
         moved.old.close().await;
         assert_eq!(answer.await.expect("it is told").expect("what had arrived is read").id, answered);
-        assert!(matches!(first_answer.await, Ok(Err(End::Lost(lost))) if lost.may_have_arrived()));
+        assert!(matches!(first_answer.await, Ok(Err(CallEnd::Lost(lost))) if lost.may_have_arrived()));
         assert!(!moved.answer(first, &first_queue).await);
         assert!(moved.answer(second, &second_queue).await);
         assert_eq!(second_answer.await.expect("it is told").expect("a reply").id, second);
@@ -328,7 +328,7 @@ mod tests {
         let new = moved.go().await;
         let (_, _, second_answer) = moved.call().await;
         new.close().await;
-        assert!(matches!(second_answer.await, Ok(Err(End::Lost(_)))));
+        assert!(matches!(second_answer.await, Ok(Err(CallEnd::Lost(_)))));
         assert!(moved.answer(first, &first_queue).await);
         assert_eq!(first_answer.await.expect("it is told").expect("a reply").id, first);
         let (third, third_queue, third_answer) = moved.call().await;

@@ -10,14 +10,13 @@ use std::collections::hash_map::Entry;
 
 use uuid::Uuid;
 
-use super::Task;
+use super::LineTask;
+use crate::client::in_flight::CallEnd;
 use crate::client::line::Token;
-use crate::client::replies::End;
 use crate::client::target::Target;
-use crate::outbox::{Parcel, UnderWay};
+use crate::outgoing::{Parcel, UnderWay, Waiting, Weight};
 use crate::route::{Address, Question};
 use crate::transport::{Confirm, Lost};
-use crate::waiting::{Waiting, Weight};
 
 /// What the broker has done with the call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -38,15 +37,15 @@ impl Cause {
     }
 
     /// The end of the call if the queue is not known to be unreachable.
-    pub(super) fn end(self) -> End {
-        End::Said(match self {
+    pub(super) fn end(self) -> CallEnd {
+        CallEnd::Said(match self {
             Self::Refused => Confirm::Refused,
             Self::Returned => Confirm::Returned,
         })
     }
 }
 
-impl Task {
+impl LineTask {
     /// Keeps a call that its queue has not accepted until the reason is known. Gives it back if there is nothing to
     /// find out.
     pub(super) fn find_out(
@@ -65,7 +64,7 @@ impl Task {
             && let Some(service) = address.worked_off_by()
         {
             // A queue of oneway calls has no limit, so it cannot be full.
-            parcel.token.end(&End::Unreachable(namespace.work_queue(service).into()));
+            parcel.token.end(&CallEnd::Unreachable(namespace.work_queue(service).into()));
             return None;
         }
         // Calls to one instance go to its own queue, about which nothing can be asked. Under an alarm no question would
@@ -93,7 +92,7 @@ impl Task {
         let mut waiting = self.unclear.remove(&(target.service_text.clone(), cause)).unwrap_or_default();
         for parcel in waiting.clear() {
             parcel.token.end(&match is_out_of_reach {
-                true => End::Unreachable(self.sessions.namespace.calls_queue(&target.service).into()),
+                true => CallEnd::Unreachable(self.sessions.namespace.calls_queue(&target.service).into()),
                 false => cause.end(),
             });
         }

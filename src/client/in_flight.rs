@@ -1,6 +1,6 @@
 //! The calls that were sent and wait for replies: which ids are awaited, and by whom.
 //!
-//! The line gives each frame that arrives to [`Replies`], which finds the caller by the id.
+//! The line gives each frame that arrives to [`CallsInFlight`], which finds the caller by the id.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ const LATE: Duration = Duration::from_secs(3);
 
 /// How a call ends without a reply. For oneway calls and events it is what the broker has said.
 #[derive(Debug, Clone)]
-pub(crate) enum End {
+pub(crate) enum CallEnd {
     /// The broker has confirmed, returned or refused the message.
     Said(Confirm),
     /// The connection was lost before that, or before the reply.
@@ -47,7 +47,7 @@ pub(crate) enum End {
 #[derive(Debug)]
 pub(crate) enum Waiter {
     /// A call. Its first reply is the only one.
-    One(oneshot::Sender<Result<Frame, End>>),
+    One(oneshot::Sender<Result<Frame, CallEnd>>),
     /// A broadcast. Each instance replies.
     Many(mpsc::UnboundedSender<Frame>),
 }
@@ -69,7 +69,7 @@ impl Place {
 
 /// A call that was sent. `A` is what is needed to send it again.
 #[derive(Debug)]
-pub(crate) struct Call<A> {
+pub(crate) struct PendingCall<A> {
     pub(crate) waiter: Waiter,
     pub(crate) target: Arc<Target>,
     /// The number of the message in which it was sent.
@@ -85,7 +85,7 @@ pub(crate) struct Call<A> {
     pub(crate) again: Option<Box<A>>,
 }
 
-impl<A> Call<A> {
+impl<A> PendingCall<A> {
     /// Whether it waits for one reply from any instance.
     fn awaits_any(&self) -> bool {
         self.for_any && matches!(self.waiter, Waiter::One(_))
@@ -102,23 +102,23 @@ pub(crate) type Nobodys = (Arc<Target>, u64);
 
 /// The calls of one client that wait for replies.
 #[derive(Debug)]
-pub(crate) struct Replies<A> {
-    calls: HashMap<Uuid, Call<A>>,
+pub(crate) struct CallsInFlight<A> {
+    calls: HashMap<Uuid, PendingCall<A>>,
     /// The calls whose instances have sent a sign of life: which instance, and when it did so last.
     reports: HashMap<Uuid, (Arc<str>, Instant)>,
     /// When silent instances were last looked for.
     looked_at: Instant,
 }
 
-impl<A> Default for Replies<A> {
+impl<A> Default for CallsInFlight<A> {
     fn default() -> Self {
         Self { calls: HashMap::new(), reports: HashMap::new(), looked_at: Instant::now() }
     }
 }
 
-impl<A> Replies<A> {
+impl<A> CallsInFlight<A> {
     /// Adds a call: from now on replies to `id` go to its caller.
-    pub(crate) fn expect(&mut self, id: Uuid, call: Call<A>) {
+    pub(crate) fn expect(&mut self, id: Uuid, call: PendingCall<A>) {
         self.calls.insert(id, call);
     }
 
@@ -127,7 +127,7 @@ impl<A> Replies<A> {
     }
 
     /// Takes out the call `id`, since its caller has given up or no reply can come.
-    pub(crate) fn forget(&mut self, id: Uuid) -> Option<Call<A>> {
+    pub(crate) fn forget(&mut self, id: Uuid) -> Option<PendingCall<A>> {
         if !self.reports.is_empty() {
             self.reports.remove(&id);
         }
@@ -135,7 +135,7 @@ impl<A> Replies<A> {
     }
 
     /// Takes out the call `id`, unless it is a broadcast.
-    pub(crate) fn forget_one(&mut self, id: Uuid) -> Option<Call<A>> {
+    pub(crate) fn forget_one(&mut self, id: Uuid) -> Option<PendingCall<A>> {
         let is_one = self.calls.get(&id).is_some_and(|call| matches!(call.waiter, Waiter::One(_)));
         if is_one { self.forget(id) } else { None }
     }
@@ -155,7 +155,7 @@ impl<A> Replies<A> {
         if let Waiter::Many(waiter) = &call.waiter {
             // An error means that the gatherer has gone. It takes out its id itself.
             let _ = waiter.send(reply);
-        } else if let Some(Call { waiter: Waiter::One(waiter), .. }) = self.forget(reply.id) {
+        } else if let Some(PendingCall { waiter: Waiter::One(waiter), .. }) = self.forget(reply.id) {
             // An error means that the caller gave up at this moment.
             let _ = waiter.send(Ok(reply));
         }
@@ -196,7 +196,7 @@ impl<A> Replies<A> {
     }
 
     /// Takes out the calls whose instances were silent for at least `patience`. The line calls this every second.
-    pub(crate) fn forget_silent(&mut self, patience: Duration) -> Vec<(Uuid, Arc<str>, Call<A>)> {
+    pub(crate) fn forget_silent(&mut self, patience: Duration) -> Vec<(Uuid, Arc<str>, PendingCall<A>)> {
         if self.looked_at.elapsed() > LATE {
             self.excuse();
         }
@@ -212,7 +212,7 @@ impl<A> Replies<A> {
     }
 
     /// Takes out the calls whose messages are not among those for which `under_way` is true.
-    pub(crate) fn forget_all(&mut self, under_way: impl Fn(u64) -> bool) -> Vec<(Uuid, Call<A>)> {
+    pub(crate) fn forget_all(&mut self, under_way: impl Fn(u64) -> bool) -> Vec<(Uuid, PendingCall<A>)> {
         let forgotten: Vec<_> = self.calls.extract_if(|_, call| !under_way(call.message)).collect();
         self.reports.retain(|id, _| self.calls.contains_key(id));
         forgotten
@@ -245,7 +245,11 @@ impl<A> Replies<A> {
 
     /// Takes out the callers of calls to a service without an instance, if a draining server waits for them: it was the
     /// last that served them. Only calls up to the message with this number are taken.
-    pub(crate) fn release_hopeless(&mut self, service: &str, message: u64) -> Vec<oneshot::Sender<Result<Frame, End>>> {
+    pub(crate) fn release_hopeless(
+        &mut self,
+        service: &str,
+        message: u64,
+    ) -> Vec<oneshot::Sender<Result<Frame, CallEnd>>> {
         let reports = &self.reports;
         let hopeless = self.calls.iter_mut().filter(|(id, call)| {
             call.is_leaving()
@@ -290,14 +294,23 @@ mod tests {
         Moment { now: Instant::now(), last: 3, earlier: 0 }
     }
 
-    fn call(waiter: Waiter, message: u64) -> Call<()> {
+    fn call(waiter: Waiter, message: u64) -> PendingCall<()> {
         let target = Arc::new(Target::new(ServiceId::new("demo", 1).expect("a good name"), "add"));
-        Call { waiter, target, message, for_any: true, left_before: false, leaving: None, place: None, again: None }
+        PendingCall {
+            waiter,
+            target,
+            message,
+            for_any: true,
+            left_before: false,
+            leaving: None,
+            place: None,
+            again: None,
+        }
     }
 
     #[test]
     fn a_second_reply_to_the_same_call_is_ignored() {
-        let mut replies = Replies::default();
+        let mut replies = CallsInFlight::default();
         let id = Uuid::new_v4();
         let (sender, mut receiver) = oneshot::channel();
         replies.expect(id, call(Waiter::One(sender), 1));
@@ -308,7 +321,7 @@ mod tests {
 
     #[test]
     fn a_reply_tells_how_long_its_method_takes() {
-        let mut replies = Replies::default();
+        let mut replies = CallsInFlight::default();
         let id = Uuid::new_v4();
         let (sender, _receiver) = oneshot::channel();
         let waiting = call(Waiter::One(sender), 1);
@@ -320,7 +333,7 @@ mod tests {
 
     #[test]
     fn a_broadcast_takes_every_reply_until_it_is_forgotten() {
-        let mut replies = Replies::default();
+        let mut replies = CallsInFlight::default();
         let id = Uuid::new_v4();
         let (sender, mut receiver) = mpsc::unbounded_channel();
         replies.expect(id, call(Waiter::Many(sender), 1));
@@ -334,7 +347,7 @@ mod tests {
 
     #[test]
     fn calls_of_messages_that_are_still_under_way_are_kept() {
-        let mut replies = Replies::default();
+        let mut replies = CallsInFlight::default();
         let (id, (sender, mut receiver)) = (Uuid::new_v4(), oneshot::channel());
         replies.expect(id, call(Waiter::One(sender), 1));
         replies.report(id, "there".into(), moment());
@@ -346,10 +359,13 @@ mod tests {
 
     #[test]
     fn calls_that_nobody_runs_are_known_a_while_after_they_left() {
-        let mut replies = Replies::default();
+        let mut replies = CallsInFlight::default();
         let [reported, quiet, late, addressed] = [(); 4].map(|()| Uuid::new_v4());
         for (id, message) in [(reported, 1), (quiet, 2), (late, 3), (addressed, 1)] {
-            replies.expect(id, Call { for_any: id != addressed, ..call(Waiter::One(oneshot::channel().0), message) });
+            replies.expect(
+                id,
+                PendingCall { for_any: id != addressed, ..call(Waiter::One(oneshot::channel().0), message) },
+            );
         }
         replies.expect(Uuid::new_v4(), call(Waiter::Many(mpsc::unbounded_channel().0), 1));
         replies.report(reported, "there".into(), moment());
@@ -357,13 +373,13 @@ mod tests {
         assert_eq!(replies.unanswered(3, |_, _| true).len(), 2);
         assert!(replies.unanswered(3, |_, _| false).is_empty());
         let is_unanswered =
-            |replies: &mut Replies<()>, id| replies.release_one(id).is_some_and(|(_, who)| who.is_some());
+            |replies: &mut CallsInFlight<()>, id| replies.release_one(id).is_some_and(|(_, who)| who.is_some());
         assert_eq!([quiet, reported, addressed].map(|id| is_unanswered(&mut replies, id)), [true, false, false]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_instance_that_stops_reporting_in_is_silent() {
-        let mut replies = Replies::default();
+        let mut replies = CallsInFlight::default();
         let (busy, dead) = (Uuid::new_v4(), Uuid::new_v4());
         for id in [busy, dead] {
             replies.expect(id, call(Waiter::One(oneshot::channel().0), 1));
@@ -385,7 +401,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_was_suspended_first_reads_what_was_said_meanwhile() {
-        let mut replies = Replies::default();
+        let mut replies = CallsInFlight::default();
         let id = Uuid::new_v4();
         replies.expect(id, call(Waiter::One(oneshot::channel().0), 1));
         replies.report(id, "there".into(), moment());

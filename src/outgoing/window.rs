@@ -2,7 +2,7 @@
 //!
 //! Bytes that were given to a socket cannot be taken back, even if their caller gives up. So a client's line and a
 //! server's task of replies give the socket only as many bytes as the connection carries without a queue of its own.
-//! Everything else waits in [`Waiting`](crate::waiting::Waiting), where it can still be dropped or overtaken.
+//! Everything else waits in [`Waiting`](crate::outgoing::Waiting), where it can still be dropped or overtaken.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -37,7 +37,7 @@ pub(crate) struct Window {
     /// How many bytes may be on their way.
     size: usize,
     /// The messages on their way, in the order in which they were sent.
-    away: VecDeque<Away>,
+    away: VecDeque<InTransit>,
     /// How many bytes have been sent on this connection in all.
     sent: u64,
     /// How many of these are known to have arrived.
@@ -55,7 +55,7 @@ pub(crate) struct Window {
 
 /// A message on its way.
 #[derive(Debug)]
-struct Away {
+struct InTransit {
     /// The number that its sender gave it.
     number: u64,
     /// The value of [`Window::sent`] after this message: once it has arrived, so have all these bytes.
@@ -113,7 +113,7 @@ impl Window {
     /// Notes that a message of `bytes` was sent. Each has a greater `number` than the one before.
     pub(crate) fn sent(&mut self, number: u64, bytes: usize, now: Instant) {
         self.sent += (bytes + AROUND) as u64;
-        self.away.push_back(Away { number, end: self.sent, at: now, on_the_way: self.on_the_way() });
+        self.away.push_back(InTransit { number, end: self.sent, at: now, on_the_way: self.on_the_way() });
     }
 
     /// Notes that a probe was sent.

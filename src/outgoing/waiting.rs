@@ -30,7 +30,7 @@ const FINE: u32 = 16;
 #[derive(Debug)]
 pub(crate) struct Waiting<T> {
     /// All entries. The first one is sent next.
-    entries: BTreeMap<Turn, Entry<T>>,
+    entries: BTreeMap<Turn, WaitingEntry<T>>,
     /// Finds an entry by its id.
     turns: HashMap<Uuid, Turn>,
     /// Finds the entry whose time is over first.
@@ -44,7 +44,7 @@ pub(crate) struct Waiting<T> {
 
 /// What is kept of one entry.
 #[derive(Debug)]
-struct Entry<T> {
+struct WaitingEntry<T> {
     id: Uuid,
     /// When it was pushed.
     since: Instant,
@@ -98,10 +98,10 @@ impl<T> Waiting<T> {
         let turn = Turn { late: None, urgency, after, number: self.next };
         self.next += 1;
         let Weight { bytes, keeps_order, .. } = weight;
-        self.put(turn, Entry { id, since: Instant::now(), until, bytes, keeps_order, what });
+        self.put(turn, WaitingEntry { id, since: Instant::now(), until, bytes, keeps_order, what });
     }
 
-    fn put(&mut self, turn: Turn, entry: Entry<T>) {
+    fn put(&mut self, turn: Turn, entry: WaitingEntry<T>) {
         self.times.insert((entry.until, turn));
         self.turns.insert(entry.id, turn);
         self.entries.insert(turn, entry);
@@ -141,7 +141,7 @@ impl<T> Waiting<T> {
         }
     }
 
-    fn take(&mut self, turn: Turn) -> Option<Entry<T>> {
+    fn take(&mut self, turn: Turn) -> Option<WaitingEntry<T>> {
         let entry = self.entries.remove(&turn)?;
         self.times.remove(&(entry.until, turn));
         if self.turns.get(&entry.id) == Some(&turn) {

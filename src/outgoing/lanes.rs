@@ -32,11 +32,11 @@ impl Lane {
 
 /// The lanes with unconfirmed messages.
 #[derive(Debug, Default)]
-pub(crate) struct Lanes(HashMap<Lane, Traffic>);
+pub(crate) struct Lanes(HashMap<Lane, LaneTraffic>);
 
 /// What is known of the unconfirmed messages of one lane.
 #[derive(Debug)]
-struct Traffic {
+struct LaneTraffic {
     /// How many messages are unconfirmed, at least 1.
     unconfirmed: usize,
     /// When the broker last confirmed one of its messages. Before the first confirm: when the first message was sent.
@@ -46,7 +46,7 @@ struct Traffic {
 impl Lanes {
     /// Notes that a message was sent on a lane.
     pub(crate) fn sent(&mut self, lane: Lane, now: Instant) {
-        self.0.entry(lane).or_insert(Traffic { unconfirmed: 0, progress: now }).unconfirmed += 1;
+        self.0.entry(lane).or_insert(LaneTraffic { unconfirmed: 0, progress: now }).unconfirmed += 1;
     }
 
     /// Notes that the broker has told what became of a message: it was confirmed, returned or refused, or it was lost.

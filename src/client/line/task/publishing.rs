@@ -4,19 +4,18 @@
 use tokio::time::Instant;
 
 use super::ends::{closed, copy, renew};
-use super::{LOOK, Task, add};
+use super::{LOOK, LineTask, add};
+use crate::client::Absent;
+use crate::client::in_flight::{CallEnd, PendingCall};
 use crate::client::line::Token;
-use crate::client::replies::{Call, End};
 use crate::client::session::Session;
 use crate::clock::later;
 use crate::frame::{CONTENT_TYPE, Kind};
-use crate::lanes::Lane;
-use crate::outbox::{Bundle, Parcel, UnderWay};
+use crate::outgoing::{Bundle, Lane, Parcel, UnderWay, Weight};
 use crate::route::Address;
 use crate::transport::{Properties, Receipt};
-use crate::waiting::Weight;
 
-impl Task {
+impl LineTask {
     /// Lets a parcel be published with the next messages if that is possible now. Otherwise it waits, or fails if the
     /// client is closed.
     pub(super) fn route(&mut self, address: Address, parcel: Parcel<Token>) {
@@ -30,7 +29,18 @@ impl Task {
             self.hold(address, parcel);
         } else {
             let handed_over = parcel.token.attempts > 0;
-            parcel.token.end(&End::Lost(closed(&self.shared, handed_over)));
+            parcel.token.end(&CallEnd::Lost(closed(&self.shared, handed_over)));
+        }
+    }
+
+    /// Puts a parcel into the outbox. If it must not wait for an instance, and none was known within the last second, the
+    /// broker is asked first.
+    fn leave(&mut self, address: Address, parcel: Parcel<Token>) {
+        match (parcel.token.absent, parcel.token.attempts, &parcel.token.reply) {
+            (Absent::Fail, 0, Some((_, target))) if !target.presence().is_fresh(Instant::now()) => {
+                self.ask_before(target.clone(), address, parcel);
+            }
+            _ => self.outbox.push(address, parcel),
         }
     }
 
@@ -75,7 +85,7 @@ impl Task {
         let now = Instant::now();
         if self.vacate_at <= now {
             self.vacate_at = now + LOOK;
-            self.replies.vacate(now);
+            self.in_flight.vacate(now);
         }
     }
 
@@ -174,9 +184,17 @@ impl Task {
                     let for_any = bundle.address.is_for_any(&target.service_text);
                     let left_before = parcel.token.attempts > 1;
                     let (place, leaving) = (parcel.token.place.take(), parcel.token.leaving.take());
-                    let call =
-                        Call { waiter, target, message: self.number, for_any, left_before, leaving, place, again };
-                    self.replies.expect(parcel.id, call);
+                    let call = PendingCall {
+                        waiter,
+                        target,
+                        message: self.number,
+                        for_any,
+                        left_before,
+                        leaving,
+                        place,
+                        again,
+                    };
+                    self.in_flight.expect(parcel.id, call);
                 }
             }
             add(&self.shared.messages_sent, 1);

@@ -288,7 +288,7 @@ impl<A: Clone + Eq + Hash, T> Outbox<A, T> {
 mod tests {
     use super::*;
 
-    type Box = Outbox<&'static str, u32>;
+    type TestBox = Outbox<&'static str, u32>;
 
     fn parcel(token: u32, share: Share, size: usize) -> Parcel<u32> {
         let frame = Bytes::from(vec![0; size]);
@@ -303,13 +303,13 @@ mod tests {
         bundle.into_iter().flat_map(|bundle| bundle.parcels).map(|parcel| parcel.token).collect()
     }
 
-    fn sent(outbox: &mut Box) -> Vec<Bundle<&'static str, u32>> {
+    fn sent(outbox: &mut TestBox) -> Vec<Bundle<&'static str, u32>> {
         std::iter::from_fn(|| outbox.next(MAX_BYTES, |_| true)).collect()
     }
 
     #[test]
     fn what_waits_for_the_same_address_shares_a_message_in_order() {
-        let mut outbox = Box::default();
+        let mut outbox = TestBox::default();
         for token in 0..6 {
             outbox.push(if token % 2 == 0 { "even" } else { "odd" }, small(token));
         }
@@ -321,7 +321,7 @@ mod tests {
     #[test]
     fn a_message_ends_with_its_calls_its_bytes_or_its_work() {
         let sizes = |share, size, count| {
-            let mut outbox = Box::default();
+            let mut outbox = TestBox::default();
             (0..count).for_each(|token| outbox.push("here", parcel(token, share, size)));
             sent(&mut outbox).iter().map(|bundle| bundle.parcels.len()).collect::<Vec<_>>()
         };
@@ -340,7 +340,7 @@ mod tests {
 
     #[test]
     fn what_expires_much_later_or_never_goes_by_itself() {
-        let mut outbox = Box::default();
+        let mut outbox = TestBox::default();
         for (token, seconds) in [30, 31, 29, 60, 70, 1, 0, 0].into_iter().enumerate() {
             let expiration = (seconds > 0).then(|| Duration::from_secs(seconds));
             outbox.push("here", Parcel { expiration, ..small(token as u32) });
@@ -351,14 +351,14 @@ mod tests {
 
     #[test]
     fn a_smaller_cap_on_messages_is_kept() {
-        let mut outbox = Box::new(250);
+        let mut outbox = TestBox::new(250);
         (0..5).for_each(|token| outbox.push("here", small(token)));
         assert_eq!(sent(&mut outbox).len(), 3);
     }
 
     #[test]
     fn what_is_no_longer_wanted_does_not_leave() {
-        let mut outbox = Box::default();
+        let mut outbox = TestBox::default();
         (0..4).for_each(|token| outbox.push("here", small(token)));
         assert_eq!(tokens(outbox.next(MAX_BYTES, |token| token % 2 == 1)), [1, 3]);
         outbox.push("there", small(5));
@@ -367,7 +367,7 @@ mod tests {
 
     #[test]
     fn an_address_is_forgotten_when_nothing_waits_for_it() {
-        let mut outbox = Box::default();
+        let mut outbox = TestBox::default();
         (0..65).for_each(|token| outbox.push("here", small(token)));
         assert_eq!(sent(&mut outbox).len(), 2);
         outbox.push("there", small(0));
