@@ -9,6 +9,7 @@ mod claims;
 mod copies;
 mod dead_letters;
 mod dedup;
+mod dispatch;
 mod give_back;
 mod handling;
 mod health;

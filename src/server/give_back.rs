@@ -11,9 +11,10 @@ use tokio::time::Instant;
 use tracing::debug;
 use uuid::Uuid;
 
+use super::dispatch::Job;
 use super::message::{Message, MessageEnd, Source};
 use super::reason::MAX_REASON;
-use super::worker::{Job, Worker};
+use super::worker::Worker;
 use crate::codec::Codec;
 use crate::error::{Code, Fault};
 use crate::frame::{CONTENT_TYPE, Frame, Kind, Metadata};

@@ -16,9 +16,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, Span, debug, error, info_span, warn};
 
+use super::admit::crowded;
+use super::dedup::Known;
+use super::dispatch::{Job, Started};
 use super::message::Source;
+use super::outcome::Ending;
 use super::served_method::RunEnd;
-use super::worker::{Ending, Job, Started, Worker};
+use super::worker::Worker;
 use crate::clock::{at, unix_millis};
 use crate::context::{self, Context};
 use crate::error::{Code, Fault};
@@ -162,6 +166,25 @@ impl Worker {
                 let answer = self.panicked(frame, &*panic);
                 Begun::Ended(self.ended(job, answer, &context, &cancelled, started))
             }
+        }
+    }
+
+    /// For a method with dedup: notes that the call begins to run and returns `None`, or returns the ending if the call
+    /// has run before or is running.
+    fn begin_once(&self, job: &Job) -> Option<Ending> {
+        let mut dedup = self.dedup();
+        let Job { frame, served, message, .. } = job;
+        match dedup.recall(frame, message.user.as_ref(), || (frame.clone(), message.clone())) {
+            None => {
+                dedup.begin(frame, message.user.as_ref());
+                None
+            }
+            Some(Known::Ended(answer)) => {
+                served.counts.repeats();
+                Some(Ending::Recalled(answer))
+            }
+            Some(Known::Runs) => Some(Ending::Runs),
+            Some(Known::Crowded) => Some(Ending::Recalled(Answer::Fault(crowded()))),
         }
     }
 

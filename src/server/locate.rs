@@ -10,8 +10,9 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::claims::{Claims, Heard};
+use super::dispatch::Job;
 use super::message::{Message, MessageEnd, Source};
-use super::worker::{Job, Worker};
+use super::worker::Worker;
 use crate::codec::Codec;
 use crate::error::{Code, Fault};
 use crate::frame::{CONTENT_TYPE, Frame, Kind, Metadata};

@@ -8,17 +8,36 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 use uuid::Uuid;
 
+use super::dispatch::Job;
 use super::give_back::To;
 use super::letter::Letter;
 use super::locate::Ended;
 use super::message::{Message, MessageEnd, Source};
 use super::reason::shortened;
 use super::reply::{self, OutgoingReply};
-use super::worker::{Ending, Job, Worker};
+use super::worker::Worker;
 use crate::codec::Codec;
 use crate::error::{Code, Fault};
 use crate::frame::{Frame, FrameError, Kind};
 use crate::service::Answer;
+
+/// How a job ended. It becomes a reply, a retry, a dead letter or nothing.
+pub(super) enum Ending {
+    /// The handler ended, and ran for this time.
+    Answered(Answer, Duration),
+    /// The deadline passed while the handler ran.
+    TimedOut,
+    /// The handler did not run, because the arguments cannot be decompressed.
+    Refused(Fault),
+    /// The handler ended, but nobody waits for the reply any more.
+    Unheard(Answer),
+    /// The handler did not run or was stopped, because nobody waits for the reply any more.
+    Forgotten,
+    /// The call ran before, and this was its answer.
+    Recalled(Answer),
+    /// The call is running already. This delivery gets the same answer when it ends.
+    Runs,
+}
 
 impl Worker {
     /// Does what the end of a job asks for: replies, tells other deliveries of the same call, and acknowledges the

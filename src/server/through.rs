@@ -10,8 +10,10 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 
+use super::dispatch::Job;
 use super::message::Message;
-use super::worker::{Ending, Job, Worker};
+use super::outcome::Ending;
+use super::worker::Worker;
 use crate::codec::Codec;
 use crate::context::Context;
 use crate::error::{Code, Error, Fault};

@@ -1,36 +1,32 @@
-//! The worker of one service. It takes each message apart, and brings its calls on their way: admit, dispatch, reply,
-//! settle. The other files of `server/` hold the single steps.
+//! The worker of one service. It takes each message apart, and brings its calls on their way. The steps are in files of
+//! their own: admit, dispatch, handling, outcome.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::mem;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
-use tokio::runtime::{Handle, Runtime};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
+use tokio::runtime::Runtime;
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
-use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::Site;
-use super::admit::{Taken, crowded};
+use super::admit::Taken;
 use super::calls::Calls;
 use super::claims::Claims;
 use super::copies::Copies;
 use super::dead_letters::DeadQueue;
-use super::dedup::{Dedup, Known};
+use super::dedup::Dedup;
 use super::message::{Message, Source};
 use super::reading::Reading;
 use super::served_method::ServedMethod;
 use super::served_queue::ServedQueue;
-use super::through::Passage;
-use crate::error::{Error, Fault};
+use crate::error::Error;
 use crate::frame::{self, Frame, Kind};
 use crate::middleware::Chain;
 use crate::outgoing::{MAX_BYTES, Share};
-use crate::service::{Answer, Dispatch, Service};
+use crate::service::{Dispatch, Service};
 use crate::topology::ServiceId;
 use crate::transport::{Consumer, Delivery};
 
@@ -46,8 +42,10 @@ pub(super) struct Worker {
     pub(super) site: Arc<Site>,
     /// The middleware of the server, and inside of it that of the service.
     pub(super) middleware: Chain,
-    pool: Option<Runtime>,
-    permits: Arc<Semaphore>,
+    /// The threads of handlers, with [`Dispatch::Pool`].
+    pub(super) pool: Option<Runtime>,
+    /// The places of the calls that run at once.
+    pub(super) permits: Arc<Semaphore>,
     prefetch: AtomicU16,
     /// The instance's own queue, where it is asked and told.
     own_queue: Mutex<Arc<str>>,
@@ -59,44 +57,6 @@ pub(super) struct Worker {
     copies: Mutex<Option<Copies>>,
     pub(super) dead_queue: DeadQueue,
     pub(super) methods: BTreeMap<String, Arc<ServedMethod>>,
-}
-
-/// A job that may start, since it has a place.
-pub(super) type Started = (Job, RunningPlace);
-
-/// A place among the calls that run at once, as many as [`Service::concurrency`] allows. Dropping it frees the place.
-pub(super) struct RunningPlace {
-    _permit: OwnedSemaphorePermit,
-    /// Counts a call that came through the instance's own queue, so that this queue is read while the call runs.
-    _addressed: Option<TaskTrackerToken>,
-}
-
-/// A frame that is going to run, with all that is needed to run it and to reply.
-pub(super) struct Job {
-    pub(super) frame: Frame,
-    pub(super) served: Arc<ServedMethod>,
-    pub(super) deadline: Option<Instant>,
-    pub(super) message: Arc<Message>,
-    /// `None` without middleware.
-    pub(super) passage: Option<Arc<Passage>>,
-}
-
-/// How a job ended. `outcome.rs` turns this into a reply, a retry, a dead letter or nothing.
-pub(super) enum Ending {
-    /// The handler ended, and ran for this time.
-    Answered(Answer, Duration),
-    /// The deadline passed while the handler ran.
-    TimedOut,
-    /// The handler did not run, because the arguments cannot be decompressed.
-    Refused(Fault),
-    /// The handler ended, but nobody waits for the reply any more.
-    Unheard(Answer),
-    /// The handler did not run or was stopped, because nobody waits for the reply any more.
-    Forgotten,
-    /// The call ran before, and this was its answer.
-    Recalled(Answer),
-    /// The call is running already. This delivery gets the same answer when it ends.
-    Runs,
 }
 
 impl Worker {
@@ -230,124 +190,10 @@ impl Worker {
         })
     }
 
-    /// Whether this oneway call is one too many from its message, and goes back to the queue for other instances. The
-    /// sender does not know how long the calls take, so it may have put many slow ones into one message.
-    fn is_too_much(&self, job: &Job, work: &mut Share) -> bool {
-        let Job { served, message, .. } = job;
-        if message.source != Source::Work || message.frames == 1 {
-            return false;
-        }
-        let pace = served.pace.average();
-        let first = *work == Share::default();
-        *work = work.plus(pace.map_or(Share::ALL, Share::of_work));
-        !first && *work > Share::ALL
-    }
-
-    /// Waits for a place and starts the job in the way that the service's [`Dispatch`] says. A job that gets a place at
-    /// once is put into `together`, and is started later with the other jobs of its message.
-    async fn dispatch(self: &Arc<Self>, job: Job, together: &mut Vec<Started>, tasks: &TaskTracker) {
-        let source = job.message.source;
-        let place = match self.place_at_once(source) {
-            // Behind a call that waits for its place there may be a cancel: an instance's own queue is read on.
-            None if source == Source::Instance && !self.runs_inline() => {
-                return drop(tasks.spawn(self.clone().start_when_free(job)));
-            }
-            None => {
-                self.start(std::mem::take(together), tasks);
-                self.place(source).await
-            }
-            place => place,
-        };
-        match place {
-            None => drop(tasks.spawn(self.clone().give_back(job))),
-            Some(place) if self.runs_inline() => self.clone().perform((job, place), tasks.clone()).await,
-            Some(place) => together.push((job, place)),
-        }
-    }
-
-    /// Waits for a place and starts the job.
-    pub(super) async fn start_when_free(self: Arc<Self>, job: Job) {
-        let tasks = job.message.tasks().clone();
-        match self.place(job.message.source).await {
-            Some(place) => self.start(vec![(job, place)], &tasks),
-            None => self.give_back(job).await,
-        }
-    }
-
-    /// Whether handlers run on the task that reads the queue.
-    fn runs_inline(&self) -> bool {
-        self.service.dispatch == Dispatch::Inline
-    }
-
-    /// Waits for a place. `None` once the server drains.
-    async fn place(&self, source: Source) -> Option<RunningPlace> {
-        let addressed = self.addressed(source);
-        let permit = tokio::select! {
-            biased;
-            () = self.site.draining.cancelled() => return None,
-            permit = self.permits.clone().acquire_owned() => permit.ok()?,
-        };
-        Some(RunningPlace { _permit: permit, _addressed: addressed })
-    }
-
-    /// A place, if one is free now and the server does not drain.
-    fn place_at_once(&self, source: Source) -> Option<RunningPlace> {
-        let addressed = self.addressed(source);
-        if self.site.draining.is_cancelled() {
-            return None;
-        }
-        let permit = self.permits.clone().try_acquire_owned().ok()?;
-        Some(RunningPlace { _permit: permit, _addressed: addressed })
-    }
-
-    /// Counts a call that came through the instance's own queue. This must happen before the check whether the server
-    /// drains, so that the drain sees every call that still starts.
-    fn addressed(&self, source: Source) -> Option<TaskTrackerToken> {
-        (source == Source::Instance).then(|| self.site.addressed.token())
-    }
-
-    /// Starts jobs of one message on the threads that the service's [`Dispatch`] says.
-    fn start(self: &Arc<Self>, jobs: Vec<Started>, tasks: &TaskTracker) {
-        if jobs.is_empty() {
-            return;
-        }
-        if self.service.dispatch == Dispatch::Blocking {
-            for started in jobs {
-                let (worker, runtime, tracker) = (self.clone(), Handle::current(), tasks.clone());
-                tasks.spawn_blocking(move || runtime.block_on(worker.perform(started, tracker)));
-            }
-            return;
-        }
-        let performing = self.clone().perform_all(jobs, tasks.clone());
-        match &self.pool {
-            Some(pool) => drop(tasks.spawn_on(performing, pool.handle())),
-            None => drop(tasks.spawn(performing)),
-        }
-    }
-
     /// The method that a frame calls. `None` if the service has no such method.
     pub(super) fn method(&self, frame: &Frame) -> Option<&Arc<ServedMethod>> {
         let name = if frame.kind == Kind::Event { EVENT } else { frame.metadata.method.as_deref()? };
         self.methods.get(name)
-    }
-
-    /// For a method with dedup: notes that the call begins to run and returns `None`, or returns the ending if the call
-    /// has run before or is running.
-    pub(super) fn begin_once(&self, job: &Job) -> Option<Ending> {
-        let mut dedup = self.dedup();
-        let Job { frame, served, message, .. } = job;
-        match dedup.recall(frame, message.user.as_ref(), || (frame.clone(), message.clone())) {
-            None => {
-                dedup.begin(frame, message.user.as_ref());
-                None
-            }
-            Some(Known::Ended(answer)) => {
-                served.counts.repeats();
-                Some(Ending::Recalled(answer))
-            }
-            Some(Known::Runs) => Some(Ending::Runs),
-            Some(Known::Crowded) => Some(Ending::Recalled(Answer::Fault(crowded()))),
-        }
     }
 
     pub(super) fn dedup(&self) -> MutexGuard<'_, Dedup<(Frame, Arc<Message>)>> {
