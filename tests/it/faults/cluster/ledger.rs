@@ -117,6 +117,8 @@ struct Records {
     outages: Vec<Outage>,
     /// The times in which a subscriber had no connection.
     away: Vec<(usize, Instant, Instant)>,
+    /// What the states of the subscribers' servers became, and when.
+    states: Vec<(usize, Instant, String)>,
     /// The times in which this process did not run.
     stalls: Vec<(Instant, Instant)>,
 }
@@ -178,14 +180,26 @@ impl Ledger {
         (outage.until, outage.ready_after) = (Some(Instant::now()), since.elapsed());
     }
 
-    /// Records the times in which the subscriber at a node has no connection.
+    /// Records the states of the subscriber at a node, and the times in which it has no connection.
     pub(super) async fn watch(&self, node: usize, mut state: watch::Receiver<State>) {
-        let is_away = |state: &State| matches!(state, State::Reconnecting { .. });
+        let mut away_since = None;
         // This ends with the server.
-        while state.wait_for(is_away).await.is_ok() {
-            let since = Instant::now();
-            let _ = state.wait_for(|state| !is_away(state)).await;
-            self.records().away.push((node, since, Instant::now()));
+        loop {
+            let (now, state_now) = (Instant::now(), state.borrow_and_update().clone());
+            self.has_state(node, now, &state_now, &mut away_since);
+            if state.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn has_state(&self, node: usize, now: Instant, state: &State, away_since: &mut Option<Instant>) {
+        let mut records = self.records();
+        records.states.push((node, now, format!("{state:?}")));
+        if matches!(state, State::Reconnecting { .. }) {
+            away_since.get_or_insert(now);
+        } else if let Some(since) = away_since.take() {
+            records.away.push((node, since, now));
         }
     }
 
@@ -229,6 +243,11 @@ impl Ledger {
 
     pub(super) fn row(&self, what: &str) -> Row {
         self.records().row(what, &self.places)
+    }
+
+    /// Which events did not reach whom, and what happened meanwhile.
+    pub(super) fn missed_events(&self) -> String {
+        self.records().missed_events()
     }
 }
 
@@ -300,25 +319,64 @@ impl Records {
 
     /// How many times a subscriber did not get a confirmed event although its connection was there.
     fn not_heard(&self) -> usize {
-        let missed = self.events.iter().map(|event| {
-            let outages: Vec<_> = self.outages.iter().filter(|outage| outage.has_met(event.sent)).collect();
-            let is_taken = match event.outcome {
-                Some(Ok(Published::ToAll)) => true,
-                // A subscriber that was cut off itself does not know who else is running.
-                Some(Ok(_)) => outages.iter().all(|outage| outage.node() != Some(event.from)),
-                Some(Err(_)) | None => false,
-            };
-            let over = event.sent + DEADLINE;
-            // The other nodes see its new bindings a moment later.
-            let went = |&(node, from, until): &(usize, Instant, Instant)| {
-                (from - BEFORE <= over && event.sent <= until + SEEN).then_some(node)
-            };
-            let away: Vec<_> =
-                self.away.iter().filter_map(went).chain(outages.iter().filter_map(|one| one.node())).collect();
-            let lives = |node: usize| !away.contains(&node);
-            (0..3).filter(|&node| is_taken && lives(node) && !event.heard[node]).count()
+        self.events.iter().map(|event| self.missed_by(event).len()).sum()
+    }
+
+    /// The subscribers that did not get an event although it was confirmed and their connections were there.
+    fn missed_by(&self, event: &Event) -> Vec<usize> {
+        let outages: Vec<_> = self.outages.iter().filter(|outage| outage.has_met(event.sent)).collect();
+        let is_taken = match event.outcome {
+            Some(Ok(Published::ToAll)) => true,
+            // A subscriber that was cut off itself does not know who else is running.
+            Some(Ok(_)) => outages.iter().all(|outage| outage.node() != Some(event.from)),
+            Some(Err(_)) | None => false,
+        };
+        let over = event.sent + DEADLINE;
+        // The other nodes see its new bindings a moment later.
+        let went = |&(node, from, until): &(usize, Instant, Instant)| {
+            (from - BEFORE <= over && event.sent <= until + SEEN).then_some(node)
+        };
+        let away: Vec<_> =
+            self.away.iter().filter_map(went).chain(outages.iter().filter_map(|one| one.node())).collect();
+        let lives = |node: usize| !away.contains(&node);
+        (0..3).filter(|&node| is_taken && lives(node) && !event.heard[node]).collect()
+    }
+
+    /// Which events did not reach whom, and what happened meanwhile. All times count from the first outage.
+    fn missed_events(&self) -> String {
+        let Some(began) = self.outages.first().map(|outage| outage.from) else { return String::new() };
+        let at = |time: Instant| {
+            let before = began.saturating_duration_since(time).as_secs_f64();
+            format!("{:.2} s", time.saturating_duration_since(began).as_secs_f64() - before)
+        };
+        let mut missed = BTreeMap::<(usize, usize), Vec<Instant>>::new();
+        for event in &self.events {
+            for node in self.missed_by(event) {
+                missed.entry((node, event.from)).or_default().push(event.sent);
+            }
+        }
+        let missed = missed.iter().map(|((node, from), sent)| {
+            let (first, last) = (sent[0], sent[sent.len() - 1]);
+            let others = self.events.iter().filter(|event| event.from == *from && (first..=last).contains(&event.sent));
+            let heard = others.filter(|event| event.heard[*node]).count();
+            let (times, first, last) = (sent.len(), at(first), at(last));
+            format!("{times} from node {from}, sent from {first} to {last}, did not reach the subscriber at node {node}, and {heard} of that time did")
         });
-        missed.sum()
+        let outages = self.outages.iter().map(|outage| {
+            let (lost, from) = (outage.lost, at(outage.from));
+            let ready = outage.until.map_or_else(|| "never".to_owned(), at);
+            format!("{lost:?} missing from {from}, all ready at {ready}, {:.2?} after it came back", outage.ready_after)
+        });
+        let away = self.away.iter().map(|&(node, from, until)| {
+            format!("the subscriber at node {node} has no connection from {} to {}", at(from), at(until))
+        });
+        let states = self
+            .states
+            .iter()
+            .map(|(node, time, state)| format!("the subscriber at node {node} is at {}: {state}", at(*time)));
+        let stalls =
+            self.stalls.iter().map(|&(from, until)| format!("this process stalls from {} to {}", at(from), at(until)));
+        missed.chain(outages).chain(away).chain(states).chain(stalls).collect::<Vec<_>>().join("\n")
     }
 
     /// For how long between these times this process did not run.

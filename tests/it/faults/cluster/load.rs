@@ -222,7 +222,7 @@ impl Load {
         let row = self.ledger.row(what);
         println!("{HEADER}\n{row:#}");
         is_run.unwrap_or_else(|_| panic!("oneway calls are lost: {row}"));
-        is_heard.unwrap_or_else(|_| panic!("events are lost: {row}"));
+        is_heard.unwrap_or_else(|_| panic!("events are lost: {row}\n{}", self.ledger.missed_events()));
         is_kept.unwrap_or_else(|_| panic!("dead letters are lost: {row}"));
         row.no_promise_is_broken();
         drop(self.clients);
