@@ -90,7 +90,8 @@ pub(super) struct Failure {
 struct Event {
     from: usize,
     sent: Instant,
-    outcome: Option<Result<Published, String>>,
+    /// Its outcome, and when the client told it.
+    end: Option<(Instant, Result<Published, String>)>,
     heard: [bool; 3],
 }
 
@@ -155,12 +156,13 @@ impl Ledger {
 
     pub(super) fn publishes(&self, from: usize) -> usize {
         let events = &mut self.records().events;
-        events.push(Event { from, sent: Instant::now(), outcome: None, heard: [false; 3] });
+        events.push(Event { from, sent: Instant::now(), end: None, heard: [false; 3] });
         events.len() - 1
     }
 
     pub(super) fn is_published(&self, number: usize, outcome: Result<Published, Error>) {
-        self.records().events[number].outcome = Some(outcome.map_err(|error| Failure::of(&error).what));
+        let end = Some((Instant::now(), outcome.map_err(|error| Failure::of(&error).what)));
+        self.records().events[number].end = end;
     }
 
     pub(super) fn hears(&self, number: usize, node: usize) {
@@ -286,6 +288,19 @@ impl Call {
     }
 }
 
+impl Event {
+    fn outcome(&self) -> Option<&Result<Published, String>> {
+        self.end.as_ref().map(|(_, outcome)| outcome)
+    }
+
+    /// Until when the broker may have put it into queues. While the queue of a suspended node confirms nothing, further
+    /// events wait in the client, and in connections that RabbitMQ does not read. So this may be long after it was sent.
+    fn over(&self) -> Instant {
+        let soonest = self.sent + DEADLINE;
+        self.end.as_ref().map_or(soonest, |(ended, _)| soonest.max(*ended))
+    }
+}
+
 impl Outage {
     fn tie(&self, place: Place) -> Tie {
         match (place, self.lost) {
@@ -324,14 +339,15 @@ impl Records {
 
     /// The subscribers that did not get an event although it was confirmed and their connections were there.
     fn missed_by(&self, event: &Event) -> Vec<usize> {
-        let outages: Vec<_> = self.outages.iter().filter(|outage| outage.has_met(event.sent)).collect();
-        let is_taken = match event.outcome {
+        let over = event.over();
+        let has_met = |outage: &&Outage| outage.from <= over && outage.until.is_none_or(|until| event.sent <= until);
+        let outages: Vec<_> = self.outages.iter().filter(has_met).collect();
+        let is_taken = match event.outcome() {
             Some(Ok(Published::ToAll)) => true,
             // A subscriber that was cut off itself does not know who else is running.
             Some(Ok(_)) => outages.iter().all(|outage| outage.node() != Some(event.from)),
             Some(Err(_)) | None => false,
         };
-        let over = event.sent + DEADLINE;
         // The other nodes see its new bindings a moment later.
         let went = |&(node, from, until): &(usize, Instant, Instant)| {
             (from - BEFORE <= over && event.sent <= until + SEEN).then_some(node)
@@ -349,18 +365,28 @@ impl Records {
             let before = began.saturating_duration_since(time).as_secs_f64();
             format!("{:.2} s", time.saturating_duration_since(began).as_secs_f64() - before)
         };
-        let mut missed = BTreeMap::<(usize, usize), Vec<Instant>>::new();
+        let mut missed = BTreeMap::<(usize, usize), Vec<&Event>>::new();
         for event in &self.events {
             for node in self.missed_by(event) {
-                missed.entry((node, event.from)).or_default().push(event.sent);
+                missed.entry((node, event.from)).or_default().push(event);
             }
         }
-        let missed = missed.iter().map(|((node, from), sent)| {
-            let (first, last) = (sent[0], sent[sent.len() - 1]);
-            let others = self.events.iter().filter(|event| event.from == *from && (first..=last).contains(&event.sent));
-            let heard = others.filter(|event| event.heard[*node]).count();
-            let (times, first, last) = (sent.len(), at(first), at(last));
-            format!("{times} from node {from}, sent from {first} to {last}, did not reach the subscriber at node {node}, and {heard} of that time did")
+        let missed = missed.iter().map(|((node, from), events)| {
+            let (first, last) = (events[0], events[events.len() - 1]);
+            let confirmed: Vec<_> = events.iter().filter_map(|event| event.end.as_ref().map(|end| end.0)).collect();
+            let confirmed = confirmed.iter().min().zip(confirmed.iter().max());
+            let confirmed = confirmed.map(|(first, last)| format!("from {} to {}", at(*first), at(*last)));
+            let sent = first.sent..=last.sent;
+            let others = self.events.iter().filter(|event| event.from == *from && sent.contains(&event.sent));
+            format!(
+                "{} from node {from}, sent from {} to {}, confirmed {}, did not reach the subscriber at node {node}; \
+                 {} that were sent in this time did",
+                events.len(),
+                at(first.sent),
+                at(last.sent),
+                confirmed.unwrap_or_default(),
+                others.filter(|event| event.heard[*node]).count(),
+            )
         });
         let outages = self.outages.iter().map(|outage| {
             let (lost, from) = (outage.lost, at(outage.from));
@@ -374,8 +400,11 @@ impl Records {
             .states
             .iter()
             .map(|(node, time, state)| format!("the subscriber at node {node} is at {}: {state}", at(*time)));
-        let stalls =
-            self.stalls.iter().map(|&(from, until)| format!("this process stalls from {} to {}", at(from), at(until)));
+        let stalled: Duration = self.stalls.iter().map(|(from, until)| *until - *from).sum();
+        let longest = self.stalls.iter().max_by_key(|(from, until)| *until - *from);
+        let stalls = longest.map(|&(from, until)| {
+            format!("this process stalls for {stalled:.2?}, longest from {} to {}", at(from), at(until))
+        });
         missed.chain(outages).chain(away).chain(states).chain(stalls).collect::<Vec<_>>().join("\n")
     }
 
@@ -413,7 +442,7 @@ impl Records {
             })
         };
         let events = |is_so: fn(&Result<Published, String>) -> bool| {
-            self.events.iter().filter_map(|event| event.outcome.as_ref()).filter(|outcome| is_so(outcome)).count()
+            self.events.iter().filter_map(Event::outcome).filter(|outcome| is_so(outcome)).count()
         };
         Row {
             what: what.to_owned(),
@@ -448,5 +477,24 @@ impl Records {
         let gaps = times.iter().zip(times.iter().skip(1));
         let gaps = gaps.map(|(&one, &next)| (next - one).saturating_sub(self.stalled(one, next)));
         gaps.max().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_event_that_the_broker_confirms_late_may_come_when_a_subscriber_is_away() {
+        let (sent, second) = (Instant::now(), Duration::from_secs(1));
+        let missed = |confirmed: u32| {
+            let end = Some((sent + second * confirmed, Ok(Published::ToAll)));
+            let event = Event { from: 0, sent, end, heard: [true, false, true] };
+            let away = vec![(1, sent + 12 * second, sent + 14 * second)];
+            let records = Records { events: vec![event], away, ..Records::default() };
+            records.not_heard()
+        };
+        assert_eq!([1, 10].map(missed), [1, 1], "the subscriber was there until after the event was confirmed");
+        assert_eq!([11, 13].map(missed), [0, 0]);
     }
 }
