@@ -90,7 +90,7 @@ pub(super) struct Failure {
 struct Event {
     from: usize,
     sent: Instant,
-    /// Its outcome, and when the client told it.
+    /// When and how its publication ended. Until then it may be waiting at its client, and it may leave at any time.
     end: Option<(Instant, Result<Published, String>)>,
     heard: [bool; 3],
 }
@@ -185,10 +185,10 @@ impl Ledger {
     /// Records the states of the subscriber at a node, and the times in which it has no connection.
     pub(super) async fn watch(&self, node: usize, mut state: watch::Receiver<State>) {
         let mut away_since = None;
-        // This ends with the server.
         loop {
-            let (now, state_now) = (Instant::now(), state.borrow_and_update().clone());
-            self.has_state(node, now, &state_now, &mut away_since);
+            let (now, is) = (Instant::now(), state.borrow_and_update().clone());
+            self.has_state(node, now, &is, &mut away_since);
+            // This ends with the server.
             if state.changed().await.is_err() {
                 return;
             }
@@ -228,7 +228,7 @@ impl Ledger {
 
     /// Waits until all confirmed events have reached all subscribers that are running.
     pub(super) async fn is_heard(&self) {
-        while self.records().not_heard() > 0 {
+        while self.records().missed().next().is_some() {
             self.changed.notified().await;
         }
     }
@@ -245,11 +245,6 @@ impl Ledger {
 
     pub(super) fn row(&self, what: &str) -> Row {
         self.records().row(what, &self.places)
-    }
-
-    /// Which events did not reach whom, and what happened meanwhile.
-    pub(super) fn missed_events(&self) -> String {
-        self.records().missed_events()
     }
 }
 
@@ -288,19 +283,6 @@ impl Call {
     }
 }
 
-impl Event {
-    fn outcome(&self) -> Option<&Result<Published, String>> {
-        self.end.as_ref().map(|(_, outcome)| outcome)
-    }
-
-    /// Until when the broker may have put it into queues. While the queue of a suspended node confirms nothing, further
-    /// events wait in the client, and in connections that RabbitMQ does not read. So this may be long after it was sent.
-    fn over(&self) -> Instant {
-        let soonest = self.sent + DEADLINE;
-        self.end.as_ref().map_or(soonest, |(ended, _)| soonest.max(*ended))
-    }
-}
-
 impl Outage {
     fn tie(&self, place: Place) -> Tie {
         match (place, self.lost) {
@@ -332,80 +314,69 @@ impl Records {
         self.calls.iter().filter(|call| call.kind == Kind::Note && call.is_confirmed() && call.runs == 0).count()
     }
 
-    /// How many times a subscriber did not get a confirmed event although its connection was there.
-    fn not_heard(&self) -> usize {
-        self.events.iter().map(|event| self.missed_by(event).len()).sum()
+    /// The confirmed events that a subscriber did not get although its connection was there, each with that subscriber.
+    fn missed(&self) -> impl Iterator<Item = (&Event, usize)> {
+        self.events.iter().flat_map(|event| {
+            let (sent, from) = (event.sent, event.from);
+            let ended = event.end.as_ref().map_or(sent, |&(ended, _)| ended);
+            // It left at some time between these two: it waits at its client while the queues of others confirm nothing.
+            let has_met = |outage: &&Outage| outage.from <= ended && outage.until.is_none_or(|until| sent <= until);
+            let outages: Vec<_> = self.outages.iter().filter(has_met).filter_map(Outage::node).collect();
+            let is_taken = match event.end {
+                Some((_, Ok(Published::ToAll))) => true,
+                // A subscriber that was cut off itself does not know who else is running.
+                Some((_, Ok(_))) => !outages.contains(&from),
+                Some((_, Err(_))) | None => false,
+            };
+            // The other nodes see its new bindings a moment later.
+            let went = |&(node, from, until): &(usize, Instant, Instant)| {
+                (from - BEFORE <= ended && sent <= until + SEEN).then_some(node)
+            };
+            let away: Vec<_> = self.away.iter().filter_map(went).chain(outages).collect();
+            (0..3)
+                .filter(move |node| is_taken && !away.contains(node) && !event.heard[*node])
+                .map(move |node| (event, node))
+        })
     }
 
-    /// The subscribers that did not get an event although it was confirmed and their connections were there.
-    fn missed_by(&self, event: &Event) -> Vec<usize> {
-        let over = event.over();
-        let has_met = |outage: &&Outage| outage.from <= over && outage.until.is_none_or(|until| event.sent <= until);
-        let outages: Vec<_> = self.outages.iter().filter(has_met).collect();
-        let is_taken = match event.outcome() {
-            Some(Ok(Published::ToAll)) => true,
-            // A subscriber that was cut off itself does not know who else is running.
-            Some(Ok(_)) => outages.iter().all(|outage| outage.node() != Some(event.from)),
-            Some(Err(_)) | None => false,
+    /// Which events were missed by whom, who had no connection when, and the states of the subscribers' servers, in
+    /// seconds after the first outage began. Empty if none was missed.
+    fn missed_in_words(&self) -> String {
+        let begin = self.outages.first().map(|outage| outage.from).or(self.events.first().map(|event| event.sent));
+        let Some(begin) = begin else { return String::new() };
+        let at = |time: Instant| match time.checked_duration_since(begin) {
+            Some(after) => after.as_secs_f64(),
+            None => -begin.duration_since(time).as_secs_f64(),
         };
-        // The other nodes see its new bindings a moment later.
-        let went = |&(node, from, until): &(usize, Instant, Instant)| {
-            (from - BEFORE <= over && event.sent <= until + SEEN).then_some(node)
-        };
-        let away: Vec<_> =
-            self.away.iter().filter_map(went).chain(outages.iter().filter_map(|one| one.node())).collect();
-        let lives = |node: usize| !away.contains(&node);
-        (0..3).filter(|&node| is_taken && lives(node) && !event.heard[node]).collect()
-    }
-
-    /// Which events did not reach whom, and what happened meanwhile. All times count from the first outage.
-    fn missed_events(&self) -> String {
-        let Some(began) = self.outages.first().map(|outage| outage.from) else { return String::new() };
-        let at = |time: Instant| {
-            let before = began.saturating_duration_since(time).as_secs_f64();
-            format!("{:.2} s", time.saturating_duration_since(began).as_secs_f64() - before)
-        };
-        let mut missed = BTreeMap::<(usize, usize), Vec<&Event>>::new();
-        for event in &self.events {
-            for node in self.missed_by(event) {
-                missed.entry((node, event.from)).or_default().push(event);
-            }
+        let mut groups = BTreeMap::<(usize, usize), Vec<(f64, f64)>>::new();
+        for (event, node) in self.missed() {
+            let ended = event.end.as_ref().map_or(event.sent, |&(ended, _)| ended);
+            groups.entry((event.from, node)).or_default().push((at(event.sent), at(ended)));
         }
-        let missed = missed.iter().map(|((node, from), events)| {
-            let (first, last) = (events[0], events[events.len() - 1]);
-            let confirmed: Vec<_> = events.iter().filter_map(|event| event.end.as_ref().map(|end| end.0)).collect();
-            let confirmed = confirmed.iter().min().zip(confirmed.iter().max());
-            let confirmed = confirmed.map(|(first, last)| format!("from {} to {}", at(*first), at(*last)));
-            let sent = first.sent..=last.sent;
-            let others = self.events.iter().filter(|event| event.from == *from && sent.contains(&event.sent));
+        if groups.is_empty() {
+            return String::new();
+        }
+        let groups = groups.iter().map(|((from, to), times)| {
+            let sent = (times[0].0, times[times.len() - 1].0);
+            let ended = times.iter().fold((f64::MAX, f64::MIN), |(min, max), &(_, end)| (min.min(end), max.max(end)));
             format!(
-                "{} from node {from}, sent from {} to {}, confirmed {}, did not reach the subscriber at node {node}; \
-                 {} that were sent in this time did",
-                events.len(),
-                at(first.sent),
-                at(last.sent),
-                confirmed.unwrap_or_default(),
-                others.filter(|event| event.heard[*node]).count(),
+                "{} of the client at node {from} to the subscriber at node {to}, published {:.1} s to {:.1} s, confirmed {:.1} s to {:.1} s",
+                times.len(), sent.0, sent.1, ended.0, ended.1
             )
         });
-        let outages = self.outages.iter().map(|outage| {
-            let (lost, from) = (outage.lost, at(outage.from));
-            let ready = outage.until.map_or_else(|| "never".to_owned(), at);
-            format!("{lost:?} missing from {from}, all ready at {ready}, {:.2?} after it came back", outage.ready_after)
-        });
         let away = self.away.iter().map(|&(node, from, until)| {
-            format!("the subscriber at node {node} has no connection from {} to {}", at(from), at(until))
+            format!("the subscriber at node {node} had no connection from {:.1} s to {:.1} s", at(from), at(until))
         });
+        let back = self
+            .outages
+            .iter()
+            .filter_map(|outage| outage.until)
+            .map(|until| format!("all was `Ready` at {:.1} s", at(until)));
         let states = self
             .states
             .iter()
-            .map(|(node, time, state)| format!("the subscriber at node {node} is at {}: {state}", at(*time)));
-        let stalled: Duration = self.stalls.iter().map(|(from, until)| *until - *from).sum();
-        let longest = self.stalls.iter().max_by_key(|(from, until)| *until - *from);
-        let stalls = longest.map(|&(from, until)| {
-            format!("this process stalls for {stalled:.2?}, longest from {} to {}", at(from), at(until))
-        });
-        missed.chain(outages).chain(away).chain(states).chain(stalls).collect::<Vec<_>>().join("\n")
+            .map(|(node, time, state)| format!("the server at node {node} became {state} at {:.1} s", at(*time)));
+        groups.chain(away).chain(back).chain(states).collect::<Vec<_>>().join("; ")
     }
 
     /// For how long between these times this process did not run.
@@ -442,7 +413,7 @@ impl Records {
             })
         };
         let events = |is_so: fn(&Result<Published, String>) -> bool| {
-            self.events.iter().filter_map(Event::outcome).filter(|outcome| is_so(outcome)).count()
+            self.events.iter().filter_map(|event| event.end.as_ref()).filter(|(_, outcome)| is_so(outcome)).count()
         };
         Row {
             what: what.to_owned(),
@@ -458,7 +429,8 @@ impl Records {
                 events(|outcome| matches!(outcome, Ok(Published::NotToAll))),
                 events(Result::is_err),
             ),
-            events_missed: self.not_heard(),
+            events_missed: self.missed().count(),
+            missed: self.missed_in_words(),
             run_twice: count(&|call| call.kind == Kind::Once && call.runs > 1),
             lied: count(&|call| said_not_to_have(call) && call.runs > 0),
             late: count(&is_late),
@@ -491,8 +463,7 @@ mod tests {
             let end = Some((sent + second * confirmed, Ok(Published::ToAll)));
             let event = Event { from: 0, sent, end, heard: [true, false, true] };
             let away = vec![(1, sent + 12 * second, sent + 14 * second)];
-            let records = Records { events: vec![event], away, ..Records::default() };
-            records.not_heard()
+            Records { events: vec![event], away, ..Records::default() }.missed().count()
         };
         assert_eq!([1, 10].map(missed), [1, 1], "the subscriber was there until after the event was confirmed");
         assert_eq!([11, 13].map(missed), [0, 0]);
