@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use hopline::testing::Broker;
+use hopline::topology::{Declaration, Queue, QueueKind};
 use hopline::transport::memory;
 use hopline::{Client, Error, Server, State, Unanswered};
 use tokio::time::Instant;
@@ -120,6 +121,20 @@ async fn whoever_connects_to_a_stalled_broker_waits_for_its_time() {
     };
     let (server, ()) = tokio::join!(connecting, restoring);
     server.expect("it answers in time");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_stalled_broker_was_asked_may_have_been_done_and_what_it_refuses_has_not() {
+    let (scene, broker) = Scene::alone();
+    let transport = scene.transport().await;
+    let declare = async |kind| transport.declare(&[Declaration::Queue(Queue::new("one", kind))]).await;
+    declare(QueueKind::Classic).await.expect("it is new");
+    let refused = declare(QueueKind::Exclusive).await.expect_err("there is another one");
+    assert!(matches!(refused, Error::Broker { .. }) && !refused.may_have_run(), "{refused:?}");
+    broker.stall();
+    let silent = declare(QueueKind::Classic).await.expect_err("it says nothing");
+    assert!(silent.to_string().ends_with("it gave no answer within 30s"), "{silent}");
+    assert!(matches!(silent, Error::Broker { .. }) && silent.may_have_run(), "{silent:?}");
 }
 
 #[tokio::test(start_paused = true)]
