@@ -322,3 +322,72 @@ fn oneway_calls_are_written_a_oneway_call() {
     }
     fail_if(&wrong, "write `a oneway call`");
 }
+
+/// One step of the way of a call, as a row of the table in ARCHITECTURE.md tells it.
+struct Step {
+    file: String,
+    functions: Vec<String>,
+}
+
+/// The steps of the way of a call: the rows `| number | file | functions | what happens |`.
+fn steps() -> Vec<Step> {
+    let text = architecture();
+    let (_, walk) = text.split_once("## The way of a call").expect("ARCHITECTURE.md has this part");
+    let (walk, _) = walk.split_once("\n## ").expect("another part follows");
+    let code = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+    let mut steps = Vec::new();
+    for row in walk.lines().filter(|line| line.starts_with("| ")) {
+        let cells: Vec<_> = row.split(" | ").collect();
+        let number = cells[0].trim_start_matches("| ");
+        if number.parse() != Ok(steps.len() + 1) {
+            assert!(matches!(number, "step" | "---"), "step {} is next, and not: {row}", steps.len() + 1);
+            continue;
+        }
+        let [_, file, functions, _] = &cells[..] else { panic!("a step has four cells: {row}") };
+        let (file, functions) = (code(file).concat(), code(functions));
+        assert!(!functions.is_empty(), "a step names the functions: {row}");
+        steps.push(Step { file, functions });
+    }
+    assert!(steps.len() > 1, "ARCHITECTURE.md tells the way of a call as a table of steps");
+    steps
+}
+
+/// The functions that a file defines, in order: `name`, and `Type::name` for each type or trait that the head of their
+/// `impl` or `trait` names.
+fn functions(text: &str) -> Vec<BTreeSet<String>> {
+    let (mut found, mut head, mut in_head) = (Vec::new(), String::new(), false);
+    for line in text.lines() {
+        if !line.starts_with([' ', '/', '#']) && !line.is_empty() {
+            in_head = line.starts_with("impl") || line.split(' ').any(|word| word == "trait");
+            head.clear();
+        }
+        if in_head {
+            head.push_str(line);
+            in_head = !line.contains('{');
+        }
+        let is_code = !line.trim_start().starts_with("//");
+        let Some((_, rest)) = line.split_once("fn ").filter(|_| is_code) else { continue };
+        let name = rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default();
+        let types = head.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty());
+        found.push(types.map(|of| format!("{of}::{name}")).chain([name.to_owned()]).collect());
+    }
+    found
+}
+
+#[test]
+fn the_way_of_a_call_names_files_once_and_functions_that_are_in_them() {
+    let (mut wrong, mut opened) = (Vec::new(), BTreeSet::new());
+    for (number, Step { file, functions: named }) in (1..).zip(steps()) {
+        if !opened.insert(file.clone()) {
+            wrong.push(format!("step {number}: `{file}` is opened a second time"));
+        }
+        let Ok(text) = fs::read_to_string(root().join(&file)) else {
+            wrong.push(format!("step {number}: there is no file `{file}`"));
+            continue;
+        };
+        let defined = functions(&without_tests(&text).join("\n"));
+        let gone = named.iter().filter(|name| !defined.iter().any(|names| names.contains(*name)));
+        wrong.extend(gone.map(|name| format!("step {number}: `{file}` has no function `{name}`")));
+    }
+    fail_if(&wrong, "tell the way of a call as it is now, under \"The way of a call\" in ARCHITECTURE.md");
+}
