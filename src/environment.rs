@@ -40,6 +40,7 @@ use crate::error::Error;
 use crate::topology::Namespace;
 #[cfg(feature = "tls")]
 use crate::transport::Tls;
+use crate::transport::{check_address, check_program_name};
 
 /// The broker's address.
 pub const URL: &str = "HOPLINE_URL";
@@ -69,7 +70,7 @@ pub const KEY: &str = "HOPLINE_KEY";
 /// ```
 ///
 /// # Errors
-/// `Invalid` if `HOPLINE_URL` is not set.
+/// `Invalid` if `HOPLINE_URL` is not set, or is no address of a broker.
 pub fn url() -> Result<String, Error> {
     Variables(&|name| std::env::var_os(name)).url()
 }
@@ -124,7 +125,7 @@ impl Environment {
         variables.check_no_tls()?;
         Ok(Self {
             namespace: variables.read(NAMESPACE, Namespace::new)?,
-            name: variables.read(NAME, |name| Ok(name.to_owned()))?,
+            name: variables.read(NAME, |name| check_program_name(name).map(|()| name.to_owned()))?,
             timeout: variables.read(TIMEOUT, duration)?,
             connect_timeout: variables.read(CONNECT_TIMEOUT, duration)?,
             #[cfg(feature = "tls")]
@@ -156,7 +157,12 @@ impl Variables<'_> {
             ))
         })?;
         // The value is not shown, since there may be a password in it.
-        value.into_string().map_err(|_| Error::Invalid(format!("{URL} is not UTF-8")))
+        let url = value.into_string().map_err(|_| Error::Invalid(format!("{URL} is not UTF-8")))?;
+        match check_address(&url) {
+            Ok(()) => Ok(url),
+            Err(Error::Invalid(why)) => Err(Error::Invalid(format!("{URL} cannot be used: {why}"))),
+            Err(error) => Err(error),
+        }
     }
 
     #[cfg(feature = "tls")]
@@ -240,6 +246,11 @@ mod tests {
                 format!("HOPLINE_TIMEOUT is {text:?}: write a whole number above 0 and a unit: 500ms, 5s or 2m");
             assert!(said.contains(&expected), "{said}");
         }
+        let said = refused(&[(NAME, &"n".repeat(65))]);
+        assert!(
+            said.contains("HOPLINE_NAME is \"nnn") && said.ends_with("write 1 to 64 bytes without control characters"),
+            "{said}"
+        );
         let said = refused(&[(NAMESPACE, "a.b")]);
         assert!(said.contains("HOPLINE_NAMESPACE is \"a.b\": the namespace `a.b` has a '.' in it"), "{said}");
     }
@@ -251,6 +262,8 @@ mod tests {
             Variables(&find).url().map_err(|error| error.to_string())
         };
         assert_eq!(url(Some("memory://")), Ok("memory://".to_owned()));
+        let said = url(Some("amqp://guest:s3cret@")).expect_err("it has no host");
+        assert!(said.starts_with("HOPLINE_URL cannot be used: ") && !said.contains("s3cret"), "{said}");
         for value in [None, Some("")] {
             let said = url(value).expect_err("there is none");
             assert!(said.contains("HOPLINE_URL is not set: it names the broker, such as amqp://"), "{said}");

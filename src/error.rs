@@ -122,7 +122,7 @@ pub enum Error {
     },
     /// A message is larger than the cap. A request, an event or metadata was not sent. If it is a reply, the method has run
     /// and its result is lost.
-    #[error("the {what} takes {size} bytes, over the cap of {limit}: {}", if *.what == "metadata" { "shorten it, since this cap is fixed" } else { "send less, or raise `max_message_size` on both sides" })]
+    #[error("the {what} takes {size} bytes, over the {whose} cap of {limit}: {}", smaller(whose))]
     #[non_exhaustive]
     TooLarge {
         /// `request`, `reply`, `event` or `metadata` (60 KiB, whatever `max_message_size` is).
@@ -131,6 +131,8 @@ pub enum Error {
         size: usize,
         /// The cap it broke, in bytes.
         limit: usize,
+        /// Whose cap this is: `client's`, `server's` or `broker's`. `fixed` for metadata.
+        whose: &'static str,
     },
     /// The connection to the broker was lost, or there was none.
     #[error("{}there is no connection to the broker ({reason})", ran(.method.as_deref(), *.may_have_run))]
@@ -153,7 +155,7 @@ pub enum Error {
         reason: String,
     },
     /// A queue or exchange exists with other arguments than this program declares.
-    #[error("{name} exists with other arguments: {}; delete it, or use another namespace", .differences.join(", "))]
+    #[error("{name} exists with other arguments: {}; the guide's chapter on changing a contract says how to change it and lose nothing, or use another namespace", .differences.join(", "))]
     #[non_exhaustive]
     Mismatch {
         /// The queue or exchange.
@@ -267,6 +269,20 @@ impl Error {
         self.facts().3
     }
 
+    /// The same error for a call of which another attempt may have run: it never says that the call has not run.
+    pub(crate) fn after_another_attempt(self) -> Self {
+        match self {
+            error if error.may_have_run() => error,
+            Self::Timeout { method, after, .. } => Self::Timeout { method, after, why: Unanswered::Unknown },
+            Self::Blocked { method, reason, after, .. } => Self::Blocked { method, reason, after, may_have_run: true },
+            Self::Disconnected { method, reason, .. } => Self::Disconnected { method, reason, may_have_run: true },
+            error => Self::Fault(Fault::new(
+                error.code(),
+                format!("an earlier attempt of the call may have run, and the last one failed: {error}"),
+            )),
+        }
+    }
+
     /// How long the server asked the caller to wait before it tries again, if it did.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
@@ -335,11 +351,26 @@ impl<E: fmt::Debug> fmt::Debug for CallError<E> {
 
 fn nobody(service: &str, oneway: Option<&str>) -> String {
     match oneway {
-        None => format!("nobody serves `{service}`: is a server running, and on the same namespace?"),
+        None => match service.split_once('@') {
+            Some((service, instance)) => format!(
+                "there is no instance `{instance}` of `{service}`: it has gone, or connects again at this moment; \
+                 `Client::instances` lists those that are there"
+            ),
+            None => format!("nobody serves `{service}`: is a server running, and on the same namespace?"),
+        },
         Some(method) => format!(
             "`{service}` takes no oneway calls of `{method}`: has a server run, on the same namespace, in which this is a \
              oneway method?"
         ),
+    }
+}
+
+/// What helps against a message that is over a cap.
+fn smaller(whose: &str) -> &'static str {
+    match whose {
+        "fixed" => "shorten it",
+        "broker's" => "send less, or raise `max_message_size` in the broker's configuration",
+        _ => "send less, or raise `max_message_size` on both sides",
     }
 }
 

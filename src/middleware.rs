@@ -6,6 +6,7 @@ mod invocation;
 mod reply;
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub(crate) use self::chain::Chain;
@@ -95,6 +96,21 @@ pub trait Middleware: Send + Sync + 'static {
     /// for each call, however many attempts there were. If the caller dropped the call, the code is `CANCELLED`.
     fn finished(&self, done: &Finished<'_>) {
         let _ = done;
+    }
+}
+
+/// A middleware that is shared: the program keeps one `Arc` and reads there what the middleware has counted.
+impl<M: Middleware> Middleware for Arc<M> {
+    fn handle(&self, call: Invocation, next: Next) -> impl Future<Output = Result<Reply, Error>> + Send {
+        M::handle(self, call, next)
+    }
+
+    fn admit(&self, call: &Invocation) -> Result<(), Fault> {
+        M::admit(self, call)
+    }
+
+    fn finished(&self, done: &Finished<'_>) {
+        M::finished(self, done);
     }
 }
 

@@ -25,7 +25,7 @@ pub use self::consuming::{Consumer, ConsumerEnd, Death, Delivery, Mode, Settle};
 pub(crate) use self::consuming::{Life, Settler, Stop};
 pub use self::dial::Dial;
 pub(crate) use self::dial::DialSettings;
-pub(crate) use self::dial::{next_look_back, pause_before_next};
+pub(crate) use self::dial::{check_address, check_program_name, next_look_back, pause_before_next};
 pub(crate) use self::publishing::forbids;
 pub use self::publishing::{Confirm, Loss, Lost, Properties, Publication, Receipt};
 #[cfg(feature = "tls")]

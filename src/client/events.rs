@@ -159,7 +159,9 @@ impl Client {
             CallEnd::Said(Confirm::Accepted | Confirm::Returned) => Ok(Published::ToAll),
             CallEnd::Said(Confirm::Refused) => Ok(Published::NotToAll),
             CallEnd::NoExchange { exchange, why } => Err(no_exchange(&exchange, why)),
-            CallEnd::Said(Confirm::TooLarge(limit)) => Err(Error::TooLarge { what: "event", size, limit }),
+            CallEnd::Said(Confirm::TooLarge(limit)) => {
+                Err(Error::TooLarge { what: "event", size, limit, whose: "broker's" })
+            }
             CallEnd::Lost(lost) => Err(lost_with(key.to_string(), lost)),
             CallEnd::Blocked { reason, after, may_have_run } => {
                 Err(Error::Blocked { method: Some(key.to_string()), reason: reason.to_string(), after, may_have_run })

@@ -71,7 +71,9 @@ impl Ticket {
             // queue is being deleted.
             CallEnd::Said(Confirm::Refused) if self.route.instance().is_some() => Err(self.no_service()),
             CallEnd::Said(Confirm::Refused) => Err(queue_full(&self.target.service)),
-            CallEnd::Said(Confirm::TooLarge(limit)) => Err(Error::TooLarge { what: "request", size: self.size, limit }),
+            CallEnd::Said(Confirm::TooLarge(limit)) => {
+                Err(Error::TooLarge { what: "request", size: self.size, limit, whose: "broker's" })
+            }
             CallEnd::Lost(lost) => Err(lost_with(self.target.to_string(), lost)),
             CallEnd::Blocked { reason, after, may_have_run } => {
                 let method = Some(self.target.to_string());
@@ -261,14 +263,16 @@ fn read(mut frame: Frame, max_payload: usize) -> Result<Reply, Error> {
     if !frame.service_error {
         if let Some((size, limit)) = more.too_large {
             let bytes = |number| usize::try_from(number).unwrap_or(usize::MAX);
-            return Err(Error::TooLarge { what: "reply", size: bytes(size), limit: bytes(limit) });
+            return Err(Error::TooLarge { what: "reply", size: bytes(size), limit: bytes(limit), whose: "server's" });
         }
         if frame.status != Code::Ok || more.error.is_some() {
             return Err(Error::Fault(fault(&frame)));
         }
     }
     let payload = frame.plain_payload(max_payload).map_err(|refusal| match refusal {
-        CompressionRefusal::TooLarge { size, cap } => Error::TooLarge { what: "reply", size, limit: cap },
+        CompressionRefusal::TooLarge { size, cap } => {
+            Error::TooLarge { what: "reply", size, limit: cap, whose: "client's" }
+        }
         refusal => Error::UnreadableReply(CodecError(format!("the reply cannot be read: {refusal}"))),
     })?;
     Ok(Reply {

@@ -88,6 +88,11 @@ impl Presence {
         (seen.heard, seen.gone) = (None, Some(gone));
     }
 
+    /// Whether there is no instance, as far as the broker has said lately.
+    pub(crate) fn is_absent(&self, now: Instant) -> bool {
+        self.seen().is_gone(now)
+    }
+
     /// Whether there was none for so long that no instance can be running a call without having reported it.
     pub(crate) fn is_certainly_absent(&self, now: Instant) -> bool {
         self.seen().is_certainly_gone(now)

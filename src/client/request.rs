@@ -282,14 +282,18 @@ impl Client {
     /// Checks that a frame is not over the client's limit. `what` names it in the error.
     pub(super) fn sized(&self, what: &'static str, body: Bytes) -> Result<Bytes, Error> {
         let limit = self.0.settings.max_message_size;
-        if body.len() > limit { Err(Error::TooLarge { what, size: body.len(), limit }) } else { Ok(body) }
+        if body.len() > limit {
+            Err(Error::TooLarge { what, size: body.len(), limit, whose: "client's" })
+        } else {
+            Ok(body)
+        }
     }
 }
 
 /// Checks that a frame can hold the metadata of a call.
 pub(super) fn check_metadata(entries: &[(String, String)]) -> Result<(), Error> {
     frame::check_entries(entries.iter().map(|(name, value)| (&**name, &**value))).map_err(|excess| match excess {
-        Excess::Size(size, limit) => Error::TooLarge { what: "metadata", size, limit },
+        Excess::Size(size, limit) => Error::TooLarge { what: "metadata", size, limit, whose: "fixed" },
         Excess::Count(..) => Error::Invalid(excess.to_string()),
     })
 }

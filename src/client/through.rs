@@ -17,11 +17,11 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::error;
 
-use super::pending::{Answer, Dispatched, Gathering};
+use super::pending::{Answer, Dispatched, Gathering, OVERDUE};
 use super::request::{ArgumentWriter, Attempt, Request, unwritten};
 use super::{Client, RUNTIME_ENDED};
 use crate::context::Context;
-use crate::error::{Code, Error, Fault};
+use crate::error::{Code, Error, Fault, Unanswered};
 use crate::middleware::{Chain, Finished, Invocation, Reply, Style};
 use crate::panics::words;
 
@@ -246,7 +246,7 @@ impl Client {
         F: Fn(Self, Invocation, Attempt) -> A + Send + Sync + 'static,
         A: Future<Output = Result<Reply, Error>> + Send + 'static,
     {
-        let attempts = Arc::new(AtomicU32::new(0));
+        let attempts = Arc::new(AttemptCount::default());
         let mut watch = Watch {
             middleware: self.0.settings.middleware.clone(),
             call: call.clone(),
@@ -256,15 +256,55 @@ impl Client {
         };
         let client = self.clone();
         let running = self.0.settings.middleware.run(call, move |call| {
-            let number = attempts.fetch_add(1, Ordering::Relaxed) + 1;
-            send(client.clone(), call, Attempt { number, ..first }).boxed()
+            let number = attempts.begin();
+            let sent = send(client.clone(), call, Attempt { number, ..first });
+            let attempts = attempts.clone();
+            async move { attempts.end(sent.await) }.boxed()
         });
+        let limit = self.timer(first.deadline + OVERDUE + OVERDUE);
         async move {
-            let outcome = AssertUnwindSafe(running).catch_unwind().await;
+            let outcome = tokio::select! {
+                biased;
+                outcome = AssertUnwindSafe(running).catch_unwind() => outcome,
+                () = limit => Ok(Err(watch.still_running(first.timeout))),
+            };
             let outcome = outcome.unwrap_or_else(|panic| Err(watch.panicked(words(&*panic))));
             watch.ends(&outcome);
             outcome
         }
+    }
+}
+
+/// The attempts of one call.
+#[derive(Debug, Default)]
+struct AttemptCount {
+    /// How many were begun.
+    begun: AtomicU32,
+    /// How many of these may have run, or may still run.
+    may_have_run: AtomicU32,
+}
+
+impl AttemptCount {
+    /// Counts an attempt that begins. Returns its number, which is 1 for the first.
+    fn begin(&self) -> u32 {
+        self.may_have_run.fetch_add(1, Ordering::Relaxed);
+        self.begun.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Counts that an attempt has ended. An error says that the call has not run only if no attempt may have run.
+    fn end(&self, outcome: Result<Reply, Error>) -> Result<Reply, Error> {
+        match outcome {
+            Err(error) if !error.may_have_run() => {
+                let others = self.may_have_run.fetch_sub(1, Ordering::Relaxed) > 1;
+                Err(if others { error.after_another_attempt() } else { error })
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Whether the call may have run.
+    fn may_have_run(&self) -> bool {
+        self.may_have_run.load(Ordering::Relaxed) > 0
     }
 }
 
@@ -274,8 +314,7 @@ struct Watch {
     middleware: Chain,
     call: Invocation,
     since: Instant,
-    /// How many attempts were sent.
-    attempts: Arc<AtomicU32>,
+    attempts: Arc<AttemptCount>,
     is_over: bool,
 }
 
@@ -287,22 +326,29 @@ impl Watch {
         Error::Fault(Fault::new(Code::Internal, "a middleware of the client panicked: its log says why"))
     }
 
-    fn ends(&mut self, outcome: &Result<Reply, Error>) {
-        let (code, own_error, may_have_run, handler_time) = match outcome {
-            Ok(reply) if reply.own_error => (Code::Unknown, true, true, reply.handler_time),
-            Ok(reply) => (Code::Ok, false, true, reply.handler_time),
-            Err(error) => (error.code(), false, error.may_have_run(), None),
-        };
-        self.tell(code, own_error, may_have_run, handler_time);
+    /// The error of a call whose middleware has not ended in time.
+    fn still_running(&self, timeout: Duration) -> Error {
+        let method = format!("{}.{}", self.call.service(), self.call.method());
+        let why = Unanswered::Middleware { may_have_run: self.attempts.may_have_run() };
+        Error::Timeout { method, after: timeout, why }
     }
 
-    fn tell(&mut self, code: Code, own_error: bool, may_have_run: bool, handler_time: Option<Duration>) {
+    fn ends(&mut self, outcome: &Result<Reply, Error>) {
+        let (code, own_error, handler_time) = match outcome {
+            Ok(reply) if reply.own_error => (Code::Unknown, true, reply.handler_time),
+            Ok(reply) => (Code::Ok, false, reply.handler_time),
+            Err(error) => (error.code(), false, None),
+        };
+        self.tell(code, own_error, handler_time);
+    }
+
+    fn tell(&mut self, code: Code, own_error: bool, handler_time: Option<Duration>) {
         self.is_over = true;
         self.middleware.finished(&Finished {
             call: &self.call,
             code,
             own_error,
-            ran: may_have_run && self.attempts.load(Ordering::Relaxed) > 0,
+            ran: self.attempts.may_have_run(),
             queue_time: None,
             handler_time,
             took: self.since.elapsed(),
@@ -313,7 +359,7 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         if !self.is_over {
-            self.tell(Code::Cancelled, false, true, None);
+            self.tell(Code::Cancelled, false, None);
         }
     }
 }

@@ -30,19 +30,21 @@ fn errors_read_as_sentences_that_name_the_culprit() {
     assert!(!Unanswered::Congested.may_have_run() && Unanswered::Unserved.may_have_run());
     let error = CallError::Service(std::net::IpAddr::from([127, 0, 0, 1]));
     assert_eq!(error.to_string(), "the service returned its own error: 127.0.0.1", "not as it is debugged");
-    let too_large = |what| Error::TooLarge { what, size: 2, limit: 1 }.to_string();
-    assert!(too_large("request").ends_with("or raise `max_message_size` on both sides"), "{}", too_large("request"));
-    assert_eq!(
-        too_large("metadata"),
-        "the metadata takes 2 bytes, over the cap of 1: shorten it, since this cap is fixed"
-    );
+    let too_large = |what, whose| Error::TooLarge { what, size: 2, limit: 1, whose }.to_string();
+    let request =
+        "the request takes 2 bytes, over the client's cap of 1: send less, or raise `max_message_size` on both sides";
+    assert_eq!(too_large("request", "client's"), request);
+    assert!(too_large("request", "broker's").ends_with("`max_message_size` in the broker's configuration"));
+    assert_eq!(too_large("metadata", "fixed"), "the metadata takes 2 bytes, over the fixed cap of 1: shorten it");
+    let nobody = Error::NoService { service: "demo.v1@i1".into(), method: None }.to_string();
+    assert!(nobody.starts_with("there is no instance `i1` of `demo.v1`: "), "{nobody}");
 }
 
 #[test]
 fn each_variant_says_what_the_table_in_its_documentation_says() {
     let text = String::new;
     let timeout = |why| Error::Timeout { method: text(), after: Duration::ZERO, why };
-    let too_large = |what| Error::TooLarge { what, size: 2, limit: 1 };
+    let too_large = |what| Error::TooLarge { what, size: 2, limit: 1, whose: "client's" };
     let blocked = |may_have_run| Error::Blocked { method: None, reason: text(), after: Duration::ZERO, may_have_run };
     let disconnected = |may_have_run| Error::Disconnected { method: None, may_have_run, reason: text() };
     let silent = Error::silent("declare a queue", Duration::from_secs(30));
@@ -112,4 +114,29 @@ fn an_error_becomes_that_of_a_method_with_an_error_of_its_own() {
     }
     assert!(matches!(outer(), Err(CallError::Failed(Error::Invalid(_)))));
     assert_eq!(boxed().map_err(|error| error.to_string()), Err("no".to_owned()));
+}
+
+#[test]
+fn the_error_of_an_attempt_never_says_that_the_call_has_not_run_if_another_attempt_may_have() {
+    let text = String::new;
+    let not_run = [
+        Error::NoService { service: "demo.v1".into(), method: None },
+        Error::Overloaded { what: "its queue is full".into() },
+        Error::Blocked { method: None, reason: text(), after: Duration::ZERO, may_have_run: false },
+        Error::Timeout { method: text(), after: Duration::ZERO, why: Unanswered::Unsent },
+        Error::Disconnected { method: None, may_have_run: false, reason: text() },
+        Error::TooLarge { what: "request", size: 2, limit: 1, whose: "client's" },
+        Error::Invalid("a bad name".into()),
+    ];
+    for error in not_run {
+        assert!(!error.may_have_run(), "{error:?}");
+        let (code, said) = (error.code(), error.to_string());
+        let error = error.after_another_attempt();
+        assert!(error.may_have_run() && error.code() == code, "{error:?}");
+        if let Error::Fault(fault) = error {
+            assert!(fault.message.contains("an earlier attempt") && fault.message.ends_with(&said), "{fault}");
+        }
+    }
+    let sure = Error::Timeout { method: text(), after: Duration::ZERO, why: Unanswered::Unserved };
+    assert!(matches!(sure.after_another_attempt(), Error::Timeout { why: Unanswered::Unserved, .. }));
 }

@@ -32,6 +32,14 @@ pub enum Unanswered {
     /// A handler made the call to a service of its own server, which drains, and no other instance of that service is there.
     /// The drain does not wait for such a call. It runs if an instance comes before its deadline.
     Draining,
+    /// The call was sent, and at its deadline no instance takes calls any more. The one that took it has died, or drains.
+    /// Until another instance starts, more time does not help.
+    Gone,
+    /// A middleware of the client was still running at the deadline.
+    Middleware {
+        /// Whether the middleware has sent the call before.
+        may_have_run: bool,
+    },
     /// Nothing is known: the call may have run, may still run, or may wait behind others.
     Unknown,
 }
@@ -40,7 +48,11 @@ impl Unanswered {
     /// Whether the call may have run. It is `false` only for a call that was not sent.
     #[must_use]
     pub fn may_have_run(self) -> bool {
-        !matches!(self, Self::Unsent | Self::Congested)
+        match self {
+            Self::Unsent | Self::Congested => false,
+            Self::Middleware { may_have_run } => may_have_run,
+            Self::Unserved | Self::Draining | Self::Gone | Self::Unknown => true,
+        }
     }
 }
 
@@ -59,6 +71,16 @@ impl fmt::Display for Unanswered {
             Self::Draining => {
                 "the server that made it drains, and no other instance of the service is there: it runs if one comes in \
                  the rest of its time"
+            }
+            Self::Gone => {
+                "it may have run, and nobody serves it any more: the instance that took it has died, or drains; start an \
+                 instance"
+            }
+            Self::Middleware { may_have_run: false } => {
+                "it was not sent: a middleware of this client was still running at the deadline"
+            }
+            Self::Middleware { may_have_run: true } => {
+                "it may have run: a middleware of this client was still running at the deadline"
             }
             Self::Unknown => "it may have run; allow more time with `.timeout()`",
         })

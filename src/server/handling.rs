@@ -163,7 +163,7 @@ impl Worker {
                 Begun::Ended(self.ended(job, self.told(frame, answer), &context, &cancelled, started))
             }
             Err(panic) => {
-                let answer = self.panicked(frame, &*panic);
+                let answer = self.panicked(job, &*panic);
                 Begun::Ended(self.ended(job, answer, &context, &cancelled, started))
             }
         }
@@ -208,7 +208,7 @@ impl Worker {
         };
         // It may panic, and so may whatever is dropped with it when it is cancelled.
         let ended = AssertUnwindSafe(waiting.instrument(span)).catch_unwind().await;
-        match ended.unwrap_or_else(|panic| Ok(self.panicked(&job.frame, &*panic))) {
+        match ended.unwrap_or_else(|panic| Ok(self.panicked(job, &*panic))) {
             Ok(answer) => self.ended(job, answer, &context, &cancelled, started),
             Err((ending, why)) => {
                 let end = match ending {
@@ -332,18 +332,24 @@ impl Worker {
         answer
     }
 
-    /// The answer of a handler that panicked.
-    fn panicked(&self, frame: &Frame, panic: &(dyn Any + Send)) -> Answer {
+    /// The answer to a call whose handler, or a middleware around it, panicked.
+    fn panicked(&self, job: &Job, panic: &(dyn Any + Send)) -> Answer {
+        let frame = &job.frame;
         let method = frame.metadata.method.as_deref().unwrap_or_default();
+        let who = match &job.passage {
+            None => format!("`{}.{method}`", self.name),
+            Some(passage) if passage.has_run() => format!("`{}.{method}`, or a middleware around it,", self.name),
+            Some(_) => format!("a middleware around `{}.{method}`", self.name),
+        };
         let said = words(panic);
         let why = match (frame.kind, said) {
             // A dead letter and the log are read by whoever runs the service; a reply by anybody who may call it.
-            (Kind::Oneway | Kind::Event, Some(said)) => format!("`{}.{method}` panicked: {said}", self.name),
-            (Kind::Oneway | Kind::Event, None) => format!("`{}.{method}` panicked", self.name),
+            (Kind::Oneway | Kind::Event, Some(said)) => format!("{who} panicked: {said}"),
+            (Kind::Oneway | Kind::Event, None) => format!("{who} panicked"),
             _ => {
                 let caller = frame.metadata.instance.as_deref();
-                error!(service = %self.name, method, id = %frame.id, caller, panic = said, "a handler panicked");
-                format!("`{}.{method}` panicked: the log of instance {} says why", self.name, self.site.instance)
+                error!(service = %self.name, method, id = %frame.id, caller, panic = said, "{who} panicked");
+                format!("{who} panicked: the log of instance {} says why", self.site.instance)
             }
         };
         Answer::Fault(Fault::new(Code::Internal, why))

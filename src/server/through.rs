@@ -60,6 +60,11 @@ impl From<Code> for Outcome {
 }
 
 impl Passage {
+    /// Whether the handler has started.
+    pub(super) fn has_run(&self) -> bool {
+        self.ran.load(Ordering::Relaxed)
+    }
+
     /// Notes that the call begins to run.
     fn begins(&self, context: &Context) {
         // It begins once: another delivery has a passage of its own.
@@ -161,7 +166,7 @@ impl Worker {
             call: &passage.call,
             code: outcome.code,
             own_error: outcome.own_error,
-            ran: passage.ran.load(Ordering::Relaxed),
+            ran: passage.has_run(),
             queue_time: began.and_then(|began| began.queue_time),
             handler_time: began.map(|began| began.at.elapsed()),
             took: passage.received.elapsed(),

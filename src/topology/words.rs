@@ -11,7 +11,7 @@ const MAX_NAME: usize = 64;
 /// A sentence that says what is wrong with it.
 pub fn check_name(what: &str, name: &str) -> Result<(), String> {
     if name.is_empty() {
-        return Err(format!("a {what} needs a name"));
+        return Err(format!("the {what} has no name"));
     }
     if name.len() > MAX_NAME {
         return Err(format!("the {what} `{name}` is longer than {MAX_NAME} bytes"));

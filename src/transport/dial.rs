@@ -71,7 +71,12 @@ impl DialSettings {
             addresses,
             connect_timeout: self.timeout,
             name: match &self.name {
-                Some(name) => checked(name)?.into(),
+                Some(name) => {
+                    let wrong =
+                        |why| Error::Invalid(format!("a connection cannot have the name {:?}: {why}", shortened(name)));
+                    check_program_name(name).map_err(wrong)?;
+                    name.as_str().into()
+                }
                 None => program().into(),
             },
             instance: None,
@@ -197,14 +202,25 @@ fn connector(addresses: &[BrokerAddress], tls: Option<&Tls>) -> Result<Option<ra
     }
 }
 
-/// Checks a name for connections.
-fn checked(name: &str) -> Result<&str, Error> {
+/// Checks a name for connections. The error is a sentence without the name.
+pub(crate) fn check_program_name(name: &str) -> Result<(), String> {
     if name.is_empty() || name.len() > MAX_NAME || name.contains(char::is_control) {
-        return Err(Error::Invalid(format!(
-            "the name of a connection has 1 to {MAX_NAME} bytes and no control characters, unlike {name:?}"
-        )));
+        return Err(format!("write 1 to {MAX_NAME} bytes without control characters"));
     }
-    Ok(name)
+    Ok(())
+}
+
+/// Checks that an address can be read.
+///
+/// # Errors
+/// `Invalid`, which shows nothing of the address but its scheme.
+pub(crate) fn check_address(url: &str) -> Result<(), Error> {
+    address::read(url).map(drop)
+}
+
+/// The beginning of a name, for an error.
+fn shortened(name: &str) -> String {
+    name.chars().take(2 * MAX_NAME).collect()
 }
 
 /// The name of this program, without what a name of a connection must not contain.

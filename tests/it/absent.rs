@@ -80,7 +80,7 @@ async fn a_call_whose_only_instance_died_is_not_said_to_be_nobodys() {
     // A later call was answered, so an instance was there and may have received this one.
     drop(server);
     let late = late.await;
-    assert!(matches!(late, Err(Error::Timeout { why: Unanswered::Unknown, .. })), "{late:?}");
+    assert!(matches!(late, Err(Error::Timeout { why: Unanswered::Gone, .. })), "{late:?}");
     let alone = hold(&client, 4).timeout(Duration::from_secs(10)).await;
     assert!(matches!(alone, Err(Error::Timeout { why: Unanswered::Unserved, .. })), "{alone:?}");
 }

@@ -1,5 +1,6 @@
 //! Middleware on both sides: its order, what it sees of each style, and what it may do.
 
+use std::future::IntoFuture as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -8,7 +9,7 @@ use futures::StreamExt;
 use hopline::topology::{Binding, Declaration, Queue, QueueKind};
 use hopline::{
     Client, ClientBuilder, Code, Codec, Context, Error, Fault, Finished, Invocation, Method, Middleware, Next,
-    Published, Reply, Running, Server, ServerBuilder, Service, Style,
+    Published, Reply, Running, Server, ServerBuilder, Service, Style, Unanswered,
 };
 use tokio::sync::mpsc;
 use uuid::Uuid;
@@ -591,6 +592,62 @@ impl Middleware for Panics {
     fn finished(&self, _: &Finished<'_>) {
         assert!(self.0 != "finished", "as the test asks");
     }
+}
+
+/// Tries once more what can be tried again.
+async fn once_more(call: Invocation, next: Next) -> Result<Reply, Error> {
+    match next.run(call.clone()).await {
+        Err(error) if error.is_transient() => next.run(call).await,
+        outcome => outcome,
+    }
+}
+
+#[tokio::test]
+async fn the_error_of_a_later_attempt_does_not_deny_an_earlier_one() {
+    let scene = Scene::new();
+    let Held { service, mut arrived } = Held::new();
+    let _server = scene.serve(service).await;
+    let (own, mut over) = ends();
+    let client = scene.client_with(|client| client.with(own).with(Around(once_more))).await;
+    let call = hold(&client, 1).timeout(Duration::from_millis(500)).start().await.expect("it is sent");
+    let _run = soon(arrived.recv()).await.expect("the first attempt runs");
+    // The second attempt has no time left, and is not sent.
+    let late = soon(call).await.expect_err("nobody answers");
+    assert!(matches!(late, Error::Timeout { .. }) && late.may_have_run(), "{late:?}");
+    assert_eq!(next(&mut over).await.short(), ("hold", Code::DeadlineExceeded, true));
+}
+
+#[tokio::test]
+async fn a_middleware_that_hangs_holds_no_call_beyond_its_deadline() {
+    let scene = Scene::new();
+    let _server = scene.math().await;
+    let short = |client: ClientBuilder| client.timeout(Duration::from_millis(200));
+    let hangs = |_: Invocation, _: Next| std::future::pending::<Result<Reply, Error>>();
+    let (own, mut over) = ends();
+    let client = scene.client_with(|client| short(client).with(own).with(Around(hangs))).await;
+    let math = MathClient::new(&client);
+    let add = || client.call::<i64>("math", "add", (1, 2));
+    let ended = [
+        soon(math.add(1, 2).into_future()).await.map(drop),
+        soon(add().start().await.expect("it is begun").into_future()).await.map(drop),
+        soon(client.oneway("math", "add", (1, 2)).send()).await,
+        soon(add().all().gather(Duration::from_millis(10))).await.map(drop),
+        soon(client.publish("order.new", &1)).await.map(drop),
+    ];
+    for outcome in ended {
+        let error = outcome.expect_err("it hangs");
+        let why = Unanswered::Middleware { may_have_run: false };
+        assert!(matches!(&error, Error::Timeout { why: told, .. } if *told == why), "{error:?}");
+        assert!(error.to_string().contains("middleware") && !error.may_have_run(), "{error}");
+        assert!(!next(&mut over).await.ran);
+    }
+    let hangs_later = |call: Invocation, next: Next| async move {
+        next.run(call).await?;
+        std::future::pending().await
+    };
+    let client = scene.client_with(|client| short(client).with(Around(hangs_later))).await;
+    let error = soon(MathClient::new(&client).add(1, 2).into_future()).await.expect_err("it hangs");
+    assert!(error.may_have_run() && error.to_string().contains("middleware"), "{error}");
 }
 
 #[tokio::test]

@@ -411,7 +411,7 @@ async fn a_request_over_the_cap_never_leaves() {
     let call = client.call::<()>("nobody", "home", [(); 0]).metadata("large", "x".repeat(100_000));
     let error = call.await.expect_err("too large");
     assert!(matches!(error, Error::TooLarge { what: "metadata", .. }));
-    assert!(error.to_string().ends_with("shorten it, since this cap is fixed"), "{error}");
+    assert!(error.to_string().ends_with("over the fixed cap of 61440: shorten it"), "{error}");
 }
 
 #[tokio::test]

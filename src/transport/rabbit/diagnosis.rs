@@ -39,8 +39,8 @@ pub(super) fn silence(stage: ConnectStage, address: &RabbitAddress, within: Dura
         }
         ConnectStage::Encrypting => "something accepts connections there and does not answer to TLS",
         ConnectStage::LoggingIn => {
-            "something accepts connections there and does not greet as RabbitMQ does: check the port, and the proxy if \
-             it is one"
+            "something accepts connections there and has not greeted as RabbitMQ does: check the port, and the proxy if \
+             it is one, or allow more time"
         }
         ConnectStage::Opening => "the broker accepts the login and opens no channel: its log may say why",
     };

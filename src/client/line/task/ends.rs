@@ -255,10 +255,10 @@ impl LineTask {
         self.end_waiting(now);
         if let Some((waiter, unserved)) = self.in_flight.release_one(id) {
             if let Waiter::One(waiter) = waiter {
-                let why = if unserved.is_some_and(|(target, message)| self.is_unserved(&target, message, now)) {
-                    Unanswered::Unserved
-                } else {
-                    Unanswered::Unknown
+                let why = match unserved {
+                    Some((target, message)) if self.is_unserved(&target, message, now) => Unanswered::Unserved,
+                    Some((target, _)) if target.presence().is_absent(now) => Unanswered::Gone,
+                    _ => Unanswered::Unknown,
                 };
                 // An error means that the caller gave up at this moment, here and below.
                 let _ = waiter.send(Err(CallEnd::TimedOut(why)));

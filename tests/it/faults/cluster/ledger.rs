@@ -90,7 +90,8 @@ pub(super) struct Failure {
 struct Event {
     from: usize,
     sent: Instant,
-    outcome: Option<Result<Published, String>>,
+    /// When and how its publication ended. Until then it may be waiting at its client, and it may leave at any time.
+    end: Option<(Instant, Result<Published, String>)>,
     heard: [bool; 3],
 }
 
@@ -153,12 +154,13 @@ impl Ledger {
 
     pub(super) fn publishes(&self, from: usize) -> usize {
         let events = &mut self.records().events;
-        events.push(Event { from, sent: Instant::now(), outcome: None, heard: [false; 3] });
+        events.push(Event { from, sent: Instant::now(), end: None, heard: [false; 3] });
         events.len() - 1
     }
 
     pub(super) fn is_published(&self, number: usize, outcome: Result<Published, Error>) {
-        self.records().events[number].outcome = Some(outcome.map_err(|error| Failure::of(&error).what));
+        let end = Some((Instant::now(), outcome.map_err(|error| Failure::of(&error).what)));
+        self.records().events[number].end = end;
     }
 
     pub(super) fn hears(&self, number: usize, node: usize) {
@@ -212,7 +214,7 @@ impl Ledger {
 
     /// Waits until all confirmed events have reached all subscribers that are running.
     pub(super) async fn is_heard(&self) {
-        while self.records().not_heard() > 0 {
+        while self.records().missed().next().is_some() {
             self.changed.notified().await;
         }
     }
@@ -298,27 +300,61 @@ impl Records {
         self.calls.iter().filter(|call| call.kind == Kind::Note && call.is_confirmed() && call.runs == 0).count()
     }
 
-    /// How many times a subscriber did not get a confirmed event although its connection was there.
-    fn not_heard(&self) -> usize {
-        let missed = self.events.iter().map(|event| {
-            let outages: Vec<_> = self.outages.iter().filter(|outage| outage.has_met(event.sent)).collect();
-            let is_taken = match event.outcome {
-                Some(Ok(Published::ToAll)) => true,
+    /// The confirmed events that a subscriber did not get although its connection was there, each with that subscriber.
+    fn missed(&self) -> impl Iterator<Item = (&Event, usize)> {
+        self.events.iter().flat_map(|event| {
+            let (sent, from) = (event.sent, event.from);
+            let ended = event.end.as_ref().map_or(sent, |&(ended, _)| ended);
+            // It left at some time between these two: it waits at its client while the queues of others confirm nothing.
+            let has_met = |outage: &&Outage| outage.from <= ended && outage.until.is_none_or(|until| sent <= until);
+            let outages: Vec<_> = self.outages.iter().filter(has_met).filter_map(Outage::node).collect();
+            let is_taken = match event.end {
+                Some((_, Ok(Published::ToAll))) => true,
                 // A subscriber that was cut off itself does not know who else is running.
-                Some(Ok(_)) => outages.iter().all(|outage| outage.node() != Some(event.from)),
-                Some(Err(_)) | None => false,
+                Some((_, Ok(_))) => !outages.contains(&from),
+                Some((_, Err(_))) | None => false,
             };
-            let over = event.sent + DEADLINE;
             // The other nodes see its new bindings a moment later.
             let went = |&(node, from, until): &(usize, Instant, Instant)| {
-                (from - BEFORE <= over && event.sent <= until + SEEN).then_some(node)
+                (from - BEFORE <= ended && sent <= until + SEEN).then_some(node)
             };
-            let away: Vec<_> =
-                self.away.iter().filter_map(went).chain(outages.iter().filter_map(|one| one.node())).collect();
-            let lives = |node: usize| !away.contains(&node);
-            (0..3).filter(|&node| is_taken && lives(node) && !event.heard[node]).count()
+            let away: Vec<_> = self.away.iter().filter_map(went).chain(outages).collect();
+            (0..3)
+                .filter(move |node| is_taken && !away.contains(node) && !event.heard[*node])
+                .map(move |node| (event, node))
+        })
+    }
+
+    /// Which events were missed by whom, and who had no connection when, in seconds after the first outage began.
+    fn missed_in_words(&self) -> String {
+        let begin = self.outages.first().map(|outage| outage.from).or(self.events.first().map(|event| event.sent));
+        let Some(begin) = begin else { return String::new() };
+        let at = |time: Instant| match time.checked_duration_since(begin) {
+            Some(after) => after.as_secs_f64(),
+            None => -begin.duration_since(time).as_secs_f64(),
+        };
+        let mut groups = BTreeMap::<(usize, usize), Vec<(f64, f64)>>::new();
+        for (event, node) in self.missed() {
+            let ended = event.end.as_ref().map_or(event.sent, |&(ended, _)| ended);
+            groups.entry((event.from, node)).or_default().push((at(event.sent), at(ended)));
+        }
+        let groups = groups.iter().map(|((from, to), times)| {
+            let sent = (times[0].0, times[times.len() - 1].0);
+            let ended = times.iter().fold((f64::MAX, f64::MIN), |(min, max), &(_, end)| (min.min(end), max.max(end)));
+            format!(
+                "{} of the client at node {from} to the subscriber at node {to}, published {:.1} s to {:.1} s, confirmed {:.1} s to {:.1} s",
+                times.len(), sent.0, sent.1, ended.0, ended.1
+            )
         });
-        missed.sum()
+        let away = self.away.iter().map(|&(node, from, until)| {
+            format!("the subscriber at node {node} had no connection from {:.1} s to {:.1} s", at(from), at(until))
+        });
+        let back = self
+            .outages
+            .iter()
+            .filter_map(|outage| outage.until)
+            .map(|until| format!("all was `Ready` at {:.1} s", at(until)));
+        groups.chain(away).chain(back).collect::<Vec<_>>().join("; ")
     }
 
     /// For how long between these times this process did not run.
@@ -355,7 +391,7 @@ impl Records {
             })
         };
         let events = |is_so: fn(&Result<Published, String>) -> bool| {
-            self.events.iter().filter_map(|event| event.outcome.as_ref()).filter(|outcome| is_so(outcome)).count()
+            self.events.iter().filter_map(|event| event.end.as_ref()).filter(|(_, outcome)| is_so(outcome)).count()
         };
         Row {
             what: what.to_owned(),
@@ -371,7 +407,8 @@ impl Records {
                 events(|outcome| matches!(outcome, Ok(Published::NotToAll))),
                 events(Result::is_err),
             ),
-            events_missed: self.not_heard(),
+            events_missed: self.missed().count(),
+            missed: self.missed_in_words(),
             run_twice: count(&|call| call.kind == Kind::Once && call.runs > 1),
             lied: count(&|call| said_not_to_have(call) && call.runs > 0),
             late: count(&is_late),

@@ -69,6 +69,8 @@ pub(super) struct Row {
     /// How many events reached all subscribers, how many did not, and how many failed.
     pub(super) events: (usize, usize, usize),
     pub(super) events_missed: usize,
+    /// Which events were missed by whom.
+    pub(super) missed: String,
     pub(super) run_twice: usize,
     pub(super) lied: usize,
     pub(super) late: usize,
@@ -81,7 +83,7 @@ impl Row {
     pub(super) fn no_promise_is_broken(&self) {
         assert_eq!(self.lost, 0, "oneway calls are lost: {self}");
         assert_eq!(self.dead_lost, 0, "dead letters are lost: {self}");
-        assert_eq!(self.events_missed, 0, "a subscriber that lives has missed events: {self}");
+        assert_eq!(self.events_missed, 0, "a subscriber that lives has missed events: {}: {self}", self.missed);
         assert_eq!(self.run_twice, 0, "what may not run twice has: {self}");
         assert_eq!(self.lied, 0, "what was said not to have run has: {self}");
         assert_eq!(self.late, 0, "calls did not end by their deadlines: {self}");
