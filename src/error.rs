@@ -29,7 +29,7 @@ use crate::codec::CodecError;
 /// | `Disconnected` | `UNAVAILABLE` | its field says | yes |
 /// | `Connect` | `UNAVAILABLE` | no | yes |
 /// | `Mismatch` | `FAILED_PRECONDITION` | no | no |
-/// | `Broker` | `INTERNAL` | no | no |
+/// | `Broker` | `INTERNAL` | its field says | no |
 /// | `Codec` | `INVALID_ARGUMENT` | no | no |
 /// | `UnreadableReply` | `INTERNAL` | yes | no |
 /// | `Invalid` | `INVALID_ARGUMENT` | no | no |
@@ -163,8 +163,8 @@ pub enum Error {
         /// A sentence for each argument that differs.
         differences: Vec<String>,
     },
-    /// The broker refused an operation, such as one for which the user has no permission, or did not answer. A call that the
-    /// broker refused has not run.
+    /// The broker refused an operation, such as one for which the user has no permission, or did not answer in time (30 s,
+    /// or [`DeadLettersBuilder::timeout`](crate::DeadLettersBuilder::timeout)). A call that the broker refused has not run.
     #[error("the broker did not {operation}: {reason}")]
     #[non_exhaustive]
     Broker {
@@ -172,6 +172,8 @@ pub enum Error {
         operation: String,
         /// The broker's words, or that there were none.
         reason: String,
+        /// Whether the broker may have done it, or may still do it, since it did not answer in time. `false` if it refused.
+        may_have_run: bool,
     },
     /// The arguments of a call, or an event, cannot be written. Nothing was sent.
     #[error("{0}")]
@@ -216,6 +218,17 @@ pub enum CallError<E> {
 struct Facts(&'static str, Code, bool, bool);
 
 impl Error {
+    /// The broker refused an operation, for this reason.
+    pub(crate) fn refused(operation: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Broker { operation: operation.into(), reason: reason.into(), may_have_run: false }
+    }
+
+    /// The broker did not answer about an operation within this time, and may have done it.
+    pub(crate) fn silent(operation: impl Into<String>, within: Duration) -> Self {
+        let reason = format!("it gave no answer within {within:?}");
+        Self::Broker { operation: operation.into(), reason, may_have_run: true }
+    }
+
     /// The one table of what each variant says.
     fn facts(&self) -> Facts {
         match self {
@@ -229,7 +242,7 @@ impl Error {
             Self::Disconnected { may_have_run, .. } => Facts("Disconnected", Code::Unavailable, *may_have_run, true),
             Self::Connect { .. } => Facts("Connect", Code::Unavailable, false, true),
             Self::Mismatch { .. } => Facts("Mismatch", Code::FailedPrecondition, false, false),
-            Self::Broker { .. } => Facts("Broker", Code::Internal, false, false),
+            Self::Broker { may_have_run, .. } => Facts("Broker", Code::Internal, *may_have_run, false),
             Self::Codec(_) => Facts("Codec", Code::InvalidArgument, false, false),
             Self::UnreadableReply(_) => Facts("UnreadableReply", Code::Internal, true, false),
             Self::Invalid(_) => Facts("Invalid", Code::InvalidArgument, false, false),

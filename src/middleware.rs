@@ -79,8 +79,10 @@ pub trait Middleware: Send + Sync + 'static {
     /// not block. It is also called for the questions of discovery, whose methods are `hopline.ping`, `hopline.info`
     /// and `hopline.stats`.
     ///
-    /// The caller of a refused request gets the fault. A refused oneway call becomes a dead letter, and a refused event
-    /// is dropped and logged. A panic is logged and refuses the call with the code `INTERNAL`.
+    /// The caller of a refused request gets the fault. A refused event is dropped and logged. A oneway call that is refused
+    /// with a [transient](Fault::is_transient) fault, such as one with the code `RESOURCE_EXHAUSTED`, is tried again as
+    /// after an error of its handler, and becomes a dead letter after the last attempt. With any other fault it becomes a
+    /// dead letter at once. A panic is logged and refuses the call with the code `INTERNAL`.
     fn admit(&self, call: &Invocation) -> Result<(), Fault> {
         let _ = call;
         Ok(())

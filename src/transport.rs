@@ -269,11 +269,7 @@ impl Transport {
 
 /// Waits for the broker in memory, which may take too long if a test says so.
 async fn in_time<T>(operation: &str, answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    let silent = |_| {
-        let reason = format!("it gave no answer within {ANSWER_TIMEOUT:?}");
-        Err(Error::Broker { operation: operation.to_owned(), reason })
-    };
-    tokio::time::timeout(ANSWER_TIMEOUT, answer).await.unwrap_or_else(silent)
+    tokio::time::timeout(ANSWER_TIMEOUT, answer).await.unwrap_or_else(|_| Err(Error::silent(operation, ANSWER_TIMEOUT)))
 }
 
 /// Whether this is the last of [`Transport::events`].

@@ -110,7 +110,7 @@ pub(super) fn lost_with(method: String, lost: Lost) -> Error {
 
 /// The error for a publication whose exchange was deleted.
 pub(super) fn no_exchange(exchange: &str, reason: String) -> Error {
-    Error::Broker { operation: format!("publish to the exchange `{exchange}`"), reason }
+    Error::refused(format!("publish to the exchange `{exchange}`"), reason)
 }
 
 /// The error for a call that its queue has refused.

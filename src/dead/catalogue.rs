@@ -55,8 +55,7 @@ pub(crate) async fn enter(transport: &Transport, namespace: &Namespace, services
         match transport.publish(entry(namespace, service)).await? {
             Confirm::Accepted => {}
             confirm => {
-                let (operation, reason) = ("take an entry of the catalogue".to_owned(), format!("{confirm:?}"));
-                return Err(Error::Broker { operation, reason });
+                return Err(Error::refused("take an entry of the catalogue", format!("{confirm:?}")));
             }
         }
     }

@@ -16,7 +16,7 @@ pub(super) async fn take(transport: &Transport, queue: &str, timeout: Duration) 
     taken.map_err(|error| match error {
         // RabbitMQ closes the connection over a queue that has lost its leader.
         Error::Disconnected { reason, .. } if reason.contains(&format!("'{queue}'")) => {
-            Error::Broker { operation, reason: format!("{reason}: {HELPS}") }
+            Error::refused(operation, format!("{reason}: {HELPS}"))
         }
         error => error,
     })
@@ -28,10 +28,17 @@ pub(super) async fn answered<T>(
     operation: &str,
     answer: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
-    tokio::time::timeout(timeout, answer).await.unwrap_or_else(|_| {
-        let reason = format!("it gave no answer within {timeout:?}: {HELPS}");
-        Err(Error::Broker { operation: operation.to_owned(), reason })
-    })
+    tokio::time::timeout(timeout, answer).await.unwrap_or_else(|_| Err(helped(Error::silent(operation, timeout))))
+}
+
+/// Adds what helps to an error about a queue that does not answer.
+fn helped(error: Error) -> Error {
+    match error {
+        Error::Broker { operation, reason, may_have_run } => {
+            Error::Broker { operation, reason: format!("{reason}: {HELPS}"), may_have_run }
+        }
+        error => error,
+    }
 }
 
 /// Messages that were taken out of a queue and stay there: they are requeued when this is dropped.

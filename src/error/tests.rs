@@ -47,6 +47,8 @@ fn each_variant_says_what_the_table_in_its_documentation_says() {
     let too_large = |what| Error::TooLarge { what, size: 2, limit: 1, whose: "client's" };
     let blocked = |may_have_run| Error::Blocked { method: None, reason: text(), after: Duration::ZERO, may_have_run };
     let disconnected = |may_have_run| Error::Disconnected { method: None, may_have_run, reason: text() };
+    let silent = Error::silent("declare a queue", Duration::from_secs(30));
+    assert_eq!(silent.to_string(), "the broker did not declare a queue: it gave no answer within 30s");
     // The code, whether it may have run, and whether trying again later can help.
     let rows = [
         (Error::Fault(Fault::new(Code::NotFound, "")), "NOT_FOUND", true, false),
@@ -64,7 +66,8 @@ fn each_variant_says_what_the_table_in_its_documentation_says() {
         (disconnected(true), "UNAVAILABLE", true, true),
         (Error::Connect { url: text(), reason: text() }, "UNAVAILABLE", false, true),
         (Error::Mismatch { name: text(), differences: Vec::new() }, "FAILED_PRECONDITION", false, false),
-        (Error::Broker { operation: text(), reason: text() }, "INTERNAL", false, false),
+        (Error::refused("", "ACCESS_REFUSED"), "INTERNAL", false, false),
+        (silent, "INTERNAL", true, false),
         (Error::Codec(CodecError(text())), "INVALID_ARGUMENT", false, false),
         (Error::UnreadableReply(CodecError(text())), "INTERNAL", true, false),
         (Error::Invalid(text()), "INVALID_ARGUMENT", false, false),

@@ -287,7 +287,7 @@ mod tests {
     }
 
     fn refusal() -> Error {
-        Error::Broker { operation: "declare a queue".to_owned(), reason: "the test refuses".to_owned() }
+        Error::refused("declare a queue", "the test refuses")
     }
 
     /// How often a queue is declared that a hundred calls find missing at once, with these outcomes one after the other, and

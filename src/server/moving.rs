@@ -122,7 +122,7 @@ impl Supervisor {
         let site = self.site.clone();
         let events = transport.events();
         if let Some(reason) = transport.blocked() {
-            return Err(Error::Broker { operation: "take messages".to_owned(), reason: reason.to_string() });
+            return Err(Error::refused("take messages", &*reason));
         }
         transport.declare(&site.namespace.exchanges()).await?;
         // A drain unbinds everything that is in the topology. So it must not begin while this declares.
@@ -169,10 +169,7 @@ impl Supervisor {
 /// # Errors
 /// The first refusal, or `Broker` if an answer does not come in time.
 async fn all(answers: &mut Answers) -> Result<(), Error> {
-    let late = |_| {
-        let reason = format!("a queue has not answered within {PATIENCE:?}");
-        Error::Broker { operation: "have all queues read there".to_owned(), reason }
-    };
+    let late = |_| Error::silent("have all queues read there", PATIENCE);
     let until = Instant::now() + PATIENCE;
     while let Some(answer) = tokio::time::timeout_at(until, answers.next()).await.map_err(late)? {
         // A keeper that tells nothing has ended with its connection, which is noticed elsewhere.

@@ -21,6 +21,10 @@ use crate::error::{Code, Fault};
 use crate::frame::{Frame, FrameError, Kind};
 use crate::service::Answer;
 
+/// The longest pause before another attempt of a oneway call that a fault can ask for. Calls leave the queue in which they
+/// wait in order, so a longer one would hold up others.
+const LONGEST_ASKED: Duration = Duration::from_secs(30);
+
 /// How a job ended. It becomes a reply, a retry, a dead letter or nothing.
 pub(super) enum Ending {
     /// The handler ended, and ran for this time.
@@ -188,6 +192,8 @@ impl Worker {
         let Some(pause) = retry.pause_after(attempt) else {
             return self.dead_letter(Letter { why, ..letter(&frame, &reason, &message) }, &message).await;
         };
+        let asked = if let Answer::Fault(fault) = &failure { fault.retry_after } else { None };
+        let pause = asked.map_or(pause, |asked| pause.max(asked.min(LONGEST_ASKED)));
         if attempt == 1 {
             warn!(service = %self.name, method, id = %frame.id, caller, attempt, reason = why, ?pause, "a oneway call failed: it is tried again");
         } else {
@@ -211,8 +217,8 @@ impl Worker {
         debug!(%service, method, id = %request.id, caller, code = ?fault.code, reason = why, "a call failed: its caller is told");
     }
 
-    /// Sees to a frame that must not run: its caller gets the fault, or it becomes a dead letter if nobody waits for a
-    /// reply.
+    /// Sees to a frame that must not run. Its caller gets the fault. If nobody waits for a reply, it becomes a dead letter;
+    /// a oneway call that may be accepted later is tried again first.
     pub(super) async fn refuse(self: Arc<Self>, frame: Frame, fault: Fault, message: Arc<Message>) {
         self.calls().refused += 1;
         if let Some(served) = self.method(&frame) {
@@ -222,6 +228,9 @@ impl Worker {
             (Some(_), kind) if kind != Kind::Oneway => {
                 self.log_fault(&frame, &fault);
                 self.reply(frame.id, frame.codec, Answer::Fault(fault), None, &message);
+            }
+            (_, Kind::Oneway) if message.source == Source::Work && fault.is_transient() => {
+                self.failed(frame, Answer::Fault(fault), message).await;
             }
             _ => self.dead_letter(letter(&frame, fault.reason(), &message), &message).await,
         }

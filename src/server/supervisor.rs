@@ -116,7 +116,7 @@ impl Supervisor {
         if let Some(reason) = transport.replies_refused().filter(|_| !self.site.services.is_empty()) {
             let reason =
                 format!("its user needs the permission to write to `amq.default`, where replies leave: {reason}");
-            return Err(Error::Broker { operation: "take replies from this server".to_owned(), reason });
+            return Err(Error::refused("take replies from this server", reason));
         }
         transport.declare(&self.site.namespace.exchanges()).await?;
         self.site.health.connected();

@@ -118,7 +118,7 @@ impl From<Lost> for Error {
     fn from(lost: Lost) -> Self {
         let (may_have_run, reason) = (lost.may_have_arrived(), lost.reason.to_string());
         match lost.loss {
-            Loss::Refused => Self::Broker { operation: "take a message".to_owned(), reason },
+            Loss::Refused => Self::refused("take a message", reason),
             Loss::Unsent | Loss::Connection | Loss::Channel => {
                 Self::Disconnected { method: None, may_have_run, reason }
             }

@@ -12,7 +12,7 @@ use hopline::transport::Mode;
 use hopline::{Client, ClientBuilder, Coalesce, Context, Error, Method, Service, State, WhenFull};
 use tokio::sync::mpsc;
 
-use crate::support::{Held, Scene, hold, soon};
+use crate::support::{Held, Scene, hold, run, soon};
 
 const LONG: Duration = Duration::from_secs(3600);
 const MEMORY: &str = "low on memory";
@@ -71,8 +71,7 @@ fn a_call_that_waits_for_a_place_during_an_alarm_waits_in_peace() {
             tokio::time::sleep(Duration::from_secs(10)).await;
             assert!((&mut second).now_or_never().is_none(), "it waits");
             unblock(&broker, &client).await;
-            soon(arrived.recv()).await.expect("it runs").release();
-            assert_eq!(soon(second).await.expect("answered"), 2);
+            assert_eq!(run(second, &mut arrived).await, 2);
         }
     });
 }
@@ -92,8 +91,7 @@ async fn the_longest_wait_for_a_blocked_broker_ends_with_the_alarm_and_the_short
         other => panic!("{other:?}"),
     }
     unblock(&broker, &patient).await;
-    soon(arrived.recv()).await.expect("it runs").release();
-    assert_eq!(soon(waiting).await.expect("answered"), 1);
+    assert_eq!(run(waiting, &mut arrived).await, 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hopline::{Client, Code, Codec, Context, DeadLetters, Error, Fault, Method, Service, WhichLetters};
+use hopline::{Client, Code, Codec, Context, DeadLetters, Error, Fault, Method, Running, Service, WhichLetters};
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
@@ -49,6 +49,12 @@ async fn next(runs: &mut mpsc::UnboundedReceiver<Run>) -> Run {
     soon(runs.recv()).await.expect("it runs")
 }
 
+/// A server that bills, its runs, and a peer that calls it.
+async fn staged(scene: &Scene, method: Method) -> (Running, mpsc::UnboundedReceiver<Run>, Stranger) {
+    let (service, runs) = billing(method);
+    (scene.serve(service).await, runs, Stranger::new(scene).await)
+}
+
 fn not_now() -> Result<u64, Fault> {
     Err(Fault::new(Code::Unavailable, "not now"))
 }
@@ -74,12 +80,22 @@ async fn answer(stranger: &mut Stranger) -> (Uuid, u8, u8) {
     (id, status, *reply.last().expect("a frame has a header"))
 }
 
+/// Lets the attempt with these ids run, and waits for its answer.
+async fn runs_and_is_answered(
+    runs: &mut mpsc::UnboundedReceiver<Run>,
+    stranger: &mut Stranger,
+    (call_id, attempt): (Uuid, Uuid),
+) {
+    let run = next(runs).await;
+    assert_eq!(run.ids(), (call_id, attempt));
+    run.end(Ok(7));
+    assert_eq!(answer(stranger).await, (attempt, 0, b'7'));
+}
+
 #[tokio::test]
 async fn a_handler_knows_the_call_and_the_attempt() {
     let scene = Scene::new();
-    let (service, mut runs) = billing(Method::new("charge"));
-    let _server = scene.serve(service).await;
-    let mut stranger = Stranger::new(&scene).await;
+    let (_server, mut runs, mut stranger) = staged(&scene, Method::new("charge")).await;
     let (call_id, body) = first();
     call(&stranger, &body).await;
     let run = next(&mut runs).await;
@@ -88,18 +104,13 @@ async fn a_handler_knows_the_call_and_the_attempt() {
     answer(&mut stranger).await;
     let (retry, body) = again(call_id);
     call(&stranger, &body).await;
-    let run = next(&mut runs).await;
-    assert_eq!(run.ids(), (call_id, retry));
-    run.end(Ok(7));
-    assert_eq!(answer(&mut stranger).await, (retry, 0, b'7'));
+    runs_and_is_answered(&mut runs, &mut stranger, (call_id, retry)).await;
 }
 
 #[tokio::test]
 async fn another_attempt_of_a_call_that_has_ended_gets_its_result_under_its_own_id() {
     let scene = Scene::new();
-    let (service, mut runs) = billing(once());
-    let _server = scene.serve(service).await;
-    let mut stranger = Stranger::new(&scene).await;
+    let (_server, mut runs, mut stranger) = staged(&scene, once()).await;
     let (call_id, body) = first();
     call(&stranger, &body).await;
     next(&mut runs).await.end(Ok(7));
@@ -115,9 +126,7 @@ async fn another_attempt_of_a_call_that_has_ended_gets_its_result_under_its_own_
 #[tokio::test]
 async fn another_attempt_runs_after_a_fault() {
     let scene = Scene::new();
-    let (service, mut runs) = billing(once());
-    let _server = scene.serve(service).await;
-    let mut stranger = Stranger::new(&scene).await;
+    let (_server, mut runs, mut stranger) = staged(&scene, once()).await;
     let (call_id, body) = first();
     call(&stranger, &body).await;
     next(&mut runs).await.end(not_now());
@@ -164,9 +173,7 @@ async fn answer_to(stranger: &mut Stranger, attempt: Uuid) -> (u8, u8) {
 #[tokio::test]
 async fn another_attempt_of_a_call_that_runs_waits_for_its_result() {
     let scene = Scene::new();
-    let (service, mut runs) = billing(once());
-    let _server = scene.serve(service).await;
-    let mut stranger = Stranger::new(&scene).await;
+    let (_server, mut runs, mut stranger) = staged(&scene, once()).await;
     let (running, retry) = waiting(&stranger, &mut runs).await;
     running.end(Ok(7));
     assert_eq!(answer_to(&mut stranger, retry).await, (0, b'7'));
@@ -177,9 +184,7 @@ async fn another_attempt_of_a_call_that_runs_waits_for_its_result() {
 async fn an_attempt_that_waits_runs_itself_when_the_first_one_fails_or_is_given_up() {
     for is_given_up in [false, true] {
         let scene = Scene::new();
-        let (service, mut runs) = billing(once());
-        let _server = scene.serve(service).await;
-        let mut stranger = Stranger::new(&scene).await;
+        let (_server, mut runs, mut stranger) = staged(&scene, once()).await;
         let (running, retry) = waiting(&stranger, &mut runs).await;
         if is_given_up {
             let cancel = frame(CANCEL, Codec::Raw, running.context.request_id(), "charge", b"");
@@ -197,9 +202,7 @@ async fn an_attempt_that_waits_runs_itself_when_the_first_one_fails_or_is_given_
 #[tokio::test]
 async fn a_cancel_of_one_attempt_ends_no_other() {
     let scene = Scene::new();
-    let (service, mut runs) = billing(Method::new("charge"));
-    let _server = scene.serve(service).await;
-    let mut stranger = Stranger::new(&scene).await;
+    let (_server, mut runs, mut stranger) = staged(&scene, Method::new("charge")).await;
     let (call_id, body) = first();
     let cancel = frame(CANCEL, Codec::Raw, call_id, "charge", b"");
     let (retry, other) = again(call_id);
@@ -210,10 +213,7 @@ async fn a_cancel_of_one_attempt_ends_no_other() {
     for body in [&body, &other] {
         call(&stranger, body).await;
     }
-    let run = next(&mut runs).await;
-    assert_eq!(run.ids(), (call_id, retry));
-    run.end(Ok(7));
-    assert_eq!(answer(&mut stranger).await, (retry, 0, b'7'));
+    runs_and_is_answered(&mut runs, &mut stranger, (call_id, retry)).await;
 }
 
 #[tokio::test]
@@ -252,9 +252,8 @@ async fn oneway(stranger: &Stranger) -> (Uuid, Uuid) {
 #[tokio::test]
 async fn a_oneway_call_keeps_its_ids_when_it_is_tried_again_kept_and_replayed() {
     let scene = Scene::new();
-    let (service, mut runs) = billing(Method::new("charge").oneway().attempts(2).pause(Duration::ZERO));
-    let _server = scene.serve(service).await;
-    let stranger = Stranger::new(&scene).await;
+    let (_server, mut runs, stranger) =
+        staged(&scene, Method::new("charge").oneway().attempts(2).pause(Duration::ZERO)).await;
     let ids = oneway(&stranger).await;
     for number in [1, 2] {
         let run = next(&mut runs).await;

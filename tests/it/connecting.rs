@@ -336,6 +336,7 @@ async fn a_lazy_server_waits_for_its_broker_however_long_that_takes() {
     let server = Server::builder().connect_lazy(&broker).expect("a good address").serve(MathServer::new(Calculator));
     let running = server.start().await.expect("it need not be there");
     let mut state = running.state();
+    // The time is virtual: it is how long the broker is down.
     tokio::time::sleep(Duration::from_secs(3600)).await;
     assert!(matches!(*state.borrow_and_update(), State::Connecting { reason: Some(_) }), "{:?}", *state.borrow());
     broker.restore();

@@ -109,6 +109,7 @@ async fn an_instance_that_reports_in_is_waited_for() {
     let client = scene.client().await;
     let pending = hold(&client, 1).timeout(Duration::from_secs(3600)).start().await.expect("on its way");
     let running = arrived.recv().await.expect("it runs");
+    // The time is virtual. It is many times as long as an instance may be silent.
     tokio::time::sleep(SILENCE * 20).await;
     running.release();
     assert_eq!(pending.await.expect("answered"), 1);

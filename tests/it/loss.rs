@@ -9,7 +9,7 @@ use futures::future::join_all;
 use futures::{FutureExt as _, StreamExt as _};
 use hopline::testing::Broker;
 use hopline::transport::{ConsumerEnd, memory};
-use hopline::{Client, Code, Context, Error, Fault, Method, Running, Service, State};
+use hopline::{Client, Code, Context, Error, Fault, Method, Pending, Running, Service, State};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -29,9 +29,15 @@ struct Stage {
 
 impl Stage {
     async fn new(method: Method) -> Self {
+        Self::with(method, "").await
+    }
+
+    /// A server that is logged in as this user, with its `@`.
+    async fn with(method: Method, user: &str) -> Self {
         let (scene, broker) = Scene::alone();
         let Held { service, arrived } = Held::of(method);
-        let server = scene.serve(service).await;
+        let url = broker.url().replace("memory://", &format!("memory://{user}"));
+        let server = scene.by_way_of(url).serve(service).await;
         let client = Client::builder().namespace(&scene.namespace).timeout(LONG).connect(&broker).await;
         Self { scene, broker, server, client: client.expect("it is there"), arrived }
     }
@@ -39,6 +45,11 @@ impl Stage {
     /// Methods that may run twice, or not, and oneway ones.
     async fn of_requests() -> Self {
         Self::new(Method::new("hold")).await
+    }
+
+    /// The same, and the server is logged in as `worker`, so that its connections can be cut alone.
+    async fn of_a_worker() -> Self {
+        Self::with(Method::new("hold").oneway(), "worker@").await
     }
 
     /// What no program does to its broker.
@@ -52,6 +63,14 @@ impl Stage {
 
     async fn arrival(&mut self) -> Arrival {
         soon(self.arrived.recv()).await.expect("it runs")
+    }
+
+    /// Lets the next call that arrives run, which is to be this one.
+    async fn runs(&mut self, pending: Pending<u64>, number: u64) {
+        let arrival = self.arrival().await;
+        assert_eq!(arrival.number, number, "no other one runs");
+        arrival.release();
+        assert_eq!(soon(pending).await.expect("answered"), number);
     }
 
     /// Waits until the client and the server are connected.
@@ -130,10 +149,7 @@ async fn what_has_not_left_waits_for_a_connection_until_its_deadline_and_has_not
     let hasty = hold(&stage.client, 2).timeout(Duration::from_secs(20)).start().await.expect("it waits");
     assert!(!may_have_run(hasty.await));
     stage.broker.restore();
-    let arrival = stage.arrival().await;
-    assert_eq!(arrival.number, 1);
-    arrival.release();
-    assert_eq!(soon(patient).await.expect("answered"), 1);
+    stage.runs(patient, 1).await;
     assert!(stage.arrived.try_recv().is_err(), "the other one has run");
 }
 
@@ -150,10 +166,7 @@ async fn what_was_handed_over_and_not_taken_at_a_cut_may_have_run() {
     stage.cut().await;
     stage.broker.restore();
     assert!(may_have_run(soon(once).await));
-    let arrival = stage.arrival().await;
-    assert_eq!(arrival.number, 2);
-    arrival.release();
-    assert_eq!(soon(again).await.expect("answered"), 2);
+    stage.runs(again, 2).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -208,12 +221,9 @@ async fn a_broadcast_ends_with_its_connection_after_the_replies_that_came() {
 
 #[tokio::test(start_paused = true)]
 async fn a_server_that_is_cut_off_gives_nothing_up_and_answers_over_the_next_connection() {
-    let (scene, broker) = Scene::alone();
-    let name = broker.url().trim_start_matches("memory://");
-    let innards = memory::MemoryBroker::named(name);
-    let Held { service, mut arrived } = Held::new();
-    let server = scene.by_way_of(format!("memory://worker@{name}")).serve(service).await;
-    let client = Client::builder().namespace(&scene.namespace).timeout(LONG).connect(&broker).await.expect("there");
+    let stage = Stage::of_a_worker().await;
+    let innards = stage.innards();
+    let Stage { server, client, mut arrived, .. } = stage;
     for idempotent in [false, true] {
         let call = hold(&client, 1);
         let call = if idempotent { call.idempotent() } else { call };
@@ -234,16 +244,14 @@ async fn a_server_that_is_cut_off_gives_nothing_up_and_answers_over_the_next_con
 
 #[tokio::test(start_paused = true)]
 async fn a_reply_that_was_not_confirmed_at_a_cut_comes_over_the_next_connection() {
-    let (scene, broker) = Scene::alone();
-    let name = broker.url().trim_start_matches("memory://");
-    let innards = memory::MemoryBroker::named(name);
-    let Held { service, mut arrived } = Held::new();
-    let server = scene.by_way_of(format!("memory://worker@{name}")).serve(service).await;
-    let client = Client::builder().namespace(&scene.namespace).timeout(LONG).connect(&broker).await.expect("there");
+    let stage = Stage::of_a_worker().await;
+    let innards = stage.innards();
+    let Stage { server, client, broker, mut arrived, .. } = stage;
     let pending = hold(&client, 1).start().await.expect("on its way");
     let running = soon(arrived.recv()).await.expect("it runs");
     broker.stall();
     running.release();
+    // The time is virtual: it is enough for the reply to leave.
     tokio::time::sleep(Duration::from_secs(1)).await;
     hears(&server, || innards.cut_user("worker")).await;
     broker.restore();
@@ -278,10 +286,7 @@ async fn what_is_lost_with_a_channel_goes_again_some_times_and_then_says_that_it
     soon(sent(7)).await;
     innards.lose_publishing_channels();
     stage.broker.restore();
-    let arrival = stage.arrival().await;
-    assert_eq!(arrival.number, 3);
-    arrival.release();
-    assert_eq!(soon(kept).await.expect("answered"), 3);
+    stage.runs(kept, 3).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -296,7 +301,10 @@ async fn a_queue_that_is_deleted_is_declared_again_and_its_calls_come_to_their_e
     let next = async {
         loop {
             match hold(&stage.client, 2).await {
-                Err(Error::NoService { .. } | Error::Unreachable { .. }) => tokio::time::sleep(LONG / 3600).await,
+                Err(Error::NoService { .. } | Error::Unreachable { .. }) => {
+                    // The time is virtual.
+                    tokio::time::sleep(LONG / 3600).await;
+                }
                 answered => return answered,
             }
         }
@@ -382,6 +390,7 @@ async fn whoever_connects_to_a_broker_that_is_down_is_told_and_whoever_connects_
     assert!(matches!(refused, Error::Connect { .. }), "{refused:?}");
     let client = Client::builder().namespace(&scene.namespace).timeout(LONG).connect_lazy(&broker).expect("valid");
     let pending = hold(&client, 1).start().await.expect("it waits");
+    // The time is virtual: it is how long the broker is down.
     tokio::time::sleep(Duration::from_secs(60)).await;
     broker.restore();
     // There is a connection soon, and nobody serves.

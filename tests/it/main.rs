@@ -39,6 +39,7 @@ mod stalled;
 mod tidy;
 mod oneway;
 mod outcomes;
+mod public_api;
 mod redelivery;
 mod registry;
 mod runtimes;

@@ -365,6 +365,62 @@ async fn a_oneway_call_that_is_refused_is_a_dead_letter_and_a_refused_event_is_d
     assert_eq!(soon(heard.recv()).await, Some(2), "what was refused did not run");
 }
 
+/// A service with a oneway method of three attempts and no pause of its own. Its middleware refuses all attempts by this
+/// fault but the third that comes. It tells the number of an attempt that runs.
+fn limited(fault: Fault) -> (Service, mpsc::UnboundedReceiver<u64>) {
+    let (hear, heard) = mpsc::unbounded_channel();
+    let note = move |context: Context, (): ()| {
+        hear.send(context.attempt()).expect("the test listens");
+        async { Ok::<_, Fault>(()) }
+    };
+    let asked = AtomicUsize::new(0);
+    let limits = Admits(move |_: &Invocation| match asked.fetch_add(1, Ordering::SeqCst) {
+        2 => Ok(()),
+        _ => Err(fault.clone()),
+    });
+    let method = Method::new("note").oneway().attempts(3).pause(Duration::ZERO);
+    (Service::new("demo", 1).method(method, note).with(limits), heard)
+}
+
+#[tokio::test]
+async fn a_oneway_call_that_is_refused_for_now_is_tried_again_and_kept_after_its_last_attempt() {
+    let scene = Scene::new();
+    let busy = Fault::new(Code::ResourceExhausted, "over the rate").retry_after(Duration::from_millis(20));
+    let (service, mut heard) = limited(busy);
+    let (own, mut ended) = ends();
+    let server = scene.server_with(|server| server.with(own)).await.serve(service);
+    let _server = server.start().await.expect("it can be served");
+    let transport = scene.transport().await;
+    let mut dead = scene.dead_letters(&transport, "demo.v1").await;
+    let client = scene.client().await;
+    for runs in [true, false] {
+        client.oneway("demo", "note", [(); 0]).send().await.expect("the broker has it");
+        for attempt in 1..=3 {
+            let end = if runs && attempt == 3 { (Code::Ok, true) } else { (Code::ResourceExhausted, false) };
+            assert_eq!(next(&mut ended).await.short(), ("note", end.0, end.1));
+        }
+    }
+    assert_eq!(soon(heard.recv()).await, Some(3));
+    let letter = soon(dead.next()).await.expect("it is kept");
+    let says = |text: &str| letter.properties.headers.iter().any(|(_, value)| value == text);
+    assert!(says("over the rate") && says("3"), "{:?}", letter.properties.headers);
+    heard.try_recv().expect_err("the other one did not run");
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_attempt_of_a_oneway_call_waits_as_long_as_the_fault_says() {
+    for (asked, waited) in [(10, 10), (3600, 30)] {
+        let scene = Scene::in_memory();
+        let (service, mut heard) =
+            limited(Fault::new(Code::NotFound, "not yet").retry_after(Duration::from_secs(asked)));
+        let _server = scene.serve(service).await;
+        let begun = tokio::time::Instant::now();
+        scene.client().await.oneway("demo", "note", [(); 0]).send().await.expect("the broker has it");
+        assert_eq!(heard.recv().await, Some(3));
+        assert_eq!(begun.elapsed().as_secs(), 2 * waited, "as long as it asks for, up to a limit");
+    }
+}
+
 /// The ids and the number of an attempt.
 fn ids(context: &Context) -> (Uuid, Uuid, u64) {
     (context.call_id(), context.request_id(), context.attempt())

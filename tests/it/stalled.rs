@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use hopline::testing::Broker;
+use hopline::topology::{Declaration, Queue, QueueKind};
 use hopline::transport::memory;
 use hopline::{Client, Error, Server, State, Unanswered};
 use tokio::time::Instant;
 
-use crate::support::{Calculator, Held, MathClient, MathServer, Scene, hold, soon};
+use crate::support::{Calculator, Held, MathClient, MathServer, Scene, hold, run, soon};
 
 const LONG: Duration = Duration::from_secs(3600);
 
@@ -41,8 +42,7 @@ async fn a_stalled_broker_shows_in_the_state_and_calls_end_by_their_deadlines() 
     let _server = scene.serve(service).await;
     let client = client(&scene).await;
     let patient = hold(&client, 1).start().await.expect("on its way");
-    soon(arrived.recv()).await.expect("it runs").release();
-    assert_eq!(soon(patient).await.expect("answered"), 1);
+    assert_eq!(run(patient, &mut arrived).await, 1);
     broker.stall();
     let patient = hold(&client, 2).start().await.expect("on its way");
     let hasty = hold(&client, 3).timeout(Duration::from_secs(20)).start().await.expect("on its way");
@@ -115,11 +115,26 @@ async fn whoever_connects_to_a_stalled_broker_waits_for_its_time() {
     assert_eq!(began.elapsed().as_secs(), 7);
     let connecting = Server::builder().namespace(&scene.namespace).connect(&broker);
     let restoring = async {
+        // The time is virtual, as in all of these tests. The server would wait for longer.
         tokio::time::sleep(Duration::from_secs(5)).await;
         broker.restore();
     };
     let (server, ()) = tokio::join!(connecting, restoring);
     server.expect("it answers in time");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_stalled_broker_was_asked_may_have_been_done_and_what_it_refuses_has_not() {
+    let (scene, broker) = Scene::alone();
+    let transport = scene.transport().await;
+    let declare = async |kind| transport.declare(&[Declaration::Queue(Queue::new("one", kind))]).await;
+    declare(QueueKind::Classic).await.expect("it is new");
+    let refused = declare(QueueKind::Exclusive).await.expect_err("there is another one");
+    assert!(matches!(refused, Error::Broker { .. }) && !refused.may_have_run(), "{refused:?}");
+    broker.stall();
+    let silent = declare(QueueKind::Classic).await.expect_err("it says nothing");
+    assert!(silent.to_string().ends_with("it gave no answer within 30s"), "{silent}");
+    assert!(matches!(silent, Error::Broker { .. }) && silent.may_have_run(), "{silent:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -133,12 +148,12 @@ async fn a_server_waits_for_an_answer_about_a_queue_however_long_that_takes_and_
     innards(&broker).delete_queue(&queue);
     let reason = degraded(server.state()).await;
     assert!(reason.contains("has not answered for 3s about the queue") && reason.contains(&queue), "{reason}");
+    // The time is virtual: it is how long the answer takes.
     tokio::time::sleep(LONG).await;
     broker.restore();
     ready(server.state()).await;
     let call = hold(&client, 1).start().await.expect("on its way");
-    soon(arrived.recv()).await.expect("it runs").release();
-    assert_eq!(soon(call).await.expect("answered"), 1);
+    assert_eq!(run(call, &mut arrived).await, 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -154,8 +169,7 @@ async fn a_server_that_starts_on_a_stalled_queue_starts_all_the_same() {
     broker.restore();
     ready(server.state()).await;
     let call = hold(&client, 1).start().await.expect("on its way");
-    soon(arrived.recv()).await.expect("it runs").release();
-    assert_eq!(soon(call).await.expect("answered"), 1);
+    assert_eq!(run(call, &mut arrived).await, 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use hopline::testing::{self, Broker};
 use hopline::transport::{Consumer, Mode, Role, Transport};
-use hopline::{Call, Client, Code, Codec, Context, DeadLetters, Error, Fault, Method, Running, Server, Service};
+use hopline::{
+    Call, Client, Code, Codec, Context, DeadLetters, Error, Fault, Method, Pending, Running, Server, Service,
+};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpSocket;
 use tokio::sync::mpsc;
@@ -255,6 +257,12 @@ impl Nobody {
     pub(crate) fn url(&self) -> String {
         format!("amqp://{}", self.0.local_addr().expect("it is bound"))
     }
+}
+
+/// Lets a call of a [`Held`] service that is on its way run, and gives out its result.
+pub(crate) async fn run(pending: Pending<u64>, arrived: &mut mpsc::UnboundedReceiver<Arrival>) -> u64 {
+    soon(arrived.recv()).await.expect("it runs").release();
+    soon(pending).await.expect("answered")
 }
 
 /// A call of a [`Held`] service.

@@ -129,7 +129,7 @@ impl BrokerState {
         let operation = || format!("declare the queue `{}`", wanted.name);
         if let Some(argument) = invalid_argument(wanted) {
             let reason = format!("PRECONDITION_FAILED: {:?} queues have no `{argument}`", wanted.kind);
-            return Err(Error::Broker { operation: operation(), reason });
+            return Err(Error::refused(operation(), reason));
         }
         if let Some(queue) = self.queues.get_mut(wanted.name.as_str()) {
             let exclusive = wanted.kind == QueueKind::Exclusive;
@@ -251,13 +251,13 @@ fn kind(kind: ExchangeKind) -> &'static str {
 
 /// The error for a queue or an exchange that does not exist.
 pub(super) fn missing(operation: String, what: &str) -> Error {
-    Error::Broker { operation, reason: format!("NOT_FOUND: there is no such {what}") }
+    Error::refused(operation, format!("NOT_FOUND: there is no such {what}"))
 }
 
 /// The error for a queue that belongs to another connection.
 pub(super) fn locked(operation: String) -> Error {
-    Error::Broker {
+    Error::refused(
         operation,
-        reason: "RESOURCE_LOCKED: the queue is exclusive to another connection, or not declared as exclusive".into(),
-    }
+        "RESOURCE_LOCKED: the queue is exclusive to another connection, or not declared as exclusive",
+    )
 }

@@ -156,14 +156,13 @@ pub(super) enum Refusal {
 impl Refusal {
     /// The error for an `operation`, which is named as in "consume the queue `x`".
     pub(super) fn during(self, operation: impl Into<String>) -> Error {
-        let reason = match self {
-            Self::Refused { text, .. } => text,
+        match self {
+            Self::Refused { text, .. } => Error::refused(operation, text),
             Self::Ended(reason) => {
-                return Error::Disconnected { method: None, may_have_run: false, reason: reason.to_string() };
+                Error::Disconnected { method: None, may_have_run: false, reason: reason.to_string() }
             }
-            Self::Silent => format!("it gave no answer within {ANSWER_TIMEOUT:?}"),
-        };
-        Error::Broker { operation: operation.into(), reason }
+            Self::Silent => Error::silent(operation, ANSWER_TIMEOUT),
+        }
     }
 }
 

@@ -29,14 +29,15 @@ pub(super) async fn declare(link: &Link, parts: &[Declaration]) -> Result<(), Er
         match part {
             Declaration::Exchange(exchange) => {
                 let declared = declare_shape(link, &channel, Shape::of_exchange(exchange)?).await;
-                let Err(Error::Broker { operation, reason }) = declared else {
-                    declared?;
-                    continue;
-                };
-                if !forbids(&reason) || !may_be_there(link, &exchange.name).await? {
-                    return Err(Error::Broker { operation, reason });
+                match declared {
+                    Ok(()) => {}
+                    Err(Error::Broker { reason, .. })
+                        if forbids(&reason) && may_be_there(link, &exchange.name).await? =>
+                    {
+                        channel = opened(link).await?;
+                    }
+                    Err(error) => return Err(error),
                 }
-                channel = opened(link).await?;
             }
             Declaration::Queue(queue) => declare_shape(link, &channel, Shape::of_queue(queue)?).await?,
             Declaration::Binding(binding) => bind(link, &channel, binding).await?,
