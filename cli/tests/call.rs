@@ -214,8 +214,8 @@ fn a_target_that_cannot_be_is_bad_usage_with_or_without_a_broker() {
     for (target, said) in [
         ("de mo.add", "the service `de mo` has a ' ' in it: use letters, digits"),
         ("demo.a/d", "the method `a/d` has a '/' in it: use letters, digits"),
-        ("demo.", "a method needs a name"),
-        (".add", "a service needs a name"),
+        ("demo.", "the method has no name"),
+        (".add", "the service has no name"),
         ("demo.2.add", "`demo.2` is not a service: write `name` or `name.v2`"),
     ] {
         let output = run(&["call", target, "--url", "amqp://127.0.0.1:1"]);
