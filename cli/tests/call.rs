@@ -4,33 +4,21 @@
 //! is answered need the RabbitMQ that `HOPLINE_TEST_URL` names, and are ignored unless they are asked for.
 
 use std::process::Output;
-use std::time::Duration;
 
 use assert_cmd::Command;
 use hopline::{Context, Fault, Running, Server};
 use tokio::net::TcpSocket;
 
+mod command;
 #[path = "../../examples/demo/mod.rs"]
 #[allow(dead_code, reason = "the command calls it, not a client of its own")]
 mod demo;
 #[path = "../../tests/proxy/mod.rs"]
 mod proxy;
 
+use command::hopline;
 use demo::{DemoServer, Service};
 use proxy::Proxy;
-
-/// How long a test waits for the command, before it fails.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// The command, without what the tester's own environment says.
-fn hopline(arguments: &[&str]) -> Command {
-    let mut command = assert_cmd::cargo::cargo_bin_cmd!("hopline");
-    for (variable, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("HOPLINE_")) {
-        command.env_remove(variable);
-    }
-    command.env_remove("RUST_LOG").timeout(PATIENCE).args(arguments);
-    command
-}
 
 fn run(arguments: &[&str]) -> Output {
     hopline(arguments).output().expect("it can be run")

@@ -6,27 +6,16 @@
 use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use assert_cmd::Command;
 use hopline::topology::{Declaration, Queue, QueueKind};
 use hopline::transport::{Confirm, Properties, Publication, Role, Transport};
 use hopline::{Client, Code, Context, DeadLetters, Fault, Method, Running, Server, Service};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-/// How long a test waits for what has to come, before it fails.
-const PATIENCE: Duration = Duration::from_secs(60);
+mod command;
 
-/// The command, without what the tester's own environment says.
-fn hopline(arguments: &[&str]) -> Command {
-    let mut command = assert_cmd::cargo::cargo_bin_cmd!("hopline");
-    for (variable, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("HOPLINE_")) {
-        command.env_remove(variable);
-    }
-    command.env_remove("RUST_LOG").timeout(PATIENCE).args(arguments);
-    command
-}
+use command::{PATIENCE, hopline};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).expect("it prints text")
