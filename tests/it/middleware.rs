@@ -416,7 +416,8 @@ async fn another_attempt_of_a_oneway_call_waits_as_long_as_the_fault_says() {
         let _server = scene.serve(service).await;
         let begun = tokio::time::Instant::now();
         scene.client().await.oneway("demo", "note", [(); 0]).send().await.expect("the broker has it");
-        assert_eq!(heard.recv().await, Some(3));
+        let third = tokio::time::timeout(Duration::from_secs(3600), heard.recv()).await;
+        assert_eq!(third.expect("it runs within an hour of the test's time"), Some(3));
         assert_eq!(begun.elapsed().as_secs(), 2 * waited, "as long as it asks for, up to a limit");
     }
 }
