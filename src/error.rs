@@ -131,7 +131,7 @@ pub enum Error {
         size: usize,
         /// The cap it broke, in bytes.
         limit: usize,
-        /// Whose cap this is: `client's`, `server's` or `broker's`. `fixed` for metadata.
+        /// Whose cap this is: `client's`, `broker's`, for a reply `server's or broker's`, and for metadata `fixed`.
         whose: &'static str,
     },
     /// The connection to the broker was lost, or there was none.
@@ -276,10 +276,16 @@ impl Error {
             Self::Timeout { method, after, .. } => Self::Timeout { method, after, why: Unanswered::Unknown },
             Self::Blocked { method, reason, after, .. } => Self::Blocked { method, reason, after, may_have_run: true },
             Self::Disconnected { method, reason, .. } => Self::Disconnected { method, reason, may_have_run: true },
-            error => Self::Fault(Fault::new(
-                error.code(),
-                format!("an earlier attempt of the call may have run, and the last one failed: {error}"),
-            )),
+            error => {
+                let fault = Fault::new(
+                    error.code(),
+                    format!("another attempt of the call may have run, and this one failed: {error}"),
+                );
+                // Trying again helps no more than it did.
+                let code =
+                    if fault.is_transient() && !error.is_transient() { Code::FailedPrecondition } else { fault.code };
+                Self::Fault(Fault { code, ..fault })
+            }
         }
     }
 
@@ -370,6 +376,9 @@ fn smaller(whose: &str) -> &'static str {
     match whose {
         "fixed" => "shorten it",
         "broker's" => "send less, or raise `max_message_size` in the broker's configuration",
+        "server's or broker's" => {
+            "send less, or raise `max_message_size` on both sides and in the broker's configuration"
+        }
         _ => "send less, or raise `max_message_size` on both sides",
     }
 }

@@ -202,7 +202,7 @@ async fn bad_usage_exits_with_2_and_says_what_to_write() {
 async fn a_payload_that_leaves_no_room_for_the_rest_of_a_message_is_told_at_once() {
     let output = run(&[&["call"], MEMORY, SHORT, &["--size", "16777216"]]).await;
     let line = failure(&output);
-    assert!(line.contains("over the cap of 16777216: send less"), "{line}");
+    assert!(line.contains("over the client's cap of 16777216: send less"), "{line}");
     assert!(output.stdout.is_empty(), "{output:?}");
 }
 

@@ -318,7 +318,7 @@ async fn one_instance_can_be_called() {
         }
     }
     let line = failure(scene.call(&["demo.whoami", "--to", "somebody"]).await);
-    assert!(line.starts_with("nobody serves `demo.v1@somebody`"), "{line}");
+    assert!(line.starts_with("there is no instance `somebody` of `demo.v1`"), "{line}");
 }
 
 #[tokio::test]

@@ -263,7 +263,12 @@ fn read(mut frame: Frame, max_payload: usize) -> Result<Reply, Error> {
     if !frame.service_error {
         if let Some((size, limit)) = more.too_large {
             let bytes = |number| usize::try_from(number).unwrap_or(usize::MAX);
-            return Err(Error::TooLarge { what: "reply", size: bytes(size), limit: bytes(limit), whose: "server's" });
+            return Err(Error::TooLarge {
+                what: "reply",
+                size: bytes(size),
+                limit: bytes(limit),
+                whose: "server's or broker's",
+            });
         }
         if frame.status != Code::Ok || more.error.is_some() {
             return Err(Error::Fault(fault(&frame)));

@@ -41,7 +41,7 @@ struct KnownService {
     presence: Presence,
 }
 
-/// The bit in `Known::reads` that means that no instance has replied yet.
+/// The bit in `KnownService::reads` that means that no instance has replied yet.
 const NOBODY_REPLIED: u8 = 0x80;
 
 impl Default for KnownService {

@@ -269,6 +269,11 @@ impl Client {
                 () = limit => Ok(Err(watch.still_running(first.timeout))),
             };
             let outcome = outcome.unwrap_or_else(|panic| Err(watch.panicked(words(&*panic))));
+            // A middleware may return another error than that of the last attempt.
+            let outcome = outcome.map_err(|error| match watch.attempts.may_have_run() {
+                true => error.after_another_attempt(),
+                false => error,
+            });
             watch.ends(&outcome);
             outcome
         }
@@ -328,7 +333,10 @@ impl Watch {
 
     /// The error of a call whose middleware has not ended in time.
     fn still_running(&self, timeout: Duration) -> Error {
-        let method = format!("{}.{}", self.call.service(), self.call.method());
+        let method = match self.call.style() {
+            Style::Event => self.call.method().to_owned(),
+            _ => format!("{}.{}", self.call.service(), self.call.method()),
+        };
         let why = Unanswered::Middleware { may_have_run: self.attempts.may_have_run() };
         Error::Timeout { method, after: timeout, why }
     }

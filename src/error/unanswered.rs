@@ -32,12 +32,12 @@ pub enum Unanswered {
     /// A handler made the call to a service of its own server, which drains, and no other instance of that service is there.
     /// The drain does not wait for such a call. It runs if an instance comes before its deadline.
     Draining,
-    /// The call was sent, and at its deadline no instance takes calls any more. The one that took it has died, or drains.
-    /// Until another instance starts, more time does not help.
+    /// The call was sent, and at its deadline no instance takes calls. If an instance has taken the call, that one has died
+    /// or drains. Until another instance starts, more time does not help.
     Gone,
     /// A middleware of the client was still running at the deadline.
     Middleware {
-        /// Whether the middleware has sent the call before.
+        /// Whether an attempt of the call may have run.
         may_have_run: bool,
     },
     /// Nothing is known: the call may have run, may still run, or may wait behind others.
@@ -45,7 +45,7 @@ pub enum Unanswered {
 }
 
 impl Unanswered {
-    /// Whether the call may have run. It is `false` only for a call that was not sent.
+    /// Whether the call may have run. It is `false` only for a call that was not sent, or whose attempts were all refused.
     #[must_use]
     pub fn may_have_run(self) -> bool {
         match self {
@@ -73,11 +73,11 @@ impl fmt::Display for Unanswered {
                  the rest of its time"
             }
             Self::Gone => {
-                "it may have run, and nobody serves it any more: the instance that took it has died, or drains; start an \
+                "it may have run, and nobody serves it now: if an instance took it, that one has died or drains; start an \
                  instance"
             }
             Self::Middleware { may_have_run: false } => {
-                "it was not sent: a middleware of this client was still running at the deadline"
+                "it has not run: a middleware of this client was still running at the deadline"
             }
             Self::Middleware { may_have_run: true } => {
                 "it may have run: a middleware of this client was still running at the deadline"

@@ -36,6 +36,8 @@ enum Decision {
     Answered(Answer),
     /// There is nothing to do: it was a cancel, for example, or has run before.
     Done,
+    /// A middleware refuses this oneway call for now. It is tried again after a pause.
+    NotNow(Fault),
     /// The same call is running already. This frame gets the same answer when that ends.
     Runs,
 }
@@ -47,7 +49,7 @@ impl Worker {
         let admitted = self.admit(&frame, message, passage.as_deref());
         match &admitted {
             Ok(Decision::Answered(answer)) => self.passed_by(passage.as_deref(), answer.into()),
-            Err(fault) => self.passed_by(passage.as_deref(), fault.code.into()),
+            Err(fault) | Ok(Decision::NotNow(fault)) => self.passed_by(passage.as_deref(), fault.code.into()),
             Ok(_) => {}
         }
         let job = |frame: Frame, served| {
@@ -65,6 +67,9 @@ impl Worker {
             Ok(Decision::Answered(answer)) => self.answer(&frame, answer, None, message),
             Ok(Decision::Done) => message.finish(),
             Ok(Decision::Runs) => {}
+            Ok(Decision::NotNow(fault)) => {
+                drop(tasks.spawn(self.clone().refuse_for_now(frame, fault, message.clone())))
+            }
             Err(fault) => drop(tasks.spawn(self.clone().refuse(frame, fault, message.clone()))),
         }
         None
@@ -124,7 +129,17 @@ impl Worker {
         }
         self.check_key(frame, message)?;
         if let Some(passage) = passage {
-            self.middleware.admit(&passage.call)?;
+            match self.middleware.admit(&passage.call) {
+                Ok(()) => {}
+                Err(fault) if frame.kind == Kind::Oneway && message.source == Source::Work && fault.is_transient() => {
+                    // One that was delivered before may be running, here or elsewhere. It is not published again, which
+                    // would run it twice, but goes on as if it had been admitted: it was, at its first delivery.
+                    if !message.redelivered {
+                        return Ok(Decision::NotNow(fault));
+                    }
+                }
+                Err(fault) => return Err(fault),
+            }
         }
         let Some(served) = self.method(frame) else {
             if let Some(answer) = self.about_itself(name, frame.codec) {

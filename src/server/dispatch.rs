@@ -20,7 +20,8 @@ use crate::service::Dispatch;
 /// A job that may start, since it has a place.
 pub(super) type Started = (Job, RunningPlace);
 
-/// A place among the calls that run at once, as many as [`Service::concurrency`] allows. Dropping it frees the place.
+/// A place among the calls that run at once, as many as
+/// [`Service::concurrency`](crate::Service::concurrency) allows. Dropping it frees the place.
 pub(super) struct RunningPlace {
     _permit: OwnedSemaphorePermit,
     /// Counts a call that came through the instance's own queue, so that this queue is read while the call runs.

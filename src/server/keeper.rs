@@ -59,7 +59,7 @@ pub(super) struct Start {
     /// Tells that the queue is consumed.
     pub(super) consumed: StartReport,
     /// What to do if the queue is unreachable.
-    pub(super) away: Unreachable,
+    pub(super) unreachable: Unreachable,
 }
 
 /// The keeper of one queue over one connection.
@@ -130,16 +130,16 @@ impl Keeper {
     /// Declares and consumes the queue of a server that starts or moves, and then keeps it. Ends if the broker refuses
     /// the queue.
     pub(super) async fn start(self, start: Start) {
-        let Start { declared, all_declared, consumed, away } = start;
+        let Start { declared, all_declared, consumed, unreachable } = start;
         let declaring = self.seen_through(self.declare()).await;
-        let Some(queue) = unless_refused(declaring, declared, away) else { return };
+        let Some(queue) = unless_refused(declaring, declared, unreachable) else { return };
         let attached = match queue {
             Ok(queue) => {
                 tokio::select! {
                     () = all_declared.cancelled() => {}
                     () = self.site.draining.cancelled() => return,
                 }
-                unless_refused(self.seen_through(self.consume(&queue)).await, consumed, away)
+                unless_refused(self.seen_through(self.consume(&queue)).await, consumed, unreachable)
             }
             Err(error) => Some(Err(error)),
         };
@@ -294,10 +294,10 @@ fn is_away(error: &Error) -> bool {
 pub(super) fn unless_refused<T>(
     answer: Result<T, Error>,
     heard: StartReport,
-    away: Unreachable,
+    unreachable: Unreachable,
 ) -> Option<Result<T, Error>> {
     let (said, answer) = match answer {
-        Err(error) if away == Unreachable::Refused || !is_away(&error) => (Err(error), None),
+        Err(error) if unreachable == Unreachable::Refused || !is_away(&error) => (Err(error), None),
         answer => (Ok(()), Some(answer)),
     };
     // If nobody waits any more, a refusal is handled like any other failed attempt.

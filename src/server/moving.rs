@@ -144,7 +144,7 @@ impl Supervisor {
                 Some(old_events_are_read) => (old_events_are_read.clone(), oneshot::channel().0),
                 None => (all_declared.clone(), heard(&consumed)),
             };
-            let start = Start { declared: heard(&declared), all_declared, consumed, away: Unreachable::Refused };
+            let start = Start { declared: heard(&declared), all_declared, consumed, unreachable: Unreachable::Refused };
             Self::until(&moving.lost, keeper.start(start));
         }
         all(&mut declared).await?;
@@ -169,7 +169,7 @@ impl Supervisor {
 /// # Errors
 /// The first refusal, or `Broker` if an answer does not come in time.
 async fn all(answers: &mut Answers) -> Result<(), Error> {
-    let late = |_| Error::silent("have all queues read there", PATIENCE);
+    let late = |_| Error::silent("let a queue be read there", PATIENCE);
     let until = Instant::now() + PATIENCE;
     while let Some(answer) = tokio::time::timeout_at(until, answers.next()).await.map_err(late)? {
         // A keeper that tells nothing has ended with its connection, which is noticed elsewhere.

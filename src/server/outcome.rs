@@ -217,22 +217,28 @@ impl Worker {
         debug!(%service, method, id = %request.id, caller, code = ?fault.code, reason = why, "a call failed: its caller is told");
     }
 
-    /// Sees to a frame that must not run. Its caller gets the fault. If nobody waits for a reply, it becomes a dead letter;
-    /// a oneway call that may be accepted later is tried again first.
+    /// Sees to a oneway call that a middleware refuses for now: it is tried again, as after an error of its handler.
+    pub(super) async fn refuse_for_now(self: Arc<Self>, frame: Frame, fault: Fault, message: Arc<Message>) {
+        self.count_refused(&frame);
+        self.failed(frame, Answer::Fault(fault), message).await;
+    }
+
+    /// Sees to a frame that must not run. Its caller gets the fault. If nobody waits for a reply, it becomes a dead letter.
     pub(super) async fn refuse(self: Arc<Self>, frame: Frame, fault: Fault, message: Arc<Message>) {
-        self.calls().refused += 1;
-        if let Some(served) = self.method(&frame) {
-            served.counts.refuses();
-        }
+        self.count_refused(&frame);
         match (&message.reply_to, frame.kind) {
             (Some(_), kind) if kind != Kind::Oneway => {
                 self.log_fault(&frame, &fault);
                 self.reply(frame.id, frame.codec, Answer::Fault(fault), None, &message);
             }
-            (_, Kind::Oneway) if message.source == Source::Work && fault.is_transient() => {
-                self.failed(frame, Answer::Fault(fault), message).await;
-            }
             _ => self.dead_letter(letter(&frame, fault.reason(), &message), &message).await,
+        }
+    }
+
+    fn count_refused(&self, frame: &Frame) {
+        self.calls().refused += 1;
+        if let Some(served) = self.method(frame) {
+            served.counts.refuses();
         }
     }
 

@@ -133,8 +133,8 @@ impl Supervisor {
         let all_declared = CancellationToken::new();
         for keeper in keepers {
             let (declared, consumed) = (heard(&declared), heard(&consumed));
-            let (all_declared, away) = (all_declared.clone(), Unreachable::Kept);
-            self.while_connected(keeper.start(Start { declared, all_declared, consumed, away }));
+            let (all_declared, unreachable) = (all_declared.clone(), Unreachable::Kept);
+            self.while_connected(keeper.start(Start { declared, all_declared, consumed, unreachable }));
         }
         let patience = answered(declared, patience).await?;
         all_declared.cancel();

@@ -619,6 +619,24 @@ async fn the_error_of_a_later_attempt_does_not_deny_an_earlier_one() {
 }
 
 #[tokio::test]
+async fn a_middleware_that_fails_after_a_reply_does_not_say_that_the_call_has_not_run() {
+    let scene = Scene::new();
+    let _server = scene.math().await;
+    let (own, mut over) = ends();
+    let spoils = |call: Invocation, next: Next| async move {
+        next.run(call).await?;
+        Err(Error::Invalid("the reply is not signed".to_owned()))
+    };
+    // One that is shared is one like any other.
+    let own = Arc::new(own);
+    let client = scene.client_with(|client| client.with(own.clone()).with(Arc::new(Around(spoils)))).await;
+    let error = MathClient::new(&client).add(1, 2).await.expect_err("the middleware refuses the reply");
+    assert!(error.may_have_run() && error.code() == Code::InvalidArgument, "{error:?}");
+    assert!(error.to_string().ends_with("the reply is not signed"), "{error}");
+    assert_eq!(next(&mut over).await.short(), ("add", Code::InvalidArgument, true));
+}
+
+#[tokio::test]
 async fn a_middleware_that_hangs_holds_no_call_beyond_its_deadline() {
     let scene = Scene::new();
     let _server = scene.math().await;
@@ -635,10 +653,11 @@ async fn a_middleware_that_hangs_holds_no_call_beyond_its_deadline() {
         soon(add().all().gather(Duration::from_millis(10))).await.map(drop),
         soon(client.publish("order.new", &1)).await.map(drop),
     ];
-    for outcome in ended {
+    let methods = ["math.v1.add", "math.v1.add", "math.v1.add", "math.v1.add", "order.new"];
+    for (outcome, named) in ended.into_iter().zip(methods) {
         let error = outcome.expect_err("it hangs");
-        let why = Unanswered::Middleware { may_have_run: false };
-        assert!(matches!(&error, Error::Timeout { why: told, .. } if *told == why), "{error:?}");
+        let Error::Timeout { why, method, .. } = &error else { panic!("{error:?}") };
+        assert_eq!((*why, &**method), (Unanswered::Middleware { may_have_run: false }, named));
         assert!(error.to_string().contains("middleware") && !error.may_have_run(), "{error}");
         assert!(!next(&mut over).await.ran);
     }
@@ -664,6 +683,13 @@ async fn a_panic_is_a_fault_and_nothing_hangs() {
         let client = scene.client().await;
         for _ in 0..2 {
             let outcome = soon(MathClient::new(&client).add(2, 3).into_future()).await;
+            let said = outcome.as_ref().map_err(ToString::to_string).err().unwrap_or_default();
+            let who = match place {
+                "handle" => "a middleware around `math.v1.add` panicked",
+                "handle, after it" => "`math.v1.add`, or a middleware around it, panicked",
+                _ => "",
+            };
+            assert!(said.contains(who), "{place}: {said}");
             assert_eq!(outcome.map_err(|error| error.code()), on_server.map_or(Ok(5), Err), "{place} on the server");
         }
         soon(server.drain()).await;

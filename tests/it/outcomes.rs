@@ -323,12 +323,12 @@ async fn a_message_over_the_brokers_own_cap_is_too_large_and_harms_no_other() {
     for _ in 0..3 {
         match call(LARGE, 0).await {
             Ok(text) => assert_eq!(text.len(), LARGE),
-            Err(Error::TooLarge { what: "reply", limit, .. }) => assert!(limit < LARGE),
+            Err(Error::TooLarge { what: "reply", limit, whose: "server's or broker's", .. }) => assert!(limit < LARGE),
             other => panic!("{:?}", other.map(|text| text.len())),
         }
         match call(1, LARGE).await {
             Ok(text) => assert_eq!(text, "x"),
-            Err(Error::TooLarge { what: "request", limit, .. }) => assert!(limit < LARGE),
+            Err(Error::TooLarge { what: "request", limit, whose: "broker's", .. }) => assert!(limit < LARGE),
             other => panic!("{:?}", other.map(|text| text.len())),
         }
         assert_eq!(call(3, 3).await.expect("the next call works"), "xxx");
@@ -401,11 +401,11 @@ async fn a_request_over_the_cap_never_leaves() {
     let client = builder.connect(&scene.url).await.expect("connects");
     // Nobody serves it. If it had been sent, it would have been returned as `NoService`.
     match client.call::<()>("nobody", "home", ("x".repeat(1000),)).await {
-        Err(Error::TooLarge { what: "request", size, limit: 1000, .. }) => assert!(size > 1000),
+        Err(Error::TooLarge { what: "request", size, limit: 1000, whose: "client's", .. }) => assert!(size > 1000),
         other => panic!("{other:?}"),
     }
     match client.publish("key", &"x".repeat(1000)).await {
-        Err(Error::TooLarge { what: "event", .. }) => {}
+        Err(Error::TooLarge { what: "event", whose: "client's", .. }) => {}
         other => panic!("{other:?}"),
     }
     let call = client.call::<()>("nobody", "home", [(); 0]).metadata("large", "x".repeat(100_000));

@@ -44,7 +44,7 @@ fn dependencies() -> BTreeSet<String> {
     let (_, after) = manifest.split_once("\n[dependencies]\n").expect("there are some");
     let lines = after.lines().take_while(|line| !line.starts_with('['));
     let names = lines.filter_map(|line| line.split_once(" = ")).map(|(name, _)| name.replace('-', "_"));
-    names.filter(|name| !name.starts_with(['#', 'h'])).collect()
+    names.filter(|name| !name.starts_with('#') && name != "hopline_macros").collect()
 }
 
 /// The names that `use` brings into a file, each with its path, such as `Bytes` for `bytes::Bytes`.
@@ -238,8 +238,9 @@ fn shown() -> Shown {
         let path = file.strip_prefix(root().join("src")).expect("it is in there");
         let module = path.components().next().expect("it has a name").as_os_str().to_string_lossy();
         let module = module.trim_end_matches(".rs");
-        // `Tls` is all that is exported of the hidden ones.
-        if HIDDEN.contains(&module) && !path.ends_with("tls.rs") {
+        // `Tls` and `ServiceId` are all that is exported of the hidden ones.
+        let is_exported = path.ends_with("tls.rs") || path.ends_with("topology/service.rs");
+        if HIDDEN.contains(&module) && !is_exported {
             continue;
         }
         let source = fs::read_to_string(&file).expect("it is text");
