@@ -3,13 +3,16 @@
 
 use std::future::IntoFuture as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::future::join_all;
 use futures::{FutureExt as _, StreamExt as _};
 use hopline::testing::Broker;
 use hopline::transport::{ConsumerEnd, memory};
-use hopline::{Client, Code, Context, Error, Fault, Method, Pending, Running, Service, State};
+use hopline::{
+    Client, Code, Context, DeadLetters, Error, Fault, Invocation, Method, Middleware, Pending, Running, Service, State,
+};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -240,6 +243,40 @@ async fn a_server_that_is_cut_off_gives_nothing_up_and_answers_over_the_next_con
     let next = hold(&client, 2).start().await.expect("on its way");
     soon(arrived.recv()).await.expect("it serves").release();
     assert_eq!(soon(next).await.expect("answered"), 2);
+}
+
+/// Admits one call, and says to all others that they come too soon.
+#[derive(Default)]
+struct One(AtomicBool);
+
+impl Middleware for One {
+    fn admit(&self, _: &Invocation) -> Result<(), Fault> {
+        match self.0.swap(true, Ordering::Relaxed) {
+            false => Ok(()),
+            true => Err(Fault::new(Code::ResourceExhausted, "too soon")),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_oneway_call_that_runs_at_a_cut_is_not_refused_for_now_when_it_comes_again() {
+    let (scene, broker) = Scene::alone();
+    let Held { service, mut arrived } = Held::of(Method::new("hold").oneway().attempts(2));
+    let url = broker.url().replace("memory://", "memory://worker@");
+    let server = scene.by_way_of(url).serve(service.with(One::default())).await;
+    let client = scene.client().await;
+    client.oneway("held", "hold", (1_u64,)).send().await.expect("the broker has it");
+    let running = soon(arrived.recv()).await.expect("it runs");
+    let innards = memory::MemoryBroker::named(broker.url().trim_start_matches("memory://"));
+    hears(&server, || innards.cut_user("worker")).await;
+    soon(server.state().wait_for(|state| *state == State::Ready)).await.expect("it is told");
+    // For longer than the pause before another attempt, and than it takes to ask who runs a call that comes again.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    running.release();
+    soon(server.drain()).await;
+    assert!(arrived.try_recv().is_err(), "it has run twice");
+    let dead = DeadLetters::builder().namespace(&scene.namespace).connect(&broker, "held").await.expect("it is there");
+    assert_eq!(dead.count().await.expect("it answers"), 0, "it has run, and is no dead letter");
 }
 
 #[tokio::test(start_paused = true)]
