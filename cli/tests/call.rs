@@ -281,7 +281,7 @@ fn the_environment_says_what_no_option_says() {
         ("HOPLINE_NAMESPACE", "a b", "the namespace `a b` has a ' ' in it"),
         ("HOPLINE_TIMEOUT", "2", "write a whole number above 0 and a unit"),
         ("HOPLINE_CONNECT_TIMEOUT", "soon", "write a whole number above 0 and a unit"),
-        ("HOPLINE_NAME", "a\tb", "the name of a connection has 1 to 64 bytes"),
+        ("HOPLINE_NAME", "a\tb", "write 1 to 64 bytes without control characters"),
     ] {
         let output = call(&[(name, value)]);
         assert_eq!(output.status.code(), Some(2), "{name}: {output:?}");
