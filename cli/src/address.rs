@@ -19,8 +19,8 @@ pub(crate) struct Address {
     /// The broker's address
     #[arg(long, env = environment::URL, default_value = "amqp://localhost", hide_env_values = true)]
     pub(crate) url: String,
-    /// How long each address may take until its connection can be used, such as 500ms or 5s. Never longer than
-    /// `--timeout`
+    /// How long each address may take until its connection can be used, such as 500ms or 5s. Where there is a
+    /// `--timeout`, never longer than that
     #[arg(
         long, env = environment::CONNECT_TIMEOUT, default_value = "10s", value_parser = environment::duration,
         hide_env_values = true
