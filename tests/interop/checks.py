@@ -444,7 +444,7 @@ def rust_reaches_one_instance(bench):
     equal(bench.cli("pyserv.add", [2, 3], "--to", bench.instance).stdout, "5\n")
     done = bench.cli("pyserv.add", [2, 3], "--to", "nobody")
     equal(done.returncode, 1)
-    assert "pyserv.v1@nobody" in done.stderr, done.stderr
+    assert "no instance `nobody` of `pyserv.v1`" in done.stderr, done.stderr
 
 
 @check("python server")
