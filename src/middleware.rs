@@ -82,7 +82,8 @@ pub trait Middleware: Send + Sync + 'static {
     /// The caller of a refused request gets the fault. A refused event is dropped and logged. A oneway call that is refused
     /// with a [transient](Fault::is_transient) fault, such as one with the code `RESOURCE_EXHAUSTED`, is tried again as
     /// after an error of its handler, and becomes a dead letter after the last attempt. With any other fault it becomes a
-    /// dead letter at once. A oneway call that the broker delivers again cannot be refused for now, since it may be running. A panic is logged and refuses the call with the code `INTERNAL`.
+    /// dead letter at once. A oneway call that the broker delivers again cannot be refused for now, since it may be
+    /// running. A panic is logged and refuses the call with the code `INTERNAL`.
     fn admit(&self, call: &Invocation) -> Result<(), Fault> {
         let _ = call;
         Ok(())
@@ -92,8 +93,9 @@ pub trait Middleware: Send + Sync + 'static {
     /// does nothing. It must not block. A panic is logged.
     ///
     /// On a server this is called each time a handler ends, so it is called several times for a oneway call that fails,
-    /// or is refused for now, and is retried. It is not called for calls that a server requeues while it drains. On a client it is called once
-    /// for each call, however many attempts there were. If the caller dropped the call, the code is `CANCELLED`.
+    /// or is refused for now, and is retried. It is not called for calls that a server requeues while it drains. On a
+    /// client it is called once for each call, however many attempts there were. If the caller dropped the call, the
+    /// code is `CANCELLED`.
     fn finished(&self, done: &Finished<'_>) {
         let _ = done;
     }

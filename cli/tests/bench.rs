@@ -14,8 +14,10 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
-/// How long a test waits for what has to come, before it fails.
-const PATIENCE: Duration = Duration::from_secs(60);
+mod command;
+
+use command::{PATIENCE, cleaned, printed, said};
+
 /// Long enough for a few calls on a machine that does much else.
 const SHORT: &[&str] = &["--seconds", "1", "--concurrency", "4"];
 const MEMORY: &[&str] = &["--url", "memory://"];
@@ -24,13 +26,9 @@ async fn soon<F: Future>(event: F) -> F::Output {
     tokio::time::timeout(PATIENCE, event).await.expect("what has to happen happens within a minute")
 }
 
-/// The command, without what the tester's own environment says.
 fn bench(arguments: &[&[&str]]) -> Command {
-    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("hopline"));
-    for (variable, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("HOPLINE_")) {
-        command.env_remove(variable);
-    }
-    command.env_remove("RUST_LOG").env_remove("TOKIO_WORKER_THREADS");
+    let mut command = Command::from(cleaned());
+    command.env_remove("TOKIO_WORKER_THREADS");
     command.stdin(Stdio::null()).kill_on_drop(true).arg("bench").args(arguments.concat());
     command
 }
@@ -39,21 +37,10 @@ async fn run(arguments: &[&[&str]]) -> Output {
     soon(bench(arguments).output()).await.expect("it can be run")
 }
 
-/// What the command prints when all is well.
-fn printed(output: Output) -> String {
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
-    assert!(output.stderr.is_empty(), "{output:?}");
-    let printed = String::from_utf8(output.stdout).expect("it prints text");
-    printed.strip_suffix('\n').expect("it prints a line").to_owned()
-}
-
 /// The one line on stderr of a bench that failed.
 fn failure(output: &Output) -> String {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    let said = String::from_utf8_lossy(&output.stderr);
-    let line = said.strip_suffix('\n').expect("it prints a line");
-    assert!(!line.contains('\n'), "more than a line: {said}");
-    line.strip_prefix("hopline: ").expect("it tells who says so").to_owned()
+    said(output)
 }
 
 /// What `--json` prints: one object with these keys and no others.

@@ -16,20 +16,12 @@ mod demo;
 #[path = "../../tests/proxy/mod.rs"]
 mod proxy;
 
-use command::hopline;
+use command::{hopline, printed, said};
 use demo::{DemoServer, Service};
 use proxy::Proxy;
 
 fn run(arguments: &[&str]) -> Output {
     hopline(arguments).output().expect("it can be run")
-}
-
-/// What the command prints when all is well.
-fn printed(output: Output) -> String {
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
-    assert!(output.stderr.is_empty(), "{output:?}");
-    let printed = String::from_utf8(output.stdout).expect("it prints text");
-    printed.strip_suffix('\n').expect("it prints a line").to_owned()
 }
 
 /// The one line on stderr that a failed call ends with.
@@ -40,10 +32,7 @@ fn failure(output: Output) -> String {
 
 fn only_line(output: Output) -> String {
     assert!(output.stdout.is_empty(), "{output:?}");
-    let said = String::from_utf8(output.stderr).expect("it prints text");
-    let line = said.strip_suffix('\n').expect("it prints a line");
-    assert!(!line.contains('\n'), "more than a line: {said}");
-    line.strip_prefix("hopline: ").expect("it tells who says so").to_owned()
+    said(&output)
 }
 
 /// An address that nobody listens at, and nobody can as long as the socket is there.

@@ -261,6 +261,7 @@ impl Client {
             let attempts = attempts.clone();
             async move { attempts.end(sent.await) }.boxed()
         });
+        // An attempt says what is known of it by one OVERDUE after the deadline. The middleware has another one to pass it on.
         let limit = self.timer(first.deadline + OVERDUE + OVERDUE);
         async move {
             let outcome = tokio::select! {
@@ -270,10 +271,7 @@ impl Client {
             };
             let outcome = outcome.unwrap_or_else(|panic| Err(watch.panicked(words(&*panic))));
             // A middleware may return another error than that of the last attempt.
-            let outcome = outcome.map_err(|error| match watch.attempts.may_have_run() {
-                true => error.after_another_attempt(),
-                false => error,
-            });
+            let outcome = outcome.map_err(|error| watch.attempts.of_the_call(error));
             watch.ends(&outcome);
             outcome
         }
@@ -296,15 +294,20 @@ impl AttemptCount {
         self.begun.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Counts that an attempt has ended. An error says that the call has not run only if no attempt may have run.
+    /// Counts that an attempt has ended.
     fn end(&self, outcome: Result<Reply, Error>) -> Result<Reply, Error> {
         match outcome {
             Err(error) if !error.may_have_run() => {
-                let others = self.may_have_run.fetch_sub(1, Ordering::Relaxed) > 1;
-                Err(if others { error.after_another_attempt() } else { error })
+                self.may_have_run.fetch_sub(1, Ordering::Relaxed);
+                Err(self.of_the_call(error))
             }
             outcome => outcome,
         }
+    }
+
+    /// An error as it is true of the call: it says that the call has not run only if no attempt may have run.
+    fn of_the_call(&self, error: Error) -> Error {
+        if self.may_have_run() { error.after_another_attempt() } else { error }
     }
 
     /// Whether the call may have run.

@@ -35,6 +35,7 @@ mod in_flight;
 mod long_calls;
 mod loss;
 mod middleware;
+mod sources;
 mod stalled;
 mod tidy;
 mod oneway;

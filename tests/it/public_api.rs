@@ -3,35 +3,13 @@
 //! The source is read as text, as rustfmt writes it: what begins at the margin ends at the margin.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::{Path, PathBuf};
+
+use crate::sources::{PUBLIC, exported, files, root, text};
 
 /// What promises nothing, since it is hidden from the documentation.
 const HIDDEN: [&str; 3] = ["topology", "transport", "bench"];
-/// Modules whose public items are public as they are. Those of others are what `lib.rs` exports.
-const PUBLIC: [&str; 3] = ["testing", "blocking", "environment"];
-
 /// Names of other crates that are shown, as `crate::Name`, each with the items of ours that show it.
 type Shown = BTreeMap<(String, String), BTreeSet<String>>;
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn text(path: impl AsRef<Path>) -> String {
-    fs::read_to_string(root().join(path)).expect("it is text")
-}
-
-fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).expect("the folder is there") {
-        let path = entry.expect("it can be read").path();
-        match path.is_dir() {
-            true => rust_files(&path, found),
-            false if path.extension().is_some_and(|end| end == "rs") => found.push(path),
-            false => {}
-        }
-    }
-}
 
 /// The words of a text, with a path in one piece, such as `watch::Receiver`, and a lifetime with its mark.
 fn paths(text: &str) -> impl Iterator<Item = &str> {
@@ -205,36 +183,11 @@ fn after_generics(head: &str) -> &str {
     end.map_or(head, |(at, _)| &head[at + 1..])
 }
 
-/// The names that `lib.rs` and the public modules export.
-fn exported() -> BTreeSet<String> {
-    let mut names = BTreeSet::new();
-    for statement in text("src/lib.rs").split("\npub use ").skip(1) {
-        let (statement, _) = statement.split_once(';').expect("it ends");
-        names.extend(paths(statement).map(|path| path.rsplit("::").next().unwrap_or(path).to_owned()));
-    }
-    for module in PUBLIC {
-        for item in items(&text(format!("src/{module}.rs"))) {
-            for line in item.lines() {
-                let kinds = ["pub struct ", "pub enum ", "pub trait "];
-                let name = kinds.iter().find_map(|kind| line.strip_prefix(kind));
-                names.extend(name.and_then(|name| paths(name).next()).map(str::to_owned));
-                if let Some(used) = line.strip_prefix("pub use ") {
-                    names.extend(paths(used).map(|path| path.rsplit("::").next().unwrap_or(path).to_owned()));
-                }
-            }
-        }
-    }
-    names.retain(|name| name.starts_with(char::is_uppercase));
-    names
-}
-
 /// What the public API shows of other crates.
 fn shown() -> Shown {
     let (dependencies, exported) = (dependencies(), exported());
-    let mut files = Vec::new();
-    rust_files(&root().join("src"), &mut files);
     let mut shown = Shown::new();
-    for file in files {
+    for file in files(&root().join("src"), ".rs") {
         let path = file.strip_prefix(root().join("src")).expect("it is in there");
         let module = path.components().next().expect("it has a name").as_os_str().to_string_lossy();
         let module = module.trim_end_matches(".rs");
@@ -243,7 +196,7 @@ fn shown() -> Shown {
         if HIDDEN.contains(&module) && !is_exported {
             continue;
         }
-        let source = fs::read_to_string(&file).expect("it is text");
+        let source = text(&file);
         let imports = imports(&source);
         let in_public_module = module == "lib" || PUBLIC.contains(&module);
         for (name, part) in items(&source).iter().flat_map(|item| visible(item, &exported, in_public_module)) {

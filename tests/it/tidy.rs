@@ -7,6 +7,8 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::sources::{files, root, text};
+
 /// The most lines of code of a file, without its unit tests.
 const MAX_LINES: usize = 400;
 
@@ -65,33 +67,12 @@ fn without_tests(text: &str) -> Vec<String> {
     kept
 }
 
-fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// All files under a directory whose names end in this, in order.
-fn files(directory: &Path, end: &str) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(directory).expect("it is there") {
-        let path = entry.expect("it can be read").path();
-        if path.is_dir() {
-            if path.file_name().is_some_and(|name| name != "target" && name != "node_modules") {
-                found.extend(files(&path, end));
-            }
-        } else if path.to_string_lossy().ends_with(end) {
-            found.push(path);
-        }
-    }
-    found.sort();
-    found
-}
-
 /// The files of `src`, without those that hold nothing but unit tests.
 fn sources() -> Vec<Source> {
     let root = root();
     let tests: BTreeSet<_> = files(&root.join("src"), ".rs").iter().flat_map(|file| test_files(file)).collect();
     let all = files(&root.join("src"), ".rs").into_iter().filter(|file| !tests.contains(file));
-    all.map(|file| Source::read(&root, &file)).collect()
+    all.map(|file| Source::read(root, &file)).collect()
 }
 
 /// The files that `#[cfg(test)] mod name;` in this one names.
@@ -104,7 +85,7 @@ fn test_files(file: &Path) -> Vec<PathBuf> {
 }
 
 fn architecture() -> String {
-    fs::read_to_string(root().join("ARCHITECTURE.md")).expect("it is there")
+    text("ARCHITECTURE.md")
 }
 
 /// The arrows that ARCHITECTURE.md allows: each module in the order of the list, and those that it may use.

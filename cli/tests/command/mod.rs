@@ -1,18 +1,45 @@
-//! The command `hopline`, as the tests run it.
+//! The command `hopline`, as the tests run it, and what it prints.
 
+// Each test program uses only a part of this module.
+#![allow(dead_code)]
+
+use std::process::{Command, Output};
 use std::time::Duration;
-
-use assert_cmd::Command;
 
 /// How long a test waits for what has to come, before it fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The command, without what the tester's own environment says.
-pub(crate) fn hopline(arguments: &[&str]) -> Command {
-    let mut command = assert_cmd::cargo::cargo_bin_cmd!("hopline");
+pub(crate) fn cleaned() -> Command {
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("hopline"));
     for (variable, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("HOPLINE_")) {
         command.env_remove(variable);
     }
-    command.env_remove("RUST_LOG").timeout(PATIENCE).args(arguments);
+    command.env_remove("RUST_LOG");
     command
+}
+
+/// The same with arguments. It is ended when it takes too long.
+pub(crate) fn hopline(arguments: &[&str]) -> assert_cmd::Command {
+    let mut command = assert_cmd::Command::from_std(cleaned());
+    command.timeout(PATIENCE).args(arguments);
+    command
+}
+
+/// The line that the command prints when all is well.
+#[track_caller]
+pub(crate) fn printed(output: Output) -> String {
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
+    let printed = String::from_utf8(output.stdout).expect("it prints text");
+    printed.strip_suffix('\n').expect("it prints a line").to_owned()
+}
+
+/// The one line on stderr, without the name of the command.
+#[track_caller]
+pub(crate) fn said(output: &Output) -> String {
+    let said = str::from_utf8(&output.stderr).expect("it prints text");
+    let line = said.strip_suffix('\n').expect("it prints a line");
+    assert!(!line.contains('\n'), "more than a line: {said}");
+    line.strip_prefix("hopline: ").expect("it tells who says so").to_owned()
 }

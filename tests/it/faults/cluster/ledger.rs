@@ -283,6 +283,13 @@ impl Call {
     }
 }
 
+impl Event {
+    /// When its publication ended.
+    fn ended(&self) -> Instant {
+        self.end.as_ref().map_or(self.sent, |&(ended, _)| ended)
+    }
+}
+
 impl Outage {
     fn tie(&self, place: Place) -> Tie {
         match (place, self.lost) {
@@ -318,7 +325,7 @@ impl Records {
     fn missed(&self) -> impl Iterator<Item = (&Event, usize)> {
         self.events.iter().flat_map(|event| {
             let (sent, from) = (event.sent, event.from);
-            let ended = event.end.as_ref().map_or(sent, |&(ended, _)| ended);
+            let ended = event.ended();
             // It left at some time between these two: it waits at its client while the queues of others confirm nothing.
             let has_met = |outage: &&Outage| outage.from <= ended && outage.until.is_none_or(|until| sent <= until);
             let outages: Vec<_> = self.outages.iter().filter(has_met).filter_map(Outage::node).collect();
@@ -350,8 +357,7 @@ impl Records {
         };
         let mut groups = BTreeMap::<(usize, usize), Vec<(f64, f64)>>::new();
         for (event, node) in self.missed() {
-            let ended = event.end.as_ref().map_or(event.sent, |&(ended, _)| ended);
-            groups.entry((event.from, node)).or_default().push((at(event.sent), at(ended)));
+            groups.entry((event.from, node)).or_default().push((at(event.sent), at(event.ended())));
         }
         if groups.is_empty() {
             return String::new();

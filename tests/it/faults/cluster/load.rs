@@ -220,7 +220,7 @@ impl Load {
         let is_heard = timeout(PATIENCE, self.ledger.is_heard()).await;
         let is_kept = timeout(LONG, self.is_kept()).await;
         let row = self.ledger.row(what);
-        println!("{HEADER}\n{row:#}\n{}", row.missed);
+        println!("{HEADER}\n{row:#}");
         is_run.unwrap_or_else(|_| panic!("oneway calls are lost: {row}"));
         is_heard.unwrap_or_else(|_| panic!("events are lost: {}: {row}", row.missed));
         is_kept.unwrap_or_else(|_| panic!("dead letters are lost: {row}"));
