@@ -4,18 +4,18 @@
 //! everything. A server and an operator have two, one to publish and one to consume: the broker stops reading from a
 //! connection that publishes too much, and acknowledgements must not wait for that.
 
+mod acks;
 mod connection;
 mod declare;
 mod diagnosis;
 mod exchanges;
 mod feed;
-mod flight;
+mod frames;
 mod pool;
 mod properties;
 mod publisher;
 mod pull;
 mod repeat;
-mod returns;
 mod socket;
 #[cfg(feature = "tls")]
 mod tls;
@@ -23,6 +23,7 @@ mod tls;
 #[path = "rabbit/without_tls.rs"]
 mod tls;
 mod user;
+mod wire;
 mod words;
 
 use std::future::Future;
@@ -46,12 +47,12 @@ use connection::{CLOSE_TIMEOUT, Link, News, Refusal};
 use diagnosis::ConnectStage;
 use exchanges::KnownExchanges;
 use feed::Feed;
-use flight::Told;
 use pool::ConnectionSource;
 use publisher::Publisher;
 use pull::Puller;
 pub(in crate::transport) use tls::Connector;
 use user::User;
+use wire::Told;
 
 /// How long closing may take while the broker has not answered everything that it was asked. It confirms the end only
 /// after that, but it has received it.
@@ -269,8 +270,8 @@ impl RabbitConnection {
         let (link, closing, tasks) = (self.0.consuming.clone(), self.0.closing.clone(), self.0.tasks.clone());
         // This runs on a task, since the caller may stop waiting. lapin would keep a consumer that nobody reads.
         let consuming = self.0.questions.spawn(async move {
-            let (consumer, feed, settler, cancelled) = Feed::open(&link, name, mode).await?;
-            tasks.spawn(feed.run(link, settler, cancelled, closing));
+            let (consumer, feed, cancelled) = Feed::open(link, name, mode).await?;
+            tasks.spawn(feed.run(cancelled, closing));
             Ok(consumer)
         });
         let consuming = consuming.await.unwrap_or_else(|_| Err(Refusal::Ended("its runtime has ended".into())));

@@ -12,9 +12,10 @@ use std::time::Duration;
 use futures::{FutureExt as _, Stream, StreamExt as _};
 use lapin::{ConnectionStatus, ErrorKind};
 use tokio::runtime::Handle;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{broadcast, oneshot, watch};
 use tracing::{debug, info, warn};
 
+use super::wire::{ChannelClosed, Wire};
 use super::words;
 use crate::error::Error;
 use crate::limits::ANSWER_TIMEOUT;
@@ -35,6 +36,7 @@ pub(super) struct Link {
     connection: Arc<lapin::Connection>,
     end: Arc<ConnectionEnd>,
     runtime: Handle,
+    wire: Arc<Wire>,
 }
 
 impl Drop for Link {
@@ -167,12 +169,12 @@ impl Refusal {
 }
 
 impl Link {
-    /// Watches a connection that was opened, and tells `news` what happens to it.
-    pub(super) fn new(connection: lapin::Connection, news: Arc<News>) -> Arc<Self> {
+    /// Watches a connection that was opened on this wire, and tells `news` what happens to it.
+    pub(super) fn new((connection, wire): (lapin::Connection, Arc<Wire>), news: Arc<News>) -> Arc<Self> {
         let connection = Arc::new(connection);
         let end = Arc::new(ConnectionEnd { reason: watch::channel(None).0, wanted: AtomicBool::new(false), news });
         tokio::spawn(watch_until_end(connection.events_listener(), connection.status().clone(), end.clone()));
-        Arc::new(Self { connection, end, runtime: Handle::current() })
+        Arc::new(Self { connection, end, runtime: Handle::current(), wire })
     }
 
     /// Opens a channel.
@@ -228,6 +230,20 @@ impl Link {
             }
             Err(error) => Err(Refusal::Ended(self.ended().unwrap_or_else(|| words::of(&error).into()))),
         }
+    }
+
+    /// The same for an answer that comes over the wire. It does not come if the connection ends.
+    pub(super) async fn hear_of<T>(&self, answer: oneshot::Receiver<Result<T, ChannelClosed>>) -> Result<T, Refusal> {
+        match answer.await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(ChannelClosed { code, text })) => Err(Refusal::Refused { code, text }),
+            Err(_) => Err(Refusal::Ended(self.end().await)),
+        }
+    }
+
+    /// The socket of the connection.
+    pub(super) fn wire(&self) -> &Wire {
+        &self.wire
     }
 
     /// Counts the connection as lost for this reason.

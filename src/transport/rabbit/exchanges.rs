@@ -1,8 +1,7 @@
 //! Which exchanges exist, as far as is known, and the publications that wait until the broker has told.
 //!
 //! A publication to an exchange that does not exist makes the broker close the channel, and everything in flight on it
-//! is lost. In a burst, even the connection is lost, since lapin goes on sending on the closed channel. So the
-//! publisher asks the broker once before it publishes to an exchange for the first time.
+//! is lost. So the publisher asks the broker once before it publishes to an exchange for the first time.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -27,7 +26,7 @@ impl KnownExchanges {
     }
 
     /// Whether the exchange is known to exist. The default exchange, whose name is empty, always does.
-    fn has(&self, exchange: &str) -> bool {
+    pub(super) fn has(&self, exchange: &str) -> bool {
         exchange.is_empty() || self.0.lock().expect("no panic while holding the set").contains(exchange)
     }
 }

@@ -1,23 +1,22 @@
 //! The task of one consumer: deliveries come from the broker, and settlements go there.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _};
-use lapin::options::{
-    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, BasicRejectOptions,
-};
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use super::acks::Acks;
 use super::connection::{Link, Refusal};
-use super::words::end_of_channel;
-use super::{declare, properties, words};
+use super::declare;
+use super::wire::{Arrived, Sink};
+use super::words::{self, end_of_channel};
 use crate::limits::ANSWER_TIMEOUT;
 use crate::transport::{Consumer, ConsumerEnd, Delivery, Life, Mode, Settle, Settler, Stop};
 
@@ -35,82 +34,75 @@ const FULL_WITHIN: Duration = Duration::from_secs(2);
 /// time that the broker's timers can count.
 const CONSUMER_TIMEOUT_MS: i64 = 40 * 24 * 3_600_000;
 
-/// The task of one consumer. It passes deliveries from the broker to the consumer, and settlements from the consumer to
-/// the broker.
+/// The task of one consumer. The wire passes deliveries to the consumer. The task passes settlements to the broker, and
+/// sees the consumer's end.
 pub(super) struct Feed {
     /// Tells the deliveries whether they can still be settled.
     life: Arc<Life>,
+    link: Arc<Link>,
     channel: lapin::Channel,
-    /// What the broker delivers.
+    /// lapin's consumer. It gets no deliveries, and ends with the consumer.
     stream: lapin::Consumer,
     /// Where the consumer gets the deliveries.
     deliver: mpsc::UnboundedSender<Delivery>,
     /// How the consumer has settled deliveries, by their tags.
     settled: mpsc::UnboundedReceiver<(u64, Settle)>,
-    /// The tags of the deliveries that are not settled.
-    unsettled: BTreeSet<u64>,
-    /// The tags of those whose ack waits to be sent with others.
-    acked: BTreeSet<u64>,
+    /// The tag of the last delivery. The broker counts them from 1.
+    delivered: Arc<AtomicU64>,
+    acks: Acks,
     /// So many acks do not wait for more.
     acks_at_once: usize,
     /// How many deliveries may be unsettled at once.
     prefetch: usize,
+    /// Whether deliveries have to be settled.
+    settles: bool,
 }
-
-/// Where deliveries say how they were settled.
-pub(super) type Settlements = mpsc::UnboundedSender<(u64, Settle)>;
 
 impl Feed {
     /// Begins to consume, on a channel of its own.
     pub(super) async fn open(
-        link: &Link,
+        link: Arc<Link>,
         queue: ShortString,
         mode: Mode,
-    ) -> Result<(Consumer, Self, Option<Settlements>, oneshot::Receiver<Stop>), Refusal> {
+    ) -> Result<(Consumer, Self, oneshot::Receiver<Stop>), Refusal> {
         let channel = link.channel().await?;
         if let Some(prefetch) = mode.prefetch() {
             link.hear(channel.basic_qos(prefetch, BasicQosOptions { global: false })).await?;
         }
-        let options = BasicConsumeOptions { no_ack: mode == Mode::NoAck, ..BasicConsumeOptions::default() };
-        let stream = channel.basic_consume(queue, "".into(), options, arguments(mode));
-        let stream = link.hear(stream).await?;
         let (deliver, deliveries) = mpsc::unbounded_channel();
         let (settler, settled) = mpsc::unbounded_channel();
+        let (life, delivered) = (Arc::new(Life::default()), Arc::new(AtomicU64::new(0)));
+        let settles = mode != Mode::NoAck;
+        let sink = sink(deliver.clone(), settles.then_some(settler), life.clone(), delivered.clone());
+        link.wire().consume(channel.id(), sink);
+        let options = BasicConsumeOptions { no_ack: !settles, ..BasicConsumeOptions::default() };
+        let stream = link.hear(channel.basic_consume(queue, "".into(), options, arguments(mode))).await?;
         let (cancel, cancelled) = oneshot::channel();
         let prefetch = usize::from(mode.prefetch().unwrap_or_default());
         let acks_at_once = (prefetch / ACKS_OF_PREFETCH).max(1);
-        let (unsettled, acked) = (BTreeSet::new(), BTreeSet::new());
-        let life = Arc::new(Life::default());
         let consumer = Consumer { deliveries, cancel: Some(cancel), life: life.clone() };
-        let feed = Self { life, channel, stream, deliver, settled, unsettled, acked, acks_at_once, prefetch };
-        Ok((consumer, feed, (mode != Mode::NoAck).then_some(settler), cancelled))
+        let acks = Acks::default();
+        let feed =
+            Self { life, link, channel, stream, deliver, settled, delivered, acks, acks_at_once, prefetch, settles };
+        Ok((consumer, feed, cancelled))
     }
 
     /// Runs until the consumer has ended and its deliveries are settled or dropped, or until the connection ends or is
     /// closed.
-    pub(super) async fn run(
-        mut self,
-        link: Arc<Link>,
-        settler: Option<Settlements>,
-        cancelled: oneshot::Receiver<Stop>,
-        closing: CancellationToken,
-    ) {
-        let settles = settler.is_some();
+    pub(super) async fn run(mut self, cancelled: oneshot::Receiver<Stop>, closing: CancellationToken) {
+        let link = self.link.clone();
         tokio::select! {
-            () = self.deliver_and_settle(settler, cancelled) => {}
+            () = self.deliver_and_settle(cancelled) => {}
             () = closing.cancelled() => self.settle_what_waits(),
             reason = link.end() => {
-                // Deliveries that arrived before the end and need no ack are lost unless they are passed on now. The
-                // broker redelivers the others.
-                while !settles && let Some(Some(Ok(delivery))) = self.stream.next().now_or_never() {
-                    self.deliver(delivery, None);
-                }
                 debug!(queue = %self.stream.queue(), %reason, "a consumer ends with its connection");
-                return self.life.end(ConsumerEnd::Connection);
+                self.life.end(ConsumerEnd::Connection);
+                return self.link.wire().stop_consuming(self.channel.id());
             }
         }
         // The consumer sees its end first. Closing the channel then requeues what was not settled.
         let Self { channel, stream, deliver, .. } = self;
+        link.wire().stop_consuming(channel.id());
         drop(deliver);
         declare::close(&link, &channel).await;
         drop(stream);
@@ -118,7 +110,7 @@ impl Feed {
 
     /// The work of the task, until the consumer has ended and everything is settled. Deliveries can still be settled
     /// after the consumer has ended.
-    async fn deliver_and_settle(&mut self, settler: Option<Settlements>, mut cancelled: oneshot::Receiver<Stop>) {
+    async fn deliver_and_settle(&mut self, mut cancelled: oneshot::Receiver<Stop>) {
         let mut settled = Vec::with_capacity(BATCH);
         let (mut active, mut filling) = (true, false);
         let mut full_by = std::pin::pin!(tokio::time::sleep(FULL_WITHIN));
@@ -127,8 +119,9 @@ impl Feed {
         loop {
             let mut cancel = false;
             tokio::select! {
-                delivery = self.stream.next() => match delivery {
-                    Some(Ok(delivery)) => self.deliver(delivery, settler.as_ref()),
+                end = self.stream.next() => match end {
+                    // The wire has it.
+                    Some(Ok(_)) => {}
                     Some(Err(error)) => {
                         let end = end_of_channel(&words::of(&error));
                         debug!(queue = %self.stream.queue(), ?end, "the broker closed a consumer's channel");
@@ -142,16 +135,16 @@ impl Feed {
                     }
                     None => break,
                 },
-                _ = self.settled.recv_many(&mut settled, BATCH), if settler.is_some() && !filling => {
-                    let waiting = !self.acked.is_empty();
+                _ = self.settled.recv_many(&mut settled, BATCH), if self.settles && !filling => {
+                    let waiting = self.acks.waiting() > 0;
                     self.settle(&mut settled);
-                    if !active || self.acked.len() >= self.acks_at_once {
+                    if !active || self.acks.waiting() >= self.acks_at_once {
                         self.ack();
                     } else if !waiting {
                         ack_by.as_mut().reset(Instant::now() + ACK_WITHIN);
                     }
                 }
-                () = &mut ack_by, if !self.acked.is_empty() && !filling => self.ack(),
+                () = &mut ack_by, if self.acks.waiting() > 0 && !filling => self.ack(),
                 stop = unwanted(&mut cancelled, &self.deliver), if active && !filling => {
                     (filling, cancel) = (stop == Stop::Full, stop == Stop::Now);
                     full_by.as_mut().reset(Instant::now() + FULL_WITHIN);
@@ -163,7 +156,7 @@ impl Feed {
                     break;
                 }
             }
-            if cancel || filling && self.unsettled.len() >= self.prefetch {
+            if cancel || filling && self.is_full() {
                 (active, filling) = (false, false);
                 // The consumer is cancelled first. Acks before that would make room for further deliveries.
                 self.cancel();
@@ -174,8 +167,8 @@ impl Feed {
         // From here on the consumer gets `None` after the last delivery.
         let (nobody, _) = mpsc::unbounded_channel();
         self.deliver = nobody;
+        self.link.wire().stop_consuming(self.channel.id());
         self.life.finish();
-        drop(settler);
         self.ack();
         while self.settled.recv_many(&mut settled, BATCH).await > 0 {
             self.settle(&mut settled);
@@ -183,18 +176,9 @@ impl Feed {
         }
     }
 
-    /// Passes a delivery to the consumer. If the consumer is gone, the delivery is requeued.
-    fn deliver(&mut self, delivery: lapin::message::Delivery, settler: Option<&Settlements>) {
-        let tag = delivery.delivery_tag;
-        let settler =
-            settler.map(|channel| Settler::Channel { tag, channel: channel.clone(), life: self.life.clone() });
-        if settler.is_some() {
-            self.unsettled.insert(tag);
-        }
-        let delivery = delivered(delivery, settler);
-        if let Err(mpsc::error::SendError(delivery)) = self.deliver.send(delivery) {
-            delivery.settle(Settle::GiveBack);
-        }
+    /// Whether as many deliveries are unsettled as may be.
+    fn is_full(&self) -> bool {
+        self.acks.unsettled(self.delivered.load(Ordering::Acquire)) >= self.prefetch as u64
     }
 
     /// Asks the broker for no more deliveries. lapin's stream ends after those that were already on their way.
@@ -214,38 +198,41 @@ impl Feed {
     }
 
     /// Sends settlements to the broker, except for acks, which are collected.
-    ///
-    /// Each future is polled once, which sends its frame. After that it would wait until the frame has left the socket,
-    /// which nobody needs to know: if the channel ends before, the broker requeues the delivery.
     fn settle(&mut self, settled: &mut Vec<(u64, Settle)>) {
         for (tag, settle) in settled.drain(..) {
-            let _ = match settle {
-                Settle::Ack => {
-                    self.acked.insert(tag);
-                    continue;
-                }
-                Settle::GiveBack => {
-                    let options = BasicNackOptions { multiple: false, requeue: true };
-                    self.channel.basic_nack(tag, options).now_or_never()
-                }
-                Settle::Failed => self.channel.basic_reject(tag, BasicRejectOptions { requeue: true }).now_or_never(),
-                Settle::Discard => self.channel.basic_reject(tag, BasicRejectOptions { requeue: false }).now_or_never(),
-            };
-            self.unsettled.remove(&tag);
+            if settle == Settle::Ack {
+                self.acks.add(tag);
+            } else {
+                self.link.wire().settle(self.channel.id(), tag, settle);
+                self.acks.settled_otherwise(tag);
+            }
         }
     }
 
-    /// Sends the collected acks. Those in front of which nothing is unsettled are sent as one frame.
+    /// Sends the collected acks.
     fn ack(&mut self) {
-        let acked = std::mem::take(&mut self.acked);
-        let finished = self.unsettled.iter().zip(&acked).take_while(|(unsettled, acked)| unsettled == acked).count();
-        let mut acks = acked.iter().copied().enumerate().skip(finished.saturating_sub(1));
-        for (position, tag) in &mut acks {
-            let multiple = position + 1 == finished;
-            let _ = self.channel.basic_ack(tag, BasicAckOptions { multiple }).now_or_never();
-        }
-        self.unsettled.retain(|tag| !acked.contains(tag));
+        let (wire, channel) = (self.link.wire(), self.channel.id());
+        self.acks.send(|tag, multiple| wire.ack(channel, tag, multiple));
     }
+}
+
+/// Passes deliveries to the consumer. If the consumer is gone, they are requeued.
+fn sink(
+    deliver: mpsc::UnboundedSender<Delivery>,
+    settler: Option<mpsc::UnboundedSender<(u64, Settle)>>,
+    life: Arc<Life>,
+    last: Arc<AtomicU64>,
+) -> Sink {
+    Arc::new(move |arrived| {
+        let tag = arrived.envelope.tag;
+        let settler =
+            settler.as_ref().map(|channel| Settler::Channel { tag, channel: channel.clone(), life: life.clone() });
+        let sent = deliver.send(delivered(arrived, settler));
+        last.store(tag, Ordering::Release);
+        if let Err(mpsc::error::SendError(delivery)) = sent {
+            delivery.settle(Settle::GiveBack);
+        }
+    })
 }
 
 /// The arguments of a consumer. RabbitMQ before 3.11.15 ignores `x-consumer-timeout` and has one limit for all
@@ -258,16 +245,17 @@ fn arguments(mode: Mode) -> FieldTable {
     arguments
 }
 
-/// A delivery of lapin's as the transport's.
-pub(super) fn delivered(delivery: lapin::message::Delivery, settler: Option<Settler>) -> Delivery {
+/// What has arrived, as the transport's delivery.
+pub(super) fn delivered(arrived: Arrived, settler: Option<Settler>) -> Delivery {
+    let Arrived { envelope, content, body } = arrived;
     Delivery {
-        properties: properties::read(&delivery.properties),
-        failures: properties::failures(&delivery.properties),
-        death: properties::death(&delivery.properties),
-        body: Bytes::from(delivery.data),
-        exchange: delivery.exchange.to_string(),
-        key: delivery.routing_key.to_string(),
-        redelivered: delivery.redelivered,
+        properties: content.properties,
+        failures: content.failures,
+        death: content.death,
+        body,
+        exchange: envelope.exchange,
+        key: envelope.key,
+        redelivered: envelope.redelivered,
         received: Instant::now(),
         settler,
     }

@@ -1,12 +1,12 @@
-//! Opens connections: lapin gets them from a pool, over sockets that Hopline has opened itself.
+//! Opens connections: lapin gets them from a pool, over wires to sockets that Hopline has opened itself.
 //!
-//! lapin's own way to a socket has no time-out, and tries only one address of a host. So the pool is given a runtime
-//! ([`Kit`]) that does not connect to anything, but hands out the socket that was made before.
+//! The pool is given a runtime ([`Kit`]) that does not connect to anything, but hands out lapin's end of a wire that was
+//! made before.
 
 use std::future::Future;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use async_rs::traits::{Executor, Reactor, RuntimeKit};
@@ -20,8 +20,9 @@ use lapin::ConnectionProperties;
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo, SASLMechanism};
 
 use super::diagnosis::{self, ConnectStage};
-use super::socket::{Socket, Unread};
+use super::socket;
 use super::tls::Connector;
+use super::wire::{Pipe, Wire};
 use crate::transport::Dial;
 use crate::transport::address::{Mechanism, RabbitAddress, Scheme};
 
@@ -63,23 +64,24 @@ impl<'a> ConnectionSource<'a> {
         Ok(Self { address, uri, tls, kit, pool })
     }
 
-    /// Opens a connection. `stage` tells how far it has come, for the error message if the caller gives up. When the
+    /// Opens a connection, and returns it with its wire. `stage` tells how far it has come, for the error message if the caller gives up. When the
     /// future is dropped, the socket is closed.
     ///
     /// # Errors
     /// A sentence that says why, and what to look at.
-    pub(super) async fn connect(&self, stage: &mut ConnectStage) -> Result<lapin::Connection, String> {
-        let (socket, cutter) = Socket::open(self.address, self.tls, stage).await?;
+    pub(super) async fn connect(&self, stage: &mut ConnectStage) -> Result<(lapin::Connection, Arc<Wire>), String> {
+        let (wire, pipe, task) = Wire::new(socket::open(self.address, self.tls, stage).await?);
         *stage = ConnectStage::LoggingIn;
-        let first_words = socket.first_words();
-        self.kit.offer(socket);
+        tokio::spawn(task);
+        let cutter = Cutter(Some(wire.clone()));
+        self.kit.offer(pipe, &wire);
         match self.pool.get().await {
             Ok(connection) => {
                 cutter.spare();
-                Ok(Object::take(connection))
+                Ok((Object::take(connection), wire))
             }
             Err(PoolError::Backend(error)) => {
-                Err(diagnosis::refused(&error, &self.uri, self.address, first_words.get().map_or(&[], Vec::as_slice)))
+                Err(diagnosis::refused(&error, &self.uri, self.address, wire.first_words()))
             }
             Err(other) => Err(other.to_string()),
         }
@@ -93,6 +95,25 @@ impl<'a> ConnectionSource<'a> {
     /// How lapin logs in.
     pub(super) fn uri(&self) -> &AMQPUri {
         &self.uri
+    }
+}
+
+/// Ends the connection when it is dropped, unless [`Cutter::spare`] was called. lapin would wait for ever on a connection
+/// whose other side says nothing.
+struct Cutter(Option<Arc<Wire>>);
+
+impl Cutter {
+    /// Leaves the connection open: it has been established.
+    fn spare(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Cutter {
+    fn drop(&mut self) {
+        if let Some(wire) = &self.0 {
+            wire.cut();
+        }
     }
 }
 
@@ -135,28 +156,28 @@ fn uri(address: &RabbitAddress, has_identity: bool) -> AMQPUri {
 
 /// The runtime that lapin uses: tokio, with two differences.
 ///
-/// - It does not connect. It hands out the socket that was offered with [`Kit::offer`].
-/// - A sleep ends only after everything that has arrived at the sockets was read. lapin sleeps before it judges by the
+/// - It does not connect. It hands out the pipe that was offered with [`Kit::offer`].
+/// - A sleep ends only after everything that has arrived at the sockets was handled. lapin sleeps before it judges by the
 ///   heartbeats whether the other side is gone. After a process was suspended, heartbeats and replies may have arrived
 ///   that it has not read.
 #[derive(Debug, Clone)]
 struct Kit {
     tokio: Tokio,
-    /// The socket for the next connection.
-    offered: Arc<Mutex<Option<Socket>>>,
-    /// What tells, for each socket, that everything was read that had arrived.
-    unread: Arc<Mutex<Vec<Unread>>>,
+    /// The pipe for the next connection.
+    offered: Arc<Mutex<Option<Pipe>>>,
+    /// The wires of all connections.
+    wires: Arc<Mutex<Vec<Weak<Wire>>>>,
 }
 
 impl Kit {
     fn new() -> Self {
-        Self { tokio: Tokio::current(), offered: Arc::default(), unread: Arc::default() }
+        Self { tokio: Tokio::current(), offered: Arc::default(), wires: Arc::default() }
     }
 
-    /// Gives lapin the socket for its next connection.
-    fn offer(&self, socket: Socket) {
-        self.unread.lock().expect("no panic while holding the list").push(socket.unread());
-        *self.offered.lock().expect("no panic while holding the socket") = Some(socket);
+    /// Gives lapin the pipe for its next connection.
+    fn offer(&self, pipe: Pipe, wire: &Arc<Wire>) {
+        self.wires.lock().expect("no panic while holding the list").push(Arc::downgrade(wire));
+        *self.offered.lock().expect("no panic while holding the pipe") = Some(pipe);
     }
 }
 
@@ -179,23 +200,23 @@ impl Executor for Kit {
 }
 
 impl Reactor for Kit {
-    type TcpStream = Socket;
+    type TcpStream = Pipe;
     type Sleep = BoxFuture<'static, ()>;
 
     fn register<H: Read + Write + Send + 'static>(
         &self,
         _: H,
     ) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static> {
-        Err::<Socket, _>(io::ErrorKind::Unsupported.into())
+        Err::<Pipe, _>(io::ErrorKind::Unsupported.into())
     }
 
     fn sleep(&self, duration: Duration) -> Self::Sleep {
-        let (time, unread) = (self.tokio.sleep(duration), self.unread.clone());
+        let (time, wires) = (self.tokio.sleep(duration), self.wires.clone());
         async move {
             time.await;
-            let sockets = unread.lock().expect("no panic while holding the list").clone();
-            for mut socket in sockets {
-                socket.is_noted().await;
+            let wires = wires.lock().expect("no panic while holding the list").clone();
+            for wire in wires.iter().filter_map(Weak::upgrade) {
+                wire.is_caught_up().await;
             }
         }
         .boxed()
@@ -205,8 +226,8 @@ impl Reactor for Kit {
         self.tokio.interval(duration)
     }
 
-    fn tcp_connect_addr(&self, _: SocketAddr) -> impl Future<Output = io::Result<Socket>> + Send + 'static {
-        let offered = self.offered.lock().expect("no panic while holding the socket").take();
+    fn tcp_connect_addr(&self, _: SocketAddr) -> impl Future<Output = io::Result<Pipe>> + Send + 'static {
+        let offered = self.offered.lock().expect("no panic while holding the pipe").take();
         std::future::ready(offered.ok_or_else(|| io::ErrorKind::NotConnected.into()))
     }
 }

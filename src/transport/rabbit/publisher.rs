@@ -1,37 +1,34 @@
-//! Publishing: one task for each connection that publishes. It owns everything in flight, and tells the outcome of each
-//! publication.
+//! Publishing on one connection: in order, on one channel in confirm mode.
+//!
+//! Whoever publishes writes to the socket itself, as long as nothing has to wait. A task does what has to wait: it asks
+//! the broker who this user is and whether an exchange exists, opens another channel when the broker has closed one,
+//! and finds the outcome of what was in flight.
 
 use std::collections::VecDeque;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
+use lapin::Channel;
 use lapin::options::ConfirmSelectOptions;
-use lapin::{Channel, ErrorKind};
-use tokio::sync::mpsc;
-use tokio::time::Instant;
+use lapin::types::ShortString;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::connection::{CLOSE_TIMEOUT, Link, Refusal};
+use super::declare;
 use super::exchanges::{Admitted, ExchangeChecks, KnownExchanges};
-use super::flight::{Flight, Outcome, PublishFate, Told, fly, lose, on_the_wire, said, tell};
-use super::returns::{Returns, all_ended, ended_so_far};
 use super::user::User;
+use super::wire::{ChannelClosed, Handed, Told, Unfinished};
 use super::words::{forbidden_exchange, largest_message};
-use super::{declare, words};
 use crate::transport::{Confirm, Loss, Lost, Publication, Receipt};
 
-/// The most publications that are started before the task looks at confirms again.
+/// The most publications that the task takes at once.
 const BATCH: usize = 256;
-/// How long the task waits for the outcomes of publications after their channel or connection has ended.
-const TRICKLE: Duration = Duration::from_secs(1);
-
-/// How late the outcome of a publication may be told if its caller is in no hurry.
-const IN_PASSING: Duration = Duration::from_millis(1);
 
 /// The reason for publications that are given up when the connection is closed.
 const UNCONFIRMED: &str = "the broker did not confirm in time before the connection was closed";
@@ -39,44 +36,96 @@ const UNCONFIRMED: &str = "the broker did not confirm in time before the connect
 /// Where publications are handed in.
 #[derive(Debug)]
 pub(super) struct Publisher {
-    waiting: mpsc::UnboundedSender<Handed>,
     link: Arc<Link>,
+    user: Arc<User>,
+    known: KnownExchanges,
+    entry: Arc<Mutex<Entry>>,
+}
+
+/// How publications get in. Whoever publishes holds the lock, so they leave in the order in which they were handed in.
+#[derive(Debug)]
+struct Entry {
+    /// The channel on which they are published at once. `None` while something waits: then they go to the task.
+    open: Option<u16>,
+    /// To the task.
+    waiting: mpsc::UnboundedSender<Handed>,
 }
 
 impl Publisher {
-    /// Makes a publisher, and the task that publishes for it. The caller has to spawn the task. It runs until the
-    /// connection ends, or until `closing` is cancelled and everything is confirmed.
+    /// Makes a publisher, and the task that does for it what has to wait. The caller has to spawn the task. It runs
+    /// until the connection ends, or until `closing` is cancelled and everything is confirmed.
     ///
     /// `channel` has to be in confirm mode. If `introduced_within` is given, the broker is asked for the `user` now,
     /// for this long at most. Otherwise it is asked before the first publication.
     pub(super) async fn open(
         link: Arc<Link>,
-        mut channel: Channel,
+        channel: Channel,
         user: Arc<User>,
         introduced_within: Option<Duration>,
         known: KnownExchanges,
         closing: CancellationToken,
     ) -> Result<(Self, impl Future<Output = ()> + Send), Refusal> {
         let (waiting, queue) = mpsc::unbounded_channel();
+        let mut lane = Lane { channel, published: 0 };
         if let Some(within) = introduced_within
-            && let Ok(asked) = tokio::time::timeout(within, user.ask(&link, &channel)).await
+            && let Ok(asked) = tokio::time::timeout(within, lane.ask(&link, &user)).await
             && !asked?
         {
-            channel = confirming(&link).await?;
+            lane = Lane::open(&link).await?;
         }
-        let (unsent, exchanges, questions) = (VecDeque::new(), ExchangeChecks::new(known), FuturesUnordered::new());
-        let writer = Writer { link: link.clone(), user, closing, queue, unsent, exchanges, questions };
-        Ok((Self { waiting, link }, writer.run(channel)))
+        let entry = Arc::new(Mutex::new(Entry { open: None, waiting }));
+        let (unsent, questions) = (VecDeque::new(), FuturesUnordered::new());
+        let (exchanges, out) = (ExchangeChecks::new(known.clone()), entry.clone());
+        let task = PublisherTask {
+            link: link.clone(),
+            user: user.clone(),
+            closing,
+            entry: out,
+            queue,
+            unsent,
+            exchanges,
+            questions,
+        };
+        Ok((Self { link, user, known, entry }, task.run(lane)))
     }
 
     /// Hands a publication in. Publications are sent in the order in which they were handed in.
     pub(super) fn publish(&self, publication: Publication, told: Told) -> Receipt {
         let (outcome, receipt) = Receipt::new();
-        if let Err(mpsc::error::SendError((.., outcome))) = self.waiting.send((publication, told, outcome)) {
+        let mut handed = Handed { publication, told, outcome };
+        let mut entry = self.entry.lock().expect("no panic while holding the entry");
+        if let Some(channel) = entry.open
+            && self.known.has(&handed.publication.exchange)
+        {
+            match self.link.wire().publish(channel, self.user.name().map(ShortString::as_str), handed) {
+                Ok(()) => return receipt,
+                Err(back) => handed = *back,
+            }
+        }
+        entry.open = None;
+        if let Err(mpsc::error::SendError(handed)) = entry.waiting.send(handed) {
             let reason = self.link.ended().unwrap_or_else(|| "the connection is closing".into());
-            lose(outcome, false, &reason);
+            handed.tell(Err(Lost::connection(false, reason)));
         }
         receipt
+    }
+}
+
+/// A channel in confirm mode, and how many messages were published on it before the wire knew of it.
+struct Lane {
+    channel: Channel,
+    published: u64,
+}
+
+impl Lane {
+    async fn open(link: &Link) -> Result<Self, Refusal> {
+        Ok(Self { channel: confirming(link).await?, published: 0 })
+    }
+
+    /// Asks the broker who this user is. Returns whether the channel is still open.
+    async fn ask(&mut self, link: &Link, user: &User) -> Result<bool, Refusal> {
+        self.published += 1;
+        user.ask(link, &self.channel).await
     }
 }
 
@@ -87,17 +136,15 @@ pub(super) async fn confirming(link: &Link) -> Result<Channel, Refusal> {
     Ok(channel)
 }
 
-/// A publication that was handed in.
-type Handed = (Publication, Told, Outcome);
-
 /// The task behind a [`Publisher`].
-struct Writer {
+struct PublisherTask {
     link: Arc<Link>,
     user: Arc<User>,
     closing: CancellationToken,
-    /// What was handed in.
+    entry: Arc<Mutex<Entry>>,
+    /// What was handed in and has to wait.
     queue: mpsc::UnboundedReceiver<Handed>,
-    /// What is published before `queue`: publications that a channel has not sent before it ended, and those that had
+    /// What is published before `queue`: publications that had not left when their channel ended, and those that had
     /// to wait until it was known whether their exchange exists.
     unsent: VecDeque<Handed>,
     /// The publications that wait until it is known whether their exchange exists.
@@ -110,24 +157,35 @@ struct Writer {
 enum Over {
     /// Everything is confirmed, and nothing more will be handed in.
     Done,
-    /// The broker has closed the channel. The connection goes on.
-    Channel,
+    /// The broker has closed the channel, with these words. The connection goes on.
+    Channel(Arc<str>),
     /// The connection has ended.
     Connection(Arc<str>),
 }
 
-impl Writer {
+impl PublisherTask {
     /// Publishes on one channel after the other, until everything is done or the connection ends.
-    async fn run(mut self, mut channel: Channel) {
+    async fn run(mut self, mut lane: Lane) {
         let reason = loop {
-            match self.publish_on(&channel).await {
-                Over::Done => return declare::close(&self.link, &channel).await,
-                Over::Connection(reason) => break reason,
-                Over::Channel => match confirming(&self.link).await {
-                    Ok(fresh) => channel = fresh,
-                    Err(Refusal::Ended(reason)) => break reason,
-                    Err(refusal) => break refusal.during("open a channel").to_string().into(),
-                },
+            let over = self.publish_on(&mut lane).await;
+            self.entry.lock().expect("no panic while holding the entry").open = None;
+            let unfinished = self.link.wire().take_unfinished(lane.channel.id());
+            match over {
+                Over::Done => return declare::close(&self.link, &lane.channel).await,
+                Over::Connection(reason) => {
+                    self.find_outcomes(unfinished, &reason, Loss::Connection);
+                    break reason;
+                }
+                Over::Channel(reason) => {
+                    warn!(name = self.link.name(), %reason, failed = unfinished.len(), "the broker closed a publishing channel");
+                    self.exchanges.channel_closed(&reason);
+                    self.find_outcomes(unfinished, &reason, Loss::Channel);
+                }
+            }
+            match Lane::open(&self.link).await {
+                Ok(fresh) => lane = fresh,
+                Err(Refusal::Ended(reason)) => break reason,
+                Err(refusal) => break refusal.during("open a channel").to_string().into(),
             }
         };
         if self.link.ended().is_none() && !self.closing.is_cancelled() {
@@ -136,106 +194,91 @@ impl Writer {
         }
         self.queue.close();
         self.unsent.extend(self.exchanges.drain());
-        while let Some((.., outcome)) = self.unsent.pop_front().or_else(|| self.queue.try_recv().ok()) {
-            lose(outcome, false, &reason);
+        while let Some(handed) = self.unsent.pop_front().or_else(|| self.queue.try_recv().ok()) {
+            handed.tell(Err(Lost::connection(false, reason.clone())));
         }
     }
 
-    /// Publishes on `channel` until it is not used any more.
-    async fn publish_on(&mut self, channel: &Channel) -> Over {
-        let mut flights = FuturesUnordered::new();
-        let mut returns = Returns::default();
-        let mut number = 0;
-        let mut waiting = Vec::with_capacity(BATCH);
-        let mut draining = None;
-        // How many of the publications in flight have callers in a hurry.
-        let mut hurried = 0;
-        let mut look = std::pin::pin!(tokio::time::sleep(IN_PASSING));
+    /// Lets messages be published on a channel, until it is not used any more.
+    async fn publish_on(&mut self, lane: &mut Lane) -> Over {
         let (link, closing) = (self.link.clone(), self.closing.clone());
+        let channel = lane.channel.id();
+        let mut closed = self.user.is_known().then(|| link.wire().publish_on(channel, lane.published));
+        let mut waiting = Vec::new();
         let mut end = std::pin::pin!(link.end());
-        let mut asked_to_close = std::pin::pin!(closing.cancelled());
+        let mut last = std::pin::pin!(async {
+            closing.cancelled().await;
+            tokio::time::sleep(CLOSE_TIMEOUT).await;
+        });
         loop {
-            if flights.is_empty() {
-                look.as_mut().reset(Instant::now() + IN_PASSING);
-            }
-            let idle = waiting.is_empty() && self.unsent.is_empty();
-            if !idle && !self.user.is_known() {
-                self.unsent.extend(waiting.drain(..));
-                if let Some(over) = self.introduce(channel).await {
+            if !self.unsent.is_empty() && closed.is_none() {
+                if let Some(over) = self.introduce(lane).await {
                     return over;
                 }
+                closed = Some(link.wire().publish_on(channel, lane.published));
             }
-            // `FuturesUnordered` polls new futures in the order in which they were pushed, so they are sent in this
-            // order.
-            for handed in std::mem::take(&mut self.unsent).into_iter().chain(waiting.drain(..)) {
-                let Some((publication, told, outcome)) = self.admit(handed) else { continue };
-                number += 1;
-                match on_the_wire(&publication, self.user.name(), number) {
-                    Ok((properties, names)) => {
-                        hurried += usize::from(told == Told::AtOnce);
-                        flights.push(fly(channel.clone(), number, properties, names, publication, told, outcome));
-                    }
-                    Err(reason) => {
-                        let reason = reason.into();
-                        tell(outcome, Err(Lost { loss: Loss::Refused, reason }));
-                    }
-                }
-            }
-            let quiet = hurried == 0;
-            if quiet {
-                // This poll sends new publications, and finds those that have ended without waking the task.
-                let ended = ended_so_far(&mut flights);
-                let failed = decide(&mut returns, ended);
-                if !failed.is_empty() {
-                    return self.give_up(flights, returns, failed).await;
-                }
-            }
+            self.publish_waiting(channel, closed.is_some());
             let no_more = self.queue.is_closed() && self.queue.is_empty();
-            if no_more && flights.is_empty() && !self.exchanges.is_waited_for() {
-                return Over::Done;
-            }
+            let is_done = no_more && self.unsent.is_empty() && !self.exchanges.is_waited_for();
             tokio::select! {
-                ended = all_ended(&mut flights), if !quiet => {
-                    hurried -= ended.iter().filter(|flight| flight.told == Told::AtOnce).count();
-                    let failed = decide(&mut returns, ended);
-                    if !failed.is_empty() {
-                        return self.give_up(flights, returns, failed).await;
-                    }
+                biased;
+                told = told(&mut closed) => {
+                    let ChannelClosed { text, .. } = told;
+                    return match link.ended() {
+                        Some(reason) => Over::Connection(reason),
+                        None if text.is_empty() => Over::Channel("the broker closed the channel".into()),
+                        None => Over::Channel(text.into()),
+                    };
                 }
-                () = &mut look, if quiet && !flights.is_empty() => look.as_mut().reset(Instant::now() + IN_PASSING),
+                reason = &mut end => {
+                    debug!(name = link.name(), %reason, "publishing ends with its connection");
+                    return Over::Connection(reason);
+                }
+                () = &mut last => return Over::Connection(UNCONFIRMED.into()),
+                Some((exchange, there)) = self.questions.next(), if !self.questions.is_empty() => {
+                    self.answered(&exchange, there);
+                }
                 taken = self.queue.recv_many(&mut waiting, BATCH), if !no_more => {
                     if taken == 0 {
                         self.queue.close();
                     }
+                    self.unsent.extend(waiting.drain(..));
                 }
-                Some((exchange, there)) = self.questions.next(), if !self.questions.is_empty() => {
-                    self.answered(&exchange, there);
-                }
-                reason = &mut end => {
-                    debug!(name = self.link.name(), %reason, in_flight = flights.len(), "publishing ends with its connection");
-                    return self.give_up(flights, returns, Vec::new()).await;
-                }
-                () = &mut asked_to_close, if draining.is_none() => {
+                () = closing.cancelled(), if !self.queue.is_closed() => {
+                    self.entry.lock().expect("no panic while holding the entry").open = None;
                     self.queue.close();
-                    draining = Some(Instant::now() + CLOSE_TIMEOUT);
                 }
-                () = tokio::time::sleep_until(draining.unwrap_or_else(Instant::now)), if draining.is_some() => {
-                    return Over::Connection(UNCONFIRMED.into());
-                }
+                () = link.wire().all_confirmed(channel), if is_done => return Over::Done,
             }
         }
     }
 
+    /// Publishes what waits. When nothing waits any more, whoever publishes does it alone again.
+    fn publish_waiting(&mut self, channel: u16, is_open: bool) {
+        while let Some(handed) = self.unsent.pop_front() {
+            let Some(handed) = self.admit(handed) else { continue };
+            let published = self.link.wire().publish(channel, self.user.name().map(ShortString::as_str), handed);
+            if let Err(back) = published {
+                // The end of the channel, or of the connection, is about to be seen.
+                return self.unsent.push_front(*back);
+            }
+        }
+        let mut entry = self.entry.lock().expect("no panic while holding the entry");
+        if is_open && self.queue.is_empty() && !self.queue.is_closed() && !self.exchanges.is_waited_for() {
+            entry.open = Some(channel);
+        }
+    }
+
     /// Asks the broker for the user. Returns what has ended, if the channel or the connection has.
-    async fn introduce(&mut self, channel: &Channel) -> Option<Over> {
+    async fn introduce(&mut self, lane: &mut Lane) -> Option<Over> {
         let too_late = async {
             self.closing.cancelled().await;
             tokio::time::sleep(CLOSE_TIMEOUT).await;
         };
         let over = tokio::select! {
-            asked = self.user.ask(&self.link, channel) => match asked {
+            asked = lane.ask(&self.link, &self.user) => match asked {
                 Ok(true) => return None,
-                Ok(false) => return Some(Over::Channel),
+                Ok(false) => return Some(Over::Channel("the broker has told who this user is".into())),
                 Err(Refusal::Ended(reason)) => reason,
                 Err(refusal) => refusal.during("tell who this user is").to_string().into(),
             },
@@ -247,7 +290,7 @@ impl Writer {
 
     /// Returns the publication if its exchange is known to exist. Otherwise keeps it, and asks the broker.
     fn admit(&mut self, handed: Handed) -> Option<Handed> {
-        let exchange = handed.0.exchange.clone();
+        let exchange = handed.publication.exchange.clone();
         match self.exchanges.admit(&exchange, handed) {
             Admitted::Goes(handed) => return Some(handed),
             Admitted::Waits { ask: false } => {}
@@ -269,101 +312,47 @@ impl Writer {
         if there {
             return self.unsent.extend(waited);
         }
-        waited.into_iter().for_each(|(.., outcome)| tell(outcome, Ok(Confirm::Returned)));
+        waited.into_iter().for_each(|handed| handed.tell(Ok(Confirm::Returned)));
     }
 
-    /// Finds the outcome of every publication that was in flight on a channel that has ended. Those that were not sent
-    /// are kept for the next channel.
-    async fn give_up<F>(
-        &mut self,
-        mut flights: FuturesUnordered<F>,
-        mut returns: Returns<Outcome>,
-        mut failed: Vec<Flight>,
-    ) -> Over
-    where
-        F: Future<Output = Flight>,
-    {
-        // The others fail as well, and each tells how far it got. A publication that does not end in time drops its
-        // receipt, which counts as "may have been sent".
-        let _ = tokio::time::timeout(TRICKLE, async {
-            while !flights.is_empty() {
-                failed.extend(decide(&mut returns, all_ended(&mut flights).await));
-            }
-        })
-        .await;
-        failed.sort_by_key(|flight| flight.number);
-        let over = self.cause(&failed);
-        let reason: Arc<str> = match &over {
-            Over::Connection(reason) => reason.clone(),
-            Over::Channel | Over::Done => {
-                said(&failed).unwrap_or_else(|| "the broker closed the channel".into()).into()
-            }
+    /// Tells the outcome of what was in flight when a channel or the connection ended. What has not left is published
+    /// on the next channel.
+    fn find_outcomes(&mut self, unfinished: Vec<Unfinished>, reason: &Arc<str>, loss: Loss) {
+        let (largest, forbidden) = (largest_message(reason), forbidden_exchange(reason));
+        let is_forbidden = |publication: &Publication| {
+            forbidden.is_some_and(|(exchange, key)| {
+                publication.exchange == exchange && key.is_none_or(|key| publication.key == key)
+            })
         };
-        let (largest, forbidden) = (largest_message(&reason), forbidden_exchange(&reason));
-        let connected = matches!(over, Over::Channel);
-        let loss = if connected { Loss::Channel } else { Loss::Connection };
-        if connected {
-            warn!(name = self.link.name(), %reason, failed = failed.len(), "the broker closed a publishing channel");
-            self.exchanges.channel_closed(&reason);
-        }
-        for Flight { number, told, outcome, fate } in failed {
-            match fate {
-                PublishFate::Unsent { publication, .. } => self.unsent.push_back((*publication, told, outcome)),
-                PublishFate::Unknown { .. } if returns.ahead.contains(&number) => tell(outcome, Ok(Confirm::Returned)),
-                PublishFate::Unknown { size, .. } if largest.is_some_and(|largest| size > largest) => {
-                    tell(outcome, Ok(Confirm::TooLarge(largest.unwrap_or_default())));
+        let is_connected = loss == Loss::Channel;
+        let mut unsent = VecDeque::new();
+        for Unfinished { handed, has_left, returned } in unfinished {
+            let what = match largest {
+                _ if returned => Ok(Confirm::Returned),
+                _ if !has_left => {
+                    unsent.push_back(handed);
+                    continue;
                 }
+                Some(largest) if handed.publication.body.len() > largest => Ok(Confirm::TooLarge(largest)),
                 // After a first permitted message, the broker checks the permission later and does not confirm. So it
                 // has not accepted this one.
-                PublishFate::Unknown { exchange, key, .. }
-                    if forbidden
-                        .is_some_and(|(name, topic)| name == exchange && topic.is_none_or(|topic| topic == key)) =>
-                {
-                    let loss = if connected { Loss::Refused } else { Loss::Unsent };
-                    tell(outcome, Err(Lost { loss, reason: reason.clone() }));
+                _ if is_forbidden(&handed.publication) => {
+                    let loss = if is_connected { Loss::Refused } else { Loss::Unsent };
+                    Err(Lost { loss, reason: reason.clone() })
                 }
-                PublishFate::Unknown { .. } | PublishFate::Confirmed { .. } => {
-                    tell(outcome, Err(Lost { loss, reason: reason.clone() }));
-                }
-            }
+                _ => Err(Lost { loss, reason: reason.clone() }),
+            };
+            handed.tell(what);
         }
-        for (_, _, outcome) in returns.held {
-            tell(outcome, Err(Lost { loss, reason: reason.clone() }));
-        }
-        over
-    }
-
-    /// Whether the channel or the whole connection has ended, as the errors tell.
-    fn cause(&self, failed: &[Flight]) -> Over {
-        if let Some(reason) = self.link.ended() {
-            return Over::Connection(reason);
-        }
-        let of_connection = failed.iter().find_map(|flight| match &flight.fate {
-            PublishFate::Unknown { error, .. } | PublishFate::Unsent { error, .. } => {
-                let of_channel =
-                    error.is_amqp_soft_error() || matches!(error.kind(), ErrorKind::InvalidChannelState(..));
-                (!of_channel).then(|| words::of(error))
-            }
-            PublishFate::Confirmed { .. } => None,
-        });
-        of_connection.map_or(Over::Channel, |reason| Over::Connection(reason.into()))
+        unsent.append(&mut self.unsent);
+        self.unsent = unsent;
     }
 }
 
-/// Tells the outcomes that are certain now. Returns the publications that failed.
-fn decide(returns: &mut Returns<Outcome>, ended: Vec<Flight>) -> Vec<Flight> {
-    let mut failed = Vec::new();
-    let mut confirmed = Vec::with_capacity(ended.len());
-    for flight in ended {
-        match flight.fate {
-            PublishFate::Confirmed { acked, returned } => {
-                confirmed.push((flight.number, acked, returned, flight.outcome));
-            }
-            _ => failed.push(flight),
-        }
+/// Waits until the broker closes the channel. Never resolves while the wire does not know of it.
+async fn told(closed: &mut Option<oneshot::Receiver<ChannelClosed>>) -> ChannelClosed {
+    match closed {
+        Some(closed) => closed.await.unwrap_or_default(),
+        None => std::future::pending().await,
     }
-    for (outcome, confirm) in returns.decide(confirmed) {
-        tell(outcome, Ok(confirm));
-    }
-    failed
 }

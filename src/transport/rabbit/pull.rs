@@ -5,8 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures::FutureExt as _;
-use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions, BasicRejectOptions, QueueDeclareOptions};
+use lapin::options::QueueDeclareOptions;
 use lapin::types::{FieldTable, ShortString};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
@@ -143,7 +142,7 @@ async fn pull(
             biased;
             Some((tag, settle)) = settled(&mut open) => {
                 if let Some(pulling) = &mut open {
-                    pulling.settle(tag, settle);
+                    pulling.settle(&link, tag, settle);
                 }
                 continue;
             }
@@ -164,7 +163,7 @@ async fn pull(
         }
         let asking = async {
             match opened(&mut open, &link).await {
-                Ok(pulling) => pulling.next(&link, queue.clone()).await,
+                Ok(pulling) => pulling.next(&link, queue.as_str()).await,
                 Err(refusal) => Err(refusal),
             }
         };
@@ -186,7 +185,7 @@ async fn pull(
     }
     if let Some(mut pulling) = open {
         while let Ok((tag, settle)) = pulling.settled.try_recv() {
-            pulling.settle(tag, settle);
+            pulling.settle(&link, tag, settle);
         }
         if is_asked {
             // The broker has not answered on this channel. Dropping the channel now would end the connection in lapin,
@@ -212,7 +211,9 @@ async fn opened<'a>(open: &'a mut Option<Pulling>, link: &Link) -> Result<&'a mu
         Some(pulling) => pulling,
         None => {
             let (settler, settled) = mpsc::unbounded_channel();
-            Pulling { channel: link.channel().await?, out: 0, life: Arc::default(), settler, settled }
+            let channel = link.channel().await?;
+            link.wire().get_on(channel.id());
+            Pulling { channel, out: 0, life: Arc::default(), settler, settled }
         }
     };
     Ok(open.insert(pulling))
@@ -231,29 +232,18 @@ struct Pulling {
 
 impl Pulling {
     /// Asks the broker for the next message.
-    async fn next(&mut self, link: &Link, queue: ShortString) -> Pulled {
-        let message = link.hear(self.channel.basic_get(queue, BasicGetOptions { no_ack: false })).await?;
+    async fn next(&mut self, link: &Link, queue: &str) -> Pulled {
+        let message = link.hear_of(link.wire().get(self.channel.id(), queue)).await?;
         self.out += usize::from(message.is_some());
         Ok(Handed(message.map(|message| {
-            let tag = message.delivery.delivery_tag;
-            delivered(
-                message.delivery,
-                Some(Settler::Channel { tag, channel: self.settler.clone(), life: self.life.clone() }),
-            )
+            let (tag, channel, life) = (message.envelope.tag, self.settler.clone(), self.life.clone());
+            delivered(message, Some(Settler::Channel { tag, channel, life }))
         })))
     }
 
-    /// Settles a delivery. Each of these futures sends its AMQP frame when it is polled for the first time; there is
-    /// nothing to wait for.
-    fn settle(&mut self, tag: u64, settle: Settle) {
+    /// Settles a delivery.
+    fn settle(&mut self, link: &Link, tag: u64, settle: Settle) {
         self.out -= 1;
-        let _ = match settle {
-            Settle::Ack => self.channel.basic_ack(tag, BasicAckOptions { multiple: false }).now_or_never(),
-            Settle::GiveBack => {
-                self.channel.basic_nack(tag, BasicNackOptions { multiple: false, requeue: true }).now_or_never()
-            }
-            Settle::Failed => self.channel.basic_reject(tag, BasicRejectOptions { requeue: true }).now_or_never(),
-            Settle::Discard => self.channel.basic_reject(tag, BasicRejectOptions { requeue: false }).now_or_never(),
-        };
+        link.wire().settle(self.channel.id(), tag, settle);
     }
 }

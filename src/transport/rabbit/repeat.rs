@@ -7,16 +7,16 @@
 use std::sync::Arc;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use lapin::options::BasicPublishOptions;
+use lapin::types::ShortString;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::connection::Link;
 use super::declare;
-use super::flight::on_the_wire;
 use super::publisher::confirming;
 use super::user::User;
-use crate::transport::Publication;
+use super::wire::{Handed, Told};
+use crate::transport::{Lost, Publication, Receipt};
 
 /// How many of the messages may be unconfirmed. RabbitMQ stops reading from a connection that has sent 32 unconfirmed
 /// messages to a quorum queue.
@@ -26,21 +26,23 @@ const MAX_UNCONFIRMED: usize = 16;
 /// that, it stops without an error: the caller looks at its consumer, not at these messages.
 pub(super) async fn repeat(link: Arc<Link>, user: Arc<User>, publication: Publication, until: CancellationToken) {
     let Ok(channel) = confirming(&link).await else { return };
-    let repeating = async {
-        let (properties, (exchange, key)) = on_the_wire(&publication, user.name(), 0)?;
-        let publish = || {
-            let options = BasicPublishOptions { mandatory: publication.mandatory, immediate: false };
-            let (exchange, key, properties) = (exchange.clone(), key.clone(), properties.clone());
-            let sent = channel.basic_publish(exchange, key, options, &publication.body, properties);
-            async { sent.await?.await }
-        };
-        let each = stream::repeat_with(publish).buffer_unordered(MAX_UNCONFIRMED);
-        each.try_for_each(|_| std::future::ready(Ok(()))).await.map_err(|error: lapin::Error| error.to_string())
+    let closed = link.wire().publish_on(channel.id(), 0);
+    let publish = || {
+        let (outcome, receipt) = Receipt::new();
+        let handed = Handed { publication: publication.clone(), told: Told::AtOnce, outcome };
+        if let Err(back) = link.wire().publish(channel.id(), user.name().map(ShortString::as_str), handed) {
+            back.tell(Err(Lost::connection(false, "the channel has ended".into())));
+        }
+        receipt
     };
+    let each = stream::repeat_with(publish).buffer_unordered(MAX_UNCONFIRMED);
+    let repeating = each.try_for_each(|_| std::future::ready(Ok(())));
     tokio::select! {
-        ended = repeating => debug!(name = link.name(), error = ended.err(), "a message is not repeated any more"),
-        _ = link.end() => return,
+        ended = repeating => debug!(name = link.name(), error = ?ended.err(), "a message is not repeated any more"),
+        closed = closed => debug!(name = link.name(), ?closed, "a message is not repeated any more"),
+        _ = link.end() => {}
         () = until.cancelled() => {}
     }
+    drop(link.wire().take_unfinished(channel.id()));
     declare::close(&link, &channel).await;
 }

@@ -1,145 +1,131 @@
-//! Opens sockets to a broker: looks up the host, connects, and negotiates TLS. Only then does lapin get the socket.
+//! Opens sockets to a broker: looks up the host, connects, and negotiates TLS. Then they are read and written.
 //!
-//! lapin has no time-out for this, and would connect to the first address of a host only. The socket also helps lapin
-//! to read everything that has arrived before it notices the end of a connection.
+//! lapin has no time-out for this, and would connect to the first address of a host only.
 
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr, ToSocketAddrs};
-use std::pin::Pin;
-use std::sync::{Arc, OnceLock, Weak};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::BytesMut;
 use futures::StreamExt as _;
-use futures::io::{AsyncRead, AsyncWrite};
 use futures::stream::FuturesUnordered;
-use lapin::tcp::AsyncTcpStream;
+use socket2::SockRef;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
-use tokio::sync::{oneshot, watch};
-use tokio_util::compat::{Compat, TokioAsyncReadCompatExt as _};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::oneshot;
 
 use super::diagnosis::{self, ConnectStage};
-use super::tls::Connector;
+use super::tls::{Connector, Encryption};
 use crate::transport::address::{Host, RabbitAddress};
 
 /// How long an address of a host is tried alone. After that, the next one is tried at the same time (RFC 8305).
 const HEAD_START: Duration = Duration::from_millis(250);
-/// How many of the first bytes from the other side are kept.
-const FIRST_WORDS: usize = 16;
 
-/// A socket to a broker, with or without TLS, in the form that lapin needs. It reports its end only after everything
-/// that has arrived was read.
-#[derive(Debug)]
-pub(super) struct Socket {
-    stream: AsyncTcpStream<Compat<TcpStream>>,
-    /// The same socket, for those who need it while lapin has the stream.
-    handle: Arc<std::net::TcpStream>,
-    /// `None` after the first bytes have arrived.
-    first_words: Option<FirstWords>,
-    /// The error that ended reading. It is reported after lapin has handled what it has read before.
-    failed: Option<io::Error>,
-    /// How far lapin has read.
-    notes: watch::Sender<Notes>,
-}
-
-/// The first bytes from the other side. They show which protocol it speaks.
-pub(super) type FirstWords = Arc<OnceLock<Vec<u8>>>;
-
-/// How far lapin has read. When it asks to read more, it has handled what it has read before.
-#[derive(Debug, Clone, Copy, Default)]
-struct Notes {
-    /// How many times it has handled something.
-    count: u64,
-    /// Whether it has read something that it has not handled.
-    is_missing: bool,
-}
-
-/// Shuts the socket down when it is dropped, unless [`Cutter::spare`] was called. lapin would wait for ever on a socket
-/// whose other side says nothing.
-#[derive(Debug)]
-pub(super) struct Cutter(Option<Weak<std::net::TcpStream>>);
-
-impl Cutter {
-    /// Leaves the socket open: the connection has been established.
-    pub(super) fn spare(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Cutter {
-    fn drop(&mut self) {
-        if let Some(socket) = self.0.as_ref().and_then(Weak::upgrade) {
-            // An error means that the socket has ended already.
-            let _ = socket.shutdown(Shutdown::Both);
+/// Opens a socket to the first of the host's addresses that answers, and negotiates TLS if `tls` is given. `stage`
+/// tells how far it has come.
+///
+/// # Errors
+/// A sentence that says why this fails, and what to look at.
+pub(super) async fn open(
+    address: &RabbitAddress,
+    tls: Option<&Connector>,
+    stage: &mut ConnectStage,
+) -> Result<(Reader, Writer), String> {
+    *stage = ConnectStage::Resolving;
+    let resolved =
+        resolve(&address.host, address.port).await.map_err(|error| diagnosis::unresolved(address, &error))?;
+    *stage = ConnectStage::Connecting;
+    let stream = connect(&resolved).await.map_err(|error| diagnosis::unreachable(&error))?;
+    let encryption = match tls {
+        Some(tls) => {
+            *stage = ConnectStage::Encrypting;
+            let encrypted = tls.encrypt(&stream, &address.host).await;
+            Some(encrypted.map_err(|error| diagnosis::unencrypted(&error))?)
         }
-    }
+        None => None,
+    };
+    Ok(halves(stream, encryption))
 }
 
-/// Knows whether something has arrived at a socket that lapin has not handled.
-#[derive(Debug, Clone)]
-pub(super) struct Unread {
-    socket: Weak<std::net::TcpStream>,
-    notes: watch::Receiver<Notes>,
+/// A socket as what reads it and what writes to it.
+fn halves(stream: TcpStream, encryption: Option<Encryption>) -> (Reader, Writer) {
+    let (reader, writer) = stream.into_split();
+    let reader = Reader { socket: reader, encryption: encryption.clone(), encrypted: BytesMut::new() };
+    (reader, Writer { socket: writer, encryption })
 }
 
-impl Unread {
-    /// Waits until lapin has handled everything that has arrived by now, or has dropped the socket.
-    pub(super) async fn is_noted(&mut self) {
-        let before = self.notes.borrow_and_update().count;
-        loop {
-            let is_there = self.is_there();
-            let Notes { count, is_missing } = *self.notes.borrow_and_update();
-            let is_noted = count > before || !(is_there || is_missing);
-            if is_noted || self.notes.changed().await.is_err() {
-                return;
-            }
-        }
-    }
-
-    /// Whether there is something to read. The socket is non-blocking, so this returns at once.
-    fn is_there(&self) -> bool {
-        self.socket.upgrade().is_some_and(|socket| matches!(socket.peek(&mut [0]), Ok(1)))
-    }
+/// Reads a socket.
+#[derive(Debug)]
+pub(super) struct Reader {
+    socket: OwnedReadHalf,
+    encryption: Option<Encryption>,
+    /// What has arrived and is not decrypted.
+    encrypted: BytesMut,
 }
 
-impl Socket {
-    /// Connects to the first of the host's addresses that answers. `stage` tells how far it has come.
+impl Reader {
+    /// Waits until something has arrived, and puts it behind what is in `into`. `false` when the other side has ended
+    /// the connection. Nothing is lost if this is dropped.
     ///
     /// # Errors
-    /// A sentence that says why this fails, and what to look at.
-    pub(super) async fn open(
-        address: &RabbitAddress,
-        tls: Option<&Connector>,
-        stage: &mut ConnectStage,
-    ) -> Result<(Self, Cutter), String> {
-        *stage = ConnectStage::Resolving;
-        let resolved =
-            resolve(&address.host, address.port).await.map_err(|error| diagnosis::unresolved(address, &error))?;
-        *stage = ConnectStage::Connecting;
-        let connected = connect(&resolved).await.map_err(|error| diagnosis::unreachable(&error))?;
-        let (stream, handle) = shared(connected).map_err(|error| error.to_string())?;
-        let cutter = Cutter(Some(Arc::downgrade(&handle)));
-        let stream = AsyncTcpStream::Plain(stream.compat());
-        let stream = match tls {
-            Some(tls) => {
-                *stage = ConnectStage::Encrypting;
-                let encrypted = tls.encrypt(stream, &address.host).await;
-                encrypted.map_err(|error| diagnosis::unencrypted(&error))?
+    /// Those of the socket and of TLS.
+    pub(super) async fn read(&mut self, into: &mut BytesMut, room: usize) -> io::Result<bool> {
+        match &self.encryption {
+            None => {
+                into.reserve(room);
+                Ok(self.socket.read_buf(into).await? > 0)
             }
-            None => stream,
-        };
-        let (first_words, notes) = (Some(FirstWords::default()), watch::Sender::new(Notes::default()));
-        Ok((Self { stream, handle, first_words, failed: None, notes }, cutter))
+            Some(encryption) => {
+                self.encrypted.reserve(room);
+                let is_open = self.socket.read_buf(&mut self.encrypted).await? > 0;
+                encryption.decrypt(&mut self.encrypted, into, self.socket.as_ref())?;
+                Ok(is_open)
+            }
+        }
+    }
+}
+
+/// Writes to a socket.
+#[derive(Debug)]
+pub(super) struct Writer {
+    socket: OwnedWriteHalf,
+    encryption: Option<Encryption>,
+}
+
+impl Writer {
+    /// Writes as much as the socket takes without waiting, and returns how many bytes. With TLS, some of them may have
+    /// to wait behind: see [`is_behind`](Self::is_behind).
+    ///
+    /// # Errors
+    /// `WouldBlock` if it takes nothing now, and those of the socket.
+    pub(super) fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        match &self.encryption {
+            None => self.socket.try_write_vectored(parts),
+            Some(encryption) => encryption.write(parts, self.socket.as_ref()),
+        }
     }
 
-    /// Where the first bytes from the other side will be.
-    pub(super) fn first_words(&self) -> FirstWords {
-        self.first_words.clone().unwrap_or_default()
+    /// Whether something has been encrypted that the socket has not taken.
+    pub(super) fn is_behind(&self) -> bool {
+        self.encryption.as_ref().is_some_and(Encryption::is_behind)
     }
 
-    /// Tells whether lapin has handled everything that has arrived.
-    pub(super) fn unread(&self) -> Unread {
-        Unread { socket: Arc::downgrade(&self.handle), notes: self.notes.subscribe() }
+    /// Waits until the socket may take something.
+    pub(super) async fn writable(&self) -> io::Result<()> {
+        self.socket.writable().await
+    }
+
+    /// Whether something has arrived that was not read. This returns at once.
+    pub(super) fn has_unread(&self) -> bool {
+        matches!(SockRef::from(self.socket.as_ref()).peek(&mut [MaybeUninit::uninit()]), Ok(1))
+    }
+
+    /// Ends the connection in both directions. Whoever reads sees the end.
+    pub(super) fn shut_down(&self) {
+        // An error means that the connection has ended already.
+        let _ = SockRef::from(self.socket.as_ref()).shutdown(Shutdown::Both);
     }
 }
 
@@ -205,79 +191,8 @@ fn is_right(asked: SocketAddr, own: SocketAddr, peer: SocketAddr) -> io::Result<
     Ok(())
 }
 
-/// The same stream, and its socket for others.
-fn shared(stream: TcpStream) -> io::Result<(TcpStream, Arc<std::net::TcpStream>)> {
-    let stream = stream.into_std()?;
-    let handle = Arc::new(stream.try_clone()?);
-    Ok((TcpStream::from_std(stream)?, handle))
-}
-
-/// The result of writing, without the error that the other side is gone: reading reports that too, after everything
-/// that has arrived. lapin reads nothing more once it knows of an error.
-fn written<T>(written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
-    match written {
-        Poll::Ready(Err(error)) if matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset) => {
-            Poll::Pending
-        }
-        written => written,
-    }
-}
-
-impl AsyncRead for Socket {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        self.notes.send_modify(|notes| {
-            notes.count += u64::from(notes.is_missing);
-            notes.is_missing = true;
-        });
-        if let Some(error) = self.failed.take() {
-            return Poll::Ready(Err(error));
-        }
-        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
-        if let Poll::Ready(Ok(bytes @ 1..)) = read {
-            if let Some(first_words) = self.first_words.take() {
-                // This is the only place that sets it, and it does so once.
-                let _ = first_words.set(buffer[..bytes.min(FIRST_WORDS)].to_vec());
-            }
-            return read;
-        }
-        self.notes.send_modify(|notes| notes.is_missing = false);
-        let Poll::Ready(Err(error)) = read else { return read };
-        // After an error lapin would throw away what it has read before. So this pretends that nothing is there, which
-        // makes lapin handle that first.
-        self.failed = Some(error);
-        context.waker().wake_by_ref();
-        Poll::Pending
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
-        written(Pin::new(&mut self.stream).poll_write(context, buffer))
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffers: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        written(Pin::new(&mut self.stream).poll_write_vectored(context, buffers))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        written(Pin::new(&mut self.stream).poll_flush(context))
-    }
-
-    fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_close(context)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use futures::FutureExt as _;
-    use futures::io::{AsyncReadExt as _, AsyncWriteExt};
-    use tokio::io::AsyncWriteExt as _;
     use tokio::net::{TcpListener, TcpSocket};
 
     use super::*;
@@ -334,89 +249,5 @@ mod tests {
         assert_eq!(is_right(own), Err(io::ErrorKind::ConnectionRefused));
         assert_eq!(is_right(other), Err(io::ErrorKind::Other));
         assert_eq!(is_right("[2001:db8::1]:5671"), Err(io::ErrorKind::Other));
-    }
-
-    #[tokio::test]
-    async fn a_socket_that_is_given_up_is_shut_down_and_one_that_is_spared_is_not() {
-        let (mut socket, _peer) = opened().await;
-        drop(Cutter(Some(Arc::downgrade(&socket.handle))));
-        assert_eq!(socket.read(&mut [0]).await.expect("it has ended"), 0);
-        let (mut socket, mut peer) = opened().await;
-        Cutter(Some(Arc::downgrade(&socket.handle))).spare();
-        peer.write_all(b"a").await.expect("it is open");
-        assert_eq!(socket.read(&mut [0]).await.expect("it is open"), 1);
-    }
-
-    /// A socket, and the other side of it.
-    async fn opened() -> (Socket, TcpStream) {
-        let (listener, address) = open().await;
-        let (stream, handle) = shared(connect(&[address]).await.expect("it is there")).expect("as any socket");
-        let stream = AsyncTcpStream::Plain(stream.compat());
-        let socket =
-            Socket { stream, handle, first_words: None, failed: None, notes: watch::Sender::new(Notes::default()) };
-        (socket, listener.accept().await.expect("somebody connected").0)
-    }
-
-    #[tokio::test]
-    async fn what_has_arrived_is_read_though_writing_fails() {
-        let (mut socket, mut peer) = opened().await;
-        peer.write_all(b"last words").await.expect("it is open");
-        peer.set_zero_linger().expect("it is a socket");
-        drop(peer);
-        assert!(AsyncWriteExt::write_all(&mut socket, b"to nobody").now_or_never().is_none(), "lapin would end here");
-        assert_eq!(socket.read(&mut [0; 16]).await.expect("it has arrived"), 10);
-        assert!(matches!(socket.read(&mut [0; 16]).await, Ok(0) | Err(_)));
-    }
-
-    #[tokio::test]
-    async fn what_was_read_can_be_looked_into_before_a_failure_is_told() {
-        let (mut socket, mut peer) = opened().await;
-        peer.write_all(b"last words").await.expect("it is open");
-        peer.set_zero_linger().expect("it is a socket");
-        drop(peer);
-        assert_eq!(socket.read(&mut [0; 16]).await.expect("it has arrived"), 10);
-        let mut is_kept = false;
-        let told = std::future::poll_fn(|context| {
-            let told = Pin::new(&mut socket).poll_read(context, &mut [0; 16]);
-            is_kept |= told.is_pending() && socket.failed.is_some();
-            told
-        });
-        assert_eq!(told.await.expect_err("it was reset").kind(), io::ErrorKind::ConnectionReset);
-        assert!(is_kept);
-    }
-
-    /// Waits until something has arrived at a socket.
-    async fn arrived(socket: &Socket) {
-        while !matches!(socket.handle.peek(&mut [0]), Ok(1)) {
-            tokio::task::yield_now().await;
-        }
-    }
-
-    #[tokio::test]
-    async fn what_has_arrived_is_noted_once_it_has_been_read_and_more_is_wanted() {
-        let (mut socket, mut peer) = opened().await;
-        let mut unread = socket.unread();
-        unread.is_noted().await;
-        peer.write_all(b"news").await.expect("it is open");
-        arrived(&socket).await;
-        let mut noted = Box::pin(unread.is_noted());
-        assert!(noted.as_mut().now_or_never().is_none());
-        assert_eq!(socket.read(&mut [0; 16]).await.expect("it is open"), 4);
-        assert!(noted.as_mut().now_or_never().is_none(), "whoever read it may not have seen to it");
-        assert!(socket.read(&mut [0; 16]).now_or_never().is_none());
-        noted.await;
-    }
-
-    #[tokio::test]
-    async fn nobody_waits_for_a_socket_that_is_gone() {
-        let (socket, mut peer) = opened().await;
-        let mut unread = socket.unread();
-        peer.write_all(b"late").await.expect("it is open");
-        arrived(&socket).await;
-        let mut noted = Box::pin(unread.is_noted());
-        assert!(noted.as_mut().now_or_never().is_none());
-        drop(socket);
-        noted.await;
-        unread.is_noted().await;
     }
 }

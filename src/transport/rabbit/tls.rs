@@ -2,13 +2,14 @@
 //!
 //! A build without the cargo feature `tls` has `without_tls.rs` in its place.
 
-use std::io;
+use std::io::{self, IoSlice, Read as _, Write};
+use std::sync::{Arc, Mutex, MutexGuard};
 
-use futures::io::{AsyncRead, AsyncWrite};
-use lapin::tcp::{AsyncTcpStream, RustlsConnector, RustlsConnectorConfig};
+use bytes::{Buf as _, BytesMut};
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{AlertDescription, CertificateError};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{AlertDescription, CertificateError, ClientConfig, ClientConnection, RootCertStore};
+use tokio::net::TcpStream;
 
 use crate::error::Error;
 use crate::transport::Tls;
@@ -17,7 +18,7 @@ use crate::transport::address::Host;
 /// The settings for TLS, ready for use. They are read once and used for all connections.
 #[derive(Debug, Clone)]
 pub(in crate::transport) struct Connector {
-    connector: RustlsConnector,
+    config: Arc<ClientConfig>,
     /// Whether there is a client certificate, which can be used to log in.
     identified: bool,
 }
@@ -28,13 +29,24 @@ impl Connector {
     /// # Errors
     /// `Invalid` with what is wrong with them.
     pub(in crate::transport) fn new(tls: &Tls) -> Result<Self, Error> {
-        let roots = match &tls.ca {
-            Some(pem) => RustlsConnectorConfig::default().with_parsable_certificates(certificates("CA", pem)?),
-            None => RustlsConnectorConfig::new_with_native_certs()
-                .map_err(|error| Error::Invalid(format!("no CA is given, and the system has none: {error}")))?,
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(match &tls.ca {
+            Some(pem) => certificates("CA", pem)?,
+            None => systems_certificates()?,
+        });
+        let unusable = |error: rustls::Error| {
+            Error::Invalid(match error {
+                rustls::Error::InconsistentKeys(_) => {
+                    "the identity's key is not that of its first certificate".to_owned()
+                }
+                error => format!("the certificates for TLS cannot be used: {error}"),
+            })
         };
-        let connector = match &tls.identity {
-            None => roots.connector_with_no_client_auth(),
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let config = config.map_err(unusable)?.with_root_certificates(roots);
+        let config = match &tls.identity {
+            None => config.with_no_client_auth(),
             Some(identity) => {
                 let chain = certificates("identity", &identity.certificates)?;
                 let key = PrivateKeyDer::from_pem_slice(&identity.key).map_err(|error| {
@@ -42,18 +54,10 @@ impl Connector {
                         "the identity's key is not a private key in PEM without a password: {error}"
                     ))
                 })?;
-                roots.connector_with_single_cert(chain, key)
+                config.with_client_auth_cert(chain, key).map_err(unusable)?
             }
         };
-        let connector = connector.map_err(|error| {
-            Error::Invalid(match said(&error) {
-                Some(rustls::Error::InconsistentKeys(_)) => {
-                    "the identity's key is not that of its first certificate".to_owned()
-                }
-                _ => format!("the certificates for TLS cannot be used: {error}"),
-            })
-        })?;
-        Ok(Self { connector, identified: tls.identity.is_some() })
+        Ok(Self { config: Arc::new(config), identified: tls.identity.is_some() })
     }
 
     /// Whether there is a client certificate.
@@ -65,15 +69,133 @@ impl Connector {
     ///
     /// # Errors
     /// Those of the socket and of rustls. [`refusal`] makes a sentence of the latter.
-    pub(super) async fn encrypt<S>(&self, socket: AsyncTcpStream<S>, host: &Host) -> io::Result<AsyncTcpStream<S>>
-    where
-        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    {
-        let host = match host {
-            Host::Name(name) => name.clone(),
-            Host::Ip(ip) => ip.to_string(),
+    pub(super) async fn encrypt(&self, socket: &TcpStream, host: &Host) -> io::Result<Encryption> {
+        let name = match host {
+            Host::Name(name) => ServerName::try_from(name.clone()).map_err(io::Error::other)?,
+            Host::Ip(ip) => ServerName::from(*ip),
         };
-        socket.into_rustls(&self.connector, &host).await
+        let mut tls = ClientConnection::new(self.config.clone(), name).map_err(io::Error::other)?;
+        loop {
+            while tls.wants_write() {
+                socket.writable().await?;
+                unless_full(tls.write_tls(&mut Unbuffered(socket)))?;
+            }
+            if !tls.is_handshaking() {
+                return Ok(Encryption(Arc::new(Mutex::new(tls))));
+            }
+            socket.readable().await?;
+            if unless_full(tls.read_tls(&mut Unbuffered(socket)))? == Some(0) {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            progress(&mut tls, socket)?;
+        }
+    }
+}
+
+/// The CAs that the system trusts.
+fn systems_certificates() -> Result<Vec<CertificateDer<'static>>, Error> {
+    let found = rustls_native_certs::load_native_certs();
+    if found.certs.is_empty() {
+        let why = found.errors.first().map(ToString::to_string).unwrap_or_else(|| "it trusts nobody".to_owned());
+        return Err(Error::Invalid(format!("no CA is given, and the system has none: {why}")));
+    }
+    Ok(found.certs)
+}
+
+/// Encrypts and decrypts what goes over one socket.
+#[derive(Debug, Clone)]
+pub(super) struct Encryption(Arc<Mutex<ClientConnection>>);
+
+impl Encryption {
+    fn lock(&self) -> MutexGuard<'_, ClientConnection> {
+        self.0.lock().expect("no panic while holding the connection")
+    }
+
+    /// Decrypts what has arrived, and puts it behind what is in `into`.
+    ///
+    /// # Errors
+    /// What rustls finds wrong with it.
+    pub(super) fn decrypt(&self, from: &mut BytesMut, into: &mut BytesMut, socket: &TcpStream) -> io::Result<()> {
+        let mut tls = self.lock();
+        loop {
+            let ready = progress(&mut tls, socket)?;
+            let start = into.len();
+            into.resize(start + ready, 0);
+            tls.reader().read_exact(&mut into[start..])?;
+            if from.is_empty() {
+                return Ok(());
+            }
+            match tls.read_tls(&mut &from[..])? {
+                // The other side has said that nothing more comes.
+                0 => from.clear(),
+                taken => from.advance(taken),
+            }
+        }
+    }
+
+    /// Encrypts as much as there is room for, and writes as much as the socket takes. Returns how many bytes were
+    /// encrypted.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there is no room, and those of the socket.
+    pub(super) fn write(&self, parts: &[IoSlice<'_>], socket: &TcpStream) -> io::Result<usize> {
+        let mut tls = self.lock();
+        while tls.wants_write() {
+            tls.write_tls(&mut Unbuffered(socket))?;
+        }
+        let taken = tls.writer().write_vectored(parts)?;
+        while tls.wants_write() && unless_full(tls.write_tls(&mut Unbuffered(socket)))?.is_some() {}
+        if taken == 0 && parts.iter().any(|part| !part.is_empty()) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(taken)
+    }
+
+    /// Whether something has been encrypted that the socket has not taken.
+    pub(super) fn is_behind(&self) -> bool {
+        self.lock().wants_write()
+    }
+}
+
+/// Lets rustls handle what it was given. Returns how many bytes are decrypted.
+fn progress(tls: &mut ClientConnection, socket: &TcpStream) -> io::Result<usize> {
+    let state = tls.process_new_packets().map_err(|error| {
+        // The alert tells the other side why. It may have gone already.
+        let _ = tls.write_tls(&mut Unbuffered(socket));
+        io::Error::new(io::ErrorKind::InvalidData, error)
+    })?;
+    Ok(state.plaintext_bytes_to_read())
+}
+
+/// `None` if the socket takes or has nothing now.
+fn unless_full(result: io::Result<usize>) -> io::Result<Option<usize>> {
+    match result {
+        Ok(count) => Ok(Some(count)),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A socket that does not wait.
+struct Unbuffered<'a>(&'a TcpStream);
+
+impl io::Read for Unbuffered<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.try_read(buffer)
+    }
+}
+
+impl Write for Unbuffered<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.try_write(bytes)
+    }
+
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.0.try_write_vectored(parts)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -1,0 +1,500 @@
+//! The wire: the socket of one connection, beneath lapin.
+//!
+//! lapin logs in, opens and closes channels, declares, and begins and ends consumers. It does not have the socket for
+//! that, but a [`Pipe`]. The socket belongs to the wire, which reads it with one task. Frames that carry messages, acks
+//! and confirms do not reach lapin: the wire reads and writes them itself. Every other frame it passes on, byte by
+//! byte.
+//!
+//! So a frame that arrives wakes one task, and not a thread as well. Whoever publishes writes to the socket itself. A
+//! return is found by the number of its publication. It is known what has left, and a message cannot break the thread
+//! that reads for all others.
+
+mod channel;
+mod pipe;
+mod reading;
+mod unconfirmed;
+mod unsent;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::task::Waker;
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use tokio::sync::{Notify, oneshot};
+
+use self::channel::{Channel, Envelope, Purpose};
+pub(super) use self::pipe::Pipe;
+use self::unconfirmed::Unconfirmed;
+use self::unsent::Unsent;
+use super::frames::{
+    ACK, AROUND, BODY, CHANNEL_CLOSE, CONNECTION_CLOSE, Fields, GET, HEADER, Head, NACK, PUBLISH, REJECT, TUNE_OK,
+    begin, end, frame, method, put_method, put_short,
+};
+use super::properties::{self, Content};
+use super::socket::{Reader, Writer};
+use crate::transport::{Confirm, Loss, Lost, Publication, Settle};
+
+/// The largest frame, in bytes, before the broker has agreed to another size, and if it sets no limit.
+const FRAME_MAX: usize = 128 * 1024;
+/// How many of the first bytes from the other side are kept.
+const FIRST_WORDS: usize = 16;
+
+/// Where the outcome of a publication is told.
+pub(super) type Outcome = oneshot::Sender<Result<Confirm, Lost>>;
+/// Gets the deliveries of a consumer.
+pub(super) type Sink = Arc<dyn Fn(Arrived) + Send + Sync>;
+/// Where the answer to a question for a message goes. `None` inside: the queue is empty.
+type Answer = oneshot::Sender<Result<Option<Arrived>, ChannelClosed>>;
+
+/// When the outcome of a publication is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Told {
+    /// As soon as it is known.
+    AtOnce,
+    /// With something else that happens, or a millisecond later. The confirm alone does not wake its caller, which
+    /// saves much work under load.
+    InPassing,
+}
+
+/// A publication that was handed in, and where its outcome is told.
+#[derive(Debug)]
+pub(super) struct Handed {
+    pub(super) publication: Publication,
+    pub(super) told: Told,
+    pub(super) outcome: Outcome,
+}
+
+impl Handed {
+    /// Tells the outcome. It does not matter if nobody waits for it.
+    pub(super) fn tell(self, what: Result<Confirm, Lost>) {
+        let _ = self.outcome.send(what);
+    }
+}
+
+/// A publication that was sent and is not confirmed.
+#[derive(Debug)]
+struct Flight {
+    handed: Handed,
+    /// Where it ends among all bytes of the connection.
+    end: u64,
+    /// Whether the broker has returned it.
+    returned: bool,
+}
+
+/// A publication whose channel or connection ended before its confirm.
+#[derive(Debug)]
+pub(super) struct Unfinished {
+    pub(super) handed: Handed,
+    /// Whether all of it has left, so that the broker may have got it.
+    pub(super) has_left: bool,
+    /// Whether the broker has returned it.
+    pub(super) returned: bool,
+}
+
+/// A message that has arrived.
+#[derive(Debug)]
+pub(super) struct Arrived {
+    pub(super) envelope: Envelope,
+    pub(super) content: Content,
+    pub(super) body: Bytes,
+}
+
+/// The broker has closed a channel.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct ChannelClosed {
+    /// AMQP's reply code, such as 404. 0 if the connection has ended.
+    pub(super) code: u16,
+    /// The broker's words.
+    pub(super) text: String,
+}
+
+/// The socket of one connection. Its task reads it; whoever publishes or acknowledges writes to it.
+pub(super) struct Wire {
+    socket: Writer,
+    state: Mutex<State>,
+    /// Wakes the task.
+    wake: Notify,
+    /// Tells that what was read has been handled.
+    handled: Notify,
+    /// The first bytes from the other side. They show which protocol it speaks.
+    first_words: OnceLock<Vec<u8>>,
+}
+
+impl fmt::Debug for Wire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wire").finish_non_exhaustive()
+    }
+}
+
+/// What the users of a wire share.
+struct State {
+    unsent: Unsent,
+    /// The channels whose messages do not reach lapin.
+    channels: HashMap<u16, Channel>,
+    /// The largest frame that both sides accept, in bytes.
+    frame_max: usize,
+    /// Whether the broker reads nothing for now. Then nothing is written, so that it is known what has not left.
+    is_blocked: bool,
+    /// Whether lapin is closing the connection. Then nothing more may be sent.
+    is_closing: bool,
+    /// The task has ended. The error is `None` after lapin was told, and if the other side has ended the connection.
+    ended: Option<Option<io::Error>>,
+    /// Publications that are accepted, which is not told yet.
+    accepted: Vec<Outcome>,
+    /// What is for lapin, and who is woken when there is something.
+    for_lapin: BytesMut,
+    lapin: Option<Waker>,
+    /// Whether lapin has read something that it has not handled.
+    lapin_is_busy: bool,
+    /// Whether lapin has no pipe any more.
+    lapin_is_gone: bool,
+    /// What lapin has written of a frame that is not complete.
+    from_lapin: BytesMut,
+    /// How many times the task has handled what it has read.
+    reads: u64,
+}
+
+impl Wire {
+    /// Takes a socket over. The task has to be spawned. It ends with the connection, or when the pipe is dropped.
+    pub(super) fn new((reader, socket): (Reader, Writer)) -> (Arc<Self>, Pipe, impl Future<Output = ()> + Send) {
+        let state = State {
+            unsent: Unsent::default(),
+            channels: HashMap::new(),
+            frame_max: FRAME_MAX,
+            is_blocked: false,
+            is_closing: false,
+            ended: None,
+            accepted: Vec::new(),
+            for_lapin: BytesMut::new(),
+            lapin: None,
+            lapin_is_busy: false,
+            lapin_is_gone: false,
+            from_lapin: BytesMut::new(),
+            reads: 0,
+        };
+        let (wake, handled, first_words) = (Notify::new(), Notify::new(), OnceLock::new());
+        let wire = Arc::new(Self { socket, state: Mutex::new(state), wake, handled, first_words });
+        (wire.clone(), Pipe::new(wire.clone()), reading::run(wire, reader))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic while holding the state")
+    }
+
+    /// The first bytes from the other side.
+    pub(super) fn first_words(&self) -> &[u8] {
+        self.first_words.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// Gives the deliveries on a channel to `sink`, from now on.
+    pub(super) fn consume(&self, channel: u16, sink: Sink) {
+        self.register(channel, Purpose::Consume(Some(sink)));
+    }
+
+    /// Gives nobody the deliveries on a channel. The broker requeues them when the channel is closed.
+    pub(super) fn stop_consuming(&self, channel: u16) {
+        let mut state = self.lock();
+        if let Some(Channel { purpose: Purpose::Consume(sink), .. }) = state.channels.get_mut(&channel) {
+            let sink = sink.take();
+            drop(state);
+            drop(sink);
+        }
+    }
+
+    /// Lets messages be published on a channel in confirm mode, on which `earlier` messages were published before.
+    /// Returns what tells if the broker closes the channel.
+    pub(super) fn publish_on(&self, channel: u16, earlier: u64) -> oneshot::Receiver<ChannelClosed> {
+        let (closed, told) = oneshot::channel();
+        let unconfirmed = Unconfirmed::after(earlier);
+        self.register(channel, Purpose::Publish { unconfirmed, closed: Some(closed), idle: Vec::new() });
+        told
+    }
+
+    /// Lets single messages be asked for on a channel.
+    pub(super) fn get_on(&self, channel: u16) {
+        self.register(channel, Purpose::Get(None));
+    }
+
+    fn register(&self, channel: u16, purpose: Purpose) {
+        self.lock().channels.insert(channel, Channel::new(purpose));
+    }
+
+    /// Publishes a message on a channel. `user` is who publishes it.
+    ///
+    /// # Errors
+    /// The publication, if the channel or the connection has ended.
+    pub(super) fn publish(&self, channel: u16, user: Option<&str>, handed: Handed) -> Result<(), Box<Handed>> {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        if state.ended.is_some() || state.is_closing {
+            return Err(Box::new(handed));
+        }
+        let Some(Channel { purpose: Purpose::Publish { unconfirmed, .. }, is_closing: false, .. }) =
+            state.channels.get_mut(&channel)
+        else {
+            return Err(Box::new(handed));
+        };
+        let number = unconfirmed.next_number();
+        let pushed = push_publication(&mut state.unsent, channel, &handed.publication, user, number, state.frame_max);
+        if let Err(reason) = pushed {
+            drop(guard);
+            handed.tell(Err(Lost { loss: Loss::Refused, reason: reason.into() }));
+            return Ok(());
+        }
+        unconfirmed.push(Flight { handed, end: state.unsent.pushed(), returned: false });
+        self.flush(state);
+        let accepted = std::mem::take(&mut state.accepted);
+        drop(guard);
+        tell_accepted(accepted);
+        Ok(())
+    }
+
+    /// Waits until everything on a channel is confirmed. Never resolves if the channel ends before.
+    pub(super) async fn all_confirmed(&self, channel: u16) {
+        let told = match self.lock().channels.get_mut(&channel) {
+            Some(Channel { purpose: Purpose::Publish { unconfirmed, idle, .. }, .. }) if !unconfirmed.is_empty() => {
+                let (tell, told) = oneshot::channel();
+                idle.push(tell);
+                told
+            }
+            _ => return,
+        };
+        if told.await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// Ends publishing on a channel, and returns what is not confirmed, in the order of publishing.
+    pub(super) fn take_unfinished(&self, channel: u16) -> Vec<Unfinished> {
+        let mut state = self.lock();
+        let written = state.unsent.written();
+        match state.channels.remove(&channel) {
+            Some(Channel { purpose: Purpose::Publish { unconfirmed, .. }, .. }) => unfinished(unconfirmed, written),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Asks for a message of a queue. The channel has to be known by [`get_on`](Self::get_on), and to have no other
+    /// question.
+    pub(super) fn get(&self, channel: u16, queue: &str) -> oneshot::Receiver<Result<Option<Arrived>, ChannelClosed>> {
+        let (answer, told) = oneshot::channel();
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        if let Some(Channel { purpose: Purpose::Get(asked), is_closing: false, .. }) = state.channels.get_mut(&channel)
+            && state.ended.is_none()
+        {
+            *asked = Some(answer);
+            state.push(|out| {
+                put_method(out, channel, GET, |out| {
+                    out.put_u16(0);
+                    // Its length was checked before the channel was opened.
+                    let _ = put_short(out, queue);
+                    out.put_u8(0);
+                });
+            });
+            self.flush(state);
+        }
+        told
+    }
+
+    /// Acknowledges a delivery or, if `multiple`, it and all before it on the channel.
+    pub(super) fn ack(&self, channel: u16, tag: u64, multiple: bool) {
+        self.send(channel, ACK, tag, multiple.into());
+    }
+
+    /// Settles a delivery. An ack is for this delivery alone.
+    pub(super) fn settle(&self, channel: u16, tag: u64, settle: Settle) {
+        match settle {
+            Settle::Ack => self.ack(channel, tag, false),
+            // The second bit stands for "requeue", the first for "multiple".
+            Settle::GiveBack => self.send(channel, NACK, tag, 2),
+            Settle::Failed => self.send(channel, REJECT, tag, 1),
+            Settle::Discard => self.send(channel, REJECT, tag, 0),
+        }
+    }
+
+    /// Sends what is said of a delivery. Nobody needs to know whether it arrives: if the channel ends before, the
+    /// broker requeues the delivery.
+    fn send(&self, channel: u16, method: (u16, u16), tag: u64, flags: u8) {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        if state.is_closing || state.channels.get(&channel).is_none_or(|channel| channel.is_closing) {
+            return;
+        }
+        state.push(|out| {
+            put_method(out, channel, method, |out| {
+                out.put_u64(tag);
+                out.put_u8(flags);
+            });
+        });
+        self.flush(state);
+    }
+
+    /// Writes what the socket takes now. The task writes the rest.
+    fn flush(&self, state: &mut State) {
+        if state.is_blocked || state.unsent.is_empty() {
+            return;
+        }
+        // An error that is not for now only is seen by the task as well, after everything that has arrived.
+        let _ = state.unsent.write_to(|parts| self.socket.write(parts));
+        if !state.unsent.is_empty() || self.socket.is_behind() {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Ends the connection at once. Nothing more is read.
+    pub(super) fn cut(&self) {
+        self.socket.shut_down();
+    }
+
+    /// Waits until everything is handled that has arrived by now, by lapin as well, or until the wire has ended.
+    pub(super) async fn is_caught_up(&self) {
+        let before = self.lock().reads;
+        loop {
+            let mut handled = std::pin::pin!(self.handled.notified());
+            handled.as_mut().enable();
+            let has_unread = self.socket.has_unread();
+            {
+                let state = self.lock();
+                let has_read = state.reads > before || !has_unread;
+                if state.ended.is_some()
+                    || state.lapin_is_gone
+                    || has_read && state.for_lapin.is_empty() && !state.lapin_is_busy
+                {
+                    return;
+                }
+            }
+            handled.await;
+        }
+    }
+}
+
+impl State {
+    /// Pushes frames to be sent.
+    fn push(&mut self, write: impl FnOnce(&mut BytesMut)) {
+        let pushed: Result<(), ()> = self.unsent.push(|out| {
+            write(out);
+            Ok(())
+        });
+        debug_assert!(pushed.is_ok());
+    }
+
+    /// Takes over what lapin has written: whole frames only, so that others fit between them.
+    fn push_from_lapin(&mut self, bytes: &[u8]) {
+        self.from_lapin.extend_from_slice(bytes);
+        loop {
+            let size = match Head::of(&self.from_lapin) {
+                // The first words of a connection are no frame.
+                _ if self.from_lapin.starts_with(b"AMQP") => 8,
+                Some(head) => head.size,
+                None => return,
+            };
+            if self.from_lapin.len() < size {
+                return;
+            }
+            let whole = self.from_lapin.split_to(size);
+            self.note(&whole);
+            self.push(|out| out.put_slice(&whole));
+        }
+    }
+
+    /// Notes what lapin is about to tell the broker.
+    fn note(&mut self, whole: &[u8]) {
+        match (Head::of(whole), method(whole)) {
+            (_, Some((TUNE_OK, mut fields))) => {
+                let _channel_max = fields.u16();
+                // Without a limit, the usual one is as good.
+                let frame_max = fields.u32().filter(|limit| *limit > 0);
+                self.frame_max = frame_max.map_or(FRAME_MAX, |limit| limit as usize);
+            }
+            (_, Some((CONNECTION_CLOSE, _))) => self.is_closing = true,
+            (Some(head), Some((CHANNEL_CLOSE, _))) => {
+                if let Some(channel) = self.channels.get_mut(&head.channel) {
+                    channel.is_closing = true;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Gives lapin bytes to read.
+    fn pass_on(&mut self, bytes: &[u8]) {
+        self.for_lapin.extend_from_slice(bytes);
+        if let Some(lapin) = self.lapin.take() {
+            lapin.wake();
+        }
+    }
+}
+
+/// Tells that publications were accepted. It does not matter if nobody waits for it.
+fn tell_accepted(accepted: Vec<Outcome>) {
+    for outcome in accepted {
+        let _ = outcome.send(Ok(Confirm::Accepted));
+    }
+}
+
+/// What is known of each publication on a channel that has ended.
+fn unfinished(unconfirmed: Unconfirmed<Flight>, written: u64) -> Vec<Unfinished> {
+    let each = unconfirmed.into_rest();
+    each.map(|Flight { handed, end, returned }| Unfinished { handed, has_left: end <= written, returned }).collect()
+}
+
+/// The code and the words with which the broker closes a channel.
+fn closed(mut fields: Fields<'_>) -> ChannelClosed {
+    let code = fields.u16().unwrap_or_default();
+    ChannelClosed { code, text: fields.short().map(|text| text.into_owned()).unwrap_or_default() }
+}
+
+/// Pushes the frames of a publication.
+///
+/// # Errors
+/// A sentence that names what is too long for AMQP. Nothing is pushed then.
+fn push_publication(
+    unsent: &mut Unsent,
+    channel: u16,
+    publication: &Publication,
+    user: Option<&str>,
+    number: u64,
+    frame_max: usize,
+) -> Result<(), String> {
+    let Publication { exchange, key, mandatory, properties, body } = publication;
+    unsent.push(|out| {
+        let mut named = Ok(());
+        put_method(out, channel, PUBLISH, |out| {
+            out.put_u16(0);
+            named = put_short(out, exchange).and_then(|()| put_short(out, key));
+            out.put_u8(u8::from(*mandatory));
+        });
+        let start = out.len();
+        frame(out, HEADER, channel, |out| {
+            named = std::mem::replace(&mut named, Ok(()))
+                .and_then(|()| properties::put(out, properties, body.len(), number, user));
+        });
+        let size = out.len() - start;
+        if named.is_ok() && size > frame_max {
+            return Err(format!(
+                "the headers and properties of a message take {size} bytes, and the connection allows {frame_max}: send \
+                 less in headers, or give the address a larger `frame_max`"
+            ));
+        }
+        named
+    })?;
+    let mut rest = body.clone();
+    while !rest.is_empty() {
+        let part = rest.split_to(rest.len().min(frame_max - AROUND));
+        let pushed: Result<(), String> = unsent.push(|out| {
+            begin(out, BODY, channel, part.len() as u32);
+            Ok(())
+        });
+        pushed?;
+        unsent.push_bytes(part);
+        let pushed: Result<(), String> = unsent.push(|out| {
+            end(out);
+            Ok(())
+        });
+        pushed?;
+    }
+    Ok(())
+}

@@ -1,0 +1,227 @@
+//! The task of a wire: it reads the socket, hands over what has arrived, and writes what others could not.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::time::Instant;
+
+use super::super::frames::{BLOCKED, CHANNEL_CLOSE, CHANNEL_CLOSED, HEARTBEAT, Head, UNBLOCKED, is_whole, method};
+use super::channel::{Happened, Purpose};
+use super::{FIRST_WORDS, State, Wire, closed, tell_accepted};
+
+/// How many bytes there is room for when the socket is read.
+const ROOM: usize = 64 * 1024;
+/// How late it may be told that a publication was accepted, if its caller is in no hurry.
+const IN_PASSING: Duration = Duration::from_millis(1);
+/// lapin is told as often that the broker is there, if it sends only what lapin does not see.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+
+/// Reads until the socket ends or lapin needs it no more.
+pub(super) async fn run(wire: Arc<Wire>, mut socket: super::Reader) {
+    // When the runtime ends, this is dropped where it waits.
+    let _end = End(wire.clone());
+    let mut read = BytesMut::new();
+    let mut told = Instant::now();
+    let mut look = std::pin::pin!(tokio::time::sleep(IN_PASSING));
+    let mut is_looking = false;
+    let error = loop {
+        let (is_full, has_accepted) = {
+            let state = wire.lock();
+            if state.lapin_is_gone {
+                break None;
+            }
+            let is_full = !state.is_blocked && (!state.unsent.is_empty() || wire.socket.is_behind());
+            (is_full, !state.accepted.is_empty())
+        };
+        if has_accepted && !is_looking {
+            look.as_mut().reset(Instant::now() + IN_PASSING);
+        }
+        is_looking = has_accepted;
+        tokio::select! {
+            is_open = socket.read(&mut read, ROOM) => {
+                let handled = wire.handle(&mut read, &mut told);
+                match (is_open, handled) {
+                    (Err(error), _) | (_, Err(error)) => break Some(error),
+                    (Ok(false), _) => break None,
+                    (Ok(true), Ok(())) => {}
+                }
+            }
+            () = &mut look, if has_accepted => {
+                let accepted = std::mem::take(&mut wire.lock().accepted);
+                tell_accepted(accepted);
+            }
+            writable = wire.socket.writable(), if is_full => {
+                if let Err(error) = writable {
+                    break Some(error);
+                }
+                wire.flush_rest();
+            }
+            () = wire.wake.notified() => {}
+        }
+    };
+    wire.end(error);
+}
+
+/// Ends the wire when the task is dropped.
+struct End(Arc<Wire>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.end(Some(io::Error::other("the runtime has ended")));
+    }
+}
+
+impl Wire {
+    /// Handles the whole frames in `read`, and leaves the rest there.
+    ///
+    /// # Errors
+    /// What the other side sends is not AMQP.
+    fn handle(&self, read: &mut BytesMut, told: &mut Instant) -> io::Result<()> {
+        if read.is_empty() {
+            return Ok(());
+        }
+        self.first_words.get_or_init(|| read[..read.len().min(FIRST_WORDS)].to_vec());
+        let mut happened = Vec::new();
+        let (result, accepted) = {
+            let mut guard = self.lock();
+            let state = &mut *guard;
+            let before = state.for_lapin.len();
+            let (length, result) = (read.len(), self.take_frames(state, read, &mut happened));
+            let now = Instant::now();
+            if state.for_lapin.len() > before {
+                *told = now;
+            } else if read.len() < length && now.duration_since(*told) > SIGN_OF_LIFE {
+                *told = now;
+                state.pass_on(&HEARTBEAT);
+            }
+            state.reads += 1;
+            let is_silent = happened.is_empty();
+            (result, if is_silent { Vec::new() } else { std::mem::take(&mut state.accepted) })
+        };
+        self.handled.notify_waiters();
+        tell_accepted(accepted);
+        for what in happened {
+            match what {
+                Happened::Delivered(sink, arrived) => sink(arrived),
+                Happened::Confirmed(outcome, confirm) => _ = outcome.send(Ok(confirm)),
+                Happened::Got(answer, arrived) => _ = answer.send(Ok(arrived)),
+            }
+        }
+        result
+    }
+
+    /// Takes the whole frames out of `read`.
+    fn take_frames(&self, state: &mut State, read: &mut BytesMut, happened: &mut Vec<Happened>) -> io::Result<()> {
+        while let Some(head) = Head::of(read) {
+            if !head.is_known() {
+                // lapin says what it is, as far as it knows.
+                state.pass_on(&read.split());
+                return Ok(());
+            }
+            if head.size > state.frame_max.max(super::FRAME_MAX) {
+                return Err(broken(format!("a frame of {} bytes, and the connection allows fewer", head.size)));
+            }
+            if read.len() < head.size {
+                return Ok(());
+            }
+            let frame = read.split_to(head.size).freeze();
+            if !is_whole(&frame) {
+                return Err(broken("a frame without its end"));
+            }
+            let called = method(&frame).map(|(method, _)| method);
+            match (state.channels.get_mut(&head.channel), called) {
+                (_, Some(BLOCKED)) if head.channel == 0 => state.is_blocked = true,
+                (_, Some(UNBLOCKED)) if head.channel == 0 => {
+                    state.is_blocked = false;
+                    self.wake.notify_one();
+                }
+                (Some(channel), called) if channel.takes(head, called) => {
+                    if channel.handle(&frame, happened, &mut state.accepted).is_none() {
+                        return Err(broken("a method without its arguments"));
+                    }
+                    continue;
+                }
+                (Some(_), Some(CHANNEL_CLOSE | CHANNEL_CLOSED)) => state.end_channel(head.channel, &frame),
+                _ => {}
+            }
+            state.pass_on(&frame);
+        }
+        if !read.is_empty() && state.ended.is_none() && !b"\x01\x02\x03\x08".contains(&read[0]) {
+            state.pass_on(&read.split());
+        }
+        Ok(())
+    }
+
+    /// Writes what is left, after the socket was full.
+    fn flush_rest(&self) {
+        let mut state = self.lock();
+        if state.unsent.is_empty() {
+            // With TLS, something that is encrypted may be left.
+            let _ = self.socket.write(&[]);
+        }
+        self.flush(&mut state);
+    }
+
+    /// Notes the end of the connection.
+    fn end(&self, error: Option<io::Error>) {
+        let mut state = self.lock();
+        if state.ended.is_some() {
+            return;
+        }
+        state.ended = Some(error);
+        for channel in state.channels.values_mut() {
+            match &mut channel.purpose {
+                // The answers will not come. Whoever waits sees the end of the connection.
+                Purpose::Get(answer) => drop(answer.take()),
+                Purpose::Consume(_) => {}
+                // What is not confirmed stays, with its outcomes, for whoever publishes.
+                Purpose::Publish { idle, .. } => idle.clear(),
+            }
+        }
+        let accepted = std::mem::take(&mut state.accepted);
+        if let Some(lapin) = state.lapin.take() {
+            lapin.wake();
+        }
+        drop(state);
+        tell_accepted(accepted);
+        self.socket.shut_down();
+        self.handled.notify_waiters();
+    }
+}
+
+impl State {
+    /// The broker closes a channel, or confirms that lapin has.
+    fn end_channel(&mut self, number: u16, frame: &[u8]) {
+        let told = match method(frame) {
+            Some((CHANNEL_CLOSE, fields)) => closed(fields),
+            _ => super::ChannelClosed::default(),
+        };
+        let Some(channel) = self.channels.get_mut(&number) else { return };
+        channel.is_closing = true;
+        match &mut channel.purpose {
+            Purpose::Publish { closed, idle, .. } => {
+                idle.clear();
+                if let Some(closed) = closed.take()
+                    && closed.send(told).is_ok()
+                {
+                    // Whoever publishes takes out what is not confirmed.
+                    return;
+                }
+            }
+            Purpose::Get(answer) => {
+                if let Some(answer) = answer.take() {
+                    let _ = answer.send(Err(told));
+                }
+            }
+            Purpose::Consume(_) => {}
+        }
+        self.channels.remove(&number);
+    }
+}
+
+/// The other side does not keep to AMQP.
+fn broken(what: impl std::fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("the other side does not keep to AMQP: it has sent {what}"))
+}

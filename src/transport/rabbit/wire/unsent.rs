@@ -1,0 +1,172 @@
+//! Bytes that the socket has not taken yet.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+
+/// A part of a body of this size, in bytes, is not copied.
+const LARGE: usize = 8 * 1024;
+/// How many parts are written at once.
+const PARTS: usize = 32;
+/// How many bytes are written at once. Whoever holds the lock holds up others for as long as the system copies them.
+const AT_ONCE: usize = 256 * 1024;
+/// A buffer of more bytes than this is not kept when it is empty.
+const KEPT: usize = 64 * 1024;
+
+/// Bytes that the socket has not taken yet, in the order in which they are sent.
+#[derive(Debug, Default)]
+pub(super) struct Unsent {
+    /// What is sent first.
+    parts: VecDeque<Bytes>,
+    /// What is sent after that.
+    last: BytesMut,
+    /// How many bytes were pushed in all, and how many of these the socket has taken.
+    pushed: u64,
+    written: u64,
+}
+
+impl Unsent {
+    /// Pushes what `write` writes, unless it fails.
+    pub(super) fn push<E>(&mut self, write: impl FnOnce(&mut BytesMut) -> Result<(), E>) -> Result<(), E> {
+        let before = self.last.len();
+        let written = write(&mut self.last);
+        match written {
+            Ok(()) => self.pushed += (self.last.len() - before) as u64,
+            Err(_) => self.last.truncate(before),
+        }
+        written
+    }
+
+    /// Pushes bytes. Many of them are not copied.
+    pub(super) fn push_bytes(&mut self, bytes: Bytes) {
+        self.pushed += bytes.len() as u64;
+        if bytes.len() < LARGE {
+            self.last.extend_from_slice(&bytes);
+            return;
+        }
+        if !self.last.is_empty() {
+            self.parts.push_back(self.last.split().freeze());
+        }
+        self.parts.push_back(bytes);
+    }
+
+    /// How many bytes were pushed in all.
+    pub(super) fn pushed(&self) -> u64 {
+        self.pushed
+    }
+
+    /// How many of the pushed bytes the socket has taken.
+    pub(super) fn written(&self) -> u64 {
+        self.written
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.parts.is_empty() && self.last.is_empty()
+    }
+
+    /// Gives `socket` the next bytes until it takes no more, or until it has taken many. It returns how many it has
+    /// taken.
+    ///
+    /// # Errors
+    /// Those of the socket, which are `WouldBlock` if it takes nothing now.
+    pub(super) fn write_to(&mut self, mut socket: impl FnMut(&[IoSlice<'_>]) -> io::Result<usize>) -> io::Result<()> {
+        let mut left = AT_ONCE;
+        while left > 0 && !self.is_empty() {
+            let mut slices = [IoSlice::new(&[]); PARTS];
+            let parts = self.parts.iter().map(|part| &part[..]).chain([&self.last[..]]);
+            let mut count = 0;
+            for (slice, part) in slices.iter_mut().zip(parts) {
+                *slice = IoSlice::new(part);
+                count += 1;
+            }
+            let taken = socket(&slices[..count])?;
+            self.taken(taken);
+            left = left.saturating_sub(taken.max(1));
+        }
+        Ok(())
+    }
+
+    fn taken(&mut self, mut bytes: usize) {
+        self.written += bytes as u64;
+        while let Some(first) = self.parts.front_mut() {
+            if bytes < first.len() {
+                return first.advance(bytes);
+            }
+            bytes -= first.len();
+            self.parts.pop_front();
+        }
+        self.last.advance(bytes);
+        if self.last.is_empty() {
+            self.last.clear();
+            if self.last.capacity() > KEPT {
+                self.last = BytesMut::new();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn push(unsent: &mut Unsent, bytes: &[u8]) {
+        let written: Result<(), ()> = unsent.push(|out| {
+            out.extend_from_slice(bytes);
+            Ok(())
+        });
+        written.expect("it does not fail");
+    }
+
+    #[test]
+    fn everything_is_written_in_order_however_little_the_socket_takes() {
+        let large = Bytes::from((0..20_000).map(|n| n as u8).collect::<Vec<_>>());
+        for most in [1, 7, 8_192, 1_000_000] {
+            let mut unsent = Unsent::default();
+            push(&mut unsent, b"before");
+            unsent.push_bytes(large.clone());
+            push(&mut unsent, b"between");
+            unsent.push_bytes(Bytes::from_static(b"small"));
+            unsent.push_bytes(large.clone());
+            let mut got = Vec::new();
+            while !unsent.is_empty() {
+                let mut room = most;
+                let written = unsent.write_to(|parts| {
+                    let before = got.len();
+                    for part in parts {
+                        let some = &part[..part.len().min(room)];
+                        got.extend_from_slice(some);
+                        room -= some.len();
+                    }
+                    if got.len() == before { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(got.len() - before) }
+                });
+                assert!(written.is_ok_and(|()| true) || room == 0);
+                assert_eq!(unsent.written(), got.len() as u64);
+            }
+            let expected = [&b"before"[..], &large, b"betweensmall", &large].concat();
+            assert!(got == expected, "at most {most} at once");
+            assert_eq!((unsent.pushed(), unsent.written()), (got.len() as u64, got.len() as u64));
+        }
+    }
+
+    #[test]
+    fn what_fails_is_not_sent() {
+        let mut unsent = Unsent::default();
+        push(&mut unsent, b"first");
+        let failed = unsent.push(|out| {
+            out.extend_from_slice(b"half");
+            Err("too long")
+        });
+        assert_eq!((failed, unsent.pushed()), (Err("too long"), 5));
+    }
+
+    #[test]
+    fn a_large_buffer_is_not_kept() {
+        let mut unsent = Unsent::default();
+        push(&mut unsent, &vec![0; 4 * KEPT]);
+        while !unsent.is_empty() {
+            unsent.write_to(|parts| Ok(parts.iter().map(|part| part.len()).sum())).expect("it takes everything");
+        }
+        assert!(unsent.last.capacity() <= KEPT);
+    }
+}
