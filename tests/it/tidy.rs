@@ -16,6 +16,7 @@ const MAX_LINES: usize = 400;
 const SHARED_NAMES: &[&str] = &[
     // TLS, and what stands in its place in builds without it.
     "Connector",
+    "Encryption",
     // What the clones of a handle share: the handle's name stands beside it.
     "Inner",
     // Signals of Unix, and of Windows.

@@ -181,8 +181,10 @@ impl Feed {
         self.acks.unsettled(self.delivered.load(Ordering::Acquire)) >= self.prefetch as u64
     }
 
-    /// Asks the broker for no more deliveries. lapin's stream ends after those that were already on their way.
+    /// Asks the broker for no more deliveries. lapin's stream ends after those that were already on their way. What is
+    /// acknowledged from now on is sent after that.
     fn cancel(&self) {
+        self.link.wire().hold_until_cancelled(self.channel.id());
         // The first poll sends the frame. The end of the stream is the answer.
         let _ = self.channel.basic_cancel(self.stream.tag(), BasicCancelOptions::default()).now_or_never();
     }

@@ -32,6 +32,7 @@ pub(super) const TUNE_OK: Method = (10, 31);
 pub(super) const CONNECTION_CLOSE: Method = (10, 50);
 pub(super) const CHANNEL_CLOSE: Method = (20, 40);
 pub(super) const CHANNEL_CLOSED: Method = (20, 41);
+pub(super) const CANCEL: Method = (BASIC, 30);
 pub(super) const PUBLISH: Method = (BASIC, 40);
 pub(super) const RETURN: Method = (BASIC, 50);
 pub(super) const DELIVER: Method = (BASIC, 60);

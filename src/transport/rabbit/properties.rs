@@ -185,15 +185,15 @@ fn fill(content: &mut Content, mut fields: Fields<'_>) -> Option<()> {
         let headers = Fields(fields.long()?);
         for (name, value) in Table(headers) {
             match value {
-                Value::Text(text) => {
+                HeaderValue::Text(text) => {
                     if let (Ok(name), Ok(text)) = (std::str::from_utf8(name), std::str::from_utf8(text)) {
                         properties.headers.push((name.to_owned(), text.to_owned()));
                     }
                 }
-                Value::Number(count) if name == DELIVERY_COUNT => {
+                HeaderValue::Number(count) if name == DELIVERY_COUNT => {
                     content.failures = u32::try_from(count.max(0)).unwrap_or(u32::MAX);
                 }
-                Value::Array(deaths) if name == DEATHS => content.death = death(deaths),
+                HeaderValue::Array(deaths) if name == DEATHS => content.death = death(deaths),
                 _ => {}
             }
         }
@@ -233,13 +233,13 @@ fn fill(content: &mut Content, mut fields: Fields<'_>) -> Option<()> {
 
 /// The latest of the broker's notes about how it dead-lettered a message.
 fn death(mut deaths: Fields<'_>) -> Option<Death> {
-    let Value::Table(latest) = value(&mut deaths)? else { return None };
+    let HeaderValue::Table(latest) = value(&mut deaths)? else { return None };
     let mut death = Death { reason: String::new(), queue: String::new(), at: 0 };
     for (name, value) in Table(latest) {
         match (name, value) {
-            (b"reason", Value::Text(text)) => death.reason = String::from_utf8_lossy(text).into_owned(),
-            (b"queue", Value::Text(text)) => death.queue = String::from_utf8_lossy(text).into_owned(),
-            (b"time", Value::Time(seconds)) => death.at = seconds,
+            (b"reason", HeaderValue::Text(text)) => death.reason = String::from_utf8_lossy(text).into_owned(),
+            (b"queue", HeaderValue::Text(text)) => death.queue = String::from_utf8_lossy(text).into_owned(),
+            (b"time", HeaderValue::Time(seconds)) => death.at = seconds,
             _ => {}
         }
     }
@@ -247,7 +247,7 @@ fn death(mut deaths: Fields<'_>) -> Option<Death> {
 }
 
 /// A value in a table, as far as Hopline uses it. Tables and arrays are not read, only found.
-enum Value<'a> {
+enum HeaderValue<'a> {
     Text(&'a [u8]),
     /// A number. RabbitMQ uses several widths for the same header.
     Number(i64),
@@ -261,7 +261,7 @@ enum Value<'a> {
 struct Table<'a>(Fields<'a>);
 
 impl<'a> Iterator for Table<'a> {
-    type Item = (&'a [u8], Value<'a>);
+    type Item = (&'a [u8], HeaderValue<'a>);
 
     fn next(&mut self) -> Option<Self::Item> {
         let length = self.0.u8()?;
@@ -270,34 +270,34 @@ impl<'a> Iterator for Table<'a> {
 }
 
 /// Reads a value with the mark of its type. `None` if RabbitMQ has no such type.
-fn value<'a>(fields: &mut Fields<'a>) -> Option<Value<'a>> {
+fn value<'a>(fields: &mut Fields<'a>) -> Option<HeaderValue<'a>> {
     Some(match fields.u8()? {
-        kind::LONG_STRING => Value::Text(fields.long()?),
-        kind::TABLE => Value::Table(Fields(fields.long()?)),
-        kind::ARRAY => Value::Array(Fields(fields.long()?)),
-        kind::TIMESTAMP => Value::Time(fields.u64()?),
-        b'b' => Value::Number((fields.u8()? as i8).into()),
-        b'B' => Value::Number(fields.u8()?.into()),
-        b's' => Value::Number((fields.u16()? as i16).into()),
-        b'u' => Value::Number(fields.u16()?.into()),
-        b'I' => Value::Number((fields.u32()? as i32).into()),
-        b'i' => Value::Number(fields.u32()?.into()),
-        b'l' | b'L' => Value::Number(fields.u64()? as i64),
+        kind::LONG_STRING => HeaderValue::Text(fields.long()?),
+        kind::TABLE => HeaderValue::Table(Fields(fields.long()?)),
+        kind::ARRAY => HeaderValue::Array(Fields(fields.long()?)),
+        kind::TIMESTAMP => HeaderValue::Time(fields.u64()?),
+        b'b' => HeaderValue::Number((fields.u8()? as i8).into()),
+        b'B' => HeaderValue::Number(fields.u8()?.into()),
+        b's' => HeaderValue::Number((fields.u16()? as i16).into()),
+        b'u' => HeaderValue::Number(fields.u16()?.into()),
+        b'I' => HeaderValue::Number((fields.u32()? as i32).into()),
+        b'i' => HeaderValue::Number(fields.u32()?.into()),
+        b'l' | b'L' => HeaderValue::Number(fields.u64()? as i64),
         b't' => skip(fields, 1)?,
         b'f' => skip(fields, 4)?,
         b'D' => skip(fields, 5)?,
         b'd' => skip(fields, 8)?,
         b'x' => {
             fields.long()?;
-            Value::Other
+            HeaderValue::Other
         }
-        b'V' => Value::Other,
+        b'V' => HeaderValue::Other,
         _ => return None,
     })
 }
 
-fn skip<'a>(fields: &mut Fields<'a>, bytes: usize) -> Option<Value<'a>> {
-    fields.bytes(bytes).map(|_| Value::Other)
+fn skip<'a>(fields: &mut Fields<'a>, bytes: usize) -> Option<HeaderValue<'a>> {
+    fields.bytes(bytes).map(|_| HeaderValue::Other)
 }
 
 #[cfg(test)]

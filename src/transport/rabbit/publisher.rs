@@ -23,7 +23,7 @@ use super::connection::{CLOSE_TIMEOUT, Link, Refusal};
 use super::declare;
 use super::exchanges::{Admitted, ExchangeChecks, KnownExchanges};
 use super::user::User;
-use super::wire::{ChannelClosed, Handed, Told, Unfinished};
+use super::wire::{ChannelClosed, Submitted, Told, Unfinished};
 use super::words::{forbidden_exchange, largest_message};
 use crate::transport::{Confirm, Loss, Lost, Publication, Receipt};
 
@@ -48,7 +48,7 @@ struct Entry {
     /// The channel on which they are published at once. `None` while something waits: then they go to the task.
     open: Option<u16>,
     /// To the task.
-    waiting: mpsc::UnboundedSender<Handed>,
+    waiting: mpsc::UnboundedSender<Submitted>,
 }
 
 impl Publisher {
@@ -66,12 +66,12 @@ impl Publisher {
         closing: CancellationToken,
     ) -> Result<(Self, impl Future<Output = ()> + Send), Refusal> {
         let (waiting, queue) = mpsc::unbounded_channel();
-        let mut lane = Lane { channel, published: 0 };
+        let mut lane = PublishChannel { channel, published: 0 };
         if let Some(within) = introduced_within
             && let Ok(asked) = tokio::time::timeout(within, lane.ask(&link, &user)).await
             && !asked?
         {
-            lane = Lane::open(&link).await?;
+            lane = PublishChannel::open(&link).await?;
         }
         let entry = Arc::new(Mutex::new(Entry { open: None, waiting }));
         let (unsent, questions) = (VecDeque::new(), FuturesUnordered::new());
@@ -92,7 +92,7 @@ impl Publisher {
     /// Hands a publication in. Publications are sent in the order in which they were handed in.
     pub(super) fn publish(&self, publication: Publication, told: Told) -> Receipt {
         let (outcome, receipt) = Receipt::new();
-        let mut handed = Handed { publication, told, outcome };
+        let mut handed = Submitted { publication, told, outcome };
         let mut entry = self.entry.lock().expect("no panic while holding the entry");
         if let Some(channel) = entry.open
             && self.known.has(&handed.publication.exchange)
@@ -112,12 +112,12 @@ impl Publisher {
 }
 
 /// A channel in confirm mode, and how many messages were published on it before the wire knew of it.
-struct Lane {
+struct PublishChannel {
     channel: Channel,
     published: u64,
 }
 
-impl Lane {
+impl PublishChannel {
     async fn open(link: &Link) -> Result<Self, Refusal> {
         Ok(Self { channel: confirming(link).await?, published: 0 })
     }
@@ -143,12 +143,12 @@ struct PublisherTask {
     closing: CancellationToken,
     entry: Arc<Mutex<Entry>>,
     /// What was handed in and has to wait.
-    queue: mpsc::UnboundedReceiver<Handed>,
+    queue: mpsc::UnboundedReceiver<Submitted>,
     /// What is published before `queue`: publications that had not left when their channel ended, and those that had
     /// to wait until it was known whether their exchange exists.
-    unsent: VecDeque<Handed>,
+    unsent: VecDeque<Submitted>,
     /// The publications that wait until it is known whether their exchange exists.
-    exchanges: ExchangeChecks<Handed>,
+    exchanges: ExchangeChecks<Submitted>,
     /// The questions to the broker whether an exchange exists.
     questions: FuturesUnordered<BoxFuture<'static, (String, bool)>>,
 }
@@ -165,7 +165,7 @@ enum Over {
 
 impl PublisherTask {
     /// Publishes on one channel after the other, until everything is done or the connection ends.
-    async fn run(mut self, mut lane: Lane) {
+    async fn run(mut self, mut lane: PublishChannel) {
         let reason = loop {
             let over = self.publish_on(&mut lane).await;
             self.entry.lock().expect("no panic while holding the entry").open = None;
@@ -182,7 +182,7 @@ impl PublisherTask {
                     self.find_outcomes(unfinished, &reason, Loss::Channel);
                 }
             }
-            match Lane::open(&self.link).await {
+            match PublishChannel::open(&self.link).await {
                 Ok(fresh) => lane = fresh,
                 Err(Refusal::Ended(reason)) => break reason,
                 Err(refusal) => break refusal.during("open a channel").to_string().into(),
@@ -200,7 +200,7 @@ impl PublisherTask {
     }
 
     /// Lets messages be published on a channel, until it is not used any more.
-    async fn publish_on(&mut self, lane: &mut Lane) -> Over {
+    async fn publish_on(&mut self, lane: &mut PublishChannel) -> Over {
         let (link, closing) = (self.link.clone(), self.closing.clone());
         let channel = lane.channel.id();
         let mut closed = self.user.is_known().then(|| link.wire().publish_on(channel, lane.published));
@@ -270,7 +270,7 @@ impl PublisherTask {
     }
 
     /// Asks the broker for the user. Returns what has ended, if the channel or the connection has.
-    async fn introduce(&mut self, lane: &mut Lane) -> Option<Over> {
+    async fn introduce(&mut self, lane: &mut PublishChannel) -> Option<Over> {
         let too_late = async {
             self.closing.cancelled().await;
             tokio::time::sleep(CLOSE_TIMEOUT).await;
@@ -289,7 +289,7 @@ impl PublisherTask {
     }
 
     /// Returns the publication if its exchange is known to exist. Otherwise keeps it, and asks the broker.
-    fn admit(&mut self, handed: Handed) -> Option<Handed> {
+    fn admit(&mut self, handed: Submitted) -> Option<Submitted> {
         let exchange = handed.publication.exchange.clone();
         match self.exchanges.admit(&exchange, handed) {
             Admitted::Goes(handed) => return Some(handed),

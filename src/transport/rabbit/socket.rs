@@ -32,7 +32,7 @@ pub(super) async fn open(
     address: &RabbitAddress,
     tls: Option<&Connector>,
     stage: &mut ConnectStage,
-) -> Result<(Reader, Writer), String> {
+) -> Result<(SocketReader, SocketWriter), String> {
     *stage = ConnectStage::Resolving;
     let resolved =
         resolve(&address.host, address.port).await.map_err(|error| diagnosis::unresolved(address, &error))?;
@@ -50,22 +50,22 @@ pub(super) async fn open(
 }
 
 /// A socket as what reads it and what writes to it.
-fn halves(stream: TcpStream, encryption: Option<Encryption>) -> (Reader, Writer) {
+fn halves(stream: TcpStream, encryption: Option<Encryption>) -> (SocketReader, SocketWriter) {
     let (reader, writer) = stream.into_split();
-    let reader = Reader { socket: reader, encryption: encryption.clone(), encrypted: BytesMut::new() };
-    (reader, Writer { socket: writer, encryption })
+    let reader = SocketReader { socket: reader, encryption: encryption.clone(), encrypted: BytesMut::new() };
+    (reader, SocketWriter { socket: writer, encryption })
 }
 
 /// Reads a socket.
 #[derive(Debug)]
-pub(super) struct Reader {
+pub(super) struct SocketReader {
     socket: OwnedReadHalf,
     encryption: Option<Encryption>,
     /// What has arrived and is not decrypted.
     encrypted: BytesMut,
 }
 
-impl Reader {
+impl SocketReader {
     /// Waits until something has arrived, and puts it behind what is in `into`. `false` when the other side has ended
     /// the connection. Nothing is lost if this is dropped.
     ///
@@ -89,12 +89,12 @@ impl Reader {
 
 /// Writes to a socket.
 #[derive(Debug)]
-pub(super) struct Writer {
+pub(super) struct SocketWriter {
     socket: OwnedWriteHalf,
     encryption: Option<Encryption>,
 }
 
-impl Writer {
+impl SocketWriter {
     /// Writes as much as the socket takes without waiting, and returns how many bytes. With TLS, some of them may have
     /// to wait behind: see [`is_behind`](Self::is_behind).
     ///

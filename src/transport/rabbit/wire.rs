@@ -12,32 +12,26 @@
 mod channel;
 mod pipe;
 mod reading;
-mod unconfirmed;
+mod state;
+mod awaiting;
 mod unsent;
 
-use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
-use std::task::Waker;
 
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::{BufMut as _, Bytes};
 use tokio::sync::{Notify, oneshot};
 
-use self::channel::{Channel, Envelope, Purpose};
+use self::awaiting::AwaitingConfirm;
+use self::channel::{ChannelUse, Envelope, WireChannel};
 pub(super) use self::pipe::Pipe;
-use self::unconfirmed::Unconfirmed;
-use self::unsent::Unsent;
-use super::frames::{
-    ACK, AROUND, BODY, CHANNEL_CLOSE, CONNECTION_CLOSE, Fields, GET, HEADER, Head, NACK, PUBLISH, REJECT, TUNE_OK,
-    begin, end, frame, method, put_method, put_short,
-};
-use super::properties::{self, Content};
-use super::socket::{Reader, Writer};
+use self::state::{WireState, push_publication};
+use super::frames::{ACK, GET, Method, NACK, REJECT, put_method, put_short};
+use super::properties::Content;
+use super::socket::{SocketReader, SocketWriter};
 use crate::transport::{Confirm, Loss, Lost, Publication, Settle};
 
-/// The largest frame, in bytes, before the broker has agreed to another size, and if it sets no limit.
-const FRAME_MAX: usize = 128 * 1024;
 /// How many of the first bytes from the other side are kept.
 const FIRST_WORDS: usize = 16;
 
@@ -60,13 +54,13 @@ pub(super) enum Told {
 
 /// A publication that was handed in, and where its outcome is told.
 #[derive(Debug)]
-pub(super) struct Handed {
+pub(super) struct Submitted {
     pub(super) publication: Publication,
     pub(super) told: Told,
     pub(super) outcome: Outcome,
 }
 
-impl Handed {
+impl Submitted {
     /// Tells the outcome. It does not matter if nobody waits for it.
     pub(super) fn tell(self, what: Result<Confirm, Lost>) {
         let _ = self.outcome.send(what);
@@ -76,7 +70,7 @@ impl Handed {
 /// A publication that was sent and is not confirmed.
 #[derive(Debug)]
 struct Flight {
-    handed: Handed,
+    handed: Submitted,
     /// Where it ends among all bytes of the connection.
     end: u64,
     /// Whether the broker has returned it.
@@ -86,7 +80,7 @@ struct Flight {
 /// A publication whose channel or connection ended before its confirm.
 #[derive(Debug)]
 pub(super) struct Unfinished {
-    pub(super) handed: Handed,
+    pub(super) handed: Submitted,
     /// Whether all of it has left, so that the broker may have got it.
     pub(super) has_left: bool,
     /// Whether the broker has returned it.
@@ -112,8 +106,8 @@ pub(super) struct ChannelClosed {
 
 /// The socket of one connection. Its task reads it; whoever publishes or acknowledges writes to it.
 pub(super) struct Wire {
-    socket: Writer,
-    state: Mutex<State>,
+    socket: SocketWriter,
+    state: Mutex<WireState>,
     /// Wakes the task.
     wake: Notify,
     /// Tells that what was read has been handled.
@@ -128,58 +122,17 @@ impl fmt::Debug for Wire {
     }
 }
 
-/// What the users of a wire share.
-struct State {
-    unsent: Unsent,
-    /// The channels whose messages do not reach lapin.
-    channels: HashMap<u16, Channel>,
-    /// The largest frame that both sides accept, in bytes.
-    frame_max: usize,
-    /// Whether the broker reads nothing for now. Then nothing is written, so that it is known what has not left.
-    is_blocked: bool,
-    /// Whether lapin is closing the connection. Then nothing more may be sent.
-    is_closing: bool,
-    /// The task has ended. The error is `None` after lapin was told, and if the other side has ended the connection.
-    ended: Option<Option<io::Error>>,
-    /// Publications that are accepted, which is not told yet.
-    accepted: Vec<Outcome>,
-    /// What is for lapin, and who is woken when there is something.
-    for_lapin: BytesMut,
-    lapin: Option<Waker>,
-    /// Whether lapin has read something that it has not handled.
-    lapin_is_busy: bool,
-    /// Whether lapin has no pipe any more.
-    lapin_is_gone: bool,
-    /// What lapin has written of a frame that is not complete.
-    from_lapin: BytesMut,
-    /// How many times the task has handled what it has read.
-    reads: u64,
-}
-
 impl Wire {
     /// Takes a socket over. The task has to be spawned. It ends with the connection, or when the pipe is dropped.
-    pub(super) fn new((reader, socket): (Reader, Writer)) -> (Arc<Self>, Pipe, impl Future<Output = ()> + Send) {
-        let state = State {
-            unsent: Unsent::default(),
-            channels: HashMap::new(),
-            frame_max: FRAME_MAX,
-            is_blocked: false,
-            is_closing: false,
-            ended: None,
-            accepted: Vec::new(),
-            for_lapin: BytesMut::new(),
-            lapin: None,
-            lapin_is_busy: false,
-            lapin_is_gone: false,
-            from_lapin: BytesMut::new(),
-            reads: 0,
-        };
+    pub(super) fn new(
+        (reader, socket): (SocketReader, SocketWriter),
+    ) -> (Arc<Self>, Pipe, impl Future<Output = ()> + Send) {
         let (wake, handled, first_words) = (Notify::new(), Notify::new(), OnceLock::new());
-        let wire = Arc::new(Self { socket, state: Mutex::new(state), wake, handled, first_words });
+        let wire = Arc::new(Self { socket, state: Mutex::default(), wake, handled, first_words });
         (wire.clone(), Pipe::new(wire.clone()), reading::run(wire, reader))
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, WireState> {
         self.state.lock().expect("no panic while holding the state")
     }
 
@@ -190,13 +143,13 @@ impl Wire {
 
     /// Gives the deliveries on a channel to `sink`, from now on.
     pub(super) fn consume(&self, channel: u16, sink: Sink) {
-        self.register(channel, Purpose::Consume(Some(sink)));
+        self.register(channel, ChannelUse::Consume { sink: Some(sink), held: None });
     }
 
     /// Gives nobody the deliveries on a channel. The broker requeues them when the channel is closed.
     pub(super) fn stop_consuming(&self, channel: u16) {
         let mut state = self.lock();
-        if let Some(Channel { purpose: Purpose::Consume(sink), .. }) = state.channels.get_mut(&channel) {
+        if let Some(WireChannel { purpose: ChannelUse::Consume { sink, .. }, .. }) = state.channels.get_mut(&channel) {
             let sink = sink.take();
             drop(state);
             drop(sink);
@@ -207,31 +160,31 @@ impl Wire {
     /// Returns what tells if the broker closes the channel.
     pub(super) fn publish_on(&self, channel: u16, earlier: u64) -> oneshot::Receiver<ChannelClosed> {
         let (closed, told) = oneshot::channel();
-        let unconfirmed = Unconfirmed::after(earlier);
-        self.register(channel, Purpose::Publish { unconfirmed, closed: Some(closed), idle: Vec::new() });
+        let unconfirmed = AwaitingConfirm::after(earlier);
+        self.register(channel, ChannelUse::Publish { unconfirmed, closed: Some(closed), idle: Vec::new() });
         told
     }
 
     /// Lets single messages be asked for on a channel.
     pub(super) fn get_on(&self, channel: u16) {
-        self.register(channel, Purpose::Get(None));
+        self.register(channel, ChannelUse::Get(None));
     }
 
-    fn register(&self, channel: u16, purpose: Purpose) {
-        self.lock().channels.insert(channel, Channel::new(purpose));
+    fn register(&self, channel: u16, purpose: ChannelUse) {
+        self.lock().channels.insert(channel, WireChannel::new(purpose));
     }
 
     /// Publishes a message on a channel. `user` is who publishes it.
     ///
     /// # Errors
     /// The publication, if the channel or the connection has ended.
-    pub(super) fn publish(&self, channel: u16, user: Option<&str>, handed: Handed) -> Result<(), Box<Handed>> {
+    pub(super) fn publish(&self, channel: u16, user: Option<&str>, handed: Submitted) -> Result<(), Box<Submitted>> {
         let mut guard = self.lock();
         let state = &mut *guard;
         if state.ended.is_some() || state.is_closing {
             return Err(Box::new(handed));
         }
-        let Some(Channel { purpose: Purpose::Publish { unconfirmed, .. }, is_closing: false, .. }) =
+        let Some(WireChannel { purpose: ChannelUse::Publish { unconfirmed, .. }, is_closing: false, .. }) =
             state.channels.get_mut(&channel)
         else {
             return Err(Box::new(handed));
@@ -254,7 +207,9 @@ impl Wire {
     /// Waits until everything on a channel is confirmed. Never resolves if the channel ends before.
     pub(super) async fn all_confirmed(&self, channel: u16) {
         let told = match self.lock().channels.get_mut(&channel) {
-            Some(Channel { purpose: Purpose::Publish { unconfirmed, idle, .. }, .. }) if !unconfirmed.is_empty() => {
+            Some(WireChannel { purpose: ChannelUse::Publish { unconfirmed, idle, .. }, .. })
+                if !unconfirmed.is_empty() =>
+            {
                 let (tell, told) = oneshot::channel();
                 idle.push(tell);
                 told
@@ -271,7 +226,9 @@ impl Wire {
         let mut state = self.lock();
         let written = state.unsent.written();
         match state.channels.remove(&channel) {
-            Some(Channel { purpose: Purpose::Publish { unconfirmed, .. }, .. }) => unfinished(unconfirmed, written),
+            Some(WireChannel { purpose: ChannelUse::Publish { unconfirmed, .. }, .. }) => {
+                unfinished(unconfirmed, written)
+            }
             _ => Vec::new(),
         }
     }
@@ -282,7 +239,8 @@ impl Wire {
         let (answer, told) = oneshot::channel();
         let mut guard = self.lock();
         let state = &mut *guard;
-        if let Some(Channel { purpose: Purpose::Get(asked), is_closing: false, .. }) = state.channels.get_mut(&channel)
+        if let Some(WireChannel { purpose: ChannelUse::Get(asked), is_closing: false, .. }) =
+            state.channels.get_mut(&channel)
             && state.ended.is_none()
         {
             *asked = Some(answer);
@@ -317,28 +275,43 @@ impl Wire {
 
     /// Sends what is said of a delivery. Nobody needs to know whether it arrives: if the channel ends before, the
     /// broker requeues the delivery.
-    fn send(&self, channel: u16, method: (u16, u16), tag: u64, flags: u8) {
+    fn send(&self, channel: u16, method: Method, tag: u64, flags: u8) {
         let mut guard = self.lock();
         let state = &mut *guard;
-        if state.is_closing || state.channels.get(&channel).is_none_or(|channel| channel.is_closing) {
-            return;
+        match state.channels.get_mut(&channel) {
+            Some(WireChannel { is_closing: false, .. }) if state.is_closing => {}
+            Some(WireChannel { is_closing: false, purpose: ChannelUse::Consume { held: Some(held), .. }, .. }) => {
+                held.push((method, tag, flags));
+            }
+            Some(WireChannel { is_closing: false, .. }) => {
+                state.push_settlement(channel, method, tag, flags);
+                self.flush(state);
+            }
+            _ => {}
         }
-        state.push(|out| {
-            put_method(out, channel, method, |out| {
-                out.put_u64(tag);
-                out.put_u8(flags);
-            });
-        });
-        self.flush(state);
+    }
+
+    /// Holds back what is said of deliveries until lapin has cancelled the consumer of this channel.
+    pub(super) fn hold_until_cancelled(&self, channel: u16) {
+        if let Some(WireChannel { purpose: ChannelUse::Consume { held, .. }, .. }) =
+            self.lock().channels.get_mut(&channel)
+        {
+            held.get_or_insert_default();
+        }
     }
 
     /// Writes what the socket takes now. The task writes the rest.
-    fn flush(&self, state: &mut State) {
-        if state.is_blocked || state.unsent.is_empty() {
+    fn flush(&self, state: &mut WireState) {
+        if !state.may_write() || state.unsent.is_empty() {
             return;
         }
-        // An error that is not for now only is seen by the task as well, after everything that has arrived.
-        let _ = state.unsent.write_to(|parts| self.socket.write(parts));
+        if let Err(error) = state.unsent.write_to(|parts| self.socket.write(parts))
+            && error.kind() != io::ErrorKind::WouldBlock
+        {
+            // The task sees the end of the connection as well, after everything that has arrived.
+            state.is_broken = true;
+            return;
+        }
         if !state.unsent.is_empty() || self.socket.is_behind() {
             self.wake.notify_one();
         }
@@ -371,63 +344,6 @@ impl Wire {
     }
 }
 
-impl State {
-    /// Pushes frames to be sent.
-    fn push(&mut self, write: impl FnOnce(&mut BytesMut)) {
-        let pushed: Result<(), ()> = self.unsent.push(|out| {
-            write(out);
-            Ok(())
-        });
-        debug_assert!(pushed.is_ok());
-    }
-
-    /// Takes over what lapin has written: whole frames only, so that others fit between them.
-    fn push_from_lapin(&mut self, bytes: &[u8]) {
-        self.from_lapin.extend_from_slice(bytes);
-        loop {
-            let size = match Head::of(&self.from_lapin) {
-                // The first words of a connection are no frame.
-                _ if self.from_lapin.starts_with(b"AMQP") => 8,
-                Some(head) => head.size,
-                None => return,
-            };
-            if self.from_lapin.len() < size {
-                return;
-            }
-            let whole = self.from_lapin.split_to(size);
-            self.note(&whole);
-            self.push(|out| out.put_slice(&whole));
-        }
-    }
-
-    /// Notes what lapin is about to tell the broker.
-    fn note(&mut self, whole: &[u8]) {
-        match (Head::of(whole), method(whole)) {
-            (_, Some((TUNE_OK, mut fields))) => {
-                let _channel_max = fields.u16();
-                // Without a limit, the usual one is as good.
-                let frame_max = fields.u32().filter(|limit| *limit > 0);
-                self.frame_max = frame_max.map_or(FRAME_MAX, |limit| limit as usize);
-            }
-            (_, Some((CONNECTION_CLOSE, _))) => self.is_closing = true,
-            (Some(head), Some((CHANNEL_CLOSE, _))) => {
-                if let Some(channel) = self.channels.get_mut(&head.channel) {
-                    channel.is_closing = true;
-                }
-            }
-            _ => {}
-        }
-    }
-
-    /// Gives lapin bytes to read.
-    fn pass_on(&mut self, bytes: &[u8]) {
-        self.for_lapin.extend_from_slice(bytes);
-        if let Some(lapin) = self.lapin.take() {
-            lapin.wake();
-        }
-    }
-}
-
 /// Tells that publications were accepted. It does not matter if nobody waits for it.
 fn tell_accepted(accepted: Vec<Outcome>) {
     for outcome in accepted {
@@ -436,65 +352,7 @@ fn tell_accepted(accepted: Vec<Outcome>) {
 }
 
 /// What is known of each publication on a channel that has ended.
-fn unfinished(unconfirmed: Unconfirmed<Flight>, written: u64) -> Vec<Unfinished> {
+fn unfinished(unconfirmed: AwaitingConfirm<Flight>, written: u64) -> Vec<Unfinished> {
     let each = unconfirmed.into_rest();
     each.map(|Flight { handed, end, returned }| Unfinished { handed, has_left: end <= written, returned }).collect()
-}
-
-/// The code and the words with which the broker closes a channel.
-fn closed(mut fields: Fields<'_>) -> ChannelClosed {
-    let code = fields.u16().unwrap_or_default();
-    ChannelClosed { code, text: fields.short().map(|text| text.into_owned()).unwrap_or_default() }
-}
-
-/// Pushes the frames of a publication.
-///
-/// # Errors
-/// A sentence that names what is too long for AMQP. Nothing is pushed then.
-fn push_publication(
-    unsent: &mut Unsent,
-    channel: u16,
-    publication: &Publication,
-    user: Option<&str>,
-    number: u64,
-    frame_max: usize,
-) -> Result<(), String> {
-    let Publication { exchange, key, mandatory, properties, body } = publication;
-    unsent.push(|out| {
-        let mut named = Ok(());
-        put_method(out, channel, PUBLISH, |out| {
-            out.put_u16(0);
-            named = put_short(out, exchange).and_then(|()| put_short(out, key));
-            out.put_u8(u8::from(*mandatory));
-        });
-        let start = out.len();
-        frame(out, HEADER, channel, |out| {
-            named = std::mem::replace(&mut named, Ok(()))
-                .and_then(|()| properties::put(out, properties, body.len(), number, user));
-        });
-        let size = out.len() - start;
-        if named.is_ok() && size > frame_max {
-            return Err(format!(
-                "the headers and properties of a message take {size} bytes, and the connection allows {frame_max}: send \
-                 less in headers, or give the address a larger `frame_max`"
-            ));
-        }
-        named
-    })?;
-    let mut rest = body.clone();
-    while !rest.is_empty() {
-        let part = rest.split_to(rest.len().min(frame_max - AROUND));
-        let pushed: Result<(), String> = unsent.push(|out| {
-            begin(out, BODY, channel, part.len() as u32);
-            Ok(())
-        });
-        pushed?;
-        unsent.push_bytes(part);
-        let pushed: Result<(), String> = unsent.push(|out| {
-            end(out);
-            Ok(())
-        });
-        pushed?;
-    }
-    Ok(())
 }

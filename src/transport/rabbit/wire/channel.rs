@@ -7,7 +7,7 @@ use super::super::frames::{
     ACK, BODY, DELIVER, Fields, GOT, GOT_NOTHING, HEADER, Head, Method, NACK, RETURN, method, payload,
 };
 use super::super::properties::{self, Content};
-use super::unconfirmed::Unconfirmed;
+use super::awaiting::AwaitingConfirm;
 use super::{Answer, Arrived, ChannelClosed, Flight, Outcome, Sink, Told};
 use crate::transport::Confirm;
 
@@ -17,8 +17,8 @@ const COPIED: usize = 8 * 1024;
 const ROOM: usize = 4 * 1024 * 1024;
 
 /// A channel that carries messages.
-pub(super) struct Channel {
-    pub(super) purpose: Purpose,
+pub(super) struct WireChannel {
+    pub(super) purpose: ChannelUse,
     /// The message whose frames are arriving.
     arriving: Option<Arriving>,
     /// Whether lapin is closing it. Then nothing more may be sent on it.
@@ -26,17 +26,22 @@ pub(super) struct Channel {
 }
 
 /// What a channel is for.
-pub(super) enum Purpose {
+pub(super) enum ChannelUse {
     /// Publications, which are confirmed.
     Publish {
-        unconfirmed: Unconfirmed<Flight>,
+        unconfirmed: AwaitingConfirm<Flight>,
         /// Is told when the broker closes the channel.
         closed: Option<oneshot::Sender<ChannelClosed>>,
         /// Are told when everything is confirmed.
         idle: Vec<oneshot::Sender<()>>,
     },
-    /// Deliveries for a consumer. `None` when it wants no more.
-    Consume(Option<Sink>),
+    /// Deliveries for a consumer.
+    Consume {
+        /// `None` when it wants no more.
+        sink: Option<Sink>,
+        /// What is said of deliveries, while that is held back: a method, the tag, and its flags.
+        held: Option<Vec<(Method, u64, u8)>>,
+    },
     /// The answers to questions for single messages. `None` while there is no question.
     Get(Option<Answer>),
 }
@@ -65,8 +70,8 @@ pub(super) enum Happened {
     Got(Answer, Option<Arrived>),
 }
 
-impl Channel {
-    pub(super) fn new(purpose: Purpose) -> Self {
+impl WireChannel {
+    pub(super) fn new(purpose: ChannelUse) -> Self {
         Self { purpose, arriving: None, is_closing: false }
     }
 
@@ -74,9 +79,9 @@ impl Channel {
     pub(super) fn takes(&self, head: Head, method: Option<Method>) -> bool {
         match (head.kind, method) {
             (HEADER | BODY, _) => self.arriving.is_some(),
-            (_, Some(DELIVER)) => matches!(self.purpose, Purpose::Consume(_)),
-            (_, Some(RETURN | ACK | NACK)) => matches!(self.purpose, Purpose::Publish { .. }),
-            (_, Some(GOT | GOT_NOTHING)) => matches!(self.purpose, Purpose::Get(_)),
+            (_, Some(DELIVER)) => matches!(self.purpose, ChannelUse::Consume { .. }),
+            (_, Some(RETURN | ACK | NACK)) => matches!(self.purpose, ChannelUse::Publish { .. }),
+            (_, Some(GOT | GOT_NOTHING)) => matches!(self.purpose, ChannelUse::Get(_)),
             _ => false,
         }
     }
@@ -97,7 +102,7 @@ impl Channel {
             Some((RETURN, _)) => self.begin(None),
             Some((GOT, fields)) => self.begin(Some(envelope(fields)?)),
             Some((GOT_NOTHING, _)) => {
-                if let Purpose::Get(answer) = &mut self.purpose {
+                if let ChannelUse::Get(answer) = &mut self.purpose {
                     happened.extend(answer.take().map(|answer| Happened::Got(answer, None)));
                 }
             }
@@ -144,15 +149,15 @@ impl Channel {
     fn complete(&mut self, body: Bytes, happened: &mut Vec<Happened>) {
         let Some(Arriving { envelope, content: Some(content), .. }) = self.arriving.take() else { return };
         match (&mut self.purpose, envelope) {
-            (Purpose::Publish { unconfirmed, .. }, None) => {
+            (ChannelUse::Publish { unconfirmed, .. }, None) => {
                 if let Some(flight) = content.number.and_then(|number| unconfirmed.get_mut(number)) {
                     flight.returned = true;
                 }
             }
-            (Purpose::Consume(Some(sink)), Some(envelope)) => {
+            (ChannelUse::Consume { sink: Some(sink), .. }, Some(envelope)) => {
                 happened.push(Happened::Delivered(sink.clone(), Arrived { envelope, content, body }));
             }
-            (Purpose::Get(answer), Some(envelope)) => {
+            (ChannelUse::Get(answer), Some(envelope)) => {
                 let arrived = Arrived { envelope, content, body };
                 happened.extend(answer.take().map(|answer| Happened::Got(answer, Some(arrived))));
             }
@@ -168,7 +173,7 @@ impl Channel {
         happened: &mut Vec<Happened>,
         accepted: &mut Vec<Outcome>,
     ) {
-        let Purpose::Publish { unconfirmed, idle, .. } = &mut self.purpose else { return };
+        let ChannelUse::Publish { unconfirmed, idle, .. } = &mut self.purpose else { return };
         unconfirmed.confirmed(number, multiple, |flight| {
             let Flight { handed, returned, .. } = flight;
             let confirm = match (returned, is_ack) {

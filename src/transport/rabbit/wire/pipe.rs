@@ -14,7 +14,7 @@ use super::Wire;
 #[derive(Debug)]
 pub(in super::super) struct Pipe {
     wire: Arc<Wire>,
-    /// Whether lapin was told once that nothing is there, after the end.
+    /// Whether lapin was told that nothing is there, to make it handle what it has read.
     has_paused: bool,
 }
 
@@ -39,22 +39,22 @@ impl AsyncRead for Pipe {
             let count = state.for_lapin.len().min(buffer.len());
             buffer[..count].copy_from_slice(&state.for_lapin[..count]);
             state.for_lapin.advance(count);
-            state.lapin_is_busy = true;
+            (state.lapin_is_busy, this.has_paused) = (true, false);
             return Poll::Ready(Ok(count));
         }
-        // Whoever asks for more has handled what came before.
+        // lapin reads until nothing is there. Only then does it handle what it has read, and after that it reads again.
+        // After an error it would throw away what it has not handled.
+        if state.lapin_is_busy && !this.has_paused {
+            this.has_paused = true;
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         state.lapin_is_busy = false;
+        state.tell_closed();
         this.wire.handled.notify_waiters();
         match &mut state.ended {
             None => {
                 state.lapin = Some(context.waker().clone());
-                Poll::Pending
-            }
-            // After an error lapin would throw away what it has read before. So this pretends that nothing is there,
-            // which makes lapin handle that first.
-            Some(_) if !this.has_paused => {
-                this.has_paused = true;
-                context.waker().wake_by_ref();
                 Poll::Pending
             }
             Some(error) => Poll::Ready(error.take().map_or(Ok(0), Err)),

@@ -8,8 +8,9 @@ use bytes::BytesMut;
 use tokio::time::Instant;
 
 use super::super::frames::{BLOCKED, CHANNEL_CLOSE, CHANNEL_CLOSED, HEARTBEAT, Head, UNBLOCKED, is_whole, method};
-use super::channel::{Happened, Purpose};
-use super::{FIRST_WORDS, State, Wire, closed, tell_accepted};
+use super::channel::{ChannelUse, Happened};
+use super::state::{FRAME_MAX, WireState};
+use super::{FIRST_WORDS, Wire, tell_accepted};
 
 /// How many bytes there is room for when the socket is read.
 const ROOM: usize = 64 * 1024;
@@ -19,7 +20,7 @@ const IN_PASSING: Duration = Duration::from_millis(1);
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
 /// Reads until the socket ends or lapin needs it no more.
-pub(super) async fn run(wire: Arc<Wire>, mut socket: super::Reader) {
+pub(super) async fn run(wire: Arc<Wire>, mut socket: super::SocketReader) {
     // When the runtime ends, this is dropped where it waits.
     let _end = End(wire.clone());
     let mut read = BytesMut::new();
@@ -32,7 +33,7 @@ pub(super) async fn run(wire: Arc<Wire>, mut socket: super::Reader) {
             if state.lapin_is_gone {
                 break None;
             }
-            let is_full = !state.is_blocked && (!state.unsent.is_empty() || wire.socket.is_behind());
+            let is_full = state.may_write() && (!state.unsent.is_empty() || wire.socket.is_behind());
             (is_full, !state.accepted.is_empty())
         };
         if has_accepted && !is_looking {
@@ -113,14 +114,14 @@ impl Wire {
     }
 
     /// Takes the whole frames out of `read`.
-    fn take_frames(&self, state: &mut State, read: &mut BytesMut, happened: &mut Vec<Happened>) -> io::Result<()> {
+    fn take_frames(&self, state: &mut WireState, read: &mut BytesMut, happened: &mut Vec<Happened>) -> io::Result<()> {
         while let Some(head) = Head::of(read) {
             if !head.is_known() {
                 // lapin says what it is, as far as it knows.
                 state.pass_on(&read.split());
                 return Ok(());
             }
-            if head.size > state.frame_max.max(super::FRAME_MAX) {
+            if head.size > state.frame_max.max(FRAME_MAX) {
                 return Err(broken(format!("a frame of {} bytes, and the connection allows fewer", head.size)));
             }
             if read.len() < head.size {
@@ -159,7 +160,8 @@ impl Wire {
         let mut state = self.lock();
         if state.unsent.is_empty() {
             // With TLS, something that is encrypted may be left.
-            let _ = self.socket.write(&[]);
+            let left = self.socket.write(&[]);
+            state.is_broken |= left.is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock);
         }
         self.flush(&mut state);
     }
@@ -174,12 +176,13 @@ impl Wire {
         for channel in state.channels.values_mut() {
             match &mut channel.purpose {
                 // The answers will not come. Whoever waits sees the end of the connection.
-                Purpose::Get(answer) => drop(answer.take()),
-                Purpose::Consume(_) => {}
+                ChannelUse::Get(answer) => drop(answer.take()),
+                ChannelUse::Consume { .. } => {}
                 // What is not confirmed stays, with its outcomes, for whoever publishes.
-                Purpose::Publish { idle, .. } => idle.clear(),
+                ChannelUse::Publish { idle, .. } => idle.clear(),
             }
         }
+        state.tell_closed();
         let accepted = std::mem::take(&mut state.accepted);
         if let Some(lapin) = state.lapin.take() {
             lapin.wake();
@@ -188,36 +191,6 @@ impl Wire {
         tell_accepted(accepted);
         self.socket.shut_down();
         self.handled.notify_waiters();
-    }
-}
-
-impl State {
-    /// The broker closes a channel, or confirms that lapin has.
-    fn end_channel(&mut self, number: u16, frame: &[u8]) {
-        let told = match method(frame) {
-            Some((CHANNEL_CLOSE, fields)) => closed(fields),
-            _ => super::ChannelClosed::default(),
-        };
-        let Some(channel) = self.channels.get_mut(&number) else { return };
-        channel.is_closing = true;
-        match &mut channel.purpose {
-            Purpose::Publish { closed, idle, .. } => {
-                idle.clear();
-                if let Some(closed) = closed.take()
-                    && closed.send(told).is_ok()
-                {
-                    // Whoever publishes takes out what is not confirmed.
-                    return;
-                }
-            }
-            Purpose::Get(answer) => {
-                if let Some(answer) = answer.take() {
-                    let _ = answer.send(Err(told));
-                }
-            }
-            Purpose::Consume(_) => {}
-        }
-        self.channels.remove(&number);
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 /// What is known of the publications of one channel. The broker numbers them from 1, and confirms them by number.
 #[derive(Debug)]
-pub(super) struct Unconfirmed<T> {
+pub(super) struct AwaitingConfirm<T> {
     /// The number of the first in `waiting`.
     first: u64,
     /// The publications from `first` on. `None` for one that is confirmed.
@@ -13,7 +13,7 @@ pub(super) struct Unconfirmed<T> {
     count: usize,
 }
 
-impl<T> Unconfirmed<T> {
+impl<T> AwaitingConfirm<T> {
     /// For a channel on which so many messages were published and confirmed before.
     pub(super) fn after(earlier: u64) -> Self {
         Self { first: earlier + 1, waiting: VecDeque::new(), count: 0 }
@@ -80,14 +80,14 @@ mod tests {
     use super::*;
 
     /// Confirms, and returns what was confirmed.
-    fn confirmed(unconfirmed: &mut Unconfirmed<u64>, number: u64, multiple: bool) -> Vec<u64> {
+    fn confirmed(unconfirmed: &mut AwaitingConfirm<u64>, number: u64, multiple: bool) -> Vec<u64> {
         let mut all = Vec::new();
         unconfirmed.confirmed(number, multiple, |publication| all.push(publication));
         all
     }
 
-    fn of(earlier: u64, count: u64) -> Unconfirmed<u64> {
-        let mut unconfirmed = Unconfirmed::after(earlier);
+    fn of(earlier: u64, count: u64) -> AwaitingConfirm<u64> {
+        let mut unconfirmed = AwaitingConfirm::after(earlier);
         for _ in 0..count {
             let number = unconfirmed.next_number();
             unconfirmed.push(number);
