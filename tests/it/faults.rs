@@ -14,6 +14,7 @@ mod deleted;
 mod exchanges;
 mod link;
 mod maintenance;
+mod nested;
 mod node;
 mod proxy;
 mod refused;

@@ -159,6 +159,8 @@ enum Over {
     Done,
     /// The broker has closed the channel, with these words. The connection goes on.
     Channel(Arc<str>),
+    /// The same, when it was asked who this user is. Nothing was published before.
+    Question,
     /// The connection has ended.
     Connection(Arc<str>),
 }
@@ -171,6 +173,7 @@ impl PublisherTask {
             self.entry.lock().expect("no panic while holding the entry").open = None;
             let unfinished = self.link.wire().take_unfinished(lane.channel.id());
             match over {
+                Over::Question => {}
                 Over::Done => return declare::close(&self.link, &lane.channel).await,
                 Over::Connection(reason) => {
                     self.find_outcomes(unfinished, &reason, Loss::Connection);
@@ -278,7 +281,7 @@ impl PublisherTask {
         let over = tokio::select! {
             asked = lane.ask(&self.link, &self.user) => match asked {
                 Ok(true) => return None,
-                Ok(false) => return Some(Over::Channel("the broker has told who this user is".into())),
+                Ok(false) => return Some(Over::Question),
                 Err(Refusal::Ended(reason)) => reason,
                 Err(refusal) => refusal.during("tell who this user is").to_string().into(),
             },

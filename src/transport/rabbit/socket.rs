@@ -50,7 +50,7 @@ pub(super) async fn open(
 }
 
 /// A socket as what reads it and what writes to it.
-fn halves(stream: TcpStream, encryption: Option<Encryption>) -> (SocketReader, SocketWriter) {
+pub(super) fn halves(stream: TcpStream, encryption: Option<Encryption>) -> (SocketReader, SocketWriter) {
     let (reader, writer) = stream.into_split();
     let reader = SocketReader { socket: reader, encryption: encryption.clone(), encrypted: BytesMut::new() };
     (reader, SocketWriter { socket: writer, encryption })

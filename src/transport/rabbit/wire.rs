@@ -356,3 +356,6 @@ fn unfinished(unconfirmed: AwaitingConfirm<Flight>, written: u64) -> Vec<Unfinis
     let each = unconfirmed.into_rest();
     each.map(|Flight { handed, end, returned }| Unfinished { handed, has_left: end <= written, returned }).collect()
 }
+
+#[cfg(test)]
+mod tests;
