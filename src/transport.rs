@@ -136,14 +136,6 @@ impl Transport {
         }
     }
 
-    /// The same, with a receipt that may be some milliseconds late, so that no task is woken for it alone.
-    pub fn publish_quietly(&self, publication: Publication) -> Receipt {
-        match self {
-            Self::Memory(connection) => connection.publish(publication),
-            Self::Rabbit(connection) => connection.publish_quietly(publication),
-        }
-    }
-
     /// Publishes a message again and again until this future is dropped, without holding up others. Only a few of the
     /// messages are unconfirmed at any time.
     pub async fn repeat(&self, publication: Publication) {

@@ -52,7 +52,6 @@ use publisher::Publisher;
 use pull::Puller;
 pub(in crate::transport) use tls::Connector;
 use user::User;
-use wire::Told;
 
 /// How long closing may take while the broker has not answered everything that it was asked. It confirms the end only
 /// after that, but it has received it.
@@ -243,12 +242,7 @@ impl RabbitConnection {
 
     /// Publishes a message. The receipt resolves as soon as its outcome is known.
     pub(super) fn publish(&self, publication: Publication) -> Receipt {
-        self.0.publisher.publish(publication, Told::AtOnce)
-    }
-
-    /// The same, but the receipt may resolve a millisecond or two later, which saves waking a task for each confirm.
-    pub(super) fn publish_quietly(&self, publication: Publication) -> Receipt {
-        self.0.publisher.publish(publication, Told::InPassing)
+        self.0.publisher.publish(publication)
     }
 
     /// Publishes a message again and again until this future is dropped. A task does it, which then closes its channel.

@@ -236,7 +236,7 @@ impl ReplyTask {
             // has gone.
             let publication = to_queue(bundle.address.to_string(), properties, bundle.body());
             // Nobody waits for the confirm except the settlement of the request, which may come a little later.
-            let receipt = self.transport.publish_quietly(publication);
+            let receipt = self.transport.publish(publication);
             self.number += 1;
             self.window.sent(self.number, bundle.size(), now);
             let away = ReplyUnderWay { connection: self.connection, number: self.number, letters: Some(bundle) };

@@ -23,7 +23,7 @@ use super::connection::{CLOSE_TIMEOUT, Link, Refusal};
 use super::declare;
 use super::exchanges::{Admitted, ExchangeChecks, KnownExchanges};
 use super::user::User;
-use super::wire::{ChannelClosed, Submitted, Told, Unfinished};
+use super::wire::{ChannelClosed, Submitted, Unfinished};
 use super::words::{forbidden_exchange, largest_message};
 use crate::transport::{Confirm, Loss, Lost, Publication, Receipt};
 
@@ -90,9 +90,9 @@ impl Publisher {
     }
 
     /// Hands a publication in. Publications are sent in the order in which they were handed in.
-    pub(super) fn publish(&self, publication: Publication, told: Told) -> Receipt {
+    pub(super) fn publish(&self, publication: Publication) -> Receipt {
         let (outcome, receipt) = Receipt::new();
-        let mut handed = Submitted { publication, told, outcome };
+        let mut handed = Submitted { publication, outcome };
         let mut entry = self.entry.lock().expect("no panic while holding the entry");
         if let Some(channel) = entry.open
             && self.known.has(&handed.publication.exchange)

@@ -15,7 +15,7 @@ use super::connection::Link;
 use super::declare;
 use super::publisher::confirming;
 use super::user::User;
-use super::wire::{Submitted, Told};
+use super::wire::Submitted;
 use crate::transport::{Lost, Publication, Receipt};
 
 /// How many of the messages may be unconfirmed. RabbitMQ stops reading from a connection that has sent 32 unconfirmed
@@ -29,7 +29,7 @@ pub(super) async fn repeat(link: Arc<Link>, user: Arc<User>, publication: Public
     let closed = link.wire().publish_on(channel.id(), 0);
     let publish = || {
         let (outcome, receipt) = Receipt::new();
-        let handed = Submitted { publication: publication.clone(), told: Told::AtOnce, outcome };
+        let handed = Submitted { publication: publication.clone(), outcome };
         if let Err(back) = link.wire().publish(channel.id(), user.name().map(ShortString::as_str), handed) {
             back.tell(Err(Lost::connection(false, "the channel has ended".into())));
         }

@@ -42,21 +42,10 @@ pub(super) type Sink = Arc<dyn Fn(Arrived) + Send + Sync>;
 /// Where the answer to a question for a message goes. `None` inside: the queue is empty.
 type Answer = oneshot::Sender<Result<Option<Arrived>, ChannelClosed>>;
 
-/// When the outcome of a publication is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Told {
-    /// As soon as it is known.
-    AtOnce,
-    /// With something else that happens, or a millisecond later. The confirm alone does not wake its caller, which
-    /// saves much work under load.
-    InPassing,
-}
-
 /// A publication that was handed in, and where its outcome is told.
 #[derive(Debug)]
 pub(super) struct Submitted {
     pub(super) publication: Publication,
-    pub(super) told: Told,
     pub(super) outcome: Outcome,
 }
 
@@ -198,9 +187,6 @@ impl Wire {
         }
         unconfirmed.push(Flight { handed, end: state.unsent.pushed(), returned: false });
         self.flush(state);
-        let accepted = std::mem::take(&mut state.accepted);
-        drop(guard);
-        tell_accepted(accepted);
         Ok(())
     }
 
@@ -341,13 +327,6 @@ impl Wire {
             }
             handled.await;
         }
-    }
-}
-
-/// Tells that publications were accepted. It does not matter if nobody waits for it.
-fn tell_accepted(accepted: Vec<Outcome>) {
-    for outcome in accepted {
-        let _ = outcome.send(Ok(Confirm::Accepted));
     }
 }
 

@@ -333,7 +333,7 @@ impl LineTask {
         if let Some(session) = self.session.as_ref().filter(|_| self.in_flight.is_silent(SILENCE / 2)) {
             // A blocked broker holds back signs of life. It says that it is blocked only to those who publish
             // something.
-            session.transport.publish_quietly(self.exchanges.probe());
+            session.transport.publish(self.exchanges.probe());
         }
         let mut silent = BTreeMap::<Arc<str>, usize>::new();
         for (id, instance, call) in self.in_flight.forget_silent(SILENCE) {

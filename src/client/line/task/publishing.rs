@@ -225,12 +225,5 @@ fn published(bundle: &Bundle<Address, Token>, session: &Session, instance: &str)
         app_id: Some(instance.to_owned()),
         ..Properties::default()
     };
-    let publication = address.publication(properties, bundle.body());
-    if bundle.parcels.iter().any(|parcel| parcel.token.said.is_some()) {
-        session.transport.publish(publication)
-    } else {
-        // The callers in this bundle wait for replies. They need no quick confirm, and a return may be noticed a little
-        // later.
-        session.transport.publish_quietly(publication)
-    }
+    session.transport.publish(address.publication(properties, bundle.body()))
 }

@@ -8,7 +8,7 @@ use super::super::frames::{
 };
 use super::super::properties::{self, Content};
 use super::awaiting::AwaitingConfirm;
-use super::{Answer, Arrived, ChannelClosed, Flight, Outcome, Sink, Told};
+use super::{Answer, Arrived, ChannelClosed, Flight, Outcome, Sink};
 use crate::transport::Confirm;
 
 /// A body of fewer bytes is copied out of what was read. The rest of that would stay in memory for as long as the body.
@@ -86,14 +86,8 @@ impl WireChannel {
         }
     }
 
-    /// Handles a frame that is for this. What it tells is added to `happened`, and to `accepted` if that may be told
-    /// later. `None` if the frame cannot be read.
-    pub(super) fn handle(
-        &mut self,
-        frame: &Bytes,
-        happened: &mut Vec<Happened>,
-        accepted: &mut Vec<Outcome>,
-    ) -> Option<()> {
+    /// Handles a frame that is for this. What it tells is added to `happened`. `None` if the frame cannot be read.
+    pub(super) fn handle(&mut self, frame: &Bytes, happened: &mut Vec<Happened>) -> Option<()> {
         match method(frame) {
             Some((DELIVER, mut fields)) => {
                 let _consumer = fields.short()?;
@@ -108,7 +102,7 @@ impl WireChannel {
             }
             Some((method, mut fields)) => {
                 let (number, flags) = (fields.u64()?, fields.u8()?);
-                self.confirm(number, flags & 1 != 0, method == ACK, happened, accepted);
+                self.confirm(number, flags & 1 != 0, method == ACK, happened);
             }
             None if frame.first() == Some(&HEADER) => {
                 let content = properties::read(payload(frame));
@@ -165,20 +159,12 @@ impl WireChannel {
         }
     }
 
-    fn confirm(
-        &mut self,
-        number: u64,
-        multiple: bool,
-        is_ack: bool,
-        happened: &mut Vec<Happened>,
-        accepted: &mut Vec<Outcome>,
-    ) {
+    fn confirm(&mut self, number: u64, multiple: bool, is_ack: bool, happened: &mut Vec<Happened>) {
         let ChannelUse::Publish { unconfirmed, idle, .. } = &mut self.purpose else { return };
         unconfirmed.confirmed(number, multiple, |flight| {
             let Flight { handed, returned, .. } = flight;
             let confirm = match (returned, is_ack) {
                 (true, _) => Confirm::Returned,
-                (false, true) if handed.told == Told::InPassing => return accepted.push(handed.outcome),
                 (false, true) => Confirm::Accepted,
                 (false, false) => Confirm::Refused,
             };

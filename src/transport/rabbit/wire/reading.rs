@@ -10,12 +10,10 @@ use tokio::time::Instant;
 use super::super::frames::{BLOCKED, CHANNEL_CLOSE, CHANNEL_CLOSED, HEARTBEAT, Head, UNBLOCKED, is_whole, method};
 use super::channel::{ChannelUse, Happened};
 use super::state::{FRAME_MAX, WireState};
-use super::{FIRST_WORDS, Wire, tell_accepted};
+use super::{FIRST_WORDS, Wire};
 
 /// How many bytes there is room for when the socket is read.
 const ROOM: usize = 64 * 1024;
-/// How late it may be told that a publication was accepted, if its caller is in no hurry.
-const IN_PASSING: Duration = Duration::from_millis(1);
 /// lapin is told as often that the broker is there, if it sends only what lapin does not see.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
@@ -25,21 +23,14 @@ pub(super) async fn run(wire: Arc<Wire>, mut socket: super::SocketReader) {
     let _end = End(wire.clone());
     let mut read = BytesMut::new();
     let mut told = Instant::now();
-    let mut look = std::pin::pin!(tokio::time::sleep(IN_PASSING));
-    let mut is_looking = false;
     let error = loop {
-        let (is_full, has_accepted) = {
+        let is_full = {
             let state = wire.lock();
             if state.lapin_is_gone {
                 break None;
             }
-            let is_full = state.may_write() && (!state.unsent.is_empty() || wire.socket.is_behind());
-            (is_full, !state.accepted.is_empty())
+            state.may_write() && (!state.unsent.is_empty() || wire.socket.is_behind())
         };
-        if has_accepted && !is_looking {
-            look.as_mut().reset(Instant::now() + IN_PASSING);
-        }
-        is_looking = has_accepted;
         tokio::select! {
             is_open = socket.read(&mut read, ROOM) => {
                 let handled = wire.handle(&mut read, &mut told);
@@ -48,10 +39,6 @@ pub(super) async fn run(wire: Arc<Wire>, mut socket: super::SocketReader) {
                     (Ok(false), _) => break None,
                     (Ok(true), Ok(())) => {}
                 }
-            }
-            () = &mut look, if has_accepted => {
-                let accepted = std::mem::take(&mut wire.lock().accepted);
-                tell_accepted(accepted);
             }
             writable = wire.socket.writable(), if is_full => {
                 if let Err(error) = writable {
@@ -85,7 +72,7 @@ impl Wire {
         }
         self.first_words.get_or_init(|| read[..read.len().min(FIRST_WORDS)].to_vec());
         let mut happened = Vec::new();
-        let (result, accepted) = {
+        let result = {
             let mut guard = self.lock();
             let state = &mut *guard;
             let before = state.for_lapin.len();
@@ -98,11 +85,9 @@ impl Wire {
                 state.pass_on(&HEARTBEAT);
             }
             state.reads += 1;
-            let is_silent = happened.is_empty();
-            (result, if is_silent { Vec::new() } else { std::mem::take(&mut state.accepted) })
+            result
         };
         self.handled.notify_waiters();
-        tell_accepted(accepted);
         for what in happened {
             match what {
                 Happened::Delivered(sink, arrived) => sink(arrived),
@@ -139,7 +124,7 @@ impl Wire {
                     self.wake.notify_one();
                 }
                 (Some(channel), called) if channel.takes(head, called) => {
-                    if channel.handle(&frame, happened, &mut state.accepted).is_none() {
+                    if channel.handle(&frame, happened).is_none() {
                         return Err(broken("a method without its arguments"));
                     }
                     continue;
@@ -183,12 +168,10 @@ impl Wire {
             }
         }
         state.tell_closed();
-        let accepted = std::mem::take(&mut state.accepted);
         if let Some(lapin) = state.lapin.take() {
             lapin.wake();
         }
         drop(state);
-        tell_accepted(accepted);
         self.socket.shut_down();
         self.handled.notify_waiters();
     }

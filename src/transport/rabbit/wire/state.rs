@@ -14,7 +14,7 @@ use super::super::frames::{
 use super::super::properties;
 use super::channel::{ChannelUse, WireChannel};
 use super::unsent::Unsent;
-use super::{Answer, ChannelClosed, Outcome};
+use super::{Answer, ChannelClosed};
 use crate::transport::Publication;
 
 /// The largest frame, in bytes, before the broker has agreed to another size, and if it sets no limit.
@@ -41,8 +41,6 @@ pub(super) struct WireState {
     pub(super) is_closing: bool,
     /// The task has ended. The error is `None` after lapin was told, and if the other side has ended the connection.
     pub(super) ended: Option<Option<io::Error>>,
-    /// Publications that are accepted, which is not told yet.
-    pub(super) accepted: Vec<Outcome>,
     /// Channels that the broker has closed, which is not told yet.
     pub(super) closed: Vec<Closed>,
     /// What is for lapin, and who is woken when there is something.
@@ -68,7 +66,6 @@ impl Default for WireState {
             is_broken: false,
             is_closing: false,
             ended: None,
-            accepted: Vec::new(),
             closed: Vec::new(),
             for_lapin: BytesMut::new(),
             lapin: None,

@@ -73,7 +73,7 @@ impl Scene {
         let (outcome, receipt) = Receipt::new();
         let (exchange, key, properties) = (String::new(), "queue".to_owned(), Properties::default());
         let publication = Publication { exchange, key, mandatory: true, properties, body };
-        self.wire.publish(1, None, Submitted { publication, told: Told::AtOnce, outcome }).expect("it is open");
+        self.wire.publish(1, None, Submitted { publication, outcome }).expect("it is open");
         receipt
     }
 }
@@ -167,7 +167,7 @@ async fn the_end_of_a_channel_is_told_after_lapin_has_handled_it() {
     assert_eq!(closed.await, Ok(ChannelClosed { code: 404, text: "no".to_owned() }));
     let (outcome, _) = Receipt::new();
     let publication = Publication::to_nobody(String::new());
-    let late = Submitted { publication, told: Told::AtOnce, outcome };
+    let late = Submitted { publication, outcome };
     assert!(scene.wire.publish(1, None, late).is_err(), "nothing more is sent on it");
     assert_eq!(scene.wire.take_unfinished(1).len(), 1);
     receipt.await.expect_err("nobody tells its outcome");
