@@ -54,7 +54,7 @@ pub struct Call<T, E = Fault> {
 #[derive(Debug)]
 enum Stage {
     /// It is sent when it is polled.
-    Ready(Box<Request<ArgumentWriter>>),
+    Ready(Request<ArgumentWriter>),
     /// It waits for its reply.
     Sent(Started),
     /// It has ended.
@@ -117,7 +117,7 @@ impl<T> Call<T> {
     ) -> Self {
         let arguments: ArgumentWriter = Box::new(move |codec, payload| codec.write(&arguments, payload));
         let request = Request { context: Context::current(), ..Request::new(target, arguments) };
-        Self { client, stage: Stage::Ready(Box::new(request)), read, fails_with: PhantomData }
+        Self { client, stage: Stage::Ready(request), read, fails_with: PhantomData }
     }
 }
 
@@ -175,7 +175,7 @@ impl<T, E> Call<T, E> {
     /// The request of a call that was not sent yet.
     fn unsent(stage: Stage) -> Result<Request<ArgumentWriter>, Error> {
         match stage {
-            Stage::Ready(request) => Ok(*request),
+            Stage::Ready(request) => Ok(request),
             Stage::Sent(_) | Stage::Over => {
                 Err(Error::Invalid("the call is on its way already: make another one for all instances".to_owned()))
             }
@@ -185,7 +185,7 @@ impl<T, E> Call<T, E> {
     /// Sends the call, unless it was sent.
     fn dispatch(&mut self) -> Result<(), Error> {
         self.stage = match std::mem::replace(&mut self.stage, Stage::Over) {
-            Stage::Ready(request) => Stage::Sent(self.client.begin(*request)?),
+            Stage::Ready(request) => Stage::Sent(self.client.begin(request)?),
             stage => stage,
         };
         Ok(())

@@ -5,12 +5,14 @@
 
 #[cfg(test)]
 mod any_body;
+mod block;
 mod entries;
 mod metadata;
 mod trace;
 #[cfg(test)]
 mod vectors;
 
+use std::convert::Infallible;
 use std::fmt;
 
 use bytes::{BufMut, Bytes};
@@ -34,8 +36,6 @@ const MAGIC: [u8; 2] = *b"HL";
 const VERSION: u8 = 1;
 /// The size of a frame's header, in bytes.
 const HEADER: usize = 32;
-/// The size of a small frame, in bytes. A new body has room for this much.
-const TYPICAL: usize = 384;
 
 /// The bits of the flags that hold the number of the compression.
 const FLAG_COMPRESSION: u8 = 0b0011;
@@ -167,20 +167,28 @@ impl Frame {
 
     /// The body of a message with this frame only.
     pub(crate) fn to_body(&self) -> Bytes {
-        let mut body = Vec::new();
-        self.encode(&mut body);
-        body.into()
+        self.to_body_of(&self.payload)
+    }
+
+    /// The same, with another payload.
+    pub(crate) fn to_body_of(&self, payload: &[u8]) -> Bytes {
+        let body: Result<_, Infallible> = self.to_body_with(|body| {
+            body.extend_from_slice(payload);
+            Ok(())
+        });
+        body.unwrap_or_default()
     }
 
     /// The same, but `write` appends the payload. This spares a copy.
     pub(crate) fn to_body_with<E>(&self, write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<Bytes, E> {
-        let mut body = Vec::with_capacity(TYPICAL);
-        self.encode_head(&mut body);
-        let payload = body.len();
-        write(&mut body)?;
-        let length = body.len() - payload;
-        set_length(&mut body, 28, length);
-        Ok(body.into())
+        block::written(|body| {
+            self.encode_head(body);
+            let payload = body.len();
+            write(body)?;
+            let length = body.len() - payload;
+            set_length(body, 28, length);
+            Ok(())
+        })
     }
 
     /// Appends header and metadata to `body`. Returns the position where the frame begins.

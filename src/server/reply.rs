@@ -31,11 +31,12 @@ impl OutgoingReply<'_> {
     pub(super) fn body(&self, answer: Answer, max_size: usize) -> Bytes {
         let mut reply = blank(Kind::Reply, self.id, self.codec, self.instance);
         reply.metadata.handler_time = self.handler_time;
+        let mut payload = Vec::new();
         match answer {
-            Answer::Result(body) => give(&mut reply, body),
+            Answer::Result(body) => payload = taken(body, &mut reply),
             Answer::ServiceError(body) => {
                 (reply.status, reply.service_error) = (Code::Unknown, true);
-                give(&mut reply, body);
+                payload = taken(body, &mut reply);
             }
             Answer::Fault(fault) => {
                 reply.status = fault.code;
@@ -43,7 +44,7 @@ impl OutgoingReply<'_> {
                 reply.metadata.more_mut().retry_after = fault.retry_after;
             }
         }
-        let body = reply.to_body();
+        let body = reply.to_body_of(&payload);
         let body = match self.compression {
             Some(compression) => frame::compressed(body, compression),
             None => body,
@@ -70,12 +71,12 @@ pub(super) fn keep_alive(id: Uuid, instance: &Arc<str>) -> Bytes {
     blank(Kind::KeepAlive, id, Codec::Raw, instance).to_body()
 }
 
-/// Gives a reply its payload, and what middleware has attached to that.
-fn give(reply: &mut Frame, body: Body) {
-    reply.payload = body.bytes.into();
+/// Takes the payload out, and gives the reply what middleware has attached to that.
+fn taken(body: Body, reply: &mut Frame) -> Vec<u8> {
     if !body.metadata.is_empty() {
         reply.metadata.more_mut().user = body.metadata.into_vec();
     }
+    body.bytes
 }
 
 /// A frame without status and payload.

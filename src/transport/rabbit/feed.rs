@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::{FutureExt as _, StreamExt as _};
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -47,8 +47,7 @@ pub(super) struct Feed {
     deliver: mpsc::UnboundedSender<Delivery>,
     /// How the consumer has settled deliveries, by their tags.
     settled: mpsc::UnboundedReceiver<(u64, Settle)>,
-    /// The tag of the last delivery. The broker counts them from 1.
-    delivered: Arc<AtomicU64>,
+    arrivals: Arc<Arrivals>,
     acks: Acks,
     /// So many acks do not wait for more.
     acks_at_once: usize,
@@ -56,6 +55,15 @@ pub(super) struct Feed {
     prefetch: usize,
     /// Whether deliveries have to be settled.
     settles: bool,
+}
+
+/// What the task knows of the deliveries that the wire has passed to the consumer.
+#[derive(Debug, Default)]
+struct Arrivals {
+    /// The tag of the last delivery. The broker counts them from 1.
+    last: AtomicU64,
+    /// Tells that there are more.
+    more: Notify,
 }
 
 impl Feed {
@@ -71,9 +79,9 @@ impl Feed {
         }
         let (deliver, deliveries) = mpsc::unbounded_channel();
         let (settler, settled) = mpsc::unbounded_channel();
-        let (life, delivered) = (Arc::new(Life::default()), Arc::new(AtomicU64::new(0)));
+        let (life, arrivals) = (Arc::new(Life::default()), Arc::new(Arrivals::default()));
         let settles = mode != Mode::NoAck;
-        let sink = sink(deliver.clone(), settles.then_some(settler), life.clone(), delivered.clone());
+        let sink = sink(deliver.clone(), settles.then_some(settler), life.clone(), arrivals.clone());
         link.wire().consume(channel.id(), sink);
         let options = BasicConsumeOptions { no_ack: !settles, ..BasicConsumeOptions::default() };
         let stream = link.hear(channel.basic_consume(queue, "".into(), options, arguments(mode))).await?;
@@ -83,7 +91,7 @@ impl Feed {
         let consumer = Consumer { deliveries, cancel: Some(cancel), life: life.clone() };
         let acks = Acks::default();
         let feed =
-            Self { life, link, channel, stream, deliver, settled, delivered, acks, acks_at_once, prefetch, settles };
+            Self { life, link, channel, stream, deliver, settled, arrivals, acks, acks_at_once, prefetch, settles };
         Ok((consumer, feed, cancelled))
     }
 
@@ -112,6 +120,7 @@ impl Feed {
     /// after the consumer has ended.
     async fn deliver_and_settle(&mut self, mut cancelled: oneshot::Receiver<Stop>) {
         let mut settled = Vec::with_capacity(BATCH);
+        let arrivals = self.arrivals.clone();
         let (mut active, mut filling) = (true, false);
         let mut full_by = std::pin::pin!(tokio::time::sleep(FULL_WITHIN));
         let mut ack_by = std::pin::pin!(tokio::time::sleep(ACK_WITHIN));
@@ -149,6 +158,8 @@ impl Feed {
                     (filling, cancel) = (stop == Stop::Full, stop == Stop::Now);
                     full_by.as_mut().reset(Instant::now() + FULL_WITHIN);
                 }
+                // Whether it is full now is seen below.
+                () = arrivals.more.notified(), if filling => {}
                 () = &mut full_by, if filling => cancel = true,
                 // The broker does not confirm the end, for example since the queue has lost its leader.
                 () = &mut end_by, if !active => {
@@ -178,7 +189,7 @@ impl Feed {
 
     /// Whether as many deliveries are unsettled as may be.
     fn is_full(&self) -> bool {
-        self.acks.unsettled(self.delivered.load(Ordering::Acquire)) >= self.prefetch as u64
+        self.acks.unsettled(self.arrivals.last.load(Ordering::Acquire)) >= self.prefetch as u64
     }
 
     /// Asks the broker for no more deliveries. lapin's stream ends after those that were already on their way. What is
@@ -223,14 +234,15 @@ fn sink(
     deliver: mpsc::UnboundedSender<Delivery>,
     settler: Option<mpsc::UnboundedSender<(u64, Settle)>>,
     life: Arc<Life>,
-    last: Arc<AtomicU64>,
+    arrivals: Arc<Arrivals>,
 ) -> Sink {
     Arc::new(move |arrived| {
         let tag = arrived.envelope.tag;
         let settler =
             settler.as_ref().map(|channel| Settler::Channel { tag, channel: channel.clone(), life: life.clone() });
         let sent = deliver.send(delivered(arrived, settler));
-        last.store(tag, Ordering::Release);
+        arrivals.last.store(tag, Ordering::Release);
+        arrivals.more.notify_one();
         if let Err(mpsc::error::SendError(delivery)) = sent {
             delivery.settle(Settle::GiveBack);
         }

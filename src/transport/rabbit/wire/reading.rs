@@ -7,7 +7,9 @@ use std::time::Duration;
 use bytes::BytesMut;
 use tokio::time::Instant;
 
-use super::super::frames::{BLOCKED, CHANNEL_CLOSE, CHANNEL_CLOSED, HEARTBEAT, Head, UNBLOCKED, is_whole, method};
+use super::super::frames::{
+    BLOCKED, CHANNEL_CLOSE, CHANNEL_CLOSED, CONNECTION_CLOSE, HEARTBEAT, Head, UNBLOCKED, is_whole, method,
+};
 use super::channel::{ChannelUse, Happened};
 use super::state::{FRAME_MAX, WireState};
 use super::{FIRST_WORDS, Wire};
@@ -118,6 +120,8 @@ impl Wire {
             }
             let called = method(&frame).map(|(method, _)| method);
             match (state.channels.get_mut(&head.channel), called) {
+                // The broker reads nothing more than the confirm of this.
+                (_, Some(CONNECTION_CLOSE)) if head.channel == 0 => state.is_closing = true,
                 (_, Some(BLOCKED)) if head.channel == 0 => state.is_blocked = true,
                 (_, Some(UNBLOCKED)) if head.channel == 0 => {
                     state.is_blocked = false;

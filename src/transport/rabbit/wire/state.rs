@@ -37,7 +37,7 @@ pub(super) struct WireState {
     pub(super) is_blocked: bool,
     /// Whether the socket has refused to be written.
     pub(super) is_broken: bool,
-    /// Whether lapin is closing the connection. Then nothing more may be sent.
+    /// Whether lapin or the broker is closing the connection. Then nothing more may be sent.
     pub(super) is_closing: bool,
     /// The task has ended. The error is `None` after lapin was told, and if the other side has ended the connection.
     pub(super) ended: Option<Option<io::Error>>,

@@ -6,8 +6,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::super::frames::{
-    BLOCKED, BODY, CANCEL, CHANNEL_CLOSE, DELIVER, HEADER, HEARTBEAT, Head, METHOD, RETURN, UNBLOCKED, frame, method,
-    payload,
+    BLOCKED, BODY, CANCEL, CHANNEL_CLOSE, CONNECTION_CLOSE, DELIVER, HEADER, HEARTBEAT, Head, METHOD, RETURN,
+    UNBLOCKED, frame, method, payload,
 };
 use super::super::{properties, socket};
 use super::*;
@@ -199,6 +199,19 @@ async fn what_is_settled_after_a_cancel_is_sent_after_it() {
     scene.lapin.write_all(&HEARTBEAT).await.expect("it takes everything");
     assert_eq!(scene.got_method().await, CHANNEL_CLOSE);
     assert_eq!(scene.got().await, HEARTBEAT);
+}
+
+#[tokio::test]
+async fn nothing_is_published_to_a_broker_that_closes_the_connection() {
+    let mut scene = Scene::new().await;
+    scene.wire.publish_on(1, 0);
+    scene.broker_says(0, CONNECTION_CLOSE, b"\x01\x40\x03bye\0\0\0\0").await;
+    let mut heard = [0; 22];
+    scene.lapin.read_exact(&mut heard).await.expect("it is open");
+    assert_eq!(method(&heard).map(|(method, _)| method), Some(CONNECTION_CLOSE));
+    let (outcome, _) = Receipt::new();
+    let late = Submitted { publication: Publication::to_nobody(String::new()), outcome };
+    assert!(scene.wire.publish(1, None, late).is_err());
 }
 
 #[tokio::test]
