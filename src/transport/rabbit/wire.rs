@@ -225,21 +225,27 @@ impl Wire {
         let (answer, told) = oneshot::channel();
         let mut guard = self.lock();
         let state = &mut *guard;
-        if let Some(WireChannel { purpose: ChannelUse::Get(asked), is_closing: false, .. }) =
-            state.channels.get_mut(&channel)
-            && state.ended.is_none()
-        {
-            *asked = Some(answer);
-            state.push(|out| {
-                put_method(out, channel, GET, |out| {
-                    out.put_u16(0);
-                    // Its length was checked before the channel was opened.
-                    let _ = put_short(out, queue);
-                    out.put_u8(0);
-                });
-            });
-            self.flush(state);
+        if state.ended.is_some() || state.is_closing {
+            // Without an answer, the end of the connection is awaited.
+            return told;
         }
+        let Some(WireChannel { purpose: ChannelUse::Get(asked), is_closing: false, .. }) =
+            state.channels.get_mut(&channel)
+        else {
+            let text = "the broker has closed the channel on which messages are taken out: ask again".to_owned();
+            let _ = answer.send(Err(ChannelClosed { code: 0, text }));
+            return told;
+        };
+        *asked = Some(answer);
+        state.push(|out| {
+            put_method(out, channel, GET, |out| {
+                out.put_u16(0);
+                // Its length was checked before the channel was opened.
+                let _ = put_short(out, queue);
+                out.put_u8(0);
+            });
+        });
+        self.flush(state);
         told
     }
 

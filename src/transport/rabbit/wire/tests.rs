@@ -6,8 +6,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::super::frames::{
-    BLOCKED, BODY, CANCEL, CHANNEL_CLOSE, CONNECTION_CLOSE, DELIVER, HEADER, HEARTBEAT, Head, METHOD, RETURN,
-    UNBLOCKED, frame, method, payload,
+    BLOCKED, BODY, CANCEL, CHANNEL_CLOSE, CONNECTION_CLOSE, DELIVER, GOT, GOT_NOTHING, HEADER, HEARTBEAT, Head, METHOD,
+    RETURN, UNBLOCKED, frame, method, payload,
 };
 use super::super::{properties, socket};
 use super::*;
@@ -212,6 +212,28 @@ async fn nothing_is_published_to_a_broker_that_closes_the_connection() {
     let (outcome, _) = Receipt::new();
     let late = Submitted { publication: Publication::to_nobody(String::new()), outcome };
     assert!(scene.wire.publish(1, None, late).is_err());
+}
+
+#[tokio::test]
+async fn a_question_for_a_message_has_an_answer_also_when_its_channel_is_closed() {
+    let mut scene = Scene::new().await;
+    scene.wire.get_on(1);
+    let empty = scene.wire.get(1, "queue");
+    scene.broker_says(1, GOT_NOTHING, b"\0").await;
+    assert!(matches!(empty.await, Ok(Ok(None))));
+    let message = scene.wire.get(1, "queue");
+    scene.broker_says(1, GOT, b"\0\0\0\0\0\0\0\x05\0\0\x05queue\0\0\0\0").await;
+    scene.broker_sends_content(1, 1).await;
+    let message = message.await.expect("it is answered").expect("the channel is open").expect("there is one");
+    assert_eq!((message.envelope.tag, &message.body[..]), (5, &b"!"[..]));
+    scene.broker_says(1, CHANNEL_CLOSE, b"\x01\x96\x04late\0\0\0\0").await;
+    scene.lapin.read_exact(&mut [0; 23]).await.expect("it is open");
+    let refused = scene.wire.get(1, "queue").await.expect("it is answered").expect_err("the channel is closed");
+    assert!(refused.text.contains("ask again"), "{refused:?}");
+    // When the connection has ended, its end is the answer.
+    drop(scene.broker);
+    assert!(matches!(scene.lapin.read(&mut [0; 8]).await, Ok(0) | Err(_)));
+    assert!(scene.wire.get(1, "queue").await.is_err());
 }
 
 #[tokio::test]
