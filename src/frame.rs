@@ -18,6 +18,7 @@ use std::fmt;
 use bytes::{BufMut, Bytes};
 use uuid::Uuid;
 
+pub(crate) use self::block::to_keep;
 pub(crate) use self::entries::{Entries, Excess, check as check_entries, set as set_entry};
 use self::metadata::Names;
 pub(crate) use self::metadata::{MAX_USER_ENTRIES, Metadata, More};
@@ -173,6 +174,7 @@ impl Frame {
     /// The same, with another payload.
     pub(crate) fn to_body_of(&self, payload: &[u8]) -> Bytes {
         let body: Result<_, Infallible> = self.to_body_with(|body| {
+            body.reserve_exact(payload.len());
             body.extend_from_slice(payload);
             Ok(())
         });

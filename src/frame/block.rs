@@ -39,6 +39,11 @@ pub(super) fn written<E>(write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> R
     Ok(frame)
 }
 
+/// A frame to be kept for long: it does not keep the frames that share its block.
+pub(crate) fn to_keep(frame: &Bytes) -> Bytes {
+    if frame.len() > SMALL { frame.clone() } else { Bytes::copy_from_slice(frame) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,6 +63,14 @@ mod tests {
         let frames: Vec<_> = (0..200).map(|n| (n, frame(n, sizes[usize::from(n) % sizes.len()]))).collect();
         for (n, frame) in frames {
             assert_eq!(frame, vec![n; sizes[usize::from(n) % sizes.len()]]);
+        }
+    }
+
+    #[test]
+    fn what_is_kept_has_its_memory_for_itself() {
+        for size in [10, SMALL, SMALL + 1] {
+            let (kept, other) = (to_keep(&frame(1, size)), frame(2, size));
+            assert!(kept.is_unique() && kept == vec![1; size] && other == vec![2; size]);
         }
     }
 

@@ -17,6 +17,7 @@ mod maintenance;
 mod nested;
 mod node;
 mod proxy;
+mod receipts;
 mod refused;
 mod taken_back;
 mod unanswered;

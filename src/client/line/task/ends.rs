@@ -372,7 +372,7 @@ pub(super) fn copy(parcel: &Parcel<Token>) -> Parcel<Token> {
     let Token { deadline, repeatable, attempts, before, .. } = parcel.token;
     Parcel {
         id: parcel.id,
-        frame: parcel.frame.clone(),
+        frame: frame::to_keep(&parcel.frame),
         share: parcel.share,
         kind: parcel.kind.clone(),
         expiration: parcel.expiration,
