@@ -30,7 +30,6 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lapin::types::ShortString;
 use tokio::runtime::Handle;
 use tokio::sync::broadcast;
 use tokio::time::Instant;
@@ -183,7 +182,7 @@ impl RabbitConnection {
 
     /// The user as whom the broker knows this connection. `None` before the broker was asked, or if it does not tell.
     pub(super) fn user(&self) -> Option<&str> {
-        self.0.user.name().map(ShortString::as_str)
+        self.0.user.name()
     }
 
     /// Why this user may not send replies, if the broker has said so.

@@ -60,11 +60,11 @@ impl Head {
         let (kind, channel, payload) = (fields.u8()?, fields.u16()?, fields.u32()?);
         Some(Self { kind, channel, size: payload as usize + AROUND })
     }
+}
 
-    /// Whether there can be such a frame.
-    pub(super) fn is_known(self) -> bool {
-        matches!(self.kind, METHOD | HEADER | BODY | 8)
-    }
+/// Whether a frame can begin with this byte.
+pub(super) fn is_known(kind: u8) -> bool {
+    matches!(kind, METHOD | HEADER | BODY) || kind == HEARTBEAT[0]
 }
 
 /// Whether this whole frame ends as a frame must.
@@ -166,11 +166,15 @@ pub(super) fn put_method(out: &mut BytesMut, channel: u16, (class, number): Meth
 /// # Errors
 /// A sentence that contains the text, if it is longer. Nothing is written then.
 pub(super) fn put_short(out: &mut BytesMut, text: &str) -> Result<(), String> {
-    let length = u8::try_from(text.len())
-        .map_err(|_| format!("`{text}` is longer than the 255 bytes that AMQP allows for a name"))?;
+    let length = u8::try_from(text.len()).map_err(|_| too_long(text))?;
     out.put_u8(length);
     out.put_slice(text.as_bytes());
     Ok(())
+}
+
+/// A sentence about a name that has more than 255 bytes.
+pub(super) fn too_long(name: &str) -> String {
+    format!("`{name}` is longer than the 255 bytes that AMQP allows for a name")
 }
 
 #[cfg(test)]
@@ -186,7 +190,7 @@ mod tests {
         });
         let head = Head::of(&out).expect("it is there");
         assert_eq!(head, Head { kind: METHOD, channel: 7, size: out.len() });
-        assert!(head.is_known() && is_whole(&out));
+        assert!(is_known(head.kind) && is_whole(&out));
         let (method, mut fields) = method(&out).expect("it is one");
         assert_eq!((method, fields.u64(), fields.short().as_deref()), (ACK, Some(3), Some("name")));
         assert_eq!((fields.u8(), fields.short(), fields.long()), (None, None, None));

@@ -64,8 +64,8 @@ impl<'a> ConnectionSource<'a> {
         Ok(Self { address, uri, tls, kit, pool })
     }
 
-    /// Opens a connection, and returns it with its wire. `stage` tells how far it has come, for the error message if the caller gives up. When the
-    /// future is dropped, the socket is closed.
+    /// Opens a connection, and returns it with its wire. `stage` tells how far it has come, for the error message if the
+    /// caller gives up. When the future is dropped, the socket is closed.
     ///
     /// # Errors
     /// A sentence that says why, and what to look at.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::{BufMut as _, BytesMut};
 use lapin::types::ShortString;
 
-use super::frames::{BASIC, Fields, put_short};
+use super::frames::{BASIC, Fields, put_short, too_long};
 use crate::transport::{Death, Properties};
 
 /// AMQP's delivery mode for messages that a durable queue writes to disk.
@@ -52,7 +52,7 @@ mod kind {
 /// # Errors
 /// A sentence that contains the name.
 pub(super) fn short(name: &str) -> Result<ShortString, String> {
-    ShortString::try_new(name).map_err(|_| format!("`{name}` is longer than the 255 bytes that AMQP allows for a name"))
+    ShortString::try_new(name).map_err(|_| too_long(name))
 }
 
 /// Writes the payload of the header frame of a message whose body has `size` bytes. Its `number` on its channel is

@@ -14,7 +14,6 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use lapin::Channel;
 use lapin::options::ConfirmSelectOptions;
-use lapin::types::ShortString;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -97,7 +96,7 @@ impl Publisher {
         if let Some(channel) = entry.open
             && self.known.has(&handed.publication.exchange)
         {
-            match self.link.wire().publish(channel, self.user.name().map(ShortString::as_str), handed) {
+            match self.link.wire().publish(channel, self.user.name(), handed) {
                 Ok(()) => return receipt,
                 Err(back) => handed = *back,
             }
@@ -260,7 +259,7 @@ impl PublisherTask {
     fn publish_waiting(&mut self, channel: u16, is_open: bool) {
         while let Some(handed) = self.unsent.pop_front() {
             let Some(handed) = self.admit(handed) else { continue };
-            let published = self.link.wire().publish(channel, self.user.name().map(ShortString::as_str), handed);
+            let published = self.link.wire().publish(channel, self.user.name(), handed);
             if let Err(back) = published {
                 // The end of the channel, or of the connection, is about to be seen.
                 return self.unsent.push_front(*back);

@@ -7,7 +7,6 @@
 use std::sync::Arc;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use lapin::types::ShortString;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -30,7 +29,7 @@ pub(super) async fn repeat(link: Arc<Link>, user: Arc<User>, publication: Public
     let publish = || {
         let (outcome, receipt) = Receipt::new();
         let handed = Submitted { publication: publication.clone(), outcome };
-        if let Err(back) = link.wire().publish(channel.id(), user.name().map(ShortString::as_str), handed) {
+        if let Err(back) = link.wire().publish(channel.id(), user.name(), handed) {
             back.tell(Err(Lost::connection(false, "the channel has ended".into())));
         }
         receipt

@@ -41,8 +41,8 @@ impl User {
     }
 
     /// The name, if the broker has been asked and has told it.
-    pub(super) fn name(&self) -> Option<&ShortString> {
-        self.name.get().and_then(Option::as_ref)
+    pub(super) fn name(&self) -> Option<&str> {
+        self.name.get().and_then(Option::as_ref).map(ShortString::as_str)
     }
 
     /// Why this user may not send replies, if the broker has said so: replies go to the default exchange.

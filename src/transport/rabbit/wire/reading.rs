@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use tokio::time::Instant;
 
 use super::super::frames::{
-    BLOCKED, CHANNEL_CLOSE, CHANNEL_CLOSED, CONNECTION_CLOSE, HEARTBEAT, Head, UNBLOCKED, is_whole, method,
+    BLOCKED, CHANNEL_CLOSE, CHANNEL_CLOSED, CONNECTION_CLOSE, HEARTBEAT, Head, UNBLOCKED, is_known, is_whole, method,
 };
 use super::channel::{ChannelUse, Happened};
 use super::state::{FRAME_MAX, WireState};
@@ -102,12 +102,13 @@ impl Wire {
 
     /// Takes the whole frames out of `read`.
     fn take_frames(&self, state: &mut WireState, read: &mut BytesMut, happened: &mut Vec<Happened>) -> io::Result<()> {
-        while let Some(head) = Head::of(read) {
-            if !head.is_known() {
+        while let Some(kind) = read.first() {
+            if !is_known(*kind) {
                 // lapin says what it is, as far as it knows.
                 state.pass_on(&read.split());
                 return Ok(());
             }
+            let Some(head) = Head::of(read) else { return Ok(()) };
             if head.size > state.frame_max.max(FRAME_MAX) {
                 return Err(broken(format!("a frame of {} bytes, and the connection allows fewer", head.size)));
             }
@@ -137,9 +138,6 @@ impl Wire {
                 _ => {}
             }
             state.pass_on(&frame);
-        }
-        if !read.is_empty() && state.ended.is_none() && !b"\x01\x02\x03\x08".contains(&read[0]) {
-            state.pass_on(&read.split());
         }
         Ok(())
     }

@@ -85,11 +85,7 @@ impl WireState {
 
     /// Pushes frames to be sent.
     pub(super) fn push(&mut self, write: impl FnOnce(&mut BytesMut)) {
-        let pushed: Result<(), ()> = self.unsent.push(|out| {
-            write(out);
-            Ok(())
-        });
-        debug_assert!(pushed.is_ok());
+        self.unsent.push(write);
     }
 
     /// Takes over what lapin has written: whole frames only, so that others fit between them.
@@ -207,7 +203,7 @@ pub(super) fn push_publication(
     frame_max: usize,
 ) -> Result<(), String> {
     let Publication { exchange, key, mandatory, properties, body } = publication;
-    unsent.push(|out| {
+    unsent.try_push(|out| {
         let mut named = Ok(());
         put_method(out, channel, PUBLISH, |out| {
             out.put_u16(0);
@@ -231,17 +227,9 @@ pub(super) fn push_publication(
     let mut rest = body.clone();
     while !rest.is_empty() {
         let part = rest.split_to(rest.len().min(frame_max - AROUND));
-        let pushed: Result<(), String> = unsent.push(|out| {
-            begin(out, BODY, channel, part.len() as u32);
-            Ok(())
-        });
-        pushed?;
+        unsent.push(|out| begin(out, BODY, channel, part.len() as u32));
         unsent.push_bytes(part);
-        let pushed: Result<(), String> = unsent.push(|out| {
-            end(out);
-            Ok(())
-        });
-        pushed?;
+        unsent.push(end);
     }
     Ok(())
 }

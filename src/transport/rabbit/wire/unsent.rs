@@ -27,8 +27,15 @@ pub(super) struct Unsent {
 }
 
 impl Unsent {
-    /// Pushes what `write` writes, unless it fails.
-    pub(super) fn push<E>(&mut self, write: impl FnOnce(&mut BytesMut) -> Result<(), E>) -> Result<(), E> {
+    /// Pushes what `write` writes.
+    pub(super) fn push(&mut self, write: impl FnOnce(&mut BytesMut)) {
+        let before = self.last.len();
+        write(&mut self.last);
+        self.pushed += (self.last.len() - before) as u64;
+    }
+
+    /// The same, unless `write` fails.
+    pub(super) fn try_push<E>(&mut self, write: impl FnOnce(&mut BytesMut) -> Result<(), E>) -> Result<(), E> {
         let before = self.last.len();
         let written = write(&mut self.last);
         match written {
@@ -111,11 +118,7 @@ mod tests {
     use super::*;
 
     fn push(unsent: &mut Unsent, bytes: &[u8]) {
-        let written: Result<(), ()> = unsent.push(|out| {
-            out.extend_from_slice(bytes);
-            Ok(())
-        });
-        written.expect("it does not fail");
+        unsent.push(|out| out.extend_from_slice(bytes));
     }
 
     #[test]
@@ -153,7 +156,7 @@ mod tests {
     fn what_fails_is_not_sent() {
         let mut unsent = Unsent::default();
         push(&mut unsent, b"first");
-        let failed = unsent.push(|out| {
+        let failed = unsent.try_push(|out| {
             out.extend_from_slice(b"half");
             Err("too long")
         });
