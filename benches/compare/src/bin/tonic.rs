@@ -24,6 +24,10 @@ struct Command {
     role: Role,
 }
 
+/// The most calls that are with the server at once; further ones wait in the client. With some thousands the server
+/// closes the connection, since too many of their streams end before all of them was read.
+const STREAMS: usize = 1000;
+
 /// `google.protobuf.BytesValue` both ways.
 type EchoCodec = ProstCodec<Bytes, Bytes>;
 
@@ -83,7 +87,7 @@ impl tonic::server::UnaryService<Bytes> for Echo {
 }
 
 async fn call(url: &str, load: Load) -> anyhow::Result<()> {
-    let channel = Channel::from_shared(url.to_owned())?.connect().await?;
+    let channel = Channel::from_shared(url.to_owned())?.concurrency_limit(STREAMS).connect().await?;
     let client = tonic::client::Grpc::new(channel);
     hopline_compare::run(load, move |payload| {
         let mut client = client.clone();
