@@ -7,8 +7,9 @@ use std::path::Path;
 use anyhow::Context;
 use hopline_compare::Style;
 
-use crate::results::{Table, grouped};
-use crate::scenario::Contender;
+use crate::figures::grouped;
+use crate::results::Table;
+use crate::scenario::SMALL;
 
 const WIDTH: usize = 760;
 /// Where the bars begin: the names are left of it.
@@ -23,27 +24,24 @@ const TITLE: usize = 44;
 pub(crate) fn write(folder: &Path, tables: &[Table]) -> anyhow::Result<()> {
     let drawn: Vec<_> = tables
         .iter()
-        .filter(|Table { scenario: it, .. }| it.style == Style::Call && it.size == 64 && it.concurrency > 1)
+        .filter(|Table { scenario: it, .. }| it.style == Style::Call && it.size == SMALL && it.concurrency > 1)
         .collect();
     let path = folder.join("performance.svg");
     fs::write(&path, svg(&drawn)?).with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn svg(tables: &[&Table]) -> anyhow::Result<String> {
-    let figures = tables.iter().flat_map(|table| &table.rows).filter_map(|row| row.median(|it| it.calls_per_s));
+    let figures = tables.iter().flat_map(|table| &table.rows).filter_map(|row| Some(row.calls()?.median));
     let scale = LONGEST / figures.fold(1.0, f64::max);
 
     let mut shapes = String::new();
     let mut y = 8;
     for table in tables {
-        writeln!(shapes, r#"<text class="title" x="16" y="{}">{}: calls/s</text>"#, y + 24, table.scenario)?;
+        writeln!(shapes, r#"<text class="title" x="16" y="{}">{}: calls/s</text>"#, y + 24, table.title)?;
         y += TITLE;
         for row in &table.rows {
-            let calls = row.median(|it| it.calls_per_s);
-            let class = match row.contender {
-                Contender::Hopline | Contender::HoplineUncoalesced => "own",
-                _ => "other",
-            };
+            let calls = row.calls().map(|it| it.median);
+            let class = if row.contender.is_hopline() { "own" } else { "other" };
             let (length, text) = (calls.unwrap_or(0.0) * scale, y + 15);
             let number = calls.map_or("failed".to_owned(), grouped);
             writeln!(shapes, r#"<text class="name" x="{}" y="{text}">{}</text>"#, LEFT - 10, row.contender)?;

@@ -6,8 +6,12 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use clap::ValueEnum;
 
-use crate::results::{Table, cells};
+use crate::promises;
+use crate::results::Table;
+use crate::scenario::Contender;
+use crate::wrap::wrap;
 
 const NAME: &str = "performance.md";
 const BEGIN: &str = "<!-- compare:begin -->";
@@ -50,22 +54,41 @@ pub(crate) fn write(document: Document, folder: &Path, machine: &str, tables: &[
 }
 
 fn generated(machine: &str, tables: &[Table]) -> anyhow::Result<String> {
-    let mut text = format!("{machine}\n![calls per second with 64 and 256 calls in flight](performance.svg)\n\n");
+    let mut text = format!("{machine}\n![calls per second of small calls](performance.svg)\n\n");
+    text.push_str("### What each promises\n\n");
+    promised(&mut text, tables)?;
     for table in tables {
-        let by = if table.scenario.concurrency == 1 { "p50" } else { "calls/s" };
-        writeln!(text, "### {}\n", table.scenario)?;
-        writeln!(text, "| contender | calls/s | min-max | p50 µs | p99 µs | Hopline is, by {by} |")?;
-        writeln!(text, "| --- | ---: | ---: | ---: | ---: | ---: |")?;
+        writeln!(text, "### {}\n", table.title)?;
+        let cpu = "CPU µs a call: client | server | broker";
+        writeln!(text, "| contender | calls/s | quartiles | p50 µs | p99 µs | {cpu} |")?;
+        writeln!(text, "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")?;
         for row in &table.rows {
             let errors = match row.errors() {
                 0 => String::new(),
                 errors => format!(" ({errors} calls failed)"),
             };
-            writeln!(text, "| {}{errors} | {} |", row.contender, cells(table, row).join(" | "))?;
+            writeln!(text, "| {}{errors} | {} |", row.contender, row.cells().join(" | "))?;
         }
         text.push('\n');
     }
+    text.push_str("### Hopline ÷ the others\n\n");
+    text.push_str("Calls/s of Hopline divided by those of each other in the same round, as medians of the rounds.\n\n");
+    for (title, ratios) in tables.iter().filter_map(|it| Some((&it.title, it.ratios()?))) {
+        writeln!(text, "{}", wrap(&format!("- **{title}**: {ratios}"), 2))?;
+    }
+    text.push('\n');
     Ok(text)
+}
+
+/// The promises of those that were measured.
+fn promised(text: &mut String, tables: &[Table]) -> anyhow::Result<()> {
+    writeln!(text, "| {} |\n|{}", promises::TITLES.join(" | "), " --- |".repeat(promises::TITLES.len()))?;
+    let measured = |it: &Contender| tables.iter().flat_map(|table| &table.rows).any(|row| row.contender == *it);
+    for contender in Contender::value_variants().iter().filter(|it| measured(it)) {
+        writeln!(text, "| {contender} | {} |", promises::of(*contender).join(" | "))?;
+    }
+    writeln!(text, "\n{}\n", wrap(promises::NOTE, 0))?;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -7,8 +7,11 @@ use std::process;
 use anyhow::{Context, ensure};
 
 use crate::Command;
+use crate::wrap::wrap;
 
 const LOCK: &str = include_str!("../../../Cargo.lock");
+const REQUIREMENTS: &str = include_str!("../../../aio-pika/requirements.txt");
+const PACKAGE: &str = include_str!("../../../amqplib/package.json");
 
 /// The date, the machine and the versions, as Markdown.
 pub(crate) fn describe(command: &Command) -> anyhow::Result<String> {
@@ -20,13 +23,30 @@ pub(crate) fn describe(command: &Command) -> anyhow::Result<String> {
     if let Some(nats_server) = &command.nats_server {
         versions.push(output(nats_server, &["--version"])?.replace(": v", " "));
     }
-    for (name, release) in [("lapin", "4."), ("amqprs", ""), ("async-nats", ""), ("tonic", ""), ("kanin", "")] {
+    for (name, release) in [("lapin", "4."), ("amqprs", ""), ("async-nats", ""), ("tonic", ""), ("tarpc", "")] {
         versions.push(format!("{name} {}", locked(name, release)?));
     }
-    Ok(format!(
+    if let Some(python) = &command.python {
+        versions.push(format!(
+            "aio-pika {} on {}",
+            pinned("aio-pika==", REQUIREMENTS)?,
+            output(python, &["--version"])?
+        ));
+    }
+    if command.node_modules.is_some() {
+        let node = output(Path::new("node"), &["--version"])?;
+        versions.push(format!(
+            "amqplib {} on Node {}",
+            pinned("\"amqplib\": \"", PACKAGE)?,
+            node.trim_start_matches('v')
+        ));
+    }
+    let measured = format!(
         "Measured on {date} on {cpu}, {cores} cores, {memory:.0} GiB of memory, Linux {kernel}; clients, servers and \
-         brokers all on this one machine.\nThe figures are medians of {rounds} × {seconds} s, each after 1 s of warm-up.\n\n\
-         {versions} (kanin on lapin {old_lapin}).\n",
+         brokers all on this one machine. The figures are medians of {rounds} × {seconds} s, each after 1 s of \
+         warm-up, with the quartiles of calls/s. In each round every contender runs once, and every second round goes \
+         the other way round. Nothing is pinned to a processor; RabbitMQ has two scheduler threads. CPU time is that \
+         of the process with all of its threads, in the measured time only.",
         date = output(Path::new("date"), &["-u", "+%Y-%m-%d"])?,
         cpu = field("/proc/cpuinfo", "model name").unwrap_or_else(|_| format!("an {} CPU", std::env::consts::ARCH)),
         memory = memory / 1024.0 / 1024.0,
@@ -34,9 +54,9 @@ pub(crate) fn describe(command: &Command) -> anyhow::Result<String> {
         kernel = kernel.split(['-', '+']).next().unwrap_or_default().trim(),
         rounds = command.rounds,
         seconds = command.seconds,
-        versions = versions.join(", "),
-        old_lapin = locked("lapin", "2.")?,
-    ))
+    );
+    versions.push(format!("kanin {} on lapin {}", locked("kanin", "")?, locked("lapin", "2.")?));
+    Ok(format!("{}\n\n{}\n", wrap(&measured, 0), wrap(&format!("{}.", versions.join(", ")), 0)))
 }
 
 /// The value in the first line `name: value` of a file.
@@ -53,6 +73,12 @@ fn locked(name: &str, release: &str) -> anyhow::Result<&'static str> {
     let at = LOCK.find(&begin).with_context(|| format!("Cargo.lock has no {name} {release}"))?;
     let version = &LOCK[at + begin.len() - release.len()..];
     version.split('"').next().context("Cargo.lock ends in a version")
+}
+
+/// The version that follows a name in a list of dependencies.
+fn pinned(name: &str, list: &'static str) -> anyhow::Result<&'static str> {
+    let (_, version) = list.split_once(name).with_context(|| format!("no list of dependencies has {name}"))?;
+    version.split(['"', '\n']).next().context("the list ends in a version")
 }
 
 fn output(program: &Path, arguments: &[&str]) -> anyhow::Result<String> {
