@@ -27,6 +27,7 @@ use self::awaiting::AwaitingConfirm;
 use self::channel::{ChannelUse, Envelope, WireChannel};
 pub(super) use self::pipe::Pipe;
 use self::state::{WireState, push_publication};
+use self::unsent::AT_ONCE;
 use super::frames::{ACK, GET, Method, NACK, REJECT, put_method, put_short};
 use super::properties::Content;
 use super::socket::{SocketReader, SocketWriter};
@@ -186,7 +187,7 @@ impl Wire {
             return Ok(());
         }
         unconfirmed.push(Flight { handed, end: state.unsent.pushed(), returned: false });
-        self.flush(state);
+        self.flush(guard);
         Ok(())
     }
 
@@ -210,11 +211,9 @@ impl Wire {
     /// Ends publishing on a channel, and returns what is not confirmed, in the order of publishing.
     pub(super) fn take_unfinished(&self, channel: u16) -> Vec<Unfinished> {
         let mut state = self.lock();
-        let written = state.unsent.written();
+        let left = state.unsent.left();
         match state.channels.remove(&channel) {
-            Some(WireChannel { purpose: ChannelUse::Publish { unconfirmed, .. }, .. }) => {
-                unfinished(unconfirmed, written)
-            }
+            Some(WireChannel { purpose: ChannelUse::Publish { unconfirmed, .. }, .. }) => unfinished(unconfirmed, left),
             _ => Vec::new(),
         }
     }
@@ -245,7 +244,7 @@ impl Wire {
                 out.put_u8(0);
             });
         });
-        self.flush(state);
+        self.flush(guard);
         told
     }
 
@@ -277,7 +276,7 @@ impl Wire {
             }
             Some(WireChannel { is_closing: false, .. }) => {
                 state.push_settlement(channel, method, tag, flags);
-                self.flush(state);
+                self.flush(guard);
             }
             _ => {}
         }
@@ -292,19 +291,25 @@ impl Wire {
         }
     }
 
-    /// Writes what the socket takes now. The task writes the rest.
-    fn flush(&self, state: &mut WireState) {
+    /// Writes what the socket takes now. The task writes the rest. The lock is not held for that: whoever pushes
+    /// something meanwhile leaves it to whoever writes.
+    fn flush<'wire>(&'wire self, mut state: MutexGuard<'wire, WireState>) {
         if !state.may_write() || state.unsent.is_empty() {
             return;
         }
-        if let Err(error) = state.unsent.write_to(|parts| self.socket.write(parts))
-            && error.kind() != io::ErrorKind::WouldBlock
-        {
+        let until = state.unsent.left() + AT_ONCE;
+        let mut result = Ok(());
+        while result.is_ok() && state.may_write() && !state.unsent.is_empty() && state.unsent.left() < until {
+            let mut writing = state.unsent.take();
+            drop(state);
+            result = writing.write_to(|parts| self.socket.write(parts));
+            state = self.lock();
+            state.unsent.put_back(writing);
+        }
+        if result.is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock) {
             // The task sees the end of the connection as well, after everything that has arrived.
             state.is_broken = true;
-            return;
-        }
-        if !state.unsent.is_empty() || self.socket.is_behind() {
+        } else if !state.unsent.is_empty() || self.socket.is_behind() {
             self.wake.notify_one();
         }
     }
@@ -337,9 +342,9 @@ impl Wire {
 }
 
 /// What is known of each publication on a channel that has ended.
-fn unfinished(unconfirmed: AwaitingConfirm<Flight>, written: u64) -> Vec<Unfinished> {
+fn unfinished(unconfirmed: AwaitingConfirm<Flight>, left: u64) -> Vec<Unfinished> {
     let each = unconfirmed.into_rest();
-    each.map(|Flight { handed, end, returned }| Unfinished { handed, has_left: end <= written, returned }).collect()
+    each.map(|Flight { handed, end, returned }| Unfinished { handed, has_left: end <= left, returned }).collect()
 }
 
 #[cfg(test)]

@@ -68,7 +68,7 @@ impl AsyncWrite for Pipe {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
         let mut state = self.wire.lock();
         state.push_from_lapin(buffer);
-        self.wire.flush(&mut state);
+        self.wire.flush(state);
         Poll::Ready(Ok(buffer.len()))
     }
 

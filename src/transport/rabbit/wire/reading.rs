@@ -145,12 +145,12 @@ impl Wire {
     /// Writes what is left, after the socket was full.
     fn flush_rest(&self) {
         let mut state = self.lock();
-        if state.unsent.is_empty() {
+        if state.may_write() && state.unsent.is_empty() {
             // With TLS, something that is encrypted may be left.
             let left = self.socket.write(&[]);
             state.is_broken |= left.is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock);
         }
-        self.flush(&mut state);
+        self.flush(state);
     }
 
     /// Notes the end of the connection.

@@ -78,9 +78,9 @@ impl Default for WireState {
 }
 
 impl WireState {
-    /// Whether something may be written now.
+    /// Whether something may be written now, and nobody writes.
     pub(super) fn may_write(&self) -> bool {
-        !self.is_blocked && !self.is_broken
+        !self.is_blocked && !self.is_broken && !self.unsent.is_being_written()
     }
 
     /// Pushes frames to be sent.

@@ -145,7 +145,7 @@ async fn under_an_alarm_nothing_is_written() {
     // lapin is told as well.
     scene.lapin.read_exact(&mut [0; 13]).await.expect("it is open");
     let _receipt = scene.publish(Bytes::new());
-    assert_eq!(scene.wire.lock().unsent.written(), 0);
+    assert_eq!(scene.wire.lock().unsent.left(), 0);
     scene.broker_says(0, UNBLOCKED, b"").await;
     assert_eq!(scene.got_method().await, super::super::frames::PUBLISH);
 }

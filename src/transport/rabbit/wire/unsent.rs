@@ -9,8 +9,8 @@ use bytes::{Buf as _, Bytes, BytesMut};
 const LARGE: usize = 8 * 1024;
 /// How many parts are written at once.
 const PARTS: usize = 32;
-/// How many bytes are written at once. Whoever holds the lock holds up others for as long as the system copies them.
-const AT_ONCE: usize = 256 * 1024;
+/// How many bytes are written at once. Whoever writes also writes what others push meanwhile, but no more than this.
+pub(super) const AT_ONCE: u64 = 256 * 1024;
 /// A buffer of more bytes than this is not kept when it is empty.
 const KEPT: usize = 64 * 1024;
 
@@ -21,9 +21,22 @@ pub(super) struct Unsent {
     parts: VecDeque<Bytes>,
     /// What is sent after that.
     last: BytesMut,
+    /// The buffer for what is pushed while this is written.
+    spare: BytesMut,
     /// How many bytes were pushed in all, and how many of these the socket has taken.
     pushed: u64,
     written: u64,
+    /// While somebody writes: where that ends among all bytes.
+    writing: Option<u64>,
+}
+
+/// Bytes that are being written. Others may push more meanwhile.
+#[derive(Debug)]
+pub(super) struct BeingWritten {
+    parts: VecDeque<Bytes>,
+    last: BytesMut,
+    /// How many of them the socket has taken.
+    taken: usize,
 }
 
 impl Unsent {
@@ -63,12 +76,50 @@ impl Unsent {
         self.pushed
     }
 
-    /// How many of the pushed bytes the socket has taken.
-    pub(super) fn written(&self) -> u64 {
-        self.written
+    /// How many of the pushed bytes the socket has taken, or perhaps has, since they are being written.
+    pub(super) fn left(&self) -> u64 {
+        self.writing.unwrap_or(self.written)
+    }
+
+    /// Whether somebody writes what was taken out.
+    pub(super) fn is_being_written(&self) -> bool {
+        self.writing.is_some()
     }
 
     pub(super) fn is_empty(&self) -> bool {
+        self.parts.is_empty() && self.last.is_empty()
+    }
+
+    /// Takes everything out, to be written. It has to be put back before more is taken out.
+    pub(super) fn take(&mut self) -> BeingWritten {
+        self.writing = Some(self.pushed);
+        let last = std::mem::replace(&mut self.last, std::mem::take(&mut self.spare));
+        BeingWritten { parts: std::mem::take(&mut self.parts), last, taken: 0 }
+    }
+
+    /// Puts back what the socket has not taken, in front of what was pushed meanwhile.
+    pub(super) fn put_back(&mut self, rest: BeingWritten) {
+        let BeingWritten { mut parts, mut last, taken } = rest;
+        self.written += taken as u64;
+        self.writing = None;
+        if last.is_empty() {
+            // A buffer of many bytes is not kept.
+            if last.capacity() <= KEPT {
+                last.clear();
+                self.spare = last;
+            }
+        } else {
+            parts.push_back(last.freeze());
+        }
+        if self.parts.is_empty() || !parts.is_empty() {
+            parts.append(&mut self.parts);
+            self.parts = parts;
+        }
+    }
+}
+
+impl BeingWritten {
+    fn is_empty(&self) -> bool {
         self.parts.is_empty() && self.last.is_empty()
     }
 
@@ -88,14 +139,14 @@ impl Unsent {
                 count += 1;
             }
             let taken = socket(&slices[..count])?;
-            self.taken(taken);
-            left = left.saturating_sub(taken.max(1));
+            self.take(taken);
+            left = left.saturating_sub(taken.max(1) as u64);
         }
         Ok(())
     }
 
-    fn taken(&mut self, mut bytes: usize) {
-        self.written += bytes as u64;
+    fn take(&mut self, mut bytes: usize) {
+        self.taken += bytes;
         while let Some(first) = self.parts.front_mut() {
             if bytes < first.len() {
                 return first.advance(bytes);
@@ -104,12 +155,6 @@ impl Unsent {
             self.parts.pop_front();
         }
         self.last.advance(bytes);
-        if self.last.is_empty() {
-            self.last.clear();
-            if self.last.capacity() > KEPT {
-                self.last = BytesMut::new();
-            }
-        }
     }
 }
 
@@ -134,7 +179,8 @@ mod tests {
             let mut got = Vec::new();
             while !unsent.is_empty() {
                 let mut room = most;
-                let written = unsent.write_to(|parts| {
+                let mut writing = unsent.take();
+                let written = writing.write_to(|parts| {
                     let before = got.len();
                     for part in parts {
                         let some = &part[..part.len().min(room)];
@@ -143,12 +189,13 @@ mod tests {
                     }
                     if got.len() == before { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(got.len() - before) }
                 });
+                unsent.put_back(writing);
                 assert!(written.is_ok_and(|()| true) || room == 0);
-                assert_eq!(unsent.written(), got.len() as u64);
+                assert_eq!(unsent.left(), got.len() as u64);
             }
             let expected = [&b"before"[..], &large, b"betweensmall", &large].concat();
             assert!(got == expected, "at most {most} at once");
-            assert_eq!((unsent.pushed(), unsent.written()), (got.len() as u64, got.len() as u64));
+            assert_eq!((unsent.pushed(), unsent.left()), (got.len() as u64, got.len() as u64));
         }
     }
 
@@ -168,8 +215,35 @@ mod tests {
         let mut unsent = Unsent::default();
         push(&mut unsent, &vec![0; 4 * KEPT]);
         while !unsent.is_empty() {
-            unsent.write_to(|parts| Ok(parts.iter().map(|part| part.len()).sum())).expect("it takes everything");
+            let mut writing = unsent.take();
+            writing.write_to(|parts| Ok(parts.iter().map(|part| part.len()).sum())).expect("it takes everything");
+            unsent.put_back(writing);
         }
-        assert!(unsent.last.capacity() <= KEPT);
+        assert!(unsent.last.capacity() <= KEPT && unsent.spare.capacity() <= KEPT);
+    }
+
+    #[test]
+    fn what_is_pushed_while_others_write_comes_after_their_rest() {
+        let mut unsent = Unsent::default();
+        push(&mut unsent, b"first");
+        let mut writing = unsent.take();
+        assert!(unsent.is_empty() && unsent.is_being_written());
+        push(&mut unsent, b"second");
+        assert_eq!(unsent.left(), 5, "it may have left by now");
+        let mut once = [2].into_iter();
+        let written = writing.write_to(|_| once.next().ok_or(io::ErrorKind::WouldBlock.into()));
+        assert_eq!(written.map_err(|error| error.kind()), Err(io::ErrorKind::WouldBlock));
+        unsent.put_back(writing);
+        assert_eq!((unsent.pushed(), unsent.left()), (11, 2));
+        let mut got = Vec::new();
+        let mut writing = unsent.take();
+        writing
+            .write_to(|parts| {
+                parts.iter().for_each(|part| got.extend_from_slice(part));
+                Ok(parts.iter().map(|part| part.len()).sum())
+            })
+            .expect("it takes everything");
+        unsent.put_back(writing);
+        assert_eq!((&got[..], unsent.left(), unsent.is_empty()), (&b"rstsecond"[..], 11, true));
     }
 }
