@@ -23,7 +23,7 @@ use crate::transport::{Consumer, ConsumerEnd, Delivery, Life, Mode, Settle, Sett
 /// The most settled deliveries that are taken at once.
 const BATCH: usize = 256;
 /// How long an ack may wait for others, to be sent in one frame with them.
-const ACK_WITHIN: Duration = Duration::from_millis(2);
+const ACK_WITHIN: Duration = Duration::from_millis(10);
 /// Acks do not wait when they make up this part of the prefetch (a quarter), since each of them still takes up a place
 /// of it.
 const ACKS_OF_PREFETCH: usize = 4;
