@@ -6,6 +6,7 @@
 #[cfg(test)]
 mod any_body;
 mod block;
+mod changed;
 mod entries;
 mod metadata;
 mod trace;
@@ -19,12 +20,13 @@ use bytes::{BufMut, Bytes};
 use uuid::Uuid;
 
 pub(crate) use self::block::to_keep;
+pub(crate) use self::changed::{compressed, with_remaining};
 pub(crate) use self::entries::{Entries, Excess, check as check_entries, set as set_entry};
 use self::metadata::Names;
 pub(crate) use self::metadata::{MAX_USER_ENTRIES, Metadata, More};
 pub(crate) use self::trace::{Trace, Traceparent};
 use crate::codec::Codec;
-use crate::compression::{self, Compression, CompressionRefusal};
+use crate::compression::{Compression, CompressionRefusal};
 use crate::error::Code;
 use crate::limits::{MAX_FRAMES, MAX_METADATA};
 
@@ -214,24 +216,6 @@ impl Frame {
     }
 }
 
-/// The `body` of one frame with a compressed payload. If the payload is small, or compression does not make it smaller,
-/// it is returned as it is.
-pub(crate) fn compressed(body: Bytes, compression: Compression) -> Bytes {
-    let payload_at = HEADER + length_at(&body, 24);
-    if body.len() - payload_at < compression::MIN_SIZE {
-        return body;
-    }
-    let mut smaller = body[..payload_at].to_vec();
-    if !compression.compress(&body[payload_at..], &mut smaller) || smaller.len() >= body.len() {
-        return body;
-    }
-    smaller[6] |= compression as u8;
-    let payload = smaller.len() - payload_at;
-    set_length(&mut smaller, 28, payload);
-    smaller.shrink_to_fit();
-    smaller.into()
-}
-
 /// The length in a frame's header at this position.
 fn length_at(frame: &[u8], at: usize) -> usize {
     u32::from_be_bytes([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]]) as usize
@@ -261,6 +245,17 @@ pub(crate) struct Frames {
 /// Reads the frames in the body of a message.
 pub(crate) fn decode(body: Bytes) -> Frames {
     Frames { body, offset: 0, count: 0, broken: false, names: Names::default() }
+}
+
+/// How many frames a body has, if all of them are well-formed.
+pub(crate) fn likely_count(body: &[u8]) -> usize {
+    let (mut rest, mut count) = (body, 0);
+    while count < MAX_FRAMES && rest.len() >= HEADER {
+        let size = HEADER.saturating_add(length_at(rest, 24)).saturating_add(length_at(rest, 28));
+        rest = rest.get(size..).unwrap_or_default();
+        count += 1;
+    }
+    count
 }
 
 /// The error for a body that is larger than `cap` bytes, which is not read.

@@ -186,6 +186,7 @@ mod codec;
 mod compression;
 mod headers;
 mod limits;
+mod map;
 mod outgoing;
 mod clock;
 mod pace;

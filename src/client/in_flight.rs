@@ -3,6 +3,7 @@
 //! The line gives each frame that arrives to [`CallsInFlight`], which finds the caller by the id.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use super::presence::Moment;
 use super::target::Target;
 use crate::error::Unanswered;
 use crate::frame::Frame;
+use crate::map::FastMap;
 use crate::transport::{Confirm, Lost};
 
 /// How late a check for silent instances may be. If it is later, this process was suspended or its runtime was blocked,
@@ -100,10 +102,28 @@ impl<A> PendingCall<A> {
 /// The method of a call that perhaps nobody runs, and the number of its message.
 pub(crate) type Nobodys = (Arc<Target>, u64);
 
+/// A reply, and who waits for it.
+#[derive(Debug)]
+pub(crate) struct HeldReply {
+    waiter: Waiter,
+    reply: Frame,
+}
+
+impl HeldReply {
+    /// Gives the reply to whoever waits for it.
+    pub(crate) fn tell(self) {
+        // An error means that they have given up at this moment.
+        match self.waiter {
+            Waiter::One(waiter) => _ = waiter.send(Ok(self.reply)),
+            Waiter::Many(waiter) => _ = waiter.send(self.reply),
+        }
+    }
+}
+
 /// The calls of one client that wait for replies.
 #[derive(Debug)]
 pub(crate) struct CallsInFlight<A> {
-    calls: HashMap<Uuid, PendingCall<A>>,
+    calls: FastMap<Uuid, PendingCall<A>>,
     /// The calls whose instances have sent a sign of life: which instance, and when it did so last.
     reports: HashMap<Uuid, (Arc<str>, Instant)>,
     /// When silent instances were last looked for.
@@ -112,7 +132,7 @@ pub(crate) struct CallsInFlight<A> {
 
 impl<A> Default for CallsInFlight<A> {
     fn default() -> Self {
-        Self { calls: HashMap::new(), reports: HashMap::new(), looked_at: Instant::now() }
+        Self { calls: FastMap::default(), reports: HashMap::new(), looked_at: Instant::now() }
     }
 }
 
@@ -140,26 +160,30 @@ impl<A> CallsInFlight<A> {
         if is_one { self.forget(id) } else { None }
     }
 
-    /// Gives a reply to its caller. Returns whether anybody waited for it. A reply that nobody waits for is late or
-    /// misdirected, which is no error.
-    pub(crate) fn deliver(&mut self, reply: Frame, moment: Moment) -> bool {
-        let Some(call) = self.calls.get(&reply.id) else {
+    /// Takes a reply to a call: who gets it. `None` if nobody waits for it, since it is late or misdirected, which is no
+    /// error.
+    pub(crate) fn deliver(&mut self, reply: Frame, moment: Moment) -> Option<HeldReply> {
+        let Entry::Occupied(entry) = self.calls.entry(reply.id) else {
             debug!(id = %reply.id, instance = reply.metadata.instance.as_deref(), "a reply that nobody waits for");
-            return false;
+            return None;
         };
+        let call = entry.get();
         call.target.presence().heard(call.message, moment);
         call.target.said_to_read(reply.metadata.accepts);
         if let Some(time) = reply.metadata.handler_time {
             call.target.pace.report(time);
         }
-        if let Waiter::Many(waiter) = &call.waiter {
-            // An error means that the gatherer has gone. It takes out its id itself.
-            let _ = waiter.send(reply);
-        } else if let Some(PendingCall { waiter: Waiter::One(waiter), .. }) = self.forget(reply.id) {
-            // An error means that the caller gave up at this moment.
-            let _ = waiter.send(Ok(reply));
-        }
-        true
+        let waiter = match &call.waiter {
+            // The gatherer takes out its id itself.
+            Waiter::Many(waiter) => Waiter::Many(waiter.clone()),
+            Waiter::One(_) => {
+                if !self.reports.is_empty() {
+                    self.reports.remove(&reply.id);
+                }
+                entry.remove().waiter
+            }
+        };
+        Some(HeldReply { waiter, reply })
     }
 
     /// An instance has sent a sign of life for the call `id`. Returns whether anybody waits for that call.
@@ -314,8 +338,8 @@ mod tests {
         let id = Uuid::new_v4();
         let (sender, mut receiver) = oneshot::channel();
         replies.expect(id, call(Waiter::One(sender), 1));
-        assert!(replies.deliver(reply(id), moment()));
-        assert!(!replies.deliver(reply(id), moment()));
+        replies.deliver(reply(id), moment()).expect("somebody waits").tell();
+        assert!(replies.deliver(reply(id), moment()).is_none());
         assert_eq!(receiver.try_recv().expect("one").expect("a reply").id, id);
     }
 
@@ -337,10 +361,11 @@ mod tests {
         let id = Uuid::new_v4();
         let (sender, mut receiver) = mpsc::unbounded_channel();
         replies.expect(id, call(Waiter::Many(sender), 1));
-        replies.deliver(reply(id), moment());
-        replies.deliver(reply(id), moment());
+        for _ in 0..2 {
+            replies.deliver(reply(id), moment()).expect("somebody waits").tell();
+        }
         replies.forget(id);
-        replies.deliver(reply(id), moment());
+        assert!(replies.deliver(reply(id), moment()).is_none());
         assert_eq!(receiver.len(), 2);
         receiver.close();
     }

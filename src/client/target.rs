@@ -10,6 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use super::presence::Presence;
 use crate::compression::{Compression, Readable};
+use crate::map::FastMap;
 use crate::pace::Pace;
 use crate::topology::{ServiceId, check_name, oneway_key};
 
@@ -107,7 +108,7 @@ struct Generations {
 /// Targets by the names of service and method, as they were written.
 #[derive(Debug, Default)]
 struct Generation {
-    targets: HashMap<String, HashMap<String, Arc<Target>>>,
+    targets: FastMap<String, FastMap<String, Arc<Target>>>,
     /// What is known of each service, whichever way its name was written.
     known: HashMap<ServiceId, Arc<KnownService>>,
     /// How many targets there are.
@@ -211,7 +212,7 @@ mod tests {
         let kept = targets.0.read().expect("no panic");
         for generation in [&kept.young, &kept.old] {
             assert!(generation.len <= MAX_KEPT / 2 && generation.known.len() <= generation.len);
-            assert_eq!(generation.targets.values().map(HashMap::len).sum::<usize>(), generation.len);
+            assert_eq!(generation.targets.values().map(FastMap::len).sum::<usize>(), generation.len);
         }
     }
 }

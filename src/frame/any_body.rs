@@ -99,6 +99,19 @@ proptest! {
     }
 
     #[test]
+    fn a_shorter_remaining_time_is_put_into_a_frame_as_it_is(frame in frame(), share in 0_u64..=4) {
+        let before = frame.metadata.remaining.map_or(0, metadata::millis);
+        let left = Duration::from_millis(before / 4 * share);
+        let renewed = with_remaining(&frame.to_body(), left);
+        // A number of less than 24 is part of the first byte.
+        prop_assert_eq!(renewed.is_some(), before >= 24);
+        if let Some(renewed) = renewed {
+            let metadata = Metadata { remaining: Some(left), ..frame.metadata.clone() };
+            prop_assert_eq!(read(renewed), Ok(vec![Frame { metadata, ..frame }]));
+        }
+    }
+
+    #[test]
     fn arbitrary_bytes_are_frames_or_an_error(body in vec(any::<u8>(), 0..200)) {
         check_any(&body.into());
     }

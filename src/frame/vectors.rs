@@ -306,7 +306,7 @@ fn the_limits_are_those_of_the_wire_document() {
         format!("| metadata of a frame | {MAX_METADATA} bytes |"),
         format!("| name of a method or an instance in metadata | {} bytes |", metadata::MAX_NAME),
         format!("| entries of the user's map | {MAX_USER_ENTRIES} |"),
-        format!("| payload that is compressed | {} bytes at least |", compression::MIN_SIZE),
+        format!("| payload that is compressed | {} bytes at least |", crate::compression::MIN_SIZE),
     ] {
         assert!(DOCUMENT.contains(&limit), "{limit}");
     }

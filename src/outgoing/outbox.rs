@@ -3,7 +3,7 @@
 //! A client's line puts requests into it, a server's task of replies puts replies into it. Both use the same rule, so
 //! it is one module. It does no I/O and knows no time: whoever owns an outbox asks it for the next message.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::future::Future;
 use std::hash::Hash;
 use std::pin::Pin;
@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use crate::limits::MAX_FRAMES;
+use crate::map::FastMap;
 use crate::transport::{Confirm, Lost, Receipt};
 
 /// The most calls that share a message, unless a client sets another number with [`Coalesce`](crate::Coalesce).
@@ -186,7 +187,7 @@ impl<B: Unpin> Future for UnderWay<B> {
 #[derive(Debug)]
 pub(crate) struct Outbox<A, T> {
     /// The parcels that wait, in the order in which they were pushed. An address without any is removed.
-    by_address: HashMap<A, VecDeque<Parcel<T>>>,
+    by_address: FastMap<A, VecDeque<Parcel<T>>>,
     /// The addresses with parcels, in the order in which the first parcel of each was pushed.
     order: VecDeque<A>,
     /// The most bytes of frames that share a message.
@@ -203,7 +204,7 @@ impl<A, T> Outbox<A, T> {
     /// An empty outbox. Its messages have at most `max_message_size` bytes, and never more than [`MAX_BYTES`], unless a
     /// single frame is larger.
     pub(crate) fn new(max_message_size: usize) -> Self {
-        Self { by_address: HashMap::new(), order: VecDeque::new(), max_bytes: max_message_size.min(MAX_BYTES) }
+        Self { by_address: FastMap::default(), order: VecDeque::new(), max_bytes: max_message_size.min(MAX_BYTES) }
     }
 }
 

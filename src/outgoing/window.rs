@@ -88,10 +88,15 @@ impl Window {
     /// A little room counts as none. Otherwise each confirm would make room for one call, which would be sent in a
     /// message of its own, though it could share the next one.
     pub(crate) fn room(&self) -> usize {
+        Some(self.rest()).filter(|room| *room >= self.size / 8).unwrap_or(0)
+    }
+
+    /// The same for messages that follow others at once: a little room is used up, too.
+    pub(crate) fn rest(&self) -> usize {
         match self.on_the_way() {
             0 => self.size,
             _ if self.emptying => 0,
-            bytes => Some(self.size.saturating_sub(bytes)).filter(|room| *room >= self.size / 8).unwrap_or(0),
+            bytes => self.size.saturating_sub(bytes),
         }
     }
 

@@ -2,9 +2,11 @@
 //!
 //! [`LineTask::run`] waits for the next event and calls a method for it. What the methods do is in the files below
 //! `task/`: what callers tell it to do (`orders.rs`), sending (`publishing.rs`), what arrives (`reading.rs`), how calls
-//! without a reply end (`ends.rs`), cancels (`cancels.rs`), whether a service has an instance (`asking.rs`), why a queue
-//! has refused a call (`unclear.rs`), late confirms (`late.rs`), and moving back to the first address (`moving.rs`).
+//! without a reply end (`ends.rs`), what leaves later than it was made (`again.rs`), cancels (`cancels.rs`), whether a
+//! service has an instance (`asking.rs`), why a queue has refused a call (`unclear.rs`), late confirms (`late.rs`), and
+//! moving back to the first address (`moving.rs`).
 
+mod again;
 mod asking;
 mod cancels;
 mod ends;
@@ -34,7 +36,7 @@ use super::places::Places;
 use super::unconfirmed::Unconfirmed;
 use super::{Addressed, Order, Rules, Shared, Token};
 use crate::client::RUNTIME_ENDED;
-use crate::client::in_flight::{CallEnd, CallsInFlight, Place};
+use crate::client::in_flight::{CallEnd, CallsInFlight, HeldReply, Place};
 use crate::client::session::{Happening, Session, Sessions};
 use crate::client::target::Target;
 use crate::outgoing::{BATCH, Lane, Lanes, Outbox, Parcel, UnderWay, Waiting, Window, take_all};
@@ -70,6 +72,8 @@ pub(super) struct LineTask {
     outbox: Outbox<Address, Token>,
     /// The calls that were sent and wait for a reply.
     in_flight: CallsInFlight<Addressed>,
+    /// The replies of the message that is read, and who waits for them.
+    answered: Vec<HeldReply>,
     /// The parcels that wait for a connection, for the end of an alarm, or for room on the way to the broker.
     unsent: Waiting<Addressed>,
     /// How many bytes may be on their way to the broker.
@@ -140,6 +144,7 @@ impl LineTask {
             moving: Move::None,
             back_at: None,
             in_flight: CallsInFlight::default(),
+            answered: Vec::new(),
             unsent: Waiting::default(),
             window: Window::default(),
             lanes: Lanes::default(),

@@ -170,12 +170,10 @@ impl ReplyTask {
             return;
         }
         self.probe(now);
-        loop {
+        let mut room = self.window.room();
+        while room > 0 && !self.is_refused(now) {
             self.publish_outbox(now);
-            let mut room = self.window.room();
-            if room == 0 || self.is_refused(now) {
-                break;
-            }
+            room = self.window.rest();
             while room > 0
                 && let Some((caller, letter)) = self.unsent.pop(now)
             {
@@ -185,6 +183,7 @@ impl ReplyTask {
             if self.outbox.is_empty() {
                 return;
             }
+            room = self.window.rest();
         }
         let left_over: Vec<_> = self.outbox.clear().collect();
         left_over.into_iter().for_each(|(caller, letter)| self.hold(caller, letter));
@@ -211,9 +210,9 @@ impl ReplyTask {
     }
 
     fn publish_outbox(&mut self, now: Instant) {
-        while self.window.room() > 0
+        while self.window.rest() > 0
             && !self.is_refused(now)
-            && let Some(bundle) = self.outbox.next(self.window.room(), |_| true)
+            && let Some(bundle) = self.outbox.next(self.window.rest(), |_| true)
         {
             let lane = Lane::of(&bundle.address);
             if self.lanes.is_stuck(lane, self.window.round_trip(), now) {

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::LineTask;
-use super::ends::renew;
+use super::again::renew;
 use crate::client::Absent;
 use crate::client::in_flight::CallEnd;
 use crate::client::line::{Addressed, Token};

@@ -10,12 +10,13 @@ use tracing::{debug, warn};
 use uuid::Uuid;
 
 use super::LineTask;
+use super::again::renew;
 use crate::client::in_flight::{CallEnd, PendingCall, Waiter};
 use crate::client::line::unconfirmed::MessageUnderWay;
 use crate::client::line::{Addressed, Shared, Token};
 use crate::clock::later;
 use crate::error::Unanswered;
-use crate::frame::{self, Kind};
+use crate::frame::Kind;
 use crate::outgoing::{Bundle, Parcel, Share, Window};
 use crate::route::Address;
 use crate::state::State;
@@ -56,6 +57,10 @@ impl LineTask {
         let too_large_together = matches!(said, Ok(Confirm::TooLarge(_))) && parcels.len() > 1;
         // The message names a reply queue that is gone with its session.
         let answerless = address.is_answered() && number < self.first;
+        if said == Ok(Confirm::Accepted) && !answerless {
+            // The usual outcome: the calls wait for their replies.
+            return parcels.into_iter().for_each(|parcel| parcel.token.arrived());
+        }
         let came_back = match &said {
             Ok(confirm) => matches!(confirm, Confirm::TooLarge(_)),
             Err(lost) => !lost.may_have_arrived(),
@@ -365,34 +370,4 @@ fn end_of(said: &Result<Confirm, Lost>, left_before: bool) -> CallEnd {
 /// The loss that callers are told after the client was closed.
 pub(super) fn closed(shared: &Shared, handed_over: bool) -> Lost {
     Lost::connection(handed_over, shared.reason())
-}
-
-/// A copy of a parcel, to be sent again if its connection or instance is lost.
-pub(super) fn copy(parcel: &Parcel<Token>) -> Parcel<Token> {
-    let Token { deadline, repeatable, attempts, before, .. } = parcel.token;
-    Parcel {
-        id: parcel.id,
-        frame: frame::to_keep(&parcel.frame),
-        share: parcel.share,
-        kind: parcel.kind.clone(),
-        expiration: parcel.expiration,
-        // A call that was sent may be anywhere, so it is sent again even if the service has no instance.
-        token: Token { repeatable, attempts, before, ..Token::until(deadline) },
-    }
-}
-
-/// Writes into the frame of a parcel that has waited how much time it has left and which attempt it is.
-pub(super) fn renew(parcel: &mut Parcel<Token>) {
-    let left = parcel.token.deadline.saturating_duration_since(Instant::now());
-    let Some(Ok(mut frame)) = frame::decode(parcel.frame.clone()).next() else { return };
-    if parcel.expiration.is_some() {
-        parcel.expiration = Some(left);
-        frame.metadata.remaining = Some(left);
-    }
-    // For oneway calls the server counts the attempts: those of the handler.
-    if parcel.token.attempts > 0 && frame.kind == Kind::Request {
-        let Token { attempts, before, .. } = parcel.token;
-        frame.metadata.more_mut().attempt = Some(u64::from(before) + u64::from(attempts) + 1);
-    }
-    parcel.frame = frame.to_body();
 }

@@ -3,7 +3,8 @@
 
 use tokio::time::Instant;
 
-use super::ends::{closed, copy, renew};
+use super::again::{copy, renew};
+use super::ends::closed;
 use super::{LOOK, LineTask, add};
 use crate::client::Absent;
 use crate::client::in_flight::{CallEnd, PendingCall};
@@ -114,12 +115,11 @@ impl LineTask {
         }
         let now = Instant::now();
         self.probe(now);
-        loop {
+        let mut room = self.window.room();
+        while room > 0 {
             self.publish_outbox(now);
-            if self.window.room() == 0 {
-                break;
-            }
-            self.take_unsent(now);
+            room = self.window.rest();
+            self.take_unsent(room, now);
             if self.outbox.is_empty() {
                 return;
             }
@@ -150,8 +150,7 @@ impl LineTask {
     }
 
     /// Moves as many waiting parcels to the outbox as there is room for.
-    fn take_unsent(&mut self, now: Instant) {
-        let mut room = self.window.room();
+    fn take_unsent(&mut self, mut room: usize, now: Instant) {
         while room > 0
             && let Some((address, mut parcel)) = self.unsent.pop(now)
         {
@@ -165,8 +164,8 @@ impl LineTask {
 
     /// Publishes bundles from the outbox while there is room. Parcels for a queue that confirms nothing go to `stuck`.
     fn publish_outbox(&mut self, now: Instant) {
-        while self.window.room() > 0
-            && let Some(mut bundle) = self.outbox.next(self.window.room(), Token::is_wanted)
+        while self.window.rest() > 0
+            && let Some(mut bundle) = self.outbox.next(self.window.rest(), Token::is_wanted)
         {
             let lane = bundle.address.lane();
             if self.lanes.is_stuck(lane, self.window.round_trip(), now) {

@@ -5,8 +5,10 @@ use std::collections::VecDeque;
 use tracing::{debug, warn};
 
 use super::{LineTask, add};
+use crate::client::in_flight::HeldReply;
 use crate::client::session::{Happening, Rest, Session};
 use crate::frame::{self, Kind};
+use crate::outgoing::BATCH;
 use crate::transport::{Confirm, Delivery, Lost};
 
 /// Lost sessions. Everything that has arrived on them is read before their calls fail.
@@ -27,7 +29,10 @@ impl LineTask {
             let awaited = match frame {
                 Ok(frame) if frame.kind == Kind::Reply => {
                     add(&self.shared.replies_received, 1);
-                    self.in_flight.deliver(frame, moment)
+                    let answered = self.in_flight.deliver(frame, moment);
+                    let is_awaited = answered.is_some();
+                    self.answered.extend(answered);
+                    is_awaited
                 }
                 Ok(frame) if frame.kind == Kind::KeepAlive => {
                     self.in_flight.report(frame.id, frame.metadata.instance.unwrap_or_default(), moment)
@@ -45,6 +50,9 @@ impl LineTask {
                 add(&self.shared.replies_ignored, 1);
             }
         }
+        // All callers are woken together. One after the other, each of them would wake another thread.
+        self.answered.drain(..).for_each(HeldReply::tell);
+        self.answered.shrink_to(BATCH);
     }
 }
 
