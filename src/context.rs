@@ -286,6 +286,11 @@ impl Context {
         *self.0.trace.get_or_init(|| Trace::under(parent()))
     }
 
+    /// Resolves [`Context::cancelled`].
+    pub(crate) fn cancel(&self) {
+        self.0.cancelled.cancel();
+    }
+
     /// Whether somebody else holds this context, such as a task that the handler spawned. The server then has to tell
     /// it that the handler has ended.
     pub(crate) fn is_shared(&self) -> bool {

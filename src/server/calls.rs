@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::message::{Message, Source};
+use crate::context::Context;
 use crate::document::InstanceStats;
 use crate::frame::{Frame, Kind};
 
@@ -26,8 +26,8 @@ const REPORT_EVERY: Duration = Duration::from_secs(5);
 
 /// A call that runs.
 struct RunningCall {
-    /// Cancels the call. `None` for oneway calls and events, which are never cancelled.
-    cancelled: Option<CancellationToken>,
+    /// What cancels the call. `None` for oneway calls and events, which are never cancelled.
+    context: Option<Context>,
     message: Arc<Message>,
     /// When its next sign of life is due.
     report_at: Instant,
@@ -58,16 +58,17 @@ impl Calls {
     pub(super) fn enter(
         &mut self,
         frame: &Frame,
-        cancelled: &CancellationToken,
+        context: &Context,
         message: &Arc<Message>,
+        now: Instant,
     ) -> Option<u64> {
-        let cancelled = (frame.kind == Kind::Request).then(|| cancelled.clone());
-        if cancelled.is_some() && self.cancelled.remove(&frame.id) {
+        let context = (frame.kind == Kind::Request).then(|| context.clone());
+        if context.is_some() && !self.cancelled.is_empty() && self.cancelled.remove(&frame.id) {
             return None;
         }
-        let report_at = Instant::now() + REPORT_AFTER;
+        let report_at = now + REPORT_AFTER;
         self.next += 1;
-        self.running.insert((frame.id, self.next), RunningCall { cancelled, message: message.clone(), report_at });
+        self.running.insert((frame.id, self.next), RunningCall { context, message: message.clone(), report_at });
         Some(self.next)
     }
 
@@ -79,9 +80,9 @@ impl Calls {
 
     /// The calls whose signs of life are due now.
     pub(super) fn due(&mut self, now: Instant) -> Vec<(Uuid, Arc<Message>)> {
-        let waited_for = |cancelled: &CancellationToken| !cancelled.is_cancelled();
+        let waited_for = |context: &Context| !context.is_cancelled();
         let due = self.running.iter_mut().filter(|(_, call)| {
-            call.report_at <= now && call.cancelled.as_ref().is_some_and(waited_for) && call.message.reply_to.is_some()
+            call.report_at <= now && call.context.as_ref().is_some_and(waited_for) && call.message.reply_to.is_some()
         });
         due.map(|((id, _), call)| {
             call.report_at = now + REPORT_EVERY;
@@ -112,9 +113,9 @@ impl Calls {
     /// `remaining` is the time that its caller had left.
     pub(super) fn cancel(&mut self, id: Uuid, remaining: Duration) {
         let running = self.running.range((id, 0)..=(id, u64::MAX));
-        let mut running = running.filter_map(|(_, running)| running.cancelled.as_ref()).peekable();
+        let mut running = running.filter_map(|(_, running)| running.context.as_ref()).peekable();
         if running.peek().is_some() {
-            return running.for_each(CancellationToken::cancel);
+            return running.for_each(Context::cancel);
         }
         self.cancels_ignored += 1;
         let now = Instant::now();

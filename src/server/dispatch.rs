@@ -52,11 +52,17 @@ impl Worker {
         !first && *work > Share::ALL
     }
 
-    /// Waits for a place and starts the job in the way that the service's [`Dispatch`] says. A job that gets a place at
-    /// once is put into `together`, and is started later with the other jobs of its message.
-    pub(super) async fn dispatch(self: &Arc<Self>, job: Job, together: &mut Vec<Started>, tasks: &TaskTracker) {
+    /// Starts a job in the way that the service's [`Dispatch`] says, when it has a place. `together` are the jobs of its
+    /// message that have a place already.
+    pub(super) async fn dispatch(
+        self: &Arc<Self>,
+        job: Job,
+        place: Option<RunningPlace>,
+        together: &mut Vec<Started>,
+        tasks: &TaskTracker,
+    ) {
         let source = job.message.source;
-        let place = match self.place_at_once(source) {
+        let place = match place {
             // Behind a call that waits for its place there may be a cancel: an instance's own queue is read on.
             None if source == Source::Instance && !self.runs_inline() => {
                 return drop(tasks.spawn(self.clone().start_when_free(job)));
@@ -84,7 +90,7 @@ impl Worker {
     }
 
     /// Whether handlers run on the task that reads the queue.
-    fn runs_inline(&self) -> bool {
+    pub(super) fn runs_inline(&self) -> bool {
         self.service.dispatch == Dispatch::Inline
     }
 
@@ -100,7 +106,7 @@ impl Worker {
     }
 
     /// A place, if one is free now and the server does not drain.
-    fn place_at_once(&self, source: Source) -> Option<RunningPlace> {
+    pub(super) fn place_at_once(&self, source: Source) -> Option<RunningPlace> {
         let addressed = self.addressed(source);
         if self.site.draining.is_cancelled() {
             return None;

@@ -18,7 +18,7 @@ use tracing::{Instrument, Span, debug, error, info_span, warn};
 
 use super::admit::crowded;
 use super::dedup::Known;
-use super::dispatch::{Job, Started};
+use super::dispatch::{Job, RunningPlace, Started};
 use super::message::Source;
 use super::outcome::Ending;
 use super::served_method::RunEnd;
@@ -50,7 +50,6 @@ struct HandlerStart {
 struct RunningHandler {
     call: BoxFuture<'static, Answer>,
     context: Context,
-    cancelled: CancellationToken,
     span: Span,
     started: HandlerStart,
 }
@@ -59,38 +58,35 @@ impl Worker {
     /// Runs jobs of one message. Each handler is polled once, one after the other. Those that then wait get a task of
     /// their own, so a quick call costs no task.
     pub(super) async fn perform_all(self: Arc<Self>, jobs: Vec<Started>, tasks: TaskTracker) {
-        for started in jobs {
-            if let Some(waiting) = self.until_it_waits(started, &tasks).await {
-                tasks.spawn(self.clone().go_on(waiting, tasks.clone()));
+        for (job, place) in jobs {
+            match self.first_poll(&job).await {
+                Begun::Ended(ending) => {
+                    drop(place);
+                    self.conclude(job, ending, &tasks);
+                }
+                Begun::Waits(running) => drop(tasks.spawn(self.clone().go_on(job, place, running, tasks.clone()))),
             }
         }
     }
 
     /// Runs a job to its end.
-    pub(super) async fn perform(self: Arc<Self>, started: Started, tasks: TaskTracker) {
-        if let Some(waiting) = self.until_it_waits(started, &tasks).await {
-            self.go_on(waiting, tasks).await;
+    pub(super) async fn perform(self: Arc<Self>, (job, place): Started, tasks: TaskTracker) {
+        match self.first_poll(&job).await {
+            Begun::Ended(ending) => {
+                drop(place);
+                self.conclude(job, ending, &tasks);
+            }
+            Begun::Waits(running) => self.go_on(job, place, running, tasks).await,
         }
     }
 
-    /// Runs a job until its handler waits. Returns the job in that case, and `None` if it has ended.
-    async fn until_it_waits(
-        self: &Arc<Self>,
-        (job, place): Started,
-        tasks: &TaskTracker,
-    ) -> Option<(Started, RunningHandler)> {
-        match poll_fn(|context| Poll::Ready(self.begin(&job, context))).await {
-            Begun::Ended(ending) => {
-                drop(place);
-                self.conclude(job, ending, tasks);
-                None
-            }
-            Begun::Waits(running) => Some(((job, place), running)),
-        }
+    /// Runs a job until its handler ends or waits.
+    async fn first_poll(&self, job: &Job) -> Begun {
+        poll_fn(|context| Poll::Ready(self.begin(job, context))).await
     }
 
     /// Runs the rest of a job whose handler waits.
-    async fn go_on(self: Arc<Self>, ((job, place), running): (Started, RunningHandler), tasks: TaskTracker) {
+    async fn go_on(self: Arc<Self>, job: Job, place: RunningPlace, running: RunningHandler, tasks: TaskTracker) {
         let ending = self.wait_for(&job, running).await;
         drop(place);
         self.conclude(job, ending, &tasks);
@@ -110,7 +106,8 @@ impl Worker {
             job.served.counts.expires();
             Begun::Ended(Ending::Forgotten)
         };
-        if job.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+        let now = Instant::now();
+        if job.deadline.is_some_and(|deadline| deadline <= now) {
             return forgotten();
         }
         if job.message.is_taken_back() {
@@ -126,11 +123,10 @@ impl Worker {
                 return Begun::Ended(Ending::Refused(Fault::new(refusal.code(), why)));
             }
         };
-        let cancelled = CancellationToken::new();
-        let Some(number) = self.calls().enter(frame, &cancelled, &job.message) else {
+        let context = self.context(job);
+        let Some(number) = self.calls().enter(frame, &context, &job.message, now) else {
             return forgotten();
         };
-        let context = self.context(job, cancelled.clone());
         // What has come before has waited elsewhere, or has run.
         let is_first = context.attempt() == 1 && !context.redelivered();
         job.served.counts.begins(context.queue_time().filter(|_| is_first));
@@ -158,14 +154,9 @@ impl Worker {
             })
         }));
         match first {
-            Ok((call, Poll::Pending)) => Begun::Waits(RunningHandler { call, context, cancelled, span, started }),
-            Ok((_, Poll::Ready(answer))) => {
-                Begun::Ended(self.ended(job, self.told(frame, answer), &context, &cancelled, started))
-            }
-            Err(panic) => {
-                let answer = self.panicked(job, &*panic);
-                Begun::Ended(self.ended(job, answer, &context, &cancelled, started))
-            }
+            Ok((call, Poll::Pending)) => Begun::Waits(RunningHandler { call, context, span, started }),
+            Ok((_, Poll::Ready(answer))) => Begun::Ended(self.ended(job, self.told(frame, answer), &context, started)),
+            Err(panic) => Begun::Ended(self.ended(job, self.panicked(job, &*panic), &context, started)),
         }
     }
 
@@ -191,17 +182,17 @@ impl Worker {
     /// Waits until a handler ends. If its method need not finish, this stops it when its deadline passes or its caller
     /// gives up.
     async fn wait_for(&self, job: &Job, running: RunningHandler) -> Ending {
-        let RunningHandler { call, context, cancelled, span, started } = running;
+        let RunningHandler { call, context, span, started } = running;
         let waiting = async {
             let mut call = pin!(context.scope(call));
             let (ending, why) = tokio::select! {
                 biased;
-                () = cancelled.cancelled() => (Ending::Forgotten, "its caller gave up"),
+                () = context.cancelled() => (Ending::Forgotten, "its caller gave up"),
                 answer = &mut call => return Ok(self.told(&job.frame, answer)),
                 () = at(job.deadline) => (Ending::TimedOut, "its deadline passed"),
             };
             if context.finishes() {
-                cancelled.cancel();
+                context.cancel();
                 return Ok(self.told(&job.frame, call.await));
             }
             Err((ending, why))
@@ -209,13 +200,13 @@ impl Worker {
         // It may panic, and so may whatever is dropped with it when it is cancelled.
         let ended = AssertUnwindSafe(waiting.instrument(span)).catch_unwind().await;
         match ended.unwrap_or_else(|panic| Ok(self.panicked(job, &*panic))) {
-            Ok(answer) => self.ended(job, answer, &context, &cancelled, started),
+            Ok(answer) => self.ended(job, answer, &context, started),
             Err((ending, why)) => {
                 let end = match ending {
                     Ending::TimedOut => RunEnd::Fault(Code::DeadlineExceeded),
                     _ => RunEnd::Cancelled,
                 };
-                let time = self.leave(job, &context, &cancelled, started, end);
+                let time = self.leave(job, &context, started, end);
                 self.log_dropped(job, &context, time, why);
                 ending
             }
@@ -234,16 +225,9 @@ impl Worker {
     }
 
     /// How a job ends whose handler has ended.
-    fn ended(
-        &self,
-        job: &Job,
-        answer: Answer,
-        context: &Context,
-        cancelled: &CancellationToken,
-        started: HandlerStart,
-    ) -> Ending {
-        let late = cancelled.is_cancelled() || job.deadline.is_some_and(|deadline| deadline <= Instant::now());
-        let ran = self.leave(job, context, cancelled, started, RunEnd::of(&answer));
+    fn ended(&self, job: &Job, answer: Answer, context: &Context, started: HandlerStart) -> Ending {
+        let late = context.is_cancelled() || job.deadline.is_some_and(|deadline| deadline <= Instant::now());
+        let ran = self.leave(job, context, started, RunEnd::of(&answer));
         if !late {
             return Ending::Answered(answer, ran);
         }
@@ -252,21 +236,10 @@ impl Worker {
     }
 
     /// Removes a handler from the running calls. Returns how long it ran.
-    fn leave(
-        &self,
-        job: &Job,
-        context: &Context,
-        cancelled: &CancellationToken,
-        started: HandlerStart,
-        end: RunEnd,
-    ) -> Duration {
+    fn leave(&self, job: &Job, context: &Context, started: HandlerStart, end: RunEnd) -> Duration {
         let Job { frame, message, served, .. } = job;
         let time = started.at.elapsed();
         served.counts.ends(end, time);
-        // Whatever the handler handed to other tasks hears of it too.
-        if context.is_shared() || job.passage.is_some() {
-            cancelled.cancel();
-        }
         if frame.kind == Kind::Oneway {
             served.pace.report(time);
         }
@@ -275,6 +248,10 @@ impl Worker {
             self.claims().ends(frame.id);
         }
         self.calls().leave(frame.id, started.number);
+        // Whatever the handler handed to other tasks hears of it too.
+        if context.is_shared() || job.passage.is_some() {
+            context.cancel();
+        }
         time
     }
 
@@ -295,7 +272,7 @@ impl Worker {
     }
 
     /// The context of a call, for its handler.
-    fn context(&self, job: &Job, cancelled: CancellationToken) -> Context {
+    fn context(&self, job: &Job) -> Context {
         let Job { frame, message, served, .. } = job;
         Context::new(context::Inner {
             service: self.name.clone(),
@@ -316,7 +293,7 @@ impl Worker {
             },
             parent: frame.metadata.traceparent,
             trace: OnceLock::new(),
-            cancelled,
+            cancelled: CancellationToken::new(),
             draining: self.site.draining.clone(),
             services: self.site.services.clone(),
         })

@@ -149,7 +149,11 @@ impl Worker {
         // Its sender may put frames together that are small enough each.
         let mut frames: Vec<_> = match delivery.body.len() {
             size if size > max_size.max(MAX_BYTES) => too_large(),
-            _ => frame::decode(delivery.body.clone()).collect(),
+            _ => {
+                let mut frames = Vec::with_capacity(frame::likely_count(&delivery.body));
+                frames.extend(frame::decode(delivery.body.clone()));
+                frames
+            }
         };
         if frames.len() == 1 && delivery.body.len() > max_size {
             frames = too_large();
@@ -159,7 +163,8 @@ impl Worker {
         if source == Source::Work && message.frames > 1 {
             self.claims().share(&message);
         }
-        let (mut together, mut asked) = (Vec::new(), Vec::new());
+        // The calls that have a place start together.
+        let (mut together, mut asked) = (Vec::with_capacity(frames.len()), Vec::new());
         let mut work = Share::default();
         for frame in frames {
             match frame {
@@ -168,7 +173,10 @@ impl Worker {
                     Some(Taken::Run(job)) if self.is_too_much(&job, &mut work) => {
                         tasks.spawn(self.clone().give_back(job));
                     }
-                    Some(Taken::Run(job)) => self.dispatch(job, &mut together, tasks).await,
+                    Some(Taken::Run(job)) => match self.place_at_once(source) {
+                        Some(place) if !self.runs_inline() => together.push((job, place)),
+                        place => self.dispatch(job, place, &mut together, tasks).await,
+                    },
                     Some(Taken::Ask(job)) => asked.push(job),
                     None => {}
                 },
