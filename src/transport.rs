@@ -26,6 +26,7 @@ pub(crate) use self::consuming::{Life, Settler, Stop};
 pub use self::dial::Dial;
 pub(crate) use self::dial::DialSettings;
 pub(crate) use self::dial::{check_address, check_program_name, next_look_back, pause_before_next};
+pub(crate) use self::publishing::ReceiptSender;
 pub(crate) use self::publishing::forbids;
 pub use self::publishing::{Confirm, Loss, Lost, Properties, Publication, Receipt};
 #[cfg(feature = "tls")]
@@ -130,9 +131,16 @@ impl Transport {
 
     /// Publishes a message, after those that were published before. The receipt tells the outcome.
     pub fn publish(&self, publication: Publication) -> Receipt {
+        let (outcome, receipt) = Receipt::new();
+        self.submit(publication, outcome);
+        receipt
+    }
+
+    /// The same, where whoever publishes says to whom the outcome is told.
+    pub(crate) fn submit(&self, publication: Publication, outcome: ReceiptSender) {
         match self {
-            Self::Memory(connection) => connection.publish(publication),
-            Self::Rabbit(connection) => connection.publish(publication),
+            Self::Memory(connection) => connection.submit(publication, outcome),
+            Self::Rabbit(connection) => connection.submit(publication, outcome),
         }
     }
 

@@ -21,7 +21,7 @@ use uuid::Uuid;
 use self::broker::{BrokerState, Peer};
 use self::channel::Consumption;
 use self::faults::EndReason;
-use super::{Consumer, Delivery, Event, Life, Lost, Mode, Publication, Receipt, Settle, Stop};
+use super::{Consumer, Delivery, Event, Life, Lost, Mode, Publication, Receipt, ReceiptSender, Settle, Stop};
 use crate::error::Error;
 use crate::topology::{Binding, Declaration};
 
@@ -194,17 +194,21 @@ impl MemoryConnection {
 
     /// Routes a message. The receipt is resolved when this returns, unless the broker has a [fault](faults) that
     /// concerns the message.
-    pub fn publish(&self, mut publication: Publication) -> Receipt {
+    pub fn publish(&self, publication: Publication) -> Receipt {
+        let (outcome, receipt) = Receipt::new();
+        self.submit(publication, outcome);
+        receipt
+    }
+
+    /// The same, where whoever publishes says to whom the outcome is told.
+    pub(super) fn submit(&self, mut publication: Publication, outcome: ReceiptSender) {
         publication.properties.user_id = self.0.user.as_deref().map(str::to_owned);
-        let (said, receipt) = Receipt::new();
         let mut state = self.0.broker.state();
         if !state.is_connected(self.0.id) {
-            // An error means that nobody waits for the receipt.
-            let _ = said.send(Err(self.closed()));
+            outcome.tell(Err(self.closed()));
         } else {
-            state.take(self.0.id, publication, said);
+            state.take(self.0.id, publication, outcome);
         }
-        receipt
     }
 
     /// The broker's reason for accepting no messages of this connection, after it has told it.

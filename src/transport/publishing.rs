@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::error::Error;
 
@@ -131,9 +131,49 @@ impl From<Lost> for Error {
 pub struct Receipt(oneshot::Receiver<Result<Confirm, Lost>>);
 
 impl Receipt {
-    pub(crate) fn new() -> (oneshot::Sender<Result<Confirm, Lost>>, Self) {
+    pub(crate) fn new() -> (ReceiptSender, Self) {
         let (sender, receiver) = oneshot::channel();
-        (sender, Self(receiver))
+        (ReceiptSender(Some(ReceiptListener::Receipt(sender))), Self(receiver))
+    }
+}
+
+/// Where the outcome of a publication is told. If this is dropped before, the connection was closed.
+#[derive(Debug)]
+pub(crate) struct ReceiptSender(Option<ReceiptListener>);
+
+/// Who waits for an outcome.
+#[derive(Debug)]
+enum ReceiptListener {
+    Receipt(oneshot::Sender<Result<Confirm, Lost>>),
+    /// Who publishes many, and tells them apart by numbers.
+    Numbered(u64, mpsc::UnboundedSender<(u64, Result<Confirm, Lost>)>),
+}
+
+impl ReceiptSender {
+    /// The outcome is sent to `listener`, with this number.
+    pub(crate) fn numbered(number: u64, listener: mpsc::UnboundedSender<(u64, Result<Confirm, Lost>)>) -> Self {
+        Self(Some(ReceiptListener::Numbered(number, listener)))
+    }
+
+    /// Tells the outcome. It does not matter if nobody waits for it.
+    pub(crate) fn tell(mut self, outcome: Result<Confirm, Lost>) {
+        self.tell_once(outcome);
+    }
+
+    fn tell_once(&mut self, outcome: Result<Confirm, Lost>) {
+        match self.0.take() {
+            Some(ReceiptListener::Receipt(receipt)) => _ = receipt.send(outcome),
+            Some(ReceiptListener::Numbered(number, listener)) => _ = listener.send((number, outcome)),
+            None => {}
+        }
+    }
+}
+
+impl Drop for ReceiptSender {
+    fn drop(&mut self) {
+        if self.0.is_some() {
+            self.tell_once(Err(Lost::connection(true, "the connection was closed".into())));
+        }
     }
 }
 

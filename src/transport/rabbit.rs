@@ -41,7 +41,7 @@ use crate::error::Error;
 use crate::limits::ANSWER_TIMEOUT;
 use crate::topology::{Binding, Declaration};
 use crate::transport::address::RabbitAddress;
-use crate::transport::{Consumer, Delivery, Dial, Event, Mode, Publication, Receipt, Role};
+use crate::transport::{Consumer, Delivery, Dial, Event, Mode, Publication, ReceiptSender, Role};
 use connection::{CLOSE_TIMEOUT, Link, News, Refusal};
 use diagnosis::ConnectStage;
 use exchanges::KnownExchanges;
@@ -239,9 +239,9 @@ impl RabbitConnection {
         usize::from(self.0.consuming.channel_max()).saturating_sub(SPARE_CHANNELS)
     }
 
-    /// Publishes a message. The receipt resolves as soon as its outcome is known.
-    pub(super) fn publish(&self, publication: Publication) -> Receipt {
-        self.0.publisher.publish(publication)
+    /// Publishes a message. Its outcome is told as soon as it is known.
+    pub(super) fn submit(&self, publication: Publication, outcome: ReceiptSender) {
+        self.0.publisher.submit(publication, outcome);
     }
 
     /// Publishes a message again and again until this future is dropped. A task does it, which then closes its channel.

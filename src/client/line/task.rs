@@ -39,7 +39,7 @@ use crate::client::RUNTIME_ENDED;
 use crate::client::in_flight::{CallEnd, CallsInFlight, HeldReply, Place};
 use crate::client::session::{Happening, Session, Sessions};
 use crate::client::target::Target;
-use crate::outgoing::{BATCH, Lane, Lanes, Outbox, Parcel, UnderWay, Waiting, Window, take_all};
+use crate::outgoing::{BATCH, Lane, Lanes, Outbox, Parcel, Receipts, UnderWay, Waiting, Window, take_all};
 use crate::route::{Address, Exchanges};
 use crate::state::{Attempts, State, enter};
 use crate::transport::{Role, Transport, next_look_back};
@@ -102,7 +102,7 @@ pub(super) struct LineTask {
     /// When the calls fail that were sent before the alarm and were not confirmed.
     stuck_at: Option<Instant>,
     /// Resolves for each message when its outcome is known.
-    receipts: FuturesUnordered<UnderWay<u64>>,
+    receipts: Receipts<u64>,
     /// The messages without a confirm, with their parcels.
     unconfirmed: Unconfirmed,
     /// The number of the last message.
@@ -157,7 +157,7 @@ impl LineTask {
             unheard: Waiting::default(),
             blocked: None,
             stuck_at: None,
-            receipts: FuturesUnordered::new(),
+            receipts: Receipts::default(),
             unconfirmed: Unconfirmed::default(),
             number: 0,
             first: 1,
@@ -206,7 +206,7 @@ impl LineTask {
                     Happening::Blocked(_) | Happening::Unblocked => {}
                 },
                 opened = self.moving.connected() => self.connected(opened),
-                Some((number, said)) = self.receipts.next(), if !self.receipts.is_empty() => {
+                (number, said) = self.receipts.next() => {
                     match &mut self.leaving {
                         Some(leaving) if number < self.first => leaving.concluded.push((number, said)),
                         _ => self.concluded(number, said),

@@ -4,8 +4,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt as _;
-use futures::stream::FuturesUnordered;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +12,7 @@ use tracing::{debug, error};
 use super::{AnsweredCall, Letter, Letters};
 use crate::clock::at;
 use crate::frame::CONTENT_TYPE;
-use crate::outgoing::{BATCH, Bundle, Lane, Lanes, Outbox, Share, UnderWay, Waiting, Weight, Window, take_all};
+use crate::outgoing::{BATCH, Bundle, Lane, Lanes, Outbox, Receipts, Share, Waiting, Weight, Window, take_all};
 use crate::route::to_queue;
 use crate::server::health::{Health, Trouble};
 use crate::server::reply::too_large;
@@ -58,7 +56,7 @@ pub(super) struct ReplyTask {
     stuck: HashMap<Lane, Waiting<(Arc<str>, Letter)>>,
     /// The number of the last message.
     number: u64,
-    receipts: FuturesUnordered<UnderWay<ReplyUnderWay>>,
+    receipts: Receipts<ReplyUnderWay>,
 }
 
 /// A message of replies that is not confirmed yet.
@@ -96,7 +94,7 @@ impl ReplyTask {
             lanes: Lanes::default(),
             stuck: HashMap::new(),
             number: 0,
-            receipts: FuturesUnordered::new(),
+            receipts: Receipts::default(),
         }
     }
 
@@ -106,7 +104,7 @@ impl ReplyTask {
             let next_end = self.next_end();
             tokio::select! {
                 biased;
-                Some((away, said)) = self.receipts.next(), if !self.receipts.is_empty() => self.concluded(away, said),
+                (away, said) = self.receipts.next() => self.concluded(away, said),
                 Ok(()) = self.transports.changed() => {
                     self.transport = self.transports.borrow_and_update().clone();
                     self.connection += 1;
@@ -203,9 +201,8 @@ impl ReplyTask {
         if self.window.is_to_probe(now) && self.refused.is_none() {
             self.number += 1;
             self.window.probed(self.number, now);
-            let receipt = self.transport.publish(Publication::to_nobody(String::new()));
             let away = ReplyUnderWay { connection: self.connection, number: self.number, letters: None };
-            self.receipts.push(UnderWay::new(away, receipt));
+            self.transport.submit(Publication::to_nobody(String::new()), self.receipts.keep(away));
         }
     }
 
@@ -234,12 +231,11 @@ impl ReplyTask {
             // The default exchange leads to the caller's queue. Mandatory: the broker returns the reply if the caller
             // has gone.
             let publication = to_queue(bundle.address.to_string(), properties, bundle.body());
-            // Nobody waits for the confirm except the settlement of the request, which may come a little later.
-            let receipt = self.transport.publish(publication);
             self.number += 1;
             self.window.sent(self.number, bundle.size(), now);
             let away = ReplyUnderWay { connection: self.connection, number: self.number, letters: Some(bundle) };
-            self.receipts.push(UnderWay::new(away, receipt));
+            // Nobody waits for the confirm except the settlement of the request, which may come a little later.
+            self.transport.submit(publication, self.receipts.keep(away));
             if let Some((until, pause)) = &mut self.refused {
                 // The other replies wait for the outcome of this one.
                 *until = now + *pause;

@@ -3,14 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 
-use tokio::sync::oneshot;
-
 use super::MemoryBroker;
 use super::broker::BrokerState;
-use crate::transport::{Confirm, ConsumerEnd, Event, Loss, Lost, Publication, Settle};
-
-/// Where the outcome of a publication is told.
-pub(super) type Said = oneshot::Sender<Result<Confirm, Lost>>;
+use crate::transport::{ConsumerEnd, Event, Loss, Lost, Publication, ReceiptSender, Settle};
 
 /// What is wrong with a broker, and what waits until that is over.
 #[derive(Default)]
@@ -35,7 +30,7 @@ pub(super) struct Faults {
 pub(super) struct Held {
     pub(super) connection: u64,
     publication: Publication,
-    said: Said,
+    outcome: ReceiptSender,
 }
 
 /// Why a connection has ended.
@@ -106,7 +101,7 @@ impl MemoryBroker {
             for held in std::mem::take(&mut state.faults.held) {
                 let lost = Lost { loss: Loss::Channel, reason: "a test has the channel lost".into() };
                 // An error means that nobody waits for the receipt.
-                let _ = held.said.send(Err(lost));
+                held.outcome.tell(Err(lost));
             }
         });
     }
@@ -147,22 +142,22 @@ impl MemoryBroker {
 
 impl BrokerState {
     /// Publishes a message, or lets it wait if a fault holds it up.
-    pub(super) fn take(&mut self, connection: u64, publication: Publication, said: Said) {
+    pub(super) fn take(&mut self, connection: u64, publication: Publication, outcome: ReceiptSender) {
         if self.faults.let_all_pass() {
             // An error means that nobody waits for the receipt.
-            let _ = said.send(Ok(self.publish(publication)));
+            outcome.tell(Ok(self.publish(publication)));
         } else {
-            self.take_despite_faults(connection, publication, said);
+            self.take_despite_faults(connection, publication, outcome);
         }
     }
 
     /// The same, while there is a fault.
-    fn take_despite_faults(&mut self, connection: u64, publication: Publication, said: Said) {
+    fn take_despite_faults(&mut self, connection: u64, publication: Publication, outcome: ReceiptSender) {
         let queues = self.routes(&publication.exchange, &publication.key).unwrap_or_default();
         if self.faults.stalled || queues.iter().any(|queue| self.faults.is_silent(Some(queue))) {
-            self.faults.held.push(Held { connection, publication, said });
+            self.faults.held.push(Held { connection, publication, outcome });
         } else if let Some(reason) = self.faults.alarm.clone() {
-            self.faults.held.push(Held { connection, publication, said });
+            self.faults.held.push(Held { connection, publication, outcome });
             // RabbitMQ also tells those who publish.
             if let Some(peer) = self.connections.get_mut(&connection).filter(|peer| !peer.blocked) {
                 peer.blocked = true;
@@ -171,11 +166,11 @@ impl BrokerState {
             }
         } else {
             let refused = self.faults.refused.get(&publication.exchange).cloned();
-            let outcome = match refused {
+            let said = match refused {
                 Some(reason) => Err(Lost { loss: Loss::Refused, reason }),
                 None => Ok(self.publish(publication)),
             };
-            let _ = said.send(outcome);
+            outcome.tell(said);
         }
     }
 
@@ -210,7 +205,7 @@ impl BrokerState {
             // Only the first reason counts.
             let _ = end.set(reason.clone());
             for held in self.faults.held.extract_if(.., |held| held.connection == id) {
-                let _ = held.said.send(Err(Lost::connection(true, reason.clone())));
+                held.outcome.tell(Err(Lost::connection(true, reason.clone())));
             }
             let _ = events.send(Event::Lost(reason.clone()));
             self.disconnect(id);
@@ -226,8 +221,8 @@ impl BrokerState {
             peer.blocked = false;
             let _ = peer.events.send(Event::Unblocked);
         }
-        for Held { connection, publication, said } in held {
-            self.take(connection, publication, said);
+        for Held { connection, publication, outcome } in held {
+            self.take(connection, publication, outcome);
         }
         for (channel, settle) in settled {
             self.settle_pulled(channel, settle);

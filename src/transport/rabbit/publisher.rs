@@ -24,7 +24,7 @@ use super::exchanges::{Admitted, ExchangeChecks, KnownExchanges};
 use super::user::User;
 use super::wire::{ChannelClosed, Submitted, Unfinished};
 use super::words::{forbidden_exchange, largest_message};
-use crate::transport::{Confirm, Loss, Lost, Publication, Receipt};
+use crate::transport::{Confirm, Loss, Lost, Publication, ReceiptSender};
 
 /// The most publications that the task takes at once.
 const BATCH: usize = 256;
@@ -89,15 +89,14 @@ impl Publisher {
     }
 
     /// Hands a publication in. Publications are sent in the order in which they were handed in.
-    pub(super) fn publish(&self, publication: Publication) -> Receipt {
-        let (outcome, receipt) = Receipt::new();
+    pub(super) fn submit(&self, publication: Publication, outcome: ReceiptSender) {
         let mut handed = Submitted { publication, outcome };
         let mut entry = self.entry.lock().expect("no panic while holding the entry");
         if let Some(channel) = entry.open
             && self.known.has(&handed.publication.exchange)
         {
             match self.link.wire().publish(channel, self.user.name(), handed) {
-                Ok(()) => return receipt,
+                Ok(()) => return,
                 Err(back) => handed = *back,
             }
         }
@@ -106,7 +105,6 @@ impl Publisher {
             let reason = self.link.ended().unwrap_or_else(|| "the connection is closing".into());
             handed.tell(Err(Lost::connection(false, reason)));
         }
-        receipt
     }
 }
 

@@ -31,13 +31,11 @@ use self::unsent::AT_ONCE;
 use super::frames::{ACK, GET, Method, NACK, REJECT, put_method, put_short};
 use super::properties::Content;
 use super::socket::{SocketReader, SocketWriter};
-use crate::transport::{Confirm, Loss, Lost, Publication, Settle};
+use crate::transport::{Confirm, Loss, Lost, Publication, ReceiptSender, Settle};
 
 /// How many of the first bytes from the other side are kept.
 const FIRST_WORDS: usize = 16;
 
-/// Where the outcome of a publication is told.
-pub(super) type Outcome = oneshot::Sender<Result<Confirm, Lost>>;
 /// Gets the deliveries of a consumer.
 pub(super) type Sink = Arc<dyn Fn(Arrived) + Send + Sync>;
 /// Where the answer to a question for a message goes. `None` inside: the queue is empty.
@@ -47,13 +45,13 @@ type Answer = oneshot::Sender<Result<Option<Arrived>, ChannelClosed>>;
 #[derive(Debug)]
 pub(super) struct Submitted {
     pub(super) publication: Publication,
-    pub(super) outcome: Outcome,
+    pub(super) outcome: ReceiptSender,
 }
 
 impl Submitted {
     /// Tells the outcome. It does not matter if nobody waits for it.
     pub(super) fn tell(self, what: Result<Confirm, Lost>) {
-        let _ = self.outcome.send(what);
+        self.outcome.tell(what);
     }
 }
 

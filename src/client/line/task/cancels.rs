@@ -74,9 +74,8 @@ impl LineTask {
     /// most [`PARTING`].
     pub(super) async fn part(&mut self) {
         let confirmed = async {
-            while (self.unconfirmed.keeps_cancels() || !self.unsent.is_empty())
-                && let Some((number, said)) = futures::StreamExt::next(&mut self.receipts).await
-            {
+            while (self.unconfirmed.keeps_cancels() || !self.unsent.is_empty()) && !self.receipts.is_empty() {
+                let (number, said) = self.receipts.next().await;
                 self.concluded(number, said);
                 self.publish();
             }

@@ -12,9 +12,9 @@ use crate::client::line::Token;
 use crate::client::session::Session;
 use crate::clock::later;
 use crate::frame::{CONTENT_TYPE, Kind};
-use crate::outgoing::{Bundle, Lane, Parcel, UnderWay, Weight};
+use crate::outgoing::{Bundle, Lane, Parcel, Weight};
 use crate::route::Address;
-use crate::transport::{Properties, Receipt};
+use crate::transport::{Properties, Publication};
 
 impl LineTask {
     /// Lets a parcel be published with the next messages if that is possible now. Otherwise it waits, or fails if the
@@ -145,8 +145,7 @@ impl LineTask {
         let Some(session) = self.session.as_ref().filter(|_| self.window.probing_since().is_none()) else { return };
         self.number += 1;
         self.window.probed(self.number, now);
-        let receipt = session.transport.publish(self.exchanges.probe());
-        self.receipts.push(UnderWay::new(self.number, receipt));
+        session.transport.submit(self.exchanges.probe(), self.receipts.keep(self.number));
     }
 
     /// Moves as many waiting parcels to the outbox as there is room for.
@@ -198,10 +197,10 @@ impl LineTask {
             }
             add(&self.shared.messages_sent, 1);
             add(&self.shared.calls_sent, bundle.parcels.len());
-            let receipt = published(&bundle, session, &self.sessions.instance);
+            let publication = publication(&bundle, session, &self.sessions.instance);
+            session.transport.submit(publication, self.receipts.keep(self.number));
             self.window.sent(self.number, bundle.size(), now);
             self.unconfirmed.insert(self.number, bundle, now);
-            self.receipts.push(UnderWay::new(self.number, receipt));
         }
     }
 }
@@ -212,8 +211,8 @@ fn weight(address: &Address, parcel: &Parcel<Token>) -> Weight {
     Weight { urgency, bytes: parcel.frame.len(), keeps_order: address.kind() == Kind::Event }
 }
 
-/// Hands a bundle to the transport.
-fn published(bundle: &Bundle<Address, Token>, session: &Session, instance: &str) -> Receipt {
+/// The message of a bundle.
+fn publication(bundle: &Bundle<Address, Token>, session: &Session, instance: &str) -> Publication {
     let address = &bundle.address;
     let properties = Properties {
         correlation_id: bundle.correlation_id(),
@@ -224,5 +223,5 @@ fn published(bundle: &Bundle<Address, Token>, session: &Session, instance: &str)
         app_id: Some(instance.to_owned()),
         ..Properties::default()
     };
-    session.transport.publish(address.publication(properties, bundle.body()))
+    address.publication(properties, bundle.body())
 }

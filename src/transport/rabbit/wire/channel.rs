@@ -8,8 +8,8 @@ use super::super::frames::{
 };
 use super::super::properties::{self, Content};
 use super::awaiting::AwaitingConfirm;
-use super::{Answer, Arrived, ChannelClosed, Flight, Outcome, Sink};
-use crate::transport::Confirm;
+use super::{Answer, Arrived, ChannelClosed, Flight, Sink};
+use crate::transport::{Confirm, ReceiptSender};
 
 /// A body of fewer bytes is copied out of what was read. The rest of that would stay in memory for as long as the body.
 const COPIED: usize = 8 * 1024;
@@ -66,7 +66,7 @@ pub(in super::super) struct Envelope {
 /// What has to be told to somebody after the lock is released.
 pub(super) enum Happened {
     Delivered(Sink, Arrived),
-    Confirmed(Outcome, Confirm),
+    Confirmed(ReceiptSender, Confirm),
     Got(Answer, Option<Arrived>),
 }
 

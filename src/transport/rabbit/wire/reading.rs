@@ -93,7 +93,7 @@ impl Wire {
         for what in happened {
             match what {
                 Happened::Delivered(sink, arrived) => sink(arrived),
-                Happened::Confirmed(outcome, confirm) => _ = outcome.send(Ok(confirm)),
+                Happened::Confirmed(outcome, confirm) => outcome.tell(Ok(confirm)),
                 Happened::Got(answer, arrived) => _ = answer.send(Ok(arrived)),
             }
         }
