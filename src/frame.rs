@@ -19,7 +19,7 @@ use std::fmt;
 use bytes::{BufMut, Bytes};
 use uuid::Uuid;
 
-pub(crate) use self::block::to_keep;
+pub(crate) use self::block::{HEAD_ROOM, to_keep};
 pub(crate) use self::changed::{compressed, with_remaining};
 pub(crate) use self::entries::{Entries, Excess, check as check_entries, set as set_entry};
 use self::metadata::Names;

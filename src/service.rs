@@ -1,6 +1,7 @@
 //! A service as a server serves it: its methods, their handlers, and how an instance runs them. The code that
 //! `#[hopline::service]` generates builds one of these.
 
+mod body;
 mod failure;
 mod method;
 
@@ -16,6 +17,7 @@ use futures::future::BoxFuture;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+pub(crate) use self::body::Body;
 pub(crate) use self::failure::Failed;
 pub use self::failure::Failure;
 use self::method::MAX_PAUSE;
@@ -23,7 +25,6 @@ pub use self::method::Method;
 use crate::codec::{Arguments, Codec, Misfit};
 use crate::context::Context;
 use crate::error::{Code, Fault};
-use crate::frame::Entries;
 use crate::middleware::{Chain, Middleware};
 use crate::topology::{CallsQueue, QueueKind, ServiceId, check_name};
 
@@ -96,20 +97,6 @@ pub(crate) enum Answer {
     ServiceError(Body),
     /// A refusal or breakdown.
     Fault(Fault),
-}
-
-/// What a handler answers with, encoded, and the metadata of the reply.
-#[derive(Debug, Clone)]
-pub(crate) struct Body {
-    pub(crate) bytes: Vec<u8>,
-    /// The metadata that middleware has set on the reply. Empty without middleware.
-    pub(crate) metadata: Entries,
-}
-
-impl From<Vec<u8>> for Body {
-    fn from(bytes: Vec<u8>) -> Self {
-        Self { bytes, metadata: Entries::default() }
-    }
 }
 
 impl Service {
@@ -376,8 +363,8 @@ where
 async fn answer<R: Serialize, E: Failure>(codec: Codec, running: impl Future<Output = Result<R, E>>) -> Answer {
     let unwritable = |what, error| Answer::Fault(Fault::new(Code::Internal, format!("the method's {what} {error}")));
     match running.await {
-        Ok(result) => match codec.encode(&result) {
-            Ok(payload) => Answer::Result(payload.into()),
+        Ok(result) => match Body::written(|payload| codec.write(&result, payload)) {
+            Ok(body) => Answer::Result(body),
             Err(error) => unwritable("result", error),
         },
         Err(failure) => match failure.into_failure(codec) {

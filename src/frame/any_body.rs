@@ -99,6 +99,13 @@ proptest! {
     }
 
     #[test]
+    fn a_frame_is_the_same_when_it_is_written_around_its_payload(frame in frame(), room in 0_usize..300, times in 0_usize..30) {
+        let payload = frame.payload.repeat(times);
+        let bytes = [&vec![7; room][..], &payload].concat();
+        prop_assert_eq!(frame.to_body_around(bytes, room), frame.to_body_of(&payload));
+    }
+
+    #[test]
     fn a_shorter_remaining_time_is_put_into_a_frame_as_it_is(frame in frame(), share in 0_u64..=4) {
         let before = frame.metadata.remaining.map_or(0, metadata::millis);
         let left = Duration::from_millis(before / 4 * share);

@@ -1,13 +1,18 @@
-//! Memory for small frames: they share blocks, so that a frame takes no allocation of its own.
+//! Memory for frames. Small ones share blocks, so that a frame takes no allocation of its own. A large one may be
+//! written around a payload that is there.
 
 use std::cell::{Cell, RefCell};
 
 use bytes::{Bytes, BytesMut};
 
+use super::{Frame, set_length};
+
 /// A frame of more bytes than this has its memory for itself.
 const SMALL: usize = 1024;
 /// The size of a block, in bytes. It is kept for as long as one of its frames.
 const BLOCK: usize = 4 * 1024;
+/// How many bytes the header and the usual metadata of a reply take at most.
+pub(crate) const HEAD_ROOM: usize = 128;
 
 thread_local! {
     /// Where a frame is written, kept for the next one.
@@ -37,6 +42,27 @@ pub(super) fn written<E>(write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> R
     });
     DRAFT.set(draft);
     Ok(frame)
+}
+
+impl Frame {
+    /// The body of a message with this frame only, where the payload begins at `start` in `bytes`. A large payload is not copied if the head of the frame
+    /// has room in front of it.
+    pub(crate) fn to_body_around(&self, mut bytes: Vec<u8>, start: usize) -> Bytes {
+        let size = bytes.len() - start;
+        if size <= SMALL {
+            return self.to_body_of(&bytes[start..]);
+        }
+        let mut head = Vec::with_capacity(HEAD_ROOM);
+        self.encode_head(&mut head);
+        set_length(&mut head, 28, size);
+        match start.checked_sub(head.len()) {
+            Some(at) => {
+                bytes[at..start].copy_from_slice(&head);
+                Bytes::from(bytes).slice(at..)
+            }
+            None => self.to_body_of(&bytes[start..]),
+        }
+    }
 }
 
 /// A frame to be kept for long: it does not keep the frames that share its block.

@@ -163,7 +163,7 @@ impl<W> Dedup<W> {
 fn size(answer: &Answer) -> usize {
     OVERHEAD
         + match answer {
-            Answer::Result(payload) | Answer::ServiceError(payload) => payload.bytes.len(),
+            Answer::Result(payload) | Answer::ServiceError(payload) => payload.payload().len(),
             Answer::Fault(fault) => fault.message.len(),
         }
 }

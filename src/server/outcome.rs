@@ -170,7 +170,7 @@ impl Worker {
         let (why, reason) = match &failure {
             Answer::Fault(fault) => (shortened(fault.reason()), fault.reason().into()),
             // It may be private: for those who see the call's arguments too, and not for the log.
-            Answer::ServiceError(body) => match frame.codec.decode::<serde_json::Value>(&body.bytes) {
+            Answer::ServiceError(body) => match frame.codec.decode::<serde_json::Value>(body.payload()) {
                 Ok(error) => (own, Cow::from(format!("{own}: {error}"))),
                 Err(_) => (own, own.into()),
             },

@@ -31,20 +31,19 @@ impl OutgoingReply<'_> {
     pub(super) fn body(&self, answer: Answer, max_size: usize) -> Bytes {
         let mut reply = blank(Kind::Reply, self.id, self.codec, self.instance);
         reply.metadata.handler_time = self.handler_time;
-        let mut payload = Vec::new();
-        match answer {
-            Answer::Result(body) => payload = taken(body, &mut reply),
+        let body = match answer {
+            Answer::Result(body) => around(body, reply),
             Answer::ServiceError(body) => {
                 (reply.status, reply.service_error) = (Code::Unknown, true);
-                payload = taken(body, &mut reply);
+                around(body, reply)
             }
             Answer::Fault(fault) => {
                 reply.status = fault.code;
                 reply.metadata.more_mut().error = Some(shortened(&fault.message).to_owned());
                 reply.metadata.more_mut().retry_after = fault.retry_after;
+                reply.to_body()
             }
-        }
-        let body = reply.to_body_of(&payload);
+        };
         let body = match self.compression {
             Some(compression) => frame::compressed(body, compression),
             None => body,
@@ -71,12 +70,12 @@ pub(super) fn keep_alive(id: Uuid, instance: &Arc<str>) -> Bytes {
     blank(Kind::KeepAlive, id, Codec::Raw, instance).to_body()
 }
 
-/// Takes the payload out, and gives the reply what middleware has attached to that.
-fn taken(body: Body, reply: &mut Frame) -> Vec<u8> {
+/// The reply with this payload, and with what middleware has attached to that.
+fn around(body: Body, mut reply: Frame) -> Bytes {
     if !body.metadata.is_empty() {
-        reply.metadata.more_mut().user = body.metadata.into_vec();
+        reply.metadata.more_mut().user = body.metadata.clone().into_vec();
     }
-    body.bytes
+    body.in_frame(&reply)
 }
 
 /// A frame without status and payload.

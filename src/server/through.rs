@@ -181,7 +181,7 @@ fn read(codec: Codec, answer: Answer) -> Result<Reply, Error> {
         Answer::ServiceError(body) => (body, true),
         Answer::Fault(fault) => return Err(Error::Fault(fault)),
     };
-    Ok(Reply { payload: body.bytes.into(), own_error, metadata: body.metadata, ..Reply::empty(codec) })
+    Ok(Reply { metadata: body.metadata.clone(), payload: body.into_payload(), own_error, ..Reply::empty(codec) })
 }
 
 /// What middleware returned for a call, as it is sent. `codec` is the codec of the call.
@@ -193,7 +193,8 @@ fn written(codec: Codec, outcome: Result<Reply, Error>) -> Answer {
         }
         Ok(reply) => match frame::check_entries(reply.metadata.iter()) {
             Ok(()) => {
-                let body = Body { bytes: reply.payload.into(), metadata: reply.metadata };
+                let mut body = Body::from(Vec::from(reply.payload));
+                body.metadata = reply.metadata;
                 if reply.own_error { Answer::ServiceError(body) } else { Answer::Result(body) }
             }
             Err(excess) => wrong(format!("a middleware gave the reply too much metadata: {excess}")),
@@ -210,7 +211,9 @@ mod tests {
     #[test]
     fn middleware_answers_in_the_calls_codec_and_within_the_bounds_of_metadata() {
         let reply = |codec| Reply::result(codec, &7).expect("it can be written");
-        assert!(matches!(written(Codec::Json, Ok(reply(Codec::Json))), Answer::Result(body) if *body.bytes == *b"7"));
+        assert!(
+            matches!(written(Codec::Json, Ok(reply(Codec::Json))), Answer::Result(body) if *body.payload() == *b"7")
+        );
         let refused = |outcome| match written(Codec::Json, outcome) {
             Answer::Fault(fault) => fault,
             answer => panic!("it is no fault: {answer:?}"),
