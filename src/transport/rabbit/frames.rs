@@ -13,9 +13,9 @@ pub(super) const HEADER: u8 = 2;
 /// A frame with a part of a message's body.
 pub(super) const BODY: u8 = 3;
 /// The last byte of every frame.
-const END: u8 = 0xCE;
+pub(super) const END: u8 = 0xCE;
 /// The bytes of a frame in front of its payload: kind, channel, length.
-const HEAD: usize = 7;
+pub(super) const HEAD: usize = 7;
 /// The bytes of a frame around its payload.
 pub(super) const AROUND: usize = HEAD + 1;
 /// A sign of life.

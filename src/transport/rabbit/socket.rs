@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{BufMut as _, BytesMut};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use socket2::SockRef;
@@ -66,6 +66,17 @@ pub(super) struct SocketReader {
 }
 
 impl SocketReader {
+    /// Whether it is read without decryption.
+    pub(super) fn is_plain(&self) -> bool {
+        self.encryption.is_none()
+    }
+
+    /// Waits until something has arrived on a plain socket, and puts up to `most` bytes of it behind what is in `into`.
+    /// Returns how many; 0 when the other side has ended the connection. Nothing is lost if this is dropped.
+    pub(super) async fn read_some(&mut self, into: &mut BytesMut, most: usize) -> io::Result<usize> {
+        self.socket.read_buf(&mut into.limit(most)).await
+    }
+
     /// Waits until something has arrived, and puts it behind what is in `into`. `false` when the other side has ended
     /// the connection. Nothing is lost if this is dropped.
     ///

@@ -10,6 +10,7 @@
 //! that reads for all others.
 
 mod channel;
+mod incoming;
 mod pipe;
 mod reading;
 mod state;

@@ -135,6 +135,22 @@ impl WireChannel {
         Some(())
     }
 
+    /// The size of the body that is arriving, and what has arrived of it. `None` if it is smaller than `least`.
+    pub(super) fn large_body(&mut self, least: u64) -> Option<(usize, &mut BytesMut)> {
+        let Arriving { content: Some(content), body, .. } = self.arriving.as_mut()? else { return None };
+        let size = usize::try_from(content.size).ok().filter(|_| content.size >= least)?;
+        Some((size, body))
+    }
+
+    /// Goes on with a body that was taken out.
+    pub(super) fn put_back(&mut self, body: BytesMut, is_complete: bool, happened: &mut Vec<Happened>) {
+        if is_complete {
+            self.complete(body.freeze(), happened);
+        } else if let Some(arriving) = &mut self.arriving {
+            arriving.body = body;
+        }
+    }
+
     fn begin(&mut self, envelope: Option<Envelope>) {
         self.arriving = Some(Arriving { envelope, content: None, body: BytesMut::new() });
     }

@@ -4,18 +4,16 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
 use tokio::time::Instant;
 
 use super::super::frames::{
     BLOCKED, CHANNEL_CLOSE, CHANNEL_CLOSED, CONNECTION_CLOSE, HEARTBEAT, Head, UNBLOCKED, is_known, is_whole, method,
 };
 use super::channel::{ChannelUse, Happened};
-use super::state::{FRAME_MAX, WireState};
+use super::incoming::Incoming;
+use super::state::WireState;
 use super::{FIRST_WORDS, Wire};
 
-/// How many bytes there is room for when the socket is read.
-const ROOM: usize = 64 * 1024;
 /// lapin is told as often that the broker is there, if it sends only what lapin does not see.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
@@ -23,7 +21,8 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 pub(super) async fn run(wire: Arc<Wire>, mut socket: super::SocketReader) {
     // When the runtime ends, this is dropped where it waits.
     let _end = End(wire.clone());
-    let mut read = BytesMut::new();
+    let mut incoming = Incoming::default();
+    let is_plain = socket.is_plain();
     let mut told = Instant::now();
     let error = loop {
         let is_full = {
@@ -34,8 +33,8 @@ pub(super) async fn run(wire: Arc<Wire>, mut socket: super::SocketReader) {
             state.may_write() && (!state.unsent.is_empty() || wire.socket.is_behind())
         };
         tokio::select! {
-            is_open = socket.read(&mut read, ROOM) => {
-                let handled = wire.handle(&mut read, &mut told);
+            is_open = incoming.fill(&mut socket) => {
+                let handled = wire.handle(&mut incoming, is_plain, &mut told);
                 match (is_open, handled) {
                     (Err(error), _) | (_, Err(error)) => break Some(error),
                     (Ok(false), _) => break None,
@@ -64,25 +63,25 @@ impl Drop for End {
 }
 
 impl Wire {
-    /// Handles the whole frames in `read`, and leaves the rest there.
+    /// Handles what has arrived, and leaves there what is not complete.
     ///
     /// # Errors
     /// What the other side sends is not AMQP.
-    fn handle(&self, read: &mut BytesMut, told: &mut Instant) -> io::Result<()> {
-        if read.is_empty() {
+    fn handle(&self, incoming: &mut Incoming, is_plain: bool, told: &mut Instant) -> io::Result<()> {
+        if incoming.is_empty() {
             return Ok(());
         }
-        self.first_words.get_or_init(|| read[..read.len().min(FIRST_WORDS)].to_vec());
+        self.first_words.get_or_init(|| incoming.read[..incoming.read.len().min(FIRST_WORDS)].to_vec());
         let mut happened = Vec::new();
         let result = {
             let mut guard = self.lock();
             let state = &mut *guard;
             let before = state.for_lapin.len();
-            let (length, result) = (read.len(), self.take_frames(state, read, &mut happened));
+            let result = self.take_frames(state, incoming, is_plain, &mut happened);
             let now = Instant::now();
             if state.for_lapin.len() > before {
                 *told = now;
-            } else if read.len() < length && now.duration_since(*told) > SIGN_OF_LIFE {
+            } else if now.duration_since(*told) > SIGN_OF_LIFE {
                 *told = now;
                 state.pass_on(&HEARTBEAT);
             }
@@ -100,8 +99,18 @@ impl Wire {
         result
     }
 
-    /// Takes the whole frames out of `read`.
-    fn take_frames(&self, state: &mut WireState, read: &mut BytesMut, happened: &mut Vec<Happened>) -> io::Result<()> {
+    /// Takes the whole frames out of what has arrived.
+    fn take_frames(
+        &self,
+        state: &mut WireState,
+        incoming: &mut Incoming,
+        is_plain: bool,
+        happened: &mut Vec<Happened>,
+    ) -> io::Result<()> {
+        if !incoming.go_on(state, happened)? {
+            return Ok(());
+        }
+        let read = &mut incoming.read;
         while let Some(kind) = read.first() {
             if !is_known(*kind) {
                 // lapin says what it is, as far as it knows.
@@ -109,10 +118,11 @@ impl Wire {
                 return Ok(());
             }
             let Some(head) = Head::of(read) else { return Ok(()) };
-            if head.size > state.frame_max.max(FRAME_MAX) {
-                return Err(broken(format!("a frame of {} bytes, and the connection allows fewer", head.size)));
-            }
+            state.check_size(head)?;
             if read.len() < head.size {
+                if is_plain && let Some(channel) = state.channels.get_mut(&head.channel) {
+                    incoming.begin_large(head, channel);
+                }
                 return Ok(());
             }
             let frame = read.split_to(head.size).freeze();
@@ -180,6 +190,6 @@ impl Wire {
 }
 
 /// The other side does not keep to AMQP.
-fn broken(what: impl std::fmt::Display) -> io::Error {
+pub(super) fn broken(what: impl std::fmt::Display) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("the other side does not keep to AMQP: it has sent {what}"))
 }

@@ -13,6 +13,7 @@ use super::super::frames::{
 };
 use super::super::properties;
 use super::channel::{ChannelUse, WireChannel};
+use super::reading::broken;
 use super::unsent::Unsent;
 use super::{Answer, ChannelClosed};
 use crate::transport::Publication;
@@ -81,6 +82,14 @@ impl WireState {
     /// Whether something may be written now, and nobody writes.
     pub(super) fn may_write(&self) -> bool {
         !self.is_blocked && !self.is_broken && !self.unsent.is_being_written()
+    }
+
+    /// Checks that a frame is not larger than the connection allows.
+    pub(super) fn check_size(&self, head: Head) -> io::Result<()> {
+        match head.size > self.frame_max.max(FRAME_MAX) {
+            true => Err(broken(format!("a frame of {} bytes, and the connection allows fewer", head.size))),
+            false => Ok(()),
+        }
     }
 
     /// Pushes frames to be sent.

@@ -201,6 +201,75 @@ async fn what_is_settled_after_a_cancel_is_sent_after_it() {
     assert_eq!(scene.got().await, HEARTBEAT);
 }
 
+/// The frames of a delivery on channel 1 with this body, in which each frame has at most so many bytes.
+fn delivery(body: &[u8], most: usize) -> Vec<BytesMut> {
+    let mut frames = vec![BytesMut::new(), BytesMut::new()];
+    put_method(&mut frames[0], 1, DELIVER, |out| out.extend_from_slice(b"\x01c\0\0\0\0\0\0\0\x01\0\0\0"));
+    frame(&mut frames[1], HEADER, 1, |out| {
+        properties::put(out, &Properties::default(), body.len(), 1, None).expect("it is short");
+    });
+    for part in body.chunks(most) {
+        let mut out = BytesMut::new();
+        frame(&mut out, BODY, 1, |out| out.extend_from_slice(part));
+        frames.push(out);
+    }
+    frames
+}
+
+#[tokio::test]
+async fn a_large_body_arrives_as_it_was_sent_in_whatever_pieces() {
+    let body: Vec<u8> = (0..1_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    for (most, piece) in
+        [(131_064, 1_000_000), (131_064, 131_071), (131_064, 30_000), (131_000, 7_777), (4_088, 50_000)]
+    {
+        let mut scene = Scene::new().await;
+        let (deliver, mut deliveries) = tokio::sync::mpsc::unbounded_channel();
+        scene.wire.consume(1, Arc::new(move |arrived: Arrived| _ = deliver.send(arrived)));
+        let mut frames = delivery(&body, most);
+        // Something for lapin between two of its frames, and messages behind it.
+        frames.insert(4, BytesMut::from(&HEARTBEAT[..]));
+        frames.extend(delivery(b"small", most));
+        frames.extend(delivery(&body[..200_000], most));
+        let sent = frames.concat();
+        let (_, mut broker) = scene.broker.split();
+        let sending = async {
+            for piece in sent.chunks(piece) {
+                broker.write_all(piece).await.expect("it is open");
+                tokio::task::yield_now().await;
+            }
+        };
+        let receiving = async {
+            for expected in [&body[..], b"small", &body[..200_000]] {
+                let got = deliveries.recv().await.expect("it is open").body;
+                assert!(got == expected, "{} bytes in frames of {most}, written by {piece}", got.len());
+            }
+        };
+        tokio::join!(sending, receiving);
+        scene.lapin.read_exact(&mut [0; HEARTBEAT.len()]).await.expect("it is open");
+    }
+}
+
+#[tokio::test]
+async fn a_large_body_that_breaks_off_or_has_a_broken_frame_ends_the_connection() {
+    for is_broken in [true, false] {
+        let mut scene = Scene::new().await;
+        scene.wire.consume(1, Arc::new(|_| panic!("it is not complete")));
+        let mut sent = delivery(&vec![7; 1_000_000], 131_064).concat();
+        sent.truncate(300_000);
+        if is_broken {
+            // The last byte of the first frame of the body.
+            let place = sent.windows(131_065).position(|part| part[..131_064] == [7; 131_064]).expect("it is there");
+            sent[place + 131_064] = 0;
+        }
+        scene.broker.write_all(&sent).await.expect("it is open");
+        scene.broker.shutdown().await.expect("it is open");
+        match scene.lapin.read(&mut [0; 8]).await {
+            Err(error) => assert!(is_broken && error.to_string().contains("a frame without its end"), "{error}"),
+            Ok(count) => assert!(!is_broken && count == 0),
+        }
+    }
+}
+
 #[tokio::test]
 async fn nothing_is_published_to_a_broker_that_closes_the_connection() {
     let mut scene = Scene::new().await;
