@@ -294,8 +294,8 @@ impl Frames {
     /// Reads the next frame. Every length is checked before it is used.
     fn read(&mut self) -> Result<Frame, FrameError> {
         let start = self.offset;
-        let rest = self.body.slice(start..);
-        let id = named_id(&rest);
+        let rest = &self.body[start..];
+        let id = named_id(rest);
         let error = |field, at, code, problem: String| FrameError {
             field,
             offset: start + at,
@@ -342,7 +342,7 @@ impl Frames {
         if rest[7] != 0 {
             return unknown("reserved", 7, format!("{} is not 0", rest[7]));
         }
-        let (metadata_length, payload_length) = (length_at(&rest, 24), length_at(&rest, 28));
+        let (metadata_length, payload_length) = (length_at(rest, 24), length_at(rest, 28));
         let left = rest.len() - HEADER;
         if metadata_length > MAX_METADATA {
             return malformed("metadata length", 24, format!("{metadata_length} is over the cap of {MAX_METADATA}"));
@@ -357,8 +357,9 @@ impl Frames {
         let payload_at = HEADER + metadata_length;
         let metadata = Metadata::decode(&rest[HEADER..payload_at], &self.names)
             .map_err(|(field, at, problem)| error(field, HEADER + at, Code::InvalidArgument, problem))?;
+        let payload = self.body.slice(start + payload_at..start + payload_at + payload_length);
         self.offset = start + payload_at + payload_length;
-        self.names = Names { method: metadata.method.clone(), instance: metadata.instance.clone() };
+        self.names.keep(&metadata);
         Ok(Frame {
             kind,
             codec,
@@ -368,7 +369,7 @@ impl Frames {
             id: id.unwrap_or_default(),
             metadata,
             compression,
-            payload: rest.slice(payload_at..payload_at + payload_length),
+            payload,
         })
     }
 }

@@ -84,6 +84,18 @@ pub(super) struct Names {
     pub(super) instance: Option<Arc<str>>,
 }
 
+impl Names {
+    /// Keeps the names of a frame for the next one.
+    pub(super) fn keep(&mut self, metadata: &Metadata) {
+        for (kept, name) in [(&mut self.method, &metadata.method), (&mut self.instance, &metadata.instance)] {
+            let is_kept = |name| kept.as_ref().is_some_and(|kept| Arc::ptr_eq(kept, name));
+            if let Some(name) = name.as_ref().filter(|name| !is_kept(name)) {
+                *kept = Some(name.clone());
+            }
+        }
+    }
+}
+
 /// The name as an `Arc`: that of the previous frame if it is the same, so that nothing is allocated.
 fn known(name: &str, previous: Option<&Arc<str>>) -> Arc<str> {
     previous.filter(|previous| &***previous == name).map_or_else(|| name.into(), Arc::clone)
