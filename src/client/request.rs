@@ -273,7 +273,7 @@ impl Client {
     pub(super) fn metadata(&self, trace: Option<Trace>) -> Metadata {
         Metadata {
             sent_at: Some(unix_millis()),
-            traceparent: trace.map(|trace| trace.text()),
+            traceparent: trace.map(|trace| Box::new(trace.text())),
             instance: Some(self.0.caller.clone()),
             ..Metadata::default()
         }

@@ -32,7 +32,7 @@ prop_compose! {
     ) -> Metadata {
         let [method, instance, error] = texts;
         let (method, instance) = (method.map(Into::into), instance.map(Into::into));
-        let traceparent = traceparent.as_deref().and_then(Traceparent::new);
+        let traceparent = traceparent.as_deref().and_then(Traceparent::new).map(Box::new);
         let (remaining, retry_after, handler_time) = times;
         let [sent_at, sequence, attempt] = numbers;
         let more = More { sequence, attempt, retry_after, user, error, too_large, call_id };

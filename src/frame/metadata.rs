@@ -29,7 +29,7 @@ pub(crate) struct Metadata {
     /// decides nothing.
     pub(crate) sent_at: Option<u64>,
     /// The caller's span.
-    pub(crate) traceparent: Option<Traceparent>,
+    pub(crate) traceparent: Option<Box<Traceparent>>,
     /// The instance that sent the frame.
     pub(crate) instance: Option<Arc<str>>,
     /// In a reply: how long the handler took.
@@ -154,7 +154,7 @@ impl Metadata {
         text(body, key::METHOD, self.method.as_deref());
         number(body, key::REMAINING, self.remaining.map(millis));
         number(body, key::SENT_AT, self.sent_at);
-        text(body, key::TRACEPARENT, self.traceparent.as_ref().map(Traceparent::as_str));
+        text(body, key::TRACEPARENT, self.traceparent.as_deref().map(Traceparent::as_str));
         text(body, key::INSTANCE, self.instance.as_deref());
         number(body, key::SEQUENCE, more.sequence);
         number(body, key::HANDLER_TIME, self.handler_time.map(micros));
@@ -214,7 +214,7 @@ impl Metadata {
             key::METHOD => self.method = Some(known(name(cbor)?, previous.method.as_ref())),
             key::REMAINING => self.remaining = Some(Duration::from_millis(cbor.u64()?)),
             key::SENT_AT => self.sent_at = Some(cbor.u64()?),
-            key::TRACEPARENT => self.traceparent = Traceparent::new(cbor.str()?),
+            key::TRACEPARENT => self.traceparent = Traceparent::new(cbor.str()?).map(Box::new),
             key::INSTANCE => self.instance = Some(known(name(cbor)?, previous.instance.as_ref())),
             key::SEQUENCE => self.more_mut().sequence = Some(cbor.u64()?),
             key::HANDLER_TIME => self.handler_time = Some(Duration::from_micros(cbor.u64()?)),

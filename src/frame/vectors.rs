@@ -178,7 +178,7 @@ fn described(vector: &Vector) -> Vec<(Frame, Option<Value>)> {
             "metadata 1" => metadata.method = Some(value.into()),
             "metadata 2" => metadata.remaining = Some(Duration::from_millis(number())),
             "metadata 3" => metadata.sent_at = Some(number()),
-            "metadata 4" => metadata.traceparent = Traceparent::new(value),
+            "metadata 4" => metadata.traceparent = Traceparent::new(value).map(Box::new),
             "metadata 5" => metadata.instance = Some(value.into()),
             "metadata 6" => metadata.more_mut().sequence = Some(number()),
             "metadata 7" => metadata.handler_time = Some(Duration::from_micros(number())),

@@ -291,7 +291,7 @@ impl Worker {
                 None => frame.metadata.more().user.clone().into(),
                 Some(passage) => passage.call.metadata.clone(),
             },
-            parent: frame.metadata.traceparent,
+            parent: frame.metadata.traceparent.as_deref().copied(),
             trace: OnceLock::new(),
             cancelled: CancellationToken::new(),
             draining: self.site.draining.clone(),
