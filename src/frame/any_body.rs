@@ -99,7 +99,7 @@ proptest! {
     }
 
     #[test]
-    fn a_frame_is_the_same_when_it_is_written_around_its_payload(frame in frame(), room in 0_usize..300, times in 0_usize..30) {
+    fn a_frame_is_the_same_written_around_its_payload(frame in frame(), room in 0_usize..300, times in 0_usize..30) {
         let payload = frame.payload.repeat(times);
         let bytes = [&vec![7; room][..], &payload].concat();
         prop_assert_eq!(frame.to_body_around(bytes, room), frame.to_body_of(&payload));
@@ -116,6 +116,14 @@ proptest! {
             let metadata = Metadata { remaining: Some(left), ..frame.metadata.clone() };
             prop_assert_eq!(read(renewed), Ok(vec![Frame { metadata, ..frame }]));
         }
+    }
+
+    #[test]
+    fn what_looks_like_a_remaining_time_in_a_payload_stays(method in option::of(text())) {
+        let metadata = Metadata { method: method.map(Into::into), ..Metadata::default() };
+        let payload = Bytes::from_static(&[2, 0x19, 0, 0xff]);
+        let frame = Frame::new(Kind::Request, Uuid::nil(), Codec::Raw, metadata, payload);
+        prop_assert_eq!(with_remaining(&frame.to_body(), Duration::from_millis(7)), None);
     }
 
     #[test]

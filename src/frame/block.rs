@@ -45,8 +45,8 @@ pub(super) fn written<E>(write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> R
 }
 
 impl Frame {
-    /// The body of a message with this frame only, where the payload begins at `start` in `bytes`. A large payload is not copied if the head of the frame
-    /// has room in front of it.
+    /// The body of a message with this frame only, where the payload begins at `start` in `bytes`. A large payload is not
+    /// copied if the head of the frame has room in front of it.
     pub(crate) fn to_body_around(&self, mut bytes: Vec<u8>, start: usize) -> Bytes {
         let size = bytes.len() - start;
         if size <= SMALL {

@@ -25,10 +25,11 @@ pub(crate) fn compressed(body: Bytes, compression: Compression) -> Bytes {
     smaller.into()
 }
 
-/// The `body` of one frame with another remaining time, which takes the place of that in it. `None` if it has none, or if
-/// the new one needs more bytes.
+/// The `body` of one frame with another remaining time, which takes the place of that in it. `None` if it has none, or
+/// if the new one needs more bytes.
 pub(crate) fn with_remaining(body: &Bytes, remaining: Duration) -> Option<Bytes> {
-    let number = metadata::remaining(body.get(HEADER..)?)?;
+    let metadata = body.get(HEADER..HEADER + length_at(body, 24))?;
+    let number = metadata::remaining(metadata)?;
     let (at, size) = (HEADER + number.start, number.len());
     let millis = metadata::millis(remaining).to_be_bytes();
     let (unused, millis) = millis.split_at(millis.len() - size);

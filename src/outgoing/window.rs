@@ -20,7 +20,7 @@ const LEAST: usize = 4 * 1024;
 const MOST: usize = 16 * 1024 * 1024;
 /// About how many bytes a message needs around its body: AMQP's frames, its properties and the names of exchange and
 /// key.
-const AROUND: usize = 200;
+pub(crate) const AROUND: usize = 200;
 /// The shortest round trip is measured again when it was not seen for this long, since the route may have changed.
 const STALE: Duration = Duration::from_secs(30);
 /// The same, when the measured times already suggest that the route has become longer.

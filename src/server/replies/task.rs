@@ -12,7 +12,7 @@ use tracing::{debug, error};
 use super::{AnsweredCall, Letter, Letters};
 use crate::clock::at;
 use crate::frame::CONTENT_TYPE;
-use crate::outgoing::{BATCH, Bundle, Lane, Lanes, Outbox, Receipts, Share, Waiting, Weight, Window, take_all};
+use crate::outgoing::{AROUND, BATCH, Bundle, Lane, Lanes, Outbox, Receipts, Share, Waiting, Weight, Window, take_all};
 use crate::route::to_queue;
 use crate::server::health::{Health, Trouble};
 use crate::server::reply::too_large;
@@ -171,17 +171,10 @@ impl ReplyTask {
         let mut room = self.window.room();
         while room > 0 && !self.is_refused(now) {
             self.publish_outbox(now);
-            room = self.window.rest();
-            while room > 0
-                && let Some((caller, letter)) = self.unsent.pop(now)
-            {
-                room = room.saturating_sub(letter.frame.len());
-                self.outbox.push(caller, letter);
+            room = self.window.room();
+            if self.is_refused(now) || !self.take_unsent(room, now) {
+                break;
             }
-            if self.outbox.is_empty() {
-                return;
-            }
-            room = self.window.rest();
         }
         let left_over: Vec<_> = self.outbox.clear().collect();
         left_over.into_iter().for_each(|(caller, letter)| self.hold(caller, letter));
@@ -189,6 +182,20 @@ impl ReplyTask {
             self.window.hold();
             self.probe(now);
         }
+    }
+
+    /// Moves as many waiting replies to the outbox as there is room for, in whatever messages they leave. Returns whether
+    /// it has moved any.
+    fn take_unsent(&mut self, mut room: usize, now: Instant) -> bool {
+        let mut has_moved = false;
+        while room > 0
+            && let Some((caller, letter)) = self.unsent.pop(now)
+        {
+            has_moved = true;
+            room = room.saturating_sub(letter.frame.len() + AROUND);
+            self.outbox.push(caller, letter);
+        }
+        has_moved
     }
 
     /// Whether no reply is published now, since the broker refuses them from this user.

@@ -100,7 +100,6 @@ impl MemoryBroker {
         self.change(|state| {
             for held in std::mem::take(&mut state.faults.held) {
                 let lost = Lost { loss: Loss::Channel, reason: "a test has the channel lost".into() };
-                // An error means that nobody waits for the receipt.
                 held.outcome.tell(Err(lost));
             }
         });
@@ -144,7 +143,6 @@ impl BrokerState {
     /// Publishes a message, or lets it wait if a fault holds it up.
     pub(super) fn take(&mut self, connection: u64, publication: Publication, outcome: ReceiptSender) {
         if self.faults.let_all_pass() {
-            // An error means that nobody waits for the receipt.
             outcome.tell(Ok(self.publish(publication)));
         } else {
             self.take_despite_faults(connection, publication, outcome);

@@ -95,8 +95,11 @@ impl Publisher {
         if let Some(channel) = entry.open
             && self.known.has(&handed.publication.exchange)
         {
-            match self.link.wire().publish(channel, self.user.name(), handed) {
-                Ok(()) => return,
+            match self.link.wire().push(channel, self.user.name(), handed) {
+                Ok(()) => {
+                    drop(entry);
+                    return self.link.wire().write();
+                }
                 Err(back) => handed = *back,
             }
         }
@@ -168,7 +171,7 @@ impl PublisherTask {
         let reason = loop {
             let over = self.publish_on(&mut lane).await;
             self.entry.lock().expect("no panic while holding the entry").open = None;
-            let unfinished = self.link.wire().take_unfinished(lane.channel.id());
+            let unfinished = self.link.wire().take_unfinished(lane.channel.id()).await;
             match over {
                 Over::Question => {}
                 Over::Done => return declare::close(&self.link, &lane.channel).await,

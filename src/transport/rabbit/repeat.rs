@@ -42,6 +42,6 @@ pub(super) async fn repeat(link: Arc<Link>, user: Arc<User>, publication: Public
         _ = link.end() => {}
         () = until.cancelled() => {}
     }
-    drop(link.wire().take_unfinished(channel.id()));
+    drop(link.wire().take_unfinished(channel.id()).await);
     declare::close(&link, &channel).await;
 }

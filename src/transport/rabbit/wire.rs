@@ -168,6 +168,13 @@ impl Wire {
     /// # Errors
     /// The publication, if the channel or the connection has ended.
     pub(super) fn publish(&self, channel: u16, user: Option<&str>, handed: Submitted) -> Result<(), Box<Submitted>> {
+        self.push(channel, user, handed)?;
+        self.write();
+        Ok(())
+    }
+
+    /// The same, but nothing is written before [`write`](Self::write).
+    pub(super) fn push(&self, channel: u16, user: Option<&str>, handed: Submitted) -> Result<(), Box<Submitted>> {
         let mut guard = self.lock();
         let state = &mut *guard;
         if state.ended.is_some() || state.is_closing {
@@ -186,8 +193,12 @@ impl Wire {
             return Ok(());
         }
         unconfirmed.push(Flight { handed, end: state.unsent.pushed(), returned: false });
-        self.flush(guard);
         Ok(())
+    }
+
+    /// Writes what was pushed.
+    pub(super) fn write(&self) {
+        self.flush(self.lock());
     }
 
     /// Waits until everything on a channel is confirmed. Never resolves if the channel ends before.
@@ -207,8 +218,13 @@ impl Wire {
         }
     }
 
-    /// Ends publishing on a channel, and returns what is not confirmed, in the order of publishing.
-    pub(super) fn take_unfinished(&self, channel: u16) -> Vec<Unfinished> {
+    /// Ends publishing on a channel, and returns what is not confirmed, in the order of publishing. Nothing more may be
+    /// published on it meanwhile.
+    pub(super) async fn take_unfinished(&self, channel: u16) -> Vec<Unfinished> {
+        // Whoever writes does not wait for anything. After that it is known what has left.
+        while self.lock().unsent.is_being_written() {
+            tokio::task::yield_now().await;
+        }
         let mut state = self.lock();
         let left = state.unsent.left();
         match state.channels.remove(&channel) {
@@ -293,7 +309,7 @@ impl Wire {
     /// Writes what the socket takes now. The task writes the rest. The lock is not held for that: whoever pushes
     /// something meanwhile leaves it to whoever writes.
     fn flush<'wire>(&'wire self, mut state: MutexGuard<'wire, WireState>) {
-        if !state.may_write() || state.unsent.is_empty() {
+        if !state.may_write() || state.is_full || state.unsent.is_empty() {
             return;
         }
         let until = state.unsent.left() + AT_ONCE;
@@ -305,10 +321,16 @@ impl Wire {
             state = self.lock();
             state.unsent.put_back(writing);
         }
-        if result.is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock) {
+        match result.map_err(|error| error.kind()) {
+            Ok(()) => {}
+            Err(io::ErrorKind::WouldBlock) => state.is_full = true,
             // The task sees the end of the connection as well, after everything that has arrived.
-            state.is_broken = true;
-        } else if !state.unsent.is_empty() || self.socket.is_behind() {
+            Err(_) => state.is_broken = true,
+        }
+        if state.is_broken {
+            return;
+        }
+        if !state.unsent.is_empty() || self.socket.is_behind() {
             self.wake.notify_one();
         }
     }

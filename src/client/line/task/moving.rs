@@ -165,7 +165,7 @@ fn close(session: Session) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::Arc;
 
     use bytes::Bytes;
@@ -197,7 +197,7 @@ mod tests {
     }
 
     /// The task of a client, and what sends it orders.
-    async fn task(url: &str) -> (LineTask, Line) {
+    pub(in super::super) async fn task(url: &str) -> (LineTask, Line) {
         let dial = Dial::parse(url).expect("a good address");
         let sessions = Sessions { dial, namespace: Namespace::default(), instance: "caller".into() };
         let session = sessions.open().await.expect("in memory");

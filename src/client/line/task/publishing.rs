@@ -12,7 +12,7 @@ use crate::client::line::Token;
 use crate::client::session::Session;
 use crate::clock::later;
 use crate::frame::{CONTENT_TYPE, Kind};
-use crate::outgoing::{Bundle, Lane, Parcel, Weight};
+use crate::outgoing::{AROUND, Bundle, Lane, Parcel, Weight};
 use crate::route::Address;
 use crate::transport::{Properties, Publication};
 
@@ -118,10 +118,9 @@ impl LineTask {
         let mut room = self.window.room();
         while room > 0 {
             self.publish_outbox(now);
-            room = self.window.rest();
-            self.take_unsent(room, now);
-            if self.outbox.is_empty() {
-                return;
+            room = self.window.room();
+            if !self.take_unsent(room, now) {
+                break;
             }
         }
         let left_over: Vec<_> = self.outbox.clear().collect();
@@ -148,17 +147,21 @@ impl LineTask {
         session.transport.submit(self.exchanges.probe(), self.receipts.keep(self.number));
     }
 
-    /// Moves as many waiting parcels to the outbox as there is room for.
-    fn take_unsent(&mut self, mut room: usize, now: Instant) {
+    /// Moves as many waiting parcels to the outbox as there is room for, in whatever messages they leave. Returns whether
+    /// it has moved any.
+    fn take_unsent(&mut self, mut room: usize, now: Instant) -> bool {
+        let mut has_moved = false;
         while room > 0
             && let Some((address, mut parcel)) = self.unsent.pop(now)
         {
             if parcel.token.is_wanted() {
-                room = room.saturating_sub(parcel.frame.len());
+                has_moved = true;
+                room = room.saturating_sub(parcel.frame.len() + AROUND);
                 renew(&mut parcel);
                 self.leave(address, parcel);
             }
         }
+        has_moved
     }
 
     /// Publishes bundles from the outbox while there is room. Parcels for a queue that confirms nothing go to `stuck`.
@@ -224,4 +227,44 @@ fn publication(bundle: &Bundle<Address, Token>, session: &Session, instance: &st
         ..Properties::default()
     };
     address.publication(properties, bundle.body())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use futures::FutureExt as _;
+    use uuid::Uuid;
+
+    use super::super::moving::tests::task;
+    use super::*;
+    use crate::outgoing::Share;
+
+    #[tokio::test]
+    async fn while_something_waits_for_room_a_probe_is_on_its_way() {
+        let (mut task, _line) = task("memory://").await;
+        let address = Address::queue("away", Kind::Oneway);
+        for _ in 0..5 {
+            let token = Token::until(Instant::now() + Duration::from_secs(60));
+            // Each is larger than the window.
+            let frame = Bytes::from(vec![0; 100_000]);
+            let kind = Some(Arc::from("demo.v1.add"));
+            let parcel = Parcel { id: Uuid::new_v4(), frame, share: Share::ALL, kind, expiration: None, token };
+            task.hold(address.clone(), parcel);
+        }
+        let mut rounds = 0;
+        while !task.unsent.is_empty() {
+            task.publish();
+            let waiting = task.unsent.len();
+            assert!(waiting == 0 || task.window.probing_since().is_some(), "round {rounds}: {waiting} wait");
+            // The broker has confirmed everything.
+            while let Some((number, said)) = task.receipts.next().now_or_never() {
+                task.concluded(number, said);
+            }
+            rounds += 1;
+        }
+        assert!(rounds > 2, "{rounds} rounds");
+    }
 }

@@ -155,6 +155,7 @@ impl Wire {
     /// Writes what is left, after the socket was full.
     fn flush_rest(&self) {
         let mut state = self.lock();
+        state.is_full = false;
         if state.may_write() && state.unsent.is_empty() {
             // With TLS, something that is encrypted may be left.
             let left = self.socket.write(&[]);

@@ -36,6 +36,8 @@ pub(super) struct WireState {
     pub(super) frame_max: usize,
     /// Whether the broker reads nothing for now. Then nothing is written, so that it is known what has not left.
     pub(super) is_blocked: bool,
+    /// Whether the socket took nothing the last time. The task waits until it takes something again.
+    pub(super) is_full: bool,
     /// Whether the socket has refused to be written.
     pub(super) is_broken: bool,
     /// Whether lapin or the broker is closing the connection. Then nothing more may be sent.
@@ -64,6 +66,7 @@ impl Default for WireState {
             channels: HashMap::new(),
             frame_max: FRAME_MAX,
             is_blocked: false,
+            is_full: false,
             is_broken: false,
             is_closing: false,
             ended: None,

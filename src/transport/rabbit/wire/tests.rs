@@ -129,12 +129,12 @@ async fn what_has_not_left_is_told_from_what_has() {
     // lapin sees the end after the wire.
     drop(scene.broker);
     assert!(matches!(scene.lapin.read(&mut [0; 8]).await, Ok(0) | Err(_)));
-    let unfinished = scene.wire.take_unfinished(1);
+    let unfinished = scene.wire.take_unfinished(1).await;
     assert_eq!(unfinished.len(), count);
     let left = unfinished.iter().take_while(|one| one.has_left).count();
     assert!(left >= 1 && left < count && unfinished.iter().skip(left).all(|one| !one.has_left), "{left} of {count}");
     assert!(first.now_or_never().is_none(), "its outcome is for whoever publishes");
-    assert!(scene.wire.take_unfinished(1).is_empty());
+    assert!(scene.wire.take_unfinished(1).await.is_empty());
 }
 
 #[tokio::test]
@@ -169,7 +169,7 @@ async fn the_end_of_a_channel_is_told_after_lapin_has_handled_it() {
     let publication = Publication::to_nobody(String::new());
     let late = Submitted { publication, outcome };
     assert!(scene.wire.publish(1, None, late).is_err(), "nothing more is sent on it");
-    assert_eq!(scene.wire.take_unfinished(1).len(), 1);
+    assert_eq!(scene.wire.take_unfinished(1).await.len(), 1);
     receipt.await.expect_err("nobody tells its outcome");
 }
 

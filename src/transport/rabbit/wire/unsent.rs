@@ -35,6 +35,8 @@ pub(super) struct Unsent {
 pub(super) struct BeingWritten {
     parts: VecDeque<Bytes>,
     last: BytesMut,
+    /// The size of the buffer of `last`.
+    capacity: usize,
     /// How many of them the socket has taken.
     taken: usize,
 }
@@ -94,17 +96,17 @@ impl Unsent {
     pub(super) fn take(&mut self) -> BeingWritten {
         self.writing = Some(self.pushed);
         let last = std::mem::replace(&mut self.last, std::mem::take(&mut self.spare));
-        BeingWritten { parts: std::mem::take(&mut self.parts), last, taken: 0 }
+        BeingWritten { parts: std::mem::take(&mut self.parts), capacity: last.capacity(), last, taken: 0 }
     }
 
     /// Puts back what the socket has not taken, in front of what was pushed meanwhile.
     pub(super) fn put_back(&mut self, rest: BeingWritten) {
-        let BeingWritten { mut parts, mut last, taken } = rest;
+        let BeingWritten { mut parts, mut last, capacity, taken } = rest;
         self.written += taken as u64;
         self.writing = None;
         if last.is_empty() {
             // A buffer of many bytes is not kept.
-            if last.capacity() <= KEPT {
+            if capacity <= KEPT {
                 last.clear();
                 self.spare = last;
             }
@@ -138,9 +140,12 @@ impl BeingWritten {
                 *slice = IoSlice::new(part);
                 count += 1;
             }
-            let taken = socket(&slices[..count])?;
+            let taken = match socket(&slices[..count])? {
+                0 => return Err(io::ErrorKind::WouldBlock.into()),
+                taken => taken,
+            };
             self.take(taken);
-            left = left.saturating_sub(taken.max(1) as u64);
+            left = left.saturating_sub(taken as u64);
         }
         Ok(())
     }
@@ -219,6 +224,9 @@ mod tests {
             writing.write_to(|parts| Ok(parts.iter().map(|part| part.len()).sum())).expect("it takes everything");
             unsent.put_back(writing);
         }
+        // A buffer of which everything was written does not tell its size.
+        unsent.last.reserve(1);
+        unsent.spare.reserve(1);
         assert!(unsent.last.capacity() <= KEPT && unsent.spare.capacity() <= KEPT);
     }
 
