@@ -192,7 +192,9 @@ impl Window {
         };
         let unseen = now.saturating_duration_since(seen);
         // The window is as small as it can be, and the probe still takes long: so the route has probably become longer.
-        let is_doubtful = took > allowed && self.size == LEAST && unseen > DOUBTFUL;
+        // Or nothing else was on the way, and it takes long.
+        let is_alone = bytes <= AROUND && !is_short(took, shortest);
+        let is_doubtful = (took > allowed && self.size == LEAST || is_alone) && unseen > DOUBTFUL;
         self.emptying = is_doubtful || !is_short(took, shortest) && unseen > STALE;
     }
 }
@@ -354,5 +356,23 @@ mod tests {
         assert!(!window.is_to_probe(now + SECOND));
         window.arrived(4, now + SECOND);
         assert!(window.is_to_probe(now + 2 * STALE));
+    }
+
+    #[test]
+    fn a_route_that_has_become_as_much_longer_as_may_be_queued_is_measured_again() {
+        let (mut window, mut now, mut number) = (Window::default(), Instant::now(), 0);
+        let mut lone_probe = |window: &mut Window, took: Duration| {
+            number += 1;
+            window.probed(number, now);
+            now += took;
+            window.hold();
+            window.arrived(number, now);
+        };
+        lone_probe(&mut window, Duration::from_millis(1));
+        // Nothing else is on the way, so these show the route, although each takes no longer than may be.
+        for _ in 0..50 {
+            lone_probe(&mut window, QUEUEING);
+        }
+        assert_eq!(window.round_trip(), QUEUEING);
     }
 }
