@@ -148,10 +148,14 @@ impl<A> CallsInFlight<A> {
 
     /// Takes out the call `id`, since its caller has given up or no reply can come.
     pub(crate) fn forget(&mut self, id: Uuid) -> Option<PendingCall<A>> {
+        self.forget_report(id);
+        self.calls.remove(&id)
+    }
+
+    fn forget_report(&mut self, id: Uuid) {
         if !self.reports.is_empty() {
             self.reports.remove(&id);
         }
-        self.calls.remove(&id)
     }
 
     /// Takes out the call `id`, unless it is a broadcast.
@@ -177,10 +181,9 @@ impl<A> CallsInFlight<A> {
             // The gatherer takes out its id itself.
             Waiter::Many(waiter) => Waiter::Many(waiter.clone()),
             Waiter::One(_) => {
-                if !self.reports.is_empty() {
-                    self.reports.remove(&reply.id);
-                }
-                entry.remove().waiter
+                let call = entry.remove();
+                self.forget_report(reply.id);
+                call.waiter
             }
         };
         Some(HeldReply { waiter, reply })

@@ -26,7 +26,7 @@ use super::{Absent, Traffic};
 use crate::outgoing::Parcel;
 use crate::route::Address;
 use crate::state::State;
-use crate::transport::{Confirm, Lost};
+use crate::transport::Lost;
 
 /// What the task keeps with each parcel: who waits for it, and what may be done with it.
 #[derive(Debug)]
@@ -80,13 +80,6 @@ impl Token {
             (Some(said), _) => !said.is_closed(),
             (None, Some((Waiter::One(reply), _))) => !reply.is_closed(),
             (None, Some((Waiter::Many(_), _)) | None) => true,
-        }
-    }
-
-    /// Tells the caller that the broker has accepted the call, if the caller waits for that.
-    fn arrived(self) {
-        if let Some(sender) = self.said {
-            let _ = sender.send(CallEnd::Said(Confirm::Accepted));
         }
     }
 

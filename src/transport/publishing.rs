@@ -172,7 +172,7 @@ impl ReceiptSender {
 impl Drop for ReceiptSender {
     fn drop(&mut self) {
         if self.0.is_some() {
-            self.tell_once(Err(Lost::connection(true, "the connection was closed".into())));
+            self.tell_once(untold());
         }
     }
 }
@@ -181,10 +181,13 @@ impl Future for Receipt {
     type Output = Result<Confirm, Lost>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0)
-            .poll(context)
-            .map(|outcome| outcome.unwrap_or_else(|_| Err(Lost::connection(true, "the connection was closed".into()))))
+        Pin::new(&mut self.0).poll(context).map(|outcome| outcome.unwrap_or_else(|_| untold()))
     }
+}
+
+/// The outcome of a publication of which nobody has told it.
+fn untold() -> Result<Confirm, Lost> {
+    Err(Lost::connection(true, "the connection was closed".into()))
 }
 
 /// Whether these words of the broker mean that the user lacks a permission.

@@ -101,7 +101,7 @@ pub(super) struct LineTask {
     blocked: Option<(Instant, Arc<str>)>,
     /// When the calls fail that were sent before the alarm and were not confirmed.
     stuck_at: Option<Instant>,
-    /// Resolves for each message when its outcome is known.
+    /// The numbers of the messages whose outcome is not known, and where it is told.
     receipts: Receipts<u64>,
     /// The messages without a confirm, with their parcels.
     unconfirmed: Unconfirmed,

@@ -340,7 +340,8 @@ impl Wire {
         self.socket.shut_down();
     }
 
-    /// Waits until everything is handled that has arrived by now, by lapin as well, or until the wire has ended.
+    /// Waits until the wire has read once more, if something has arrived, and lapin has handled everything that is for
+    /// it, or until the wire has ended. So it shows whether the broker says something. More may be unread.
     pub(super) async fn is_caught_up(&self) {
         let before = self.lock().reads;
         loop {

@@ -59,7 +59,7 @@ impl LineTask {
         let answerless = address.is_answered() && number < self.first;
         if said == Ok(Confirm::Accepted) && !answerless {
             // The usual outcome: the calls wait for their replies.
-            return parcels.into_iter().for_each(|parcel| parcel.token.arrived());
+            return parcels.into_iter().for_each(|parcel| parcel.token.end(&CallEnd::Said(Confirm::Accepted)));
         }
         let came_back = match &said {
             Ok(confirm) => matches!(confirm, Confirm::TooLarge(_)),
