@@ -68,9 +68,11 @@ pub enum Codec {
 pub struct CodecError(pub(crate) String);
 
 impl Codec {
+    pub(crate) const ALL: [Self; 4] = [Self::Raw, Self::Cbor, Self::Json, Self::MessagePack];
+
     /// The codec with this number in a frame.
     pub(crate) fn from_number(number: u8) -> Option<Self> {
-        [Self::Raw, Self::Cbor, Self::Json, Self::MessagePack].into_iter().find(|codec| *codec as u8 == number)
+        Self::ALL.into_iter().find(|codec| *codec as u8 == number)
     }
 
     /// The name in the description of the wire and in error messages.

@@ -1,5 +1,4 @@
-//! What an instance says about itself, as documents. The server writes them; `Client::instances` and `Client::stats`
-//! read them.
+//! What an instance says about itself, as documents. The server writes them, and the registry reads them.
 //!
 //! Each document begins with its `type`: the name of the document after its version, such as `hopline.v1.info`. A
 //! version may gain members: a reader ignores a member that it does not know, and takes the default for one that is
@@ -7,10 +6,13 @@
 
 mod stats;
 
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-pub use self::stats::{Histogram, InstanceStats, MethodStats};
+pub use self::stats::{Histogram, InstanceStats, LastFault, MethodStats};
 
 /// The question whether an instance is up. The result is empty. All names of questions contain a dot, so that
 /// no method of a service can have the same name.
@@ -45,13 +47,12 @@ impl Typed {
     }
 }
 
-/// What an instance of a service serves: the document `hopline.v1.info`.
-/// [`Client::instances`](crate::Client::instances) collects them.
+/// An instance of a service, and what it serves: the document `hopline.v1.info`. A [`Registry`](crate::Registry) gathers
+/// them.
 ///
 /// ```
-/// # use std::time::Duration;
 /// # async fn example(client: hopline::Client) -> Result<(), hopline::Error> {
-/// for instance in client.instances(Duration::from_millis(500)).await? {
+/// for instance in client.registry().instances("demo").await? {
 ///     let methods: Vec<_> = instance.methods.iter().map(|method| &*method.signature).collect();
 ///     println!("{} at {}: {}", instance.service, instance.instance, methods.join(", "));
 /// }
@@ -67,8 +68,34 @@ pub struct Instance {
     pub instance: String,
     /// The version of Hopline that the instance runs.
     pub hopline: String,
+    /// The name of the machine that it runs on. Empty if it is not known.
+    pub host: String,
+    /// The id of its process. 0 if it is not known.
+    pub pid: u32,
+    /// When it started, in milliseconds since 1970, by the clock of its machine. 0 if it is not known. See
+    /// [`started_at`](Self::started_at).
+    pub started_at_ms: u64,
+    /// The serializations that it reads, as [`Codec::name`](crate::Codec::name) writes them.
+    pub codecs: Vec<String>,
+    /// The compressions that it reads, as [`Compression::name`](crate::Compression::name) writes them.
+    pub compressions: Vec<String>,
+    /// What its program says about it, by [`Server::attribute`](crate::Server::attribute).
+    pub attributes: BTreeMap<String, String>,
     /// Its methods, sorted by name.
     pub methods: Vec<MethodInfo>,
+}
+
+impl Instance {
+    /// When it started, by the clock of its machine. `None` if that is not known.
+    #[must_use]
+    pub fn started_at(&self) -> Option<SystemTime> {
+        since_1970(self.started_at_ms)
+    }
+}
+
+/// The point in time that is so many milliseconds after the beginning of 1970. `None` for 0, which stands for nothing.
+fn since_1970(millis: u64) -> Option<SystemTime> {
+    (millis > 0).then(|| UNIX_EPOCH.checked_add(Duration::from_millis(millis)))?
 }
 
 impl Document for Instance {
@@ -101,6 +128,14 @@ pub struct MethodInfo {
     pub oneway: bool,
     /// Whether a call may run twice without harm.
     pub idempotent: bool,
+    /// Whether a handler that has begun runs to its end, even when the caller gives up.
+    pub finishes: bool,
+    /// For how many milliseconds an instance remembers how a call has ended, so that the same call does not run again.
+    /// `None`: it remembers nothing.
+    pub dedup_ms: Option<u64>,
+    /// The time-out of calls that set none, in milliseconds, as the service's trait declares it. `None`: that is up to
+    /// the client.
+    pub timeout_ms: Option<u64>,
 }
 
 #[cfg(test)]
@@ -126,14 +161,33 @@ mod tests {
     #[test]
     fn a_document_is_read_as_it_was_written() {
         for codec in [Codec::Cbor, Codec::Json, Codec::MessagePack] {
-            let method = MethodInfo { name: "add".into(), signature: "add()".into(), oneway: true, idempotent: true };
-            let (service, instance) = ("math.v1".to_owned(), "a1".to_owned());
-            let info = Instance { service, instance, hopline: "1".into(), methods: vec![method] };
+            let method = MethodInfo {
+                name: "add".into(),
+                signature: "add()".into(),
+                oneway: true,
+                idempotent: true,
+                finishes: true,
+                dedup_ms: Some(7),
+                timeout_ms: None,
+            };
+            let info = Instance {
+                service: "math.v1".into(),
+                instance: "a1".into(),
+                hopline: "1".into(),
+                host: "here".into(),
+                pid: 5,
+                started_at_ms: 1,
+                codecs: vec!["CBOR".into()],
+                compressions: vec!["lz4".into()],
+                attributes: BTreeMap::from([("zone".into(), "eu1".into())]),
+                methods: vec![method],
+            };
             let payload = written(codec, &info);
             assert!(codec.decode::<Typed>(&payload).is_ok_and(|typed| typed.is::<Instance>()));
             assert_eq!(codec.decode::<Instance>(&payload), Ok(info));
             let mut stats = InstanceStats { running: 3, ..InstanceStats::default() };
-            stats.methods.push(MethodStats { name: "add".into(), finished: 7, ..MethodStats::default() });
+            let last_fault = Some(LastFault { code: "INTERNAL".into(), message: "oh".into(), at_ms: 3 });
+            stats.methods.push(MethodStats { name: "add".into(), finished: 7, last_fault, ..MethodStats::default() });
             let payload = written(codec, &stats);
             assert!(codec.decode::<Typed>(&payload).is_ok_and(|typed| typed.is::<InstanceStats>()));
             assert!(codec.decode::<Typed>(&payload).is_ok_and(|typed| !typed.is::<Instance>()));
@@ -145,7 +199,7 @@ mod tests {
     fn a_reader_ignores_what_it_does_not_know_and_takes_defaults_for_what_is_missing() {
         let read = |value: Value| Codec::Json.decode::<Instance>(value.to_string().as_bytes());
         assert_eq!(read(json!({})), Ok(Instance::default()));
-        let newer = json!({"type": "hopline.v1.info", "service": "math.v1", "schema": {"add": []},
+        let newer = json!({"type": "hopline.v1.info", "service": "math.v1", "colour": {"add": []},
             "methods": [{"name": "add", "cost": 1.5}]});
         let expected = Instance {
             service: "math.v1".into(),
@@ -163,5 +217,15 @@ mod tests {
         let typed = |value: Value| Codec::Json.decode::<Typed>(value.to_string().as_bytes()).expect("an object");
         assert!(!typed(json!({"type": "hopline.v2.info"})).is::<Instance>());
         assert!(typed(json!({"service": "math.v1"})).is::<Instance>());
+    }
+
+    #[test]
+    fn a_start_is_a_point_in_time_unless_it_is_not_known() {
+        assert_eq!(Instance::default().started_at(), None);
+        let started = Instance { started_at_ms: 1_500, ..Instance::default() }.started_at();
+        assert_eq!(started, Some(UNIX_EPOCH + Duration::from_millis(1_500)));
+        let absurd = Instance { started_at_ms: u64::MAX, ..Instance::default() };
+        // What cannot be told is no panic.
+        let _ = absurd.started_at();
     }
 }

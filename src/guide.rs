@@ -21,6 +21,7 @@ pages! {
     ChangingAContract = "docs/guide/src/changing-a-contract.md",
     Deploying = "docs/guide/src/deploying.md",
     Cluster = "docs/guide/src/cluster.md",
+    Discovery = "docs/guide/src/discovery.md",
     #[cfg(feature = "tls")]
     Security = "docs/guide/src/security.md",
     Performance = "docs/guide/src/performance.md",

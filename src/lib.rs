@@ -217,9 +217,10 @@ pub use context::Context;
 pub use dead::{
     DeadLetter, DeadLetters, DeadLettersBuilder, EarlierDeath, Fate, Handled, LetterKind, Listed, WhichLetters,
 };
-pub use document::{Histogram, Instance, InstanceStats, MethodInfo, MethodStats};
+pub use document::{Histogram, Instance, InstanceStats, LastFault, MethodInfo, MethodStats};
 pub use error::{CallError, Code, Error, Fault, Unanswered};
 pub use middleware::{Finished, Invocation, Middleware, Next, Reply, Style};
+pub use registry::{Pong, Registry};
 pub use server::{Caller, Running, Server, ServerBuilder};
 pub use service::{Dispatch, Failure, IntoService, Method, Service};
 pub use state::State;

@@ -1,53 +1,214 @@
-//! Discovery from the client's side: a client asks over the discovery exchange, and every instance that is up replies
-//! for itself. Nothing keeps a list of the instances.
+//! Discovery from the client's side: a client asks the instances, and each that is up replies for itself. Nothing keeps
+//! a list of them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::TryStreamExt;
+use futures::StreamExt;
+use tokio::time::Instant;
 
 use crate::client::{ArgumentWriter, Client, Request, Target};
-use crate::document::{Document, Instance, InstanceStats, Typed};
+use crate::clock::later;
+use crate::document::{Document, Instance, InstanceStats, PING, Typed};
 use crate::error::Error;
 use crate::middleware::Reply;
 use crate::route::Route;
 use crate::topology::ServiceId;
 
-impl Client {
-    /// The instances that are up and what they serve, sorted by service and instance.
-    ///
-    /// Waits for the whole of `window` and collects the replies that arrive in it. The list is empty if nobody replies.
-    ///
-    /// # Errors
-    /// `Disconnected`, `Blocked`.
-    pub async fn instances(&self, window: Duration) -> Result<Vec<Instance>, Error> {
-        ask(self, window).await
-    }
+/// How long a registry waits in all for instances to reply.
+const TOTAL: Duration = Duration::from_secs(2);
+/// How long it waits for the next reply after one has come.
+const STALL: Duration = Duration::from_millis(250);
 
-    /// How busy the instances are that reply within `window`, sorted by service and instance.
-    ///
-    /// # Errors
-    /// As [`Client::instances`].
-    pub async fn stats(&self, window: Duration) -> Result<Vec<InstanceStats>, Error> {
-        ask(self, window).await
+/// Who serves what, as the instances say themselves when they are asked. [`Client::registry`] makes one.
+///
+/// Nobody knows beforehand how many instances will reply. So asking ends when
+/// - nobody has replied for the [stall time](Self::stall) after a reply,
+/// - or the [known number](Self::count) has replied,
+/// - or the [total time](Self::total) is over,
+///
+/// and at once if the broker knows that nobody is there.
+///
+/// ```
+/// # use std::time::Duration;
+/// # async fn example(client: hopline::Client) -> Result<(), hopline::Error> {
+/// for (service, instances) in client.registry().services().await? {
+///     println!("{service} has {} instances", instances.len());
+/// }
+/// // Three are expected: this returns as soon as they have replied.
+/// let three = client.registry().count(3).total(Duration::from_secs(10)).instances("demo").await?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Registry {
+    client: Client,
+    total: Duration,
+    stall: Duration,
+    count: Option<usize>,
+}
+
+/// An instance that has replied to a [ping](Registry::ping).
+///
+/// ```
+/// # async fn example(client: hopline::Client) -> Result<(), hopline::Error> {
+/// for pong in client.registry().ping("demo").await? {
+///     println!("{} replies after {:?}", pong.instance, pong.round_trip);
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Pong {
+    /// The instance's id.
+    pub instance: String,
+    /// How long its reply took, with the way to the broker and back.
+    pub round_trip: Duration,
+}
+
+impl Client {
+    /// Who serves what, and how busy they are.
+    #[must_use]
+    pub fn registry(&self) -> Registry {
+        Registry { client: self.clone(), total: TOTAL, stall: STALL, count: None }
     }
 }
 
-/// Asks all instances for their document `D`, and returns the documents of those that reply within `window`.
-async fn ask<D: Document>(client: &Client, window: Duration) -> Result<Vec<D>, Error> {
-    let service = ServiceId::new("hopline", 1).map_err(Error::Invalid)?;
-    let arguments: ArgumentWriter = Box::new(|codec, payload| codec.write::<[(); 0]>(&[], payload));
-    let target = Arc::new(Target::new(service, D::QUESTION));
-    let request = Request { timeout: Some(window), route: Route::Everywhere, ..Request::new(Ok(target), arguments) };
-    let answers = match client.ask(request).await {
-        Err(Error::NoService { .. }) => return Ok(Vec::new()),
-        answers => answers?.try_collect::<Vec<_>>().await?,
-    };
-    // An instance of another version may not know the question and reply with a fault. The others' replies count.
-    let known = answers.into_iter().filter_map(|(_, reply)| reply.ok()).filter(|reply| !reply.is_own_error());
-    let mut documents: Vec<D> = known.filter_map(|reply| read(&reply)).collect();
-    documents.sort_by(|one, other| one.source().cmp(&other.source()));
-    Ok(documents)
+impl Registry {
+    /// How long asking may take in all. Default: 2 s.
+    #[must_use]
+    pub fn total(mut self, time: Duration) -> Self {
+        self.total = time;
+        self
+    }
+
+    /// How long to wait for the next reply after one has come. Default: 250 ms. The first reply may take the
+    /// [total time](Self::total).
+    #[must_use]
+    pub fn stall(mut self, time: Duration) -> Self {
+        self.stall = time;
+        self
+    }
+
+    /// How many instances will reply, if that is known: asking ends with the last of them. An instance replies once for
+    /// each of its services. Default: unknown.
+    #[must_use]
+    pub fn count(mut self, instances: usize) -> Self {
+        self.count = Some(instances);
+        self
+    }
+
+    /// All services, each written `name.vMAJOR`, and their instances, sorted by their ids. Empty if nobody replies.
+    ///
+    /// # Errors
+    /// `Disconnected`, `Blocked`, and `Timeout` if the broker has not confirmed the question in time.
+    pub async fn services(&self) -> Result<BTreeMap<String, Vec<Instance>>, Error> {
+        let mut services: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for instance in self.documents::<Instance>(None).await? {
+            services.entry(instance.service.clone()).or_default().push(instance);
+        }
+        Ok(services)
+    }
+
+    /// The instances of `service`, which is `name` or `name.vMAJOR`, sorted by their ids. Empty if nobody replies.
+    ///
+    /// # Errors
+    /// As [`services`](Self::services), and `Invalid` for a name that no service can have.
+    pub async fn instances(&self, service: &str) -> Result<Vec<Instance>, Error> {
+        self.documents(Some(service)).await
+    }
+
+    /// How busy the instances of `service` are, sorted by their ids.
+    ///
+    /// # Errors
+    /// As [`instances`](Self::instances).
+    pub async fn stats(&self, service: &str) -> Result<Vec<InstanceStats>, Error> {
+        self.documents(Some(service)).await
+    }
+
+    /// How busy the instances of all services are, sorted by service and instance.
+    ///
+    /// # Errors
+    /// As [`services`](Self::services).
+    pub async fn all_stats(&self) -> Result<Vec<InstanceStats>, Error> {
+        self.documents(None).await
+    }
+
+    /// The instances of `service` that are there, sorted by their ids, and how long each takes to say so. No handler runs
+    /// for it, and it does not wait for a place among the calls that run.
+    ///
+    /// # Errors
+    /// As [`instances`](Self::instances).
+    pub async fn ping(&self, service: &str) -> Result<Vec<Pong>, Error> {
+        let (began, mut pongs) = (Instant::now(), Vec::new());
+        let take = |reply: &Reply| {
+            let instance = reply.instance.as_deref().unwrap_or_default().to_owned();
+            pongs.push(Pong { instance, round_trip: began.elapsed() });
+            true
+        };
+        self.ask(PING, Some(service), take).await?;
+        pongs.sort_by(|one, other| one.instance.cmp(&other.instance));
+        pongs.dedup_by(|one, other| one.instance == other.instance);
+        Ok(pongs)
+    }
+
+    /// The documents `D` of the instances of one service, or of all.
+    async fn documents<D: Document>(&self, service: Option<&str>) -> Result<Vec<D>, Error> {
+        let mut documents: Vec<D> = Vec::new();
+        let take = |reply: &Reply| {
+            let document = read(reply);
+            let is_one = document.is_some();
+            documents.extend(document);
+            is_one
+        };
+        self.ask(D::QUESTION, service, take).await?;
+        documents.sort_by(|one, other| one.source().cmp(&other.source()));
+        // A server that moves to another connection may be asked over both.
+        documents.dedup_by(|one, other| one.source() == other.source());
+        Ok(documents)
+    }
+
+    /// Asks the instances of one service, or of all. `take` gets each reply, and says whether it answers the question.
+    async fn ask(
+        &self,
+        question: &str,
+        service: Option<&str>,
+        mut take: impl FnMut(&Reply) -> bool,
+    ) -> Result<(), Error> {
+        let (service, route) = match service {
+            Some(service) => (ServiceId::parse(service), Route::All),
+            None => (ServiceId::new("hopline", 1), Route::Everywhere),
+        };
+        let target = service.map(|service| Arc::new(Target::new(service, question)));
+        let arguments: ArgumentWriter = Box::new(|codec, payload| codec.write::<[(); 0]>(&[], payload));
+        let request = Request { timeout: Some(self.total), route, ..Request::new(target, arguments) };
+        let mut replies = match self.client.ask(request).await {
+            Err(Error::NoService { .. }) => return Ok(()),
+            replies => replies?,
+        };
+        let (mut taken, mut stalls_at) = (0, None);
+        while self.count.is_none_or(|count| taken < count) {
+            let reply = tokio::select! {
+                biased;
+                reply = replies.next() => reply,
+                () = self.wait_until(stalls_at) => None,
+            };
+            let Some((_, reply)) = reply.transpose()? else { break };
+            stalls_at = Some(later(Instant::now(), self.stall));
+            // An instance of another version may not know the question and reply with a fault. The others' replies count.
+            if reply.is_ok_and(|reply| !reply.is_own_error() && take(&reply)) {
+                taken += 1;
+            }
+        }
+        Ok(())
+    }
+
+    async fn wait_until(&self, instant: Option<Instant>) {
+        match instant {
+            Some(instant) => self.client.timer(instant).await,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 /// The document in a reply. `None` if it is another document than `D`, or unreadable.

@@ -19,6 +19,7 @@ mod locate;
 mod message;
 mod moving;
 mod outcome;
+mod process;
 mod reading;
 mod reason;
 mod repair;
@@ -28,42 +29,42 @@ mod running;
 mod served_method;
 mod served_queue;
 mod signals;
+mod site;
 mod supervisor;
 mod through;
 mod worker;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 
 use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, RwLock, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
-use uuid::Uuid;
 
 use self::allow::Allow;
 pub use self::allow::Caller;
 pub use self::builder::ServerBuilder;
-use self::calls::Calls;
 use self::health::Health;
-use self::reading::{Reading, Topology};
+use self::process::ProcessFacts;
 use self::replies::Replier;
 pub use self::running::Running;
 use self::signals::Signals;
+use self::site::Site;
 use self::supervisor::Supervisor;
 use self::worker::EVENT;
 use crate::compression::Compression;
 use crate::context::Context;
 use crate::error::Error;
+use crate::frame::check_entries;
 use crate::limits::EVENTS_PREFETCH;
 use crate::middleware::Chain;
 use crate::route::Exchanges;
 use crate::service::{Dispatch, IntoService, Service};
-use crate::topology::{Binding, Namespace, ServiceId, check_event_pattern, is_presence_key};
+use crate::topology::{Namespace, ServiceId, check_event_pattern};
 use crate::transport::{Dial, Role, Transport};
 
 /// Serves any number of services, and handles events, over one connection for each direction.
@@ -88,6 +89,7 @@ pub struct Server {
     instance: Arc<str>,
     services: Vec<Service>,
     subscriptions: Vec<(String, Service)>,
+    attributes: BTreeMap<String, String>,
     allow: Allow,
 }
 
@@ -157,6 +159,21 @@ impl Server {
         self
     }
 
+    /// Says something about this server that whoever asks the [registry](crate::Client::registry) can read: the zone that it
+    /// is in, its weight, its build. Setting a name again replaces its value. A server may have 128 attributes. Together
+    /// they may take 60 KiB, where each counts 10 bytes more than its text. Default: none.
+    ///
+    /// ```
+    /// # async fn example(calculator: hopline::Service) -> Result<(), hopline::Error> {
+    /// let server = hopline::Server::connect("memory://").await?.attribute("zone", "eu1").serve(calculator);
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn attribute(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.attributes.insert(name.into(), value.into());
+        self
+    }
+
     /// Sets the rule that says who may do what. `rule` gets the caller and what it wants to do, before arguments are
     /// read. It returns whether that is allowed. Default: everything is allowed. A second rule replaces the first.
     ///
@@ -199,7 +216,9 @@ impl Server {
     /// - `Disconnected` if the connection is lost meanwhile.
     pub async fn start(self) -> Result<Running, Error> {
         let Self { dial, transport, namespace, max_message_size, compression, instance, .. } = self;
-        let Self { services, subscriptions, allow, middleware, .. } = self;
+        let Self { services, subscriptions, attributes, allow, middleware, .. } = self;
+        check_entries(attributes.iter().map(|(name, value)| (&**name, &**value)))
+            .map_err(|excess| Error::Invalid(format!("the server's attributes: {excess}")))?;
         for (pattern, _) in &subscriptions {
             check_event_pattern(pattern).map_err(Error::Invalid)?;
         }
@@ -223,6 +242,8 @@ impl Server {
             namespace,
             instance,
             name,
+            process: ProcessFacts::now(),
+            attributes,
             services: served.keys().map(|id| id.to_string().into()).collect(),
             max_size: max_message_size,
             allow,
@@ -313,86 +334,4 @@ fn checked(service: &Service) -> Result<ServiceId, Error> {
         return Ok(id);
     }
     Err(Error::Invalid(format!("`{id}` cannot be served: {}", service.problems.join("; "))))
-}
-
-/// What all workers of a server share.
-struct Site {
-    /// The current connection. While there is none, the last one.
-    transports: Arc<watch::Sender<Transport>>,
-    replies: Replier,
-    namespace: Namespace,
-    instance: Arc<str>,
-    /// The name of the server's connections, which the log uses too.
-    name: Arc<str>,
-    /// The services it serves, each written `name.vMAJOR`.
-    services: Arc<[Arc<str>]>,
-    max_size: usize,
-    /// How results are compressed.
-    compression: Option<Compression>,
-    middleware: Chain,
-    exchanges: Exchanges,
-    allow: Allow,
-    /// Cancelled when the server begins to drain: it starts no more calls.
-    draining: CancellationToken,
-    /// The tasks that read the queues of services. Each waits for the calls that it started.
-    shared: TaskTracker,
-    /// The running calls that came through this instance's own queues. While there are any, these queues are read,
-    /// since a cancel may come.
-    addressed: TaskTracker,
-    /// Cancelled when all those calls have ended.
-    drained: CancellationToken,
-    /// The tasks that read this instance's own queues. They run until the end, to tell callers that the instance is
-    /// leaving.
-    own: TaskTracker,
-    /// The running calls of each service and subscription.
-    calls: Mutex<Vec<Arc<Mutex<Calls>>>>,
-    /// The calls that had not started when the server began to drain, and were requeued. The broker may deliver one of
-    /// them to this server again until it knows that the server takes no more.
-    given_back: Mutex<HashSet<Uuid>>,
-    /// What is declared over the current connection.
-    topology: Mutex<Topology>,
-    /// Notified when the catalogue has no entry for a service that has dead letters.
-    unentered: Notify,
-    /// Held for reading while bindings of an instance's queues are declared. A drain waits for that before it removes
-    /// bindings.
-    declaring: RwLock<()>,
-    health: Arc<Health>,
-}
-
-impl Site {
-    /// Whether this binding makes clients' questions whether the service takes calls reach this server.
-    fn is_presence(&self, binding: &Binding) -> bool {
-        binding.exchange == self.namespace.rpc() && is_presence_key(&binding.key)
-    }
-
-    /// Resolves when the server has been draining for `time`.
-    async fn has_drained_for(&self, time: Duration) {
-        self.draining.cancelled().await;
-        tokio::time::sleep(time).await;
-    }
-
-    fn transport(&self) -> Transport {
-        self.transports.borrow().clone()
-    }
-
-    /// How many calls are running now, and how many have finished, in all services and subscriptions.
-    fn tally(&self) -> (usize, u64) {
-        let calls = self.calls.lock().expect("no panic while holding what is served");
-        let tallies = calls.iter().map(|calls| calls.lock().expect("no panic while holding the calls").tally());
-        tallies.fold((0, 0), |(running, finished), (r, f)| (running + r, finished + f))
-    }
-
-    fn given_back(&self) -> MutexGuard<'_, HashSet<Uuid>> {
-        self.given_back.lock().expect("no panic while holding what was given back")
-    }
-
-    fn topology(&self) -> Topology {
-        self.topology.lock().expect("no panic while holding the topology").clone()
-    }
-
-    /// Makes the connection of `reading` the current one.
-    fn serves_over(&self, reading: &Reading) {
-        *self.topology.lock().expect("no panic while holding the topology") = reading.topology.clone();
-        self.transports.send_replace(reading.transport.clone());
-    }
 }

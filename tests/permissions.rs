@@ -113,8 +113,8 @@ async fn the_documents_permissions_are_enough_and_no_more() {
     assert_eq!(soon(heard.recv()).await.expect("it runs"), "client");
     let told = async {
         loop {
-            let mut told = client.instances(Duration::from_millis(200)).await.expect("it asks");
-            if let Some(told) = told.pop() {
+            let told = client.registry().services().await.expect("it asks");
+            if let Some(told) = told.into_values().flatten().next() {
                 break told;
             }
         }

@@ -1,6 +1,5 @@
 //! `hopline call`: makes one call and prints its reply as JSON.
 
-use std::io::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -8,7 +7,9 @@ use clap::Args;
 use hopline::{CallError, Codec, Error, ServiceId, environment};
 use serde_json::Value;
 
-use crate::address::{Address, Namespace, said, within};
+use crate::address::{Address, Namespace, within};
+use crate::failed::{self, Failed};
+use crate::printed;
 
 /// How long closing the connection may take. If the call was cancelled, its server is told in this time.
 const CLOSING: Duration = Duration::from_secs(1);
@@ -64,37 +65,17 @@ struct Entry {
     value: String,
 }
 
-/// Why there is no reply, and the exit code: 1 if the call has failed, 2 for wrong usage.
-struct Failed(String, u8);
-
-impl From<Error> for Failed {
-    fn from(error: Error) -> Self {
-        // A name or an address that cannot be used is wrong usage.
-        let code = if matches!(error, Error::Invalid(_)) { 2 } else { 1 };
-        Self(said(&error), code)
-    }
-}
-
 impl Call {
     pub(crate) fn run(self) -> ExitCode {
-        match hopline::blocking::wait(self.reply()) {
-            Ok(reply) => match writeln!(std::io::stdout(), "{reply}") {
-                Ok(()) => ExitCode::SUCCESS,
-                // Nobody reads the output of this program any more.
-                Err(_) => ExitCode::FAILURE,
-            },
-            Err(Failed(said, code)) => {
-                eprintln!("hopline: {said}");
-                ExitCode::from(code)
-            }
-        }
+        let reply = hopline::blocking::wait(self.reply());
+        failed::ended(reply.and_then(|reply| Ok(printed::print(&reply.to_string())?)))
     }
 
     async fn reply(self) -> Result<Value, Failed> {
         let Self { target, arguments, address, timeout, namespace: Namespace { namespace }, metadata, to } = self;
         let began = Instant::now();
         let builder = address.client(timeout)?.namespace(namespace).codec(Codec::Json);
-        let client = within(timeout, builder.connect(&address.url), |late| Failed(late, 1)).await?;
+        let client = within(timeout, builder.connect(&address.url), Failed::run).await?;
         let left = timeout.saturating_sub(began.elapsed());
         let mut call =
             client.call::<Value>(&target.service, &target.method, arguments.0).fails_with::<Value>().timeout(left);
@@ -108,7 +89,7 @@ impl Call {
         // If the broker does not answer any more, this ends without it.
         let _ = tokio::time::timeout(CLOSING, client.close()).await;
         reply.map_err(|error| match error {
-            CallError::Service(error) => Failed(format!("the service returned its own error: {error}"), 1),
+            CallError::Service(error) => Failed::run(format!("the service returned its own error: {error}")),
             CallError::Failed(mut error) => {
                 // If connecting took all the time, the error says that the call was not sent: that stays as it is.
                 if let Error::Timeout { after, .. } = &mut error

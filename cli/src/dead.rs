@@ -1,18 +1,19 @@
 //! `hopline dead`: shows an operator what services could not run, and replays or drops it.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use hopline::{
-    DeadLetter, DeadLetters, DeadLettersBuilder, Error, Fate, Handled, LetterKind, Listed, ServiceId, WhichLetters,
-    environment,
+    DeadLetter, DeadLetters, DeadLettersBuilder, Error, Fate, Handled, LetterKind, Listed, WhichLetters, environment,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use crate::address::{Address, Namespace, said, within};
+use crate::asking::service;
+use crate::printed::{self, age, one_line, table};
 
 /// How much of a reason a table shows, in characters.
 const SHORT: usize = 100;
@@ -317,10 +318,6 @@ fn told(mut left: Vec<String>) -> Result<(), Failed> {
     last.map_or(Ok(()), |last| Err(Failed::Run(last)))
 }
 
-fn service(text: &str) -> Result<String, String> {
-    text.parse::<ServiceId>().map(|_| text.to_owned()).map_err(|error| error.to_string())
-}
-
 fn absent(service: &str, id: &str) -> String {
     format!("no dead letter of `{service}` has the id {id} (`hopline dead ls {service}` lists them)")
 }
@@ -353,17 +350,6 @@ fn row(letter: &DeadLetter) -> [String; 5] {
         letter.failed_at.map_or_else(|| "-".to_owned(), age),
         short + more,
     ]
-}
-
-/// A table. Each column is as wide as its widest cell, except for the last.
-fn table<const N: usize>(rows: Vec<[String; N]>) -> String {
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<_> = (0..N).map(width).collect();
-    let line = |row: &[String; N]| {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
-    };
-    rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 fn shown(letter: &DeadLetter) -> String {
@@ -402,52 +388,6 @@ fn shown(letter: &DeadLetter) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Text from a message, without control characters: it must not steer the terminal.
-fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
-
-/// How long ago a time in milliseconds since 1970 is, in its largest unit.
-fn age(at: u64) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    span(now.saturating_sub(Duration::from_millis(at)).as_secs())
-}
-
-fn span(seconds: u64) -> String {
-    match seconds {
-        0..60 => format!("{seconds}s"),
-        60..3_600 => format!("{}m", seconds / 60),
-        3_600..86_400 => format!("{}h", seconds / 3_600),
-        _ => format!("{}d", seconds / 86_400),
-    }
-}
-
 fn print(text: &str) -> Result<(), Failed> {
-    let mut stdout = io::stdout();
-    let printed = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
-    printed.map_err(|error| Failed::Run(format!("nobody reads what this prints: {error}")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_age_is_told_in_its_largest_unit() {
-        assert_eq!(
-            [0, 59, 60, 3_599, 3_600, 86_399, 86_400, 900_000].map(span),
-            ["0s", "59s", "1m", "59m", "1h", "23h", "1d", "10d"]
-        );
-    }
-
-    #[test]
-    fn columns_are_as_wide_as_what_is_in_them() {
-        let rows = [["ID", "REASON"], ["größer", "x"], ["a", ""]].map(|row| row.map(str::to_owned));
-        assert_eq!(table(rows.to_vec()), "ID      REASON\ngrößer  x\na");
-    }
-
-    #[test]
-    fn a_message_does_not_steer_the_terminal() {
-        assert_eq!(one_line("a\u{1b}[2J\nb"), "a [2J b");
-    }
+    printed::print(text).map_err(Failed::Run)
 }

@@ -1,9 +1,16 @@
-//! The command `hopline`: calls, dead letters and benchmarks from a shell.
+//! The command `hopline`: calls, who serves what, dead letters and benchmarks from a shell.
 
 mod address;
 mod call;
+mod ls;
+mod info;
+mod stats;
+mod ping;
+mod asking;
 mod dead;
 mod bench;
+mod failed;
+mod printed;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -23,6 +30,10 @@ struct Command {
 #[derive(Subcommand)]
 enum What {
     Call(call::Call),
+    Ls(ls::Ls),
+    Info(info::Info),
+    Stats(stats::Stats),
+    Ping(ping::Ping),
     #[command(subcommand)]
     Dead(dead::Dead),
     #[command(subcommand)]
@@ -43,6 +54,10 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
     match command.what {
         What::Call(call) => call.run(),
+        What::Ls(ls) => failed::ended(hopline::blocking::wait(ls.run())),
+        What::Info(info) => failed::ended(hopline::blocking::wait(info.run())),
+        What::Stats(stats) => failed::ended(hopline::blocking::wait(stats.run())),
+        What::Ping(ping) => failed::ended(hopline::blocking::wait(ping.run())),
         What::Dead(dead) => dead.run(),
         What::Bench(bench) => bench.run(),
     }

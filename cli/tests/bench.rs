@@ -106,7 +106,7 @@ impl Scene {
     async fn served(&self) -> bool {
         let client =
             Client::builder().namespace(&self.namespace).connect(&self.url).await.expect("the broker is there");
-        !client.instances(Duration::from_millis(500)).await.expect("it can be asked").is_empty()
+        !client.registry().services().await.expect("it can be asked").is_empty()
     }
 }
 

@@ -132,6 +132,7 @@ fn served(method: &Method, calculator: &Ident) -> TokenStream {
         options.idempotent.then(|| quote_spanned!(at=> .idempotent())),
         options.finishes.then(|| quote_spanned!(at=> .finishes())),
         options.dedup_ms.map(millis).map(|time| quote_spanned!(at=> .dedup(#time))),
+        options.timeout_ms.map(millis).map(|time| quote_spanned!(at=> .timeout(#time))),
         options.attempts.map(|attempts| quote_spanned!(at=> .attempts(#attempts))),
         options.pause_ms.map(millis).map(|time| quote_spanned!(at=> .pause(#time))),
     ];

@@ -43,8 +43,8 @@ impl Client {
         let outgoing = self.prepare(request, Kind::Request)?;
         let Ticket { target, route, .. } = &outgoing.ticket;
         let address = self.0.exchanges.request(route, &target.service_text);
-        // A question of discovery takes no time, and no cancel reaches all services.
-        let cancels = *route != Route::Everywhere;
+        // A question of discovery takes no time.
+        let cancels = !target.is_question();
         let (sender, replies) = mpsc::unbounded_channel();
         let target = outgoing.ticket.target.clone();
         let (confirm, said) = oneshot::channel();
@@ -133,7 +133,7 @@ impl Client {
 
     /// A timer that works on any thread. It uses the tokio runtime of the thread that waits, or if there is none, the
     /// one in which the client connected.
-    pub(super) fn timer(&self, at: Instant) -> Sleep {
+    pub(crate) fn timer(&self, at: Instant) -> Sleep {
         let _entered = Handle::try_current().is_err().then(|| self.0.runtime.enter());
         sleep_until(at)
     }

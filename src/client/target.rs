@@ -64,6 +64,11 @@ impl Target {
         Self { service, service_text, method: method.into(), text, pace: Pace::default(), known }
     }
 
+    /// Whether it is a question of discovery, which every instance answers at once: no method has a dot in its name.
+    pub(crate) fn is_question(&self) -> bool {
+        self.method.contains('.')
+    }
+
     /// An instance has said which compressions it can read. Another instance, perhaps of another version, may get the
     /// next call, so only what all of them can read is used.
     pub(crate) fn said_to_read(&self, readable: Readable) {

@@ -1,19 +1,18 @@
 //! The document with an instance's statistics, as a whole and by method. `server/about.rs` fills it in.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Document, STATS};
+use super::{Document, STATS, since_1970};
 
 /// How busy an instance of a service is: the document `hopline.v1.stats`. All numbers count from the start of the
-/// instance. [`Client::stats`](crate::Client::stats) collects them.
+/// instance. A [`Registry`](crate::Registry) gathers them.
 ///
 /// ```
-/// # use std::time::Duration;
 /// # async fn example(client: hopline::Client) -> Result<(), hopline::Error> {
-/// for stats in client.stats(Duration::from_millis(500)).await? {
+/// for stats in client.registry().stats("demo").await? {
 ///     for method in &stats.methods {
 ///         let mean = method.handler_time.mean().unwrap_or_default();
 ///         println!("{}.{}: {} calls of {mean:?}", stats.service, method.name, method.finished);
@@ -46,6 +45,10 @@ pub struct InstanceStats {
     /// Cancels of calls that were not running here. Every instance receives every cancel, so most of these belong to
     /// another instance; some came too late, or were forged.
     pub cancels_ignored: u64,
+    /// The CPU time, in microseconds, that its process has used since it began. `None` where the system does not tell.
+    pub cpu_micros: Option<u64>,
+    /// The memory of its process that is resident, in bytes. `None` where the system does not tell.
+    pub memory_bytes: Option<u64>,
     /// The statistics of each method, sorted by name. Empty if the instance does not report them.
     pub methods: Vec<MethodStats>,
 }
@@ -101,11 +104,85 @@ pub struct MethodStats {
     /// Deliveries that were answered with the reply to an earlier delivery of the same call, by
     /// [`Method::dedup`](crate::Method::dedup).
     pub repeated: u64,
+    /// The arguments of the calls that have begun, in bytes, as they came: compressed arguments count as such.
+    pub received_bytes: u64,
+    /// What the handlers have returned, in bytes, before it is compressed. Faults do not count.
+    pub returned_bytes: u64,
+    /// The last call that ended with a fault. `None` if there was none.
+    pub last_fault: Option<LastFault>,
     /// How long the handlers ran, for all calls that have finished.
     pub handler_time: Histogram,
     /// How long calls waited between being sent and the start of their handlers. Redelivered calls are not counted. The
     /// time is the difference of two machines' clocks, and is wrong by as much as these differ.
     pub queue_time: Histogram,
+}
+
+impl MethodStats {
+    /// Both together: the numbers are summed up, and the later of the two last faults is kept. So what several
+    /// instances say of a method becomes one.
+    ///
+    /// ```
+    /// # async fn example(client: hopline::Client) -> Result<(), hopline::Error> {
+    /// let stats = client.registry().stats("demo").await?;
+    /// let of_add = stats.iter().flat_map(|stats| &stats.methods).filter(|method| method.name == "add");
+    /// let add = of_add.fold(hopline::MethodStats::default(), |sum, method| sum.with(method));
+    /// println!("{} calls", add.finished);
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn with(&self, other: &Self) -> Self {
+        let mut faults = self.faults.clone();
+        for (code, count) in &other.faults {
+            *faults.entry(code.clone()).or_default() += count;
+        }
+        let when = |fault: &&LastFault| fault.at_ms;
+        Self {
+            name: other.name.clone(),
+            running: self.running + other.running,
+            finished: self.finished + other.finished,
+            service_errors: self.service_errors + other.service_errors,
+            faults,
+            cancelled: self.cancelled + other.cancelled,
+            expired: self.expired + other.expired,
+            refused: self.refused + other.refused,
+            redelivered: self.redelivered + other.redelivered,
+            repeated: self.repeated + other.repeated,
+            received_bytes: self.received_bytes + other.received_bytes,
+            returned_bytes: self.returned_bytes + other.returned_bytes,
+            last_fault: self.last_fault.iter().chain(&other.last_fault).max_by_key(when).cloned(),
+            handler_time: self.handler_time.with(&other.handler_time),
+            queue_time: self.queue_time.with(&other.queue_time),
+        }
+    }
+}
+
+/// The last fault of a method, and when it was.
+///
+/// ```
+/// # fn example(method: hopline::MethodStats) {
+/// if let Some(fault) = &method.last_fault {
+///     println!("{} failed with {}: {}", method.name, fault.code, fault.message);
+/// }
+/// # }
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct LastFault {
+    /// The name of its code, such as `NOT_FOUND`.
+    pub code: String,
+    /// What it says, shortened to 256 characters.
+    pub message: String,
+    /// When it was, in milliseconds since 1970, by the clock of the instance's machine. See [`at`](Self::at).
+    pub at_ms: u64,
+}
+
+impl LastFault {
+    /// When it was, by the clock of the instance's machine. `None` if that is not known.
+    #[must_use]
+    pub fn at(&self) -> Option<SystemTime> {
+        since_1970(self.at_ms)
+    }
 }
 
 /// A histogram of times: how often something happened, and how long it took.
@@ -158,6 +235,41 @@ impl Histogram {
         Duration::from_micros(self.sum_micros)
     }
 
+    /// Both together.
+    #[must_use]
+    pub fn with(&self, other: &Self) -> Self {
+        let length = self.buckets.len().max(other.buckets.len());
+        let bucket = |of: &Self, i: usize| of.buckets.get(i).copied().unwrap_or_default();
+        Self {
+            count: self.count + other.count,
+            sum_micros: self.sum_micros + other.sum_micros,
+            buckets: (0..length).map(|i| bucket(self, i) + bucket(other, i)).collect(),
+        }
+    }
+
+    /// The smallest of [`BOUNDS`](Self::BOUNDS) that at least the given share of all times does not exceed: with 0.99
+    /// the bound of the 99th percentile. `Duration::MAX` if it exceeds all bounds, and `None` if there are no buckets
+    /// or it never happened. A share below 0 counts as 0, and one above 1 as 1.
+    ///
+    /// ```
+    /// # fn example(method: hopline::MethodStats) {
+    /// if let Some(bound) = method.handler_time.quantile(0.99) {
+    ///     println!("99 % of the calls of {} took at most {bound:?}", method.name);
+    /// }
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn quantile(&self, share: f64) -> Option<Duration> {
+        let all: u64 = self.buckets.iter().sum();
+        let wanted = (share.clamp(0.0, 1.0) * all as f64).ceil().max(1.0);
+        let mut counted = 0;
+        let bucket = self.buckets.iter().position(|count| {
+            counted += count;
+            counted as f64 >= wanted
+        })?;
+        Some(Self::BOUNDS.get(bucket).copied().unwrap_or(Duration::MAX))
+    }
+
     /// The mean time, or `None` if it never happened.
     #[must_use]
     pub fn mean(&self) -> Option<Duration> {
@@ -179,5 +291,36 @@ mod tests {
         assert_eq!(Histogram::default().mean(), None);
         let times = Histogram { count: 4, sum_micros: 10, ..Histogram::default() };
         assert_eq!((times.mean(), times.sum()), (Some(Duration::from_micros(2)), Duration::from_micros(10)));
+    }
+
+    #[test]
+    fn a_quantile_is_the_bound_that_a_share_does_not_exceed() {
+        let mut times = Histogram { count: 100, sum_micros: 0, buckets: vec![0; 17] };
+        assert_eq!((times.quantile(0.5), Histogram::default().quantile(0.5)), (None, None));
+        (times.buckets[3], times.buckets[5], times.buckets[16]) = (50, 49, 1);
+        let expected = [(-1.0, 3), (0.0, 3), (0.5, 3), (0.51, 5), (0.99, 5)];
+        for (share, bound) in expected {
+            assert_eq!(times.quantile(share), Some(Histogram::BOUNDS[bound]), "{share}");
+        }
+        assert_eq!([0.991, 1.0, 7.0].map(|share| times.quantile(share)), [Some(Duration::MAX); 3]);
+        assert_eq!(times.quantile(f64::NAN), Some(Histogram::BOUNDS[3]), "nonsense is no panic");
+    }
+
+    #[test]
+    fn what_two_instances_count_is_summed_up() {
+        let fault = |at_ms| Some(LastFault { at_ms, ..LastFault::default() });
+        let times = Histogram { count: 2, sum_micros: 7, buckets: vec![1, 1] };
+        let mut one =
+            MethodStats { name: "add".into(), running: 1, finished: 2, last_fault: fault(5), ..MethodStats::default() };
+        one.handler_time = times.clone();
+        one.faults = BTreeMap::from([("INTERNAL".into(), 1), ("ABORTED".into(), 1)]);
+        let mut two = MethodStats { finished: 3, received_bytes: 8, last_fault: fault(3), ..one.clone() };
+        two.faults = BTreeMap::from([("INTERNAL".into(), 4)]);
+        let sum = MethodStats::default().with(&one).with(&two);
+        assert_eq!((sum.name.as_str(), sum.running, sum.finished, sum.received_bytes), ("add", 2, 5, 8));
+        assert_eq!(sum.faults, BTreeMap::from([("ABORTED".into(), 1), ("INTERNAL".into(), 5)]));
+        assert_eq!(sum.last_fault, fault(5));
+        assert_eq!(sum.handler_time, Histogram { count: 4, sum_micros: 14, buckets: vec![2, 2] });
+        assert_eq!(sum.queue_time, Histogram::default());
     }
 }

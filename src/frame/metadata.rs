@@ -349,7 +349,8 @@ fn problem(field: &'static str, cbor: &Decoder<'_>, error: CborError) -> Problem
     (field, error.position().unwrap_or(cbor.position()), error.to_string())
 }
 
-pub(super) fn millis(duration: Duration) -> u64 {
+/// Whole milliseconds, as the wire has them.
+pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 

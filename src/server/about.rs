@@ -1,9 +1,13 @@
 //! A server's replies to the questions of discovery: ping, info and statistics.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
+use super::process;
 use super::worker::Worker;
 use crate::codec::Codec;
+use crate::compression::{Compression, Readable};
 use crate::document::{INFO, Instance, InstanceStats, PING, STATS};
 use crate::error::{Code, Fault};
 use crate::service::Answer;
@@ -22,10 +26,18 @@ impl Worker {
 
     /// What this instance serves.
     fn info(&self) -> Instance {
+        let compressions = [Compression::Lz4, Compression::Zstd];
+        let readable = compressions.into_iter().filter(|compression| Readable::HERE.includes(*compression));
         Instance {
             service: self.name.to_string(),
             instance: self.site.instance.to_string(),
             hopline: env!("CARGO_PKG_VERSION").to_owned(),
+            host: self.site.process.host.clone(),
+            pid: std::process::id(),
+            started_at_ms: self.site.process.started_at_ms,
+            codecs: Codec::ALL.map(|codec| codec.name().to_owned()).into(),
+            compressions: readable.map(|compression| compression.name().to_owned()).collect(),
+            attributes: self.site.attributes.clone(),
             methods: self.methods.values().map(|served| served.method.info()).collect(),
         }
     }
@@ -36,10 +48,16 @@ impl Worker {
             service: self.name.to_string(),
             instance: self.site.instance.to_string(),
             repeated: self.methods.values().map(|served| served.counts.repeated()).sum(),
+            cpu_micros: process::cpu_time().map(micros),
+            memory_bytes: process::memory(),
             methods: self.methods.values().map(|served| served.stats()).collect(),
             ..self.calls().stats()
         }
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// The document as a result in the caller's codec. A document that cannot be encoded becomes a fault.

@@ -1,5 +1,6 @@
 //! The settings of a server, and how it connects.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tracing::info;
@@ -158,6 +159,7 @@ impl ServerBuilder {
             instance,
             services: Vec::new(),
             subscriptions: Vec::new(),
+            attributes: BTreeMap::new(),
             allow: Allow::default(),
         }
     }

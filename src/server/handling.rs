@@ -129,7 +129,7 @@ impl Worker {
         };
         // What has come before has waited elsewhere, or has run.
         let is_first = context.attempt() == 1 && !context.redelivered();
-        job.served.counts.begins(context.queue_time().filter(|_| is_first));
+        job.served.counts.begins(frame.payload.len(), context.queue_time().filter(|_| is_first));
         let span = info_span!(
             "handle",
             otel.kind = "server",
@@ -203,7 +203,7 @@ impl Worker {
             Ok(answer) => self.ended(job, answer, &context, started),
             Err((ending, why)) => {
                 let end = match ending {
-                    Ending::TimedOut => RunEnd::Fault(Code::DeadlineExceeded),
+                    Ending::TimedOut => RunEnd::TimedOut,
                     _ => RunEnd::Cancelled,
                 };
                 let time = self.leave(job, &context, started, end);
@@ -236,7 +236,7 @@ impl Worker {
     }
 
     /// Removes a handler from the running calls. Returns how long it ran.
-    fn leave(&self, job: &Job, context: &Context, started: HandlerStart, end: RunEnd) -> Duration {
+    fn leave(&self, job: &Job, context: &Context, started: HandlerStart, end: RunEnd<'_>) -> Duration {
         let Job { frame, message, served, .. } = job;
         let time = started.at.elapsed();
         served.counts.ends(end, time);

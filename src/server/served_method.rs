@@ -2,13 +2,19 @@
 
 use std::array;
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::document::{Histogram, MethodStats};
-use crate::error::Code;
+use crate::clock::unix_millis;
+use crate::document::{Histogram, LastFault, MethodStats};
+use crate::error::{Code, Fault};
+use crate::headers::cut;
 use crate::pace::Pace;
 use crate::service::{Answer, Handler, Method};
+
+/// How much is kept of what the last fault says, in bytes.
+const MAX_TOLD: usize = 256;
 
 /// All that a worker needs to run a call of a method. It looks this up once for each frame.
 pub(super) struct ServedMethod {
@@ -33,21 +39,25 @@ impl ServedMethod {
 
 /// How a handler's run ended. Each finished call is counted under one of these.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum RunEnd {
-    Result,
-    ServiceError,
-    Fault(Code),
+pub(super) enum RunEnd<'a> {
+    /// With a result of so many bytes.
+    Result(usize),
+    /// With the method's own error, of so many bytes.
+    ServiceError(usize),
+    Fault(&'a Fault),
+    /// The handler was stopped at its deadline.
+    TimedOut,
     /// The handler was stopped because its caller gave up.
     Cancelled,
 }
 
-impl RunEnd {
+impl<'a> RunEnd<'a> {
     /// The end of a run whose handler was not stopped: its answer tells.
-    pub(super) fn of(answer: &Answer) -> Self {
+    pub(super) fn of(answer: &'a Answer) -> Self {
         match answer {
-            Answer::Result(_) => Self::Result,
-            Answer::ServiceError(_) => Self::ServiceError,
-            Answer::Fault(fault) => Self::Fault(fault.code),
+            Answer::Result(body) => Self::Result(body.payload().len()),
+            Answer::ServiceError(body) => Self::ServiceError(body.payload().len()),
+            Answer::Fault(fault) => Self::Fault(fault),
         }
     }
 }
@@ -64,6 +74,9 @@ pub(super) struct Counts {
     refused: AtomicU64,
     redelivered: AtomicU64,
     repeated: AtomicU64,
+    received_bytes: AtomicU64,
+    returned_bytes: AtomicU64,
+    last_fault: Mutex<Option<LastFault>>,
     handler_time: Counted,
     queue_time: Counted,
 }
@@ -79,6 +92,9 @@ impl Default for Counts {
             refused: AtomicU64::default(),
             redelivered: AtomicU64::default(),
             repeated: AtomicU64::default(),
+            received_bytes: AtomicU64::default(),
+            returned_bytes: AtomicU64::default(),
+            last_fault: Mutex::default(),
             handler_time: Counted::default(),
             queue_time: Counted::default(),
         }
@@ -86,24 +102,37 @@ impl Default for Counts {
 }
 
 impl Counts {
-    /// Counts a handler that begins. `queued` is how long its call has waited, or `None` if that is not to be counted.
-    pub(super) fn begins(&self, queued: Option<Duration>) {
+    /// Counts a handler that begins, with arguments of so many `bytes`. `queued` is how long its call has waited, or
+    /// `None` if that is not to be counted.
+    pub(super) fn begins(&self, bytes: usize, queued: Option<Duration>) {
         one_more(&self.running);
+        more(&self.received_bytes, bytes);
         if let Some(queued) = queued {
             self.queue_time.add(queued);
         }
     }
 
     /// Counts a handler that has ended, and ran for the time `ran`.
-    pub(super) fn ends(&self, end: RunEnd, ran: Duration) {
+    pub(super) fn ends(&self, end: RunEnd<'_>, ran: Duration) {
         self.running.fetch_sub(1, Ordering::Relaxed);
         self.handler_time.add(ran);
         match end {
-            RunEnd::Result => {}
-            RunEnd::ServiceError => one_more(&self.service_errors),
-            RunEnd::Fault(code) => one_more(&self.faults[code as usize]),
+            RunEnd::Result(bytes) => more(&self.returned_bytes, bytes),
+            RunEnd::ServiceError(bytes) => {
+                more(&self.returned_bytes, bytes);
+                one_more(&self.service_errors);
+            }
+            RunEnd::Fault(fault) => self.fails(fault.code, &fault.message),
+            RunEnd::TimedOut => self.fails(Code::DeadlineExceeded, "the deadline passed while it ran"),
             RunEnd::Cancelled => one_more(&self.cancelled),
         }
+    }
+
+    fn fails(&self, code: Code, message: &str) {
+        one_more(&self.faults[code as usize]);
+        let message = cut(message, MAX_TOLD).to_owned();
+        let fault = LastFault { code: code.name().to_owned(), message, at_ms: unix_millis() };
+        *self.last_fault.lock().expect("no panic while holding the last fault") = Some(fault);
     }
 
     /// Counts a call that does not run because nobody waits for it any more.
@@ -147,6 +176,9 @@ impl Counts {
             refused: number(&self.refused),
             redelivered: number(&self.redelivered),
             repeated: number(&self.repeated),
+            received_bytes: number(&self.received_bytes),
+            returned_bytes: number(&self.returned_bytes),
+            last_fault: self.last_fault.lock().expect("no panic while holding the last fault").clone(),
             handler_time,
             queue_time: self.queue_time.told(),
         }
@@ -155,6 +187,10 @@ impl Counts {
 
 fn one_more(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
+}
+
+fn more(counter: &AtomicU64, bytes: usize) {
+    counter.fetch_add(bytes as u64, Ordering::Relaxed);
 }
 
 /// A [`Histogram`] that is being filled. It sums nanoseconds, so that handlers that take less than a microsecond count
@@ -184,17 +220,31 @@ mod tests {
     #[test]
     fn each_end_of_a_run_is_counted_once() {
         let counts = Counts::default();
-        let ends = [RunEnd::Result, RunEnd::ServiceError, RunEnd::Fault(Code::NotFound), RunEnd::Cancelled];
+        let fault = Fault::new(Code::NotFound, "no such thing");
+        let ends =
+            [RunEnd::TimedOut, RunEnd::Fault(&fault), RunEnd::Result(7), RunEnd::ServiceError(3), RunEnd::Cancelled];
         for end in ends {
-            counts.begins(Some(Duration::from_millis(2)));
+            counts.begins(5, Some(Duration::from_millis(2)));
             counts.ends(end, Duration::from_nanos(600));
         }
-        counts.begins(None);
+        counts.begins(5, None);
         let told = counts.told();
-        assert_eq!((told.running, told.finished, told.service_errors, told.cancelled), (1, 4, 1, 1));
-        assert_eq!(told.faults, BTreeMap::from([("NOT_FOUND".to_owned(), 1)]));
-        assert_eq!((told.handler_time.count, told.handler_time.sum_micros), (4, 2), "fractions are kept");
-        assert_eq!((told.queue_time.count, told.queue_time.sum_micros), (4, 8000));
+        assert_eq!((told.running, told.finished, told.service_errors, told.cancelled), (1, 5, 1, 1));
+        assert_eq!(told.faults, BTreeMap::from([("DEADLINE_EXCEEDED".to_owned(), 1), ("NOT_FOUND".to_owned(), 1)]));
+        assert_eq!((told.handler_time.count, told.handler_time.sum_micros), (5, 3), "fractions are kept");
+        assert_eq!((told.queue_time.count, told.queue_time.sum_micros), (5, 10_000));
+        assert_eq!((told.received_bytes, told.returned_bytes), (30, 10));
+        let last = told.last_fault.expect("there was one");
+        assert_eq!((last.code.as_str(), last.message.as_str()), ("NOT_FOUND", "no such thing"));
+        assert!(last.at().is_some_and(|at| at.elapsed().is_ok()), "{last:?}");
+    }
+
+    #[test]
+    fn a_long_fault_is_told_in_part() {
+        let counts = Counts::default();
+        counts.begins(0, None);
+        counts.ends(RunEnd::Fault(&Fault::new(Code::Internal, "ö".repeat(1000))), Duration::ZERO);
+        assert_eq!(counts.told().last_fault.expect("there was one").message, "ö".repeat(MAX_TOLD / 2));
     }
 
     #[test]

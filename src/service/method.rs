@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use crate::document::MethodInfo;
+use crate::frame::millis;
 
 /// The description of a method: its name, and how its calls are treated. [`Service::method`](crate::Service::method)
 /// takes one together with the handler.
@@ -27,6 +28,7 @@ pub struct Method {
     pub(crate) idempotent: bool,
     pub(crate) finishes: bool,
     pub(crate) dedup: Option<Duration>,
+    pub(crate) timeout: Option<Duration>,
     pub(crate) retry: Retry,
 }
 
@@ -72,12 +74,13 @@ impl Method {
             idempotent: false,
             finishes: false,
             dedup: None,
+            timeout: None,
             retry: Retry::default(),
         }
     }
 
     /// Sets how the method is written, for error messages about arguments that do not fit, and for
-    /// [`Client::instances`](crate::Client::instances). Default: the name.
+    /// whoever asks the [registry](crate::Client::registry). Default: the name.
     #[must_use]
     pub fn signature(mut self, signature: impl Into<String>) -> Self {
         self.signature = signature.into();
@@ -216,6 +219,22 @@ impl Method {
         self
     }
 
+    /// Sets the time-out that callers usually give the method. `#[rpc(timeout = "2s")]` sets it here and in the client
+    /// that the macro makes. The [registry](crate::Client::registry) tells it, for clients that have no trait. A server
+    /// does not enforce it: a call has the time that its caller gives it.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// let method = hopline::Method::new("import").timeout(Duration::from_secs(300));
+    /// # let _ = method;
+    /// ```
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
     /// What the registry tells of the method.
     pub(crate) fn info(&self) -> MethodInfo {
         MethodInfo {
@@ -223,6 +242,9 @@ impl Method {
             signature: self.signature.clone(),
             oneway: self.oneway,
             idempotent: self.idempotent,
+            finishes: self.finishes,
+            dedup_ms: self.dedup.map(millis),
+            timeout_ms: self.timeout.map(millis),
         }
     }
 }

@@ -209,7 +209,7 @@ async fn a_cancel_of_one_attempt_ends_no_other() {
     // Whoever heard of a cancel does not run what it is for.
     stranger.send("rpc", "billing.v1@*", cancel, None, None).await;
     let client = scene.client().await;
-    while told(1, async |window| client.stats(window).await).await[0].cancels_ignored == 0 {}
+    while told(1, async |window| client.registry().total(window).all_stats().await).await[0].cancels_ignored == 0 {}
     for body in [&body, &other] {
         call(&stranger, body).await;
     }

@@ -44,7 +44,7 @@ async fn a_fake_answers_the_client_of_a_trait_as_it_is_told() {
     math.assert_called("join", (words, None::<String>));
     math.assert_called("nothing", ());
     assert_eq!(math.calls::<(i64, i64)>("div"), [(7, 0)]);
-    assert_eq!(soon(client.instances(Duration::from_secs(1))).await.expect("it answers")[0].instance, math.instance());
+    assert_eq!(soon(client.registry().instances("math")).await.expect("it answers")[0].instance, math.instance());
     math.drain().await;
 }
 

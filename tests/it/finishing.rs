@@ -154,7 +154,7 @@ async fn a_oneway_call_is_never_cancelled() {
     let cancel = |id| frame(7, Codec::Raw, id, "work", b"");
     let heard = |count| {
         let ignored = async || {
-            let stats = client.stats(Duration::from_millis(50)).await.unwrap_or_default();
+            let stats = client.registry().stats("halves").await.unwrap_or_default();
             stats.first().map_or(0, |stats| stats.cancels_ignored)
         };
         async move { while ignored().await < count {} }

@@ -257,7 +257,7 @@ async fn a_server_counts_what_it_does_not_run_and_a_forged_cancel_ends_nobodys_c
     for _ in 0..4 {
         assert_ne!(stranger.answer().await.1, 0);
     }
-    let stats = told(1, async |window| client.stats(window).await).await;
+    let stats = told(1, async |window| client.registry().total(window).all_stats().await).await;
     let [stats] = &*stats else { panic!("one instance, not {stats:?}") };
     assert_eq!((stats.malformed, stats.refused, stats.cancels_ignored, stats.running), (2, 2, 3, 1));
     arrival.release();

@@ -8,7 +8,7 @@ use hopline::{Client, Code, Codec, Context, Error, Fault, Method, Server, Servic
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use crate::support::{Held, Scene, code, frame, hold, soon, told};
+use crate::support::{Held, Scene, code, everybody, frame, hold, soon, told};
 
 /// The address for a user. On RabbitMQ only the user in the address under test exists.
 fn address(scene: &Scene, user: &str) -> String {
@@ -149,7 +149,7 @@ async fn discovery_tells_those_who_may_know() {
     let hidden = server(&scene, "server").await.serve(hidden).allow(|_, method| !method.contains(".hopline."));
     let _hidden = hidden.start().await.expect("served");
     let client = client(&scene, "alice").await;
-    let told = told(1, async |window| client.instances(window).await).await;
+    let told = told(1, async |window| everybody(&client, window).await).await;
     assert_eq!(told.iter().map(|told| told.instance.as_str()).collect::<Vec<_>>(), [open.instance()]);
 }
 

@@ -8,7 +8,7 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 use hopline::{Client, Error, State, WhenFull};
 
-use crate::support::{Held, Nobody, Scene, hold, later, soon, told};
+use crate::support::{Held, Nobody, Scene, everybody, hold, later, soon, told};
 
 const LONG: Duration = Duration::from_secs(60);
 /// A time-out that the test reaches by advancing the clock.
@@ -114,7 +114,7 @@ async fn a_broadcast_takes_no_place() {
     let client = limited(&scene, 1, WhenFull::Refuse).await;
     let held = hold(&client, 1).start().await.expect("on its way");
     let one = soon(arrived.recv()).await.expect("runs");
-    told(1, async |window| client.instances(window).await).await;
+    told(1, async |window| everybody(&client, window).await).await;
     one.release();
     held.await.expect("answered");
 }

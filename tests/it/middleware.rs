@@ -16,8 +16,8 @@ use uuid::Uuid;
 
 use crate::stranger::Stranger;
 use crate::support::{
-    Arrival, Calculator, Held, MathClient, MathError, MathServer, PATIENCE, Scene, code, frame, has_read, hold, later,
-    soon, told,
+    Arrival, Calculator, Held, MathClient, MathError, MathServer, PATIENCE, Scene, code, everybody, frame, has_read,
+    hold, later, soon, told,
 };
 
 /// A middleware that goes around calls as this function does.
@@ -236,12 +236,12 @@ async fn questions_of_discovery_are_broadcasts_of_the_client_and_admitted_by_the
     let _server = server.serve(MathServer::new(Calculator)).start().await.expect("it can be served");
     let (own, mut over) = ends();
     let known = scene.client_with(|client| client.metadata("token", "good").with(own)).await;
-    let instances = told(1, async |window| known.instances(window).await).await;
+    let instances = told(1, async |window| everybody(&known, window).await).await;
     assert_eq!(instances[0].service, "math.v1");
     let end = next(&mut over).await;
     assert_eq!((end.style, end.short()), (Style::Broadcast, ("hopline.info", Code::Ok, true)));
     let stranger = scene.client().await;
-    assert!(stranger.instances(Duration::from_millis(50)).await.expect("nobody answers").is_empty());
+    assert!(everybody(&stranger, PATIENCE).await.expect("nobody answers").is_empty());
 }
 
 #[tokio::test]

@@ -290,7 +290,7 @@ async fn a_call_that_comes_again_gets_the_first_reply_without_running() {
     }
     assert_eq!(once.runs(), 1);
     let client = scene.client().await;
-    let told = told(1, async |window| client.stats(window).await).await;
+    let told = told(1, async |window| client.registry().total(window).all_stats().await).await;
     assert_eq!((told[0].finished, told[0].repeated), (1, 3));
     // Another id is another call.
     let (other, body) = charge(REQUEST);

@@ -33,7 +33,7 @@ fn calls_in_every_style_can_be_made_where_there_is_no_runtime() {
     assert!(replies.len() <= 1, "it may take longer than the window: {replies:?}");
     let mut replies = block_on(math.whoami().all().replies(Duration::from_secs(30))).expect("it is there");
     assert_eq!(block_on(replies.next()).expect("it answers").instance, server.instance());
-    block_on(client.instances(WINDOW)).expect("they are asked");
+    block_on(client.registry().total(WINDOW).services()).expect("they are asked");
     runtime.block_on(server.drain());
 }
 
@@ -72,7 +72,7 @@ fn a_client_whose_runtime_has_ended_says_so_to_every_call() {
         is_over(client.oneway("held", "hold", (3,)).send().await, false);
         is_over(hold(&client, 4).all().gather(WINDOW).await, false);
         client.publish("something.happened", &1).await.expect_err("nobody takes it");
-        client.instances(WINDOW).await.expect_err("nobody is asked");
+        client.registry().total(WINDOW).services().await.expect_err("nobody is asked");
         assert_eq!((*client.state().borrow()).clone(), State::Closed);
         client.close().await;
     }));

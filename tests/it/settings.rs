@@ -39,13 +39,14 @@ async fn calls_can_have_all_the_time_there_is_and_none() {
     let mut replies = MathClient::new(&patient).whoami().all().replies(Duration::MAX).await.expect("it is there");
     assert_eq!(soon(replies.next()).await.expect("it answers").instance, server.instance());
     // They wait for other instances, which may answer at any time.
+    let waiting = patient.registry().total(Duration::MAX).stall(Duration::MAX);
     tokio::select! {
         gathered = MathClient::new(&patient).whoami().all().gather(Duration::MAX) => panic!("{gathered:?}"),
-        instances = patient.instances(Duration::MAX) => panic!("{instances:?}"),
+        instances = waiting.services() => panic!("{instances:?}"),
         answer = MathClient::new(&hasty).add(1, 2).timeout(Duration::MAX) => assert_eq!(answer.expect("answered"), 3),
     }
     is_unsent(MathClient::new(&patient).whoami().all().gather(Duration::ZERO).await);
-    is_unsent(patient.stats(Duration::ZERO).await);
+    is_unsent(patient.registry().total(Duration::ZERO).all_stats().await);
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ const CANCEL: u8 = 7;
 async fn counted(client: &Client, method: &str, is_there: impl Fn(&MethodStats) -> bool) -> MethodStats {
     let counting = async {
         loop {
-            let told = told(1, async |window| client.stats(window).await).await;
+            let told = told(1, async |window| client.registry().total(window).all_stats().await).await;
             let found = told[0].methods.iter().find(|stats| stats.name == method).expect("it is served");
             if is_there(found) {
                 return found.clone();
@@ -55,8 +55,13 @@ async fn each_method_tells_how_its_calls_ended() {
     for times in [well.handler_time, well.queue_time] {
         assert_eq!((times.count, times.buckets.iter().sum(), times.buckets.len()), (3, 3_u64, 17));
     }
-    assert_eq!(ended("own", 1).await.service_errors, 1);
-    assert_eq!(ended("fault", 1).await.faults, BTreeMap::from([("NOT_FOUND".to_owned(), 1)]));
+    assert_eq!((well.received_bytes, well.returned_bytes, well.last_fault), (3, 3, None), "[] and null, in CBOR");
+    let own = ended("own", 1).await;
+    assert_eq!((own.service_errors, own.returned_bytes, own.last_fault), (1, 3, None));
+    let fault = ended("fault", 1).await;
+    assert_eq!(fault.faults, BTreeMap::from([("NOT_FOUND".to_owned(), 1)]));
+    let last = fault.last_fault.expect("it failed");
+    assert_eq!((last.code.as_str(), last.message.as_str(), last.at().is_some()), ("NOT_FOUND", "gone", true));
     assert_eq!(ended("panic", 1).await.faults, BTreeMap::from([("INTERNAL".to_owned(), 1)]));
 }
 
@@ -90,7 +95,7 @@ async fn a_call_that_nobody_waits_for_any_more_is_counted_though_it_does_not_run
     let _server = scene.serve(service).await;
     let (stranger, client, id) = (Stranger::new(&scene).await, scene.client().await, Uuid::new_v4());
     stranger.send("rpc", "held.v1@*", frame(CANCEL, Codec::Raw, id, "hold", b""), None, None).await;
-    while told(1, async |window| client.stats(window).await).await[0].cancels_ignored == 0 {}
+    while told(1, async |window| client.registry().total(window).all_stats().await).await[0].cancels_ignored == 0 {}
     call(&stranger, "held.v1", frame(REQUEST, Codec::Json, id, "hold", b"[1]")).await;
     let expired = counted(&client, "hold", |stats| stats.expired > 0).await;
     assert_eq!((expired.expired, expired.finished, expired.refused), (1, 0, 0));
@@ -120,7 +125,7 @@ async fn what_comes_again_is_counted_whether_it_is_refused_or_answered_as_before
     assert_eq!(stranger.answer().await.0, id);
     let stats = counted(&client, "hold", |stats| stats.repeated > 0).await;
     assert_eq!((stats.redelivered, stats.refused, stats.repeated, stats.finished), (1, 1, 1, 1));
-    let instance = &told(1, async |window| client.stats(window).await).await[0];
+    let instance = &told(1, async |window| client.registry().total(window).all_stats().await).await[0];
     assert_eq!((instance.refused, instance.repeated, instance.finished), (1, 1, 1));
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use hopline::testing::{self, Broker};
 use hopline::transport::{Consumer, Mode, Role, Transport};
 use hopline::{
-    Call, Client, Code, Codec, Context, DeadLetters, Error, Fault, Method, Pending, Running, Server, Service,
+    Call, Client, Code, Codec, Context, DeadLetters, Error, Fault, Instance, Method, Pending, Running, Server, Service,
 };
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpSocket;
@@ -235,6 +235,11 @@ pub(crate) async fn told<T>(instances: usize, ask: impl AsyncFn(Duration) -> Res
         }
     })
     .await
+}
+
+/// All instances that reply within `window`, sorted by service and instance.
+pub(crate) async fn everybody(client: &Client, window: Duration) -> Result<Vec<Instance>, Error> {
+    Ok(client.registry().total(window).services().await?.into_values().flatten().collect())
 }
 
 /// Waits until an instance of a service has read everything that a client has sent to it.

@@ -51,7 +51,7 @@ async fn all_works(client: &Client, site: &mut Site) {
         while !matches!(&*hold(client, 4).all().gather(WINDOW).await.unwrap_or_default(), [reply] if reply.outcome.is_ok())
         {
         }
-        while client.instances(WINDOW).await.unwrap_or_default().is_empty() {}
+        while client.registry().total(WINDOW).services().await.unwrap_or_default().is_empty() {}
     };
     tokio::select! {
         () = soon(works) => {}

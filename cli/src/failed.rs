@@ -1,0 +1,45 @@
+//! Why a command has failed, and what it exits with.
+
+use std::process::ExitCode;
+
+use hopline::Error;
+
+use crate::address::said;
+
+/// Why a command has failed, in one line, and its exit code: 1 if something has failed, 2 for wrong usage.
+pub(crate) struct Failed {
+    said: String,
+    code: u8,
+}
+
+impl Failed {
+    /// Something has failed.
+    pub(crate) fn run(said: String) -> Self {
+        Self { said, code: 1 }
+    }
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        // A name or an address that cannot be used is wrong usage.
+        let code = if matches!(error, Error::Invalid(_)) { 2 } else { 1 };
+        Self { said: said(&error), code }
+    }
+}
+
+impl From<String> for Failed {
+    fn from(said: String) -> Self {
+        Self::run(said)
+    }
+}
+
+/// The exit code of a command. Tells on stderr why it has failed.
+pub(crate) fn ended(outcome: Result<(), Failed>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failed { said, code }) => {
+            eprintln!("hopline: {said}");
+            ExitCode::from(code)
+        }
+    }
+}

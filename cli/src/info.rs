@@ -1,0 +1,102 @@
+//! `hopline info`: the instances of a service, and its methods.
+
+use std::collections::BTreeMap;
+
+use clap::Args;
+use hopline::{Instance, MethodInfo};
+use serde_json::json;
+
+use crate::asking::{Asking, nobody, service};
+use crate::failed::Failed;
+use crate::printed::{age, one_line, print, table, time};
+
+/// Show the instances of a service, and its methods.
+///
+/// Exits with 0 when an instance has replied, with 1 and an error on stderr when none has, and with 2 on wrong usage.
+#[derive(Args)]
+#[command(after_help = "Examples:\n  hopline info demo\n  hopline info billing.v2 --json")]
+pub(crate) struct Info {
+    /// SERVICE, or SERVICE.vMAJOR for a version other than 1
+    #[arg(value_parser = service)]
+    service: String,
+    #[command(flatten)]
+    asking: Asking,
+}
+
+impl Info {
+    pub(crate) async fn run(self) -> Result<(), Failed> {
+        self.asking
+            .ask(async |registry| {
+                let instances = registry.instances(&self.service).await?;
+                if instances.is_empty() {
+                    return Err(nobody(&self.service));
+                }
+                let shown = if self.asking.json { json!(instances).to_string() } else { shown(&instances) };
+                Ok(print(&shown)?)
+            })
+            .await
+    }
+}
+
+fn shown(instances: &[Instance]) -> String {
+    let head = ["INSTANCE", "HOST", "PID", "UP", "HOPLINE", "ATTRIBUTES"].map(str::to_owned);
+    let row = |instance: &Instance| {
+        let attributes = instance.attributes.iter().map(|(name, value)| one_line(&format!("{name}={value}")));
+        [
+            one_line(&instance.instance),
+            one_line(&instance.host),
+            instance.pid.to_string(),
+            age(instance.started_at_ms),
+            one_line(&instance.hopline),
+            attributes.collect::<Vec<_>>().join(" "),
+        ]
+    };
+    let instances_shown = table(std::iter::once(head).chain(instances.iter().map(row)).collect());
+    // While a new version is rolled out, not all of them have the same.
+    let mut methods = BTreeMap::<String, usize>::new();
+    for method in instances.iter().flat_map(|instance| &instance.methods) {
+        *methods.entry(described(method)).or_default() += 1;
+    }
+    let line = |(method, count): (String, usize)| match count == instances.len() {
+        true => method,
+        false => format!("{method}  ({count} of {} instances)", instances.len()),
+    };
+    format!("{instances_shown}\n\nMETHODS\n{}", methods.into_iter().map(line).collect::<Vec<_>>().join("\n"))
+}
+
+/// A method with what sets it apart.
+fn described(method: &MethodInfo) -> String {
+    let millis = |name: &str, millis: Option<u64>| {
+        millis.map(|millis| format!("{name}={}", time(std::time::Duration::from_millis(millis))))
+    };
+    let flag = |name: &str, is_set: bool| is_set.then(|| name.to_owned());
+    let natures = [
+        flag("oneway", method.oneway),
+        flag("idempotent", method.idempotent),
+        flag("finishes", method.finishes),
+        millis("dedup", method.dedup_ms),
+        millis("timeout", method.timeout_ms),
+    ];
+    let natures: Vec<_> = natures.into_iter().flatten().collect();
+    let signature = one_line(&method.signature);
+    if natures.is_empty() { signature } else { format!("{signature}  [{}]", natures.join(" ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_method_that_not_all_have_says_so() {
+        let mut method = MethodInfo::default();
+        (method.signature, method.idempotent, method.timeout_ms) = ("add(a: i64)".to_owned(), true, Some(2_000));
+        let mut one = Instance::default();
+        one.instance = "one".to_owned();
+        one.attributes.insert("zone".to_owned(), "eu\n1".to_owned());
+        let mut two = Instance::default();
+        two.methods.push(method);
+        let shown = shown(&[one, two]);
+        assert!(shown.ends_with("METHODS\nadd(a: i64)  [idempotent timeout=2s]  (1 of 2 instances)"), "{shown}");
+        assert!(shown.contains("zone=eu 1"), "{shown}");
+    }
+}

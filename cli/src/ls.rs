@@ -1,0 +1,120 @@
+//! `hopline ls`: the services, and how busy they are.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use hopline::{Histogram, InstanceStats};
+use serde_json::json;
+
+use crate::asking::Asking;
+use crate::failed::Failed;
+use crate::printed::{print, quantile, table};
+
+/// For how long calls are counted.
+const SAMPLE: Duration = Duration::from_secs(1);
+
+/// List the services, and how busy they are.
+///
+/// Each instance is asked twice, a second apart: CALLS/S is what ended in between. The other numbers count from the
+/// start of the instances. P50 and P99 say how long handlers ran at most, in half and in 99 % of the calls.
+#[derive(Args)]
+#[command(after_help = "Example:\n  hopline ls --url amqp://broker.example.com")]
+pub(crate) struct Ls {
+    #[command(flatten)]
+    asking: Asking,
+}
+
+/// What is known of a service, of all its instances together.
+#[derive(Default)]
+struct Sum {
+    instances: usize,
+    running: u64,
+    finished: u64,
+    errors: u64,
+    handler_time: Histogram,
+    calls_per_s: f64,
+}
+
+impl Ls {
+    pub(crate) async fn run(self) -> Result<(), Failed> {
+        self.asking
+            .ask(async |registry| {
+                let (before, began) = (registry.all_stats().await?, Instant::now());
+                tokio::time::sleep(SAMPLE).await;
+                let (after, lasted) = (registry.all_stats().await?, began.elapsed());
+                let sums = summed(&before, &after, lasted);
+                let shown = if self.asking.json { as_json(&sums) } else { as_table(&sums) };
+                Ok(print(&shown)?)
+            })
+            .await
+    }
+}
+
+/// The services of all instances that have replied at last, each with the sum of its instances.
+fn summed(before: &[InstanceStats], after: &[InstanceStats], lasted: Duration) -> BTreeMap<String, Sum> {
+    let earlier: BTreeMap<_, _> =
+        before.iter().map(|stats| ((&stats.service, &stats.instance), stats.finished)).collect();
+    let mut sums = BTreeMap::<_, Sum>::new();
+    for stats in after {
+        let sum = sums.entry(stats.service.clone()).or_default();
+        sum.instances += 1;
+        sum.running += stats.running;
+        sum.finished += stats.finished;
+        for method in &stats.methods {
+            sum.errors += method.service_errors + method.faults.values().sum::<u64>();
+            sum.handler_time = sum.handler_time.with(&method.handler_time);
+        }
+        // An instance that has just come has ended all its calls in between.
+        let earlier = earlier.get(&(&stats.service, &stats.instance)).copied().unwrap_or_default();
+        sum.calls_per_s += stats.finished.saturating_sub(earlier) as f64 / lasted.as_secs_f64();
+    }
+    sums
+}
+
+fn as_json(sums: &BTreeMap<String, Sum>) -> String {
+    let one = |(service, sum): (&String, &Sum)| {
+        let micros = |share| sum.handler_time.quantile(share).map(|time| time.as_micros() as u64);
+        json!({
+            "service": service, "instances": sum.instances, "running": sum.running, "finished": sum.finished,
+            "errors": sum.errors, "calls_per_s": sum.calls_per_s, "p50_us": micros(0.5), "p99_us": micros(0.99),
+        })
+    };
+    json!(sums.iter().map(one).collect::<Vec<_>>()).to_string()
+}
+
+fn as_table(sums: &BTreeMap<String, Sum>) -> String {
+    let head = ["SERVICE", "INSTANCES", "RUNNING", "CALLS", "ERRORS", "CALLS/S", "P50", "P99"].map(str::to_owned);
+    let row = |(service, sum): (&String, &Sum)| {
+        [
+            service.clone(),
+            sum.instances.to_string(),
+            sum.running.to_string(),
+            sum.finished.to_string(),
+            sum.errors.to_string(),
+            format!("{:.0}", sum.calls_per_s),
+            quantile(&sum.handler_time, 0.5),
+            quantile(&sum.handler_time, 0.99),
+        ]
+    };
+    table(std::iter::once(head).chain(sums.iter().map(row)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stats(instance: &str, finished: u64) -> InstanceStats {
+        let mut stats = InstanceStats::default();
+        (stats.service, stats.instance, stats.finished) = ("demo.v1".to_owned(), instance.to_owned(), finished);
+        stats
+    }
+
+    #[test]
+    fn a_service_is_the_sum_of_its_instances_that_are_there_at_last() {
+        let (before, after) = ([stats("gone", 900), stats("old", 100)], [stats("new", 10), stats("old", 130)]);
+        let sums = summed(&before, &after, Duration::from_secs(2));
+        let sum = &sums["demo.v1"];
+        assert_eq!((sums.len(), sum.instances, sum.finished, sum.calls_per_s), (1, 2, 140, 20.0));
+    }
+}

@@ -1,0 +1,115 @@
+//! What the commands print: tables, ages, and texts from elsewhere.
+
+use std::io::{self, Write};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use hopline::Histogram;
+
+/// Prints text and a line end to stdout.
+///
+/// # Errors
+/// A sentence, when nobody reads it any more.
+pub(crate) fn print(text: &str) -> Result<(), String> {
+    let mut stdout = io::stdout();
+    let printed = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
+    printed.map_err(|error| format!("nobody reads what this prints: {error}"))
+}
+
+/// A table. Each column is as wide as its widest cell, except for the last.
+pub(crate) fn table<const N: usize>(rows: Vec<[String; N]>) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<_> = (0..N).map(width).collect();
+    let line = |row: &[String; N]| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// Text from a message, without control characters: it must not steer the terminal.
+pub(crate) fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// How long ago a time in milliseconds since 1970 is, in its largest unit.
+pub(crate) fn age(at: u64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    span(now.saturating_sub(Duration::from_millis(at)).as_secs())
+}
+
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3_600 => format!("{}m", seconds / 60),
+        3_600..86_400 => format!("{}h", seconds / 3_600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+/// A time in the unit that suits it, such as `2.5ms`.
+pub(crate) fn time(time: Duration) -> String {
+    let micros = time.as_micros();
+    match micros {
+        0..1_000 => format!("{micros}us"),
+        1_000..1_000_000 => format!("{}ms", short(micros as f64 / 1e3)),
+        _ => format!("{}s", short(micros as f64 / 1e6)),
+    }
+}
+
+/// How long a share of what a histogram counts took at most, such as `<2.5ms`.
+pub(crate) fn quantile(times: &Histogram, share: f64) -> String {
+    match times.quantile(share) {
+        None => "-".to_owned(),
+        Some(Duration::MAX) => ">10s".to_owned(),
+        Some(bound) => format!("<{}", time(bound)),
+    }
+}
+
+/// A number of bytes in the unit that suits it, such as `3.4 MiB`.
+pub(crate) fn bytes(bytes: u64) -> String {
+    let (mut number, mut units) = (bytes as f64, ["KiB", "MiB", "GiB", "TiB"].into_iter());
+    let mut unit = "B";
+    while number >= 1024.0
+        && let Some(next) = units.next()
+    {
+        (number, unit) = (number / 1024.0, next);
+    }
+    format!("{} {unit}", short(number))
+}
+
+/// A number with at most one digit after the point.
+fn short(number: f64) -> String {
+    let text = format!("{number:.1}");
+    text.strip_suffix(".0").map_or(text.clone(), str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_age_is_told_in_its_largest_unit() {
+        assert_eq!(
+            [0, 59, 60, 3_599, 3_600, 86_399, 86_400, 900_000].map(span),
+            ["0s", "59s", "1m", "59m", "1h", "23h", "1d", "10d"]
+        );
+    }
+
+    #[test]
+    fn times_and_bytes_are_told_in_the_unit_that_suits_them() {
+        let times = [0, 999, 1_000, 2_500, 999_949, 1_500_000, 90_000_000].map(Duration::from_micros).map(time);
+        assert_eq!(times, ["0us", "999us", "1ms", "2.5ms", "999.9ms", "1.5s", "90s"]);
+        assert_eq!([0, 1023, 1024, 1536, 5 << 30].map(bytes), ["0 B", "1023 B", "1 KiB", "1.5 KiB", "5 GiB"]);
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_what_is_in_them() {
+        let rows = [["ID", "REASON"], ["größer", "x"], ["a", ""]].map(|row| row.map(str::to_owned));
+        assert_eq!(table(rows.to_vec()), "ID      REASON\ngrößer  x\na");
+    }
+
+    #[test]
+    fn a_message_does_not_steer_the_terminal() {
+        assert_eq!(one_line("a\u{1b}[2J\nb"), "a [2J b");
+    }
+}

@@ -1,0 +1,163 @@
+//! `hopline ls`, `info`, `stats` and `ping` as a shell sees them.
+//!
+//! They need the RabbitMQ that `HOPLINE_TEST_URL` names, and are ignored unless they are asked for.
+
+use std::process::Output;
+
+use hopline::{Client, Running, Server};
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+mod command;
+#[path = "../../examples/demo/mod.rs"]
+#[allow(dead_code, reason = "the tests call a few of its methods")]
+mod demo;
+
+use command::{PATIENCE, cleaned, hopline, printed, said};
+use demo::{DemoServer, Service};
+
+/// A namespace of its own on the RabbitMQ under test.
+struct Scene {
+    url: String,
+    namespace: String,
+}
+
+impl Scene {
+    fn new(name: &str) -> Self {
+        let url = std::env::var("HOPLINE_TEST_URL").expect("HOPLINE_TEST_URL names a RabbitMQ");
+        Self { url, namespace: format!("cli-{}-{name}", std::process::id()) }
+    }
+
+    /// Starts an instance of the service of the examples, with the attribute `zone`.
+    async fn serve(&self, zone: &str) -> Running {
+        let server = Server::builder().namespace(&self.namespace).connect(&self.url).await;
+        let server = server.expect("the broker is there").attribute("zone", zone).serve(DemoServer::new(Service));
+        server.start().await.expect("it can be served")
+    }
+
+    async fn client(&self) -> Client {
+        Client::builder().namespace(&self.namespace).connect(&self.url).await.expect("the broker is there")
+    }
+
+    /// The command with these arguments, where the service is.
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::from(cleaned());
+        command.args(arguments).args(["--url", &self.url, "--namespace", &self.namespace]).kill_on_drop(true);
+        command
+    }
+
+    async fn run(&self, arguments: &[&str]) -> Output {
+        let output = tokio::time::timeout(PATIENCE, self.command(arguments).output()).await;
+        output.expect("it ends within a minute").expect("it can be run")
+    }
+
+    async fn json(&self, arguments: &[&str]) -> Value {
+        serde_json::from_str(&printed(self.run(arguments).await)).expect("it prints JSON")
+    }
+}
+
+/// The cells of the line that begins with `first`.
+fn cells<'a>(table: &'a str, first: &str) -> Vec<&'a str> {
+    let cells = |line: &'a str| line.split_whitespace().collect::<Vec<_>>();
+    let line = table.lines().map(cells).find(|cells| cells.first() == Some(&first));
+    line.unwrap_or_else(|| panic!("no line of {first} in {table}"))
+}
+
+#[test]
+fn each_command_has_a_help_with_an_example_and_says_what_to_write() {
+    for command in ["ls", "info", "stats", "ping"] {
+        let output = hopline(&[command, "--help"]).output().expect("it can be run");
+        let help = printed(output);
+        assert!(help.contains(&format!("  hopline {command}")) && help.contains("Example"), "{help}");
+    }
+    for (arguments, told) in [
+        (&["info"][..], "<SERVICE>"),
+        (&["stats", "a b"], "the service `a b` has a ' ' in it"),
+        (&["ping", "demo", "--wait", "5"], "write a whole number above 0 and a unit"),
+        (&["ping", "demo", "--count", "x"], "invalid digit"),
+    ] {
+        let output = hopline(arguments).output().expect("it can be run");
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains(told), "{arguments:?}: {output:?}");
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
+async fn the_services_are_listed_with_what_they_have_done() {
+    let scene = Scene::new("ls");
+    assert_eq!(scene.json(&["ls", "--json"]).await, json!([]));
+    let _servers = [scene.serve("eu1").await, scene.serve("us1").await];
+    let client = scene.client().await;
+    for _ in 0..3 {
+        let five: i64 = client.call("demo", "add", (2, 3)).await.expect("it answers");
+        assert_eq!(five, 5);
+    }
+    client.call::<i64>("demo", "div", (2, 0)).await.expect_err("nobody divides by zero");
+    let table = printed(scene.run(&["ls"]).await);
+    let cells = cells(&table, "demo.v1");
+    assert_eq!(cells[1..5], ["2", "0", "4", "1"], "{table}");
+    let listed = scene.json(&["ls", "--json"]).await;
+    assert_eq!(
+        (&listed[0]["service"], &listed[0]["instances"], &listed[0]["finished"]),
+        (&json!("demo.v1"), &json!(2), &json!(4))
+    );
+    assert!(listed[0]["p99_us"].is_u64() && listed[0]["calls_per_s"].is_f64(), "{listed}");
+}
+
+#[tokio::test]
+#[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
+async fn a_service_shows_its_instances_and_methods() {
+    let scene = Scene::new("info");
+    let server = scene.serve("eu1").await;
+    let shown = printed(scene.run(&["info", "demo"]).await);
+    let instance = cells(&shown, server.instance());
+    assert_eq!(instance[2..], [&std::process::id().to_string(), instance[3], env!("CARGO_PKG_VERSION"), "zone=eu1"]);
+    for method in ["add(a: i64, b: i64) -> i64", "note(line: String)  [oneway dedup=600s]"] {
+        assert!(shown.lines().any(|line| line == method), "no `{method}` in {shown}");
+    }
+    let told = scene.json(&["info", "demo", "--json"]).await;
+    assert_eq!((&told[0]["type"], &told[0]["attributes"]["zone"]), (&json!("hopline.v1.info"), &json!("eu1")));
+    let absent = scene.run(&["info", "absent"]).await;
+    assert_eq!(absent.status.code(), Some(1));
+    assert!(said(&absent).starts_with("no instance of `absent` replies"), "{absent:?}");
+}
+
+#[tokio::test]
+#[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
+async fn a_service_shows_what_its_methods_have_counted() {
+    let scene = Scene::new("stats");
+    let server = scene.serve("eu1").await;
+    let client = scene.client().await;
+    for _ in 0..2 {
+        client.call::<i64>("demo", "add", (2, 3)).await.expect("it answers");
+    }
+    client.call::<()>("demo", "panic", [(); 0]).await.expect_err("it panics");
+    let shown = printed(scene.run(&["stats", "demo"]).await);
+    assert_eq!(cells(&shown, "add")[1..4], ["0", "2", "0"], "{shown}");
+    assert_eq!(cells(&shown, "panic")[2..5], ["1", "0", "1"], "{shown}");
+    assert_eq!(cells(&shown, server.instance())[1..3], ["0", "3"], "{shown}");
+    assert!(shown.contains("LAST FAULTS\npanic: 0s ago, INTERNAL: "), "{shown}");
+    let told = scene.json(&["stats", "demo", "--json"]).await;
+    assert_eq!((&told[0]["type"], &told[0]["finished"]), (&json!("hopline.v1.stats"), &json!(3)));
+    let absent = scene.run(&["stats", "absent"]).await;
+    assert_eq!(absent.status.code(), Some(1));
+}
+
+#[tokio::test]
+#[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
+async fn a_ping_tells_by_its_exit_status_whether_anybody_is_there_and_can_wait_for_it() {
+    let scene = Scene::new("ping");
+    let absent = scene.run(&["ping", "demo"]).await;
+    assert_eq!(absent.status.code(), Some(1));
+    assert!(said(&absent).starts_with("no instance of `demo` replies"), "{absent:?}");
+    let waiting = tokio::spawn(scene.command(&["ping", "demo", "--wait", "60s", "--json"]).output());
+    let server = scene.serve("eu1").await;
+    let waited = tokio::time::timeout(PATIENCE, waiting).await.expect("it ends").expect("no panic").expect("it runs");
+    let pongs: Value = serde_json::from_str(&printed(waited)).expect("it prints JSON");
+    assert_eq!(pongs[0]["instance"], server.instance());
+    assert!(pongs[0]["round_trip_us"].is_u64(), "{pongs}");
+    let twice = printed(scene.run(&["ping", "demo", "--count", "2"]).await);
+    let first: Vec<_> = twice.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(first, [server.instance(); 2]);
+}
