@@ -1,11 +1,13 @@
 //! `hopline call`: makes one call and prints its reply as JSON.
 
+use std::io::{self, Read as _};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use clap::Args;
-use hopline::{CallError, Codec, Error, ServiceId, environment};
-use serde_json::Value;
+use clap::{Args, ValueEnum};
+use futures::StreamExt as _;
+use hopline::{CallError, Client, Codec, Error, ServiceId, environment};
+use serde_json::{Value, json};
 
 use crate::address::{Address, Namespace, within};
 use crate::failed::{self, Failed};
@@ -16,17 +18,18 @@ const CLOSING: Duration = Duration::from_secs(1);
 
 /// Call a method and print its reply as JSON.
 ///
-/// Exits with 0 when the method has answered, with 1 and a one-line error on stderr when the call has failed, and with
-/// 2 on wrong usage.
+/// Exits with 0 when the method has answered, with 1 and a one-line error on stderr when the call has failed, with 2 on
+/// wrong usage, and with 64 and the number of its code when the server reports a fault: 67 for INVALID_ARGUMENT (3), 76
+/// for UNIMPLEMENTED (12).
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  hopline call demo.add '[2, 3]'\n  hopline call billing.v2.total '[42]' --timeout 5s --metadata user=alice"
+    after_help = "Examples:\n  hopline call demo.add '[2, 3]'\n  hopline call billing.v2.total '[42]' --timeout 5s --metadata user=alice\n  hopline call demo.whoami --all\n  echo '[\"hello\"]' | hopline call demo.note - --oneway"
 )]
 pub(crate) struct Call {
     /// What to call: SERVICE.METHOD, or SERVICE.vMAJOR.METHOD for a version other than 1
     #[arg(value_name = "TARGET", value_parser = target)]
     target: Target,
-    /// The arguments: a JSON array with one element for each
+    /// The arguments: a JSON array with one element for each, @FILE to read it from a file, or - from stdin
     #[arg(value_name = "ARGUMENTS", default_value = "[]", value_parser = arguments)]
     arguments: Arguments,
     #[command(flatten)]
@@ -43,8 +46,35 @@ pub(crate) struct Call {
     #[arg(long, value_name = "NAME=VALUE", value_parser = entry)]
     metadata: Vec<Entry>,
     /// The instance to call, and not any other
-    #[arg(long, value_name = "INSTANCE")]
+    #[arg(long, value_name = "INSTANCE", conflicts_with = "all")]
     to: Option<String>,
+    /// Call every instance, and print an array of what they reply: each with its instance, and a result or an error
+    #[arg(long)]
+    all: bool,
+    /// Send a oneway call, which has no reply: the command ends when the broker has it, and prints nothing
+    #[arg(long)]
+    oneway: bool,
+    /// How arguments and reply are written on the way
+    #[arg(long, value_enum, default_value_t = Written::Json)]
+    codec: Written,
+}
+
+/// How arguments and reply are written on the way. What the user writes and reads is JSON in any case.
+#[derive(Clone, Copy, ValueEnum)]
+enum Written {
+    Json,
+    Cbor,
+    Msgpack,
+}
+
+impl From<Written> for Codec {
+    fn from(written: Written) -> Self {
+        match written {
+            Written::Json => Self::Json,
+            Written::Cbor => Self::Cbor,
+            Written::Msgpack => Self::MessagePack,
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -67,39 +97,84 @@ struct Entry {
 
 impl Call {
     pub(crate) fn run(self) -> ExitCode {
-        let reply = hopline::blocking::wait(self.reply());
-        failed::ended(reply.and_then(|reply| Ok(printed::print(&reply.to_string())?)))
+        failed::ended(hopline::blocking::wait(self.made()))
     }
 
-    async fn reply(self) -> Result<Value, Failed> {
-        let Self { target, arguments, address, timeout, namespace: Namespace { namespace }, metadata, to } = self;
+    /// Connects, makes the call, and prints what comes of it.
+    async fn made(self) -> Result<(), Failed> {
         let began = Instant::now();
-        let builder = address.client(timeout)?.namespace(namespace).codec(Codec::Json);
-        let client = within(timeout, builder.connect(&address.url), Failed::run).await?;
-        let left = timeout.saturating_sub(began.elapsed());
-        let mut call =
-            client.call::<Value>(&target.service, &target.method, arguments.0).fails_with::<Value>().timeout(left);
-        for Entry { name, value } in metadata {
-            call = call.metadata(name, value);
-        }
-        if let Some(instance) = to {
-            call = call.to(instance);
-        }
-        let reply = call.await;
+        let builder = self.address.client(self.timeout)?.namespace(&self.namespace.namespace).codec(self.codec.into());
+        let client = within(self.timeout, builder.connect(&self.address.url), Failed::run).await?;
+        let left = self.timeout.saturating_sub(began.elapsed());
+        let outcome = match (self.oneway, self.all) {
+            (true, _) => self.sent(&client, left).await,
+            (false, true) => self.all_replies(&client, left).await,
+            (false, false) => self.reply(&client, left).await,
+        };
         // If the broker does not answer any more, this ends without it.
         let _ = tokio::time::timeout(CLOSING, client.close()).await;
-        reply.map_err(|error| match error {
+        outcome
+    }
+
+    async fn reply(&self, client: &Client, left: Duration) -> Result<(), Failed> {
+        let reply = self.call(client, left).await.map_err(|error| self.failed(error))?;
+        Ok(printed::print(&reply.to_string())?)
+    }
+
+    async fn sent(&self, client: &Client, left: Duration) -> Result<(), Failed> {
+        let call = client.oneway(&self.target.service, &self.target.method, self.arguments.0.clone()).timeout(left);
+        let call = self.with_options(call);
+        let sent = if self.all { call.all().send().await } else { call.send().await };
+        sent.map_err(|error| self.failed(CallError::Failed(error)))
+    }
+
+    /// Prints the replies of all instances that are there now. It fails if one of them does not reply with a result.
+    async fn all_replies(&self, client: &Client, left: Duration) -> Result<(), Failed> {
+        let service = &self.target.service;
+        let instances = client.registry().total(left).instances(service).await?.len();
+        let replies = self.call(client, left).all().replies(left).await?.take(instances.max(1));
+        let replies: Vec<_> = replies.collect().await;
+        let results = replies.iter().filter(|reply| reply.outcome.is_ok()).count();
+        let told = replies.into_iter().map(|reply| match reply.outcome {
+            Ok(result) => json!({ "instance": reply.instance, "result": result }),
+            Err(CallError::Service(error)) => json!({ "instance": reply.instance, "service_error": error }),
+            Err(CallError::Failed(error)) => json!({ "instance": reply.instance, "error": error.to_string() }),
+        });
+        printed::print(&Value::Array(told.collect()).to_string())?;
+        match instances.saturating_sub(results) {
+            0 => Ok(()),
+            failed => Err(Failed::run(format!("{failed} of {instances} instances have not replied with a result"))),
+        }
+    }
+
+    /// The call with all its options, for a reply.
+    fn call(&self, client: &Client, left: Duration) -> hopline::Call<Value, Value> {
+        let call = client.call::<Value>(&self.target.service, &self.target.method, self.arguments.0.clone());
+        self.with_options(call.fails_with::<Value>().timeout(left))
+    }
+
+    fn with_options<T, E>(&self, call: hopline::Call<T, E>) -> hopline::Call<T, E> {
+        let with_entry = |call: hopline::Call<T, E>, entry: &Entry| call.metadata(&entry.name, &entry.value);
+        let call = self.metadata.iter().fold(call, with_entry);
+        match &self.to {
+            Some(instance) => call.to(instance),
+            None => call,
+        }
+    }
+
+    fn failed(&self, error: CallError<Value>) -> Failed {
+        match error {
             CallError::Service(error) => Failed::run(format!("the service returned its own error: {error}")),
             CallError::Failed(mut error) => {
                 // If connecting took all the time, the error says that the call was not sent: that stays as it is.
                 if let Error::Timeout { after, .. } = &mut error
                     && !after.is_zero()
                 {
-                    *after = timeout;
+                    *after = self.timeout;
                 }
                 error.into()
             }
-        })
+        }
     }
 }
 
@@ -116,7 +191,16 @@ fn entry(text: &str) -> Result<Entry, String> {
 }
 
 fn arguments(text: &str) -> Result<Arguments, String> {
-    match serde_json::from_str(text) {
+    let read = match text.strip_prefix('@') {
+        Some(file) => Some(std::fs::read_to_string(file).map_err(|error| format!("`{file}` cannot be read: {error}"))?),
+        None if text == "-" => {
+            let mut read = String::new();
+            io::stdin().read_to_string(&mut read).map_err(|error| format!("stdin cannot be read: {error}"))?;
+            Some(read)
+        }
+        None => None,
+    };
+    match serde_json::from_str(read.as_deref().unwrap_or(text)) {
         Ok(Value::Array(arguments)) => Ok(Arguments(arguments)),
         Ok(_) => Err("write a JSON array with one element for each argument, such as '[2, 3]'".to_owned()),
         Err(error) => Err(format!("not JSON: {error}")),

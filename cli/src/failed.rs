@@ -6,7 +6,8 @@ use hopline::Error;
 
 use crate::address::said;
 
-/// Why a command has failed, in one line, and its exit code: 1 if something has failed, 2 for wrong usage.
+/// Why a command has failed, in one line, and its exit code: 1 if something has failed, 2 for wrong usage, and 64 and the
+/// number of its code for a fault.
 pub(crate) struct Failed {
     said: String,
     code: u8,
@@ -21,8 +22,12 @@ impl Failed {
 
 impl From<Error> for Failed {
     fn from(error: Error) -> Self {
-        // A name or an address that cannot be used is wrong usage.
-        let code = if matches!(error, Error::Invalid(_)) { 2 } else { 1 };
+        let code = match &error {
+            // A name or an address that cannot be used is wrong usage.
+            Error::Invalid(_) => 2,
+            Error::Fault(fault) => 64 + fault.code as u8,
+            _ => 1,
+        };
         Self { said: said(&error), code }
     }
 }

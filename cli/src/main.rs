@@ -82,9 +82,10 @@ fn told(error: &clap::Error) -> ExitCode {
     let is_quoted = std::env::args().any(|argument| {
         let value = argument.strip_prefix("--").and_then(|option| option.split_once('=')).map(|(_, value)| value);
         let value = value.unwrap_or(&argument);
-        // The arguments of a call are JSON, and may contain anything.
+        // The arguments of a call are JSON, and may contain anything, or `@` and the name of a file.
         let is_json = value.starts_with(['[', '{', '"']);
-        !is_json && (value.contains('@') || value.contains("://")) && quoted.contains(value)
+        let is_file = value.rfind('@') == Some(0) && !value.contains("://");
+        !is_json && !is_file && (value.contains('@') || value.contains("://")) && quoted.contains(value)
     });
     if is_quoted {
         eprintln!(

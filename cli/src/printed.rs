@@ -56,12 +56,12 @@ pub(crate) fn time(time: Duration) -> String {
     }
 }
 
-/// How long a share of what a histogram counts took at most, such as `<2.5ms`.
+/// How long a share of what a histogram counts took at most, such as `≤2.5ms`.
 pub(crate) fn quantile(times: &Histogram, share: f64) -> String {
     match times.quantile(share) {
         None => "-".to_owned(),
         Some(Duration::MAX) => ">10s".to_owned(),
-        Some(bound) => format!("<{}", time(bound)),
+        Some(bound) => format!("≤{}", time(bound)),
     }
 }
 

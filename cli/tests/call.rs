@@ -26,7 +26,12 @@ fn run(arguments: &[&str]) -> Output {
 
 /// The one line on stderr that a failed call ends with.
 fn failure(output: Output) -> String {
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    fault(output, 1)
+}
+
+/// The same of a call that ends with this exit code.
+fn fault(output: Output, code: i32) -> String {
+    assert_eq!(output.status.code(), Some(code), "{output:?}");
     only_line(output)
 }
 
@@ -312,6 +317,68 @@ async fn one_instance_can_be_called() {
 
 #[tokio::test]
 #[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
+async fn all_instances_can_be_called() {
+    let scene = Scene::new("all").await;
+    let server = Server::builder().namespace(&scene.namespace).connect(&scene.url).await.expect("the broker is there");
+    let other = server.serve(DemoServer::new(Service)).start().await.expect("it can be served");
+    // It does not wait for the time-out: so many instances are there.
+    let all = printed(scene.call(&["demo.whoami", "--all", "--timeout", "60m"]).await);
+    let all: serde_json::Value = serde_json::from_str(&all).expect("it prints JSON");
+    let mut told: Vec<_> = all.as_array().expect("an array").iter().map(|one| one["result"].as_str()).collect();
+    let mut expected = [scene.server.instance(), other.instance()].map(Some);
+    told.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(told, expected);
+    let failed = scene.call(&["demo.div", "[1, 0]", "--all"]).await;
+    assert_eq!(failed.status.code(), Some(1));
+    assert_eq!(said(&failed), "2 of 2 instances have not replied with a result");
+    assert!(String::from_utf8_lossy(&failed.stdout).contains(r#""service_error":"DivisionByZero""#), "{failed:?}");
+    assert!(failure(scene.call(&["nobody.x", "--all"]).await).starts_with("nobody serves `nobody.v1`"));
+}
+
+#[tokio::test]
+#[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
+async fn a_oneway_call_ends_when_the_broker_has_it() {
+    let scene = Scene::new("oneway").await;
+    let (heard, mut hear) = tokio::sync::mpsc::unbounded_channel();
+    let note = move |_: Context, (line,): (String,)| {
+        heard.send(line).expect("the test listens");
+        async { Ok::<_, Fault>(()) }
+    };
+    let service = hopline::Service::new("notes", 1).method(hopline::Method::new("note").oneway(), note);
+    let server = Server::builder().namespace(&scene.namespace).connect(&scene.url).await.expect("the broker is there");
+    let server = server.serve(service).start().await.expect("it can be served");
+    for options in [&[][..], &["--all"], &["--to", server.instance()], &["--codec", "cbor"]] {
+        let output = scene.call(&[&["notes.note", r#"["hello"]"#, "--oneway"], options].concat()).await;
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        assert!(output.stdout.is_empty() && output.stderr.is_empty(), "{output:?}");
+        assert_eq!(hear.recv().await.as_deref(), Some("hello"), "{options:?}");
+    }
+    let line = failure(scene.call(&["demo.add", "[2, 3]", "--oneway"]).await);
+    assert!(line.starts_with("`demo.v1` takes no oneway calls of `add`"), "{line}");
+}
+
+#[tokio::test]
+#[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
+async fn arguments_come_from_a_file_or_from_stdin_and_travel_in_any_codec() {
+    let scene = Scene::new("arguments").await;
+    let file = std::env::temp_dir().join(format!("{}.json", scene.namespace));
+    std::fs::write(&file, "[2,\n 3]\n").expect("it can be written");
+    let at_file = format!("@{}", file.display());
+    for codec in ["json", "cbor", "msgpack"] {
+        assert_eq!(printed(scene.call(&["demo.add", &at_file, "--codec", codec]).await), "5");
+    }
+    std::fs::remove_file(&file).expect("it is there");
+    let mut command = hopline(&["call", "--url", &scene.url, "--namespace", &scene.namespace, "demo.add", "-"]);
+    command.write_stdin("[4, 5]");
+    assert_eq!(printed(ended(command).await), "9");
+    let output = scene.call(&["demo.add", &at_file]).await;
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains(".json` cannot be read: "), "{output:?}");
+}
+
+#[tokio::test]
+#[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
 async fn what_nobody_serves_is_told_at_once() {
     let scene = Scene::new("nobody").await;
     let line = "nobody serves `nobody.v1`: is a server running, and on the same namespace?";
@@ -331,19 +398,19 @@ async fn what_nobody_serves_is_told_at_once() {
 #[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
 async fn a_refused_call_is_told_with_its_code() {
     let scene = Scene::new("refused").await;
-    let line = failure(scene.call(&["demo.subtract", "[2, 3]"]).await);
+    let line = fault(scene.call(&["demo.subtract", "[2, 3]"]).await, 64 + 12);
     assert!(
         line.starts_with("UNIMPLEMENTED: `demo.v1` has no method `subtract`: it has add, div, echo, exp, "),
         "{line}"
     );
-    let line = failure(scene.call(&["demo.add", r#"["two", 3]"#]).await);
+    let line = fault(scene.call(&["demo.add", r#"["two", 3]"#]).await, 64 + 3);
     assert!(line.starts_with("INVALID_ARGUMENT: the arguments of `add(a: i64, b: i64)"), "{line}");
     for (arguments, got) in [("[2]", 1), ("[2, 3, 4]", 3)] {
-        let line = failure(scene.call(&["demo.add", arguments]).await);
+        let line = fault(scene.call(&["demo.add", arguments]).await, 64 + 3);
         let said = format!("INVALID_ARGUMENT: `add(a: i64, b: i64) -> i64` takes 2 arguments, got {got}");
         assert_eq!(line, said);
     }
-    let line = failure(scene.call(&["demo.panic"]).await);
+    let line = fault(scene.call(&["demo.panic"]).await, 64 + 13);
     assert!(line.starts_with("INTERNAL: `demo.v1.panic` panicked"), "{line}");
 }
 
