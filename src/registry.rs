@@ -36,8 +36,8 @@ const STALL: Duration = Duration::from_millis(250);
 /// for (service, instances) in client.registry().services().await? {
 ///     println!("{service} has {} instances", instances.len());
 /// }
-/// // Three are expected: this returns as soon as they have replied.
-/// let three = client.registry().count(3).total(Duration::from_secs(10)).instances("demo").await?;
+/// // Three are there: this returns as soon as they have replied.
+/// let three = client.registry().count(3).stall(Duration::MAX).instances("demo").await?;
 /// # Ok(()) }
 /// ```
 #[derive(Debug, Clone)]
@@ -62,7 +62,7 @@ pub struct Registry {
 pub struct Pong {
     /// The instance's id.
     pub instance: String,
-    /// How long its reply took, with the way to the broker and back.
+    /// How long it took until its reply was here, and the broker had confirmed the question.
     pub round_trip: Duration,
 }
 
@@ -101,7 +101,8 @@ impl Registry {
     /// All services, each written `name.vMAJOR`, and their instances, sorted by their ids. Empty if nobody replies.
     ///
     /// # Errors
-    /// `Disconnected`, `Blocked`, and `Timeout` if the broker has not confirmed the question in time.
+    /// `Disconnected`, `Blocked`, `Timeout` if the broker has not confirmed the question in time, and the `Fault` of an
+    /// instance if all that reply refuse to answer, for example since a [rule](crate::Server::allow) forbids it.
     pub async fn services(&self) -> Result<BTreeMap<String, Vec<Instance>>, Error> {
         let mut services: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for instance in self.documents::<Instance>(None).await? {
@@ -140,35 +141,31 @@ impl Registry {
     /// # Errors
     /// As [`instances`](Self::instances).
     pub async fn ping(&self, service: &str) -> Result<Vec<Pong>, Error> {
-        let (began, mut pongs) = (Instant::now(), Vec::new());
+        let (began, mut pongs) = (Instant::now(), BTreeMap::new());
         let take = |reply: &Reply| {
             let instance = reply.instance.as_deref().unwrap_or_default().to_owned();
-            pongs.push(Pong { instance, round_trip: began.elapsed() });
-            true
+            let is_new = !pongs.contains_key(&instance);
+            pongs.entry(instance).or_insert_with(|| began.elapsed());
+            is_new
         };
         self.ask(PING, Some(service), take).await?;
-        pongs.sort_by(|one, other| one.instance.cmp(&other.instance));
-        pongs.dedup_by(|one, other| one.instance == other.instance);
-        Ok(pongs)
+        Ok(pongs.into_iter().map(|(instance, round_trip)| Pong { instance, round_trip }).collect())
     }
 
-    /// The documents `D` of the instances of one service, or of all.
+    /// The documents `D` of the instances of one service, or of all, each of them once.
     async fn documents<D: Document>(&self, service: Option<&str>) -> Result<Vec<D>, Error> {
-        let mut documents: Vec<D> = Vec::new();
+        let mut documents = BTreeMap::new();
         let take = |reply: &Reply| {
-            let document = read(reply);
-            let is_one = document.is_some();
-            documents.extend(document);
-            is_one
+            let Some(document) = read::<D>(reply) else { return false };
+            let (service, instance) = document.source();
+            documents.insert((service.to_owned(), instance.to_owned()), document).is_none()
         };
         self.ask(D::QUESTION, service, take).await?;
-        documents.sort_by(|one, other| one.source().cmp(&other.source()));
-        // A server that moves to another connection may be asked over both.
-        documents.dedup_by(|one, other| one.source() == other.source());
-        Ok(documents)
+        Ok(documents.into_values().collect())
     }
 
-    /// Asks the instances of one service, or of all. `take` gets each reply, and says whether it answers the question.
+    /// Asks the instances of one service, or of all. `take` gets each reply, and says whether it answers the question and
+    /// is the first of its instance. Fails with the fault of one of them if all have refused.
     async fn ask(
         &self,
         question: &str,
@@ -186,7 +183,7 @@ impl Registry {
             Err(Error::NoService { .. }) => return Ok(()),
             replies => replies?,
         };
-        let (mut taken, mut stalls_at) = (0, None);
+        let (mut taken, mut stalls_at, mut refused) = (0, None, None);
         while self.count.is_none_or(|count| taken < count) {
             let reply = tokio::select! {
                 biased;
@@ -195,12 +192,14 @@ impl Registry {
             };
             let Some((_, reply)) = reply.transpose()? else { break };
             stalls_at = Some(later(Instant::now(), self.stall));
-            // An instance of another version may not know the question and reply with a fault. The others' replies count.
-            if reply.is_ok_and(|reply| !reply.is_own_error() && take(&reply)) {
-                taken += 1;
+            match reply {
+                Ok(reply) if !reply.is_own_error() && take(&reply) => taken += 1,
+                Ok(_) => {}
+                // Another may have a different version, or another rule.
+                Err(fault) => refused = Some(fault),
             }
         }
-        Ok(())
+        refused.filter(|_| taken == 0).map_or(Ok(()), Err)
     }
 
     async fn wait_until(&self, instant: Option<Instant>) {

@@ -59,7 +59,7 @@ use self::worker::EVENT;
 use crate::compression::Compression;
 use crate::context::Context;
 use crate::error::Error;
-use crate::frame::check_entries;
+use crate::frame::{Excess, check_entries};
 use crate::limits::EVENTS_PREFETCH;
 use crate::middleware::Chain;
 use crate::route::Exchanges;
@@ -210,7 +210,8 @@ impl Server {
     /// called.
     ///
     /// # Errors
-    /// - `Invalid` if a name, pattern or setting is wrong, or if a service or method was added twice,
+    /// - `Invalid` if a name, pattern or setting is wrong, if a service or method was added twice, or if the attributes
+    ///   are too many or too large,
     /// - `Mismatch` if a queue exists with other arguments,
     /// - `Broker` if the broker refuses something else,
     /// - `Disconnected` if the connection is lost meanwhile.
@@ -218,7 +219,7 @@ impl Server {
         let Self { dial, transport, namespace, max_message_size, compression, instance, .. } = self;
         let Self { services, subscriptions, attributes, allow, middleware, .. } = self;
         check_entries(attributes.iter().map(|(name, value)| (&**name, &**value)))
-            .map_err(|excess| Error::Invalid(format!("the server's attributes: {excess}")))?;
+            .map_err(|excess| Error::Invalid(too_many(excess)))?;
         for (pattern, _) in &subscriptions {
             check_event_pattern(pattern).map_err(Error::Invalid)?;
         }
@@ -324,6 +325,13 @@ impl fmt::Debug for Server {
             .field("instance", &self.instance)
             .field("services", &self.services)
             .finish_non_exhaustive()
+    }
+}
+
+fn too_many(attributes: Excess) -> String {
+    match attributes {
+        Excess::Size(size, cap) => format!("the server's attributes take {size} bytes, and {cap} are allowed"),
+        Excess::Count(count, cap) => format!("the server has {count} attributes, and {cap} are allowed"),
     }
 }
 

@@ -9,6 +9,8 @@ use std::time::Duration;
 use clap::Args;
 use hopline::{Client, ClientBuilder, DeadLetters, DeadLettersBuilder, Error, Server, ServerBuilder, Tls, environment};
 
+use crate::printed;
+
 /// How much longer connecting as a whole may take. An address that takes all its time ends with an error that says why,
 /// and that error has to arrive first.
 const GRACE: Duration = Duration::from_millis(100);
@@ -137,7 +139,7 @@ pub(crate) fn said(error: &Error) -> String {
 
 /// An error in one line, in the words of the command line.
 pub(crate) fn one_line(error: &impl Display) -> String {
-    let said =
-        error.to_string().replace('\n', " ").replace("`Tls::ca`", "`--ca`").replace("`.timeout()`", "`--timeout`");
+    let said = printed::one_line(&error.to_string());
+    let said = said.replace("`Tls::ca`", "`--ca`").replace("`.timeout()`", "`--timeout`");
     said.replace("`Tls::identity`", "`--cert` and `--key`")
 }

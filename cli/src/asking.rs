@@ -4,9 +4,10 @@ use std::future::Future;
 use std::time::Duration;
 
 use clap::Args;
-use hopline::{Client, Registry, ServiceId, environment};
+use hopline::{Registry, ServiceId, environment};
 
 use crate::address::{Address, Namespace, within};
+use crate::call::{Entry, entry};
 use crate::failed::Failed;
 
 /// How long closing the connection may take.
@@ -18,10 +19,13 @@ pub(crate) struct Asking {
     #[command(flatten)]
     address: Address,
     #[command(flatten)]
-    namespace: Namespace,
-    /// How long the instances have to reply, such as 500ms or 5s
-    #[arg(long, default_value = "2s", value_parser = environment::duration)]
-    timeout: Duration,
+    pub(crate) namespace: Namespace,
+    /// Wait for replies for all of this time, such as 500ms or 5s [default: 2s, and no longer than 250ms after a reply]
+    #[arg(long, value_parser = environment::duration)]
+    timeout: Option<Duration>,
+    /// Text for servers that ask who is asking, such as token=secret; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = entry)]
+    metadata: Vec<Entry>,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -33,9 +37,17 @@ impl Asking {
     where
         F: Future<Output = Result<(), Failed>>,
     {
-        let builder = self.address.client(Duration::MAX)?.namespace(&self.namespace.namespace);
-        let client: Client = within(Duration::MAX, builder.connect(&self.address.url), Failed::run).await?;
-        let outcome = ask(client.registry().total(self.timeout)).await;
+        let limit = self.timeout.unwrap_or(Duration::MAX);
+        let mut builder = self.address.client(limit)?.namespace(&self.namespace.namespace);
+        for Entry { name, value } in &self.metadata {
+            builder = builder.metadata(name, value);
+        }
+        let client = within(limit, builder.connect(&self.address.url), Failed::run).await?;
+        let registry = match self.timeout {
+            Some(timeout) => client.registry().total(timeout).stall(timeout),
+            None => client.registry(),
+        };
+        let outcome = ask(registry).await;
         // If the broker does not answer any more, this ends without it.
         let _ = tokio::time::timeout(CLOSING, client.close()).await;
         outcome

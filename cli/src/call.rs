@@ -90,9 +90,9 @@ struct Arguments(Vec<Value>);
 
 /// An entry of the metadata.
 #[derive(Clone)]
-struct Entry {
-    name: String,
-    value: String,
+pub(crate) struct Entry {
+    pub(crate) name: String,
+    pub(crate) value: String,
 }
 
 impl Call {
@@ -118,7 +118,7 @@ impl Call {
 
     async fn reply(&self, client: &Client, left: Duration) -> Result<(), Failed> {
         let reply = self.call(client, left).await.map_err(|error| self.failed(error))?;
-        Ok(printed::print(&reply.to_string())?)
+        Ok(printed::print(&printed::json(&reply))?)
     }
 
     async fn sent(&self, client: &Client, left: Duration) -> Result<(), Failed> {
@@ -140,7 +140,7 @@ impl Call {
             Err(CallError::Service(error)) => json!({ "instance": reply.instance, "service_error": error }),
             Err(CallError::Failed(error)) => json!({ "instance": reply.instance, "error": error.to_string() }),
         });
-        printed::print(&Value::Array(told.collect()).to_string())?;
+        printed::print(&printed::json(&told.collect::<Vec<_>>()))?;
         match instances.saturating_sub(results) {
             0 => Ok(()),
             failed => Err(Failed::run(format!("{failed} of {instances} instances have not replied with a result"))),
@@ -183,7 +183,7 @@ fn target(text: &str) -> Result<Target, String> {
     Ok(Target { service: service.to_string(), method: method.to_owned() })
 }
 
-fn entry(text: &str) -> Result<Entry, String> {
+pub(crate) fn entry(text: &str) -> Result<Entry, String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok(Entry { name: name.to_owned(), value: value.to_owned() }),
         _ => Err("write NAME=VALUE, such as user=alice".to_owned()),

@@ -1,14 +1,13 @@
 //! `hopline info`: the instances of a service, and its methods.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Args;
 use hopline::{Instance, MethodInfo};
-use serde_json::json;
 
 use crate::asking::{Asking, nobody, service};
 use crate::failed::Failed;
-use crate::printed::{age, one_line, print, table, time};
+use crate::printed::{age, json, one_line, print, table, time};
 
 /// Show the instances of a service, and its methods.
 ///
@@ -31,7 +30,7 @@ impl Info {
                 if instances.is_empty() {
                     return Err(nobody(&self.service));
                 }
-                let shown = if self.asking.json { json!(instances).to_string() } else { shown(&instances) };
+                let shown = if self.asking.json { json(&instances) } else { shown(&instances) };
                 Ok(print(&shown)?)
             })
             .await
@@ -41,21 +40,23 @@ impl Info {
 fn shown(instances: &[Instance]) -> String {
     let head = ["INSTANCE", "HOST", "PID", "UP", "HOPLINE", "ATTRIBUTES"].map(str::to_owned);
     let row = |instance: &Instance| {
-        let attributes = instance.attributes.iter().map(|(name, value)| one_line(&format!("{name}={value}")));
+        let attributes = instance.attributes.iter().map(|(name, value)| format!("{name}={value}"));
         [
-            one_line(&instance.instance),
-            one_line(&instance.host),
-            instance.pid.to_string(),
+            instance.instance.clone(),
+            instance.host.clone(),
+            if instance.pid == 0 { "-".to_owned() } else { instance.pid.to_string() },
             age(instance.started_at_ms),
-            one_line(&instance.hopline),
+            instance.hopline.clone(),
             attributes.collect::<Vec<_>>().join(" "),
         ]
     };
     let instances_shown = table(std::iter::once(head).chain(instances.iter().map(row)).collect());
     // While a new version is rolled out, not all of them have the same.
     let mut methods = BTreeMap::<String, usize>::new();
-    for method in instances.iter().flat_map(|instance| &instance.methods) {
-        *methods.entry(described(method)).or_default() += 1;
+    for instance in instances {
+        for method in instance.methods.iter().map(described).collect::<BTreeSet<_>>() {
+            *methods.entry(method).or_default() += 1;
+        }
     }
     let line = |(method, count): (String, usize)| match count == instances.len() {
         true => method,

@@ -9,7 +9,8 @@ use serde_json::json;
 
 use crate::asking::Asking;
 use crate::failed::Failed;
-use crate::printed::{print, quantile, table};
+use crate::failed::tell;
+use crate::printed::{json, print, quantile, table};
 
 /// For how long calls are counted.
 const SAMPLE: Duration = Duration::from_secs(1);
@@ -17,7 +18,8 @@ const SAMPLE: Duration = Duration::from_secs(1);
 /// List the services, and how busy they are.
 ///
 /// Each instance is asked twice, a second apart: CALLS/S is what ended in between. The other numbers count from the
-/// start of the instances. P50 and P99 say how long handlers ran at most, in half and in 99 % of the calls.
+/// start of the instances. P50 and P99 say how long handlers ran at most, in half and in 99 % of the calls. In JSON they
+/// are `p50_us` and `p99_us`, in microseconds, and null if it was over 10 s or there was no call.
 #[derive(Args)]
 #[command(after_help = "Example:\n  hopline ls --url amqp://broker.example.com")]
 pub(crate) struct Ls {
@@ -44,6 +46,9 @@ impl Ls {
                 tokio::time::sleep(SAMPLE).await;
                 let (after, lasted) = (registry.all_stats().await?, began.elapsed());
                 let sums = summed(&before, &after, lasted);
+                if sums.is_empty() {
+                    tell(&format!("no instance replies in the namespace `{}`", self.asking.namespace.namespace));
+                }
                 let shown = if self.asking.json { as_json(&sums) } else { as_table(&sums) };
                 Ok(print(&shown)?)
             })
@@ -59,14 +64,14 @@ fn summed(before: &[InstanceStats], after: &[InstanceStats], lasted: Duration) -
     for stats in after {
         let sum = sums.entry(stats.service.clone()).or_default();
         sum.instances += 1;
-        sum.running += stats.running;
-        sum.finished += stats.finished;
+        sum.running = sum.running.saturating_add(stats.running);
+        sum.finished = sum.finished.saturating_add(stats.finished);
         for method in &stats.methods {
-            sum.errors += method.service_errors + method.faults.values().sum::<u64>();
+            sum.errors = sum.errors.saturating_add(method.errors());
             sum.handler_time = sum.handler_time.with(&method.handler_time);
         }
-        // An instance that has just come has ended all its calls in between.
-        let earlier = earlier.get(&(&stats.service, &stats.instance)).copied().unwrap_or_default();
+        // Of an instance that did not reply before it is not known how many have ended in between.
+        let earlier = earlier.get(&(&stats.service, &stats.instance)).copied().unwrap_or(stats.finished);
         sum.calls_per_s += stats.finished.saturating_sub(earlier) as f64 / lasted.as_secs_f64();
     }
     sums
@@ -74,13 +79,14 @@ fn summed(before: &[InstanceStats], after: &[InstanceStats], lasted: Duration) -
 
 fn as_json(sums: &BTreeMap<String, Sum>) -> String {
     let one = |(service, sum): (&String, &Sum)| {
-        let micros = |share| sum.handler_time.quantile(share).map(|time| time.as_micros() as u64);
+        let known = |share| sum.handler_time.quantile(share).filter(|time| *time < Duration::MAX);
+        let micros = |share| known(share).map(|time| time.as_micros() as u64);
         json!({
             "service": service, "instances": sum.instances, "running": sum.running, "finished": sum.finished,
             "errors": sum.errors, "calls_per_s": sum.calls_per_s, "p50_us": micros(0.5), "p99_us": micros(0.99),
         })
     };
-    json!(sums.iter().map(one).collect::<Vec<_>>()).to_string()
+    json(&sums.iter().map(one).collect::<Vec<_>>())
 }
 
 fn as_table(sums: &BTreeMap<String, Sum>) -> String {
@@ -115,6 +121,6 @@ mod tests {
         let (before, after) = ([stats("gone", 900), stats("old", 100)], [stats("new", 10), stats("old", 130)]);
         let sums = summed(&before, &after, Duration::from_secs(2));
         let sum = &sums["demo.v1"];
-        assert_eq!((sums.len(), sum.instances, sum.finished, sum.calls_per_s), (1, 2, 140, 20.0));
+        assert_eq!((sums.len(), sum.instances, sum.finished, sum.calls_per_s), (1, 2, 140, 15.0));
     }
 }

@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use clap::Args;
-use hopline::{Pong, Registry, environment};
+use clap::{Args, value_parser};
+use hopline::{Error, Pong, Registry, environment};
 use serde_json::json;
 
 use crate::asking::{Asking, nobody, service};
-use crate::failed::Failed;
-use crate::printed::{one_line, print, table, time};
+use crate::failed::{Failed, tell};
+use crate::printed::{json, print, table, time};
 
 /// The pause between two pings.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -29,7 +29,7 @@ pub(crate) struct Ping {
     #[arg(long, value_name = "TIME", value_parser = environment::duration)]
     wait: Option<Duration>,
     /// How many times to ask, a second apart
-    #[arg(short, long, value_name = "N", default_value_t = 1)]
+    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u32).range(1..))]
     count: u32,
     #[command(flatten)]
     asking: Asking,
@@ -37,43 +37,57 @@ pub(crate) struct Ping {
 
 impl Ping {
     pub(crate) async fn run(self) -> Result<(), Failed> {
-        self.asking
-            .ask(async |registry| {
-                let mut pongs = self.first(&registry).await?;
-                for left in (0..self.count.max(1)).rev() {
-                    let shown = if self.asking.json { as_json(&pongs) } else { as_table(&pongs) };
-                    if !pongs.is_empty() {
-                        print(&shown)?;
-                    }
-                    if left > 0 {
-                        tokio::time::sleep(PAUSE).await;
-                        pongs = registry.ping(&self.service).await?;
-                    }
+        let began = Instant::now();
+        loop {
+            let outcome = self.asking.ask(async |registry| self.asked(&registry, began).await).await;
+            match outcome {
+                // The broker, too, may come up only now.
+                Err(failed) if !failed.is_usage() && !self.left(began).is_zero() => {
+                    tokio::time::sleep(RETRY.min(self.left(began))).await;
                 }
-                if pongs.is_empty() { Err(nobody(&self.service)) } else { Ok(()) }
-            })
-            .await
+                outcome => return outcome,
+            }
+        }
     }
 
-    /// The first replies, or none when the time to wait for them is over.
-    async fn first(&self, registry: &Registry) -> Result<Vec<Pong>, Failed> {
-        let (began, wait) = (Instant::now(), self.wait.unwrap_or_default());
-        loop {
-            let pongs = registry.ping(&self.service).await?;
-            let left = wait.saturating_sub(began.elapsed());
-            if !pongs.is_empty() || left.is_zero() {
-                return Ok(pongs);
-            }
-            tokio::time::sleep(RETRY.min(left)).await;
+    /// How long it waits yet for an instance to reply.
+    fn left(&self, began: Instant) -> Duration {
+        self.wait.unwrap_or_default().saturating_sub(began.elapsed())
+    }
+
+    /// Asks as often as it is told to, from the first time on that somebody replies.
+    async fn asked(&self, registry: &Registry, began: Instant) -> Result<(), Failed> {
+        let mut pongs = registry.ping(&self.service).await?;
+        while pongs.is_empty() && !self.left(began).is_zero() {
+            tokio::time::sleep(RETRY.min(self.left(began))).await;
+            pongs = registry.ping(&self.service).await?;
         }
+        let mut last = self.shown(Ok(pongs));
+        for _ in 1..self.count {
+            if let Err(failed) = &last {
+                tell(&failed.to_string());
+            }
+            tokio::time::sleep(PAUSE).await;
+            last = self.shown(registry.ping(&self.service).await);
+        }
+        last
+    }
+
+    /// Prints who has replied. Fails if nobody has.
+    fn shown(&self, pongs: Result<Vec<Pong>, Error>) -> Result<(), Failed> {
+        let pongs = pongs?;
+        if pongs.is_empty() {
+            return Err(nobody(&self.service));
+        }
+        Ok(print(&if self.asking.json { as_json(&pongs) } else { as_table(&pongs) })?)
     }
 }
 
 fn as_json(pongs: &[Pong]) -> String {
     let one = |pong: &Pong| json!({ "instance": pong.instance, "round_trip_us": pong.round_trip.as_micros() as u64 });
-    json!(pongs.iter().map(one).collect::<Vec<_>>()).to_string()
+    json(&pongs.iter().map(one).collect::<Vec<_>>())
 }
 
 fn as_table(pongs: &[Pong]) -> String {
-    table(pongs.iter().map(|pong| [one_line(&pong.instance), time(pong.round_trip)]).collect())
+    table(pongs.iter().map(|pong| [pong.instance.clone(), time(pong.round_trip)]).collect())
 }

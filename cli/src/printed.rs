@@ -4,6 +4,11 @@ use std::io::{self, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hopline::Histogram;
+use serde::Serialize;
+use serde_json::json;
+
+/// How much of a cell a table shows, in characters.
+const MAX_CELL: usize = 100;
 
 /// Prints text and a line end to stdout.
 ///
@@ -15,8 +20,9 @@ pub(crate) fn print(text: &str) -> Result<(), String> {
     printed.map_err(|error| format!("nobody reads what this prints: {error}"))
 }
 
-/// A table. Each column is as wide as its widest cell, except for the last.
+/// A table. Each column is as wide as its widest cell, except for the last. What is in a cell may come from elsewhere.
 pub(crate) fn table<const N: usize>(rows: Vec<[String; N]>) -> String {
+    let rows: Vec<_> = rows.into_iter().map(|row| row.map(|cell| cut(&one_line(&cell)))).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<_> = (0..N).map(width).collect();
     let line = |row: &[String; N]| {
@@ -26,13 +32,37 @@ pub(crate) fn table<const N: usize>(rows: Vec<[String; N]>) -> String {
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// Text from a message, without control characters: it must not steer the terminal.
-pub(crate) fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+/// The beginning of a text, with dots after it if that is not all of it.
+fn cut(text: &str) -> String {
+    match text.char_indices().nth(MAX_CELL) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
 }
 
-/// How long ago a time in milliseconds since 1970 is, in its largest unit.
+/// A value as JSON in one line, with no character in it that steers a terminal.
+pub(crate) fn json(value: &impl Serialize) -> String {
+    let text = json!(value).to_string();
+    // Only texts have such characters, and there they may be written like this.
+    let escaped = |c: char| if steers(c) { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
+    if text.chars().any(steers) { text.chars().map(escaped).collect() } else { text }
+}
+
+/// Text from elsewhere, without characters that steer a terminal.
+pub(crate) fn one_line(text: &str) -> String {
+    text.chars().map(|c| if steers(c) { ' ' } else { c }).collect()
+}
+
+/// Whether a character does something to a terminal: control characters, and those that turn the direction of writing.
+fn steers(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// How long ago a time in milliseconds since 1970 is, in its largest unit. 0 stands for a time that is not known.
 pub(crate) fn age(at: u64) -> String {
+    if at == 0 {
+        return "-".to_owned();
+    }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     span(now.saturating_sub(Duration::from_millis(at)).as_secs())
 }
@@ -110,6 +140,14 @@ mod tests {
 
     #[test]
     fn a_message_does_not_steer_the_terminal() {
-        assert_eq!(one_line("a\u{1b}[2J\nb"), "a [2J b");
+        assert_eq!(one_line("a\u{1b}[2J\nb\u{9b}c\u{202e}"), "a [2J b c ");
+        assert_eq!(table(vec![["\u{1b}[2J".to_owned()]]), " [2J");
+        assert_eq!(json(&"ö\u{1b}\u{9b}\u{202e}"), r#""ö\u001b\u009b\u202e""#);
+    }
+
+    #[test]
+    fn a_cell_that_is_too_long_is_cut() {
+        let long = table(vec![["ö".repeat(70_000), "b".to_owned()]]);
+        assert_eq!(long, format!("{}...  b", "ö".repeat(MAX_CELL)));
     }
 }

@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use clap::Args;
 use hopline::{InstanceStats, MethodStats};
-use serde_json::json;
 
 use crate::asking::{Asking, nobody, service};
-use crate::failed::Failed;
-use crate::printed::{age, bytes, one_line, print, quantile, table, time};
+use crate::failed::{Failed, tell};
+use crate::printed::{age, bytes, json, one_line, print, quantile, table, time};
 
 /// How often `--watch` asks again.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -39,12 +38,18 @@ impl Stats {
         self.asking
             .ask(async |registry| {
                 loop {
-                    let stats = registry.stats(&self.service).await?;
-                    if stats.is_empty() && !self.watch {
-                        return Err(nobody(&self.service));
+                    let stats = match registry.stats(&self.service).await {
+                        Ok(stats) if stats.is_empty() => Err(nobody(&self.service)),
+                        stats => stats.map_err(Failed::from),
+                    };
+                    match stats {
+                        Ok(stats) => {
+                            let shown = if self.asking.json { json(&stats) } else { shown(&stats) };
+                            print(&format!("{clear}{shown}"))?;
+                        }
+                        Err(failed) if self.watch => tell(&failed.to_string()),
+                        Err(failed) => return Err(failed),
                     }
-                    let shown = if self.asking.json { json!(stats).to_string() } else { shown(&stats) };
-                    print(&format!("{clear}{shown}"))?;
                     if !self.watch {
                         return Ok(());
                     }
@@ -63,7 +68,7 @@ fn shown(stats: &[InstanceStats]) -> String {
     }
     let faults = methods.iter().filter_map(|(name, method)| {
         let fault = method.last_fault.as_ref()?;
-        Some(format!("{name}: {} ago, {}: {}", age(fault.at_ms), one_line(&fault.code), one_line(&fault.message)))
+        Some(one_line(&format!("{name}: {} ago, {}: {}", age(fault.at_ms), fault.code, fault.message)))
     });
     let faults: Vec<_> = faults.collect();
     let head = [
@@ -84,11 +89,11 @@ fn shown(stats: &[InstanceStats]) -> String {
     ];
     let row = |(name, method): (&&str, &MethodStats)| {
         [
-            one_line(name),
+            (*name).to_owned(),
             method.running.to_string(),
             method.finished.to_string(),
             method.service_errors.to_string(),
-            method.faults.values().sum::<u64>().to_string(),
+            method.errors().saturating_sub(method.service_errors).to_string(),
             method.cancelled.to_string(),
             method.refused.to_string(),
             method.redelivered.to_string(),
@@ -104,7 +109,7 @@ fn shown(stats: &[InstanceStats]) -> String {
     let head = ["INSTANCE", "RUNNING", "CALLS", "MALFORMED", "REFUSED", "CPU", "MEMORY"].map(str::to_owned);
     let row = |stats: &InstanceStats| {
         [
-            one_line(&stats.instance),
+            stats.instance.clone(),
             stats.running.to_string(),
             stats.finished.to_string(),
             stats.malformed.to_string(),

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Document, STATS, since_1970};
 
-/// How busy an instance of a service is: the document `hopline.v1.stats`. All numbers count from the start of the
-/// instance. A [`Registry`](crate::Registry) gathers them.
+/// How busy an instance of a service is: the document `hopline.v1.stats`. Numbers of what has happened count from the
+/// start of the instance. A [`Registry`](crate::Registry) gathers them.
 ///
 /// ```
 /// # async fn example(client: hopline::Client) -> Result<(), hopline::Error> {
@@ -118,6 +118,12 @@ pub struct MethodStats {
 }
 
 impl MethodStats {
+    /// The calls that have ended with the method's own error or with a fault.
+    #[must_use]
+    pub fn errors(&self) -> u64 {
+        self.faults.values().fold(self.service_errors, |sum, count| sum.saturating_add(*count))
+    }
+
     /// Both together: the numbers are summed up, and the later of the two last faults is kept. So what several
     /// instances say of a method becomes one.
     ///
@@ -133,22 +139,23 @@ impl MethodStats {
     pub fn with(&self, other: &Self) -> Self {
         let mut faults = self.faults.clone();
         for (code, count) in &other.faults {
-            *faults.entry(code.clone()).or_default() += count;
+            let sum: &mut u64 = faults.entry(code.clone()).or_default();
+            *sum = sum.saturating_add(*count);
         }
         let when = |fault: &&LastFault| fault.at_ms;
         Self {
             name: other.name.clone(),
-            running: self.running + other.running,
-            finished: self.finished + other.finished,
-            service_errors: self.service_errors + other.service_errors,
+            running: self.running.saturating_add(other.running),
+            finished: self.finished.saturating_add(other.finished),
+            service_errors: self.service_errors.saturating_add(other.service_errors),
             faults,
-            cancelled: self.cancelled + other.cancelled,
-            expired: self.expired + other.expired,
-            refused: self.refused + other.refused,
-            redelivered: self.redelivered + other.redelivered,
-            repeated: self.repeated + other.repeated,
-            received_bytes: self.received_bytes + other.received_bytes,
-            returned_bytes: self.returned_bytes + other.returned_bytes,
+            cancelled: self.cancelled.saturating_add(other.cancelled),
+            expired: self.expired.saturating_add(other.expired),
+            refused: self.refused.saturating_add(other.refused),
+            redelivered: self.redelivered.saturating_add(other.redelivered),
+            repeated: self.repeated.saturating_add(other.repeated),
+            received_bytes: self.received_bytes.saturating_add(other.received_bytes),
+            returned_bytes: self.returned_bytes.saturating_add(other.returned_bytes),
             last_fault: self.last_fault.iter().chain(&other.last_fault).max_by_key(when).cloned(),
             handler_time: self.handler_time.with(&other.handler_time),
             queue_time: self.queue_time.with(&other.queue_time),
@@ -171,7 +178,7 @@ impl MethodStats {
 pub struct LastFault {
     /// The name of its code, such as `NOT_FOUND`.
     pub code: String,
-    /// What it says, shortened to 256 characters.
+    /// What it says, shortened to 256 bytes.
     pub message: String,
     /// When it was, in milliseconds since 1970, by the clock of the instance's machine. See [`at`](Self::at).
     pub at_ms: u64,
@@ -241,9 +248,9 @@ impl Histogram {
         let length = self.buckets.len().max(other.buckets.len());
         let bucket = |of: &Self, i: usize| of.buckets.get(i).copied().unwrap_or_default();
         Self {
-            count: self.count + other.count,
-            sum_micros: self.sum_micros + other.sum_micros,
-            buckets: (0..length).map(|i| bucket(self, i) + bucket(other, i)).collect(),
+            count: self.count.saturating_add(other.count),
+            sum_micros: self.sum_micros.saturating_add(other.sum_micros),
+            buckets: (0..length).map(|i| bucket(self, i).saturating_add(bucket(other, i))).collect(),
         }
     }
 
@@ -260,11 +267,11 @@ impl Histogram {
     /// ```
     #[must_use]
     pub fn quantile(&self, share: f64) -> Option<Duration> {
-        let all: u64 = self.buckets.iter().sum();
+        let all = self.buckets.iter().fold(0_u64, |sum, count| sum.saturating_add(*count));
         let wanted = (share.clamp(0.0, 1.0) * all as f64).ceil().max(1.0);
-        let mut counted = 0;
+        let mut counted = 0_u64;
         let bucket = self.buckets.iter().position(|count| {
-            counted += count;
+            counted = counted.saturating_add(*count);
             counted as f64 >= wanted
         })?;
         Some(Self::BOUNDS.get(bucket).copied().unwrap_or(Duration::MAX))
@@ -322,5 +329,17 @@ mod tests {
         assert_eq!(sum.last_fault, fault(5));
         assert_eq!(sum.handler_time, Histogram { count: 4, sum_micros: 14, buckets: vec![2, 2] });
         assert_eq!(sum.queue_time, Histogram::default());
+    }
+
+    #[test]
+    fn what_a_peer_says_of_itself_does_no_harm_however_large_it_is() {
+        let times = Histogram { count: u64::MAX, sum_micros: u64::MAX, buckets: vec![u64::MAX; 100] };
+        assert_eq!(times.quantile(1.0), Some(Histogram::BOUNDS[0]));
+        assert_eq!(times.with(&times), times);
+        let faults = BTreeMap::from([("A".to_owned(), u64::MAX), ("B".to_owned(), u64::MAX)]);
+        let mut stats = MethodStats { finished: u64::MAX, service_errors: 1, faults, ..MethodStats::default() };
+        (stats.handler_time, stats.queue_time) = (times.clone(), Histogram::default());
+        assert_eq!(stats.with(&stats), stats.with(&MethodStats::default()).with(&stats));
+        assert_eq!((stats.with(&stats).finished, stats.errors()), (u64::MAX, u64::MAX));
     }
 }

@@ -26,8 +26,8 @@ pub(crate) enum Excess {
 impl fmt::Display for Excess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Size(size, cap) => write!(f, "{size} bytes of metadata, and {cap} are allowed"),
-            Self::Count(count, cap) => write!(f, "{count} entries of metadata, and {cap} are allowed"),
+            Self::Size(size, cap) => write!(f, "{size} bytes of metadata, where a call has {cap} at most"),
+            Self::Count(count, cap) => write!(f, "{count} entries of metadata, where a call has {cap} at most"),
         }
     }
 }

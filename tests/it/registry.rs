@@ -6,14 +6,14 @@ use std::time::{Duration, SystemTime};
 
 use hopline::{Context, Dispatch, Error, Fault, Method, Registry, Service};
 
-use crate::support::{Calculator, Held, MathServer, PATIENCE, Scene, everybody, hold, soon, told};
+use crate::support::{Calculator, Held, MathServer, Scene, everybody, hold, soon, told};
 
 #[tokio::test]
 async fn every_instance_tells_what_it_serves() {
     let scene = Scene::new();
     let client = scene.client().await;
-    assert!(everybody(&client, PATIENCE).await.expect("nobody is fine").is_empty());
-    assert_eq!(client.registry().total(PATIENCE).instances("math").await.expect("nobody is fine"), []);
+    assert!(soon(everybody(&client, Duration::MAX)).await.expect("nobody is fine").is_empty());
+    assert_eq!(soon(client.registry().total(Duration::MAX).instances("math")).await.expect("nobody is fine"), []);
     let one = scene.serve(MathServer::new(Calculator)).await;
     let two = scene.server().await.serve(MathServer::new(Calculator)).serve(Service::new("other", 2)).start().await;
     let two = two.expect("both can be served");
@@ -96,6 +96,8 @@ async fn one_service_is_asked_without_the_others_and_no_question_is_cancelled() 
     // One reply is enough, and the other is not told that.
     let one = soon(patient(client.registry()).count(1).instances("math")).await.expect("they answer");
     assert_eq!(one.len(), 1);
+    let pongs = soon(patient(client.registry()).count(2).ping("math")).await.expect("they answer");
+    assert_eq!(pongs.iter().map(|pong| &*pong.instance).collect::<Vec<_>>(), expected);
     let all = soon(patient(client.registry()).count(3).all_stats()).await.expect("they answer");
     let ignored: Vec<_> = all.iter().map(|stats| (&*stats.service, stats.cancels_ignored)).collect();
     assert_eq!(ignored, [("math.v1", 0), ("math.v1", 0), ("other.v1", 0)]);
@@ -137,6 +139,6 @@ async fn names_and_attributes_that_cannot_be_are_refused() {
     }
     let large = scene.server().await.attribute("map", "x".repeat(70_000)).serve(MathServer::new(Calculator));
     let refused = large.start().await.expect_err("it is too much").to_string();
-    assert!(refused.contains("attributes: 70013 bytes"), "{refused}");
-    assert_eq!(everybody(&client, PATIENCE).await.expect("nobody is fine"), []);
+    assert!(refused.contains("attributes take 70013 bytes"), "{refused}");
+    assert_eq!(soon(everybody(&client, Duration::MAX)).await.expect("nobody is fine"), []);
 }
