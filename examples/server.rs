@@ -31,8 +31,11 @@ async fn main() -> ExitCode {
 
 async fn run() -> Result<(), Error> {
     let running = serve(&demo::url("amqp://localhost")).await?;
-    println!("ready {}", running.instance());
-    running.run_until_signal().await;
+    let instance = running.instance().to_owned();
+    // Whoever reads that it is ready may send a signal at once.
+    let ended = running.run_until_signal();
+    println!("ready {instance}");
+    ended.await;
     Ok(())
 }
 

@@ -49,11 +49,13 @@ async fn serve() {
     let server = Server::connect("memory://").await.expect("in memory").serve(service);
     let running = server.start().await.expect("it can be served");
     let client = Client::builder().timeout(LONG).connect("memory://").await.expect("in memory");
+    // The test sends a signal as soon as the handler says that it works.
+    let ended = running.run_until_signal();
     let call = tokio::spawn(async move {
         let answer = client.call::<u8>("alone", "work", ()).await;
         println!("answered {answer:?}");
     });
-    running.run_until_signal().await;
+    ended.await;
     println!("it has ended");
     if std::env::var_os("AWAIT_REPLY").is_some() {
         call.await.expect("no panic");

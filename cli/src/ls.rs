@@ -8,8 +8,7 @@ use hopline::{Histogram, InstanceStats};
 use serde_json::json;
 
 use crate::asking::Asking;
-use crate::failed::Failed;
-use crate::failed::tell;
+use crate::failed::{Failed, tell};
 use crate::printed::{json, print, quantile, table};
 
 /// For how long calls are counted.

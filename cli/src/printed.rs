@@ -5,7 +5,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hopline::Histogram;
 use serde::Serialize;
-use serde_json::json;
 
 /// How much of a cell a table shows, in characters.
 const MAX_CELL: usize = 100;
@@ -42,7 +41,7 @@ fn cut(text: &str) -> String {
 
 /// A value as JSON in one line, with no character in it that steers a terminal.
 pub(crate) fn json(value: &impl Serialize) -> String {
-    let text = json!(value).to_string();
+    let text = serde_json::to_string(value).expect("texts, numbers, lists and records of them can be JSON");
     // Only texts have such characters, and there they may be written like this.
     let escaped = |c: char| if steers(c) { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
     if text.chars().any(steers) { text.chars().map(escaped).collect() } else { text }

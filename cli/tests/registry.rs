@@ -118,7 +118,9 @@ async fn a_service_shows_its_instances_and_methods() {
     for method in ["add(a: i64, b: i64) -> i64", "note(line: String)  [oneway dedup=600s]"] {
         assert!(shown.lines().any(|line| line == method), "no `{method}` in {shown}");
     }
-    let told = scene.json(&["info", "demo", "--json"]).await;
+    let told = printed(scene.run(&["info", "demo", "--json"]).await);
+    assert!(told.starts_with(r#"[{"type":"hopline.v1.info","service":"demo.v1","#), "{told}");
+    let told: Value = serde_json::from_str(&told).expect("it prints JSON");
     assert_eq!((&told[0]["type"], &told[0]["attributes"]["zone"]), (&json!("hopline.v1.info"), &json!("eu1")));
     let absent = scene.run(&["info", "absent"]).await;
     assert_eq!(absent.status.code(), Some(1));

@@ -83,18 +83,26 @@ impl Running {
 
     /// Serves until the process is told to end, by SIGINT (Ctrl-C) or SIGTERM, or by Ctrl-C on systems without signals.
     /// Then it [drains](Self::drain). A second signal ends the drain, and calls that still run are cut off. From when
-    /// this is called, these signals do not end the process by themselves, also after this has returned.
+    /// this is called, even before it is awaited, these signals do not end the process by themselves, also after it has
+    /// returned.
     ///
     /// ```no_run
     /// # use hopline::{Server, Service};
     /// # async fn example(calculator: Service) -> Result<(), hopline::Error> {
     /// let server = Server::connect("amqp://localhost").await?.serve(calculator).start().await?;
-    /// println!("ready, as {}", server.instance());
-    /// server.run_until_signal().await;
+    /// let instance = server.instance().to_owned();
+    /// // Whoever reads that it is ready may send a signal at once.
+    /// let ended = server.run_until_signal();
+    /// println!("ready, as {instance}");
+    /// ended.await;
     /// # Ok(()) }
     /// ```
-    pub async fn run_until_signal(self) {
-        self.run_until(Signals::listen()).await;
+    pub fn run_until_signal(self) -> impl Future<Output = ()> + Send {
+        let signals = {
+            let _entered = self.runtime.enter();
+            Signals::listen()
+        };
+        self.run_until(signals)
     }
 
     pub(super) async fn run_until(self, mut signals: Signals) {

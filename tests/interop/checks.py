@@ -428,14 +428,14 @@ def rust_reads_a_compressed_result(bench):
 @check("python server")
 def rust_hears_of_an_unknown_method(bench):
     done = bench.cli("pyserv.nonsense", [])
-    equal(done.returncode, 1)
+    equal(done.returncode, 64 + 12)
     assert "UNIMPLEMENTED" in done.stderr, done.stderr
 
 
 @check("python server")
 def rust_hears_of_arguments_that_do_not_fit(bench):
     done = bench.cli("pyserv.add", [2])
-    equal(done.returncode, 1)
+    equal(done.returncode, 64 + 3)
     assert "INVALID_ARGUMENT" in done.stderr, done.stderr
 
 
