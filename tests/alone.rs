@@ -31,6 +31,7 @@ async fn process() {
         Ok("serve") => serve().await,
         Ok("call") => call().await,
         Ok("connect") => connect().await,
+        Ok("hasty") => hasty().await,
         _ => {}
     }
 }
@@ -60,6 +61,17 @@ async fn serve() {
     if std::env::var_os("AWAIT_REPLY").is_some() {
         call.await.expect("no panic");
     }
+}
+
+/// Gets a signal after it has said that it serves, and before it waits for one.
+async fn hasty() {
+    let server = Server::connect("memory://").await.expect("in memory").serve(Service::new("alone", 1));
+    let ended = server.start().await.expect("it can be served").run_until_signal();
+    let id = std::process::id().to_string();
+    let told = Command::new("sh").args(["-c", "kill -s TERM \"$0\"", &id]).status().await;
+    assert!(told.expect("there is a shell").success());
+    ended.await;
+    println!("it has ended");
 }
 
 /// Serves and calls as the environment says.
@@ -151,6 +163,13 @@ async fn a_signal_ends_a_server_once_what_runs_has_been_answered() {
         assert!(rest[0].contains("answered Ok(7)"), "{rest:?}");
         process.ends_well().await;
     }
+}
+
+#[tokio::test]
+async fn a_signal_before_it_is_awaited_is_heard() {
+    let mut process = Process::start("hasty", &[]);
+    process.line("it has ended").await;
+    process.ends_well().await;
 }
 
 #[tokio::test]
