@@ -23,7 +23,7 @@ pub(crate) use self::block::{HEAD_ROOM, to_keep};
 pub(crate) use self::changed::{compressed, with_remaining};
 pub(crate) use self::entries::{Entries, Excess, check as check_entries, set as set_entry};
 use self::metadata::Names;
-pub(crate) use self::metadata::{MAX_USER_ENTRIES, Metadata, More, millis};
+pub(crate) use self::metadata::{MAX_USER_ENTRIES, Metadata, More, micros, millis};
 pub(crate) use self::trace::{Trace, Traceparent};
 use crate::codec::Codec;
 use crate::compression::{Compression, CompressionRefusal};

@@ -144,9 +144,9 @@ impl Registry {
         let (began, mut pongs) = (Instant::now(), BTreeMap::new());
         let take = |reply: &Reply| {
             let instance = reply.instance.as_deref().unwrap_or_default().to_owned();
-            let is_new = !pongs.contains_key(&instance);
+            let before = pongs.len();
             pongs.entry(instance).or_insert_with(|| began.elapsed());
-            is_new
+            pongs.len() > before
         };
         self.ask(PING, Some(service), take).await?;
         Ok(pongs.into_iter().map(|(instance, round_trip)| Pong { instance, round_trip }).collect())

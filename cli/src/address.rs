@@ -14,6 +14,8 @@ use crate::printed;
 /// How much longer connecting as a whole may take. An address that takes all its time ends with an error that says why,
 /// and that error has to arrive first.
 const GRACE: Duration = Duration::from_millis(100);
+/// How long closing the connection may take. If a call was cancelled, its server is told in this time.
+const CLOSING: Duration = Duration::from_secs(1);
 
 /// The options for the broker. Their environment variables are those of the library: see `hopline::environment`.
 #[derive(Args)]
@@ -126,6 +128,12 @@ pub(crate) async fn within<T, F: From<Error>>(
             Err(late(format!("no connection to the broker within {timeout:?}: allow more time with `--timeout`")))
         }
     }
+}
+
+/// Waits until a connection is closed, but not for long: the broker may not answer any more, or not while a queue owes it
+/// an answer.
+pub(crate) async fn closed(closing: impl Future<Output = ()>) {
+    let _ = tokio::time::timeout(CLOSING, closing).await;
 }
 
 /// An error in one line, in the words of the command line. If there is no connection, it says how to name another

@@ -6,12 +6,9 @@ use std::time::Duration;
 use clap::Args;
 use hopline::{Registry, ServiceId, environment};
 
-use crate::address::{Address, Namespace, within};
+use crate::address::{Address, Namespace, closed, within};
 use crate::call::{Entry, entry};
 use crate::failed::Failed;
-
-/// How long closing the connection may take.
-const CLOSING: Duration = Duration::from_secs(1);
 
 /// Where the instances are, and how long to wait for them.
 #[derive(Args)]
@@ -48,8 +45,7 @@ impl Asking {
             None => client.registry(),
         };
         let outcome = ask(registry).await;
-        // If the broker does not answer any more, this ends without it.
-        let _ = tokio::time::timeout(CLOSING, client.close()).await;
+        closed(client.close()).await;
         outcome
     }
 }

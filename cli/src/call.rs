@@ -9,12 +9,9 @@ use futures::StreamExt as _;
 use hopline::{CallError, Client, Codec, Error, ServiceId, environment};
 use serde_json::{Value, json};
 
-use crate::address::{Address, Namespace, within};
+use crate::address::{Address, Namespace, closed, within};
 use crate::failed::{self, Failed};
 use crate::printed;
-
-/// How long closing the connection may take. If the call was cancelled, its server is told in this time.
-const CLOSING: Duration = Duration::from_secs(1);
 
 /// Call a method and print its reply as JSON.
 ///
@@ -111,8 +108,7 @@ impl Call {
             (false, true) => self.all_replies(&client, left).await,
             (false, false) => self.reply(&client, left).await,
         };
-        // If the broker does not answer any more, this ends without it.
-        let _ = tokio::time::timeout(CLOSING, client.close()).await;
+        closed(client.close()).await;
         outcome
     }
 

@@ -11,7 +11,7 @@ use hopline::{
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use crate::address::{Address, Namespace, said, within};
+use crate::address::{Address, Namespace, closed, said, within};
 use crate::asking::service;
 use crate::printed::{self, age, one_line, table};
 
@@ -43,8 +43,6 @@ pub(crate) enum Dead {
 
 /// How long connecting may take by default.
 const CONNECTING: Duration = Duration::from_secs(30);
-/// How long closing the connection may take. The broker does not confirm it while a queue owes an answer.
-const CLOSING: Duration = Duration::from_secs(1);
 
 /// Where the dead letters are, and how long to wait for them.
 #[derive(Args)]
@@ -185,7 +183,7 @@ impl Ls {
         let dead = self.broker.dead_letters(service).await?;
         let count = dead.count().await?;
         let Listed { letters, broken_off, .. } = dead.list(self.limit).await?;
-        close(&dead).await;
+        closed(dead.close()).await;
         if self.json {
             print(&json!(letters).to_string())?;
         } else {
@@ -235,7 +233,7 @@ impl Show {
     async fn run(self) -> Result<(), Failed> {
         let dead = self.broker.dead_letters(&self.service).await?;
         let letter = dead.find(&self.id).await?;
-        close(&dead).await;
+        closed(dead.close()).await;
         let Some(letter) = letter else {
             return Err(Failed::Run(absent(&self.service, &self.id)));
         };
@@ -292,7 +290,7 @@ impl Meant {
                 return Err(Failed::Run(format!("broken off after {position} of them: {said}")));
             }
         };
-        close(dead).await;
+        closed(dead.close()).await;
         let mut left = Vec::new();
         for Handled { id, fate, .. } in &handled {
             match fate {
@@ -304,11 +302,6 @@ impl Meant {
         print(&format!("{done} {}", handled.len() - left.len()))?;
         told(left)
     }
-}
-
-/// Closes the connection, but does not wait for long.
-async fn close(dead: &DeadLetters) {
-    let _ = tokio::time::timeout(CLOSING, dead.close()).await;
 }
 
 /// Prints what was not done, a line for each. The last line becomes the error of the command.

@@ -8,7 +8,7 @@ use std::future::Future;
 use std::process::{ExitStatus, Output, Stdio};
 use std::time::Duration;
 
-use hopline::{Client, Context, Error, Server, Service};
+use hopline::{Context, Error, Service};
 use serde_bytes::ByteBuf;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -16,7 +16,7 @@ use tokio::process::{Child, Command};
 
 mod command;
 
-use command::{PATIENCE, cleaned, printed, said};
+use command::{PATIENCE, Place, cleaned, printed, said};
 
 /// Long enough for a few calls on a machine that does much else.
 const SHORT: &[&str] = &["--seconds", "1", "--concurrency", "4"];
@@ -72,18 +72,7 @@ fn assert_well(object: &Value) {
     assert!(latencies.is_sorted() && latencies[2] > 0, "{object}");
 }
 
-/// A place of its own on the RabbitMQ under test.
-struct Scene {
-    url: String,
-    namespace: String,
-}
-
-impl Scene {
-    fn new(name: &str) -> Self {
-        let url = std::env::var("HOPLINE_TEST_URL").expect("HOPLINE_TEST_URL names a RabbitMQ");
-        Self { url, namespace: format!("bench-{}-{name}", std::process::id()) }
-    }
-
+impl Place {
     fn here(&self) -> [&str; 4] {
         ["--url", &self.url, "--namespace", &self.namespace]
     }
@@ -104,9 +93,7 @@ impl Scene {
 
     /// Whether anybody serves anything here.
     async fn served(&self) -> bool {
-        let client =
-            Client::builder().namespace(&self.namespace).connect(&self.url).await.expect("the broker is there");
-        !client.registry().services().await.expect("it can be asked").is_empty()
+        !self.client().await.registry().services().await.expect("it can be asked").is_empty()
     }
 }
 
@@ -196,7 +183,7 @@ async fn a_payload_that_leaves_no_room_for_the_rest_of_a_message_is_told_at_once
 #[tokio::test]
 #[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
 async fn client_and_server_meet_on_a_broker() {
-    let scene = Scene::new("meet");
+    let scene = Place::new("meet");
     let server = scene.serve(&["--instances", "2", "--methods", "2", "--quorum"]).await;
     let ways: &[&[&str]] = &[
         &["--coalesce", "auto"],
@@ -228,7 +215,7 @@ async fn client_and_server_meet_on_a_broker() {
 #[tokio::test]
 #[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
 async fn handlers_that_take_time_are_waited_for() {
-    let scene = Scene::new("work");
+    let scene = Place::new("work");
     for work in [500, 20_000] {
         let server = scene.serve(&["--work-us", &work.to_string()]).await;
         let object = object(&printed(scene.call(&["--json"]).await));
@@ -241,7 +228,7 @@ async fn handlers_that_take_time_are_waited_for() {
 #[tokio::test]
 #[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
 async fn a_server_that_is_told_so_ends_with_its_input() {
-    let scene = Scene::new("orphan");
+    let scene = Place::new("orphan");
     let mut server = scene.serve(&["--until-input-ends"]).await;
     soon(async { while !scene.served().await {} }).await;
     // As the system does for a process that is killed.
@@ -252,7 +239,7 @@ async fn a_server_that_is_told_so_ends_with_its_input() {
     let line = failure(&scene.call(&[]).await);
     assert!(line.starts_with("nobody serves `bench.v1`"), "{line}");
     // What it served is gone soon, and nothing of it is in the way of the next one.
-    let client = Client::builder().namespace(&scene.namespace).connect(&scene.url).await.expect("the broker is there");
+    let client = scene.client().await;
     let gone = async {
         loop {
             let call =
@@ -268,7 +255,7 @@ async fn a_server_that_is_told_so_ends_with_its_input() {
 #[tokio::test]
 #[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
 async fn that_nobody_serves_is_told_at_once_with_the_way_out() {
-    let scene = Scene::new("nobody");
+    let scene = Place::new("nobody");
     for style in ["call", "oneway"] {
         let output = scene.call(&["--style", style]).await;
         let line = failure(&output);
@@ -281,8 +268,8 @@ async fn that_nobody_serves_is_told_at_once_with_the_way_out() {
 #[tokio::test]
 #[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
 async fn a_wrong_reply_is_an_error() {
-    let scene = Scene::new("wrong");
-    let server = Server::builder().namespace(&scene.namespace).connect(&scene.url).await.expect("the broker is there");
+    let scene = Place::new("wrong");
+    let server = scene.server().await;
     let service = Service::new("bench", 1).method("echo", |_: Context, (mut payload,): (ByteBuf,)| async move {
         payload.push(1);
         Ok::<_, hopline::Fault>(payload)
@@ -301,8 +288,8 @@ async fn a_wrong_reply_is_an_error() {
 #[tokio::test]
 #[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
 async fn a_failed_call_is_an_error() {
-    let scene = Scene::new("failed");
-    let server = Server::builder().namespace(&scene.namespace).connect(&scene.url).await.expect("the broker is there");
+    let scene = Place::new("failed");
+    let server = scene.server().await;
     let first = std::sync::atomic::AtomicBool::new(true);
     let service = Service::new("bench", 1).method("echo", move |_: Context, (payload,): (ByteBuf,)| {
         // The bench looks once whether there is anybody at all.

@@ -6,7 +6,7 @@
 use std::process::Output;
 
 use assert_cmd::Command;
-use hopline::{Context, Fault, Running, Server};
+use hopline::{Context, Fault, Running};
 use tokio::net::TcpSocket;
 
 mod command;
@@ -16,7 +16,7 @@ mod demo;
 #[path = "../../tests/proxy/mod.rs"]
 mod proxy;
 
-use command::{hopline, printed, said};
+use command::{Place, hopline, printed, said};
 use demo::{DemoServer, Service};
 use proxy::Proxy;
 
@@ -53,25 +53,22 @@ fn rabbit() -> String {
     std::env::var("HOPLINE_TEST_URL").expect("HOPLINE_TEST_URL names a RabbitMQ")
 }
 
-/// The service of the examples, in a namespace of its own.
+/// The service of the examples, in a place of its own.
 struct Scene {
-    url: String,
-    namespace: String,
+    place: Place,
     server: Running,
 }
 
 impl Scene {
     async fn new(name: &str) -> Self {
-        let url = rabbit();
-        let namespace = format!("cli-{}-{name}", std::process::id());
-        let server = Server::builder().namespace(&namespace).connect(&url).await.expect("the broker is there");
-        let server = server.serve(DemoServer::new(Service)).start().await.expect("it can be served");
-        Self { url, namespace, server }
+        let place = Place::new(name);
+        let server = place.server().await.serve(DemoServer::new(Service)).start().await.expect("it can be served");
+        Self { place, server }
     }
 
     /// Runs `hopline call` with these arguments where the service is.
     async fn call(&self, arguments: &[&str]) -> Output {
-        let mut command = hopline(&["call", "--url", &self.url, "--namespace", &self.namespace]);
+        let mut command = hopline(&["call", "--url", &self.place.url, "--namespace", &self.place.namespace]);
         command.args(arguments);
         ended(command).await
     }
@@ -252,13 +249,13 @@ async fn a_reply_is_printed_as_json() {
 #[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
 async fn the_broker_is_named_by_an_option_or_else_by_the_environment() {
     let scene = Scene::new("url").await;
-    let arguments = ["call", "demo.add", "[2, 3]", "--namespace", &scene.namespace];
+    let arguments = ["call", "demo.add", "[2, 3]", "--namespace", &scene.place.namespace];
     let mut by_environment = hopline(&arguments);
-    by_environment.env("HOPLINE_URL", &scene.url);
+    by_environment.env("HOPLINE_URL", &scene.place.url);
     assert_eq!(printed(ended(by_environment).await), "5");
     let mut by_both = hopline(&arguments);
     let (_taken, nowhere) = nowhere();
-    by_both.args(["--url", &scene.url]).env("HOPLINE_URL", format!("amqp://{nowhere}"));
+    by_both.args(["--url", &scene.place.url]).env("HOPLINE_URL", format!("amqp://{nowhere}"));
     assert_eq!(printed(ended(by_both).await), "5");
 }
 
@@ -291,8 +288,7 @@ async fn the_handler_reads_the_metadata_and_the_name_of_the_caller() {
     let told = |context: Context, (name,): (String,)| async move {
         Ok::<_, Fault>((context.metadata(&name).map(str::to_owned), context.caller().map(str::to_owned)))
     };
-    let server = Server::builder().namespace(&scene.namespace).connect(&scene.url).await.expect("the broker is there");
-    let server = server.serve(hopline::Service::new("told", 1).method("told", told)).start().await;
+    let server = scene.place.server().await.serve(hopline::Service::new("told", 1).method("told", told)).start().await;
     let _server = server.expect("it can be served");
     let arguments = ["told.told", r#"["user"]"#, "--metadata", "user=alice=b", "--metadata", "a=", "--name", "nightly"];
     let printed = printed(scene.call(&arguments).await);
@@ -303,8 +299,7 @@ async fn the_handler_reads_the_metadata_and_the_name_of_the_caller() {
 #[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
 async fn one_instance_can_be_called() {
     let scene = Scene::new("to").await;
-    let server = Server::builder().namespace(&scene.namespace).connect(&scene.url).await.expect("the broker is there");
-    let other = server.serve(DemoServer::new(Service)).start().await.expect("it can be served");
+    let other = scene.place.server().await.serve(DemoServer::new(Service)).start().await.expect("it can be served");
     for instance in [scene.server.instance(), other.instance()] {
         for _ in 0..3 {
             let answered = printed(scene.call(&["demo.whoami", "--to", instance]).await);
@@ -319,8 +314,7 @@ async fn one_instance_can_be_called() {
 #[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
 async fn all_instances_can_be_called() {
     let scene = Scene::new("all").await;
-    let server = Server::builder().namespace(&scene.namespace).connect(&scene.url).await.expect("the broker is there");
-    let other = server.serve(DemoServer::new(Service)).start().await.expect("it can be served");
+    let other = scene.place.server().await.serve(DemoServer::new(Service)).start().await.expect("it can be served");
     // It does not wait for the time-out: so many instances are there.
     let all = printed(scene.call(&["demo.whoami", "--all", "--timeout", "60m"]).await);
     let all: serde_json::Value = serde_json::from_str(&all).expect("it prints JSON");
@@ -346,8 +340,7 @@ async fn a_oneway_call_ends_when_the_broker_has_it() {
         async { Ok::<_, Fault>(()) }
     };
     let service = hopline::Service::new("notes", 1).method(hopline::Method::new("note").oneway(), note);
-    let server = Server::builder().namespace(&scene.namespace).connect(&scene.url).await.expect("the broker is there");
-    let server = server.serve(service).start().await.expect("it can be served");
+    let server = scene.place.server().await.serve(service).start().await.expect("it can be served");
     for options in [&[][..], &["--all"], &["--to", server.instance()], &["--codec", "cbor"]] {
         let output = scene.call(&[&["notes.note", r#"["hello"]"#, "--oneway"], options].concat()).await;
         assert_eq!(output.status.code(), Some(0), "{output:?}");
@@ -362,14 +355,15 @@ async fn a_oneway_call_ends_when_the_broker_has_it() {
 #[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
 async fn arguments_come_from_a_file_or_from_stdin_and_travel_in_any_codec() {
     let scene = Scene::new("arguments").await;
-    let file = std::env::temp_dir().join(format!("{}.json", scene.namespace));
+    let file = std::env::temp_dir().join(format!("{}.json", scene.place.namespace));
     std::fs::write(&file, "[2,\n 3]\n").expect("it can be written");
     let at_file = format!("@{}", file.display());
     for codec in ["json", "cbor", "msgpack"] {
         assert_eq!(printed(scene.call(&["demo.add", &at_file, "--codec", codec]).await), "5");
     }
     std::fs::remove_file(&file).expect("it is there");
-    let mut command = hopline(&["call", "--url", &scene.url, "--namespace", &scene.namespace, "demo.add", "-"]);
+    let mut command =
+        hopline(&["call", "--url", &scene.place.url, "--namespace", &scene.place.namespace, "demo.add", "-"]);
     command.write_stdin("[4, 5]");
     assert_eq!(printed(ended(command).await), "9");
     let output = scene.call(&["demo.add", &at_file]).await;
@@ -388,9 +382,10 @@ async fn what_nobody_serves_is_told_at_once() {
     let other_version = scene.call(&[&["demo.v2.add", "[2, 3]"], &long[..]].concat()).await;
     assert!(failure(other_version).starts_with("nobody serves `demo.v2`"));
     // Another namespace is another world.
-    let elsewhere = format!("{}-elsewhere", scene.namespace);
+    let elsewhere = format!("{}-elsewhere", scene.place.namespace);
     let output =
-        run(&[&["call", "demo.add", "[2, 3]", "--url", &scene.url, "--namespace", &elsewhere], &long[..]].concat());
+        run(&[&["call", "demo.add", "[2, 3]", "--url", &scene.place.url, "--namespace", &elsewhere], &long[..]]
+            .concat());
     assert!(failure(output).starts_with("nobody serves `demo.v1`"));
 }
 
@@ -455,10 +450,10 @@ async fn a_timeout_ends_connecting_too() {
 #[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
 async fn a_timeout_ends_a_call_of_a_broker_that_has_gone_silent() {
     let scene = Scene::new("silent").await;
-    let (_, broker) = scene.url.rsplit_once('@').expect("it has a user");
+    let (_, broker) = scene.place.url.rsplit_once('@').expect("it has a user");
     let proxy = Proxy::to(broker.parse().expect("it is an address")).await;
     let mut command = hopline(&["call", "demo.sleep", "[600000]", "--url", &proxy.url(), "--timeout", "2s"]);
-    command.args(["--namespace", &scene.namespace]);
+    command.args(["--namespace", &scene.place.namespace]);
     let called = tokio::spawn(ended(command));
     while proxy.open() == 0 {
         tokio::task::yield_now().await;

@@ -4,7 +4,7 @@
 
 use std::process::Output;
 
-use hopline::{Client, Running, Server};
+use hopline::Running;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
@@ -13,30 +13,14 @@ mod command;
 #[allow(dead_code, reason = "the tests call a few of its methods")]
 mod demo;
 
-use command::{PATIENCE, cleaned, hopline, printed, said};
+use command::{PATIENCE, Place, cleaned, hopline, printed, said};
 use demo::{DemoServer, Service};
 
-/// A namespace of its own on the RabbitMQ under test.
-struct Scene {
-    url: String,
-    namespace: String,
-}
-
-impl Scene {
-    fn new(name: &str) -> Self {
-        let url = std::env::var("HOPLINE_TEST_URL").expect("HOPLINE_TEST_URL names a RabbitMQ");
-        Self { url, namespace: format!("cli-{}-{name}", std::process::id()) }
-    }
-
+impl Place {
     /// Starts an instance of the service of the examples, with the attribute `zone`.
     async fn serve(&self, zone: &str) -> Running {
-        let server = Server::builder().namespace(&self.namespace).connect(&self.url).await;
-        let server = server.expect("the broker is there").attribute("zone", zone).serve(DemoServer::new(Service));
+        let server = self.server().await.attribute("zone", zone).serve(DemoServer::new(Service));
         server.start().await.expect("it can be served")
-    }
-
-    async fn client(&self) -> Client {
-        Client::builder().namespace(&self.namespace).connect(&self.url).await.expect("the broker is there")
     }
 
     /// The command with these arguments, where the service is.
@@ -85,7 +69,7 @@ fn each_command_has_a_help_with_an_example_and_says_what_to_write() {
 #[tokio::test]
 #[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
 async fn the_services_are_listed_with_what_they_have_done() {
-    let scene = Scene::new("ls");
+    let scene = Place::new("ls");
     let nothing = scene.run(&["ls", "--json"]).await;
     assert_eq!((nothing.status.code(), &nothing.stdout[..]), (Some(0), &b"[]\n"[..]));
     assert_eq!(said(&nothing), format!("no instance replies in the namespace `{}`", scene.namespace));
@@ -110,7 +94,7 @@ async fn the_services_are_listed_with_what_they_have_done() {
 #[tokio::test]
 #[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
 async fn a_service_shows_its_instances_and_methods() {
-    let scene = Scene::new("info");
+    let scene = Place::new("info");
     let server = scene.serve("eu1").await;
     let shown = printed(scene.run(&["info", "demo"]).await);
     let instance = cells(&shown, server.instance());
@@ -130,7 +114,7 @@ async fn a_service_shows_its_instances_and_methods() {
 #[tokio::test]
 #[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
 async fn a_service_shows_what_its_methods_have_counted() {
-    let scene = Scene::new("stats");
+    let scene = Place::new("stats");
     let server = scene.serve("eu1").await;
     let client = scene.client().await;
     for _ in 0..2 {
@@ -152,7 +136,7 @@ async fn a_service_shows_what_its_methods_have_counted() {
 #[tokio::test]
 #[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
 async fn a_ping_tells_by_its_exit_status_whether_anybody_is_there_and_can_wait_for_it() {
-    let scene = Scene::new("ping");
+    let scene = Place::new("ping");
     let absent = scene.run(&["ping", "demo"]).await;
     assert_eq!(absent.status.code(), Some(1));
     assert!(said(&absent).starts_with("no instance of `demo` replies"), "{absent:?}");

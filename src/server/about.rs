@@ -1,7 +1,5 @@
 //! A server's replies to the questions of discovery: ping, info and statistics.
 
-use std::time::Duration;
-
 use serde::Serialize;
 
 use super::process;
@@ -10,6 +8,7 @@ use crate::codec::Codec;
 use crate::compression::{Compression, Readable};
 use crate::document::{INFO, Instance, InstanceStats, PING, STATS};
 use crate::error::{Code, Fault};
+use crate::frame::micros;
 use crate::service::Answer;
 
 impl Worker {
@@ -54,10 +53,6 @@ impl Worker {
             ..self.calls().stats()
         }
     }
-}
-
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// The document as a result in the caller's codec. A document that cannot be encoded becomes a fault.

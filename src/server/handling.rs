@@ -20,7 +20,7 @@ use super::admit::crowded;
 use super::dedup::Known;
 use super::dispatch::{Job, RunningPlace, Started};
 use super::message::Source;
-use super::outcome::Ending;
+use super::outcome::{Ending, timed_out};
 use super::served_method::RunEnd;
 use super::worker::Worker;
 use crate::clock::{at, unix_millis};
@@ -202,8 +202,9 @@ impl Worker {
         match ended.unwrap_or_else(|panic| Ok(self.panicked(job, &*panic))) {
             Ok(answer) => self.ended(job, answer, &context, started),
             Err((ending, why)) => {
+                let fault = timed_out();
                 let end = match ending {
-                    Ending::TimedOut => RunEnd::TimedOut,
+                    Ending::TimedOut => RunEnd::Fault(&fault),
                     _ => RunEnd::Cancelled,
                 };
                 let time = self.leave(job, &context, started, end);

@@ -43,6 +43,11 @@ pub(super) enum Ending {
     Runs,
 }
 
+/// The fault of a call whose deadline passed while its handler ran.
+pub(super) fn timed_out() -> Fault {
+    Fault::new(Code::DeadlineExceeded, "the deadline passed while it ran")
+}
+
 impl Worker {
     /// Does what the end of a job asks for: replies, tells other deliveries of the same call, and acknowledges the
     /// message once the broker has the reply.
@@ -71,9 +76,7 @@ impl Worker {
             Ending::Forgotten => (None, None),
             Ending::Unheard(answer) => (Some(answer), None),
             Ending::Answered(answer, time) => (Some(answer), Some(time)),
-            Ending::TimedOut => {
-                (Some(Answer::Fault(Fault::new(Code::DeadlineExceeded, "the deadline passed while it ran"))), None)
-            }
+            Ending::TimedOut => (Some(Answer::Fault(timed_out())), None),
         };
         if let Some(window) = dedup {
             // A oneway call that failed is to run again.

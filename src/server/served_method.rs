@@ -45,8 +45,6 @@ pub(super) enum RunEnd<'a> {
     /// With the method's own error, of so many bytes.
     ServiceError(usize),
     Fault(&'a Fault),
-    /// The handler was stopped at its deadline.
-    TimedOut,
     /// The handler was stopped because its caller gave up.
     Cancelled,
 }
@@ -122,17 +120,16 @@ impl Counts {
                 more(&self.returned_bytes, bytes);
                 one_more(&self.service_errors);
             }
-            RunEnd::Fault(fault) => self.fails(fault.code, &fault.message),
-            RunEnd::TimedOut => self.fails(Code::DeadlineExceeded, "the deadline passed while it ran"),
+            RunEnd::Fault(fault) => self.fails(fault),
             RunEnd::Cancelled => one_more(&self.cancelled),
         }
     }
 
-    fn fails(&self, code: Code, message: &str) {
-        one_more(&self.faults[code as usize]);
-        let message = cut(message, MAX_TOLD).to_owned();
-        let fault = LastFault { code: code.name().to_owned(), message, at_ms: unix_millis() };
-        *self.last_fault.lock().expect("no panic while holding the last fault") = Some(fault);
+    fn fails(&self, fault: &Fault) {
+        one_more(&self.faults[fault.code as usize]);
+        let (code, message) = (fault.code.name().to_owned(), cut(&fault.message, MAX_TOLD).to_owned());
+        let last = LastFault { code, message, at_ms: unix_millis() };
+        *self.last_fault.lock().expect("no panic while holding the last fault") = Some(last);
     }
 
     /// Counts a call that does not run because nobody waits for it any more.
@@ -216,13 +213,19 @@ impl Counted {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::server::outcome::timed_out;
 
     #[test]
     fn each_end_of_a_run_is_counted_once() {
         let counts = Counts::default();
-        let fault = Fault::new(Code::NotFound, "no such thing");
-        let ends =
-            [RunEnd::TimedOut, RunEnd::Fault(&fault), RunEnd::Result(7), RunEnd::ServiceError(3), RunEnd::Cancelled];
+        let [late, fault] = [timed_out(), Fault::new(Code::NotFound, "no such thing")];
+        let ends = [
+            RunEnd::Fault(&late),
+            RunEnd::Fault(&fault),
+            RunEnd::Result(7),
+            RunEnd::ServiceError(3),
+            RunEnd::Cancelled,
+        ];
         for end in ends {
             counts.begins(5, Some(Duration::from_millis(2)));
             counts.ends(end, Duration::from_nanos(600));

@@ -6,6 +6,8 @@
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use hopline::{Client, Server};
+
 /// How long a test waits for what has to come, before it fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -24,6 +26,28 @@ pub(crate) fn hopline(arguments: &[&str]) -> assert_cmd::Command {
     let mut command = assert_cmd::Command::from_std(cleaned());
     command.timeout(PATIENCE).args(arguments);
     command
+}
+
+/// A place of its own on the RabbitMQ under test.
+pub(crate) struct Place {
+    pub(crate) url: String,
+    pub(crate) namespace: String,
+}
+
+impl Place {
+    pub(crate) fn new(name: &str) -> Self {
+        let url = std::env::var("HOPLINE_TEST_URL").expect("HOPLINE_TEST_URL names a RabbitMQ");
+        Self { url, namespace: format!("cli-{}-{name}", std::process::id()) }
+    }
+
+    pub(crate) async fn client(&self) -> Client {
+        Client::builder().namespace(&self.namespace).connect(&self.url).await.expect("the broker is there")
+    }
+
+    /// A server that serves nothing yet.
+    pub(crate) async fn server(&self) -> Server {
+        Server::builder().namespace(&self.namespace).connect(&self.url).await.expect("the broker is there")
+    }
 }
 
 /// The line that the command prints when all is well.
