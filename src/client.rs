@@ -18,11 +18,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use self::builder::CallSettings;
 pub use self::builder::{Absent, ClientBuilder, Coalesce, WhenFull};
 pub use self::events::Published;
+pub(crate) use self::line::InstanceNews;
 use self::line::Line;
 pub(crate) use self::request::{ArgumentWriter, Request};
 pub(crate) use self::target::Target;
@@ -152,6 +153,11 @@ impl Client {
     /// The largest payload that is decompressed, in bytes.
     fn max_payload(&self) -> usize {
         self.0.settings.max_message_size
+    }
+
+    /// What instances announce, from now on.
+    pub(crate) fn watch(&self) -> mpsc::UnboundedReceiver<InstanceNews> {
+        self.0.line.watch()
     }
 
     pub(crate) fn runtime(&self) -> &Handle {

@@ -4,6 +4,7 @@
 //! version may gain members: a reader ignores a member that it does not know, and takes the default for one that is
 //! missing. A change that an older reader would misread needs a new version.
 
+mod announcement;
 mod stats;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::announcement::{ANNOUNCED, Announcement, LifeState};
 pub use self::stats::{Histogram, InstanceStats, LastFault, MethodStats};
 
 /// The question whether an instance is up. The result is empty. All names of questions contain a dot, so that
@@ -79,6 +81,8 @@ pub struct Instance {
     pub codecs: Vec<String>,
     /// The compressions that it reads, as [`Compression::name`](crate::Compression::name) writes them.
     pub compressions: Vec<String>,
+    /// Whether it drains: it takes no more calls, and ends when those that run have ended.
+    pub draining: bool,
     /// What its program says about it, by [`Server::attribute`](crate::Server::attribute).
     pub attributes: BTreeMap<String, String>,
     /// Its methods, sorted by name.
@@ -177,6 +181,7 @@ mod tests {
                 host: "here".into(),
                 pid: 5,
                 started_at_ms: 1,
+                draining: true,
                 codecs: vec!["CBOR".into()],
                 compressions: vec!["lz4".into()],
                 attributes: BTreeMap::from([("zone".into(), "eu1".into())]),

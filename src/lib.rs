@@ -220,7 +220,7 @@ pub use dead::{
 pub use document::{Histogram, Instance, InstanceStats, LastFault, MethodInfo, MethodStats};
 pub use error::{CallError, Code, Error, Fault, Unanswered};
 pub use middleware::{Finished, Invocation, Middleware, Next, Reply, Style};
-pub use registry::{Pong, Registry};
+pub use registry::{Change, Pong, Registry};
 pub use server::{Caller, Running, Server, ServerBuilder};
 pub use service::{Dispatch, Failure, IntoService, Method, Service};
 pub use state::State;

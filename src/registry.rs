@@ -1,5 +1,7 @@
 //! Discovery from the client's side: a client asks the instances, and each that is up replies for itself. Nothing keeps
-//! a list of them.
+//! a list of them. `registry/watch.rs` follows what changes.
+
+mod watch;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,8 +10,10 @@ use std::time::Duration;
 use futures::StreamExt;
 use tokio::time::Instant;
 
+pub use self::watch::Change;
 use crate::client::{ArgumentWriter, Client, Request, Target};
 use crate::clock::later;
+use crate::codec::CodecError;
 use crate::document::{Document, Instance, InstanceStats, PING, Typed};
 use crate::error::Error;
 use crate::middleware::Reply;
@@ -176,10 +180,7 @@ impl Registry {
             Some(service) => (ServiceId::parse(service), Route::All),
             None => (ServiceId::new("hopline", 1), Route::Everywhere),
         };
-        let target = service.map(|service| Arc::new(Target::new(service, question)));
-        let arguments: ArgumentWriter = Box::new(|codec, payload| codec.write::<[(); 0]>(&[], payload));
-        let request = Request { timeout: Some(self.total), route, ..Request::new(target, arguments) };
-        let mut replies = match self.client.ask(request).await {
+        let mut replies = match self.client.ask(self.request(question, service, route)).await {
             Err(Error::NoService { .. }) => return Ok(()),
             replies => replies?,
         };
@@ -200,6 +201,24 @@ impl Registry {
             }
         }
         refused.filter(|_| taken == 0).map_or(Ok(()), Err)
+    }
+
+    /// The document `D` of one instance of a service.
+    async fn one<D: Document>(&self, service: &str, instance: &str) -> Result<D, Error> {
+        let reply = self.ask_one(D::QUESTION, service, instance).await?;
+        read(&reply).ok_or_else(|| Error::UnreadableReply(CodecError(format!("the reply is no `{}`", D::TYPE))))
+    }
+
+    /// Asks one instance of a service.
+    async fn ask_one(&self, question: &str, service: &str, instance: &str) -> Result<Reply, Error> {
+        let request = self.request(question, ServiceId::parse(service), Route::One(instance.to_owned()));
+        self.client.begin(request)?.await
+    }
+
+    fn request(&self, question: &str, service: Result<ServiceId, String>, route: Route) -> Request<ArgumentWriter> {
+        let target = service.map(|service| Arc::new(Target::new(service, question)));
+        let arguments: ArgumentWriter = Box::new(|codec, payload| codec.write::<[(); 0]>(&[], payload));
+        Request { timeout: Some(self.total), route, ..Request::new(target, arguments) }
     }
 
     async fn wait_until(&self, instant: Option<Instant>) {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::frame::Kind;
 use crate::outgoing::Lane;
-use crate::topology::{Namespace, all_key, instance_key, is_all_key, presence_key, unlimited_key};
+use crate::topology::{ASK_KEY, Namespace, TELL_KEY, all_key, instance_key, is_all_key, presence_key, unlimited_key};
 use crate::transport::{Properties, Publication};
 
 /// Which instances of its service a call is for.
@@ -78,7 +78,7 @@ impl Exchanges {
     pub(crate) fn request(&self, route: &Route, service: &Arc<str>) -> Address {
         match route {
             Route::Any => Address::new(&self.rpc, service.clone(), Kind::Request),
-            Route::Everywhere => Address::new(&self.discovery, "".into(), Kind::Request),
+            Route::Everywhere => Address::new(&self.discovery, ASK_KEY.into(), Kind::Request),
             Route::One(_) | Route::All => self.to_instances(route, service, Kind::Request),
         }
     }
@@ -89,6 +89,12 @@ impl Exchanges {
             Route::Any => Address::new(&self.oneway, method.clone(), Kind::Oneway),
             Route::One(_) | Route::All | Route::Everywhere => self.to_instances(route, service, Kind::Oneway),
         }
+    }
+
+    /// A message to everybody who watches the instances.
+    pub(crate) fn announcement(&self, body: Bytes) -> Publication {
+        let (exchange, key, properties) = (self.discovery.to_string(), TELL_KEY.to_owned(), Properties::default());
+        Publication { exchange, key, mandatory: false, properties, body }
     }
 
     /// Where an event goes.
@@ -301,7 +307,7 @@ mod tests {
     fn questions_go_to_all_or_to_nobody_in_particular() {
         let exchanges = exchanges();
         let discovery = exchanges.request(&Route::Everywhere, &"hopline.v1".into());
-        assert_eq!(parts(&discovery), ("shop.discovery", "", Kind::Request));
+        assert_eq!(parts(&discovery), ("shop.discovery", "ask", Kind::Request));
         assert!(exchanges.is_for_all(discovery.exchange(), discovery.key()));
         for (question, key) in [(Question::IsThere, "demo.v1@?"), (Question::HasNoLimit, "demo.v1@~")] {
             let address = exchanges.question(question, "demo.v1");

@@ -3,6 +3,7 @@
 mod about;
 mod admit;
 mod allow;
+mod announce;
 mod builder;
 mod calls;
 mod claims;
@@ -272,6 +273,7 @@ impl Server {
         for (pattern, service) in subscriptions {
             supervisor.subscribe(pattern, checked(&service)?, service)?;
         }
+        tokio::spawn(running.site.clone().announce());
         let (name, services) = (running.site.name.clone(), running.site.services.clone());
         if is_connected {
             supervisor.start().await?;

@@ -96,7 +96,7 @@ impl Namespace {
         format!("{}.events", self.0)
     }
 
-    /// The exchange of questions to every instance of every service.
+    /// The exchange of questions to every instance of every service, and of what instances announce.
     pub(crate) fn discovery(&self) -> String {
         format!("{}.discovery", self.0)
     }
@@ -148,7 +148,7 @@ impl Namespace {
             (self.rpc(), ExchangeKind::Direct),
             (self.oneway(), ExchangeKind::Topic),
             (self.events(), ExchangeKind::Topic),
-            (self.discovery(), ExchangeKind::Fanout),
+            (self.discovery(), ExchangeKind::Direct),
         ]
         .into_iter()
         .map(|(name, kind)| Declaration::Exchange(Exchange { name, kind }))
@@ -222,9 +222,14 @@ impl Namespace {
             binding(self.rpc(), instance_key(service, instance), queue),
             binding(self.rpc(), all_key(service), queue),
             binding(self.rpc(), presence_key(service), queue),
-            binding(self.discovery(), String::new(), queue),
+            binding(self.discovery(), ASK_KEY.to_owned(), queue),
         ];
         parts.into_iter().chain(unlimited).collect()
+    }
+
+    /// The binding by which a client's `queue` of replies also gets what instances announce.
+    pub(crate) fn announcements(&self, queue: &str) -> Declaration {
+        binding(self.discovery(), TELL_KEY.to_owned(), queue)
     }
 
     /// The queue of a subscription and the binding of its `pattern`.
@@ -259,6 +264,11 @@ pub(crate) fn short_id() -> String {
     id.truncate(12);
     id
 }
+
+/// The key that reaches every instance of every service, on the exchange of discovery.
+pub(crate) const ASK_KEY: &str = "ask";
+/// The key of what instances announce, on the exchange of discovery.
+pub(crate) const TELL_KEY: &str = "tell";
 
 /// The key that reaches one instance, on the exchange of calls.
 pub(crate) fn instance_key(service: impl fmt::Display, instance: &str) -> String {

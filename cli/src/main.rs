@@ -6,6 +6,7 @@ mod ls;
 mod info;
 mod stats;
 mod ping;
+mod watch;
 mod asking;
 mod dead;
 mod bench;
@@ -34,6 +35,7 @@ enum What {
     Info(info::Info),
     Stats(stats::Stats),
     Ping(ping::Ping),
+    Watch(watch::Watch),
     #[command(subcommand)]
     Dead(dead::Dead),
     #[command(subcommand)]
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         What::Info(info) => failed::ended(hopline::blocking::wait(info.run())),
         What::Stats(stats) => failed::ended(hopline::blocking::wait(stats.run())),
         What::Ping(ping) => failed::ended(hopline::blocking::wait(ping.run())),
+        What::Watch(watch) => failed::ended(hopline::blocking::wait(watch.run())),
         What::Dead(dead) => dead.run(),
         What::Bench(bench) => bench.run(),
     }

@@ -23,6 +23,7 @@ use super::in_flight::{CallEnd, PendingCall, Place, Waiter};
 use super::session::{Session, Sessions};
 use super::target::Target;
 use super::{Absent, Traffic};
+use crate::document::Announcement;
 use crate::outgoing::Parcel;
 use crate::route::Address;
 use crate::state::State;
@@ -107,8 +108,21 @@ enum Order {
     Forget(Uuid, Option<Box<Addressed>>),
     /// The deadline of this call has passed. The task tells the caller what is known of it.
     Overdue(Uuid),
+    /// Tell this watcher what instances announce.
+    Watch(mpsc::UnboundedSender<InstanceNews>),
     /// End everything that waits, and close the connection.
     Close(oneshot::Sender<()>),
+}
+
+/// What a watcher of the instances hears.
+#[derive(Debug, Clone)]
+pub(crate) enum InstanceNews {
+    /// From now on it hears what instances announce. It may have missed something before.
+    Listening,
+    /// The broker does not let this client hear what they announce, for this reason.
+    Deaf(Arc<str>),
+    /// An instance has announced this.
+    Said(Announcement),
 }
 
 /// The settings of the client that the task follows.
@@ -208,6 +222,14 @@ impl Line {
     /// Why no reply comes, as far as the state of the connection tells.
     pub(super) fn reason(&self) -> Arc<str> {
         self.shared.reason()
+    }
+
+    /// What instances announce, from now on.
+    pub(super) fn watch(&self) -> mpsc::UnboundedReceiver<InstanceNews> {
+        let (watcher, heard) = mpsc::unbounded_channel();
+        // A task that has ended hears nothing.
+        let _ = self.orders.send(Order::Watch(watcher));
+        heard
     }
 
     /// Ends everything that waits, and closes the connection.

@@ -36,6 +36,7 @@ impl Worker {
             started_at_ms: self.site.process.started_at_ms,
             codecs: Codec::ALL.map(|codec| codec.name().to_owned()).into(),
             compressions: readable.map(|compression| compression.name().to_owned()).collect(),
+            draining: self.site.draining.is_cancelled(),
             attributes: self.site.attributes.clone(),
             methods: self.methods.values().map(|served| served.method.info()).collect(),
         }

@@ -13,6 +13,7 @@ use tracing::{debug, info, warn};
 
 use super::Site;
 use super::signals::Signals;
+use crate::document::LifeState;
 use crate::state::{State, blocked_for};
 use crate::topology::Binding;
 
@@ -174,6 +175,7 @@ impl Running {
         site.drained.cancel();
         site.own.close();
         self.unless_blocked(site.own.wait()).await;
+        site.tell(LifeState::Down).await;
         site.transport().close().await;
         site.health.enter(State::Closed);
     }

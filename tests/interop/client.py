@@ -15,7 +15,7 @@ from pika.exceptions import NackError, UnroutableError
 import wire
 from wire import CBOR, RAW, Frame
 
-EXCHANGES = {"rpc": "direct", "oneway": "topic", "events": "topic", "discovery": "fanout"}
+EXCHANGES = {"rpc": "direct", "oneway": "topic", "events": "topic", "discovery": "direct"}
 
 
 class NoService(Exception):
@@ -164,7 +164,7 @@ class Client:
     def discover(self, question, instances=1, window=10):
         """Asks the instances of all services. Returns their replies, when there are enough or the window is over."""
         frame = self.frame(wire.REQUEST, question, [], CBOR)
-        return self.gather(frame, f"{self.namespace}.discovery", "", f"hopline.v1.{question}", instances, window)
+        return self.gather(frame, f"{self.namespace}.discovery", "ask", f"hopline.v1.{question}", instances, window)
 
     def event(self, key, value):
         frame = self.frame(wire.EVENT, key, None, CBOR)

@@ -116,7 +116,7 @@ class Server:
         channel.queue_bind(own, rpc, f"{service}@*")
         channel.queue_bind(own, rpc, f"{service}@?")
         channel.queue_bind(own, rpc, f"{service}@~")
-        channel.queue_bind(own, discovery, "")
+        channel.queue_bind(own, discovery, "ask")
         arguments = {
             "x-queue-type": "quorum",
             "x-delivery-limit": 19,

@@ -48,3 +48,4 @@ mod settings;
 mod sharing;
 mod statistics;
 mod transport_contract;
+mod watching;

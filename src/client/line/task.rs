@@ -3,7 +3,7 @@
 //! [`LineTask::run`] waits for the next event and calls a method for it. What the methods do is in the files below
 //! `task/`: what callers tell it to do (`orders.rs`), sending (`publishing.rs`), what arrives (`reading.rs`), how calls
 //! without a reply end (`ends.rs`), what leaves later than it was made (`again.rs`), cancels (`cancels.rs`), whether a
-//! service has an instance (`asking.rs`), why a queue has refused a call (`unclear.rs`), late confirms (`late.rs`), and
+//! service has an instance (`asking.rs`), what instances announce (`watching.rs`), why a queue has refused a call (`unclear.rs`), late confirms (`late.rs`), and
 //! moving back to the first address (`moving.rs`).
 
 mod again;
@@ -16,6 +16,7 @@ mod orders;
 mod publishing;
 mod reading;
 mod unclear;
+mod watching;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -32,9 +33,10 @@ use self::ends::closed;
 use self::moving::{Former, Move};
 use self::reading::{LostSessions, next_of, rest_of};
 use self::unclear::Cause;
+use self::watching::{Listening, listening};
 use super::places::Places;
 use super::unconfirmed::Unconfirmed;
-use super::{Addressed, Order, Rules, Shared, Token};
+use super::{Addressed, InstanceNews, Order, Rules, Shared, Token};
 use crate::client::RUNTIME_ENDED;
 use crate::client::in_flight::{CallEnd, CallsInFlight, HeldReply, Place};
 use crate::client::session::{Happening, Session, Sessions};
@@ -95,6 +97,10 @@ pub(super) struct LineTask {
     unclear: HashMap<(Arc<str>, Cause), Waiting<Parcel<Token>>>,
     /// The questions why.
     causes: FuturesUnordered<UnderWay<(Arc<Target>, Cause)>>,
+    /// Who watches the instances.
+    watchers: Vec<mpsc::UnboundedSender<InstanceNews>>,
+    /// The declaration by which the reply queue gets what instances announce.
+    listening: Listening,
     /// Cancels that no instance has received. They wait until they are sent again.
     unheard: Waiting<Addressed>,
     /// Since when the broker accepts no messages, and its reason.
@@ -154,6 +160,8 @@ impl LineTask {
             questions: FuturesUnordered::new(),
             unclear: HashMap::new(),
             causes: FuturesUnordered::new(),
+            watchers: Vec::new(),
+            listening: None,
             unheard: Waiting::default(),
             blocked: None,
             stuck_at: None,
@@ -218,6 +226,7 @@ impl LineTask {
                 Some(((target, cause), said)) = self.causes.next(), if !self.causes.is_empty() => {
                     self.found(&target, cause, &said);
                 }
+                (queue, declared) = listening(&mut self.listening) => self.listens(&queue, declared),
                 () = &mut clock, if wake_at.is_some() => self.look(),
                 count = take_all(&mut self.waiting, &mut orders) => if count == 0 {
                     break;
@@ -268,6 +277,7 @@ impl LineTask {
         self.opening = None;
         self.back_at = self.sessions.dial.is_elsewhere(&session.transport).then(next_look_back);
         self.session = Some(session);
+        self.listen();
         self.enter(State::Ready);
         if let Some(reason) = self.session.as_ref().and_then(|session| session.transport.blocked()) {
             self.block(reason);

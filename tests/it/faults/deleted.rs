@@ -125,7 +125,7 @@ async fn bindings_that_are_deleted_are_there_again() {
         ("events", "order.#", events),
         ("rpc", "held.v1@*", own.clone()),
         ("rpc", "held.v1@?", own.clone()),
-        ("discovery", "", own),
+        ("discovery", "ask", own),
     ] {
         node.unbind(&name(exchange), key, &queue).await;
         all_works(&client, &mut site).await;

@@ -35,6 +35,7 @@ impl LineTask {
             }
             Order::Forget(id, cancel) => self.forget(id, cancel.map(|cancel| *cancel)),
             Order::Overdue(id) => self.overdue(id),
+            Order::Watch(watcher) => self.watch(watcher),
             Order::Close(done) => {
                 let sessions = self.session.iter().chain(self.former.as_ref().map(|former| &former.session));
                 let transports: Vec<_> = sessions.map(|session| session.transport.clone()).collect();
@@ -58,6 +59,7 @@ impl LineTask {
         let _ = self.shared.over.set(reason.into());
         self.enter(State::Closed);
         (self.session, self.opening, self.former, self.moving) = (None, None, None, Move::None);
+        self.watchers.clear();
         self.first = self.number + 1;
         let mut parcels: Vec<_> = self.outbox.clear().collect();
         let waiting = [&mut self.places.crowd, &mut self.unsent, &mut self.unheard].into_iter();

@@ -37,6 +37,7 @@ impl LineTask {
                 Ok(frame) if frame.kind == Kind::KeepAlive => {
                     self.in_flight.report(frame.id, frame.metadata.instance.unwrap_or_default(), moment)
                 }
+                Ok(frame) if frame.kind == Kind::Event && self.hear(&frame) => true,
                 Ok(frame) => {
                     debug!(name = self.name(), kind = ?frame.kind, id = %frame.id, "not a reply, on the reply queue");
                     false

@@ -1,0 +1,94 @@
+//! Watching the instances: who comes, drains, goes, and is killed.
+
+use futures::{Stream, StreamExt as _};
+use hopline::testing;
+use hopline::{Change, Client, Server};
+
+use crate::support::{Calculator, Held, MathServer, Scene, hold, soon};
+
+async fn next(changes: &mut (impl Stream<Item = Change> + Unpin)) -> Change {
+    soon(changes.next()).await.expect("the client is open")
+}
+
+/// The instance that has come.
+async fn came(changes: &mut (impl Stream<Item = Change> + Unpin)) -> String {
+    match next(changes).await {
+        Change::Up(instance) => instance.instance,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Checks that an instance goes, with or without a drain before.
+async fn goes(changes: &mut (impl Stream<Item = Change> + Unpin), gone: &str) {
+    loop {
+        match next(changes).await {
+            Change::Changed(leaving) => assert!(leaving.instance == gone && leaving.draining),
+            Change::Down { instance, .. } => return assert_eq!(instance, gone),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn whoever_is_there_comes_drains_and_goes_is_told() {
+    let scene = Scene::new();
+    let first = scene.serve(MathServer::new(Calculator)).await;
+    let client = scene.client().await;
+    let mut changes = client.registry().watch();
+    assert_eq!(came(&mut changes).await, first.instance());
+    let Held { service, mut arrived } = Held::new();
+    let second = scene.serve(service).await;
+    let instance = second.instance().to_owned();
+    assert_eq!(came(&mut changes).await, instance);
+    // While a call runs, it drains and does not go.
+    let pending = hold(&client, 1).start().await.expect("on its way");
+    let running = soon(arrived.recv()).await.expect("it runs");
+    let drained = tokio::spawn(second.drain());
+    match next(&mut changes).await {
+        Change::Changed(changed) => assert!(changed.instance == instance && changed.draining),
+        other => panic!("{other:?}"),
+    }
+    running.release();
+    soon(pending).await.expect("answered");
+    goes(&mut changes, &instance).await;
+    soon(drained).await.expect("no panic");
+    client.close().await;
+    assert_eq!(soon(changes.next()).await, None);
+}
+
+#[tokio::test]
+async fn one_that_was_killed_is_missed() {
+    let scene = Scene::new();
+    let client = scene.client().await;
+    let mut changes = client.registry().watch();
+    let server = scene.serve(MathServer::new(Calculator)).await;
+    let instance = server.instance().to_owned();
+    assert_eq!(came(&mut changes).await, instance);
+    // It closes its connection without a word.
+    drop(server);
+    goes(&mut changes, &instance).await;
+}
+
+#[tokio::test]
+async fn what_changes_while_the_client_is_away_is_told_when_it_is_back() {
+    let broker = testing::broker();
+    let serve = async || {
+        let server = Server::connect(&broker).await.expect("it is there");
+        server.serve(MathServer::new(Calculator)).start().await.expect("it can be served")
+    };
+    let (stays, leaves) = (serve().await, serve().await);
+    let client = Client::connect(&broker).await.expect("it is there");
+    let mut changes = client.registry().watch();
+    let mut there = [came(&mut changes).await, came(&mut changes).await];
+    there.sort_unstable();
+    let (mut expected, gone) =
+        ([stays.instance().to_owned(), leaves.instance().to_owned()], leaves.instance().to_owned());
+    expected.sort_unstable();
+    assert_eq!(there, expected);
+    broker.take_down();
+    drop(leaves);
+    broker.restore();
+    goes(&mut changes, &gone).await;
+    let comes = serve().await;
+    assert_eq!(came(&mut changes).await, comes.instance());
+}
