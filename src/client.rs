@@ -155,8 +155,12 @@ impl Client {
         self.0.settings.max_message_size
     }
 
+    pub(crate) fn is_closed(&self) -> bool {
+        self.0.line.is_closed()
+    }
+
     /// What instances announce, from now on.
-    pub(crate) fn watch(&self) -> mpsc::UnboundedReceiver<InstanceNews> {
+    pub(crate) fn watch(&self) -> mpsc::Receiver<InstanceNews> {
         self.0.line.watch()
     }
 

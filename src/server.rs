@@ -38,6 +38,7 @@ mod worker;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use serde::de::DeserializeOwned;
@@ -244,6 +245,7 @@ impl Server {
             namespace,
             instance,
             name,
+            muted: AtomicBool::new(false),
             process: ProcessFacts::now(),
             attributes,
             services: served.keys().map(|id| id.to_string().into()).collect(),

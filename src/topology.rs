@@ -229,7 +229,12 @@ impl Namespace {
 
     /// The binding by which a client's `queue` of replies also gets what instances announce.
     pub(crate) fn announcements(&self, queue: &str) -> Declaration {
-        binding(self.discovery(), TELL_KEY.to_owned(), queue)
+        Declaration::Binding(self.announced_to(queue))
+    }
+
+    /// The same, to unbind it.
+    pub(crate) fn announced_to(&self, queue: &str) -> Binding {
+        Binding { exchange: self.discovery(), key: TELL_KEY.to_owned(), queue: queue.to_owned() }
     }
 
     /// The queue of a subscription and the binding of its `pattern`.

@@ -29,6 +29,9 @@ use crate::route::Address;
 use crate::state::State;
 use crate::transport::Lost;
 
+/// How many news of instances may wait to be read. Who lets more wait begins to watch anew.
+const NEWS: usize = 4096;
+
 /// What the task keeps with each parcel: who waits for it, and what may be done with it.
 #[derive(Debug)]
 pub(super) struct Token {
@@ -109,7 +112,7 @@ enum Order {
     /// The deadline of this call has passed. The task tells the caller what is known of it.
     Overdue(Uuid),
     /// Tell this watcher what instances announce.
-    Watch(mpsc::UnboundedSender<InstanceNews>),
+    Watch(mpsc::Sender<InstanceNews>),
     /// End everything that waits, and close the connection.
     Close(oneshot::Sender<()>),
 }
@@ -122,7 +125,7 @@ pub(crate) enum InstanceNews {
     /// The broker does not let this client hear what they announce, for this reason.
     Deaf(Arc<str>),
     /// An instance has announced this.
-    Said(Announcement),
+    Said(Arc<Announcement>),
 }
 
 /// The settings of the client that the task follows.
@@ -225,8 +228,8 @@ impl Line {
     }
 
     /// What instances announce, from now on.
-    pub(super) fn watch(&self) -> mpsc::UnboundedReceiver<InstanceNews> {
-        let (watcher, heard) = mpsc::unbounded_channel();
+    pub(super) fn watch(&self) -> mpsc::Receiver<InstanceNews> {
+        let (watcher, heard) = mpsc::channel(NEWS);
         // A task that has ended hears nothing.
         let _ = self.orders.send(Order::Watch(watcher));
         heard

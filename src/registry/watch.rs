@@ -1,14 +1,17 @@
 //! Watching the instances: a stream of what changes among them.
 //!
-//! Instances announce that they come, drain and go. One that was killed announces nothing, so each from which nothing
-//! was heard for a while is asked. The broker answers at once if its queue is gone.
+//! Instances announce that they come, drain and go. One that was killed announces nothing, so each of which nothing was
+//! heard for a while is asked. The broker answers at once if its queue is gone. And now and then all are asked, since
+//! not every instance announces itself.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::join_all;
-use futures::{Stream, StreamExt as _, stream};
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, Stream, StreamExt as _, stream};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{debug, warn};
@@ -16,14 +19,22 @@ use tracing::{debug, warn};
 use super::Registry;
 use crate::client::InstanceNews;
 use crate::document::{Announcement, Instance, LifeState, PING};
-use crate::error::Error;
+use crate::error::{Error, Unanswered};
+use crate::middleware::Reply;
+use crate::topology::ServiceId;
 
-/// How long nothing may be heard of an instance until it is asked whether it is there.
-const CHECK: Duration = Duration::from_secs(10);
-/// How long an instance may give no reply until it counts as gone, although its queue is there.
+/// How often the instances are asked of which nothing was heard for so long.
+const CHECK: Duration = Duration::from_secs(5);
+/// How often all instances are asked, if what they announce is heard. Otherwise twice in a [`CHECK`].
+const ALL: Duration = Duration::from_secs(60);
+/// How long an instance may leave questions unanswered until it counts as gone, although its queue is there.
 const SILENT: Duration = Duration::from_secs(95);
-/// The pause before the next try, when the instances could not be asked.
+/// The pause before the next try, when nobody could be asked.
 const RETRY: Duration = Duration::from_secs(1);
+/// How many instances are asked at once that have announced themselves.
+const AT_ONCE: usize = 16;
+/// How many services of an announcement are read, and how many unknown instances wait to be asked.
+const MOST: usize = 10_000;
 
 /// What has changed among the instances.
 ///
@@ -49,7 +60,8 @@ pub enum Change {
     Up(Instance),
     /// What an instance says of itself has changed: above all, it drains.
     Changed(Instance),
-    /// An instance is not there any more.
+    /// An instance is not there any more. One that has lost its connection for more than some seconds is told as down, and
+    /// as up again when it is back.
     Down {
         /// The service, as `name.vMAJOR`.
         service: String,
@@ -60,26 +72,29 @@ pub enum Change {
 
 impl Registry {
     /// What changes among the instances of all services, for as long as the stream lives. It begins with all that are
-    /// there. The stream ends when the client is closed.
+    /// there. The stream ends when the client is closed. The times and the count of the registry do not matter here.
     ///
     /// An instance that ends cleanly is told at once. One that was killed is told within 10 s, when its connection is
     /// gone at the broker. One that hangs, or whose machine is gone, is told when the broker has given it up (by its
-    /// heartbeat), and in any case after 95 s of silence. While the client has no connection, nothing is told; when it
-    /// has one again, what has changed meanwhile is.
+    /// heartbeat), and in any case when it has left questions unanswered for 95 s. While the client has no connection,
+    /// nothing is told; what has changed meanwhile is told when it has one again.
     ///
     /// The client needs the permission to read from the exchange of discovery and to write to its own reply queue. If it
     /// lacks it, all instances are asked every 10 s.
     pub fn watch(&self) -> impl Stream<Item = Change> + Send + Unpin + use<> {
         let watch = InstanceWatch {
-            heard: self.client.watch(),
-            registry: self.clone(),
+            news: self.client.watch(),
+            registry: self.client.registry(),
             known: BTreeMap::new(),
             changes: VecDeque::new(),
-            ask_at: None,
+            unknown: BTreeSet::new(),
+            meeting: 0,
+            questions: FuturesUnordered::new(),
+            all_at: None,
             check_at: Instant::now() + CHECK,
             is_deaf: false,
         };
-        stream::unfold(watch, |mut watch| async { Some((watch.next().await?, watch)) }).boxed()
+        stream::unfold(watch, |mut watch| async { Some((watch.next().await?, watch)) }).boxed().fuse()
     }
 }
 
@@ -90,16 +105,32 @@ type Name = (String, String);
 struct KnownInstance {
     info: Instance,
     heard: Instant,
+    /// Since when it leaves questions unanswered.
+    silent_since: Option<Instant>,
+}
+
+/// What comes of a question.
+enum Answered {
+    All(Result<BTreeMap<String, Vec<Instance>>, Error>),
+    /// An instance that is known.
+    Checked(Name, Result<Reply, Error>),
+    /// An instance that has announced itself.
+    Met(Name, Result<Instance, Error>),
 }
 
 struct InstanceWatch {
     registry: Registry,
-    heard: mpsc::UnboundedReceiver<InstanceNews>,
+    news: mpsc::Receiver<InstanceNews>,
     known: BTreeMap<Name, KnownInstance>,
     /// What is to be told next.
     changes: VecDeque<Change>,
-    /// When all are asked again.
-    ask_at: Option<Instant>,
+    /// Instances that have announced themselves and are to be asked.
+    unknown: BTreeSet<Name>,
+    /// How many of them are being asked.
+    meeting: usize,
+    questions: FuturesUnordered<BoxFuture<'static, Answered>>,
+    /// When it begins to watch anew, and asks all.
+    all_at: Option<Instant>,
     /// When those are asked of which nothing was heard.
     check_at: Instant,
     /// Whether it does not hear what instances announce.
@@ -113,122 +144,166 @@ impl InstanceWatch {
             if let Some(change) = self.changes.pop_front() {
                 return Some(change);
             }
+            self.meet();
             tokio::select! {
-                heard = self.heard.recv() => match heard? {
-                    InstanceNews::Listening => {
+                news = self.news.recv() => match news {
+                    Some(InstanceNews::Listening) => {
                         self.is_deaf = false;
-                        self.ask_all().await;
+                        self.ask_all();
                     }
-                    InstanceNews::Deaf(reason) => {
+                    Some(InstanceNews::Deaf(reason)) => {
                         if !self.is_deaf {
                             warn!(%reason, "what instances announce is not heard: all are asked now and then");
                         }
                         self.is_deaf = true;
-                        self.ask_all().await;
+                        self.ask_all();
                     }
-                    InstanceNews::Said(announcement) => self.said(announcement).await,
+                    Some(InstanceNews::Said(announcement)) => self.said(&announcement),
+                    None if self.registry.client.is_closed() => return None,
+                    // It did not keep up.
+                    None => self.news = self.registry.client.watch(),
                 },
-                () = self.registry.wait_until(self.ask_at) => self.ask_all().await,
-                () = self.registry.wait_until(Some(self.check_at)) => self.check().await,
+                Some(answered) = self.questions.next(), if !self.questions.is_empty() => match answered {
+                    Answered::All(services) => self.all(services),
+                    Answered::Checked(name, replied) => self.checked(&name, replied),
+                    Answered::Met(name, info) => self.met(name, info),
+                },
+                // The binding is declared anew with it, if somebody has deleted it.
+                () = self.registry.wait_until(self.all_at) => {
+                    self.all_at = None;
+                    self.news = self.registry.client.watch();
+                }
+                () = self.registry.wait_until(Some(self.check_at)) => self.check(),
             }
         }
     }
 
-    /// Asks all instances, and compares them with what is known.
-    async fn ask_all(&mut self) {
-        self.ask_at = self.is_deaf.then(|| Instant::now() + CHECK);
-        let services = match self.registry.services().await {
-            Ok(services) => services,
-            Err(error) => {
+    /// Asks all instances.
+    fn ask_all(&mut self) {
+        let registry = self.registry.clone();
+        self.all_at = None;
+        // Those that do not reply get the time until the check to come back.
+        self.check_at = Instant::now() + CHECK;
+        self.questions.push(async move { Answered::All(registry.services().await) }.boxed());
+    }
+
+    fn all(&mut self, services: Result<BTreeMap<String, Vec<Instance>>, Error>) {
+        let pause = match services {
+            Ok(services) => {
+                services.into_values().flatten().for_each(|info| self.is_there(info));
+                if self.is_deaf { 2 * CHECK } else { ALL }
+            }
+            Err(error @ (Error::Disconnected { .. } | Error::Blocked { .. } | Error::Timeout { .. })) => {
                 debug!(%error, "the instances cannot be asked: they are asked again");
-                self.ask_at = Some(Instant::now() + RETRY);
-                return;
+                RETRY
+            }
+            // Another try soon would not help.
+            Err(error) => {
+                debug!(%error, "the instances cannot be asked");
+                ALL
             }
         };
-        let mut missing: BTreeSet<_> = self.known.keys().cloned().collect();
-        for info in services.into_values().flatten() {
-            missing.remove(&(info.service.clone(), info.instance.clone()));
-            self.is_there(info);
-        }
-        self.check_these(missing).await;
+        self.all_at = Some(Instant::now() + pause);
     }
 
     /// An instance has replied.
     fn is_there(&mut self, info: Instance) {
-        let heard = Instant::now();
+        let known = KnownInstance { info: info.clone(), heard: Instant::now(), silent_since: None };
         match self.known.entry((info.service.clone(), info.instance.clone())) {
             Entry::Vacant(entry) => {
-                entry.insert(KnownInstance { info: info.clone(), heard });
+                entry.insert(known);
                 self.changes.push_back(Change::Up(info));
             }
             Entry::Occupied(mut entry) => {
-                if entry.get().info != info {
-                    self.changes.push_back(Change::Changed(info.clone()));
+                if entry.insert(known).info != info {
+                    self.changes.push_back(Change::Changed(info));
                 }
-                entry.insert(KnownInstance { info, heard });
             }
         }
     }
 
-    /// An instance has announced something.
-    async fn said(&mut self, Announcement { state, instance, services }: Announcement) {
-        for service in services {
-            let name = (service, instance.clone());
+    /// An instance has announced something. It is believed only that it is still here: the rest is asked.
+    fn said(&mut self, announcement: &Arc<Announcement>) {
+        let Announcement { state, instance, services } = &**announcement;
+        for service in services.iter().take(MOST).filter(|service| ServiceId::parse(service).is_ok()) {
+            let name = (service.clone(), instance.clone());
             match (state, self.known.get_mut(&name)) {
-                (LifeState::Down, Some(_)) => self.is_gone(&name),
-                (LifeState::Draining, Some(known)) if !known.info.draining => {
-                    known.info.draining = true;
-                    self.changes.push_back(Change::Changed(known.info.clone()));
+                (LifeState::Up | LifeState::Here, Some(known)) => {
+                    (known.heard, known.silent_since) = (Instant::now(), None)
                 }
-                (LifeState::Up | LifeState::Here, Some(known)) => known.heard = Instant::now(),
-                (LifeState::Up | LifeState::Here, None) => self.meet(&name).await,
+                (LifeState::Down, Some(_)) => self.ask_whether_there(name),
+                (LifeState::Up | LifeState::Here | LifeState::Draining, _) if self.unknown.len() < MOST => {
+                    self.unknown.insert(name);
+                }
                 _ => {}
             }
         }
     }
 
-    /// Asks an instance that is not known yet what it serves.
-    async fn meet(&mut self, (service, instance): &Name) {
-        match self.registry.one::<Instance>(service, instance).await {
-            Ok(info) => self.is_there(info),
-            Err(Error::NoService { .. }) => {}
-            Err(error) => {
-                debug!(%error, service, instance, "an instance has announced itself, and cannot be asked: all are asked soon");
-                self.ask_at = Some(Instant::now() + RETRY);
-            }
+    /// Asks instances that have announced something of themselves.
+    fn meet(&mut self) {
+        while self.meeting < AT_ONCE
+            && let Some(name) = self.unknown.pop_first()
+        {
+            self.meeting += 1;
+            let registry = self.registry.clone();
+            let met = async move {
+                let info = registry.one::<Instance>(&name.0, &name.1).await;
+                Answered::Met(name, info)
+            };
+            self.questions.push(met.boxed());
         }
     }
 
-    fn is_gone(&mut self, name: &Name) {
-        if self.known.remove(name).is_some() {
-            let (service, instance) = name.clone();
-            self.changes.push_back(Change::Down { service, instance });
+    fn met(&mut self, name: Name, info: Result<Instance, Error>) {
+        self.meeting -= 1;
+        match info {
+            Ok(info) if (&info.service, &info.instance) == (&name.0, &name.1) => self.is_there(info),
+            Ok(_) => debug!(service = name.0, instance = name.1, "an instance says that it is another"),
+            Err(error) => debug!(%error, service = name.0, instance = name.1, "an instance cannot be asked"),
         }
     }
 
     /// Asks those of which nothing was heard for a while.
-    async fn check(&mut self) {
+    fn check(&mut self) {
         self.check_at = Instant::now() + CHECK;
         let silent = self.known.iter().filter(|(_, known)| known.heard.elapsed() >= CHECK);
-        let silent = silent.map(|(name, _)| name.clone()).collect();
-        self.check_these(silent).await;
+        let silent: Vec<_> = silent.map(|(name, _)| name.clone()).collect();
+        silent.into_iter().for_each(|name| self.ask_whether_there(name));
     }
 
-    async fn check_these(&mut self, names: BTreeSet<Name>) {
-        let registry = &self.registry;
-        let asked = names.into_iter().map(|name| async move {
+    fn ask_whether_there(&mut self, name: Name) {
+        let registry = self.registry.clone();
+        let checked = async move {
             let replied = registry.ask_one(PING, &name.0, &name.1).await;
-            (name, replied)
-        });
-        for (name, replied) in join_all(asked).await {
-            let Some(known) = self.known.get_mut(&name) else { continue };
-            match replied {
-                Ok(_) => known.heard = Instant::now(),
-                Err(Error::NoService { .. }) => self.is_gone(&name),
-                // The connection of this client says nothing about the instance.
-                Err(Error::Timeout { .. }) if known.heard.elapsed() >= SILENT => self.is_gone(&name),
-                Err(_) => {}
+            Answered::Checked(name, replied)
+        };
+        self.questions.push(checked.boxed());
+    }
+
+    fn checked(&mut self, name: &Name, replied: Result<Reply, Error>) {
+        let Some(known) = self.known.get_mut(name) else { return };
+        let is_gone = match replied {
+            Ok(_) | Err(Error::Fault(_)) => {
+                (known.heard, known.silent_since) = (Instant::now(), None);
+                false
             }
+            Err(Error::NoService { .. }) => true,
+            // It has not left this client.
+            Err(Error::Timeout { why: Unanswered::Unsent | Unanswered::Congested, .. }) => false,
+            Err(Error::Timeout { .. }) => {
+                known.silent_since.get_or_insert_with(Instant::now).elapsed() >= SILENT
+            }
+            // The connection of this client says nothing about the instance.
+            Err(_) => {
+                known.silent_since = None;
+                false
+            }
+        };
+        if is_gone {
+            self.known.remove(name);
+            let (service, instance) = name.clone();
+            self.changes.push_back(Change::Down { service, instance });
         }
     }
 }

@@ -23,50 +23,50 @@ const CONFIRMED: Duration = Duration::from_secs(1);
 impl Site {
     /// Announces this instance until it drains.
     pub(super) async fn announce(self: Arc<Self>) {
-        let (mut state, mut tick) = (self.health.state.subscribe(), interval(HERE));
+        let (mut state, mut transports) = (self.health.state.subscribe(), self.transports.subscribe());
+        let mut tick = interval(HERE);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut is_up = false;
+        // Whether it was ready over this connection at the last look.
+        let (mut was_ready, mut was_up) = (false, false);
         loop {
-            let connected = matches!(*state.borrow_and_update(), State::Ready | State::Degraded { .. });
-            let news = connected && !is_up;
-            is_up = connected;
-            if news {
+            let is_ready = *state.borrow_and_update() == State::Ready;
+            if is_ready && !was_ready {
+                was_up = true;
                 tick.reset();
-                if !self.tell(LifeState::Up).await {
-                    return;
-                }
+                self.tell(LifeState::Up).await;
             }
+            was_ready = is_ready;
             tokio::select! {
                 () = self.draining.cancelled() => break,
                 changed = state.changed() => if changed.is_err() {
                     return;
                 },
-                _ = tick.tick(), if is_up => if !self.tell(LifeState::Here).await {
-                    return;
-                },
+                // Over another connection it is up again, though this task may not have seen it down.
+                Ok(()) = transports.changed() => was_ready = false,
+                _ = tick.tick(), if was_ready => self.tell(LifeState::Here).await,
             }
         }
-        self.tell(LifeState::Draining).await;
+        if was_up && *state.borrow() != State::Closed {
+            self.tell(LifeState::Draining).await;
+        }
     }
 
-    /// Announces something. Returns whether the broker lets this user announce anything.
-    pub(super) async fn tell(&self, state: LifeState) -> bool {
-        if self.services.is_empty() {
-            return true;
+    /// Announces something, if the broker takes it.
+    pub(super) async fn tell(&self, state: LifeState) {
+        let transport = self.transport();
+        if self.services.is_empty() || transport.blocked().is_some() || self.is_mute() {
+            return;
         }
         let services = self.services.iter().map(ToString::to_string).collect();
         let announcement = Announcement { state, instance: self.instance.to_string(), services };
-        let Ok(payload) = Codec::Json.encode(&announcement) else { return true };
+        let Ok(payload) = Codec::Json.encode(&announcement) else { return };
         let metadata =
             Metadata { method: Some(ANNOUNCED.into()), instance: Some(self.instance.clone()), ..Metadata::default() };
         let frame = Frame::new(Kind::Event, Uuid::new_v4(), Codec::Json, metadata, Bytes::from(payload));
-        let receipt = self.transport().publish(self.exchanges.announcement(frame.to_body()));
-        match tokio::time::timeout(CONFIRMED, receipt).await {
-            Ok(Err(Lost { loss: Loss::Refused, reason })) => {
-                warn!(name = &*self.name, %reason, "who watches the instances learns of this one late: its user needs the permission to write to the exchange of discovery");
-                false
-            }
-            _ => true,
+        let receipt = transport.publish(self.exchanges.announcement(frame.to_body()));
+        if let Ok(Err(Lost { loss: Loss::Refused, reason })) = tokio::time::timeout(CONFIRMED, receipt).await {
+            self.mute();
+            warn!(name = &*self.name, %reason, "who watches the instances learns of this one late: its user needs the permission to write to the exchange of discovery");
         }
     }
 }

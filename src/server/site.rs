@@ -1,6 +1,7 @@
 //! What all parts of a server share: its identity and settings, its connection, and what runs.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -30,6 +31,8 @@ pub(super) struct Site {
     pub(super) instance: Arc<str>,
     /// The name of the server's connections, which the log uses too.
     pub(super) name: Arc<str>,
+    /// Whether the broker does not let this user announce anything.
+    pub(super) muted: AtomicBool,
     pub(super) process: ProcessFacts,
     /// What its program says about it.
     pub(super) attributes: BTreeMap<String, String>,
@@ -72,6 +75,15 @@ impl Site {
     /// Whether this binding makes clients' questions whether the service takes calls reach this server.
     pub(super) fn is_presence(&self, binding: &Binding) -> bool {
         binding.exchange == self.namespace.rpc() && is_presence_key(&binding.key)
+    }
+
+    pub(super) fn is_mute(&self) -> bool {
+        self.muted.load(Ordering::Relaxed)
+    }
+
+    /// Announces nothing any more.
+    pub(super) fn mute(&self) {
+        self.muted.store(true, Ordering::Relaxed);
     }
 
     /// Resolves when the server has been draining for `time`.

@@ -54,6 +54,7 @@ async fn whoever_is_there_comes_drains_and_goes_is_told() {
     soon(drained).await.expect("no panic");
     client.close().await;
     assert_eq!(soon(changes.next()).await, None);
+    assert_eq!(soon(changes.next()).await, None, "it may be asked again");
 }
 
 #[tokio::test]

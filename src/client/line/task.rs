@@ -33,7 +33,7 @@ use self::ends::closed;
 use self::moving::{Former, Move};
 use self::reading::{LostSessions, next_of, rest_of};
 use self::unclear::Cause;
-use self::watching::{Listening, listening};
+use self::watching::{Listening, Watcher, listening};
 use super::places::Places;
 use super::unconfirmed::Unconfirmed;
 use super::{Addressed, InstanceNews, Order, Rules, Shared, Token};
@@ -98,7 +98,7 @@ pub(super) struct LineTask {
     /// The questions why.
     causes: FuturesUnordered<UnderWay<(Arc<Target>, Cause)>>,
     /// Who watches the instances.
-    watchers: Vec<mpsc::UnboundedSender<InstanceNews>>,
+    watchers: Vec<Watcher>,
     /// The declaration by which the reply queue gets what instances announce.
     listening: Listening,
     /// Cancels that no instance has received. They wait until they are sent again.
@@ -277,7 +277,7 @@ impl LineTask {
         self.opening = None;
         self.back_at = self.sessions.dial.is_elsewhere(&session.transport).then(next_look_back);
         self.session = Some(session);
-        self.listen();
+        self.listen_anew();
         self.enter(State::Ready);
         if let Some(reason) = self.session.as_ref().and_then(|session| session.transport.blocked()) {
             self.block(reason);

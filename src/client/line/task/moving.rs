@@ -136,7 +136,7 @@ impl LineTask {
         let Move::Holding(new, _) = std::mem::take(&mut self.moving) else { return };
         info!(name = self.name(), broker = new.transport.broker(), "moved back to the first address");
         let old = self.session.replace(new);
-        self.listen();
+        self.listen_anew();
         self.former = old.map(|session| Former { session, first: self.first, last: self.number });
         self.first = self.number + 1;
         (self.window, self.back_at) = (Window::default(), None);
