@@ -110,7 +110,7 @@ struct KnownInstance {
 }
 
 /// What comes of a question.
-enum Answered {
+enum WatchAnswer {
     All(Result<BTreeMap<String, Vec<Instance>>, Error>),
     /// An instance that is known.
     Checked(Name, Result<Reply, Error>),
@@ -128,7 +128,7 @@ struct InstanceWatch {
     unknown: BTreeSet<Name>,
     /// How many of them are being asked.
     meeting: usize,
-    questions: FuturesUnordered<BoxFuture<'static, Answered>>,
+    questions: FuturesUnordered<BoxFuture<'static, WatchAnswer>>,
     /// When it begins to watch anew, and asks all.
     all_at: Option<Instant>,
     /// When those are asked of which nothing was heard.
@@ -164,9 +164,9 @@ impl InstanceWatch {
                     None => self.news = self.registry.client.watch(),
                 },
                 Some(answered) = self.questions.next(), if !self.questions.is_empty() => match answered {
-                    Answered::All(services) => self.all(services),
-                    Answered::Checked(name, replied) => self.checked(&name, replied),
-                    Answered::Met(name, info) => self.met(name, info),
+                    WatchAnswer::All(services) => self.all(services),
+                    WatchAnswer::Checked(name, replied) => self.checked(&name, replied),
+                    WatchAnswer::Met(name, info) => self.met(name, info),
                 },
                 // The binding is declared anew with it, if somebody has deleted it.
                 () = self.registry.wait_until(self.all_at) => {
@@ -184,7 +184,7 @@ impl InstanceWatch {
         self.all_at = None;
         // Those that do not reply get the time until the check to come back.
         self.check_at = Instant::now() + CHECK;
-        self.questions.push(async move { Answered::All(registry.services().await) }.boxed());
+        self.questions.push(async move { WatchAnswer::All(registry.services().await) }.boxed());
     }
 
     fn all(&mut self, services: Result<BTreeMap<String, Vec<Instance>>, Error>) {
@@ -249,7 +249,7 @@ impl InstanceWatch {
             let registry = self.registry.clone();
             let met = async move {
                 let info = registry.one::<Instance>(&name.0, &name.1).await;
-                Answered::Met(name, info)
+                WatchAnswer::Met(name, info)
             };
             self.questions.push(met.boxed());
         }
@@ -276,7 +276,7 @@ impl InstanceWatch {
         let registry = self.registry.clone();
         let checked = async move {
             let replied = registry.ask_one(PING, &name.0, &name.1).await;
-            Answered::Checked(name, replied)
+            WatchAnswer::Checked(name, replied)
         };
         self.questions.push(checked.boxed());
     }
@@ -291,9 +291,7 @@ impl InstanceWatch {
             Err(Error::NoService { .. }) => true,
             // It has not left this client.
             Err(Error::Timeout { why: Unanswered::Unsent | Unanswered::Congested, .. }) => false,
-            Err(Error::Timeout { .. }) => {
-                known.silent_since.get_or_insert_with(Instant::now).elapsed() >= SILENT
-            }
+            Err(Error::Timeout { .. }) => known.silent_since.get_or_insert_with(Instant::now).elapsed() >= SILENT,
             // The connection of this client says nothing about the instance.
             Err(_) => {
                 known.silent_since = None;

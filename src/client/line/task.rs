@@ -36,7 +36,7 @@ use self::unclear::Cause;
 use self::watching::{Listening, Watcher, listening};
 use super::places::Places;
 use super::unconfirmed::Unconfirmed;
-use super::{Addressed, InstanceNews, Order, Rules, Shared, Token};
+use super::{Addressed, Order, Rules, Shared, Token};
 use crate::client::RUNTIME_ENDED;
 use crate::client::in_flight::{CallEnd, CallsInFlight, HeldReply, Place};
 use crate::client::session::{Happening, Session, Sessions};
