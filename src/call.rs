@@ -2,6 +2,7 @@
 
 mod broadcast;
 mod callback;
+mod pending;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -16,12 +17,15 @@ use serde::{Deserialize, Serialize};
 
 pub use self::broadcast::{Broadcast, BroadcastReply};
 use self::callback::Called;
+pub use self::pending::Pending;
 use crate::client::{Absent, ArgumentWriter, Client, Request, Started, Target};
 use crate::codec::{Codec, CodecError};
 use crate::context::Context;
 use crate::error::{Error, Fault};
+use crate::exchanges::Recipients;
 use crate::frame::set_entry;
 use crate::middleware::Reply;
+use crate::registry;
 use crate::route::Route;
 use crate::service::Failure;
 
@@ -132,7 +136,7 @@ impl<T, E> Call<T, E> {
     /// Calls one instance, and not any. Its id is in [`Context::instance`](crate::Context::instance) and in a
     /// [reply](BroadcastReply::instance).
     pub fn to(self, instance: impl Into<String>) -> Self {
-        self.with(|request| request.route = Route::One(instance.into()))
+        self.with(|request| (request.recipients, request.route) = (Recipients::One(instance.into()), None))
     }
 
     /// Sets the priority, 0 to 9. Waiting calls of a higher priority are delivered first. Default: 0. More than 9
@@ -185,7 +189,12 @@ impl<T, E> Call<T, E> {
     /// Sends the call, unless it was sent.
     fn dispatch(&mut self) -> Result<(), Error> {
         self.stage = match std::mem::replace(&mut self.stage, Stage::Over) {
-            Stage::Ready(request) => Stage::Sent(self.client.begin(request)?),
+            Stage::Ready(request) => {
+                if self.client.route_of(&request).is_some() {
+                    registry::follow(&self.client);
+                }
+                Stage::Sent(self.client.begin(request)?)
+            }
             stage => stage,
         };
         Ok(())
@@ -239,6 +248,29 @@ impl<T, E> Call<T, E> {
         self.with(|request| request.absent = Some(absent))
     }
 
+    /// Sets how the instance is chosen that runs the call. Default: the client's setting for the
+    /// [service](crate::ClientBuilder::route), [`Route::Any`] unless set. This replaces [`to`](Self::to).
+    ///
+    /// If no instance is known that it could go to, the call waits 200 ms for one and fails with
+    /// [`NoService`](Error::NoService); it has not run.
+    ///
+    /// ```
+    /// # async fn example(client: hopline::Client) -> Result<(), hopline::Error> {
+    /// let items: u32 = client.call("carts", "items", ("c-17",)).route(hopline::Route::Key("c-17".into())).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn route(self, route: Route) -> Self
+    where
+        T: Answered,
+    {
+        self.with(|request| {
+            (request.recipients, request.route) = match route {
+                Route::One(instance) => (Recipients::One(instance), None),
+                route => (Recipients::Any, Some(Arc::new(route))),
+            }
+        })
+    }
+
     /// Sends the call at once. The result is collected later, by awaiting what this returns.
     ///
     /// # Errors
@@ -252,7 +284,7 @@ impl<T, E> Call<T, E> {
         if let Stage::Sent(started) = &mut self.stage {
             started.go_on()?;
         }
-        Ok(Pending(self))
+        Ok(Pending::new(self))
     }
 
     /// Sends the call at once. `callback` gets its outcome exactly once, on a task of the runtime in which the client
@@ -317,35 +349,6 @@ impl<T: Answered, E: Failure> Future for Call<T, E> {
 impl<T, E> fmt::Debug for Call<T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Call").field(&self.stage).finish()
-    }
-}
-
-/// A call that was sent. Awaiting it returns the outcome. Dropping it cancels the call, also on the server.
-///
-/// ```
-/// use hopline::{Client, Error, Pending};
-///
-/// # async fn example(client: Client) -> Result<(), Error> {
-/// // Both are on their way before the first is waited for.
-/// let one: Pending<u64> = client.call("shop", "price", (1,)).start().await?;
-/// let two: Pending<u64> = client.call("shop", "price", (2,)).start().await?;
-/// println!("{}", one.await? + two.await?);
-/// # Ok(()) }
-/// ```
-#[must_use = "dropping a pending call cancels it"]
-pub struct Pending<T, E = Fault>(Call<T, E>);
-
-impl<T: Answered, E: Failure> Future for Pending<T, E> {
-    type Output = Result<T, E::Error>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0).poll(context)
-    }
-}
-
-impl<T, E> fmt::Debug for Pending<T, E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Pending").field(&self.0.stage).finish()
     }
 }
 

@@ -1,12 +1,14 @@
 //! The client: connects, makes calls, and publishes events.
 
 mod builder;
+mod canary;
 mod events;
 mod line;
 mod pending;
 pub(crate) mod presence;
 pub(crate) mod in_flight;
 mod request;
+mod routing;
 mod sending;
 mod session;
 mod target;
@@ -14,7 +16,7 @@ mod through;
 mod traffic;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -22,16 +24,19 @@ use tokio::sync::{mpsc, watch};
 
 use self::builder::CallSettings;
 pub use self::builder::{Absent, ClientBuilder, Coalesce, WhenFull};
+use self::canary::Canaries;
 pub use self::events::Published;
 pub(crate) use self::line::InstanceNews;
 use self::line::Line;
 pub(crate) use self::request::{ArgumentWriter, Request};
+use self::routing::Router;
+pub(crate) use self::routing::{RoutedService, Wanted};
 pub(crate) use self::target::Target;
 use self::target::Targets;
 pub(crate) use self::through::Started;
 pub use self::traffic::Traffic;
 use crate::error::Error;
-use crate::route::Exchanges;
+use crate::exchanges::Exchanges;
 use crate::state::State;
 
 /// Makes calls and publishes events. Cloning is cheap, and all clones share one connection. It is closed when the last
@@ -55,7 +60,20 @@ struct Inner {
     caller: Arc<str>,
     exchanges: Exchanges,
     targets: Targets,
+    router: Router,
+    canaries: Canaries,
     runtime: Handle,
+}
+
+/// A client that does not keep its connection open.
+#[derive(Debug)]
+pub(crate) struct WeakClient(Weak<Inner>);
+
+impl WeakClient {
+    /// The client, unless all its clones were dropped.
+    pub(crate) fn upgrade(&self) -> Option<Client> {
+        self.0.upgrade().map(Client)
+    }
 }
 
 /// The reason of errors after the client's runtime has ended.
@@ -153,6 +171,10 @@ impl Client {
     /// The largest payload that is decompressed, in bytes.
     fn max_payload(&self) -> usize {
         self.0.settings.max_message_size
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakClient {
+        WeakClient(Arc::downgrade(&self.0))
     }
 
     pub(crate) fn is_closed(&self) -> bool {

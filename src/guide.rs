@@ -13,6 +13,7 @@ pages! {
     GettingStarted = "docs/guide/src/getting-started.md",
     ServicesAndCalls = "docs/guide/src/services-and-calls.md",
     Errors = "docs/guide/src/errors.md",
+    Routes = "docs/guide/src/routes.md",
     Oneway = "docs/guide/src/oneway.md",
     Events = "docs/guide/src/events.md",
     Deadlines = "docs/guide/src/deadlines.md",

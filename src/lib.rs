@@ -177,6 +177,7 @@ mod server;
 mod service;
 mod context;
 mod registry;
+mod route;
 mod document;
 mod state;
 mod settings;
@@ -193,7 +194,7 @@ mod pace;
 mod frame;
 mod middleware;
 mod panics;
-mod route;
+mod exchanges;
 #[doc(hidden)]
 pub mod topology;
 #[doc(hidden)]
@@ -221,6 +222,7 @@ pub use document::{Histogram, Instance, InstanceStats, LastFault, MethodInfo, Me
 pub use error::{CallError, Code, Error, Fault, Unanswered};
 pub use middleware::{Finished, Invocation, Middleware, Next, Reply, Style};
 pub use registry::{Change, Pong, Registry};
+pub use route::{Route, Weights};
 pub use server::{Caller, Running, Server, ServerBuilder};
 pub use service::{Dispatch, Failure, IntoService, Method, Service};
 pub use state::State;

@@ -1,6 +1,7 @@
 //! Discovery from the client's side: a client asks the instances, and each that is up replies for itself. Nothing keeps
 //! a list of them. `registry/watch.rs` follows what changes.
 
+mod follow;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -10,14 +11,15 @@ use std::time::Duration;
 use futures::StreamExt;
 use tokio::time::Instant;
 
+pub(crate) use self::follow::follow;
 pub use self::watch::Change;
 use crate::client::{ArgumentWriter, Client, Request, Target};
 use crate::clock::later;
 use crate::codec::CodecError;
 use crate::document::{Document, Instance, InstanceStats, PING, Typed};
 use crate::error::Error;
+use crate::exchanges::Recipients;
 use crate::middleware::Reply;
-use crate::route::Route;
 use crate::topology::ServiceId;
 
 /// How long a registry waits in all for instances to reply.
@@ -176,11 +178,11 @@ impl Registry {
         service: Option<&str>,
         mut take: impl FnMut(&Reply) -> bool,
     ) -> Result<(), Error> {
-        let (service, route) = match service {
-            Some(service) => (ServiceId::parse(service), Route::All),
-            None => (ServiceId::new("hopline", 1), Route::Everywhere),
+        let (service, recipients) = match service {
+            Some(service) => (ServiceId::parse(service), Recipients::All),
+            None => (ServiceId::new("hopline", 1), Recipients::Everywhere),
         };
-        let mut replies = match self.client.ask(self.request(question, service, route)).await {
+        let mut replies = match self.client.ask(self.request(question, service, recipients)).await {
             Err(Error::NoService { .. }) => return Ok(()),
             replies => replies?,
         };
@@ -211,14 +213,19 @@ impl Registry {
 
     /// Asks one instance of a service.
     async fn ask_one(&self, question: &str, service: &str, instance: &str) -> Result<Reply, Error> {
-        let request = self.request(question, ServiceId::parse(service), Route::One(instance.to_owned()));
+        let request = self.request(question, ServiceId::parse(service), Recipients::One(instance.to_owned()));
         self.client.begin(request)?.await
     }
 
-    fn request(&self, question: &str, service: Result<ServiceId, String>, route: Route) -> Request<ArgumentWriter> {
+    fn request(
+        &self,
+        question: &str,
+        service: Result<ServiceId, String>,
+        recipients: Recipients,
+    ) -> Request<ArgumentWriter> {
         let target = service.map(|service| Arc::new(Target::new(service, question)));
         let arguments: ArgumentWriter = Box::new(|codec, payload| codec.write::<[(); 0]>(&[], payload));
-        Request { timeout: Some(self.total), route, ..Request::new(target, arguments) }
+        Request { timeout: Some(self.total), recipients, ..Request::new(target, arguments) }
     }
 
     async fn wait_until(&self, instant: Option<Instant>) {

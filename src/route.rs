@@ -1,343 +1,373 @@
-//! Where messages go: the exchange and the routing key of each call, event, cancel and question. No other file combines
-//! an exchange and a key; `topology.rs` makes their names.
+//! Routes: how a client chooses the instance that runs a call. `client/routing.rs` sends calls along them, and
+//! `registry/follow.rs` knows which instances there are.
 
-use std::hash::{Hash, Hasher};
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::Hasher as _;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use bytes::Bytes;
+use siphasher::sip::SipHasher13;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
-use crate::frame::Kind;
-use crate::outgoing::Lane;
-use crate::topology::{ASK_KEY, Namespace, TELL_KEY, all_key, instance_key, is_all_key, presence_key, unlimited_key};
-use crate::transport::{Properties, Publication};
+use crate::document::Instance;
 
-/// Which instances of its service a call is for.
+/// How long an instance is passed over that the broker did not know, unless no other is left.
+const PASSED_OVER: Duration = Duration::from_secs(1);
+/// How long it counts what an instance says of its running calls.
+const SAID: Duration = Duration::from_millis(100);
+
+/// How the instance is chosen that runs a call.
+///
+/// By [`Any`](Self::Any), the default, the broker hands a call to an instance that has room, and calls wait in a queue
+/// that all instances share. With each other route the client chooses one of the instances that it knows, and the call
+/// waits in the queue of that one. So take another only for what `Any` cannot do. The client learns of the instances by
+/// a [watch](crate::Registry::watch), which it begins with its first such call.
+///
+/// An instance that drains is not chosen. If the chosen one turns out to be gone, the call has not run, and goes to the
+/// next choice, at most three times. If the chosen one dies while it runs an
+/// [idempotent](crate::Call::idempotent) call, that call goes to the next choice as well.
+///
+/// ```
+/// use hopline::Route;
+///
+/// # async fn example(client: hopline::Client) -> Result<(), hopline::Error> {
+/// // The same cart is always with the same instance, which has it in its cache.
+/// let cart = client.call::<u32>("carts", "items", ("c-17",)).route(Route::Key("c-17".into())).await?;
+/// // An instance in the same zone if there is one.
+/// let near = Route::Zone { attribute: "zone".into(), value: "eu1".into() };
+/// let price = client.call::<u32>("prices", "of", ("pen",)).route(near).await?;
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) enum Route {
-    /// Any one of them.
+#[non_exhaustive]
+pub enum Route {
+    /// Any instance that has room: the broker chooses. Whoever is busy gets fewer calls.
     #[default]
     Any,
-    /// This one alone, by its id.
+    /// The instance with this id, as with [`Call::to`](crate::Call::to).
     One(String),
-    /// Every instance that is up.
-    All,
-    /// Every instance of every service, for questions of discovery.
-    Everywhere,
+    /// One after the other.
+    RoundRobin,
+    /// In proportion to their weights, spread evenly in time.
+    Weighted(Weights),
+    /// Of two that are drawn, the one with fewer calls: those of this client that are not answered yet, or all that run
+    /// there, as its reply of the last 100 ms says. Slow instances get fewer calls.
+    LeastInFlight,
+    /// The same instance for the same key, in every client, for as long as it lives. If one leaves, only its own keys
+    /// move to others; if one of `n` joins, it gets a share of about `1/n` of the keys, and no other key moves.
+    Key(String),
+    /// One after the other of the instances with this [attribute](crate::Server::attribute). If there is none, any, as
+    /// by [`Any`](Self::Any).
+    Zone {
+        /// The attribute's name.
+        attribute: String,
+        /// Its value.
+        value: String,
+    },
+}
+
+/// The weights of instances for [`Route::Weighted`]. An instance with the weight 0 gets no calls.
+///
+/// ```
+/// use hopline::{Route, Weights};
+///
+/// // What each instance says of itself, by `Server::attribute("weight", "3")`.
+/// let own = Route::Weighted(Weights::Attribute("weight".into()));
+/// // What is known here.
+/// let given = Route::Weighted(Weights::Given([("a1".into(), 3), ("b2".into(), 1)].into()));
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Weights {
+    /// A whole number in this [attribute](crate::Server::attribute) of each instance. An instance without it, or with
+    /// something else in it, has the weight 1.
+    Attribute(String),
+    /// The weight of each instance by its id. Others have the weight 0.
+    Given(BTreeMap<String, u32>),
+}
+
+/// An instance that calls can be sent to.
+#[derive(Debug, Clone)]
+pub(crate) struct Candidate {
+    pub(crate) instance: Arc<str>,
+    pub(crate) attributes: BTreeMap<String, String>,
+    pub(crate) is_draining: bool,
+    load: Arc<Load>,
+}
+
+/// What the calls of this client have to do with an instance.
+#[derive(Debug, Default)]
+struct Load {
+    in_flight: AtomicUsize,
+    /// How many calls of all clients run there, by its last reply, and when that came.
+    running: Mutex<Option<(usize, Instant)>>,
+    /// Until when it is passed over.
+    missed_until: Mutex<Option<Instant>>,
+    gone: CancellationToken,
+}
+
+/// Counts a call as unanswered for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct CountedCall(Arc<Load>);
+
+impl Drop for CountedCall {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Candidate {
+    /// An instance as it describes itself. What was known of it `before` goes on.
+    pub(crate) fn new(info: &Instance, before: Option<&Self>) -> Self {
+        Self {
+            instance: info.instance.as_str().into(),
+            attributes: info.attributes.clone(),
+            is_draining: info.draining,
+            load: before.map(|before| before.load.clone()).unwrap_or_default(),
+        }
+    }
+
+    /// A call begins to wait for it.
+    pub(crate) fn count(&self) -> CountedCall {
+        self.load.in_flight.fetch_add(1, Ordering::Relaxed);
+        CountedCall(self.load.clone())
+    }
+
+    /// The broker does not know it.
+    pub(crate) fn missed(&self) {
+        *self.load.missed_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + PASSED_OVER);
+    }
+
+    fn is_missed(&self) -> bool {
+        self.load
+            .missed_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_some_and(|until| Instant::now() < until)
+    }
+
+    /// It is not there any more.
+    pub(crate) fn leaves(&self) {
+        self.load.gone.cancel();
+    }
+
+    /// Resolves when it is not there any more.
+    pub(crate) async fn gone(&self) {
+        self.load.gone.cancelled().await;
+    }
+
+    /// Its last reply says that so many calls run there.
+    pub(crate) fn says_running(&self, calls: u64) {
+        let calls = usize::try_from(calls).unwrap_or(usize::MAX);
+        *self.load.running.lock().unwrap_or_else(PoisonError::into_inner) = Some((calls, Instant::now()));
+    }
+
+    /// How many calls it has: those of this client that are not answered, or all that run, if it has said so just now and
+    /// they are more.
+    fn busy(&self) -> usize {
+        let said = *self.load.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let said = said.filter(|(_, at)| at.elapsed() < SAID).map_or(0, |(calls, _)| calls);
+        self.load.in_flight.load(Ordering::Relaxed).max(said)
+    }
+}
+
+/// Whose turn it is among the instances of a service.
+#[derive(Debug, Default)]
+pub(crate) struct Turns {
+    next: AtomicUsize,
+    /// What each instance has saved up of its weight.
+    saved: Mutex<HashMap<Arc<str>, i64>>,
 }
 
 impl Route {
-    /// The one instance that the call is for, if it is for one.
-    pub(crate) fn instance(&self) -> Option<&str> {
+    /// The next instance by this route, without those that were `tried`. `None` if there is none.
+    pub(crate) fn choose<'c>(
+        &self,
+        candidates: &'c [Candidate],
+        tried: &[Arc<str>],
+        turns: &Turns,
+    ) -> Option<&'c Candidate> {
+        let mut open: Vec<_> = candidates
+            .iter()
+            .filter(|candidate| !candidate.is_draining && !tried.contains(&candidate.instance))
+            .filter(|candidate| self.allows(candidate))
+            .collect();
+        if open.iter().any(|candidate| !candidate.is_missed()) {
+            open.retain(|candidate| !candidate.is_missed());
+        }
+        if open.len() < 2 {
+            return open.pop();
+        }
+        Some(match self {
+            Self::Weighted(weights) => turns.by_weight(&open, weights),
+            Self::LeastInFlight => less_busy_of_two(&open),
+            Self::Key(key) => open.into_iter().max_by_key(|candidate| score(key, &candidate.instance)).expect("two"),
+            Self::Any | Self::One(_) | Self::RoundRobin | Self::Zone { .. } => {
+                open[turns.next.fetch_add(1, Ordering::Relaxed) % open.len()]
+            }
+        })
+    }
+
+    /// Whether an instance may get calls by this route at all.
+    fn allows(&self, candidate: &Candidate) -> bool {
         match self {
-            Self::One(instance) => Some(instance),
-            Self::Any | Self::All | Self::Everywhere => None,
+            Self::One(instance) => *candidate.instance == **instance,
+            Self::Weighted(weights) => weights.of(candidate) > 0,
+            Self::Zone { attribute, value } => candidate.attributes.get(attribute) == Some(value),
+            Self::Any | Self::RoundRobin | Self::LeastInFlight | Self::Key(_) => true,
         }
     }
 }
 
-/// Where a message is published to, and what all its frames have in common. Frames with equal addresses may share a
-/// message.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Address {
-    exchange: Arc<str>,
-    key: Arc<str>,
-    kind: Kind,
-    priority: Option<u8>,
-}
-
-/// A question that a client asks about a service. It is sent as a cancel without a call. The broker answers it: it
-/// returns the message if no instance has a queue for it, which means no.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Question {
-    /// Does any instance take calls?
-    IsThere,
-    /// Is there an instance whose queue of calls has no limit?
-    HasNoLimit,
-}
-
-/// The exchanges of one namespace, and the addresses on them.
-#[derive(Debug, Clone)]
-pub(crate) struct Exchanges {
-    rpc: Arc<str>,
-    oneway: Arc<str>,
-    events: Arc<str>,
-    discovery: Arc<str>,
-}
-
-impl Exchanges {
-    pub(crate) fn of(namespace: &Namespace) -> Self {
-        Self {
-            rpc: namespace.rpc().into(),
-            oneway: namespace.oneway().into(),
-            events: namespace.events().into(),
-            discovery: namespace.discovery().into(),
-        }
-    }
-
-    /// Where a request to a `service`, written `name.vMAJOR`, goes.
-    pub(crate) fn request(&self, route: &Route, service: &Arc<str>) -> Address {
-        match route {
-            Route::Any => Address::new(&self.rpc, service.clone(), Kind::Request),
-            Route::Everywhere => Address::new(&self.discovery, ASK_KEY.into(), Kind::Request),
-            Route::One(_) | Route::All => self.to_instances(route, service, Kind::Request),
-        }
-    }
-
-    /// The address of a oneway call. `method` is written `name.vMAJOR.method`.
-    pub(crate) fn oneway(&self, route: &Route, service: &str, method: &Arc<str>) -> Address {
-        match route {
-            Route::Any => Address::new(&self.oneway, method.clone(), Kind::Oneway),
-            Route::One(_) | Route::All | Route::Everywhere => self.to_instances(route, service, Kind::Oneway),
-        }
-    }
-
-    /// A message to everybody who watches the instances.
-    pub(crate) fn announcement(&self, body: Bytes) -> Publication {
-        let (exchange, key, properties) = (self.discovery.to_string(), TELL_KEY.to_owned(), Properties::default());
-        Publication { exchange, key, mandatory: false, properties, body }
-    }
-
-    /// Where an event goes.
-    pub(crate) fn event(&self, key: Arc<str>) -> Address {
-        Address::new(&self.events, key, Kind::Event)
-    }
-
-    /// The address of the cancel of a call that was sent by `route`. If any instance may run the call, the cancel goes
-    /// to all.
-    pub(crate) fn cancel(&self, route: &Route, service: &str) -> Address {
-        self.to_instances(route, service, Kind::Cancel)
-    }
-
-    /// The address of the question which instance is running a call.
-    pub(crate) fn locate(&self, route: &Route, service: &str) -> Address {
-        self.to_instances(route, service, Kind::Locate)
-    }
-
-    /// The address of a question about a service.
-    pub(crate) fn question(&self, question: Question, service: &str) -> Address {
-        let key = match question {
-            Question::IsThere => presence_key(service),
-            Question::HasNoLimit => unlimited_key(service),
-        };
-        Address::new(&self.rpc, key.into(), Kind::Cancel)
-    }
-
-    /// Whether a message with this exchange and key went to all instances of a service.
-    pub(crate) fn is_for_all(&self, exchange: &str, key: &str) -> bool {
-        (exchange == &*self.rpc && is_all_key(key)) || exchange == &*self.discovery
-    }
-
-    /// A message that no queue gets. The broker confirms it as soon as it has read it, so it measures the round trip.
-    pub(crate) fn probe(&self) -> Publication {
-        Publication::to_nobody(self.rpc.to_string())
-    }
-
-    /// The address of the own queues of one instance, or of all.
-    fn to_instances(&self, route: &Route, service: &str, kind: Kind) -> Address {
-        let key = match route {
-            Route::One(instance) => instance_key(service, instance),
-            Route::Any | Route::All | Route::Everywhere => all_key(service),
-        };
-        Address::new(&self.rpc, key.into(), kind)
-    }
-}
-
-impl Address {
-    fn new(exchange: &Arc<str>, key: Arc<str>, kind: Kind) -> Self {
-        Self { exchange: exchange.clone(), key, kind, priority: None }
-    }
-
-    /// A queue, by its name.
-    #[cfg(test)]
-    pub(crate) fn queue(name: &str, kind: Kind) -> Self {
-        Self { exchange: "".into(), key: name.into(), kind, priority: None }
-    }
-
-    /// The same address for messages of this priority, 0 to 9.
-    pub(crate) fn with_priority(self, priority: Option<u8>) -> Self {
-        Self { priority, ..self }
-    }
-
-    /// The same exchange with the key of one instance of a service.
-    pub(crate) fn at(self, service: &str, instance: &str) -> Self {
-        Self { key: instance_key(service, instance).into(), ..self }
-    }
-
-    /// The kind of frames that are published here.
-    pub(crate) fn kind(&self) -> Kind {
-        self.kind
-    }
-
-    pub(crate) fn exchange(&self) -> &Arc<str> {
-        &self.exchange
-    }
-
-    pub(crate) fn key(&self) -> &Arc<str> {
-        &self.key
-    }
-
-    pub(crate) fn priority(&self) -> Option<u8> {
-        self.priority
-    }
-
-    /// Whether its messages name a queue for replies.
-    pub(crate) fn is_answered(&self) -> bool {
-        self.kind == Kind::Request
-    }
-
-    /// Whether the broker returns a message that no queue gets. It does so for all kinds but events, which nobody need
-    /// receive.
-    pub(crate) fn is_mandatory(&self) -> bool {
-        self.kind != Kind::Event
-    }
-
-    /// Whether its messages survive a restart of the broker.
-    pub(crate) fn is_persistent(&self) -> bool {
-        matches!(self.kind, Kind::Oneway | Kind::Event)
-    }
-
-    /// Whether any instance of `service` may run its requests.
-    pub(crate) fn is_for_any(&self, service: &str) -> bool {
-        self.kind == Kind::Request && *self.key == *service
-    }
-
-    /// The service whose work queue it leads to, if it is for oneway calls that any instance may run.
-    pub(crate) fn worked_off_by(&self) -> Option<&str> {
-        // An instance's key ends in `@` and its id; that of a oneway call in the method, which has no dot in it.
-        let (service, method) = self.key.rsplit_once('.').filter(|_| self.kind == Kind::Oneway)?;
-        (!method.contains('@')).then_some(service)
-    }
-
-    /// The lane of its messages: addresses that lead to the same queue share one. A service's oneway calls have one
-    /// queue for all methods.
-    pub(crate) fn lane(&self) -> Lane {
-        Lane::of((self.kind as u8, self.worked_off_by().unwrap_or(&self.key)))
-    }
-
-    /// A message to this address. The address also sets the priority and the persistence in `properties`.
-    pub(crate) fn publication(&self, properties: Properties, body: Bytes) -> Publication {
-        Publication {
-            exchange: self.exchange.to_string(),
-            key: self.key.to_string(),
-            mandatory: self.is_mandatory(),
-            properties: Properties { persistent: self.is_persistent(), priority: self.priority, ..properties },
-            body,
+impl Weights {
+    fn of(&self, candidate: &Candidate) -> u32 {
+        match self {
+            Self::Attribute(name) => {
+                candidate.attributes.get(name).and_then(|weight| weight.trim().parse().ok()).unwrap_or(1)
+            }
+            Self::Given(weights) => weights.get(&*candidate.instance).copied().unwrap_or(0),
         }
     }
 }
 
-/// A message to the queue `name`, through the default exchange. The broker returns it if the queue does not exist.
-pub(crate) fn to_queue(name: String, properties: Properties, body: Bytes) -> Publication {
-    Publication { exchange: String::new(), key: name, mandatory: true, properties, body }
+impl Turns {
+    /// Each saves its weight. Whoever has saved most gets the call, and pays what all have saved for it. So the turns of
+    /// a heavy one are not in a row.
+    fn by_weight<'c>(&self, open: &[&'c Candidate], weights: &Weights) -> &'c Candidate {
+        let mut saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner);
+        saved.retain(|instance, _| open.iter().any(|candidate| candidate.instance == *instance));
+        let (mut total, mut chosen) = (0, None);
+        for candidate in open {
+            let weight = i64::from(weights.of(candidate));
+            total += weight;
+            let has = saved.entry(candidate.instance.clone()).or_default();
+            *has += weight;
+            if chosen.is_none_or(|(most, _)| *has > most) {
+                chosen = Some((*has, *candidate));
+            }
+        }
+        let (_, chosen) = chosen.expect("two");
+        *saved.entry(chosen.instance.clone()).or_default() -= total;
+        chosen
+    }
 }
 
-impl Hash for Address {
-    /// By what differs most.
-    fn hash<H: Hasher>(&self, hasher: &mut H) {
-        self.key.hash(hasher);
-    }
+/// Draws two. Of all of them, the least busy would be chosen by many clients at the same moment.
+fn less_busy_of_two<'c>(open: &[&'c Candidate]) -> &'c Candidate {
+    let (high, low) = Uuid::new_v4().as_u64_pair();
+    let below = |random: u64, count: usize| (random % count as u64) as usize;
+    // The first two bits of the lower half are not random.
+    let first = below(high >> 32, open.len());
+    let second = (first + 1 + below(low & 0xffff_ffff, open.len() - 1)) % open.len();
+    let [first, second] = [open[first], open[second]];
+    if second.busy() < first.busy() { second } else { first }
+}
+
+/// How much a key wants to be with an instance. It is the same in every process, whatever its version: the function is
+/// a part of `docs/discovery.md`.
+fn score(key: &str, instance: &str) -> u64 {
+    let mut hasher = SipHasher13::new();
+    hasher.write(instance.as_bytes());
+    hasher.write(&[0xff]);
+    hasher.write(key.as_bytes());
+    hasher.finish()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn exchanges() -> Exchanges {
-        Exchanges::of(&Namespace::new("shop").expect("a good name"))
+    fn candidate(instance: &str, attributes: &[(&str, &str)]) -> Candidate {
+        let attributes = attributes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Candidate::new(&Instance { instance: instance.to_owned(), attributes, ..Instance::default() }, None)
     }
 
-    fn one() -> Route {
-        Route::One("a1".to_owned())
+    fn five() -> Vec<Candidate> {
+        ["a", "b", "c", "d", "e"].map(|instance| candidate(instance, &[])).to_vec()
     }
 
-    /// Exchange, key and kind.
-    fn parts(address: &Address) -> (&str, &str, Kind) {
-        (address.exchange(), address.key(), address.kind())
+    fn chosen(route: &Route, candidates: &[Candidate], turns: &Turns) -> String {
+        route.choose(candidates, &[], turns).expect("one is there").instance.to_string()
+    }
+
+    fn counted(route: &Route, candidates: &[Candidate], calls: usize) -> BTreeMap<String, usize> {
+        let (turns, mut counts) = (Turns::default(), BTreeMap::new());
+        (0..calls).for_each(|_| *counts.entry(chosen(route, candidates, &turns)).or_default() += 1);
+        counts
     }
 
     #[test]
-    fn a_request_goes_to_the_queue_of_its_service_or_to_the_queues_of_its_instances() {
-        let (exchanges, service) = (exchanges(), Arc::from("demo.v1"));
-        for (route, key) in [(Route::Any, "demo.v1"), (one(), "demo.v1@a1"), (Route::All, "demo.v1@*")] {
-            let address = exchanges.request(&route, &service);
-            assert_eq!(parts(&address), ("shop.rpc", key, Kind::Request));
-            assert!(address.is_answered() && address.is_mandatory() && !address.is_persistent());
-            assert_eq!(address.is_for_any("demo.v1"), route == Route::Any);
-            assert_eq!(exchanges.is_for_all(address.exchange(), address.key()), route == Route::All);
+    fn keys_are_shared_evenly_and_only_those_of_an_instance_that_leaves_move() {
+        let (five, turns) = (five(), Turns::default());
+        let places: Vec<_> = (0..10_000)
+            .map(|key| Route::Key(format!("key-{key}")))
+            .map(|key| (chosen(&key, &five, &turns), key))
+            .collect();
+        for candidate in &five {
+            let share = places.iter().filter(|(place, _)| **place == *candidate.instance).count();
+            assert!((1_400..=2_600).contains(&share), "{}: {share}", candidate.instance);
         }
+        let four: Vec<_> = five.iter().filter(|candidate| &*candidate.instance != "c").cloned().collect();
+        let moved = places.iter().filter(|(place, key)| chosen(key, &four, &turns) != *place);
+        assert!(moved.clone().all(|(place, _)| place == "c"));
+        assert!((1_400..=2_300).contains(&moved.count()));
     }
 
     #[test]
-    fn a_oneway_call_goes_to_the_work_queue_by_its_method_or_to_the_queues_of_instances() {
-        let (exchanges, method) = (exchanges(), Arc::from("demo.v1.note"));
-        for (route, exchange, key, worked_off_by) in [
-            (Route::Any, "shop.oneway", "demo.v1.note", Some("demo.v1")),
-            (one(), "shop.rpc", "demo.v1@a1", None),
-            (Route::All, "shop.rpc", "demo.v1@*", None),
-        ] {
-            let address = exchanges.oneway(&route, "demo.v1", &method);
-            assert_eq!(parts(&address), (exchange, key, Kind::Oneway));
-            assert!(!address.is_answered() && address.is_mandatory() && address.is_persistent());
-            assert_eq!(address.worked_off_by(), worked_off_by);
-        }
+    fn the_place_of_a_key_is_the_same_in_every_version() {
+        assert_eq!(score("c-17", "a1"), 0x8612_2102_bd7c_4871);
     }
 
     #[test]
-    fn an_event_goes_to_whoever_listens_be_it_nobody() {
-        let address = exchanges().event("order.created".into());
-        assert_eq!(parts(&address), ("shop.events", "order.created", Kind::Event));
-        assert!(!address.is_answered() && !address.is_mandatory() && address.is_persistent());
-        assert_eq!(address.worked_off_by(), None);
+    fn each_has_its_turn() {
+        let (five, turns) = (five(), Turns::default());
+        let twice: Vec<_> = (0..10).map(|_| chosen(&Route::RoundRobin, &five, &turns)).collect();
+        assert_eq!(twice.concat(), "abcdeabcde");
     }
 
     #[test]
-    fn a_cancel_goes_to_whoever_may_run_the_call() {
-        for (route, key) in [(Route::Any, "demo.v1@*"), (one(), "demo.v1@a1"), (Route::All, "demo.v1@*")] {
-            let address = exchanges().cancel(&route, "demo.v1");
-            assert_eq!(parts(&address), ("shop.rpc", key, Kind::Cancel));
-            assert!(address.is_mandatory() && !address.is_persistent());
-            let located = exchanges().locate(&route, "demo.v1");
-            assert_eq!(parts(&located), ("shop.rpc", key, Kind::Locate));
-        }
-        let at_one = exchanges().cancel(&Route::Any, "demo.v1").at("demo.v1", "b2");
-        assert_eq!(parts(&at_one), ("shop.rpc", "demo.v1@b2", Kind::Cancel));
+    fn weights_are_kept_exactly_and_evenly_in_time() {
+        let two = [candidate("a", &[("weight", "1")]), candidate("b", &[("weight", "3")])];
+        let own = Route::Weighted(Weights::Attribute("weight".into()));
+        assert_eq!(counted(&own, &two, 4_000), BTreeMap::from([("a".into(), 1_000), ("b".into(), 3_000)]));
+        let turns = Turns::default();
+        let in_time: Vec<_> = (0..8).map(|_| chosen(&own, &two, &turns)).collect();
+        assert_eq!(in_time.concat(), "babbbabb");
+        let given = Route::Weighted(Weights::Given([("b".into(), 2), ("a".into(), 0)].into()));
+        assert_eq!(counted(&given, &two, 10), BTreeMap::from([("b".into(), 10)]));
+        let nobody = Route::Weighted(Weights::Given(BTreeMap::new()));
+        assert!(nobody.choose(&two, &[], &turns).is_none());
     }
 
     #[test]
-    fn questions_go_to_all_or_to_nobody_in_particular() {
-        let exchanges = exchanges();
-        let discovery = exchanges.request(&Route::Everywhere, &"hopline.v1".into());
-        assert_eq!(parts(&discovery), ("shop.discovery", "ask", Kind::Request));
-        assert!(exchanges.is_for_all(discovery.exchange(), discovery.key()));
-        for (question, key) in [(Question::IsThere, "demo.v1@?"), (Question::HasNoLimit, "demo.v1@~")] {
-            let address = exchanges.question(question, "demo.v1");
-            assert_eq!(parts(&address), ("shop.rpc", key, Kind::Cancel));
-            assert!(address.is_mandatory(), "the return is the answer");
-        }
-        let probe = exchanges.probe();
-        assert_eq!((&*probe.exchange, &*probe.key, probe.mandatory), ("shop.rpc", "", false));
+    fn the_busier_of_two_gets_no_calls() {
+        let two = [candidate("a", &[]), candidate("b", &[])];
+        let busy = two[0].count();
+        assert_eq!(counted(&Route::LeastInFlight, &two, 100), BTreeMap::from([("b".into(), 100)]));
+        drop(busy);
+        assert_eq!(counted(&Route::LeastInFlight, &five(), 1_000).len(), 5);
     }
 
     #[test]
-    fn what_goes_to_one_queue_shares_a_lane() {
-        let exchanges = exchanges();
-        let oneway = |method: &str| exchanges.oneway(&Route::Any, "demo.v1", &method.into()).lane();
-        assert_eq!(oneway("demo.v1.note"), oneway("demo.v1.other"));
-        assert_ne!(oneway("demo.v1.note"), oneway("demo.v2.note"));
-        let service = Arc::from("demo.v1");
-        assert_ne!(exchanges.request(&Route::Any, &service).lane(), exchanges.request(&one(), &service).lane());
-        let urgent = exchanges.request(&Route::Any, &service).with_priority(Some(9));
-        assert_eq!(exchanges.request(&Route::Any, &service).lane(), urgent.lane());
+    fn a_zone_has_its_own_instances_and_is_empty_without_them() {
+        let three = [candidate("a", &[("zone", "eu")]), candidate("b", &[]), candidate("c", &[("zone", "us")])];
+        let zone = |value: &str| Route::Zone { attribute: "zone".into(), value: value.into() };
+        assert_eq!(counted(&zone("eu"), &three, 3), BTreeMap::from([("a".into(), 3)]));
+        assert!(zone("asia").choose(&three, &[], &Turns::default()).is_none());
     }
 
     #[test]
-    fn a_publication_has_what_its_address_says() {
-        let address = exchanges().oneway(&Route::Any, "demo.v1", &"demo.v1.note".into()).with_priority(Some(3));
-        let published = address.publication(Properties::default(), Bytes::from_static(b"x"));
-        assert_eq!((&*published.exchange, &*published.key), ("shop.oneway", "demo.v1.note"));
-        assert_eq!((published.mandatory, published.properties.persistent), (true, true));
-        assert_eq!((published.properties.priority, &*published.body), (Some(3), &b"x"[..]));
-        let to_queue = to_queue("shop.reply@c3".to_owned(), Properties::default(), Bytes::new());
-        assert_eq!((&*to_queue.exchange, &*to_queue.key, to_queue.mandatory), ("", "shop.reply@c3", true));
+    fn who_drains_was_tried_or_is_missed_is_passed_over() {
+        let mut two = [candidate("a", &[]), candidate("b", &[])];
+        let turns = Turns::default();
+        two[0].missed();
+        assert_eq!(counted(&Route::RoundRobin, &two, 4), BTreeMap::from([("b".into(), 4)]));
+        let tried = [two[1].instance.clone()];
+        let left = Route::RoundRobin.choose(&two, &tried, &turns).expect("better than nobody");
+        assert_eq!(&*left.instance, "a");
+        two[0].is_draining = true;
+        assert!(Route::RoundRobin.choose(&two, &tried, &turns).is_none());
     }
 }

@@ -8,7 +8,7 @@ use futures::{Stream, StreamExt};
 use super::{Answered, Call, Oneway, outcome};
 use crate::client::Request;
 use crate::error::{Error, Fault};
-use crate::route::Route;
+use crate::exchanges::Recipients;
 use crate::service::Failure;
 
 /// A call to every instance of a service. It does nothing until its replies are [gathered](Broadcast::gather) or
@@ -118,7 +118,7 @@ impl<T, E: Failure> Broadcast<T, E> {
         window: Duration,
     ) -> Result<impl Stream<Item = Result<BroadcastReply<T, E>, Error>> + Send + Unpin + use<T, E>, Error> {
         let Call { client, stage, read, .. } = self.0.timeout(window);
-        let request = Request { route: Route::All, ..Call::<T, E>::unsent(stage)? };
+        let request = Request { recipients: Recipients::All, ..Call::<T, E>::unsent(stage)? };
         Ok(client.ask(request).await?.map(move |answer| {
             let (instance, reply) = answer?;
             let instance = instance.as_deref().unwrap_or_default().to_owned();
@@ -136,7 +136,7 @@ impl Broadcast<Oneway> {
     /// As [`Call::send`].
     pub async fn send(self) -> Result<(), Error> {
         let Call { client, stage, .. } = self.0;
-        client.send(Request { route: Route::All, ..Call::<Oneway>::unsent(stage)? }).await
+        client.send(Request { recipients: Recipients::All, ..Call::<Oneway>::unsent(stage)? }).await
     }
 }
 

@@ -1,5 +1,6 @@
 //! The settings of a client, and connecting.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,8 +8,10 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tracing::info;
 
+use super::canary::Canaries;
 use super::line::{Line, Rules};
 use super::request::check_metadata;
+use super::routing::Router;
 use super::session::{Session, Sessions};
 use super::target::{Target, Targets};
 use super::{Client, Inner};
@@ -16,13 +19,14 @@ use crate::codec::Codec;
 use crate::compression::Compression;
 use crate::environment;
 use crate::error::Error;
+use crate::exchanges::Exchanges;
 use crate::frame::set_entry;
 use crate::limits::{BLOCKED_WAIT, MAX_MESSAGE_SIZE, TIMEOUT};
 use crate::middleware::{Chain, Middleware};
 use crate::outgoing::Share;
-use crate::route::Exchanges;
+use crate::route::Route;
 use crate::settings::{Decided, Settings, common_settings};
-use crate::topology::short_id;
+use crate::topology::{ServiceId, short_id};
 use crate::transport::Role;
 
 /// Which calls may share a message. A broker's work is per message, so sharing gives about ten times the throughput.
@@ -90,6 +94,8 @@ impl Coalesce {
 pub struct ClientBuilder {
     settings: Settings,
     calls: CallSettings,
+    /// The routes of services, as they are named.
+    routes: Vec<(String, Route)>,
     blocked_wait: Duration,
     max_in_flight: Option<(usize, WhenFull)>,
 }
@@ -105,6 +111,7 @@ pub(super) struct CallSettings {
     pub(super) absent: Absent,
     pub(super) metadata: Vec<(String, String)>,
     pub(super) middleware: Chain,
+    pub(super) routes: HashMap<ServiceId, Arc<Route>>,
 }
 
 /// What to do with a call when [`max_in_flight`](ClientBuilder::max_in_flight) calls are in flight.
@@ -160,7 +167,9 @@ impl Default for ClientBuilder {
                 absent: Absent::default(),
                 metadata: Vec::new(),
                 middleware: Chain::default(),
+                routes: HashMap::new(),
             },
+            routes: Vec::new(),
             blocked_wait: BLOCKED_WAIT,
             max_in_flight: None,
         }
@@ -223,6 +232,23 @@ impl ClientBuilder {
     #[must_use]
     pub fn absent(mut self, absent: Absent) -> Self {
         self.calls.absent = absent;
+        self
+    }
+
+    /// How the instance is chosen for calls of `service`, which is `name` or `name.vMAJOR`. A call can set its own with
+    /// [`Call::route`](crate::Call::route). This concerns calls that are answered: oneway calls and broadcasts go as always.
+    /// Default: [`Route::Any`].
+    ///
+    /// ```
+    /// # async fn example() -> Result<(), hopline::Error> {
+    /// use hopline::{Client, Route};
+    ///
+    /// let client = Client::builder().route("search", Route::LeastInFlight).connect("amqp://localhost").await?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn route(mut self, service: impl Into<String>, route: Route) -> Self {
+        self.routes.push((service.into(), route));
         self
     }
 
@@ -297,7 +323,7 @@ impl ClientBuilder {
     /// # Errors
     /// `Invalid` for an address or a setting that cannot be used. `Connect` if no broker answers, or the broker
     /// refuses. `Mismatch` or `Broker` if it refuses what a client needs.
-    pub async fn connect(self, url: impl AsRef<str>) -> Result<Client, Error> {
+    pub async fn connect(mut self, url: impl AsRef<str>) -> Result<Client, Error> {
         let decided = self.settings.decide()?;
         let sessions = self.sessions(&decided, url.as_ref())?;
         let session = sessions.open().await?;
@@ -323,13 +349,16 @@ impl ClientBuilder {
     ///
     /// # Panics
     /// Outside of a tokio runtime.
-    pub fn connect_lazy(self, url: impl AsRef<str>) -> Result<Client, Error> {
+    pub fn connect_lazy(mut self, url: impl AsRef<str>) -> Result<Client, Error> {
         let decided = self.settings.decide()?;
         let sessions = self.sessions(&decided, url.as_ref())?;
         Ok(self.client(decided, sessions, None))
     }
 
-    fn sessions(&self, decided: &Decided, url: &str) -> Result<Sessions, Error> {
+    fn sessions(&mut self, decided: &Decided, url: &str) -> Result<Sessions, Error> {
+        for (service, route) in self.routes.drain(..) {
+            self.calls.routes.insert(ServiceId::parse(&service).map_err(Error::Invalid)?, Arc::new(route));
+        }
         Compression::check(self.calls.compression).map_err(Error::Invalid)?;
         check_metadata(&self.calls.metadata)?;
         let instance: Arc<str> = short_id().into();
@@ -352,6 +381,8 @@ impl ClientBuilder {
             line: Line::start(sessions, session, rules),
             settings: calls,
             targets: Targets::default(),
+            router: Router::default(),
+            canaries: Canaries::default(),
             runtime: Handle::current(),
         }))
     }

@@ -24,8 +24,8 @@ use super::session::{Session, Sessions};
 use super::target::Target;
 use super::{Absent, Traffic};
 use crate::document::Announcement;
+use crate::exchanges::Address;
 use crate::outgoing::Parcel;
-use crate::route::Address;
 use crate::state::State;
 use crate::transport::Lost;
 

@@ -19,9 +19,9 @@ use super::target::Target;
 use crate::codec::CodecError;
 use crate::compression::CompressionRefusal;
 use crate::error::{Code, Error, Fault, Unanswered};
+use crate::exchanges::Recipients;
 use crate::frame::Frame;
 use crate::middleware::Reply;
-use crate::route::Route;
 use crate::topology::instance_key;
 use crate::transport::{Confirm, Lost};
 
@@ -33,7 +33,7 @@ pub(super) const OVERDUE: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub(crate) struct Ticket {
     pub(super) target: Arc<Target>,
-    pub(super) route: Route,
+    pub(super) recipients: Recipients,
     pub(super) id: Uuid,
     /// The size of the frame, in bytes, for the error `TooLarge`.
     pub(super) size: usize,
@@ -55,7 +55,7 @@ impl Ticket {
 
     /// The error for a call that nobody serves.
     fn no_service(&self) -> Error {
-        let service = match self.route.instance() {
+        let service = match self.recipients.instance() {
             Some(instance) => instance_key(&self.target.service_text, instance),
             None => self.target.service_text.to_string(),
         };
@@ -69,7 +69,7 @@ impl Ticket {
             CallEnd::Said(Confirm::Returned) => Err(self.no_service()),
             // An instance's own queue has no limit. The broker may refuse for a moment before it returns, when the
             // queue is being deleted.
-            CallEnd::Said(Confirm::Refused) if self.route.instance().is_some() => Err(self.no_service()),
+            CallEnd::Said(Confirm::Refused) if self.recipients.instance().is_some() => Err(self.no_service()),
             CallEnd::Said(Confirm::Refused) => Err(queue_full(&self.target.service)),
             CallEnd::Said(Confirm::TooLarge(limit)) => {
                 Err(Error::TooLarge { what: "request", size: self.size, limit, whose: "broker's" })
@@ -130,11 +130,34 @@ pub(crate) struct Dispatched {
     overdue: bool,
     /// Whether it has resolved, and no cancel is needed.
     ended: bool,
+    said: SaidOfItself,
+}
+
+/// What an instance has said of itself with its reply.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct SaidOfItself {
+    /// It is leaving, and has not run the call.
+    pub(super) is_leaving: bool,
+    /// How many calls run there.
+    pub(super) running: Option<u64>,
+}
+
+impl SaidOfItself {
+    fn with(reply: &Frame) -> Self {
+        let has_run = reply.service_error || reply.metadata.handler_time.is_some();
+        let is_leaving = reply.status == Code::Unavailable && !has_run;
+        Self { is_leaving, running: reply.metadata.more().running }
+    }
 }
 
 impl Dispatched {
     pub(super) fn new(client: Client, ticket: Ticket, reply: oneshot::Receiver<Result<Frame, CallEnd>>) -> Self {
-        Self { client, ticket, deadline: None, reply, overdue: false, ended: false }
+        Self { client, ticket, deadline: None, reply, overdue: false, ended: false, said: SaidOfItself::default() }
+    }
+
+    /// What the instance has said of itself, once it has replied.
+    pub(super) fn said(&self) -> SaidOfItself {
+        self.said
     }
 
     /// The result for what the line has told.
@@ -165,6 +188,9 @@ impl Future for Dispatched {
                 let may_run =
                     matches!(end, Ok(Err(CallEnd::TimedOut(_) | CallEnd::Blocked { may_have_run: true, .. })));
                 self.ended = !may_run;
+                if let Ok(Ok(reply)) = &end {
+                    self.said = SaidOfItself::with(reply);
+                }
                 return Poll::Ready(self.end(end));
             }
             let Self { client, ticket, deadline, .. } = &mut *self;

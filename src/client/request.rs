@@ -19,10 +19,11 @@ use crate::codec::{Codec, CodecError};
 use crate::compression::Readable;
 use crate::context::Context;
 use crate::error::{Error, Unanswered};
+use crate::exchanges::{Address, Recipients};
 use crate::frame::{self, Excess, Frame, Kind, Metadata, More, Trace};
 use crate::limits::MAX_TIMEOUT;
 use crate::outgoing::{Parcel, Share};
-use crate::route::{Address, Route};
+use crate::route::Route;
 use crate::topology::{MAX_PRIORITY, check_name};
 
 /// How much earlier than the call's deadline its message expires in a queue. The broker begins to count only when the
@@ -38,7 +39,9 @@ pub(crate) struct Request<P = Bytes> {
     /// The method, or what is wrong with its name.
     pub(crate) target: Result<Arc<Target>, String>,
     pub(crate) payload: P,
-    pub(crate) route: Route,
+    pub(crate) recipients: Recipients,
+    /// How one of them is chosen. `None` means the setting for the service.
+    pub(crate) route: Option<Arc<Route>>,
     /// For this and the next two, `None` means the client's setting.
     pub(crate) codec: Option<Codec>,
     pub(crate) timeout: Option<Duration>,
@@ -114,7 +117,8 @@ impl<P> Request<P> {
         Self {
             target,
             payload,
-            route: Route::Any,
+            recipients: Recipients::Any,
+            route: None,
             codec: None,
             timeout: None,
             absent: None,
@@ -130,18 +134,31 @@ impl<P> Request<P> {
 impl Request<ArgumentWriter> {
     /// The same request with its arguments encoded, so that it can be sent several times.
     pub(super) fn written(self, codec: Codec) -> Result<Request, CodecError> {
-        let Self { target, payload, route, timeout, absent, priority, metadata, idempotent, context, attempt, .. } =
-            self;
         let mut written = Vec::new();
-        payload.append(codec, &mut written)?;
-        let (payload, codec) = (written.into(), Some(codec));
-        Ok(Request { target, payload, route, codec, timeout, absent, priority, metadata, idempotent, context, attempt })
+        (self.payload)(codec, &mut written)?;
+        Ok(Request {
+            target: self.target,
+            payload: written.into(),
+            recipients: self.recipients,
+            route: self.route,
+            codec: Some(codec),
+            timeout: self.timeout,
+            absent: self.absent,
+            priority: self.priority,
+            metadata: self.metadata,
+            idempotent: self.idempotent,
+            context: self.context,
+            attempt: self.attempt,
+        })
     }
 }
 
 impl<P> fmt::Debug for Request<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Request").field("target", &self.target).field("route", &self.route).finish_non_exhaustive()
+        f.debug_struct("Request")
+            .field("target", &self.target)
+            .field("recipients", &self.recipients)
+            .finish_non_exhaustive()
     }
 }
 
@@ -177,7 +194,7 @@ impl Client {
         if self.0.line.is_closed() {
             return Err(self.disconnected(&target, false));
         }
-        if let Some(instance) = request.route.instance() {
+        if let Some(instance) = request.recipients.instance() {
             check_name("instance", instance).map_err(Error::Invalid)?;
         }
         let attempt = request.attempt.as_deref().copied();
@@ -230,7 +247,7 @@ impl Client {
         };
         let frame = self.sized("request", body)?;
         let priority = request.priority.map(|priority| priority.min(MAX_PRIORITY));
-        let ticket = Ticket { target, route: request.route, id, size: frame.len(), deadline, timeout, span };
+        let ticket = Ticket { target, recipients: request.recipients, id, size: frame.len(), deadline, timeout, span };
         let absent = request.absent.unwrap_or(settings.absent);
         let leaving = current.and_then(|context| context.leaving(&ticket.target.service_text));
         let before = attempt.map_or(0, |attempt| attempt.number - 1);

@@ -15,9 +15,9 @@ use super::target::Target;
 use super::{Absent, CANCEL_LATE, Client};
 use crate::codec::Codec;
 use crate::error::{Error, Unanswered};
+use crate::exchanges::Recipients;
 use crate::frame::{Frame, Kind, Metadata};
 use crate::outgoing::Parcel;
-use crate::route::Route;
 use crate::transport::Lost;
 
 impl Client {
@@ -25,10 +25,10 @@ impl Client {
     pub(super) fn dispatch<P: Payload>(&self, request: Request<P>) -> Result<Dispatched, Error> {
         let outgoing = self.prepare(request, Kind::Request)?;
         let (sender, replied) = oneshot::channel();
-        let Ticket { target, route, .. } = &outgoing.ticket;
-        let address = self.0.exchanges.request(route, &target.service_text);
+        let Ticket { target, recipients, .. } = &outgoing.ticket;
+        let address = self.0.exchanges.request(recipients, &target.service_text);
         // Who calls one instance hears at once if that is not there.
-        let absent = if *route == Route::Any { outgoing.absent } else { Absent::Wait };
+        let absent = if *recipients == Recipients::Any { outgoing.absent } else { Absent::Wait };
         let reply = Some((Waiter::One(sender), target.clone()));
         let leaving = outgoing.leaving.clone();
         let token = Token { reply, repeatable: outgoing.idempotent, absent, leaving, ..outgoing.token() };
@@ -37,12 +37,12 @@ impl Client {
         Ok(Dispatched::new(self.clone(), ticket, replied))
     }
 
-    /// Sends a request to all instances on its route, of one service or of all services. Returns when the broker has
+    /// Sends a request to all instances on its recipients, of one service or of all services. Returns when the broker has
     /// confirmed it.
     pub(super) async fn gather<P: Payload>(&self, request: Request<P>) -> Result<Gathering, Error> {
         let outgoing = self.prepare(request, Kind::Request)?;
-        let Ticket { target, route, .. } = &outgoing.ticket;
-        let address = self.0.exchanges.request(route, &target.service_text);
+        let Ticket { target, recipients, .. } = &outgoing.ticket;
+        let address = self.0.exchanges.request(recipients, &target.service_text);
         // A question of discovery takes no time.
         let cancels = !target.is_question();
         let (sender, replies) = mpsc::unbounded_channel();
@@ -62,14 +62,14 @@ impl Client {
     /// Publishes a oneway call. Returns when the broker has confirmed it.
     pub(super) async fn hand_over<P: Payload>(&self, request: Request<P>) -> Result<(), Error> {
         let outgoing = self.prepare(request, Kind::Oneway)?;
-        let Ticket { target, route, .. } = &outgoing.ticket;
-        let address = self.0.exchanges.oneway(route, &target.service_text, &target.text);
+        let Ticket { target, recipients, .. } = &outgoing.ticket;
+        let address = self.0.exchanges.oneway(recipients, &target.service_text, &target.text);
         let (confirm, said) = oneshot::channel();
         let token = Token { said: Some(confirm), repeatable: true, ..outgoing.token() };
         let ticket = self.post(outgoing, address, self.0.settings.coalesce.share(), token);
-        match (self.confirmed(&ticket, said).await, &ticket.route) {
-            (Err(Error::Overloaded { .. }), Route::All) => Ok(()),
-            (Err(Error::NoService { service, .. }), Route::Any) => {
+        match (self.confirmed(&ticket, said).await, &ticket.recipients) {
+            (Err(Error::Overloaded { .. }), Recipients::All) => Ok(()),
+            (Err(Error::NoService { service, .. }), Recipients::Any) => {
                 Err(Error::NoService { service, method: Some(ticket.target.method.to_string()) })
             }
             (confirmed, _) => confirmed,
@@ -78,7 +78,7 @@ impl Client {
 
     /// The cancel of a call, addressed to the instances that may be running it.
     fn cancel(&self, ticket: &Ticket) -> Addressed {
-        let Ticket { target, route, id, deadline, .. } = ticket;
+        let Ticket { target, recipients, id, deadline, .. } = ticket;
         let remaining = deadline.saturating_duration_since(Instant::now());
         let caller = Some(self.0.caller.clone());
         let metadata = Metadata { remaining: Some(remaining), instance: caller, ..Metadata::default() };
@@ -91,7 +91,7 @@ impl Client {
             // Nobody waits to hear what becomes of it, and twice is as good as once.
             token: Token { repeatable: true, ..Token::until(*deadline + CANCEL_LATE) },
         };
-        (self.0.exchanges.cancel(route, &target.service_text), parcel)
+        (self.0.exchanges.cancel(recipients, &target.service_text), parcel)
     }
 
     /// Stops waiting for a call. With a ticket, this also sends a cancel to the instance that runs it.

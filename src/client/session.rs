@@ -175,9 +175,9 @@ mod tests {
     use crate::client::line::{Line, Rules, Token};
     use crate::client::target::Target;
     use crate::codec::Codec;
+    use crate::exchanges::Address;
     use crate::frame::{Frame, Kind, Metadata};
     use crate::outgoing::{Parcel, Share};
-    use crate::route::Address;
     use crate::state::State;
     use crate::topology::ServiceId;
     use crate::transport::{Confirm, Properties};

@@ -19,7 +19,7 @@ use tracing::error;
 
 use super::pending::{Answer, Dispatched, Gathering, OVERDUE};
 use super::request::{ArgumentWriter, Attempt, Request, unwritten};
-use super::{Client, RUNTIME_ENDED};
+use super::{Client, RUNTIME_ENDED, Target};
 use crate::context::Context;
 use crate::error::{Code, Error, Fault, Unanswered};
 use crate::middleware::{Chain, Finished, Invocation, Reply, Style};
@@ -142,18 +142,27 @@ impl Stream for Answers {
 impl Client {
     /// Starts a call.
     pub(crate) fn begin(&self, request: Request<ArgumentWriter>) -> Result<Started, Error> {
-        if self.0.settings.middleware.is_empty() {
+        let request = self.with_canary(request);
+        let has_middleware = !self.0.settings.middleware.is_empty();
+        if !has_middleware && self.route_of(&request).is_none() {
             return Ok(Started::Straight(self.dispatch(request)?));
         }
-        let context = request.context.clone();
+        let (context, runtime) = (request.context.clone(), self.0.runtime.clone());
+        if !has_middleware {
+            let (_, _, request) = self.fixed(request)?;
+            let client = self.clone();
+            let running = RunningThrough::Here(async move { client.deliver(request).await }.boxed());
+            return Ok(Started::Through(Through { running, runtime, context }));
+        }
         let (call, request) = self.opened(request, Style::Call)?;
-        let running = self.attempts(call, request, |client, request| async move { client.dispatch(request)?.await });
+        let running = self.attempts(call, request, |client, request| async move { client.deliver(request).await });
         let running = RunningThrough::Here(running.boxed());
-        Ok(Started::Through(Through { running, runtime: self.0.runtime.clone(), context }))
+        Ok(Started::Through(Through { running, runtime, context }))
     }
 
     /// Publishes a oneway call. Returns when the broker has confirmed it.
     pub(crate) async fn send(&self, request: Request<ArgumentWriter>) -> Result<(), Error> {
+        let request = self.with_canary(request);
         if self.0.settings.middleware.is_empty() {
             return self.hand_over(request).await;
         }
@@ -166,7 +175,7 @@ impl Client {
         sending.await.map(drop)
     }
 
-    /// Asks all instances on the request's route.
+    /// Asks all recipients of the request.
     pub(crate) async fn ask(&self, request: Request<ArgumentWriter>) -> Result<Answers, Error> {
         if self.0.settings.middleware.is_empty() {
             return Ok(Answers::Asked(self.gather(request).await?));
@@ -189,14 +198,22 @@ impl Client {
         Ok(asked.map_or_else(|| Answers::Made(Some(reply)), Answers::Asked))
     }
 
-    /// A request as middleware gets it, and the rest of the request, which middleware does not see.
-    fn opened(&self, request: Request<ArgumentWriter>, style: Style) -> Result<(Invocation, Request), Error> {
+    /// A request that may be sent several times, with its target and its first attempt: its arguments are written, and its
+    /// time runs.
+    fn fixed(&self, request: Request<ArgumentWriter>) -> Result<(Arc<Target>, Attempt, Request), Error> {
         let target = request.target.clone().map_err(Error::Invalid)?;
         let codec = request.codec.unwrap_or(self.0.settings.codec);
         let mut request = request.written(codec).map_err(|error| unwritten(&target, error))?;
         request.context = request.context.or_else(Context::current);
         let attempt = Attempt::first(self.time_for(request.timeout, request.context.as_ref()));
         request.attempt = Some(Box::new(attempt));
+        request.metadata = self.with_own(request.metadata);
+        Ok((target, attempt, request))
+    }
+
+    /// A request as middleware gets it, and the rest of the request, which middleware does not see.
+    fn opened(&self, request: Request<ArgumentWriter>, style: Style) -> Result<(Invocation, Request), Error> {
+        let (target, attempt, mut request) = self.fixed(request)?;
         let call = Invocation {
             style,
             service: target.service_text.clone(),
@@ -206,8 +223,8 @@ impl Client {
             call_id: attempt.call_id,
             request_id: None,
             deadline: Some(attempt.deadline),
-            metadata: self.with_own(std::mem::take(&mut request.metadata)).into(),
-            codec,
+            metadata: std::mem::take(&mut request.metadata).into(),
+            codec: request.codec.unwrap_or(self.0.settings.codec),
             payload: std::mem::take(&mut request.payload),
             idempotent: request.idempotent,
         };

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::held::{HeldLetters, answered, take};
 use crate::error::Error;
-use crate::route::to_queue;
+use crate::exchanges::to_queue;
 use crate::topology::{Namespace, ServiceId};
 use crate::transport::{Confirm, Delivery, Dial, Properties, Publication, Role, Settle, Transport, forbids};
 

@@ -7,9 +7,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::written;
+use crate::exchanges::{Exchanges, Recipients};
 use crate::frame::{self, CONTENT_TYPE, Frame, Kind};
 use crate::headers::{history, user_of};
-use crate::route::{Exchanges, Route};
 use crate::topology::{Namespace, ONEWAY_DELIVERIES, ServiceId, header};
 use crate::transport::{Death, Delivery, Properties, Publication};
 
@@ -245,8 +245,8 @@ impl DeadLetter {
                     // The call was for this instance, or for all instances, of which each got a copy. So it is replayed
                     // at this one.
                     Some(instance) if to_one => {
-                        let (route, service) = (Route::One(instance.clone()), service.to_string());
-                        let own = Exchanges::of(namespace).oneway(&route, &service, &service.as_str().into());
+                        let (recipients, service) = (Recipients::One(instance.clone()), service.to_string());
+                        let own = Exchanges::of(namespace).oneway(&recipients, &service, &service.as_str().into());
                         (own.exchange().to_string(), own.key().to_string())
                     }
                     _ => work,

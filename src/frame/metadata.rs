@@ -57,6 +57,8 @@ pub(crate) struct More {
     pub(crate) too_large: Option<(u64, u64)>,
     /// The call that the frame is an attempt of, if the frame's id does not name it.
     pub(crate) call_id: Option<Uuid>,
+    /// In a reply of an instance that its caller has chosen: how many calls of the service run there.
+    pub(crate) running: Option<u64>,
 }
 
 /// The keys of the fields on the wire.
@@ -75,6 +77,7 @@ mod key {
     pub(super) const TOO_LARGE: u64 = 12;
     pub(super) const ACCEPTS: u64 = 13;
     pub(super) const CALL_ID: u64 = 14;
+    pub(super) const RUNNING: u64 = 15;
 }
 
 /// The names in a frame. The frames of one message often have the same.
@@ -113,6 +116,7 @@ static NO_MORE: More = More {
     error: None,
     too_large: None,
     call_id: None,
+    running: None,
 };
 
 impl Metadata {
@@ -149,6 +153,7 @@ impl Metadata {
             more.too_large.is_some(),
             self.accepts != Readable::default(),
             more.call_id.is_some(),
+            more.running.is_some(),
         ];
         head(body, MAP, entries.into_iter().map(u64::from).sum());
         text(body, key::METHOD, self.method.as_deref());
@@ -180,6 +185,7 @@ impl Metadata {
             head(body, NUMBER, key::CALL_ID);
             string(body, BYTES, call_id.as_bytes());
         }
+        number(body, key::RUNNING, more.running);
     }
 
     /// Reads the metadata of a frame. Names that are the same as in the frame before it, `previous`, are shared and not
@@ -235,6 +241,7 @@ impl Metadata {
             key::TOO_LARGE => self.more_mut().too_large = Some(cbor.decode()?),
             key::ACCEPTS => self.accepts = Readable(cbor.u64()?),
             key::CALL_ID => self.more_mut().call_id = Some(id(cbor)?),
+            key::RUNNING => self.more_mut().running = Some(cbor.u64()?),
             _ => cbor.skip()?,
         }
         Ok(())
@@ -340,6 +347,7 @@ fn field_name(key: u64) -> &'static str {
         key::TOO_LARGE => "metadata 12 (size and cap)",
         key::ACCEPTS => "metadata 13 (readable compressions)",
         key::CALL_ID => "metadata 14 (call)",
+        key::RUNNING => "metadata 15 (running calls)",
         _ => "metadata of an unknown key",
     }
 }

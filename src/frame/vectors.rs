@@ -20,6 +20,7 @@ const ACCEPTED: &[&str] = &[
     "MessagePack request",
     "raw request",
     "reply",
+    "reply of a chosen instance",
     "JSON reply",
     "raw reply",
     "typed error",
@@ -195,6 +196,7 @@ fn described(vector: &Vector) -> Vec<(Frame, Option<Value>)> {
             }
             "metadata 13" => metadata.accepts = Readable(number()),
             "metadata 14" => metadata.more_mut().call_id = Some(value.parse().expect("a UUID")),
+            "metadata 15" => metadata.more_mut().running = Some(value.parse().expect("a number")),
             "compression" => {
                 let named = |compression: &Compression| compression.name() == value;
                 frame.compression = [Compression::Zstd, Compression::Lz4].into_iter().find(named);

@@ -6,18 +6,20 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, Stream, StreamExt as _, stream};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
 
 use super::Registry;
-use crate::client::InstanceNews;
+use crate::client::{Client, InstanceNews, WeakClient};
 use crate::document::{Announcement, Instance, LifeState, PING};
 use crate::error::{Error, Unanswered};
 use crate::middleware::Reply;
@@ -82,24 +84,15 @@ impl Registry {
     /// The client needs the permission to read from the exchange of discovery and to write to its own reply queue. If it
     /// lacks it, all instances are asked every 10 s.
     pub fn watch(&self) -> impl Stream<Item = Change> + Send + Unpin + use<> {
-        let watch = InstanceWatch {
-            news: self.client.watch(),
-            registry: self.client.registry(),
-            known: BTreeMap::new(),
-            changes: VecDeque::new(),
-            unknown: BTreeSet::new(),
-            meeting: 0,
-            questions: FuturesUnordered::new(),
-            all_at: None,
-            check_at: Instant::now() + CHECK,
-            is_deaf: false,
-        };
-        stream::unfold(watch, |mut watch| async { Some((watch.next().await?, watch)) }).boxed().fuse()
+        let watch = (InstanceWatch::new(&self.client), self.client.clone());
+        stream::unfold(watch, |(mut watch, client)| async { Some((watch.next().await?, (watch, client))) })
+            .boxed()
+            .fuse()
     }
 }
 
 /// A service and an instance of it.
-type Name = (String, String);
+pub(super) type Name = (String, String);
 
 /// What is known of an instance.
 struct KnownInstance {
@@ -118,8 +111,10 @@ enum WatchAnswer {
     Met(Name, Result<Instance, Error>),
 }
 
-struct InstanceWatch {
-    registry: Registry,
+/// The instances that are known, and the questions about them. It does not keep the client's connection open.
+pub(super) struct InstanceWatch {
+    client: WeakClient,
+    runtime: Handle,
     news: mpsc::Receiver<InstanceNews>,
     known: BTreeMap<Name, KnownInstance>,
     /// What is to be told next.
@@ -138,13 +133,40 @@ struct InstanceWatch {
 }
 
 impl InstanceWatch {
-    /// The next change. `None` when the client is closed.
-    async fn next(&mut self) -> Option<Change> {
+    pub(super) fn new(client: &Client) -> Self {
+        Self {
+            client: client.downgrade(),
+            runtime: client.runtime().clone(),
+            news: client.watch(),
+            known: BTreeMap::new(),
+            changes: VecDeque::new(),
+            unknown: BTreeSet::new(),
+            meeting: 0,
+            questions: FuturesUnordered::new(),
+            all_at: None,
+            check_at: Instant::now() + CHECK,
+            is_deaf: false,
+        }
+    }
+
+    /// What asks the instances. `None` when nobody has the client any more.
+    fn registry(&self) -> Option<Registry> {
+        self.client.upgrade().map(|client| client.registry())
+    }
+
+    /// A change that is known already.
+    pub(super) fn known_change(&mut self) -> Option<Change> {
+        self.changes.pop_front()
+    }
+
+    /// The next change. `None` when the client is closed. Nothing is lost if this is dropped before it resolves.
+    pub(super) async fn next(&mut self) -> Option<Change> {
         loop {
-            if let Some(change) = self.changes.pop_front() {
+            if let Some(change) = self.known_change() {
                 return Some(change);
             }
             self.meet();
+            let (all, check) = (timer(&self.runtime, self.all_at), timer(&self.runtime, Some(self.check_at)));
             tokio::select! {
                 news = self.news.recv() => match news {
                     Some(InstanceNews::Listening) => {
@@ -159,9 +181,11 @@ impl InstanceWatch {
                         self.ask_all();
                     }
                     Some(InstanceNews::Said(announcement)) => self.said(&announcement),
-                    None if self.registry.client.is_closed() => return None,
-                    // It did not keep up.
-                    None => self.news = self.registry.client.watch(),
+                    None => {
+                        let client = self.client.upgrade().filter(|client| !client.is_closed())?;
+                        // It did not keep up.
+                        self.news = client.watch();
+                    }
                 },
                 Some(answered) = self.questions.next(), if !self.questions.is_empty() => match answered {
                     WatchAnswer::All(services) => self.all(services),
@@ -169,18 +193,18 @@ impl InstanceWatch {
                     WatchAnswer::Met(name, info) => self.met(name, info),
                 },
                 // The binding is declared anew with it, if somebody has deleted it.
-                () = self.registry.wait_until(self.all_at) => {
+                () = all => {
                     self.all_at = None;
-                    self.news = self.registry.client.watch();
+                    self.news = self.client.upgrade()?.watch();
                 }
-                () = self.registry.wait_until(Some(self.check_at)) => self.check(),
+                () = check => self.check(),
             }
         }
     }
 
     /// Asks all instances.
     fn ask_all(&mut self) {
-        let registry = self.registry.clone();
+        let Some(registry) = self.registry() else { return };
         self.all_at = None;
         // Those that do not reply get the time until the check to come back.
         self.check_at = Instant::now() + CHECK;
@@ -207,7 +231,7 @@ impl InstanceWatch {
     }
 
     /// An instance has replied.
-    fn is_there(&mut self, info: Instance) {
+    pub(super) fn is_there(&mut self, info: Instance) {
         let known = KnownInstance { info: info.clone(), heard: Instant::now(), silent_since: None };
         match self.known.entry((info.service.clone(), info.instance.clone())) {
             Entry::Vacant(entry) => {
@@ -245,8 +269,8 @@ impl InstanceWatch {
         while self.meeting < AT_ONCE
             && let Some(name) = self.unknown.pop_first()
         {
+            let Some(registry) = self.registry() else { return };
             self.meeting += 1;
-            let registry = self.registry.clone();
             let met = async move {
                 let info = registry.one::<Instance>(&name.0, &name.1).await;
                 WatchAnswer::Met(name, info)
@@ -272,8 +296,8 @@ impl InstanceWatch {
         silent.into_iter().for_each(|name| self.ask_whether_there(name));
     }
 
-    fn ask_whether_there(&mut self, name: Name) {
-        let registry = self.registry.clone();
+    pub(super) fn ask_whether_there(&mut self, name: Name) {
+        let Some(registry) = self.registry() else { return };
         let checked = async move {
             let replied = registry.ask_one(PING, &name.0, &name.1).await;
             WatchAnswer::Checked(name, replied)
@@ -302,6 +326,20 @@ impl InstanceWatch {
             self.known.remove(name);
             let (service, instance) = name.clone();
             self.changes.push_back(Change::Down { service, instance });
+        }
+    }
+}
+
+/// Resolves at this time. Never resolves without one.
+fn timer(runtime: &Handle, at: Option<Instant>) -> impl Future<Output = ()> + use<> {
+    let sleep = at.map(|at| {
+        let _entered = Handle::try_current().is_err().then(|| runtime.enter());
+        sleep_until(at)
+    });
+    async {
+        match sleep {
+            Some(sleep) => sleep.await,
+            None => std::future::pending().await,
         }
     }
 }

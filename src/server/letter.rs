@@ -12,9 +12,9 @@ use super::message::{Message, MessageEnd, Source};
 use super::reason::shortened;
 use super::worker::Worker;
 use crate::clock::unix_millis;
+use crate::exchanges::to_queue;
 use crate::frame::CONTENT_TYPE;
 use crate::headers::history;
-use crate::route::to_queue;
 use crate::topology::header;
 use crate::transport::{Confirm, Loss, Lost, Properties, Settle};
 

@@ -15,8 +15,8 @@ use super::message::{Message, MessageEnd, Source};
 use super::worker::Worker;
 use crate::codec::Codec;
 use crate::error::{Code, Fault};
+use crate::exchanges::Recipients;
 use crate::frame::{CONTENT_TYPE, Frame, Kind, Metadata};
-use crate::route::Route;
 use crate::transport::{Confirm, Properties};
 
 /// How long instances may take to say that they run a request, whose caller waits.
@@ -155,14 +155,14 @@ impl Worker {
         let Some(message) = jobs.first().map(|job| job.message.clone()) else { return };
         let ids: Vec<Uuid> = jobs.iter().map(|job| job.frame.id).collect();
         let listening = jobs.into_iter().map(|job| (Listener::of(&self, job.frame.id), job)).collect::<Vec<_>>();
-        self.ask(&ids, &Route::All, &message).await;
+        self.ask(&ids, &Recipients::All, &message).await;
         let asked_at = Instant::now();
         let deciding = listening.into_iter().map(|(heard, job)| self.clone().decide(job, heard, asked_at));
         futures::future::join_all(deciding).await;
     }
 
     /// Publishes the question who runs these calls. Returns whether it certainly reached nobody.
-    async fn ask(&self, ids: &[Uuid], route: &Route, message: &Message) -> bool {
+    async fn ask(&self, ids: &[Uuid], recipients: &Recipients, message: &Message) -> bool {
         let mut body = Vec::new();
         for &id in ids {
             let metadata = Metadata { instance: Some(self.site.instance.clone()), ..Metadata::default() };
@@ -174,7 +174,7 @@ impl Worker {
             app_id: Some(self.site.instance.to_string()),
             ..Properties::default()
         };
-        let asked = self.site.exchanges.locate(route, &self.name);
+        let asked = self.site.exchanges.locate(recipients, &self.name);
         let asking = message.transport.publish(asked.publication(properties, body.into()));
         // A blocked broker does not answer.
         let said = tokio::time::timeout(NOBODY_WAITS, asking).await;
@@ -244,7 +244,7 @@ impl Worker {
                         continue;
                     }
                     silent += ASK_EVERY;
-                    let gone = self.ask(&[job.frame.id], &Route::One(instance.to_string()), &job.message).await;
+                    let gone = self.ask(&[job.frame.id], &Recipients::One(instance.to_string()), &job.message).await;
                     if gone || silent >= SILENCE {
                         return self.run_again(job).await;
                     }
@@ -274,8 +274,8 @@ impl Worker {
 mod tests {
     use super::*;
     use crate::context::Context;
+    use crate::exchanges::to_queue;
     use crate::frame;
-    use crate::route::to_queue;
     use crate::server::reading::Reading;
     use crate::server::served_queue::{Purpose, ServedQueue};
     use crate::server::{Running, Server};

@@ -139,7 +139,7 @@ impl Worker {
         message: &Arc<Message>,
     ) {
         self.post(
-            OutgoingReply { id, codec, instance: &self.site.instance, compression: None, handler_time },
+            OutgoingReply { id, codec, instance: &self.site.instance, compression: None, handler_time, running: None },
             answer,
             message,
         );
@@ -154,7 +154,10 @@ impl Worker {
     pub(super) fn answer(&self, request: &Frame, answer: Answer, time: Option<Duration>, message: &Arc<Message>) {
         let Frame { id, codec, .. } = *request;
         let compression = self.site.compression.filter(|compression| request.metadata.accepts.includes(*compression));
-        let reply = OutgoingReply { id, codec, instance: &self.site.instance, compression, handler_time: time };
+        let running = (message.source == Source::Instance)
+            .then(|| self.methods.values().map(|served| served.counts.running()).sum());
+        let reply =
+            OutgoingReply { id, codec, instance: &self.site.instance, compression, handler_time: time, running };
         self.post(reply, answer, message);
     }
 

@@ -24,6 +24,8 @@ pub(super) struct OutgoingReply<'a> {
     pub(super) compression: Option<Compression>,
     /// How long the handler ran. `None` if there was none.
     pub(super) handler_time: Option<Duration>,
+    /// How many calls of the service run here, for a caller that has chosen this instance.
+    pub(super) running: Option<u64>,
 }
 
 impl OutgoingReply<'_> {
@@ -31,6 +33,9 @@ impl OutgoingReply<'_> {
     pub(super) fn body(&self, answer: Answer, max_size: usize) -> Bytes {
         let mut reply = blank(Kind::Reply, self.id, self.codec, self.instance);
         reply.metadata.handler_time = self.handler_time;
+        if self.running.is_some() {
+            reply.metadata.more_mut().running = self.running;
+        }
         let body = match answer {
             Answer::Result(body) => around(body, reply),
             Answer::ServiceError(body) => {

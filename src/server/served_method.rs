@@ -110,6 +110,11 @@ impl Counts {
         }
     }
 
+    /// How many handlers run now.
+    pub(super) fn running(&self) -> u64 {
+        self.running.load(Ordering::Relaxed)
+    }
+
     /// Counts a handler that has ended, and ran for the time `ran`.
     pub(super) fn ends(&self, end: RunEnd<'_>, ran: Duration) {
         self.running.fetch_sub(1, Ordering::Relaxed);

@@ -17,8 +17,8 @@ use super::process::ProcessFacts;
 use super::reading::{Reading, Topology};
 use super::replies::Replier;
 use crate::compression::Compression;
+use crate::exchanges::Exchanges;
 use crate::middleware::Chain;
-use crate::route::Exchanges;
 use crate::topology::{Binding, Namespace, is_presence_key};
 use crate::transport::Transport;
 

@@ -43,7 +43,7 @@ def described(frame, encoded, value=None, refusal=None):
             lines.append(("metadata 12", f"{content[0]} of {content[1]}"))
         elif key == wire.CALL_ID:
             lines.append(("metadata 14", uuid.UUID(bytes=content)))
-        elif key <= wire.ACCEPTS:
+        elif key <= wire.ACCEPTS or key == wire.RUNNING:
             lines.append((f"metadata {key}", content))
     if frame.flags & wire.COMPRESSION:
         lines.append(("compression", COMPRESSIONS[frame.flags & wire.COMPRESSION]))
@@ -161,6 +161,11 @@ def accepted():
         "The result 89 in CBOR, after 1.5 ms.",
         (Frame(wire.REPLY, id=ID, metadata=ran, payload=b"\x18\x59"), 89),
     )
+    yield vector(
+        "reply of a chosen instance",
+        "Its caller has chosen the instance, where three calls run.",
+        (Frame(wire.REPLY, id=ID, metadata=ran | {wire.RUNNING: 3}, payload=b"\x18\x59"), 89),
+    )
     exp = b'{"value":8,"cost_nanos":17}'
     yield vector(
         "JSON reply",
@@ -200,7 +205,7 @@ def accepted():
         "two frames in one body", "`add(2, 3)` and `add(4, 5)`, back to back.", (minimal, [2, 3]), (second, [4, 5])
     )
     yield from with_compression()
-    unknown = {0: None, 15: {"new": [1, {"in": 2.5}]}, 2**64 - 1: b"\x00"}
+    unknown = {0: None, 16: {"new": [1, {"in": 2.5}]}, 2**64 - 1: b"\x00"}
     yield other_form(
         "unknown metadata keys",
         "Keys 0, 15 and 2^64-1 mean nothing in version 1: whatever they hold is skipped.",

@@ -43,6 +43,7 @@ mod outcomes;
 mod public_api;
 mod redelivery;
 mod registry;
+mod routes;
 mod runtimes;
 mod settings;
 mod sharing;

@@ -41,8 +41,8 @@ use crate::client::RUNTIME_ENDED;
 use crate::client::in_flight::{CallEnd, CallsInFlight, HeldReply, Place};
 use crate::client::session::{Happening, Session, Sessions};
 use crate::client::target::Target;
+use crate::exchanges::{Address, Exchanges};
 use crate::outgoing::{BATCH, Lane, Lanes, Outbox, Parcel, Receipts, UnderWay, Waiting, Window, take_all};
-use crate::route::{Address, Exchanges};
 use crate::state::{Attempts, State, enter};
 use crate::transport::{Role, Transport, next_look_back};
 

@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 use super::{Addressed, Token};
 use crate::client::in_flight::CallEnd;
+use crate::exchanges::Address;
 use crate::outgoing::Bundle;
-use crate::route::Address;
 
 /// A message without a confirm.
 pub(super) struct MessageUnderWay {

@@ -11,9 +11,9 @@ use tracing::{debug, error};
 
 use super::{AnsweredCall, Letter, Letters};
 use crate::clock::at;
+use crate::exchanges::to_queue;
 use crate::frame::CONTENT_TYPE;
 use crate::outgoing::{AROUND, BATCH, Bundle, Lane, Lanes, Outbox, Receipts, Share, Waiting, Weight, Window, take_all};
-use crate::route::to_queue;
 use crate::server::health::{Health, Trouble};
 use crate::server::reply::too_large;
 use crate::transport::{Confirm, Loss, Lost, Properties, Publication, Transport};

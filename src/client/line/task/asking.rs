@@ -20,9 +20,9 @@ use crate::client::presence::Moment;
 use crate::client::target::Target;
 use crate::codec::Codec;
 use crate::error::Unanswered;
+use crate::exchanges::{Address, Question};
 use crate::frame::{CONTENT_TYPE, Frame, Kind, Metadata};
 use crate::outgoing::{Parcel, UnderWay, Weight};
-use crate::route::{Address, Question};
 use crate::transport::{Confirm, Lost, Properties, Publication};
 
 impl LineTask {

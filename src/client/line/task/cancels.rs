@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use super::{LineTask, PARTING};
 use crate::client::line::{Addressed, Token};
+use crate::exchanges::Address;
 use crate::outgoing::{Parcel, Weight};
-use crate::route::Address;
 
 /// The pause before a cancel is sent again that no instance has received. It doubles each time. In the meantime a
 /// server may bind its queues again, or start and get the call.

@@ -179,9 +179,9 @@ pub(super) mod tests {
     use crate::client::session::Sessions;
     use crate::client::target::Target;
     use crate::codec::Codec;
+    use crate::exchanges::Address;
     use crate::frame::{Frame, Kind, Metadata};
     use crate::outgoing::{Bundle, Parcel, Share};
-    use crate::route::Address;
     use crate::topology::{Declaration, Namespace, Queue, QueueKind, ServiceId};
     use crate::transport::{Confirm, Consumer, Dial, Mode, Properties, Publication, Role, Transport};
 

@@ -11,9 +11,9 @@ use crate::client::in_flight::{CallEnd, PendingCall};
 use crate::client::line::Token;
 use crate::client::session::Session;
 use crate::clock::later;
+use crate::exchanges::Address;
 use crate::frame::{CONTENT_TYPE, Kind};
 use crate::outgoing::{AROUND, Bundle, Lane, Parcel, Weight};
-use crate::route::Address;
 use crate::transport::{Properties, Publication};
 
 impl LineTask {

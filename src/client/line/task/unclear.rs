@@ -14,8 +14,8 @@ use super::LineTask;
 use crate::client::in_flight::CallEnd;
 use crate::client::line::Token;
 use crate::client::target::Target;
+use crate::exchanges::{Address, Question};
 use crate::outgoing::{Parcel, UnderWay, Waiting, Weight};
-use crate::route::{Address, Question};
 use crate::transport::{Confirm, Lost};
 
 /// What the broker has done with the call.

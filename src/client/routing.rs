@@ -1,0 +1,189 @@
+//! How a client sends a call along its [`Route`]: it chooses an instance, and another one if that is gone.
+//!
+//! The [`Router`] holds the instances of the services that such calls go to. `registry/follow.rs` keeps it up to date.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::request::{Attempt, Request};
+use super::{Client, Target};
+use crate::error::{Code, Error, Fault, Unanswered};
+use crate::exchanges::Recipients;
+use crate::middleware::Reply;
+use crate::route::{Candidate, Route, Turns};
+use crate::state::State;
+
+/// How long a call waits for what is known of its service, if there is a connection.
+const KNOWN: Duration = Duration::from_millis(200);
+/// How often a call goes to another instance.
+const MOVES: usize = 3;
+
+/// The instances that calls are sent to along routes.
+#[derive(Debug, Default)]
+pub(crate) struct Router {
+    services: Mutex<HashMap<Arc<str>, Arc<RoutedService>>>,
+    /// The way to whoever follows the instances. Without it, nobody does yet.
+    follower: OnceLock<mpsc::UnboundedSender<Wanted>>,
+}
+
+/// What a call along a route wants to know.
+#[derive(Debug)]
+pub(crate) enum Wanted {
+    /// Which instances a service has.
+    Service(Arc<RoutedService>),
+    /// Whether an instance is still there.
+    Instance { service: Arc<str>, instance: Arc<str> },
+}
+
+/// A service that calls are sent to along routes.
+#[derive(Debug)]
+pub(crate) struct RoutedService {
+    /// As `name.vMAJOR`.
+    pub(crate) name: Arc<str>,
+    candidates: watch::Sender<Arc<[Candidate]>>,
+    turns: Turns,
+}
+
+impl RoutedService {
+    /// These are its instances now.
+    pub(crate) fn has(&self, candidates: Arc<[Candidate]>) {
+        self.candidates.send_replace(candidates);
+    }
+}
+
+impl Router {
+    /// What calls will want to know, for whoever is to follow the instances from now on. `None` if somebody does.
+    pub(crate) fn begin(&self) -> Option<mpsc::UnboundedReceiver<Wanted>> {
+        let (sender, wanted) = mpsc::unbounded_channel();
+        self.follower.set(sender).is_ok().then_some(wanted)
+    }
+
+    fn service(&self, name: &Arc<str>) -> Arc<RoutedService> {
+        let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || {
+            let (candidates, turns) = (watch::Sender::new(Arc::from([])), Turns::default());
+            Arc::new(RoutedService { name: name.clone(), candidates, turns })
+        };
+        services.entry(name.clone()).or_insert_with(new).clone()
+    }
+
+    fn want(&self, wanted: Wanted) {
+        if let Some(follower) = self.follower.get() {
+            // It ends with the client.
+            let _ = follower.send(wanted);
+        }
+    }
+}
+
+impl Client {
+    /// The route of a request if it is not that to any instance: its own, or that of its service.
+    pub(crate) fn route_of<P>(&self, request: &Request<P>) -> Option<Arc<Route>> {
+        if request.recipients != Recipients::Any {
+            return None;
+        }
+        let of_service = || match &request.target {
+            Ok(target) if !self.0.settings.routes.is_empty() => self.0.settings.routes.get(&target.service).cloned(),
+            _ => None,
+        };
+        request.route.clone().or_else(of_service).filter(|route| **route != Route::Any)
+    }
+
+    pub(crate) fn router(&self) -> &Router {
+        &self.0.router
+    }
+
+    /// Sends a request along its route, and waits for the reply.
+    pub(super) async fn deliver(&self, request: Request) -> Result<Reply, Error> {
+        let Some(route) = self.route_of(&request) else { return self.dispatch(request)?.await };
+        if let Route::One(instance) = &*route {
+            return self.dispatch(Request { recipients: Recipients::One(instance.clone()), ..request })?.await;
+        }
+        let mut has_lost_one = false;
+        let outcome = self.deliver_along(&route, request, &mut has_lost_one).await;
+        outcome.map_err(|error| if has_lost_one { error.after_another_attempt() } else { error })
+    }
+
+    /// Sends a request along a route. Sets `has_lost_one` if an instance may have run it, and does not answer.
+    async fn deliver_along(&self, route: &Route, request: Request, has_lost_one: &mut bool) -> Result<Reply, Error> {
+        let target = request.target.clone().map_err(Error::Invalid)?;
+        let service = self.0.router.service(&target.service_text);
+        let (mut tried, mut last) = (Vec::new(), None);
+        while tried.len() <= MOVES {
+            let candidates = if tried.is_empty() {
+                self.candidates(&service, &target, request.attempt.as_deref()).await?
+            } else {
+                service.candidates.borrow().clone()
+            };
+            let Some(chosen) = route.choose(&candidates, &tried, &service.turns) else { break };
+            tried.push(chosen.instance.clone());
+            let _counted = chosen.count();
+            let recipients = Recipients::One(chosen.instance.to_string());
+            let mut sent = self.dispatch(Request { recipients, ..request.clone() })?;
+            let outcome = tokio::select! {
+                biased;
+                outcome = &mut sent => Some(outcome),
+                () = chosen.gone(), if request.idempotent => None,
+            };
+            if let Some(running) = sent.said().running {
+                chosen.says_running(running);
+            }
+            match outcome {
+                None => {
+                    *has_lost_one = true;
+                    let why = format!("instance {} is gone, and may have run `{target}`", chosen.instance);
+                    last = Some(Error::Fault(Fault::new(Code::Aborted, why)));
+                }
+                // It has not run.
+                Some(Err(error)) if sent.said().is_leaving || matches!(error, Error::NoService { .. }) => {
+                    chosen.missed();
+                    let (service, instance) = (service.name.clone(), chosen.instance.clone());
+                    self.0.router.want(Wanted::Instance { service, instance });
+                    last = Some(error);
+                }
+                Some(outcome) => return outcome,
+            }
+        }
+        if matches!(route, Route::Zone { .. }) {
+            return self.dispatch(request)?.await;
+        }
+        Err(last.unwrap_or_else(|| Error::NoService { service: service.name.to_string(), method: None }))
+    }
+
+    /// The instances of a service. If none is known that takes calls, it waits for a connection and asks.
+    async fn candidates(
+        &self,
+        service: &Arc<RoutedService>,
+        target: &Target,
+        attempt: Option<&Attempt>,
+    ) -> Result<Arc<[Candidate]>, Error> {
+        let mut seen = service.candidates.subscribe();
+        let known = seen.borrow_and_update().clone();
+        if known.iter().any(|candidate| !candidate.is_draining) {
+            return Ok(known);
+        }
+        let attempt = attempt.copied().unwrap_or_else(|| Attempt::first(self.time_for(None, None)));
+        let mut state = self.state();
+        tokio::select! {
+            biased;
+            _ = state.wait_for(|state| *state == State::Closed || state.missing().is_none()) => {}
+            () = self.timer(attempt.deadline) => {
+                let (method, after) = (target.to_string(), attempt.timeout);
+                return Err(Error::Timeout { method, after, why: Unanswered::Unsent });
+            }
+        }
+        if self.is_closed() {
+            return Err(self.disconnected(target, false));
+        }
+        self.0.router.want(Wanted::Service(service.clone()));
+        tokio::select! {
+            biased;
+            _ = seen.changed() => {}
+            () = self.timer(attempt.deadline.min(Instant::now() + KNOWN)) => {}
+        }
+        Ok(service.candidates.borrow().clone())
+    }
+}

@@ -1,0 +1,236 @@
+//! Routes: which instance gets a call, and what becomes of it when that one is gone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::IntoFuture as _;
+use std::time::Duration;
+
+use futures::future::join_all;
+use hopline::{
+    Call, Client, Context, Error, Fault, Invocation, Method, Middleware, Next, Reply, Route, Running, Service, State,
+    Weights,
+};
+
+use crate::support::{Arrival, Held, PATIENCE, Scene, hold, soon};
+
+/// A service whose instances say who they are.
+fn who() -> Service {
+    who_of(1)
+}
+
+fn who_of(version: u32) -> Service {
+    Service::new("who", version).method(Method::new("am_i"), |context: Context, (): ()| async move {
+        Ok::<_, Fault>(context.instance().to_owned())
+    })
+}
+
+fn ask(client: &Client, route: Route) -> Call<String> {
+    client.call("who", "am_i", ()).route(route)
+}
+
+fn round_robin(client: &Client) -> Call<String> {
+    ask(client, Route::RoundRobin)
+}
+
+/// Waits until a client knows so many instances.
+async fn knows(client: &Client, instances: usize) -> BTreeSet<String> {
+    let known = async {
+        loop {
+            let asked = join_all((0..instances).map(|_| round_robin(client))).await;
+            let answers: BTreeSet<String> = asked.into_iter().filter_map(Result::ok).collect();
+            if answers.len() == instances {
+                return answers;
+            }
+        }
+    };
+    soon(known).await
+}
+
+async fn counted(client: &Client, route: &Route, calls: usize) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for _ in 0..calls {
+        *counts.entry(soon(ask(client, route.clone()).into_future()).await.expect("answered")).or_default() += 1;
+    }
+    counts
+}
+
+async fn serve_with(scene: &Scene, attribute: (&str, &str)) -> Running {
+    let server = scene.server().await.attribute(attribute.0, attribute.1);
+    server.serve(who()).start().await.expect("it can be served")
+}
+
+#[tokio::test]
+async fn a_key_is_with_one_instance_for_every_client_while_that_lives() {
+    let scene = Scene::new();
+    let [leaves, _stays, _other] = [scene.serve(who()).await, scene.serve(who()).await, scene.serve(who()).await];
+    let (one, two) = (scene.client().await, scene.client().await);
+    knows(&one, 3).await;
+    knows(&two, 3).await;
+    let places = async |client: &Client| {
+        let places = (0..40).map(|key| ask(client, Route::Key(format!("key {key}"))));
+        soon(join_all(places)).await.into_iter().map(|place| place.expect("answered")).collect::<Vec<_>>()
+    };
+    let before = places(&one).await;
+    assert_eq!(before, places(&two).await);
+    let gone = leaves.instance().to_owned();
+    soon(leaves.drain()).await;
+    for (before, after) in before.into_iter().zip(places(&one).await) {
+        assert!(if before == gone { after != gone } else { after == before }, "{before} {after}");
+    }
+}
+
+#[tokio::test]
+async fn turns_and_weights_share_calls_out() {
+    let scene = Scene::new();
+    let light = serve_with(&scene, ("weight", "1")).await;
+    let heavy = serve_with(&scene, ("weight", "3")).await;
+    let client = scene.client().await;
+    let [light, heavy] = [light, heavy].map(|server| (server.instance().to_owned(), server));
+    assert_eq!(knows(&client, 2).await, BTreeSet::from([light.0.clone(), heavy.0.clone()]));
+    let both = |of_light, of_heavy| BTreeMap::from([(light.0.clone(), of_light), (heavy.0.clone(), of_heavy)]);
+    assert_eq!(counted(&client, &Route::RoundRobin, 40).await, both(20, 20));
+    let weighted = Route::Weighted(Weights::Attribute("weight".into()));
+    assert_eq!(counted(&client, &weighted, 40).await, both(10, 30));
+    let one = counted(&client, &Route::One(light.0.clone()), 3).await;
+    assert_eq!(one, BTreeMap::from([(light.0.clone(), 3)]));
+}
+
+#[tokio::test]
+async fn a_zone_is_left_only_if_nobody_is_in_it() {
+    let scene = Scene::new();
+    let near = serve_with(&scene, ("zone", "eu1")).await;
+    let far = serve_with(&scene, ("zone", "us1")).await;
+    let client = scene.client().await;
+    knows(&client, 2).await;
+    let zone = Route::Zone { attribute: "zone".into(), value: "eu1".into() };
+    assert_eq!(counted(&client, &zone, 10).await, BTreeMap::from([(near.instance().to_owned(), 10)]));
+    soon(near.drain()).await;
+    assert_eq!(counted(&client, &zone, 10).await, BTreeMap::from([(far.instance().to_owned(), 10)]));
+}
+
+#[tokio::test]
+async fn the_route_of_a_service_is_for_every_call_that_sets_none_and_passes_middleware() {
+    /// Changes nothing.
+    struct Passes;
+    impl Middleware for Passes {
+        async fn handle(&self, call: Invocation, next: Next) -> Result<Reply, Error> {
+            next.run(call).await
+        }
+    }
+    let scene = Scene::new();
+    let servers = [scene.serve(who()).await, scene.serve(who()).await];
+    let first = servers[0].instance();
+    let builder = || Client::builder().namespace(&scene.namespace).timeout(PATIENCE);
+    for builder in [builder(), builder().with(Passes)] {
+        let client = builder.route("who.v1", Route::One(first.into())).connect(&scene.url).await.expect("it is there");
+        for _ in 0..5 {
+            let answer: String = client.call("who", "am_i", ()).await.expect("answered");
+            assert_eq!(answer, first);
+        }
+        assert_eq!(knows(&client, 2).await.len(), 2, "a call's own route is stronger");
+    }
+    let refused = builder().route("who.1", Route::RoundRobin).connect(&scene.url).await;
+    assert!(matches!(refused, Err(Error::Invalid(_))), "{refused:?}");
+}
+
+#[tokio::test]
+async fn nobody_is_known_soon_and_somebody_who_comes_is_found() {
+    let scene = Scene::new();
+    let client = scene.client().await;
+    match soon(round_robin(&client).into_future()).await {
+        Err(error @ Error::NoService { .. }) => assert!(!error.may_have_run()),
+        other => panic!("{other:?}"),
+    }
+    let server = scene.serve(who()).await;
+    assert_eq!(knows(&client, 1).await, BTreeSet::from([server.instance().to_owned()]));
+    let nobody = Route::Weighted(Weights::Given(BTreeMap::new()));
+    assert!(matches!(soon(ask(&client, nobody).into_future()).await, Err(Error::NoService { .. })));
+}
+
+#[tokio::test]
+async fn no_call_is_lost_when_instances_drain_and_die() {
+    let scene = Scene::new();
+    let stays = scene.serve(who()).await;
+    let (drains, dies) = (scene.serve(who()).await, scene.serve(who()).await);
+    let client = scene.client().await;
+    knows(&client, 3).await;
+    let (drains, dies) = (tokio::spawn(drains.drain()), tokio::spawn(async move { drop(dies) }));
+    // Of each call it is known that it has not run, or it is answered.
+    let mut of_last = 0;
+    while of_last < 10 {
+        let answers = soon(join_all((0..10).map(|_| round_robin(&client).idempotent()))).await;
+        let answers: Vec<_> = answers.into_iter().map(|answer| answer.expect("answered")).collect();
+        of_last = answers.iter().filter(|answer| **answer == stays.instance()).count();
+    }
+    soon(drains).await.expect("no panic");
+    soon(dies).await.expect("no panic");
+}
+
+#[tokio::test]
+async fn an_idempotent_call_whose_instance_dies_runs_on_another() {
+    let scene = Scene::new();
+    let (mut first, mut second) = (Held::new(), Held::new());
+    let servers = [scene.serve(first.service).await, scene.serve(second.service).await];
+    let client = scene.client().await;
+    let pending = hold(&client, 1).route(Route::RoundRobin).idempotent().start().await.expect("on its way");
+    let (at, arrival): (usize, Option<Arrival>) = soon(async {
+        tokio::select! { a = first.arrived.recv() => (0, a), b = second.arrived.recv() => (1, b) }
+    })
+    .await;
+    let [one, two] = servers;
+    let (dies, stays, mut heard) = if at == 0 { (one, two, second.arrived) } else { (two, one, first.arrived) };
+    drop(dies);
+    let again = soon(heard.recv()).await.expect("it runs again");
+    assert_eq!(again.context.instance(), stays.instance());
+    again.release();
+    assert_eq!(soon(pending).await.expect("answered"), 1);
+    drop(arrival);
+}
+
+#[tokio::test]
+async fn a_canary_gets_its_share() {
+    let scene = Scene::new();
+    let (old, new) = (scene.serve(who_of(1)).await, scene.serve(who_of(2)).await);
+    let client = scene.client().await;
+    let shares = async || {
+        let calls = (0..400).map(|_| client.call::<String>("who", "am_i", ()));
+        let answers = soon(join_all(calls)).await.into_iter().map(|answer| answer.expect("answered"));
+        answers.fold((0, 0), |(of_old, of_new), answer| {
+            if answer == old.instance() {
+                (of_old + 1, of_new)
+            } else {
+                (of_old, of_new + usize::from(answer == new.instance()))
+            }
+        })
+    };
+    client.canary("who", 2, 5.0).expect("it can be");
+    assert_eq!(shares().await, (380, 20));
+    client.canary("who", 2, 0.0).expect("it can be");
+    assert_eq!(shares().await, (400, 0));
+    for (service, version, percent) in [("who", 1, 5.0), ("who", 2, 101.0), ("who", 2, f64::NAN), ("who.2", 3, 1.0)] {
+        let refused = client.canary(service, version, percent);
+        assert!(matches!(refused, Err(Error::Invalid(_))), "{service} {version} {percent}: {refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn whoever_follows_the_instances_keeps_no_connection_open() {
+    let scene = Scene::new();
+    let server = scene.serve(who()).await;
+    let client = scene.client().await;
+    knows(&client, 1).await;
+    let mut state = client.state();
+    drop(client);
+    soon(state.wait_for(|state| *state == State::Closed)).await.expect("it tells");
+    soon(server.drain()).await;
+}
+
+#[tokio::test]
+async fn a_call_along_a_route_waits_for_a_connection_no_longer_than_it_may() {
+    let nobody = crate::support::Nobody::new();
+    let client = Client::builder().connect_lazy(nobody.url()).expect("good settings");
+    let failed = soon(round_robin(&client).timeout(Duration::from_millis(50)).into_future()).await;
+    assert!(matches!(failed, Err(Error::Timeout { .. })), "{failed:?}");
+    client.close().await;
+    let closed = soon(round_robin(&client).into_future()).await;
+    assert!(matches!(closed, Err(Error::Disconnected { may_have_run: false, .. })), "{closed:?}");
+}
