@@ -13,7 +13,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use hopline::topology::{Declaration, Queue, QueueKind};
 use hopline::transport::{Confirm, Consumer, Mode, Properties, Publication, Role, Settle, Transport};
-use hopline::{Client, Code, Codec, Error};
+use hopline::{Client, Code, Codec, Error, Route};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpSocket;
 use uuid::Uuid;
@@ -287,6 +287,53 @@ async fn a_process_that_is_interrupted_finishes_what_it_runs_and_ends_in_silence
     let mut noise = String::new();
     soon(log.read_to_string(&mut noise)).await.expect("it is text");
     assert_eq!(noise, "", "all went well");
+}
+
+#[tokio::test]
+#[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
+async fn no_idempotent_call_along_a_route_is_lost_with_a_killed_process() {
+    const CALLERS: u64 = 16;
+    const CALLS: u64 = 100;
+    let url = rabbit();
+    let _demo = DEMO.lock().await;
+    let servers = [Server::start(&url).await, Server::start(&url).await, Server::start(&url).await];
+    let client = Client::builder().timeout(LONG).route("demo", Route::RoundRobin).connect(&url).await;
+    let client = client.expect("the broker is there");
+    let demo = DemoClient::new(&client);
+    let (answered, mut count) = tokio::sync::mpsc::unbounded_channel();
+    let callers: Vec<_> = (0..CALLERS)
+        .map(|caller| {
+            let (demo, answered) = (demo.clone(), answered.clone());
+            tokio::spawn(async move {
+                for number in 0..CALLS {
+                    let bytes = [caller, number].map(|number| u8::try_from(number).expect("small")).to_vec();
+                    assert_eq!(demo.echo(bytes.clone()).await.expect("it is idempotent"), bytes);
+                    answered.send(()).expect("the test counts");
+                }
+            })
+        })
+        .collect();
+    for _ in 0..CALLERS * CALLS / 4 {
+        soon(count.recv()).await.expect("more are to come");
+    }
+    let [killed, left @ ..] = servers;
+    killed.signal("KILL").await;
+    for caller in callers {
+        soon(caller).await.expect("each of its calls was answered");
+    }
+    let left: BTreeSet<_> = left.iter().map(|server| server.instance.clone()).collect();
+    let instances = soon(async {
+        loop {
+            let answers = [demo.whoami().await, demo.whoami().await, demo.whoami().await];
+            let answers: BTreeSet<_> =
+                answers.into_iter().map(|instance| instance.expect("it is idempotent")).collect();
+            if answers.len() == 2 {
+                return answers;
+            }
+        }
+    });
+    assert_eq!(instances.await, left);
+    assert!(!killed.ended().await.success());
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use hopline::{
     Weights,
 };
 
-use crate::support::{Arrival, Held, PATIENCE, Scene, hold, soon};
+use crate::support::{Held, PATIENCE, Scene, hold, soon};
 
 /// A service whose instances say who they are.
 fn who() -> Service {
@@ -166,24 +166,34 @@ async fn no_call_is_lost_when_instances_drain_and_die() {
 }
 
 #[tokio::test]
-async fn an_idempotent_call_whose_instance_dies_runs_on_another() {
+async fn of_the_calls_of_an_instance_that_dies_the_idempotent_ones_run_on_another() {
     let scene = Scene::new();
     let (mut first, mut second) = (Held::new(), Held::new());
     let servers = [scene.serve(first.service).await, scene.serve(second.service).await];
     let client = scene.client().await;
-    let pending = hold(&client, 1).route(Route::RoundRobin).idempotent().start().await.expect("on its way");
-    let (at, arrival): (usize, Option<Arrival>) = soon(async {
-        tokio::select! { a = first.arrived.recv() => (0, a), b = second.arrived.recv() => (1, b) }
-    })
-    .await;
+    let call = |number: u64| hold(&client, number).route(Route::Key("a key".into()));
+    let idempotent = call(1).idempotent().start().await.expect("on its way");
+    let other = call(2).start().await.expect("on its way");
+    let mut at = BTreeSet::new();
+    let mut arrivals = Vec::new();
+    while arrivals.len() < 2 {
+        let (index, arrival) = soon(async {
+            tokio::select! { first = first.arrived.recv() => (0, first), second = second.arrived.recv() => (1, second) }
+        })
+        .await;
+        at.insert(index);
+        arrivals.push(arrival.expect("it runs"));
+    }
+    assert_eq!(at.len(), 1, "one key is with one instance");
     let [one, two] = servers;
-    let (dies, stays, mut heard) = if at == 0 { (one, two, second.arrived) } else { (two, one, first.arrived) };
+    let (dies, stays, mut heard) = if at.contains(&0) { (one, two, second.arrived) } else { (two, one, first.arrived) };
     drop(dies);
     let again = soon(heard.recv()).await.expect("it runs again");
-    assert_eq!(again.context.instance(), stays.instance());
+    assert_eq!((again.number, again.context.instance()), (1, stays.instance()));
     again.release();
-    assert_eq!(soon(pending).await.expect("answered"), 1);
-    drop(arrival);
+    assert_eq!(soon(idempotent).await.expect("answered"), 1);
+    assert!(heard.try_recv().is_err(), "the other call may have run, and does not run again");
+    drop(other);
 }
 
 #[tokio::test]
