@@ -18,6 +18,8 @@ use crate::document::Instance;
 const PASSED_OVER: Duration = Duration::from_secs(1);
 /// How long it counts what an instance says of its running calls.
 const SAID: Duration = Duration::from_millis(100);
+/// How long it counts how long its replies took. After that it gets calls as if it were like the others.
+const TOOK: Duration = Duration::from_secs(10);
 
 /// How the instance is chosen that runs a call.
 ///
@@ -53,8 +55,9 @@ pub enum Route {
     RoundRobin,
     /// In proportion to their weights, spread evenly in time.
     Weighted(Weights),
-    /// Of two that are drawn, the one with fewer calls: those of this client that are not answered yet, or all that run
-    /// there, as its reply of the last 100 ms says. Slow instances get fewer calls.
+    /// Of two that are drawn, the one where the call will take less time: by how many calls are there, and by how long
+    /// the last replies of each took. The calls are those of this client that are not answered yet, or all that run
+    /// there, as its reply of the last 100 ms says. Slow instances get few calls.
     LeastInFlight,
     /// The same instance for the same key, in every client, for as long as it lives. If one leaves, only its own keys
     /// move to others; if one of `n` joins, it gets a share of about `1/n` of the keys, and no other key moves.
@@ -103,6 +106,8 @@ struct Load {
     in_flight: AtomicUsize,
     /// How many calls of all clients run there, by its last reply, and when that came.
     running: Mutex<Option<(usize, Instant)>>,
+    /// How long its last replies took, with more weight on later ones, and when the last came.
+    took: Mutex<Option<(Duration, Instant)>>,
     /// Until when it is passed over.
     missed_until: Mutex<Option<Instant>>,
     gone: CancellationToken,
@@ -164,6 +169,18 @@ impl Candidate {
         *self.load.running.lock().unwrap_or_else(PoisonError::into_inner) = Some((calls, Instant::now()));
     }
 
+    /// It has replied after this time.
+    pub(crate) fn took(&self, time: Duration) {
+        let mut took = self.load.took.lock().unwrap_or_else(PoisonError::into_inner);
+        let mean = took.map_or(time, |(before, _)| (before * 3 + time) / 4);
+        *took = Some((mean, Instant::now()));
+    }
+
+    fn usually_takes(&self) -> Option<Duration> {
+        let took = *self.load.took.lock().unwrap_or_else(PoisonError::into_inner);
+        took.filter(|(_, at)| at.elapsed() < TOOK).map(|(mean, _)| mean)
+    }
+
     /// How many calls it has: those of this client that are not answered, or all that run, if it has said so just now and
     /// they are more.
     fn busy(&self) -> usize {
@@ -202,7 +219,7 @@ impl Route {
         }
         Some(match self {
             Self::Weighted(weights) => turns.by_weight(&open, weights),
-            Self::LeastInFlight => less_busy_of_two(&open),
+            Self::LeastInFlight => quicker_of_two(&open),
             Self::Key(key) => open.into_iter().max_by_key(|candidate| score(key, &candidate.instance)).expect("two"),
             Self::Any | Self::One(_) | Self::RoundRobin | Self::Zone { .. } => {
                 open[turns.next.fetch_add(1, Ordering::Relaxed) % open.len()]
@@ -255,14 +272,19 @@ impl Turns {
 }
 
 /// Draws two. Of all of them, the least busy would be chosen by many clients at the same moment.
-fn less_busy_of_two<'c>(open: &[&'c Candidate]) -> &'c Candidate {
+fn quicker_of_two<'c>(open: &[&'c Candidate]) -> &'c Candidate {
     let (high, low) = Uuid::new_v4().as_u64_pair();
     let below = |random: u64, count: usize| (random % count as u64) as usize;
     // The first two bits of the lower half are not random.
     let first = below(high >> 32, open.len());
     let second = (first + 1 + below(low & 0xffff_ffff, open.len() - 1)) % open.len();
     let [first, second] = [open[first], open[second]];
-    if second.busy() < first.busy() { second } else { first }
+    let (Some(of_first), Some(of_second)) = (first.usually_takes(), second.usually_takes()) else {
+        return if second.busy() < first.busy() { second } else { first };
+    };
+    // What is there takes about as long as its replies did. The call itself takes as long once more.
+    let waits = |candidate: &Candidate, takes: Duration| (candidate.busy() as u128 + 1) * takes.as_micros();
+    if waits(second, of_second) < waits(first, of_first) { second } else { first }
 }
 
 /// How much a key wants to be with an instance. It is the same in every process, whatever its version: the function is
@@ -348,6 +370,17 @@ mod tests {
         assert_eq!(counted(&Route::LeastInFlight, &two, 100), BTreeMap::from([("b".into(), 100)]));
         drop(busy);
         assert_eq!(counted(&Route::LeastInFlight, &five(), 1_000).len(), 5);
+    }
+
+    #[test]
+    fn a_slow_one_gets_calls_once_the_other_is_as_slow_by_its_calls() {
+        let two = [candidate("slow", &[]), candidate("quick", &[])];
+        two[0].took(Duration::from_millis(50));
+        two[1].took(Duration::from_millis(5));
+        let calls: Vec<_> = (0..10).map(|_| two[1].count()).collect();
+        assert_eq!(counted(&Route::LeastInFlight, &two, 100), BTreeMap::from([("slow".into(), 100)]));
+        drop(calls);
+        assert_eq!(counted(&Route::LeastInFlight, &two, 100), BTreeMap::from([("quick".into(), 100)]));
     }
 
     #[test]

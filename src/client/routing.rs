@@ -120,7 +120,7 @@ impl Client {
             };
             let Some(chosen) = route.choose(&candidates, &tried, &service.turns) else { break };
             tried.push(chosen.instance.clone());
-            let _counted = chosen.count();
+            let (_counted, since) = (chosen.count(), Instant::now());
             let recipients = Recipients::One(chosen.instance.to_string());
             let mut sent = self.dispatch(Request { recipients, ..request.clone() })?;
             let outcome = tokio::select! {
@@ -130,6 +130,9 @@ impl Client {
             };
             if let Some(running) = sent.said().running {
                 chosen.says_running(running);
+            }
+            if matches!(outcome, Some(Ok(_))) {
+                chosen.took(since.elapsed());
             }
             match outcome {
                 None => {
