@@ -3,30 +3,29 @@
 
 mod body;
 mod failure;
+mod handler;
 mod method;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
-use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::FutureExt;
-use futures::future::BoxFuture;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub(crate) use self::body::Body;
-pub(crate) use self::failure::Failed;
 pub use self::failure::Failure;
+pub(crate) use self::handler::{Answer, Handler, arguments_of, running};
 use self::method::MAX_PAUSE;
 pub use self::method::Method;
-use crate::codec::{Arguments, Codec, Misfit};
+use crate::codec::{Arguments, Codec};
 use crate::context::Context;
-use crate::error::{Code, Fault};
 use crate::middleware::{Chain, Middleware};
 use crate::topology::{CallsQueue, QueueKind, ServiceId, check_name};
+
+/// The name under which the registry shows what answers the calls of all other methods. No method can have it.
+const FALLBACK: &str = "*";
 
 /// A service that a [`Server`](crate::Server) can serve: its methods, and how an instance runs them.
 ///
@@ -45,6 +44,8 @@ pub struct Service {
     pub(crate) id: Result<ServiceId, String>,
     /// Its methods and their handlers, by name.
     pub(crate) methods: BTreeMap<String, (Method, Handler)>,
+    /// What answers the calls of all other methods.
+    pub(crate) fallback: Option<(Method, Handler)>,
     /// What is wrong with the methods and settings. [`Server::start`](crate::Server::start) fails with all of them.
     pub(crate) problems: Vec<String>,
     /// The pattern of event keys, if this is a subscription.
@@ -85,20 +86,6 @@ pub enum Dispatch {
     Pool(usize),
 }
 
-/// Runs a method: decodes the arguments, calls the function, and encodes what it returns.
-pub(crate) type Handler = Arc<dyn Fn(Context, Codec, Bytes) -> BoxFuture<'static, Answer> + Send + Sync>;
-
-/// What a handler returned, encoded.
-#[derive(Debug, Clone)]
-pub(crate) enum Answer {
-    /// The result.
-    Result(Body),
-    /// The method's own error.
-    ServiceError(Body),
-    /// A refusal or breakdown.
-    Fault(Fault),
-}
-
 impl Service {
     /// A service without methods. The name may have `A-Z`, `a-z`, `0-9`, `_` and `-` in it; another name makes
     /// [`Server::start`](crate::Server::start) fail.
@@ -107,6 +94,7 @@ impl Service {
         Self {
             id: ServiceId::new(name, version),
             methods: BTreeMap::new(),
+            fallback: None,
             pattern: None,
             problems: Vec::new(),
             prefetch: None,
@@ -142,6 +130,34 @@ impl Service {
         let method = method.into();
         let read = arguments_of(&method);
         self.add(method, running(read, handler))
+    }
+
+    /// Answers the calls of all methods that the service does not have: a stand-in for another service, or a bridge to
+    /// one. [`Context::method`] is the method that was called. Without this, such a call is refused as `UNIMPLEMENTED`.
+    ///
+    /// The registry shows it as the method `*`. It gets no oneway calls for any instance: the broker has to know the
+    /// names of oneway methods.
+    ///
+    /// ```
+    /// use hopline::{Context, Fault, Service};
+    ///
+    /// let named = |ctx: Context, _: Vec<u64>| async move { Ok::<_, Fault>(ctx.method().to_owned()) };
+    /// let service = Service::new("stand-in", 1).fallback(named);
+    /// # let _ = service;
+    /// ```
+    #[must_use]
+    pub fn fallback<A, R, E, F, Fut>(mut self, handler: F) -> Self
+    where
+        F: Fn(Context, A) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<R, E>> + Send + 'static,
+        A: Arguments + Send + 'static,
+        R: Serialize + Send + 'static,
+        E: Failure + Send + 'static,
+    {
+        let method = Method::new(FALLBACK);
+        let read = arguments_of(&method);
+        self.fallback = Some((method, running(read, handler)));
+        self
     }
 
     /// Adds the handler of a subscription's events. An event is one value, not a tuple of arguments.
@@ -322,55 +338,5 @@ pub trait IntoService {
 impl IntoService for Service {
     fn into_service(self) -> Service {
         self
-    }
-}
-
-/// The function that decodes a method's arguments. Its error says what the method takes, and what came instead.
-pub(crate) fn arguments_of<A: Arguments>(
-    method: &Method,
-) -> impl Fn(Codec, &[u8]) -> Result<A, String> + Send + Sync + use<A> {
-    let signature = method.signature.clone();
-    move |codec, payload| {
-        codec.arguments(payload).map_err(|misfit| match misfit {
-            Misfit::Count { takes, got } => {
-                let s = if takes == 1 { "" } else { "s" };
-                format!("`{signature}` takes {takes} argument{s}, got {got}")
-            }
-            Misfit::Other(why) => format!("the arguments of `{signature}` {why}"),
-        })
-    }
-}
-
-/// The handler that decodes arguments with `read`, calls `handler` with them, and encodes what that returns.
-pub(crate) fn running<A, R, E, F, Fut>(
-    read: impl Fn(Codec, &[u8]) -> Result<A, String> + Send + Sync + 'static,
-    handler: F,
-) -> Handler
-where
-    F: Fn(Context, A) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Result<R, E>> + Send + 'static,
-    A: Send + 'static,
-    R: Serialize + Send + 'static,
-    E: Failure + Send + 'static,
-{
-    Arc::new(move |context, codec, payload| match read(codec, &payload) {
-        Ok(arguments) => answer(codec, handler(context, arguments)).boxed(),
-        Err(why) => std::future::ready(Answer::Fault(Fault::new(Code::InvalidArgument, why))).boxed(),
-    })
-}
-
-/// Encodes what a handler's function returned.
-async fn answer<R: Serialize, E: Failure>(codec: Codec, running: impl Future<Output = Result<R, E>>) -> Answer {
-    let unwritable = |what, error| Answer::Fault(Fault::new(Code::Internal, format!("the method's {what} {error}")));
-    match running.await {
-        Ok(result) => match Body::written(|payload| codec.write(&result, payload)) {
-            Ok(body) => Answer::Result(body),
-            Err(error) => unwritable("result", error),
-        },
-        Err(failure) => match failure.into_failure(codec) {
-            Ok(payload) => Answer::ServiceError(payload.into()),
-            Err(Failed::Fault(fault)) => Answer::Fault(fault),
-            Err(Failed::Codec(error)) => unwritable("error", error),
-        },
     }
 }

@@ -38,7 +38,7 @@ impl Worker {
             compressions: readable.map(|compression| compression.name().to_owned()).collect(),
             draining: self.site.draining.is_cancelled(),
             attributes: self.site.attributes.clone(),
-            methods: self.methods.values().map(|served| served.method.info()).collect(),
+            methods: self.all_methods().map(|served| served.method.info()).collect(),
         }
     }
 
@@ -47,10 +47,10 @@ impl Worker {
         InstanceStats {
             service: self.name.to_string(),
             instance: self.site.instance.to_string(),
-            repeated: self.methods.values().map(|served| served.counts.repeated()).sum(),
+            repeated: self.all_methods().map(|served| served.counts.repeated()).sum(),
             cpu_micros: process::cpu_time().map(micros),
             memory_bytes: process::memory(),
-            methods: self.methods.values().map(|served| served.stats()).collect(),
+            methods: self.all_methods().map(|served| served.stats()).collect(),
             ..self.calls().stats()
         }
     }

@@ -27,7 +27,7 @@ use crate::frame::{self, Frame, Kind};
 use crate::middleware::Chain;
 use crate::outgoing::{MAX_BYTES, Share};
 use crate::service::{Dispatch, Service};
-use crate::topology::ServiceId;
+use crate::topology::{ServiceId, check_name};
 use crate::transport::{Consumer, Delivery};
 
 /// The name of the only method of a subscription.
@@ -57,6 +57,8 @@ pub(super) struct Worker {
     copies: Mutex<Option<Copies>>,
     pub(super) dead_queue: DeadQueue,
     pub(super) methods: BTreeMap<String, Arc<ServedMethod>>,
+    /// What answers the calls of all other methods.
+    pub(super) fallback: Option<Arc<ServedMethod>>,
 }
 
 impl Worker {
@@ -66,8 +68,9 @@ impl Worker {
             Dispatch::Inline | Dispatch::Spawn | Dispatch::Blocking => None,
         };
         let has_oneway = service.methods.values().any(|(method, _)| method.oneway);
+        let served = |(method, handler)| Arc::new(ServedMethod::new(method, handler));
+        let fallback = service.fallback.take().map(served);
         let methods = mem::take(&mut service.methods).into_iter();
-        let served = |(name, (method, handler))| (name, Arc::new(ServedMethod::new(method, handler)));
         let calls = Arc::<Mutex<Calls>>::default();
         site.calls.lock().expect("no panic while holding what is served").push(calls.clone());
         Ok(Self {
@@ -76,7 +79,8 @@ impl Worker {
             prefetch: AtomicU16::new(service.prefetched()),
             own_queue: Mutex::new(Arc::default()),
             permits: Arc::new(Semaphore::new(service.concurrency.min(Semaphore::MAX_PERMITS))),
-            methods: methods.map(served).collect(),
+            methods: methods.map(|(name, method)| (name, served(method))).collect(),
+            fallback,
             middleware: site.middleware.around(&service.middleware),
             service,
             site,
@@ -201,7 +205,14 @@ impl Worker {
     /// The method that a frame calls. `None` if the service has no such method.
     pub(super) fn method(&self, frame: &Frame) -> Option<&Arc<ServedMethod>> {
         let name = if frame.kind == Kind::Event { EVENT } else { frame.metadata.method.as_deref()? };
-        self.methods.get(name)
+        // The questions of discovery have names that no method can have.
+        let fallback = || self.fallback.as_ref().filter(|_| check_name("method", name).is_ok());
+        self.methods.get(name).or_else(fallback)
+    }
+
+    /// All methods, and what answers the calls of others.
+    pub(super) fn all_methods(&self) -> impl Iterator<Item = &Arc<ServedMethod>> {
+        self.methods.values().chain(&self.fallback)
     }
 
     pub(super) fn dedup(&self) -> MutexGuard<'_, Dedup<(Frame, Arc<Message>)>> {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::future::join_all;
-use hopline::{CallError, Client, Codec, Context, Error, Fault, Method, Service};
+use hopline::{CallError, Client, Code, Codec, Context, Error, Fault, Method, Service};
 use tokio::sync::oneshot;
 
 use crate::support::{Calculator, Held, MathClient, MathError, MathServer, Scene, hold, soon};
@@ -311,4 +311,35 @@ fn a_program_that_is_not_async_can_call_and_serve() {
     let pending = wait(math.add(3, 4).start()).expect("on its way");
     assert_eq!(wait(pending).expect("answers"), 7);
     wait(server.drain());
+}
+
+#[tokio::test]
+async fn a_fallback_answers_the_calls_of_all_other_methods() {
+    let scene = Scene::new();
+    let named = |ctx: Context, words: Vec<String>| async move {
+        if words.is_empty() {
+            Err(Fault::new(Code::NotFound, "no words"))
+        } else {
+            Ok((ctx.method().to_owned(), words))
+        }
+    };
+    let service = Service::new("any", 1).fallback(named);
+    let own = service.method("own", |_: Context, _: [(); 0]| async { Ok::<_, Fault>("own") });
+    let server = scene.serve(own).await;
+    let client = scene.client().await;
+    assert_eq!(client.call::<String>("any", "own", ()).await.expect("a method of its own"), "own");
+    let answer = client.call::<(String, Vec<String>)>("any", "other", ("a", "b")).await.expect("any other one");
+    assert_eq!(answer, ("other".to_owned(), vec!["a".to_owned(), "b".to_owned()]));
+    let error = client.call::<()>("any", "third", ()).await.expect_err("the fallback's fault");
+    assert!(matches!(&error, Error::Fault(fault) if fault.code == Code::NotFound), "{error}");
+    // Discovery is not a call, and no method has a name like that.
+    let registry = client.registry();
+    let [instance] = &registry.instances("any").await.expect("it is asked")[..] else { panic!("there is one") };
+    assert_eq!(instance.methods.iter().map(|method| &*method.name).collect::<Vec<_>>(), ["own", "*"]);
+    let [stats] = &registry.stats("any").await.expect("it is asked")[..] else { panic!("there is one") };
+    let finished: Vec<_> = stats.methods.iter().map(|method| (&*method.name, method.finished)).collect();
+    assert_eq!((stats.instance.as_str(), finished), (server.instance(), vec![("own", 1), ("*", 2)]));
+    // The broker binds oneway calls by the names of their methods.
+    let error = client.oneway("any", "other", ("a",)).send().await.expect_err("nobody takes it");
+    assert!(matches!(error, Error::NoService { .. }), "{error}");
 }
