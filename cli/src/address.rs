@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use hopline::{Client, ClientBuilder, DeadLetters, DeadLettersBuilder, Error, Server, ServerBuilder, Tls, environment};
 
+use crate::context::Settings;
 use crate::printed;
 
 /// How much longer connecting as a whole may take. An address that takes all its time ends with an error that says why,
@@ -91,6 +92,26 @@ impl Address {
     /// As [`Address::client`].
     pub(crate) fn dead_letters(&self, timeout: Duration) -> Result<DeadLettersBuilder, Error> {
         Ok(told!(self, timeout, DeadLetters::builder()))
+    }
+
+    /// Checks whether the settings of a context can be used.
+    ///
+    /// # Errors
+    /// `Invalid` for a setting or a file that cannot.
+    pub(crate) fn check(settings: &Settings) -> Result<(), Error> {
+        let Settings { url, namespace, name, ca, cert, key, .. } = settings.clone();
+        let address = Self { url, connect_timeout: GRACE, name, ca, cert, key };
+        let mut builder = address.client(GRACE)?;
+        if let Some(namespace) = namespace {
+            builder = builder.namespace(&namespace);
+        }
+        // It is not waited for, and so does not connect.
+        hopline::blocking::wait(async { builder.connect_lazy(&address.url).map(drop) })
+    }
+
+    /// Whether the broker ends with this process. Then nobody else can use it.
+    pub(crate) fn in_memory(&self) -> bool {
+        self.url.trim_start().get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("memory:"))
     }
 
     /// The settings for TLS. `None` if no option sets any.

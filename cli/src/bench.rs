@@ -7,16 +7,15 @@ mod load;
 mod report;
 mod process;
 
-use std::fmt::Display;
-use std::io::{self, IsTerminal, Write};
-use std::process::ExitCode;
+use std::io::{self, IsTerminal};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use hopline::{Client, Coalesce, Error, Server};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::address::{Address, said};
+use crate::address::Address;
+use crate::failed::Failed;
 
 /// The largest payload, in bytes. It is the default limit of a message.
 const MAX_SIZE: usize = 16 * 1024 * 1024;
@@ -27,6 +26,7 @@ const MAX_SECONDS: f64 = 86_400.0;
 
 /// Measure calls through a broker.
 #[derive(Subcommand)]
+#[command(after_help = "Example:\n  hopline bench call --url memory:// --seconds 2")]
 pub(crate) enum Bench {
     Serve(serve::Serve),
     Call(call::Call),
@@ -40,6 +40,9 @@ struct Broker {
     /// The prefix of every name on the broker
     #[arg(long, default_value = "hopline-bench")]
     namespace: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 impl Broker {
@@ -51,69 +54,19 @@ impl Broker {
     async fn server(&self) -> Result<Server, Error> {
         self.address.server()?.namespace(&self.namespace).connect(&self.address.url).await
     }
-
-    /// Whether the broker ends with this process. Then the caller has to serve as well.
-    fn in_memory(&self) -> bool {
-        self.address.url.trim_start().get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("memory:"))
-    }
-}
-
-/// Why there is no result, as a sentence.
-enum Failed {
-    /// The usage was wrong.
-    Usage(String),
-    /// It was tried and has failed.
-    Run(String),
-}
-
-impl Failed {
-    /// A file, a process or the like has failed.
-    fn at(what: impl Display, error: impl Display) -> Self {
-        Self::Run(format!("{what}: {error}"))
-    }
-}
-
-impl From<Error> for Failed {
-    fn from(error: Error) -> Self {
-        let said = said(&error);
-        match error {
-            // A name or an address that cannot be used is wrong usage.
-            Error::Invalid(_) => Self::Usage(said),
-            Error::NoService { .. } => Self::Run(format!("{said} (start one with `hopline bench serve`)")),
-            _ => Self::Run(said),
-        }
-    }
 }
 
 impl Bench {
-    pub(crate) fn run(self) -> ExitCode {
+    pub(crate) fn run(self) -> Result<(), Failed> {
         // The runtime is as a service would have it: it uses all cores, or as many threads as TOKIO_WORKER_THREADS
         // says.
-        let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-            Ok(runtime) => runtime,
-            Err(error) => return failed(&format!("cannot start the threads that make calls: {error}"), 1),
-        };
-        let outcome = match self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| Failed::at("cannot start the threads that make calls", error))?;
+        match self {
             Self::Serve(serve) => runtime.block_on(serve.run()),
             Self::Call(call) => runtime.block_on(call.run()),
-        };
-        match outcome {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(Failed::Usage(said)) => failed(&said, 2),
-            Err(Failed::Run(said)) => failed(&said, 1),
         }
     }
-}
-
-fn failed(said: &str, code: u8) -> ExitCode {
-    eprintln!("hopline: {said}");
-    ExitCode::from(code)
-}
-
-fn print(text: &str) -> Result<(), Failed> {
-    let mut stdout = io::stdout();
-    let printed = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
-    printed.map_err(|error| Failed::at("nobody reads what this prints", error))
 }
 
 /// A progress bar for this much time. It is only shown on a terminal.

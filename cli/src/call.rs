@@ -1,7 +1,5 @@
 //! `hopline call`: makes one call and prints its reply as JSON.
 
-use std::io::{self, Read as _};
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
@@ -10,8 +8,10 @@ use hopline::{CallError, Client, Codec, Error, ServiceId, environment};
 use serde_json::{Value, json};
 
 use crate::address::{Address, Namespace, closed, within};
-use crate::failed::{self, Failed};
-use crate::printed;
+use crate::failed::Failed;
+use crate::repeat::Repeating;
+use crate::verbose::Verbose;
+use crate::{input, printed};
 
 /// Call a method and print its reply as JSON.
 ///
@@ -20,7 +20,7 @@ use crate::printed;
 /// for UNIMPLEMENTED (12).
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  hopline call demo.add '[2, 3]'\n  hopline call billing.v2.total '[42]' --timeout 5s --metadata user=alice\n  hopline call demo.whoami --all\n  echo '[\"hello\"]' | hopline call demo.note - --oneway"
+    after_help = "Examples:\n  hopline call demo.add '[2, 3]'\n  hopline call billing.v2.total '[42]' --timeout 5s --metadata user=alice\n  hopline call demo.whoami --all\n  hopline call demo.add '[2, 3]' --repeat 1000 --concurrency 16\n  echo '[\"hello\"]' | hopline call demo.note - --oneway"
 )]
 pub(crate) struct Call {
     /// What to call: SERVICE.METHOD, or SERVICE.vMAJOR.METHOD for a version other than 1
@@ -31,7 +31,7 @@ pub(crate) struct Call {
     arguments: Arguments,
     #[command(flatten)]
     address: Address,
-    /// How long it may take in all, with connecting, such as 500ms, 5s or 2m
+    /// How long it may take in all, with connecting, such as 500ms, 5s or 2m; with `--repeat`, each call
     #[arg(
         long, env = environment::TIMEOUT, default_value = "30s", value_parser = environment::duration,
         hide_env_values = true
@@ -54,11 +54,19 @@ pub(crate) struct Call {
     /// How arguments and reply are written on the way
     #[arg(long, value_enum, default_value_t = Written::Json)]
     codec: Written,
+    #[command(flatten)]
+    repeating: Repeating,
+    /// Tell on stderr which instance answered, how long it took, and how many bytes went and came
+    #[arg(long, short, conflicts_with_all = ["all", "oneway", "repeat"])]
+    verbose: bool,
+    /// Print JSON: also what `--repeat` and `--verbose` tell, and an error
+    #[arg(long)]
+    json: bool,
 }
 
 /// How arguments and reply are written on the way. What the user writes and reads is JSON in any case.
 #[derive(Clone, Copy, ValueEnum)]
-enum Written {
+pub(crate) enum Written {
     Json,
     Cbor,
     Msgpack,
@@ -93,18 +101,19 @@ pub(crate) struct Entry {
 }
 
 impl Call {
-    pub(crate) fn run(self) -> ExitCode {
-        failed::ended(hopline::blocking::wait(self.made()))
-    }
-
     /// Connects, makes the call, and prints what comes of it.
-    async fn made(self) -> Result<(), Failed> {
+    pub(crate) async fn run(self) -> Result<(), Failed> {
         let began = Instant::now();
-        let builder = self.address.client(self.timeout)?.namespace(&self.namespace.namespace).codec(self.codec.into());
+        let mut builder =
+            self.address.client(self.timeout)?.namespace(&self.namespace.namespace).codec(self.codec.into());
+        if self.verbose {
+            builder = builder.with(Verbose { json: self.json });
+        }
         let client = within(self.timeout, builder.connect(&self.address.url), Failed::run).await?;
         let left = self.timeout.saturating_sub(began.elapsed());
         let outcome = match (self.oneway, self.all) {
-            (true, _) => self.sent(&client, left).await,
+            _ if !self.repeating.is_once() => self.repeated(&client).await,
+            (true, _) => self.sent(&client, left).await.map_err(|error| self.failed(error)),
             (false, true) => self.all_replies(&client, left).await,
             (false, false) => self.reply(&client, left).await,
         };
@@ -117,11 +126,27 @@ impl Call {
         Ok(printed::print(&printed::json(&reply))?)
     }
 
-    async fn sent(&self, client: &Client, left: Duration) -> Result<(), Failed> {
+    /// Makes the call many times, and prints what became of it.
+    async fn repeated(&self, client: &Client) -> Result<(), Failed> {
+        let sums = self.repeating.summed(async || match self.oneway {
+            true => self.sent(client, self.timeout).await,
+            false => self.call(client, self.timeout).await.map(drop),
+        });
+        let sums = sums.await;
+        printed::print(&if self.json { sums.as_json() } else { sums.as_text() })?;
+        match sums.failed() {
+            Some((count, first)) => {
+                Err(Failed::run(format!("{count} calls failed, the first one with: {}", self.failed(first))))
+            }
+            None => Ok(()),
+        }
+    }
+
+    async fn sent(&self, client: &Client, left: Duration) -> Result<(), CallError<Value>> {
         let call = client.oneway(&self.target.service, &self.target.method, self.arguments.0.clone()).timeout(left);
         let call = self.with_options(call);
         let sent = if self.all { call.all().send().await } else { call.send().await };
-        sent.map_err(|error| self.failed(CallError::Failed(error)))
+        sent.map_err(CallError::Failed)
     }
 
     /// Prints the replies of all instances that are there now. It fails if one of them does not reply with a result.
@@ -160,7 +185,7 @@ impl Call {
 
     fn failed(&self, error: CallError<Value>) -> Failed {
         match error {
-            CallError::Service(error) => Failed::run(format!("the service returned its own error: {error}")),
+            CallError::Service(error) => Failed::service_error(error),
             CallError::Failed(mut error) => {
                 // If connecting took all the time, the error says that the call was not sent: that stays as it is.
                 if let Error::Timeout { after, .. } = &mut error
@@ -187,18 +212,8 @@ pub(crate) fn entry(text: &str) -> Result<Entry, String> {
 }
 
 fn arguments(text: &str) -> Result<Arguments, String> {
-    let read = match text.strip_prefix('@') {
-        Some(file) => Some(std::fs::read_to_string(file).map_err(|error| format!("`{file}` cannot be read: {error}"))?),
-        None if text == "-" => {
-            let mut read = String::new();
-            io::stdin().read_to_string(&mut read).map_err(|error| format!("stdin cannot be read: {error}"))?;
-            Some(read)
-        }
-        None => None,
-    };
-    match serde_json::from_str(read.as_deref().unwrap_or(text)) {
-        Ok(Value::Array(arguments)) => Ok(Arguments(arguments)),
-        Ok(_) => Err("write a JSON array with one element for each argument, such as '[2, 3]'".to_owned()),
-        Err(error) => Err(format!("not JSON: {error}")),
+    match input::value(text)? {
+        Value::Array(arguments) => Ok(Arguments(arguments)),
+        _ => Err("write a JSON array with one element for each argument, such as '[2, 3]'".to_owned()),
     }
 }

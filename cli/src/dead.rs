@@ -1,7 +1,6 @@
 //! `hopline dead`: shows an operator what services could not run, and replays or drops it.
 
 use std::io::{self, IsTerminal};
-use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -13,10 +12,8 @@ use serde_json::json;
 
 use crate::address::{Address, Namespace, closed, said, within};
 use crate::asking::service;
-use crate::printed::{self, age, one_line, table};
-
-/// How much of a reason a table shows, in characters.
-const SHORT: usize = 100;
+use crate::failed::{Failed, tell};
+use crate::printed::{age, json, one_line, print, table};
 
 /// List, replay and drop dead letters.
 ///
@@ -24,6 +21,7 @@ const SHORT: usize = 100;
 /// help. Exits with 0 when everything was done, with 1 and an error on stderr when something was not, for example when
 /// a queue cannot be reached, and with 2 on wrong usage.
 #[derive(Subcommand)]
+#[command(after_help = "Examples:\n  hopline dead ls\n  hopline dead replay mail --all")]
 pub(crate) enum Dead {
     /// List the dead letters of a service, the oldest first. Without a service: how many each service has, whether it
     /// runs or not
@@ -55,11 +53,14 @@ struct Broker {
     /// for an answer]
     #[arg(long, env = environment::TIMEOUT, value_parser = environment::duration, hide_env_values = true)]
     timeout: Option<Duration>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 impl Broker {
     fn builder(&self) -> Result<DeadLettersBuilder, Failed> {
-        let Self { address, namespace: Namespace { namespace }, timeout } = self;
+        let Self { address, namespace: Namespace { namespace }, timeout, .. } = self;
         let builder = address.dead_letters(timeout.unwrap_or(CONNECTING))?.namespace(namespace);
         Ok(match *timeout {
             Some(timeout) => builder.timeout(timeout),
@@ -69,11 +70,17 @@ impl Broker {
 
     async fn dead_letters(&self, service: &str) -> Result<DeadLetters, Failed> {
         let timeout = self.timeout.unwrap_or(CONNECTING);
-        within(timeout, self.builder()?.connect(&self.address.url, service), Failed::Run).await
+        let connecting = self.builder()?.connect(&self.address.url, service);
+        // What has failed is told in words of its own, and that the time is over in others.
+        match within(timeout, async { Ok(connecting.await) }, Failed::run).await? {
+            Ok(dead) => Ok(dead),
+            Err(error) => Err(failed(error)),
+        }
     }
 }
 
 #[derive(Args)]
+#[command(after_help = "Examples:\n  hopline dead ls\n  hopline dead ls mail --json")]
 pub(crate) struct Ls {
     /// SERVICE, or SERVICE.vMAJOR for a version other than 1
     #[arg(value_parser = service)]
@@ -83,12 +90,10 @@ pub(crate) struct Ls {
     /// How many to list
     #[arg(long, default_value_t = 1000)]
     limit: usize,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Args)]
+#[command(after_help = "Example:\n  hopline dead show mail 3f2a")]
 pub(crate) struct Show {
     /// SERVICE, or SERVICE.vMAJOR for a version other than 1
     #[arg(value_parser = service)]
@@ -97,12 +102,10 @@ pub(crate) struct Show {
     id: String,
     #[command(flatten)]
     broker: Broker,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Args)]
+#[command(after_help = "Examples:\n  hopline dead replay mail 3f2a\n  hopline dead replay mail --all --yes")]
 pub(crate) struct Replay {
     #[command(flatten)]
     meant: Meant,
@@ -112,6 +115,7 @@ pub(crate) struct Replay {
 }
 
 #[derive(Args)]
+#[command(after_help = "Example:\n  hopline dead drop mail 3f2a")]
 pub(crate) struct Discard {
     #[command(flatten)]
     meant: Meant,
@@ -135,45 +139,23 @@ struct Meant {
     yes: bool,
 }
 
-/// Why something was not done, as a sentence.
-enum Failed {
-    /// The usage was wrong.
-    Usage(String),
-    /// It was tried and has failed.
-    Run(String),
-}
-
-impl From<Error> for Failed {
-    fn from(error: Error) -> Self {
-        let said = said(&error);
-        match error {
-            // A name or an address that cannot be used is wrong usage.
-            Error::Invalid(_) => Self::Usage(said),
-            Error::NoService { service, .. } => Self::Run(format!(
-                "`{service}` has no dead letters here: it was never served in this namespace, or has no oneway methods"
-            )),
-            _ => Self::Run(said),
+impl Dead {
+    pub(crate) async fn run(self) -> Result<(), Failed> {
+        match self {
+            Self::Ls(ls) => ls.run().await,
+            Self::Show(show) => show.run().await,
+            Self::Replay(Replay { meant, unread }) => meant.replay(unread).await,
+            Self::Discard(Discard { meant }) => meant.discard().await,
         }
     }
 }
 
-impl Dead {
-    pub(crate) fn run(self) -> ExitCode {
-        let outcome = hopline::blocking::wait(async {
-            match self {
-                Self::Ls(ls) => ls.run().await,
-                Self::Show(show) => show.run().await,
-                Self::Replay(Replay { meant, unread }) => meant.replay(unread).await,
-                Self::Discard(Discard { meant }) => meant.discard().await,
-            }
-        });
-        let (said, code) = match outcome {
-            Ok(()) => return ExitCode::SUCCESS,
-            Err(Failed::Usage(said)) => (said, 2),
-            Err(Failed::Run(said)) => (said, 1),
-        };
-        eprintln!("hopline: {said}");
-        ExitCode::from(code)
+fn failed(error: Error) -> Failed {
+    match error {
+        Error::NoService { service, .. } => Failed::run(format!(
+            "`{service}` has no dead letters here: it was never served in this namespace, or has no oneway methods"
+        )),
+        error => error.into(),
     }
 }
 
@@ -181,11 +163,11 @@ impl Ls {
     async fn run(self) -> Result<(), Failed> {
         let Some(service) = &self.service else { return self.counts().await };
         let dead = self.broker.dead_letters(service).await?;
-        let count = dead.count().await?;
-        let Listed { letters, broken_off, .. } = dead.list(self.limit).await?;
+        let count = dead.count().await.map_err(failed)?;
+        let Listed { letters, broken_off, .. } = dead.list(self.limit).await.map_err(failed)?;
         closed(dead.close()).await;
-        if self.json {
-            print(&json!(letters).to_string())?;
+        if self.broker.json {
+            print(&json(&letters))?;
         } else {
             let rows = letters.iter().map(row);
             let head = ["ID", "METHOD", "ATTEMPTS", "AGE", "REASON"].map(str::to_owned);
@@ -193,10 +175,10 @@ impl Ls {
         }
         match broken_off {
             Some(error) => {
-                Err(Failed::Run(format!("{} of {count}, and no more could be read: {}", letters.len(), said(&error))))
+                Err(Failed::run(format!("{} of {count}, and no more could be read: {}", letters.len(), said(&error))))
             }
             None => {
-                if count > letters.len() as u64 && !self.json {
+                if count > letters.len() as u64 && !self.broker.json {
                     eprintln!("{} of {count}: `--limit` lists more", letters.len());
                 }
                 Ok(())
@@ -206,18 +188,18 @@ impl Ls {
 
     async fn counts(&self) -> Result<(), Failed> {
         let counts = self.broker.builder()?.counts(&self.broker.address.url).await.map_err(|error| match error {
-            error @ Error::Broker { .. } => Failed::Run(format!(
+            error @ Error::Broker { .. } => Failed::run(format!(
                 "{}; the services stand in that queue, and `hopline dead ls SERVICE` needs none",
                 said(&error)
             )),
-            error => error.into(),
+            error => failed(error),
         })?;
-        if self.json {
+        if self.broker.json {
             let count = |(service, count): &(String, Result<u64, Error>)| match count {
                 Ok(count) => json!({ "service": service, "count": count }),
                 Err(error) => json!({ "service": service, "error": said(error) }),
             };
-            print(&json!(counts.iter().map(count).collect::<Vec<_>>()).to_string())?;
+            print(&json(&counts.iter().map(count).collect::<Vec<_>>()))?;
         } else {
             let number =
                 |count: &Result<u64, Error>| count.as_ref().map_or_else(|_| "?".to_owned(), ToString::to_string);
@@ -225,19 +207,20 @@ impl Ls {
             print(&table(std::iter::once(["SERVICE", "DEAD"].map(str::to_owned)).chain(rows).collect()))?;
         }
         let unknown = counts.into_iter().filter_map(|(service, count)| Some((service, count.err()?)));
-        told(unknown.map(|(service, error)| format!("`{service}` cannot be counted: {}", said(&error))).collect())
+        let unknown = unknown.map(|(service, error)| format!("`{service}` cannot be counted: {}", said(&error)));
+        told(unknown.collect(), self.broker.json)
     }
 }
 
 impl Show {
     async fn run(self) -> Result<(), Failed> {
         let dead = self.broker.dead_letters(&self.service).await?;
-        let letter = dead.find(&self.id).await?;
+        let letter = dead.find(&self.id).await.map_err(failed)?;
         closed(dead.close()).await;
         let Some(letter) = letter else {
-            return Err(Failed::Run(absent(&self.service, &self.id)));
+            return Err(Failed::run(absent(&self.service, &self.id)));
         };
-        if self.json { print(&json!(letter).to_string()) } else { print(&shown(&letter)) }
+        Ok(print(&if self.broker.json { json(&letter) } else { shown(&letter) })?)
     }
 }
 
@@ -259,15 +242,15 @@ impl Meant {
     async fn open(&self, what: &str, asked: bool) -> Result<(DeadLetters, WhichLetters, ProgressBar), Failed> {
         let asked = asked && !self.yes;
         if asked && !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
-            return Err(Failed::Usage(format!("there is no terminal to ask whether to {what} them: say `--yes`")));
+            return Err(Failed::usage(format!("there is no terminal to ask whether to {what} them: say `--yes`")));
         }
         let dead = self.broker.dead_letters(&self.service).await?;
         let (which, count) = match self.all {
-            true => (WhichLetters::All, dead.count().await?),
+            true => (WhichLetters::All, dead.count().await.map_err(failed)?),
             false => (WhichLetters::Ids(self.ids.clone()), self.ids.len() as u64),
         };
         if asked && !confirmed(&format!("{what} {count} dead letters of `{}`?", self.service)) {
-            return Err(Failed::Run("nothing was done".to_owned()));
+            return Err(Failed::run("nothing was done".to_owned()));
         }
         Ok((dead, which, progress(count)))
     }
@@ -286,29 +269,34 @@ impl Meant {
         let handled = match handled {
             Ok(handled) => handled,
             Err(error) => {
-                let (Failed::Run(said) | Failed::Usage(said)) = error.into();
-                return Err(Failed::Run(format!("broken off after {position} of them: {said}")));
+                return Err(Failed::run(format!("broken off after {position} of them: {}", failed(error))));
             }
         };
         closed(dead.close()).await;
         let mut left = Vec::new();
         for Handled { id, fate, .. } in &handled {
             match fate {
-                Fate::Kept(why) => left.push(format!("{id} is kept: {why}")),
-                Fate::Absent => left.push(absent(&self.service, id)),
+                Fate::Kept(why) => left.push((id, format!("{id} is kept: {why}"))),
+                Fate::Absent => left.push((id, absent(&self.service, id))),
                 _ => {}
             }
         }
-        print(&format!("{done} {}", handled.len() - left.len()))?;
-        told(left)
+        let count = handled.len() - left.len();
+        let not_done = left.iter().map(|(id, why)| json!({ "id": id, "why": why })).collect::<Vec<_>>();
+        let told = json!({ done: count, "left": not_done });
+        print(&if self.broker.json { json(&told) } else { format!("{done} {count}") })?;
+        self::told(left.into_iter().map(|(_, why)| why).collect(), self.broker.json)
     }
 }
 
-/// Prints what was not done, a line for each. The last line becomes the error of the command.
-fn told(mut left: Vec<String>) -> Result<(), Failed> {
+/// Prints what was not done, a line for each. The last line becomes the error of the command. In JSON all are one error.
+fn told(mut left: Vec<String>, json: bool) -> Result<(), Failed> {
+    if json && !left.is_empty() {
+        return Err(Failed::run(left.join("; ")));
+    }
     let last = left.pop();
-    left.iter().for_each(|said| eprintln!("hopline: {said}"));
-    last.map_or(Ok(()), |last| Err(Failed::Run(last)))
+    left.iter().for_each(|said| tell(said));
+    last.map_or(Ok(()), |last| Err(Failed::run(last)))
 }
 
 fn absent(service: &str, id: &str) -> String {
@@ -333,15 +321,13 @@ fn progress(count: u64) -> ProgressBar {
 }
 
 fn row(letter: &DeadLetter) -> [String; 5] {
-    let reason = one_line(&letter.reason);
-    let short: String = reason.chars().take(SHORT).collect();
-    let more = if short.len() < reason.len() { "..." } else { "" };
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     [
         letter.id.clone(),
-        letter.method.as_deref().map_or_else(|| "-".to_owned(), one_line),
-        letter.attempts.map_or_else(|| "-".to_owned(), |attempts| attempts.to_string()),
-        letter.failed_at.map_or_else(|| "-".to_owned(), age),
-        short + more,
+        or_dash(letter.method.clone()),
+        or_dash(letter.attempts.map(|attempts| attempts.to_string())),
+        or_dash(letter.failed_at.map(age)),
+        letter.reason.clone(),
     ]
 }
 
@@ -367,8 +353,8 @@ fn shown(letter: &DeadLetter) -> String {
         ("size", Some(format!("{} bytes", letter.size))),
         ("calls", (letter.calls > 1).then(|| letter.calls.to_string())),
         ("codec", letter.codec.clone()),
-        ("metadata", (!letter.metadata.is_empty()).then(|| json!(letter.metadata).to_string())),
-        ("arguments", letter.arguments.as_ref().map(ToString::to_string)),
+        ("metadata", (!letter.metadata.is_empty()).then(|| json(&letter.metadata))),
+        ("arguments", letter.arguments.as_ref().map(json)),
     ];
     let past = letter.history.iter().rev().map(|death| {
         let ago = death.failed_at.map_or_else(|| "-".to_owned(), age);
@@ -379,8 +365,4 @@ fn shown(letter: &DeadLetter) -> String {
     let lines = lines.into_iter().chain(past);
     let lines = lines.filter_map(|(name, value)| Some(format!("{name:<10} {}", value?)));
     lines.collect::<Vec<_>>().join("\n")
-}
-
-fn print(text: &str) -> Result<(), Failed> {
-    printed::print(text).map_err(Failed::Run)
 }

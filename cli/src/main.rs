@@ -2,6 +2,11 @@
 
 mod address;
 mod call;
+mod repeat;
+mod verbose;
+mod publish;
+mod subscribe;
+mod serve;
 mod ls;
 mod info;
 mod stats;
@@ -10,20 +15,40 @@ mod watch;
 mod asking;
 mod dead;
 mod bench;
+mod context;
+mod generated;
+mod defaults;
+mod input;
+mod signals;
 mod failed;
 mod printed;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::builder::Resettable;
+use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use hopline::blocking::wait;
 use tracing_subscriber::EnvFilter;
 
+use crate::failed::Failed;
+
 /// Remote procedure calls over RabbitMQ, from a shell.
+///
+/// A setting is taken from the first of these that has it: an option, a HOPLINE_* variable, the context that `--context`
+/// or HOPLINE_CONTEXT names, the context that is selected, the default. Where `--url` or HOPLINE_URL says the address,
+/// no context is used.
 #[derive(Parser)]
-#[command(name = "hopline", version, arg_required_else_help = true)]
+#[command(
+    name = "hopline",
+    version,
+    arg_required_else_help = true,
+    after_help = "Examples:\n  hopline ls --url amqp://broker.example.com\n  hopline call demo.add '[2, 3]'"
+)]
 struct Command {
+    /// The context to use: see `hopline context`
+    #[arg(long, global = true, value_name = "NAME", env = defaults::CONTEXT, hide_env_values = true)]
+    context: Option<String>,
     #[command(subcommand)]
     what: What,
 }
@@ -31,6 +56,9 @@ struct Command {
 #[derive(Subcommand)]
 enum What {
     Call(call::Call),
+    Publish(publish::Publish),
+    Subscribe(subscribe::Subscribe),
+    Serve(serve::Serve),
     Ls(ls::Ls),
     Info(info::Info),
     Stats(stats::Stats),
@@ -40,47 +68,52 @@ enum What {
     Dead(dead::Dead),
     #[command(subcommand)]
     Bench(bench::Bench),
+    #[command(subcommand)]
+    Context(context::Contextual),
+    Completions(generated::Completions),
+    Man(generated::Manual),
 }
 
 fn main() -> ExitCode {
-    // Wrong usage ends here, with the exit code 2.
-    let command = without_empty_variables(Command::command());
-    let command = match command.try_get_matches().and_then(|matches| Command::from_arg_matches(&matches)) {
+    // Known even if the rest cannot be read.
+    let json = std::env::args_os().any(|argument| argument == "--json");
+    let command = match defaults::filled(Command::command()) {
         Ok(command) => command,
-        Err(error) => return told(&error),
+        Err(failed) => return failed::ended(Err(failed), json),
     };
+    // Wrong usage ends here, with the exit code 2.
+    let Command { context, what } =
+        match command.try_get_matches().and_then(|matches| Command::from_arg_matches(&matches)) {
+            Ok(command) => command,
+            Err(error) => return told(&error, json),
+        };
     // lapin would log returned messages, refusals and lost connections. The command prints the outcome of its call
     // below, so lapin is silent.
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,lapin=off"));
-    let ansi = std::io::stderr().is_terminal();
+    let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
-    match command.what {
-        What::Call(call) => call.run(),
-        What::Ls(ls) => failed::ended(hopline::blocking::wait(ls.run())),
-        What::Info(info) => failed::ended(hopline::blocking::wait(info.run())),
-        What::Stats(stats) => failed::ended(hopline::blocking::wait(stats.run())),
-        What::Ping(ping) => failed::ended(hopline::blocking::wait(ping.run())),
-        What::Watch(watch) => failed::ended(hopline::blocking::wait(watch.run())),
-        What::Dead(dead) => dead.run(),
+    let outcome = match what {
+        What::Call(call) => wait(call.run()),
+        What::Publish(publish) => wait(publish.run()),
+        What::Subscribe(subscribe) => wait(subscribe.run()),
+        What::Serve(serve) => wait(serve.run()),
+        What::Ls(ls) => wait(ls.run()),
+        What::Info(info) => wait(info.run()),
+        What::Stats(stats) => wait(stats.run()),
+        What::Ping(ping) => wait(ping.run()),
+        What::Watch(watch) => wait(watch.run()),
+        What::Dead(dead) => wait(dead.run()),
         What::Bench(bench) => bench.run(),
-    }
-}
-
-/// Makes empty environment variables count as not set, as they do in the library.
-fn without_empty_variables(command: clap::Command) -> clap::Command {
-    let is_empty =
-        |argument: &clap::Arg| argument.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
-    let command = command.mut_args(|argument| match is_empty(&argument) {
-        true => argument.env(Resettable::Reset),
-        false => argument,
-    });
-    let names: Vec<_> = command.get_subcommands().map(|command| command.get_name().to_owned()).collect();
-    names.into_iter().fold(command, |command, name| command.mut_subcommand(name, without_empty_variables))
+        What::Context(contextual) => contextual.run(context.as_deref()),
+        What::Completions(completions) => completions.run(Command::command()),
+        What::Man(manual) => manual.run(Command::command()),
+    };
+    failed::ended(outcome, json)
 }
 
 /// Prints the help, or what is wrong with the usage. The latter may quote an address with a password, so it is replaced
 /// in that case.
-fn told(error: &clap::Error) -> ExitCode {
+fn told(error: &clap::Error, json: bool) -> ExitCode {
     let quoted = error.to_string();
     let is_quoted = std::env::args().any(|argument| {
         let value = argument.strip_prefix("--").and_then(|option| option.split_once('=')).map(|(_, value)| value);
@@ -90,13 +123,45 @@ fn told(error: &clap::Error) -> ExitCode {
         let is_file = value.rfind('@') == Some(0) && !value.contains("://");
         !is_json && !is_file && (value.contains('@') || value.contains("://")) && quoted.contains(value)
     });
+    let misplaced = "an address stands where none is expected: it is given by `--url` or HOPLINE_URL (see `--help`)";
+    if json && error.use_stderr() && error.kind() != ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let lines = quoted.lines().take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"));
+        let line = lines.map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+        let said = if is_quoted { misplaced } else { line.trim_start_matches("error: ") };
+        return failed::ended(Err(Failed::usage(said.to_owned())), json);
+    }
     if is_quoted {
-        eprintln!(
-            "error: an address stands where none is expected: it is given by `--url` or HOPLINE_URL (see `--help`)"
-        );
+        eprintln!("error: {misplaced}");
         return ExitCode::from(2);
     }
     // An error means that nobody reads this.
     let _ = error.print();
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Calls `see` for a command and all in it, each with its words.
+    fn walk(command: &clap::Command, words: &str, see: &mut dyn FnMut(&clap::Command, &str)) {
+        see(command, words);
+        for inner in command.get_subcommands().filter(|command| command.get_name() != "help") {
+            walk(inner, &format!("{words} {}", inner.get_name()), see);
+        }
+    }
+
+    #[test]
+    fn the_commands_fit_together() {
+        Command::command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_of_each_command_has_an_example_of_it() {
+        walk(&Command::command(), "hopline", &mut |command, words| {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let has_one = help.starts_with("Example") && help.lines().any(|line| line.contains(words));
+            assert!(has_one, "`{words}` has no example: {help}");
+        });
+    }
 }

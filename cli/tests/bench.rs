@@ -4,7 +4,6 @@
 //! `HOPLINE_TEST_URL` names, and those tests are ignored unless they are asked for.
 
 use std::collections::BTreeSet;
-use std::future::Future;
 use std::process::{ExitStatus, Output, Stdio};
 use std::time::Duration;
 
@@ -16,15 +15,11 @@ use tokio::process::{Child, Command};
 
 mod command;
 
-use command::{PATIENCE, Place, cleaned, printed, said};
+use command::{Place, cleaned, printed, said, soon};
 
 /// Long enough for a few calls on a machine that does much else.
 const SHORT: &[&str] = &["--seconds", "1", "--concurrency", "4"];
 const MEMORY: &[&str] = &["--url", "memory://"];
-
-async fn soon<F: Future>(event: F) -> F::Output {
-    tokio::time::timeout(PATIENCE, event).await.expect("what has to happen happens within a minute")
-}
 
 fn bench(arguments: &[&[&str]]) -> Command {
     let mut command = Command::from(cleaned());
@@ -41,6 +36,13 @@ async fn run(arguments: &[&[&str]]) -> Output {
 fn failure(output: &Output) -> String {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     said(output)
+}
+
+/// The same as an object, of a bench that prints JSON.
+fn json_failure(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let told: Value = serde_json::from_slice(&output.stderr).expect("it is JSON, and one value");
+    told["error"].as_str().expect("it is a sentence").to_owned()
 }
 
 /// What `--json` prints: one object with these keys and no others.
@@ -73,17 +75,17 @@ fn assert_well(object: &Value) {
 }
 
 impl Place {
-    fn here(&self) -> [&str; 4] {
+    fn options(&self) -> [&str; 4] {
         ["--url", &self.url, "--namespace", &self.namespace]
     }
 
     async fn call(&self, arguments: &[&str]) -> Output {
-        run(&[&["call"], &self.here(), SHORT, arguments]).await
+        run(&[&["call"], &self.options(), SHORT, arguments]).await
     }
 
     /// `hopline bench serve`, once it says that it serves.
     async fn serve(&self, arguments: &[&str]) -> Child {
-        let mut serve = bench(&[&["serve"], &self.here(), arguments]);
+        let mut serve = bench(&[&["serve"], &self.options(), arguments]);
         let mut process = serve.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it can be run");
         let mut printed = BufReader::new(process.stdout.take().expect("it is piped")).lines();
         let line = soon(printed.next_line()).await.expect("it prints text");
@@ -276,7 +278,7 @@ async fn a_wrong_reply_is_an_error() {
     });
     let server = server.serve(service).start().await.expect("it can be served");
     let output = scene.call(&["--json"]).await;
-    let line = failure(&output);
+    let line = json_failure(&output);
     assert!(line.ends_with(" calls failed, the first one with: a reply had other bytes than its call"), "{line}");
     let object = object(&String::from_utf8_lossy(&output.stdout));
     assert_eq!(object["calls"], 0, "{object}");
@@ -297,7 +299,7 @@ async fn a_failed_call_is_an_error() {
         async move { if first { Ok(payload) } else { Err(hopline::Fault::new(hopline::Code::Internal, "no more")) } }
     });
     let server = server.serve(service).start().await.expect("it can be served");
-    let line = failure(&scene.call(&["--json"]).await);
+    let line = json_failure(&scene.call(&["--json"]).await);
     assert!(line.ends_with(" calls failed, the first one with: INTERNAL: no more"), "{line}");
     server.drain().await;
 }

@@ -134,6 +134,25 @@ fn bad_usage_exits_with_2_and_says_what_to_write() {
 }
 
 #[test]
+fn with_json_an_error_is_an_object_too() {
+    for (arguments, code, error) in [
+        (&["call", "demo.add", "--url", "memory://"][..], 1, "nobody serves `demo.v1`"),
+        (&["call"], 2, "the following required arguments were not provided: <TARGET>"),
+        (&["call", "demo.add", "2"], 2, "invalid value '2' for '[ARGUMENTS]': write a JSON array"),
+        (&["dead", "ls", "amqp://me:s3cret@host"], 2, "an address stands where none is expected"),
+        (&["dead", "ls", "mail", "--url", "s3cret"], 2, "the broker's address does not begin with a scheme"),
+        (&["bench", "call", "--url", "s3cret"], 2, "the broker's address does not begin with a scheme"),
+        (&["dead", "drop", "mail", "--all"], 2, "there is no terminal to ask whether to drop them"),
+    ] {
+        let output = run(&[arguments, &["--json"]].concat());
+        assert_eq!((output.status.code(), output.stdout.is_empty()), (Some(code), true), "{arguments:?}: {output:?}");
+        let told: serde_json::Value = serde_json::from_slice(&output.stderr).expect("it is JSON, and one value");
+        let said = told["error"].as_str().expect("it is a sentence");
+        assert!(said.starts_with(error) && !said.contains("s3cret"), "{arguments:?}: {told}");
+    }
+}
+
+#[test]
 fn a_name_or_an_address_that_cannot_be_used_is_bad_usage() {
     let cases: &[(&[&str], &str)] = &[
         (

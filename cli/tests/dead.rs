@@ -137,7 +137,7 @@ fn what_is_not_confirmed_on_a_terminal_needs_a_yes() {
 async fn dead_letters_are_listed_and_shown() {
     let mut scene = Scene::new("ls").await;
     assert_eq!(printed(scene.dead(&["ls"]).await), "SERVICE  DEAD\nmail.v1  0\n");
-    let ids = scene.bury(&["one", "two\u{1b}[2J"]).await;
+    let ids = scene.bury(&["one", "two\u{9b}\u{1b}[2J"]).await;
     assert_eq!(printed(scene.dead(&["ls"]).await), "SERVICE  DEAD\nmail.v1  2\n");
     let counts: Value = serde_json::from_str(&printed(scene.dead(&["ls", "--json"]).await)).expect("JSON");
     assert_eq!(counts, serde_json::json!([{ "service": "mail.v1", "count": 2 }]));
@@ -148,11 +148,15 @@ async fn dead_letters_are_listed_and_shown() {
         assert!(lines[0].starts_with("ID "), "{listed}");
         assert!(lines[1].starts_with(&format!("{}  send    1 ", ids[0])), "{listed}");
         assert!(lines[1].ends_with("no address for one"), "{listed}");
-        assert!(lines[2].ends_with("no address for two [2J"), "it does not steer the terminal: {listed}");
+        assert!(lines[2].ends_with("no address for two  [2J"), "it does not steer the terminal: {listed}");
     }
-    let listed: Value = serde_json::from_str(&printed(scene.dead(&["ls", "mail.v1", "--json"]).await)).expect("JSON");
+    let listed = printed(scene.dead(&["ls", "mail.v1", "--json"]).await);
+    assert!(!listed.trim_end().contains(char::is_control), "it does not steer the terminal: {listed}");
+    let listed: Value = serde_json::from_str(&listed).expect("JSON");
     assert_eq!((&listed[0]["id"], &listed[0]["kind"]), (&ids[0].as_str().into(), &"oneway".into()));
-    assert_eq!(listed[1]["arguments"], serde_json::json!(["two\u{1b}[2J"]));
+    assert_eq!(listed[1]["arguments"], serde_json::json!(["two\u{9b}\u{1b}[2J"]));
+    let steering = printed(scene.dead(&["show", "mail", &ids[1]]).await);
+    assert!(!steering.contains(['\u{1b}', '\u{9b}']), "it does not steer the terminal: {steering}");
     let shown = printed(scene.dead(&["show", "mail", &ids[0]]).await);
     for told in [&ids[0], "mail.v1", "a oneway call", "send", "no address for one", "CBOR", "[\"one\"]"] {
         assert!(shown.contains(told), "no {told} in {shown}");
@@ -195,6 +199,11 @@ async fn dropped_letters_are_gone_and_an_id_that_is_not_there_is_an_error() {
     assert!(failure(&output, 1).contains("no dead letter of `mail` has the id no-such-id"), "{output:?}");
     assert_eq!(text(&output.stdout), "dropped 1\n", "the other is dropped");
     scene.until(2).await;
+    let output = scene.dead(&["drop", "mail", "no-such-id", "--yes", "--json"]).await;
+    let told: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!((&told["dropped"], &told["left"][0]["id"]), (&0.into(), &"no-such-id".into()), "{told}");
+    let told: Value = serde_json::from_slice(&output.stderr).expect("JSON");
+    assert!(told["error"].as_str().is_some_and(|said| said.contains("no-such-id")), "{told}");
     assert_eq!(printed(scene.dead(&["drop", "mail", "--all", "--yes"]).await), "dropped 2\n");
     scene.until(0).await;
     for arguments in [&["show", "mail", &ids[0]][..], &["replay", "mail", &ids[0]]] {
@@ -229,6 +238,10 @@ async fn what_cannot_be_counted_is_told_line_by_line_and_the_rest_is_shown() {
         assert!(line.starts_with(&format!("hopline: `{service}` cannot be counted: ")), "{said}");
         assert!(line.contains("RESOURCE_LOCKED") && line.contains(&format!("{service}.dead")), "{said}");
     }
+    let output = scene.dead(&["ls", "--json"]).await;
+    let told: Value = serde_json::from_slice(&output.stderr).expect("JSON, and one value");
+    let said = told["error"].as_str().expect("a sentence");
+    assert!(said.contains("`post.v1` cannot be counted: ") && said.contains("; `post.v2` cannot"), "{said}");
     let output = scene.dead(&["ls", "post"]).await;
     assert!(failure(&output, 1).contains("RESOURCE_LOCKED"), "{output:?}");
 }

@@ -9,7 +9,9 @@ use indicatif::ProgressBar;
 use super::load;
 use super::measured::{Load, Style};
 use super::serve::{Offer, Serving};
-use super::{Broker, Failed, coalesce, concurrency, methods, print, progress, report, seconds, size};
+use super::{Broker, coalesce, concurrency, methods, progress, report, seconds, size};
+use crate::failed::Failed;
+use crate::printed::print;
 
 /// Make calls for some seconds, and report how many there were and how long they took.
 ///
@@ -44,19 +46,17 @@ pub(crate) struct Call {
     /// How many methods take turns, of those that `hopline bench serve --methods` serves
     #[arg(long, default_value = "1", value_parser = methods)]
     methods: usize,
-    /// Print one JSON object, and no progress
-    #[arg(long)]
-    json: bool,
 }
 
 impl Call {
     pub(super) async fn run(self) -> Result<(), Failed> {
-        let Self { broker, concurrency, seconds: measured, size, coalesce, style, methods, json } = self;
+        let Self { broker, concurrency, seconds: measured, size, coalesce, style, methods } = self;
+        let json = broker.json;
         if style == Style::Oneway && methods > 1 {
-            return Err(Failed::Usage("there is one oneway method: leave out `--methods` or `--style`".to_owned()));
+            return Err(Failed::usage("there is one oneway method: leave out `--methods` or `--style`".to_owned()));
         }
         let load = Load { concurrency, size, coalesce, style, methods, measured };
-        let served = match broker.in_memory() {
+        let served = match broker.address.in_memory() {
             true => Some(Serving::start(&broker, &Offer { instances: 1, work_us: 0, methods, quorum: false }).await?),
             false => None,
         };
@@ -74,8 +74,8 @@ impl Call {
             false => report::text(&load, &measured, served_here),
         })?;
         match measured.first_error {
-            Some(first) => Err(Failed::Run(format!("{} calls failed, the first one with: {first}", measured.errors))),
-            None if measured.calls() == 0 => Err(Failed::Run(
+            Some(first) => Err(Failed::run(format!("{} calls failed, the first one with: {first}", measured.errors))),
+            None if measured.calls() == 0 => Err(Failed::run(
                 "no call ended in the time that was measured: allow more `--seconds`, or fewer in flight".to_owned(),
             )),
             None => Ok(()),

@@ -13,7 +13,9 @@ use tokio::time::{Instant, sleep_until};
 
 use super::measured::{Load, Measured, Style};
 use super::serve::{NOTE, SERVICE, echo};
-use super::{Broker, Failed, millis, process};
+use super::{Broker, millis, process};
+use crate::address::said;
+use crate::failed::Failed;
 
 /// How many histograms the callers share: few enough to use little memory, and many enough that callers seldom wait for
 /// one.
@@ -106,7 +108,10 @@ impl Run {
                 Ok(_) => {}
                 Err(Error::Fault(fault)) if fault.code == Code::Unimplemented => {
                     let Load { methods, .. } = self.load;
-                    return Err(Failed::Run(format!("{fault} (start `hopline bench serve --methods {methods}`)")));
+                    return Err(Failed::run(format!("{fault} (start `hopline bench serve --methods {methods}`)")));
+                }
+                Err(error @ Error::NoService { .. }) => {
+                    return Err(Failed::run(format!("{} (start one with `hopline bench serve`)", said(&error))));
                 }
                 Err(error) => return Err(error.into()),
             }

@@ -9,7 +9,10 @@ use hopline::{Context, Error, Fault, Method, Running, Service};
 use serde_bytes::ByteBuf;
 use tokio::task::JoinSet;
 
-use super::{Broker, Failed, instances, methods, print, process};
+use super::{Broker, instances, methods, process};
+use crate::failed::Failed;
+use crate::printed::{json, print};
+use crate::signals;
 
 /// The name of the service, as callers write it.
 pub(super) const SERVICE: &str = "bench.v1";
@@ -59,14 +62,14 @@ pub(super) struct Offer {
 impl Serve {
     pub(super) async fn run(self) -> Result<(), Failed> {
         let Self { broker, offer, until_input_ends } = self;
-        if broker.in_memory() {
-            return Err(Failed::Usage(
+        if broker.address.in_memory() {
+            return Err(Failed::usage(
                 "nobody else could call what is served at `memory://`, which ends with this process: `hopline bench \
                  call` serves for itself there"
                     .to_owned(),
             ));
         }
-        let signal = process::told_to_end().map_err(|error| Failed::at("cannot hear of signals", error))?;
+        let signal = signals::told_to_end().map_err(|error| Failed::at("cannot hear of signals", error))?;
         let end = async {
             tokio::select! {
                 () = signal => {}
@@ -83,7 +86,7 @@ async fn serve(broker: &Broker, offer: &Offer, end: impl Future<Output = ()>) ->
         serving = Serving::start(broker, offer) => serving?,
         () = &mut end => return Ok(()),
     };
-    print(READY)?;
+    print(&if broker.json { json(&serde_json::json!({ READY: SERVICE })) } else { READY.to_owned() })?;
     end.await;
     serving.drain().await;
     Ok(())

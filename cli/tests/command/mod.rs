@@ -3,10 +3,12 @@
 // Each test program uses only a part of this module.
 #![allow(dead_code)]
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use hopline::{Client, Server};
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::process::{ChildStderr, ChildStdout};
 
 /// How long a test waits for what has to come, before it fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -18,6 +20,8 @@ pub(crate) fn cleaned() -> Command {
         command.env_remove(variable);
     }
     command.env_remove("RUST_LOG");
+    // Nor the contexts of the tester.
+    command.env("XDG_CONFIG_HOME", concat!(env!("CARGO_TARGET_TMPDIR"), "/no-contexts"));
     command
 }
 
@@ -26,6 +30,52 @@ pub(crate) fn hopline(arguments: &[&str]) -> assert_cmd::Command {
     let mut command = assert_cmd::Command::from_std(cleaned());
     command.timeout(PATIENCE).args(arguments);
     command
+}
+
+/// A command that goes on, with a line at a time of what it prints. It is killed when this is dropped.
+pub(crate) struct Going {
+    process: tokio::process::Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    notes: Lines<BufReader<ChildStderr>>,
+}
+
+impl Going {
+    pub(crate) fn start(command: Command) -> Self {
+        let mut command = tokio::process::Command::from(command);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let mut process = command.spawn().expect("it can be run");
+        let lines = BufReader::new(process.stdout.take().expect("it is piped")).lines();
+        let notes = BufReader::new(process.stderr.take().expect("it is piped")).lines();
+        Self { process, lines, notes }
+    }
+
+    /// The next line that it prints. `None` if there are no more.
+    pub(crate) async fn line(&mut self) -> Option<String> {
+        soon(self.lines.next_line()).await.expect("it prints text")
+    }
+
+    /// The next line on stderr.
+    pub(crate) async fn note(&mut self) -> String {
+        soon(self.notes.next_line()).await.expect("it prints text").expect("it says something")
+    }
+
+    /// Sends a signal, such as `TERM`.
+    pub(crate) async fn signal(&self, signal: &str) {
+        let id = self.process.id().expect("it has not ended").to_string();
+        // A shell has `kill` built in.
+        let told = tokio::process::Command::new("sh").args(["-c", "kill -s \"$0\" \"$1\"", signal, &id]).status().await;
+        assert!(told.expect("there is a shell").success());
+    }
+
+    /// Its exit code, once it has ended.
+    pub(crate) async fn code(&mut self) -> Option<i32> {
+        soon(self.process.wait()).await.expect("it can be waited for").code()
+    }
+}
+
+/// Waits for what has to come.
+pub(crate) async fn soon<F: Future>(event: F) -> F::Output {
+    tokio::time::timeout(PATIENCE, event).await.expect("what has to happen happens within a minute")
 }
 
 /// A place of its own on the RabbitMQ under test.
@@ -38,6 +88,19 @@ impl Place {
     pub(crate) fn new(name: &str) -> Self {
         let url = std::env::var("HOPLINE_TEST_URL").expect("HOPLINE_TEST_URL names a RabbitMQ");
         Self { url, namespace: format!("cli-{}-{name}", std::process::id()) }
+    }
+
+    /// The command with these arguments, in this place.
+    pub(crate) fn here(&self, arguments: &[&str]) -> Command {
+        let mut command = cleaned();
+        command.args(arguments).args(["--url", &self.url, "--namespace", &self.namespace]);
+        command
+    }
+
+    /// What becomes of the command with these arguments, in this place.
+    pub(crate) async fn run_here(&self, arguments: &[&str]) -> Output {
+        let mut command = tokio::process::Command::from(self.here(arguments));
+        soon(command.kill_on_drop(true).output()).await.expect("it can be run")
     }
 
     pub(crate) async fn client(&self) -> Client {
