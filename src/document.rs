@@ -124,7 +124,8 @@ impl Document for Instance {
 #[serde(default)]
 #[non_exhaustive]
 pub struct MethodInfo {
-    /// The name to call it by.
+    /// The name to call it by, or `*` for what answers the calls of all other methods:
+    /// [`Service::fallback`](crate::Service::fallback).
     pub name: String,
     /// Its declaration in the language of the service, or only the name if the declaration is not known.
     pub signature: String,

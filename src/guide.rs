@@ -22,6 +22,7 @@ pages! {
     ChangingAContract = "docs/guide/src/changing-a-contract.md",
     Deploying = "docs/guide/src/deploying.md",
     Cluster = "docs/guide/src/cluster.md",
+    TheCommand = "docs/guide/src/command.md",
     Discovery = "docs/guide/src/discovery.md",
     #[cfg(feature = "tls")]
     Security = "docs/guide/src/security.md",

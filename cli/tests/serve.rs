@@ -14,7 +14,7 @@ const SCRIPT: &str = r#"{"method": "add", "reply": 5}
 {"method": "find", "fault": "NOT_FOUND", "message": "there is no order 7"}
 {"method": "turns", "reply": "first"}
 {"method": "turns", "reply": "then", "delay_ms": 1}
-{"method": "slow", "reply": "done", "delay_ms": 500}
+{"method": "slow", "reply": "done", "delay_ms": 1500}
 {"method": "note", "reply": null, "oneway": true}
 "#;
 
@@ -95,8 +95,9 @@ async fn a_script_says_what_each_method_answers() {
     let asker = scene.client().await;
     let running = async {
         loop {
-            let stats = asker.registry().stats("shop.v2").await.expect("it is asked");
-            if stats.iter().any(|stats| stats.running > 0) {
+            let stats = asker.registry().count(1).stats("shop.v2").await.expect("it is asked");
+            let methods = stats.iter().flat_map(|stats| &stats.methods);
+            if methods.filter(|method| method.name == "slow").any(|method| method.running + method.finished > 0) {
                 return;
             }
         }

@@ -79,7 +79,7 @@ impl Document for InstanceStats {
 #[serde(default)]
 #[non_exhaustive]
 pub struct MethodStats {
-    /// The method's name.
+    /// The method's name, or `*` as in [`MethodInfo`](crate::MethodInfo).
     pub name: String,
     /// Calls that are running now.
     pub running: u64,
