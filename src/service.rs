@@ -113,7 +113,7 @@ impl Service {
     /// Adds a method, by its name or as a [`Method`] with settings. The handler takes its [arguments](Arguments) as one
     /// tuple, or as `[(); 0]` if there are none.
     ///
-    /// The handler's error is any serde type, or a [`Fault`] with a code of your choice.
+    /// The handler's error is any serde type, or a [`Fault`](crate::Fault) with a code of your choice.
     ///
     /// When the caller gives up or the deadline passes, the handler's future is dropped at the point where it waits.
     /// The rest of it does not run. That is right for a method that only reads, and wrong for work that must not stay
