@@ -38,6 +38,8 @@ pub use self::traffic::Traffic;
 use crate::error::Error;
 use crate::exchanges::Exchanges;
 use crate::state::State;
+use crate::topology::{Namespace, ServiceId};
+use crate::transport::QueueCount;
 
 /// Makes calls and publishes events. Cloning is cheap, and all clones share one connection. It is closed when the last
 /// of them is dropped.
@@ -58,6 +60,7 @@ struct Inner {
     instance: Arc<str>,
     /// How the client names itself to servers: its name, if people gave it one, and its id.
     caller: Arc<str>,
+    namespace: Namespace,
     exchanges: Exchanges,
     targets: Targets,
     router: Router,
@@ -179,6 +182,16 @@ impl Client {
 
     pub(crate) fn is_closed(&self) -> bool {
         self.0.line.is_closed()
+    }
+
+    /// How much is in the queues of a service: of calls, of oneway calls, and of dead letters.
+    pub(crate) async fn queues(&self, service: &ServiceId) -> Result<[Option<QueueCount>; 3], Error> {
+        let namespace = &self.0.namespace;
+        let [calls, work, dead] =
+            [namespace.calls_queue(service), namespace.work_queue(service), namespace.dead_queue(service)];
+        let line = &self.0.line;
+        let (calls, work, dead) = tokio::try_join!(line.count(calls), line.count(work), line.count(dead))?;
+        Ok([calls, work, dead])
     }
 
     /// What instances announce, from now on.

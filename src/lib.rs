@@ -221,11 +221,11 @@ pub use dead::{
 pub use document::{Histogram, Instance, InstanceStats, LastFault, MethodInfo, MethodStats};
 pub use error::{CallError, Code, Error, Fault, Unanswered};
 pub use middleware::{Finished, Invocation, Middleware, Next, Reply, Style};
-pub use registry::{Change, Pong, Registry};
+pub use registry::{Change, Pong, Registry, ServiceQueues};
 pub use route::{Route, Weights};
 pub use server::{Caller, Running, Server, ServerBuilder};
 pub use service::{Dispatch, Failure, IntoService, Method, Service};
 pub use state::State;
 pub use topology::ServiceId;
 #[cfg(feature = "tls")]
-pub use transport::Tls;
+pub use transport::{QueueCount, Tls};

@@ -2,6 +2,7 @@
 //! a list of them. `registry/watch.rs` follows what changes.
 
 mod follow;
+mod queues;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use futures::StreamExt;
 use tokio::time::Instant;
 
 pub(crate) use self::follow::follow;
+pub use self::queues::ServiceQueues;
 pub use self::watch::Change;
 use crate::client::{ArgumentWriter, Client, Request, Target};
 use crate::clock::later;

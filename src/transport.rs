@@ -21,7 +21,7 @@ use std::sync::Arc;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
-pub use self::consuming::{Consumer, ConsumerEnd, Death, Delivery, Mode, Settle};
+pub use self::consuming::{Consumer, ConsumerEnd, Death, Delivery, Mode, QueueCount, Settle};
 pub(crate) use self::consuming::{Life, Settler, Stop};
 pub use self::dial::Dial;
 pub(crate) use self::dial::DialSettings;
@@ -206,6 +206,15 @@ impl Transport {
     /// # Errors
     /// `Broker` if the queue belongs to another connection, `Disconnected` if the connection is lost.
     pub async fn count(&self, queue: &str) -> Result<Option<u64>, Error> {
+        Ok(self.look_at(queue).await?.map(|count| count.waiting))
+    }
+
+    /// How many messages of a queue are ready, as [`count`](Self::count) says, and how many consumers it has. `None` if
+    /// there is no such queue.
+    ///
+    /// # Errors
+    /// As [`count`](Self::count).
+    pub async fn look_at(&self, queue: &str) -> Result<Option<QueueCount>, Error> {
         match self {
             Self::Memory(connection) => connection.count(queue).await,
             Self::Rabbit(connection) => connection.count(queue).await,

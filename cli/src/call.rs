@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use futures::StreamExt as _;
-use hopline::{CallError, Client, Codec, Error, ServiceId, environment};
+use hopline::{CallError, Client, Codec, Error, Route, ServiceId, Weights, environment};
 use serde_json::{Value, json};
 
 use crate::address::{Address, Namespace, closed, within};
@@ -45,6 +45,10 @@ pub(crate) struct Call {
     /// The instance to call, and not any other
     #[arg(long, value_name = "INSTANCE", conflicts_with = "all")]
     to: Option<String>,
+    /// How the instance is chosen: any, round-robin, least-in-flight, key=KEY (the same instance for the same key),
+    /// weight=ATTRIBUTE, or zone=ATTRIBUTE=VALUE
+    #[arg(long, value_name = "ROUTE", value_parser = route, conflicts_with_all = ["to", "all", "oneway"])]
+    route: Option<Route>,
     /// Call every instance, and print an array of what they reply: each with its instance, and a result or an error
     #[arg(long)]
     all: bool,
@@ -171,7 +175,11 @@ impl Call {
     /// The call with all its options, for a reply.
     fn call(&self, client: &Client, left: Duration) -> hopline::Call<Value, Value> {
         let call = client.call::<Value>(&self.target.service, &self.target.method, self.arguments.0.clone());
-        self.with_options(call.fails_with::<Value>().timeout(left))
+        let call = self.with_options(call.fails_with::<Value>().timeout(left));
+        match &self.route {
+            Some(route) => call.route(route.clone()),
+            None => call,
+        }
     }
 
     fn with_options<T, E>(&self, call: hopline::Call<T, E>) -> hopline::Call<T, E> {
@@ -202,6 +210,25 @@ impl Call {
 fn target(text: &str) -> Result<Target, String> {
     let (service, method) = ServiceId::with_method(text).map_err(|error| error.to_string())?;
     Ok(Target { service: service.to_string(), method: method.to_owned() })
+}
+
+fn route(text: &str) -> Result<Route, String> {
+    let named = text.split_once('=').filter(|(_, value)| !value.is_empty());
+    match (text, named) {
+        ("any", _) => Ok(Route::Any),
+        ("round-robin", _) => Ok(Route::RoundRobin),
+        ("least-in-flight", _) => Ok(Route::LeastInFlight),
+        (_, Some(("key", key))) => Ok(Route::Key(key.to_owned())),
+        (_, Some(("weight", attribute))) => Ok(Route::Weighted(Weights::Attribute(attribute.to_owned()))),
+        (_, Some(("zone", zone))) => {
+            let Entry { name: attribute, value } =
+                entry(zone).map_err(|_| "write zone=ATTRIBUTE=VALUE, such as zone=zone=eu1")?;
+            Ok(Route::Zone { attribute, value })
+        }
+        _ => {
+            Err("write any, round-robin, least-in-flight, key=KEY, weight=ATTRIBUTE or zone=ATTRIBUTE=VALUE".to_owned())
+        }
+    }
 }
 
 pub(crate) fn entry(text: &str) -> Result<Entry, String> {

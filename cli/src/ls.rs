@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use hopline::{Histogram, InstanceStats};
+use hopline::{Histogram, InstanceStats, ServiceQueues};
 use serde_json::json;
 
 use crate::asking::Asking;
@@ -17,7 +17,9 @@ const SAMPLE: Duration = Duration::from_secs(1);
 /// List the services, and how busy they are.
 ///
 /// Each instance is asked twice, a second apart: CALLS/S is what ended in between. The other numbers count from the
-/// start of the instances. P50 and P99 say how long handlers ran at most, in half and in 99 % of the calls. In JSON they
+/// start of the instances. WAITING is how many messages wait in the queues of the service for a reader, and DEAD how
+/// many dead letters there are. Where the broker has another number of readers than instances reply, INSTANCES says so: a
+/// reader may hang, or have no permission to reply. P50 and P99 say how long handlers ran at most, in half and in 99 % of the calls. In JSON they
 /// are `p50_us` and `p99_us`, in microseconds, and null if it was over 10 s or there was no call.
 #[derive(Args)]
 #[command(after_help = "Example:\n  hopline ls --url amqp://broker.example.com")]
@@ -35,6 +37,24 @@ struct Sum {
     errors: u64,
     handler_time: Histogram,
     calls_per_s: f64,
+    queues: Option<ServiceQueues>,
+}
+
+impl Sum {
+    /// How many messages wait. `None` if the broker has not said.
+    fn waiting(&self) -> Option<u64> {
+        let queues = self.queues?;
+        Some([queues.calls, queues.oneway].into_iter().flatten().map(|queue| queue.waiting).sum())
+    }
+
+    fn dead(&self) -> Option<u64> {
+        Some(self.queues?.dead.map_or(0, |dead| dead.waiting))
+    }
+
+    /// How many read the queue of calls. `None` if the broker has not said, or there is no such queue.
+    fn readers(&self) -> Option<u64> {
+        self.queues?.calls.map(|queue| queue.consumers.into())
+    }
 }
 
 impl Ls {
@@ -44,7 +64,13 @@ impl Ls {
                 let (before, began) = (registry.all_stats().await?, Instant::now());
                 tokio::time::sleep(SAMPLE).await;
                 let (after, lasted) = (registry.all_stats().await?, began.elapsed());
-                let sums = summed(&before, &after, lasted);
+                let mut sums = summed(&before, &after, lasted);
+                for (service, sum) in &mut sums {
+                    match registry.queues(service).await {
+                        Ok(queues) => sum.queues = Some(queues),
+                        Err(error) => tell(&format!("the queues of {service} are not counted: {error}")),
+                    }
+                }
                 if sums.is_empty() {
                     tell(&format!("no instance replies in the namespace `{}`", self.asking.namespace.namespace));
                 }
@@ -82,19 +108,26 @@ fn as_json(sums: &BTreeMap<String, Sum>) -> String {
         let micros = |share| known(share).map(|time| time.as_micros() as u64);
         json!({
             "service": service, "instances": sum.instances, "running": sum.running, "finished": sum.finished,
-            "errors": sum.errors, "calls_per_s": sum.calls_per_s, "p50_us": micros(0.5), "p99_us": micros(0.99),
+            "errors": sum.errors, "waiting": sum.waiting(), "dead": sum.dead(), "readers": sum.readers(),
+            "calls_per_s": sum.calls_per_s, "p50_us": micros(0.5), "p99_us": micros(0.99),
         })
     };
     json(&sums.iter().map(one).collect::<Vec<_>>())
 }
 
 fn as_table(sums: &BTreeMap<String, Sum>) -> String {
-    let head = ["SERVICE", "INSTANCES", "RUNNING", "CALLS", "ERRORS", "CALLS/S", "P50", "P99"].map(str::to_owned);
+    let head = ["SERVICE", "INSTANCES", "RUNNING", "WAITING", "DEAD", "CALLS", "ERRORS", "CALLS/S", "P50", "P99"]
+        .map(str::to_owned);
     let row = |(service, sum): (&String, &Sum)| {
         [
             service.clone(),
-            sum.instances.to_string(),
+            match sum.readers() {
+                Some(readers) if readers != sum.instances as u64 => format!("{} of {readers}", sum.instances),
+                _ => sum.instances.to_string(),
+            },
             sum.running.to_string(),
+            sum.waiting().map_or("?".to_owned(), |waiting| waiting.to_string()),
+            sum.dead().map_or("?".to_owned(), |dead| dead.to_string()),
             sum.finished.to_string(),
             sum.errors.to_string(),
             format!("{:.0}", sum.calls_per_s),

@@ -373,6 +373,7 @@ impl ClientBuilder {
         let rules = Rules { max_message_size: calls.max_message_size, blocked_wait, max_in_flight };
         Client(Arc::new(Inner {
             exchanges: Exchanges::of(&sessions.namespace),
+            namespace: sessions.namespace.clone(),
             caller: match &decided.dial.name {
                 Some(name) => format!("{name} {instance}").into(),
                 None => instance.clone(),

@@ -24,10 +24,11 @@ use super::session::{Session, Sessions};
 use super::target::Target;
 use super::{Absent, Traffic};
 use crate::document::Announcement;
+use crate::error::Error;
 use crate::exchanges::Address;
 use crate::outgoing::Parcel;
 use crate::state::State;
-use crate::transport::Lost;
+use crate::transport::{Lost, QueueCount};
 
 /// How many news of instances may wait to be read. Who lets more wait begins to watch anew.
 const NEWS: usize = 4096;
@@ -111,6 +112,8 @@ enum Order {
     Forget(Uuid, Option<Box<Addressed>>),
     /// The deadline of this call has passed. The task tells the caller what is known of it.
     Overdue(Uuid),
+    /// Ask the broker how much is in this queue.
+    Count(String, oneshot::Sender<Result<Option<QueueCount>, Error>>),
     /// Tell this watcher what instances announce.
     Watch(mpsc::Sender<InstanceNews>),
     /// End everything that waits, and close the connection.
@@ -225,6 +228,14 @@ impl Line {
     /// Why no reply comes, as far as the state of the connection tells.
     pub(super) fn reason(&self) -> Arc<str> {
         self.shared.reason()
+    }
+
+    /// How much is in a queue. `None` if there is no such queue.
+    pub(super) async fn count(&self, queue: String) -> Result<Option<QueueCount>, Error> {
+        let (answer, told) = oneshot::channel();
+        // A task that has ended drops it.
+        let _ = self.orders.send(Order::Count(queue, answer));
+        told.await.unwrap_or_else(|_| Err(Lost::connection(false, self.reason()).into()))
     }
 
     /// What instances announce, from now on.

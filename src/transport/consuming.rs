@@ -38,6 +38,15 @@ impl Mode {
     }
 }
 
+/// How much is in a queue.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct QueueCount {
+    /// Messages that are ready, without those that are delivered and not settled. Several calls may share a message.
+    pub waiting: u64,
+    /// Consumers.
+    pub consumers: u32,
+}
+
 /// How a consumer settles a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settle {

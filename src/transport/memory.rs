@@ -21,7 +21,9 @@ use uuid::Uuid;
 use self::broker::{BrokerState, Peer};
 use self::channel::Consumption;
 use self::faults::EndReason;
-use super::{Consumer, Delivery, Event, Life, Lost, Mode, Publication, Receipt, ReceiptSender, Settle, Stop};
+use super::{
+    Consumer, Delivery, Event, Life, Lost, Mode, Publication, QueueCount, Receipt, ReceiptSender, Settle, Stop,
+};
 use crate::error::Error;
 use crate::topology::{Binding, Declaration};
 
@@ -254,7 +256,7 @@ impl MemoryConnection {
     ///
     /// # Errors
     /// `Broker` if the queue belongs to another connection, `Disconnected` after [`MemoryConnection::close`].
-    pub async fn count(&self, queue: &str) -> Result<Option<u64>, Error> {
+    pub async fn count(&self, queue: &str) -> Result<Option<QueueCount>, Error> {
         self.answers(Some(queue)).await?.count(self.0.id, queue)
     }
 

@@ -41,7 +41,7 @@ use crate::error::Error;
 use crate::limits::ANSWER_TIMEOUT;
 use crate::topology::{Binding, Declaration};
 use crate::transport::address::RabbitAddress;
-use crate::transport::{Consumer, Delivery, Dial, Event, Mode, Publication, ReceiptSender, Role};
+use crate::transport::{Consumer, Delivery, Dial, Event, Mode, Publication, QueueCount, ReceiptSender, Role};
 use connection::{CLOSE_TIMEOUT, Link, News, Refusal};
 use diagnosis::ConnectStage;
 use exchanges::KnownExchanges;
@@ -277,7 +277,7 @@ impl RabbitConnection {
     }
 
     /// How many messages in a queue are ready to be delivered. `None` if there is no such queue.
-    pub(super) async fn count(&self, queue: &str) -> Result<Option<u64>, Error> {
+    pub(super) async fn count(&self, queue: &str) -> Result<Option<QueueCount>, Error> {
         in_time(&format!("count the messages of the queue `{queue}`"), self.0.puller.count(queue)).await
     }
 

@@ -11,7 +11,7 @@ use super::broker::{BrokerState, locked, missing};
 use super::queue::{MemoryQueue, QueueEntry, StoredMessage};
 use crate::error::Error;
 use crate::topology::QueueKind;
-use crate::transport::{ConsumerEnd, Delivery, Life, Mode, Settle, Settler};
+use crate::transport::{ConsumerEnd, Delivery, Life, Mode, QueueCount, Settle, Settler};
 
 /// RabbitMQ's word for a message that was delivered too often.
 const DELIVERY_LIMIT: &str = "delivery_limit";
@@ -105,12 +105,15 @@ impl BrokerState {
     }
 
     /// How many messages of a queue are ready.
-    pub(super) fn count(&self, connection: u64, queue: &str) -> Result<Option<u64>, Error> {
+    pub(super) fn count(&self, connection: u64, queue: &str) -> Result<Option<QueueCount>, Error> {
         match self.queues.get(queue) {
             Some(state) if state.is_locked_to(connection) => {
                 Err(locked(format!("count the messages of the queue `{queue}`")))
             }
-            state => Ok(state.map(|state| state.len() as u64)),
+            state => Ok(state.map(|state| QueueCount {
+                waiting: state.len() as u64,
+                consumers: u32::try_from(state.consumers.len()).unwrap_or(u32::MAX),
+            })),
         }
     }
 

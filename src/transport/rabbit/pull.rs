@@ -17,7 +17,7 @@ use super::declare;
 use super::feed::delivered;
 use crate::error::Error;
 use crate::transport::rabbit::properties::short;
-use crate::transport::{Delivery, Life, Settle, Settler};
+use crate::transport::{Delivery, Life, QueueCount, Settle, Settler};
 
 /// How long a channel stays open for the next question when all its deliveries are settled.
 const IDLE: Duration = Duration::from_secs(1);
@@ -88,11 +88,11 @@ impl Puller {
         let _ = questions.send(answer);
     }
 
-    /// Counts the messages in a queue that are ready to be delivered. `None` if there is no such queue.
+    /// Counts the messages in a queue that are ready to be delivered, and its consumers. `None` if there is no such queue.
     ///
     /// # Errors
     /// As [`Puller::get`].
-    pub(super) async fn count(&self, queue: &str) -> Result<Option<u64>, Error> {
+    pub(super) async fn count(&self, queue: &str) -> Result<Option<QueueCount>, Error> {
         let counting = count(self.link.clone(), short(queue).map_err(Error::Invalid)?);
         // It runs on a task, so that the channel is closed even if the caller stops waiting.
         let counted = self.questions.spawn_on(counting, &self.runtime).await;
@@ -108,13 +108,13 @@ fn ended() -> Refusal {
 }
 
 /// Counts on a channel of its own, since the broker closes the channel if there is no such queue.
-async fn count(link: Arc<Link>, queue: ShortString) -> Result<Option<u64>, Refusal> {
+async fn count(link: Arc<Link>, queue: ShortString) -> Result<Option<QueueCount>, Refusal> {
     let channel = link.channel().await?;
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
     match link.hear(channel.queue_declare(queue, options, FieldTable::default())).await {
         Ok(queue) => {
             declare::close(&link, &channel).await;
-            Ok(Some(queue.message_count().into()))
+            Ok(Some(QueueCount { waiting: queue.message_count().into(), consumers: queue.consumer_count() }))
         }
         Err(Refusal::Refused { code: NOT_FOUND, text }) if is_missing(&text) => Ok(None),
         Err(refusal) => Err(refusal),

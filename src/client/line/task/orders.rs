@@ -35,6 +35,13 @@ impl LineTask {
             }
             Order::Forget(id, cancel) => self.forget(id, cancel.map(|cancel| *cancel)),
             Order::Overdue(id) => self.overdue(id),
+            Order::Count(queue, answer) => {
+                // Without a connection, dropping it says so.
+                if let Some(transport) = self.session.as_ref().map(|session| session.transport.clone()) {
+                    // An error means that nobody waits for it.
+                    tokio::spawn(async move { drop(answer.send(transport.look_at(&queue).await)) });
+                }
+            }
             Order::Watch(watcher) => self.watch(watcher),
             Order::Close(done) => {
                 let sessions = self.session.iter().chain(self.former.as_ref().map(|former| &former.session));
