@@ -5,6 +5,8 @@
 //! missing. A change that an older reader would misread needs a new version.
 
 mod announcement;
+#[cfg(feature = "schema")]
+mod schema;
 mod stats;
 
 use std::collections::BTreeMap;
@@ -14,6 +16,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::announcement::{ANNOUNCED, Announcement, LifeState};
+#[cfg(feature = "schema")]
+pub use self::schema::{MethodSchema, ParameterSchema, ServiceSchema};
 pub use self::stats::{Histogram, InstanceStats, LastFault, MethodStats};
 
 /// The question whether an instance is up. The result is empty. All names of questions contain a dot, so that
@@ -23,6 +27,9 @@ pub(crate) const PING: &str = "hopline.ping";
 pub(crate) const INFO: &str = "hopline.info";
 /// The question for an [`InstanceStats`].
 pub(crate) const STATS: &str = "hopline.stats";
+/// The question for a [`ServiceSchema`].
+#[cfg(feature = "schema")]
+pub(crate) const SCHEMA: &str = "hopline.schema";
 
 /// A document that an instance can be asked for.
 pub(crate) trait Document: Serialize + DeserializeOwned {
@@ -141,6 +148,9 @@ pub struct MethodInfo {
     /// The time-out of calls that set none, in milliseconds, as the service's trait declares it. `None`: that is up to
     /// the client.
     pub timeout_ms: Option<u64>,
+    /// Whether the instance knows the schema of its types. The cargo feature `schema` has `Registry::schema`, which asks
+    /// for it.
+    pub schema: bool,
 }
 
 #[cfg(test)]
@@ -174,6 +184,7 @@ mod tests {
                 finishes: true,
                 dedup_ms: Some(7),
                 timeout_ms: None,
+                schema: true,
             };
             let info = Instance {
                 service: "math.v1".into(),

@@ -203,6 +203,8 @@ pub mod transport;
 #[doc(hidden)]
 pub mod bench;
 pub mod blocking;
+#[cfg(feature = "schema")]
+pub mod dynamic;
 pub mod environment;
 pub mod testing;
 #[cfg(doctest)]
@@ -218,12 +220,16 @@ pub use context::Context;
 pub use dead::{
     DeadLetter, DeadLetters, DeadLettersBuilder, EarlierDeath, Fate, Handled, LetterKind, Listed, WhichLetters,
 };
+#[cfg(feature = "schema")]
+pub use document::{MethodSchema, ParameterSchema, ServiceSchema};
 pub use document::{Histogram, Instance, InstanceStats, LastFault, MethodInfo, MethodStats};
 pub use error::{CallError, Code, Error, Fault, Unanswered};
 pub use middleware::{Finished, Invocation, Middleware, Next, Reply, Style};
 pub use registry::{Change, Pong, Registry, ServiceQueues};
 pub use route::{Route, Weights};
 pub use server::{Caller, Running, Server, ServerBuilder};
+#[doc(hidden)]
+pub use service::{Probe, Undescribed};
 pub use service::{Dispatch, Failure, IntoService, Method, Service};
 pub use state::State;
 pub use topology::ServiceId;

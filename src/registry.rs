@@ -18,7 +18,13 @@ pub use self::watch::Change;
 use crate::client::{ArgumentWriter, Client, Request, Target};
 use crate::clock::later;
 use crate::codec::CodecError;
+#[cfg(feature = "schema")]
+use crate::client::Absent;
+#[cfg(feature = "schema")]
+use crate::document::ServiceSchema;
 use crate::document::{Document, Instance, InstanceStats, PING, Typed};
+#[cfg(feature = "schema")]
+use crate::error::Code;
 use crate::error::Error;
 use crate::exchanges::Recipients;
 use crate::middleware::Reply;
@@ -143,6 +149,35 @@ impl Registry {
         self.documents(None).await
     }
 
+    /// What the methods of `service` take and return, as one of its instances says, any of them. While a new version is
+    /// rolled out, another may say something else. Needs the cargo feature `schema`.
+    ///
+    /// ```
+    /// # async fn example(client: hopline::Client) -> Result<(), hopline::Error> {
+    /// let schema = client.registry().schema("demo").await?;
+    /// println!("{} methods", schema.methods.len());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// `NoService` if no instance is there, a `Fault` with the code `UNIMPLEMENTED` from one that knows no schemas, and as
+    /// a call: `Disconnected`, `Blocked`, `Timeout` after the [total time](Self::total), and `UnreadableReply`.
+    #[cfg(feature = "schema")]
+    pub async fn schema(&self, service: &str) -> Result<ServiceSchema, Error> {
+        let request = self.request(ServiceSchema::QUESTION, ServiceId::parse(service), Route::Any);
+        // Any instance may tell it, as often as it is asked, and one that is not there yet has no use.
+        let request = Request { absent: Some(Absent::Fail), idempotent: true, ..request };
+        match self.client.begin(request)?.await {
+            Ok(reply) => read(&reply).ok_or_else(not_a::<ServiceSchema>),
+            Err(Error::Fault(mut fault)) if fault.code == Code::Unimplemented => {
+                let why = "knows no schemas: its server needs the cargo feature `schema` of Hopline";
+                fault.message = format!("an instance of `{service}` {why}");
+                Err(Error::Fault(fault))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// The instances of `service` that are there, sorted by their ids, and how long each takes to say so. No handler runs
     /// for it, and it does not wait for a place among the calls that run.
     ///
@@ -210,7 +245,7 @@ impl Registry {
     /// The document `D` of one instance of a service.
     async fn one<D: Document>(&self, service: &str, instance: &str) -> Result<D, Error> {
         let reply = self.ask_one(D::QUESTION, service, instance).await?;
-        read(&reply).ok_or_else(|| Error::UnreadableReply(CodecError(format!("the reply is no `{}`", D::TYPE))))
+        read(&reply).ok_or_else(not_a::<D>)
     }
 
     /// Asks one instance of a service.
@@ -236,6 +271,10 @@ impl Registry {
             None => std::future::pending().await,
         }
     }
+}
+
+fn not_a<D: Document>() -> Error {
+    Error::UnreadableReply(CodecError(format!("the reply is no `{}`", D::TYPE)))
 }
 
 /// The document in a reply. `None` if it is another document than `D`, or unreadable.

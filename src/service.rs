@@ -5,6 +5,7 @@ mod body;
 mod failure;
 mod handler;
 mod method;
+mod schema;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,6 +21,9 @@ pub(crate) use self::handler::{Answer, Handler, arguments_of, running};
 use self::method::MAX_PAUSE;
 pub use self::method::Method;
 use crate::codec::{Arguments, Codec};
+#[cfg(feature = "schema")]
+pub(crate) use self::schema::schema_of;
+pub use self::schema::{Probe, Undescribed};
 use crate::context::Context;
 use crate::middleware::{Chain, Middleware};
 use crate::topology::{CallsQueue, QueueKind, ServiceId, check_name};
@@ -194,6 +198,8 @@ impl Service {
                 method.name, method.retry.pause
             ));
         }
+        #[cfg(feature = "schema")]
+        self.problems.extend(method.problem.clone());
         let name = method.name.clone();
         if self.methods.insert(name.clone(), (method, handler)).is_some() {
             self.problems.push(format!("the method `{name}` is there twice"));

@@ -137,10 +137,19 @@ fn served(method: &Method, calculator: &Ident) -> TokenStream {
         options.pause_ms.map(millis).map(|time| quote_spanned!(at=> .pause(#time))),
     ];
     let natures = natures.into_iter().flatten();
+    let names = idents.iter().map(|ident| ident.unraw().to_string());
     quote_spanned! {at=>
         #(#cfg)*
         let service = service.method::<_, #returned, _, _>(
-            ::hopline::Method::new(#wire_name).signature(#signature) #(#natures)*,
+            {
+                // Of two functions with one name: see `Probe`.
+                #[allow(unused_imports)]
+                use ::hopline::Undescribed as _;
+                <::hopline::Probe<#arguments, #returned>>::describe(
+                    ::hopline::Method::new(#wire_name).signature(#signature) #(#natures)*,
+                    &[#(#names),*],
+                )
+            },
             {
                 let implementation = ::std::sync::Arc::clone(&implementation);
                 move |#context: ::hopline::Context, #pattern: #arguments| {

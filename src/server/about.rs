@@ -6,6 +6,8 @@ use super::process;
 use super::worker::Worker;
 use crate::codec::Codec;
 use crate::compression::{Compression, Readable};
+#[cfg(feature = "schema")]
+use crate::document::SCHEMA;
 use crate::document::{INFO, Instance, InstanceStats, PING, STATS};
 use crate::error::{Code, Fault};
 use crate::frame::micros;
@@ -19,6 +21,8 @@ impl Worker {
             PING => Some(written(codec, &())),
             INFO => Some(written(codec, &self.info())),
             STATS => Some(written(codec, &self.stats())),
+            #[cfg(feature = "schema")]
+            SCHEMA => Some(written(codec, self.schema())),
             _ => None,
         }
     }
@@ -40,6 +44,15 @@ impl Worker {
             attributes: self.site.attributes.clone(),
             methods: self.all_methods().map(|served| served.method.info()).collect(),
         }
+    }
+
+    /// What its methods take and return. Made when it is asked for the first time.
+    #[cfg(feature = "schema")]
+    fn schema(&self) -> &crate::document::ServiceSchema {
+        self.schema.get_or_init(|| {
+            let methods = self.methods.values().map(|served| &served.method);
+            crate::service::schema_of(&self.name, &self.site.instance, methods)
+        })
     }
 
     /// How busy this instance is. The methods and the running calls count separately; this puts both into one document.

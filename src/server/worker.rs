@@ -59,6 +59,8 @@ pub(super) struct Worker {
     pub(super) methods: BTreeMap<String, Arc<ServedMethod>>,
     /// What answers the calls of all other methods.
     pub(super) fallback: Option<Arc<ServedMethod>>,
+    #[cfg(feature = "schema")]
+    pub(super) schema: std::sync::OnceLock<crate::document::ServiceSchema>,
 }
 
 impl Worker {
@@ -90,6 +92,8 @@ impl Worker {
             claims: Mutex::default(),
             copies: Mutex::default(),
             dead_queue: DeadQueue::new(has_oneway),
+            #[cfg(feature = "schema")]
+            schema: std::sync::OnceLock::new(),
         })
     }
 

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+#[cfg(feature = "schema")]
+use super::schema::Types;
 use crate::document::MethodInfo;
 use crate::frame::millis;
 
@@ -30,6 +32,12 @@ pub struct Method {
     pub(crate) dedup: Option<Duration>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) retry: Retry,
+    /// What is wrong with its schema.
+    #[cfg(feature = "schema")]
+    pub(super) problem: Option<String>,
+    /// `None`: its types have no schema.
+    #[cfg(feature = "schema")]
+    pub(super) types: Option<Types>,
 }
 
 /// When a oneway call that failed is tried again.
@@ -76,6 +84,10 @@ impl Method {
             dedup: None,
             timeout: None,
             retry: Retry::default(),
+            #[cfg(feature = "schema")]
+            problem: None,
+            #[cfg(feature = "schema")]
+            types: None,
         }
     }
 
@@ -245,6 +257,10 @@ impl Method {
             finishes: self.finishes,
             dedup_ms: self.dedup.map(millis),
             timeout_ms: self.timeout.map(millis),
+            #[cfg(feature = "schema")]
+            schema: self.types.is_some(),
+            #[cfg(not(feature = "schema"))]
+            schema: false,
         }
     }
 }
