@@ -43,7 +43,16 @@ use crate::client::Client;
 use crate::document::ServiceSchema;
 use crate::error::Error;
 
-/// A service whose methods are called with JSON values. [`Client::dynamic`] makes one. See the [module](self).
+/// A service whose methods are called with JSON values. [`Client::dynamic`] makes one.
+///
+/// ```
+/// # use std::time::Duration;
+/// # async fn example(client: hopline::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// let demo = client.dynamic("demo").await?;
+/// let sum = demo.call("add", serde_json::json!({"a": 2, "b": 3}))?.timeout(Duration::from_secs(2)).await?;
+/// println!("{sum}");
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct Dynamic {
     client: Client,

@@ -207,6 +207,11 @@ pub mod blocking;
 pub mod dynamic;
 pub mod environment;
 pub mod testing;
+/// What the code needs that `#[hopline::service]` writes, beside the API.
+#[doc(hidden)]
+pub mod generated {
+    pub use crate::service::{Probe, Undescribed};
+}
 #[cfg(doctest)]
 mod guide;
 
@@ -228,8 +233,6 @@ pub use middleware::{Finished, Invocation, Middleware, Next, Reply, Style};
 pub use registry::{Change, Pong, Registry, ServiceQueues};
 pub use route::{Route, Weights};
 pub use server::{Caller, Running, Server, ServerBuilder};
-#[doc(hidden)]
-pub use service::{Probe, Undescribed};
 pub use service::{Dispatch, Failure, IntoService, Method, Service};
 pub use state::State;
 pub use topology::ServiceId;

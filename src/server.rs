@@ -182,7 +182,7 @@ impl Server {
     /// What the caller wants is written as follows:
     ///
     /// - a request, oneway call or broadcast is `service.vMAJOR.method`,
-    /// - a question of discovery is `service.vMAJOR.hopline.ping`, `.info` or `.stats`,
+    /// - a question of discovery is `service.vMAJOR.hopline.ping`, `.info`, `.stats` or `.schema`,
     /// - an event is `event:KEY`.
     ///
     /// A request that is refused is answered with `PERMISSION_DENIED`, a oneway call becomes a dead letter, and an

@@ -144,8 +144,8 @@ fn served(method: &Method, calculator: &Ident) -> TokenStream {
             {
                 // Of two functions with one name: see `Probe`.
                 #[allow(unused_imports)]
-                use ::hopline::Undescribed as _;
-                <::hopline::Probe<#arguments, #returned>>::describe(
+                use ::hopline::generated::Undescribed as _;
+                <::hopline::generated::Probe<#arguments, #returned>>::describe(
                     ::hopline::Method::new(#wire_name).signature(#signature) #(#natures)*,
                     &[#(#names),*],
                 )

@@ -25,6 +25,8 @@ mod dead;
 mod dispatch;
 mod documented;
 mod drain;
+#[cfg(feature = "schema")]
+mod dynamic;
 mod events;
 mod fakes;
 mod faults;

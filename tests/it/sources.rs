@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules whose public items are public as they are. Those of others are what `lib.rs` exports.
-pub(crate) const PUBLIC: [&str; 3] = ["testing", "blocking", "environment"];
+pub(crate) const PUBLIC: [&str; 4] = ["testing", "blocking", "dynamic", "environment"];
 
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
