@@ -225,9 +225,9 @@ pub use context::Context;
 pub use dead::{
     DeadLetter, DeadLetters, DeadLettersBuilder, EarlierDeath, Fate, Handled, LetterKind, Listed, WhichLetters,
 };
+pub use document::{Histogram, Instance, InstanceStats, LastFault, MethodInfo, MethodStats};
 #[cfg(feature = "schema")]
 pub use document::{MethodSchema, ParameterSchema, ServiceSchema};
-pub use document::{Histogram, Instance, InstanceStats, LastFault, MethodInfo, MethodStats};
 pub use error::{CallError, Code, Error, Fault, Unanswered};
 pub use middleware::{Finished, Invocation, Middleware, Next, Reply, Style};
 pub use registry::{Change, Pong, Registry, ServiceQueues};

@@ -15,11 +15,11 @@ use tokio::time::Instant;
 pub(crate) use self::follow::follow;
 pub use self::queues::ServiceQueues;
 pub use self::watch::Change;
+#[cfg(feature = "schema")]
+use crate::client::Absent;
 use crate::client::{ArgumentWriter, Client, Request, Target};
 use crate::clock::later;
 use crate::codec::CodecError;
-#[cfg(feature = "schema")]
-use crate::client::Absent;
 #[cfg(feature = "schema")]
 use crate::document::ServiceSchema;
 use crate::document::{Document, Instance, InstanceStats, PING, Typed};

@@ -8,10 +8,11 @@ use hopline::{CallError, Client, Codec, Error, Route, ServiceId, Weights, enviro
 use serde_json::{Value, json};
 
 use crate::address::{Address, Namespace, closed, within};
+use crate::arguments::{self, Given};
 use crate::failed::Failed;
+use crate::printed;
 use crate::repeat::Repeating;
 use crate::verbose::Verbose;
-use crate::{input, printed};
 
 /// Call a method and print its reply as JSON.
 ///
@@ -20,15 +21,24 @@ use crate::{input, printed};
 /// for UNIMPLEMENTED (12).
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  hopline call demo.add '[2, 3]'\n  hopline call billing.v2.total '[42]' --timeout 5s --metadata user=alice\n  hopline call demo.whoami --all\n  hopline call demo.add '[2, 3]' --repeat 1000 --concurrency 16\n  echo '[\"hello\"]' | hopline call demo.note - --oneway"
+    after_help = "Examples:\n  hopline call demo.add '[2, 3]'\n  hopline call demo.add a=2 b=3\n  hopline call billing.v2.total '[42]' --timeout 5s --metadata user=alice\n  hopline call demo.whoami --all\n  hopline call demo.add '[2, 3]' --repeat 1000 --concurrency 16\n  echo '[\"hello\"]' | hopline call demo.note - --oneway"
 )]
 pub(crate) struct Call {
     /// What to call: SERVICE.METHOD, or SERVICE.vMAJOR.METHOD for a version other than 1
     #[arg(value_name = "TARGET", value_parser = target)]
     target: Target,
-    /// The arguments: a JSON array with one element for each, @FILE to read it from a file, or - from stdin
-    #[arg(value_name = "ARGUMENTS", default_value = "[]", value_parser = arguments)]
-    arguments: Arguments,
+    /// The arguments: a JSON array with one element for each, @FILE to read it from a file, or - from stdin; or
+    /// NAME=VALUE for each parameter
+    ///
+    /// They are checked before they are sent, if an instance tells a schema. Names need one. A VALUE is JSON, or text.
+    #[arg(value_name = "ARGUMENTS", value_parser = arguments::given)]
+    given: Vec<Given>,
+    /// What is sent of them.
+    #[arg(skip)]
+    arguments: Vec<Value>,
+    /// Do not ask for a schema to check a JSON array of arguments
+    #[arg(long)]
+    no_check: bool,
     #[command(flatten)]
     address: Address,
     /// How long it may take in all, with connecting, such as 500ms, 5s or 2m; with `--repeat`, each call
@@ -92,11 +102,6 @@ struct Target {
     method: String,
 }
 
-/// The arguments of the call. It is a type of its own, since clap would take a `Vec` for an option that may be
-/// repeated.
-#[derive(Clone)]
-struct Arguments(Vec<Value>);
-
 /// An entry of the metadata.
 #[derive(Clone)]
 pub(crate) struct Entry {
@@ -106,23 +111,33 @@ pub(crate) struct Entry {
 
 impl Call {
     /// Connects, makes the call, and prints what comes of it.
-    pub(crate) async fn run(self) -> Result<(), Failed> {
+    pub(crate) async fn run(mut self) -> Result<(), Failed> {
         let began = Instant::now();
+        arguments::fit_together(&self.given)?;
+        let builder = self.address.client(self.timeout)?.namespace(&self.namespace.namespace).codec(self.codec.into());
+        // The question for a schema carries it as well.
         let mut builder =
-            self.address.client(self.timeout)?.namespace(&self.namespace.namespace).codec(self.codec.into());
+            self.metadata.iter().fold(builder, |builder, entry| builder.metadata(&entry.name, &entry.value));
         if self.verbose {
             builder = builder.with(Verbose { json: self.json });
         }
         let client = within(self.timeout, builder.connect(&self.address.url), Failed::run).await?;
-        let left = self.timeout.saturating_sub(began.elapsed());
-        let outcome = match (self.oneway, self.all) {
-            _ if !self.repeating.is_once() => self.repeated(&client).await,
-            (true, _) => self.sent(&client, left).await.map_err(|error| self.failed(error)),
-            (false, true) => self.all_replies(&client, left).await,
-            (false, false) => self.reply(&client, left).await,
-        };
+        let outcome = self.with_arguments(&client, began).await;
         closed(client.close()).await;
         outcome
+    }
+
+    async fn with_arguments(&mut self, client: &Client, began: Instant) -> Result<(), Failed> {
+        let Target { service, method } = &self.target;
+        let left = self.timeout.saturating_sub(began.elapsed());
+        self.arguments = arguments::in_order(client, service, method, &self.given, !self.no_check, left).await?;
+        let left = self.timeout.saturating_sub(began.elapsed());
+        match (self.oneway, self.all) {
+            _ if !self.repeating.is_once() => self.repeated(client).await,
+            (true, _) => self.sent(client, left).await.map_err(|error| self.failed(error)),
+            (false, true) => self.all_replies(client, left).await,
+            (false, false) => self.reply(client, left).await,
+        }
     }
 
     async fn reply(&self, client: &Client, left: Duration) -> Result<(), Failed> {
@@ -147,7 +162,7 @@ impl Call {
     }
 
     async fn sent(&self, client: &Client, left: Duration) -> Result<(), CallError<Value>> {
-        let call = client.oneway(&self.target.service, &self.target.method, self.arguments.0.clone()).timeout(left);
+        let call = client.oneway(&self.target.service, &self.target.method, self.arguments.clone()).timeout(left);
         let call = self.with_options(call);
         let sent = if self.all { call.all().send().await } else { call.send().await };
         sent.map_err(CallError::Failed)
@@ -174,7 +189,7 @@ impl Call {
 
     /// The call with all its options, for a reply.
     fn call(&self, client: &Client, left: Duration) -> hopline::Call<Value, Value> {
-        let call = client.call::<Value>(&self.target.service, &self.target.method, self.arguments.0.clone());
+        let call = client.call::<Value>(&self.target.service, &self.target.method, self.arguments.clone());
         let call = self.with_options(call.fails_with::<Value>().timeout(left));
         match &self.route {
             Some(route) => call.route(route.clone()),
@@ -183,8 +198,6 @@ impl Call {
     }
 
     fn with_options<T, E>(&self, call: hopline::Call<T, E>) -> hopline::Call<T, E> {
-        let with_entry = |call: hopline::Call<T, E>, entry: &Entry| call.metadata(&entry.name, &entry.value);
-        let call = self.metadata.iter().fold(call, with_entry);
         match &self.to {
             Some(instance) => call.to(instance),
             None => call,
@@ -235,12 +248,5 @@ pub(crate) fn entry(text: &str) -> Result<Entry, String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok(Entry { name: name.to_owned(), value: value.to_owned() }),
         _ => Err("write NAME=VALUE, such as user=alice".to_owned()),
-    }
-}
-
-fn arguments(text: &str) -> Result<Arguments, String> {
-    match input::value(text)? {
-        Value::Array(arguments) => Ok(Arguments(arguments)),
-        _ => Err("write a JSON array with one element for each argument, such as '[2, 3]'".to_owned()),
     }
 }

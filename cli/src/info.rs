@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Args;
-use hopline::{Instance, MethodInfo};
+use hopline::{Instance, MethodInfo, ServiceSchema};
 
 use crate::asking::{Asking, nobody, service};
 use crate::failed::Failed;
@@ -26,14 +26,36 @@ impl Info {
     pub(crate) async fn run(self) -> Result<(), Failed> {
         self.asking
             .ask(async |registry| {
-                let instances = registry.instances(&self.service).await?;
+                let mut instances = registry.instances(&self.service).await?;
                 if instances.is_empty() {
                     return Err(nobody(&self.service));
+                }
+                let tells = instances.iter().flat_map(|instance| &instance.methods).any(|method| method.schema);
+                // Without it, the declarations are shown as they are.
+                if !self.asking.json
+                    && tells
+                    && let Ok(schema) = registry.schema(&self.service).await
+                {
+                    declare(&mut instances, &schema);
                 }
                 let shown = if self.asking.json { json(&instances) } else { shown(&instances) };
                 Ok(print(&shown)?)
             })
             .await
+    }
+}
+
+/// Writes the declarations in no particular language, those of which the schema is known. An instance may be of another
+/// version than the one that has told it.
+fn declare(instances: &mut [Instance], schema: &ServiceSchema) {
+    let Some(told) = instances.iter().find(|instance| instance.instance == schema.instance) else { return };
+    let told = told.methods.clone();
+    for method in instances.iter_mut().flat_map(|instance| &mut instance.methods) {
+        if told.contains(method)
+            && let Some(described) = schema.method(&method.name).filter(|described| described.parameters.is_some())
+        {
+            method.signature = described.signature();
+        }
     }
 }
 

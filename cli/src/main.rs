@@ -1,6 +1,7 @@
 //! The command `hopline`: calls, who serves what, dead letters and benchmarks from a shell.
 
 mod address;
+mod arguments;
 mod call;
 mod repeat;
 mod verbose;
@@ -9,6 +10,8 @@ mod subscribe;
 mod serve;
 mod ls;
 mod info;
+mod schema;
+mod generate;
 mod stats;
 mod ping;
 mod watch;
@@ -61,6 +64,8 @@ enum What {
     Serve(serve::Serve),
     Ls(ls::Ls),
     Info(info::Info),
+    Schema(schema::Schema),
+    Generate(generate::Generate),
     Stats(stats::Stats),
     Ping(ping::Ping),
     Watch(watch::Watch),
@@ -99,6 +104,8 @@ fn main() -> ExitCode {
         What::Serve(serve) => wait(serve.run()),
         What::Ls(ls) => wait(ls.run()),
         What::Info(info) => wait(info.run()),
+        What::Schema(schema) => wait(schema.run()),
+        What::Generate(generate) => wait(generate.run()),
         What::Stats(stats) => wait(stats.run()),
         What::Ping(ping) => wait(ping.run()),
         What::Watch(watch) => wait(watch.run()),

@@ -47,6 +47,20 @@ pub(crate) fn json(value: &impl Serialize) -> String {
     if text.chars().any(steers) { text.chars().map(escaped).collect() } else { text }
 }
 
+/// A value as JSON in several lines, otherwise as [`json`].
+pub(crate) fn pretty(value: &impl Serialize) -> String {
+    let text = serde_json::to_string_pretty(value).expect("texts, numbers, lists and records of them can be JSON");
+    let escaped = |c: char| if steers(c) && c != '\n' { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
+    text.chars().map(escaped).collect()
+}
+
+/// A text as a literal of JSON, with nothing but printable ASCII in it: Python and JavaScript read it as well.
+pub(crate) fn ascii(text: &str) -> String {
+    let json = serde_json::to_string(text).expect("a text can be JSON");
+    let units = |c: char| c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect::<String>();
+    json.chars().map(|c| if matches!(c, ' '..='~') { c.to_string() } else { units(c) }).collect()
+}
+
 /// Text from elsewhere, without characters that steer a terminal.
 pub(crate) fn one_line(text: &str) -> String {
     text.chars().map(|c| if steers(c) { ' ' } else { c }).collect()

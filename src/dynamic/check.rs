@@ -139,7 +139,11 @@ fn deepest<'a>(error: &'a ValidationError<'_>) -> &'a ValidationError<'a> {
     match &meant[..] {
         // What may be null as well is meant to be something else.
         [only] => only,
-        _ => meant.into_iter().filter(|one| depth(one) > depth(error)).max_by_key(|one| depth(one)).map_or(error, |one| one),
+        _ => meant
+            .into_iter()
+            .filter(|one| depth(one) > depth(error))
+            .max_by_key(|one| depth(one))
+            .map_or(error, |one| one),
     }
 }
 
@@ -227,13 +231,19 @@ mod tests {
         for (arguments, told) in [
             (price(json!("x")), r#"order.lines[2].price must be a number, and it is "x""#),
             (json!([{"lines": [{}]}, 1]), "order.lines[0].price is missing"),
-            (json!([{"lines": [{"price": 1, "kind": "C"}]}, 1]), r#"order.lines[0].kind must be one of ["A","B"], and it is "C""#),
+            (
+                json!([{"lines": [{"price": 1, "kind": "C"}]}, 1]),
+                r#"order.lines[0].kind must be one of ["A","B"], and it is "C""#,
+            ),
             (json!([3, 1]), "order must be an object, and it is 3"),
             (json!([null, "x"]), r#"count must be an integer, and it is "x""#),
             (json!([null, 256]), "count must be at most 255, and it is 256"),
             (json!([null, -1]), "count must be at least 0, and it is -1"),
             (json!([null, 1, 5]), "note must be null or a string, and it is 5"),
-            (json!([null]), "count is missing: write `order(order: Order | null, count: integer, note: string | null) -> integer`"),
+            (
+                json!([null]),
+                "count is missing: write `order(order: Order | null, count: integer, note: string | null) -> integer`",
+            ),
             (json!({"count": 1, "colour": 1}), "has no parameter `colour`"),
             (json!([null, 1, null, 4]), "takes 3 arguments, got 4"),
             (json!(5), "arguments are an array, or an object with their names, and not 5"),

@@ -130,11 +130,7 @@ fn written<A: JsonSchema, R: JsonSchema, E: JsonSchema>(generator: &mut SchemaGe
 
 /// What these methods take and return, as the document that an instance is asked for.
 #[cfg(feature = "schema")]
-pub(crate) fn schema_of<'a>(
-    service: &str,
-    instance: &str,
-    methods: impl Iterator<Item = &'a Method>,
-) -> ServiceSchema {
+pub(crate) fn schema_of<'a>(service: &str, instance: &str, methods: impl Iterator<Item = &'a Method>) -> ServiceSchema {
     // As a reader takes it: what may be missing is not required. Both sides read one of the two.
     let mut generator = SchemaSettings::draft2020_12().into_generator();
     let methods = methods.map(|method| method.schemas(&mut generator)).collect();

@@ -109,10 +109,7 @@ async fn what_does_not_fit_is_not_sent_and_the_error_names_the_place() {
         refused(&shop, "total", json!({ "order": order })),
         r#"order.lines[2].price must be an integer, and it is "x""#
     );
-    assert_eq!(
-        refused(&shop, "total", json!([{"lines": [{"price": 1}]}])),
-        "order.lines[0].article is missing"
-    );
+    assert_eq!(refused(&shop, "total", json!([{"lines": [{"price": 1}]}])), "order.lines[0].article is missing");
     assert_eq!(refused(&shop, "total", json!([{"lines": []}, -1])), "discount must be at least 0, and it is -1");
     assert!(refused(&shop, "total", json!({})).starts_with("order is missing: write `total(order: Order, "));
     assert!(refused(&shop, "total", json!({"order": order, "colour": 1})).ends_with("has no parameter `colour`"));
