@@ -54,11 +54,15 @@ pub(crate) fn pretty(value: &impl Serialize) -> String {
     text.chars().map(escaped).collect()
 }
 
-/// A text as a literal of JSON, with nothing but printable ASCII in it: Python and JavaScript read it as well.
+/// A text as a literal of JSON, which Python and JavaScript read as well. What is not ASCII is escaped, as far as all three
+/// escape it in the same way.
 pub(crate) fn ascii(text: &str) -> String {
     let json = serde_json::to_string(text).expect("a text can be JSON");
-    let units = |c: char| c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")).collect::<String>();
-    json.chars().map(|c| if matches!(c, ' '..='~') { c.to_string() } else { units(c) }).collect()
+    let escaped = |c: char| match u32::from(c) {
+        code @ (0..0x20 | 0x7f..=0xffff) => format!("\\u{code:04x}"),
+        _ => c.to_string(),
+    };
+    json.chars().map(escaped).collect()
 }
 
 /// Text from elsewhere, without characters that steer a terminal.
@@ -155,6 +159,7 @@ mod tests {
     fn a_message_does_not_steer_the_terminal() {
         assert_eq!(one_line("a\u{1b}[2J\nb\u{9b}c\u{202e}"), "a [2J b c ");
         assert_eq!(table(vec![["\u{1b}[2J".to_owned()]]), " [2J");
+        assert_eq!(ascii("ö\"\n\u{202e}\u{7f}\u{1f600}"), "\"\\u00f6\\\"\\n\\u202e\\u007f\u{1f600}\"");
         assert_eq!(json(&"ö\u{1b}\u{9b}\u{202e}"), r#""ö\u001b\u009b\u202e""#);
     }
 

@@ -1,8 +1,8 @@
 //! A schema as code can be made of it: methods, and types with names. What cannot be told more exactly is any value.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use hopline::{ServiceId, ServiceSchema};
+use hopline::{MethodSchema, ServiceId, ServiceSchema};
 use serde_json::{Map, Value};
 
 use super::names::{Taken, camel, snake};
@@ -13,8 +13,8 @@ pub(super) struct Contract {
     /// The service in the names of types: `Demo`.
     pub(super) title: String,
     pub(super) methods: Vec<Operation>,
-    /// The methods whose types have no schema.
-    pub(super) undescribed: Vec<String>,
+    /// What is left out, each a sentence.
+    pub(super) left_out: Vec<String>,
     /// The types by their names, which are identifiers.
     pub(super) types: BTreeMap<String, Declared>,
 }
@@ -103,8 +103,11 @@ impl Contract {
             let declared = reading.declared(&name, definition);
             reading.types.insert(name, declared);
         }
-        let (described, undescribed): (Vec<_>, Vec<_>) =
-            schema.methods.iter().partition(|method| method.parameters.is_some());
+        reading.end_circles();
+        // Rust reads up to 16 arguments.
+        let is_described =
+            |method: &&MethodSchema| method.parameters.as_ref().is_some_and(|parameters| parameters.len() <= 16);
+        let (described, undescribed): (Vec<_>, Vec<_>) = schema.methods.iter().partition(is_described);
         let mut idents = Taken::new(&[]);
         let methods = described.into_iter().map(|method| {
             let hint = camel(&method.name);
@@ -125,8 +128,11 @@ impl Contract {
             }
         });
         let methods = methods.collect();
-        let undescribed = undescribed.into_iter().map(|method| method.name.clone()).collect();
-        Ok(Self { id, title, methods, undescribed, types: reading.types })
+        let left_out = undescribed.into_iter().map(|method| match method.parameters {
+            None => format!("`{}` is left out: its types have no schema.", method.name),
+            Some(_) => format!("`{}` is left out: it has more than 16 parameters.", method.name),
+        });
+        Ok(Self { id, title, methods, left_out: left_out.collect(), types: reading.types })
     }
 }
 
@@ -235,6 +241,32 @@ impl Reading<'_> {
         let mut names: Vec<_> = variants.iter().map(|variant| &variant.name).collect();
         names.sort_unstable();
         (!names.is_empty() && names.windows(2).all(|pair| pair[0] != pair[1])).then_some(Declared::Choice(variants))
+    }
+
+    /// Lets types be any that are nothing but other names of themselves.
+    fn end_circles(&mut self) {
+        fn names(shape: &Shape, found: &mut Vec<String>) {
+            match shape {
+                Shape::Named(name) => found.push(name.clone()),
+                Shape::List(inner) | Shape::Map(inner) | Shape::Optional(inner) => names(inner, found),
+                Shape::Tuple(items) => items.iter().for_each(|item| names(item, found)),
+                _ => {}
+            }
+        }
+        let all: Vec<_> = self.types.keys().cloned().collect();
+        for name in all {
+            let (mut seen, mut next) = (BTreeSet::new(), vec![name.clone()]);
+            while let Some(one) = next.pop() {
+                let Some(Declared::Same(shape)) = self.types.get(&one) else { continue };
+                names(shape, &mut next);
+                if next.contains(&name) {
+                    self.types.insert(name.clone(), Declared::Same(Shape::Any));
+                    break;
+                }
+                next.retain(|name| !seen.contains(name));
+                seen.insert(one);
+            }
+        }
     }
 
     /// The type of a schema. If it needs a name, it gets one after `hint`.

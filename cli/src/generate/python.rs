@@ -73,8 +73,8 @@ pub(super) fn code(contract: &Contract) -> String {
     for method in &contract.methods {
         code.push_str(&method_code(&id.to_string(), method));
     }
-    for name in &contract.undescribed {
-        writeln!(code, "\n    # The types of `{name}` have no schema.").expect(MEMORY);
+    for sentence in &contract.left_out {
+        writeln!(code, "\n    # {sentence}").expect(MEMORY);
     }
     code
 }

@@ -10,9 +10,12 @@ use super::names::{Taken, camel, snake};
 const KEYWORDS: &[&str] = &[
     "abstract", "as", "async", "await", "become", "box", "break", "const", "continue", "crate", "do", "dyn", "else",
     "enum", "extern", "false", "final", "fn", "for", "gen", "if", "impl", "in", "let", "loop", "macro", "match", "mod",
-    "move", "mut", "new", "override", "priv", "pub", "ref", "return", "self", "static", "struct", "super", "trait",
-    "true", "try", "type", "typeof", "unsafe", "unsized", "use", "virtual", "where", "while", "yield",
+    "move", "mut", "override", "priv", "pub", "ref", "return", "self", "static", "struct", "super", "trait", "true",
+    "try", "type", "typeof", "unsafe", "unsized", "use", "virtual", "where", "while", "yield",
 ];
+
+/// Those of them that stay so with `r#` before them, and what makes the client.
+const NO_NAMES: &[&str] = &["crate", "new", "self", "super"];
 
 /// All of it.
 pub(super) fn code(contract: &Contract) -> String {
@@ -28,8 +31,8 @@ pub(super) fn code(contract: &Contract) -> String {
     for method in &contract.methods {
         code.push_str(&method_code(method));
     }
-    for name in &contract.undescribed {
-        writeln!(code, "    // The types of `{name}` have no schema.").expect(MEMORY);
+    for sentence in &contract.left_out {
+        writeln!(code, "    // {sentence}").expect(MEMORY);
     }
     code.push_str("}\n");
     code
@@ -41,15 +44,15 @@ fn type_code(contract: &Contract, name: &str, declared: &Declared) -> String {
     let derived = "#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]";
     // A type that contains itself needs a place elsewhere.
     let inner = |shape: &Shape| type_of(shape, &|other| contains(contract, other, name));
-    let mut idents = Taken::new(KEYWORDS);
+    let mut idents = Taken::new(NO_NAMES);
     match declared {
         Declared::Same(shape) => format!("\npub type {name} = {};\n", type_of(shape, &|_| false)),
         Declared::Record(fields) => {
             let mut code = format!("\n{derived}\npub struct {name} {{\n");
             for Field { name, shape, required } in fields {
-                let ident = idents.take(snake(name));
+                let ident = as_ident(&mut idents, snake(name));
                 let mut options = Vec::new();
-                if ident != *name {
+                if ident.trim_start_matches("r#") != *name {
                     options.push(format!("rename = {}", literal(name)));
                 }
                 let mut field_type = inner(shape);
@@ -82,21 +85,21 @@ fn type_code(contract: &Contract, name: &str, declared: &Declared) -> String {
 }
 
 fn method_code(method: &Operation) -> String {
-    let ident = Taken::new(KEYWORDS).take(method.ident.clone());
+    let ident = as_ident(&mut Taken::new(NO_NAMES), method.ident.clone());
     let mut options = Vec::new();
-    if ident != method.name {
+    if ident.trim_start_matches("r#") != method.name {
         options.push(format!("name = {}", literal(&method.name)));
     }
     options.extend(method.oneway.then(|| "oneway".to_owned()));
     options.extend(method.idempotent.then(|| "idempotent".to_owned()));
     options.extend(method.timeout_ms.filter(|ms| *ms > 0).map(|ms| format!("timeout = \"{ms}ms\"")));
     let options = if options.is_empty() { String::new() } else { format!("    #[rpc({})]\n", options.join(", ")) };
-    let mut idents = Taken::new(KEYWORDS);
+    let mut idents = Taken::new(NO_NAMES);
     let plain = |shape: &Shape| type_of(shape, &|_| false);
     let parameters: String = method
         .parameters
         .iter()
-        .map(|(name, shape)| format!(", {}: {}", idents.take(name.clone()), plain(shape)))
+        .map(|(name, shape)| format!(", {}: {}", as_ident(&mut idents, name.clone()), plain(shape)))
         .collect();
     let returned = match (&method.result, &method.error) {
         (Shape::Null, None) => String::new(),
@@ -132,6 +135,12 @@ fn type_of(shape: &Shape, is_round: &dyn Fn(&str) -> bool) -> String {
         Shape::Named(name) if is_round(name) => format!("Box<{name}>"),
         Shape::Named(name) => name.clone(),
     }
+}
+
+/// The name if it is free, as an identifier.
+fn as_ident(taken: &mut Taken, name: String) -> String {
+    let name = taken.take(name);
+    if KEYWORDS.contains(&name.as_str()) { format!("r#{name}") } else { name }
 }
 
 /// Whether a value of the type `of` contains one of the type `other`, other than in a list or a map.
