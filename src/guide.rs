@@ -20,6 +20,8 @@ pages! {
     Middleware = "docs/guide/src/middleware.md",
     Testing = "docs/guide/src/testing.md",
     ChangingAContract = "docs/guide/src/changing-a-contract.md",
+    #[cfg(feature = "schema")]
+    Schemas = "docs/guide/src/schemas.md",
     Deploying = "docs/guide/src/deploying.md",
     Cluster = "docs/guide/src/cluster.md",
     TheCommand = "docs/guide/src/command.md",

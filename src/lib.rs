@@ -159,6 +159,11 @@
 //! whole process, tests that run side by side answer each other's calls. A [`testing::Fake`] takes the place of a service that
 //! a test does not have.
 //!
+//! # Without Rust types
+//!
+//! With the cargo feature `schema`, a service tells what its methods take and return, as JSON Schema, and the module
+//! `dynamic` calls them with JSON values, which are checked before they are sent.
+//!
 //! # For operators
 //!
 //! A oneway call that fails in every attempt is kept: [`DeadLetters`] shows it, has it run again, or drops it. So does the

@@ -31,9 +31,10 @@ pub(crate) enum Given {
 pub(crate) fn given(text: &str) -> Result<Given, String> {
     let read = input::from_elsewhere(text)?;
     if read.is_none()
-        && !text.starts_with(['[', '{', '"'])
         && let Some((name, value)) = text.split_once('=')
         && !name.is_empty()
+        // An address is no name, and must not be repeated.
+        && name.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '-'))
     {
         return Ok(Given::Named(name.to_owned(), value.to_owned()));
     }
@@ -207,6 +208,7 @@ mod tests {
         assert!(all(&["[2]", "b=3"]).is_err_and(|why| why.starts_with("give all arguments as one JSON array")));
         assert_eq!(all(&["a=2", "a=3"]), Err("a is given twice".to_owned()));
         assert!(given("\"a=b\"").is_err_and(|why| why.starts_with("write a JSON array")));
+        assert!(given("amqp://me:s3cret@host/?a=b").is_err_and(|why| !why.contains("s3cret")));
         assert!(given("2,3").is_err_and(|why| why.starts_with("not JSON")));
     }
 }

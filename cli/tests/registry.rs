@@ -99,7 +99,11 @@ async fn a_service_shows_its_instances_and_methods() {
     let shown = printed(scene.run(&["info", "demo"]).await);
     let instance = cells(&shown, server.instance());
     assert_eq!(instance[2..], [&std::process::id().to_string(), instance[3], env!("CARGO_PKG_VERSION"), "zone=eu1"]);
-    for method in ["add(a: i64, b: i64) -> i64", "note(line: String)  [oneway dedup=600s]"] {
+    for method in [
+        "add(a: integer, b: integer) -> integer",
+        "note(line: string)  [oneway dedup=600s]",
+        "exp(base: i64, exp: u32) -> ExpReply  [idempotent]",
+    ] {
         assert!(shown.lines().any(|line| line == method), "no `{method}` in {shown}");
     }
     let told = printed(scene.run(&["info", "demo", "--json"]).await);
