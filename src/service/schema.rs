@@ -24,7 +24,7 @@ use crate::error::Fault;
 /// either case.
 #[doc(hidden)]
 #[derive(Debug)]
-pub struct Probe<A, R, E>(PhantomData<fn() -> (A, R, E)>);
+pub struct Probe<A, R, E>(PhantomData<(A, R, E)>);
 
 /// See [`Probe`].
 #[doc(hidden)]
