@@ -29,6 +29,7 @@
 //! # Ok(()) }
 //! ```
 
+mod bounded;
 mod check;
 
 use std::collections::BTreeMap;

@@ -164,7 +164,7 @@ impl Registry {
     /// a call: `Disconnected`, `Blocked`, `Timeout` after the [total time](Self::total), and `UnreadableReply`.
     #[cfg(feature = "schema")]
     pub async fn schema(&self, service: &str) -> Result<ServiceSchema, Error> {
-        let request = self.request(ServiceSchema::QUESTION, ServiceId::parse(service), Route::Any);
+        let request = self.request(ServiceSchema::QUESTION, ServiceId::parse(service), Recipients::Any);
         // Any instance may tell it, as often as it is asked, and one that is not there yet has no use.
         let request = Request { absent: Some(Absent::Fail), idempotent: true, ..request };
         match self.client.begin(request)?.await {

@@ -20,10 +20,10 @@ pub use self::failure::Failure;
 pub(crate) use self::handler::{Answer, Handler, arguments_of, running};
 use self::method::MAX_PAUSE;
 pub use self::method::Method;
-use crate::codec::{Arguments, Codec};
 #[cfg(feature = "schema")]
 pub(crate) use self::schema::schema_of;
 pub use self::schema::{Probe, Undescribed};
+use crate::codec::{Arguments, Codec};
 use crate::context::Context;
 use crate::middleware::{Chain, Middleware};
 use crate::topology::{CallsQueue, QueueKind, ServiceId, check_name};

@@ -14,6 +14,10 @@ pub(crate) struct Verbose {
 
 impl Middleware for Verbose {
     async fn handle(&self, call: Invocation, next: Next) -> Result<Reply, Error> {
+        // A question of discovery is not the call.
+        if call.method().contains('.') {
+            return next.run(call).await;
+        }
         let (arguments, began) = (call.payload().len() as u64, Instant::now());
         let outcome = next.run(call).await;
         let round_trip = began.elapsed();
