@@ -80,6 +80,7 @@ impl Client {
         if self.0.canaries.any.load(Ordering::Relaxed)
             && request.recipients == Recipients::Any
             && let Ok(target) = &request.target
+            && !target.is_question()
         {
             let canaries = self.0.canaries.of.read().unwrap_or_else(PoisonError::into_inner);
             if let Some(canary) = canaries.get(&target.service).filter(|canary| canary.gets_next()) {

@@ -86,7 +86,10 @@ impl Client {
             return None;
         }
         let of_service = || match &request.target {
-            Ok(target) if !self.0.settings.routes.is_empty() => self.0.settings.routes.get(&target.service).cloned(),
+            // Who asks about a service wants an answer from anyone.
+            Ok(target) if !self.0.settings.routes.is_empty() && !target.is_question() => {
+                self.0.settings.routes.get(&target.service).cloned()
+            }
             _ => None,
         };
         request.route.clone().or_else(of_service).filter(|route| **route != Route::Any)
