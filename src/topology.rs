@@ -2,6 +2,7 @@
 //! keys. All names are made here, so that clients, servers and operators' tools agree on them.
 
 mod declaration;
+mod named;
 mod service;
 mod words;
 
@@ -11,6 +12,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 pub use self::declaration::{Binding, Declaration, Exchange, ExchangeKind, Queue, QueueKind};
+pub use self::named::QueueRole;
 pub use self::service::ServiceId;
 pub(crate) use self::words::{check_event_key, check_event_pattern};
 pub use self::words::{check_name, topic_matches};
@@ -82,22 +84,26 @@ impl Namespace {
     }
 
     /// The exchange of requests, cancels, and everything for one instance or all.
-    pub(crate) fn rpc(&self) -> String {
+    #[must_use]
+    pub fn rpc(&self) -> String {
         format!("{}.rpc", self.0)
     }
 
     /// The exchange of oneway calls that any instance may run.
-    pub(crate) fn oneway(&self) -> String {
+    #[must_use]
+    pub fn oneway(&self) -> String {
         format!("{}.oneway", self.0)
     }
 
     /// The exchange of events.
-    pub(crate) fn events(&self) -> String {
+    #[must_use]
+    pub fn events(&self) -> String {
         format!("{}.events", self.0)
     }
 
     /// The exchange of questions to every instance of every service, and of what instances announce.
-    pub(crate) fn discovery(&self) -> String {
+    #[must_use]
+    pub fn discovery(&self) -> String {
         format!("{}.discovery", self.0)
     }
 
@@ -143,7 +149,8 @@ impl Namespace {
     }
 
     /// The exchanges that clients and servers publish to. Both declare them.
-    pub(crate) fn exchanges(&self) -> Vec<Declaration> {
+    #[must_use]
+    pub fn exchanges(&self) -> Vec<Declaration> {
         [
             (self.rpc(), ExchangeKind::Direct),
             (self.oneway(), ExchangeKind::Topic),
@@ -203,7 +210,8 @@ impl Namespace {
     /// The queue with an entry for each service that has dead letters. It is a classic queue: servers get single
     /// messages from it, and RabbitMQ closes the whole connection when a quorum queue without a leader is asked for
     /// one.
-    pub(crate) fn catalogue(&self) -> Declaration {
+    #[must_use]
+    pub fn catalogue(&self) -> Declaration {
         Declaration::Queue(Queue::new(self.catalogue_queue(), QueueKind::Classic))
     }
 

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
+pub use self::address::Account;
 pub use self::consuming::{Consumer, ConsumerEnd, Death, Delivery, Mode, QueueCount, Settle};
 pub(crate) use self::consuming::{Life, Settler, Stop};
 pub use self::dial::Dial;

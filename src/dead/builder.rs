@@ -7,8 +7,8 @@ use crate::environment;
 use crate::error::Error;
 use crate::limits::{ANSWER_TIMEOUT, QUEUE_TIMEOUT};
 use crate::settings::{Decided, Settings, common_settings};
-use crate::topology::ServiceId;
-use crate::transport::Role;
+use crate::topology::{Namespace, ServiceId};
+use crate::transport::{Role, Transport};
 
 /// Settings for [`DeadLetters`], to change before connecting.
 ///
@@ -66,6 +66,17 @@ impl DeadLettersBuilder {
         let decided = self.settings.decide()?;
         let dial = decided.dial.dial(url.as_ref())?;
         super::catalogue::counts(&dial, &decided.namespace, queue_timeout(&decided)).await
+    }
+
+    /// The connection alone, and the namespace: for tools that look at the broker itself. It is no part of the API.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    #[doc(hidden)]
+    pub async fn transport(self, url: impl AsRef<str>) -> Result<(Transport, Namespace), Error> {
+        let decided = self.settings.decide()?;
+        let transport = decided.dial.dial(url.as_ref())?.connect(Role::Operator).await?;
+        Ok((transport, decided.namespace))
     }
 
     /// Connects to the broker in the variable `HOPLINE_URL`, with all other settings from the environment that the code

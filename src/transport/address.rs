@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 pub(crate) use self::reading::read;
+use crate::error::Error;
 
 /// Where a broker is. Text and `{:?}` show neither user, password nor options.
 #[derive(Clone, PartialEq, Eq)]
@@ -27,6 +28,39 @@ pub(crate) struct RabbitAddress {
     pub(crate) port: u16,
     pub(crate) vhost: String,
     pub(crate) options: Options,
+}
+
+/// Who logs in where: for a tool that asks the broker by another way, too.
+pub struct Account {
+    /// The user.
+    pub user: String,
+    /// The password.
+    pub password: String,
+    /// The virtual host.
+    pub vhost: String,
+}
+
+impl Account {
+    /// Of the first broker in `url`. Without a user in it, that is `guest`. `None` if it is not RabbitMQ.
+    ///
+    /// # Errors
+    /// `Invalid` for an address that cannot be used.
+    pub fn of(url: &str) -> Result<Option<Self>, Error> {
+        let Some(BrokerAddress::Rabbit(address)) = read(url)?.into_iter().next() else { return Ok(None) };
+        let guest = || "guest".to_owned();
+        let (user, password) = match address.login {
+            Some(Login { user, password }) => (user, password.unwrap_or_else(guest)),
+            None => (guest(), guest()),
+        };
+        Ok(Some(Self { user, password, vhost: address.vhost }))
+    }
+}
+
+impl fmt::Debug for Account {
+    /// Does not show the password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Account").field("vhost", &self.vhost).finish_non_exhaustive()
+    }
 }
 
 /// The part before `://`.

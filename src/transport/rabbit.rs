@@ -12,6 +12,7 @@ mod exchanges;
 mod feed;
 mod frames;
 mod pool;
+mod probe;
 mod properties;
 mod publisher;
 mod pull;
@@ -47,6 +48,7 @@ use diagnosis::ConnectStage;
 use exchanges::KnownExchanges;
 use feed::Feed;
 use pool::ConnectionSource;
+pub use probe::{Comparison, Greeting};
 use publisher::Publisher;
 use pull::Puller;
 pub(in crate::transport) use tls::Connector;
@@ -279,6 +281,37 @@ impl RabbitConnection {
     /// How many messages in a queue are ready to be delivered. `None` if there is no such queue.
     pub(super) async fn count(&self, queue: &str) -> Result<Option<QueueCount>, Error> {
         in_time(&format!("count the messages of the queue `{queue}`"), self.0.puller.count(queue)).await
+    }
+
+    /// What the broker has said of itself. `None` if that cannot be read.
+    #[must_use]
+    pub fn greeting(&self) -> Option<Greeting> {
+        probe::greeting(&self.0.consuming)
+    }
+
+    /// How an exchange or a queue compares with its declaration. Declares nothing that is not there.
+    ///
+    /// # Errors
+    /// `Broker` if this user may not do that, or the broker does not answer within 30 s. `Disconnected`.
+    pub async fn compare(&self, part: &Declaration) -> Result<Comparison, Error> {
+        let (link, part) = (self.0.consuming.clone(), part.clone());
+        let operation = declare::operation(std::slice::from_ref(&part));
+        let compared = self.see_through(async move { declare::compare(&link, &part).await });
+        in_time(&operation, compared).await
+    }
+
+    /// Whether this user may publish to an exchange with this key. Nothing is published: what is sent breaks a rule that
+    /// the broker checks last.
+    ///
+    /// # Errors
+    /// `Broker` with the broker's words if not, or if there is no such exchange. `Disconnected`.
+    pub async fn may_publish(&self, exchange: &str, key: &str) -> Result<(), Error> {
+        let (link, operation) = (self.0.publishing.clone(), format!("publish to the exchange `{exchange}`"));
+        let (exchange, key, during) = (exchange.to_owned(), key.to_owned(), operation.clone());
+        let tried = self.see_through(async move {
+            probe::publish(&link, &exchange, &key).await.map_err(|refusal| refusal.during(during))
+        });
+        in_time(&operation, tried).await
     }
 
     /// The broker's reason, while it accepts no messages.

@@ -138,6 +138,8 @@ impl News {
 pub(super) const ACCESS_REFUSED: u16 = 403;
 /// AMQP's reply code for a queue or exchange that does not exist, or whose node is down.
 pub(super) const NOT_FOUND: u16 = 404;
+/// AMQP's reply code for what exists with other arguments, and for a property that is wrong.
+pub(super) const PRECONDITION_FAILED: u16 = 406;
 
 /// Why the broker has not done what it was asked.
 #[derive(Debug)]
@@ -239,6 +241,11 @@ impl Link {
             Ok(Err(ChannelClosed { code, text })) => Err(Refusal::Refused { code, text }),
             Err(_) => Err(Refusal::Ended(self.end().await)),
         }
+    }
+
+    /// The first bytes that the broker has sent.
+    pub(super) fn first_words(&self) -> &[u8] {
+        self.wire.first_words()
     }
 
     /// The socket of the connection.

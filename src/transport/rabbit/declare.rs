@@ -8,14 +8,12 @@ use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptio
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, ExchangeKind as Kind};
 
-use super::connection::{Link, NOT_FOUND, Refusal};
+use super::connection::{Link, NOT_FOUND, PRECONDITION_FAILED, Refusal};
+use super::probe::Comparison;
 use super::properties::short;
 use crate::error::Error;
 use crate::topology::{Binding, Declaration, Exchange, ExchangeKind, Queue, QueueKind};
 use crate::transport::forbids;
-
-/// AMQP's reply code for a queue or exchange that exists with other arguments.
-const PRECONDITION_FAILED: u16 = 406;
 
 /// Declares each part in this order.
 ///
@@ -45,6 +43,37 @@ pub(super) async fn declare(link: &Link, parts: &[Declaration]) -> Result<(), Er
     }
     close(link, &channel).await;
     Ok(())
+}
+
+/// How what is there compares with a declaration. What is not there is not declared.
+///
+/// # Errors
+/// `Broker` for a refusal, `Disconnected`.
+pub(super) async fn compare(link: &Link, part: &Declaration) -> Result<Comparison, Error> {
+    let shape = match part {
+        Declaration::Exchange(exchange) => Shape::of_exchange(exchange)?,
+        Declaration::Queue(queue) => Shape::of_queue(queue)?,
+        Declaration::Binding(binding) => return Err(Error::Invalid(format!("{}: no thing", binding_of(binding)))),
+    };
+    let channel = opened(link).await?;
+    match link.hear(shape.declare(&channel, true)).await {
+        Ok(()) => {}
+        // The broker also says NOT_FOUND of a queue whose node is down, but in other words.
+        Err(Refusal::Refused { code: NOT_FOUND, text })
+            if ["no queue", "no exchange"].iter().any(|no| text.contains(no)) =>
+        {
+            return Ok(Comparison::Absent);
+        }
+        Err(refusal) => return Err(refusal.during(format!("look for the {}", shape.title()))),
+    }
+    match declare_shape(link, &channel, shape).await {
+        Ok(()) => {
+            close(link, &channel).await;
+            Ok(Comparison::Same)
+        }
+        Err(Error::Mismatch { differences, .. }) => Ok(Comparison::Differs(differences)),
+        Err(error) => Err(error),
+    }
 }
 
 /// The declaration of these parts in words, for errors.

@@ -34,8 +34,8 @@ use super::properties::Content;
 use super::socket::{SocketReader, SocketWriter};
 use crate::transport::{Confirm, Loss, Lost, Publication, ReceiptSender, Settle};
 
-/// How many of the first bytes from the other side are kept.
-const FIRST_WORDS: usize = 16;
+/// How many of the first bytes from the other side are kept: RabbitMQ says there who it is.
+const FIRST_WORDS: usize = 2048;
 
 /// Gets the deliveries of a consumer.
 pub(super) type Sink = Arc<dyn Fn(Arrived) + Send + Sync>;
