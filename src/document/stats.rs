@@ -28,6 +28,8 @@ pub struct InstanceStats {
     pub service: String,
     /// The instance's id: what [`Call::to`](crate::Call::to) takes.
     pub instance: String,
+    /// The time by the clock of its machine when it replied, in milliseconds since 1970. 0 if it does not tell.
+    pub now_ms: u64,
     /// Calls that are running now.
     pub running: u64,
     /// Calls that have run, however they ended.

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::process;
 use super::worker::Worker;
+use crate::clock::unix_millis;
 use crate::codec::Codec;
 use crate::compression::{Compression, Readable};
 #[cfg(feature = "schema")]
@@ -60,6 +61,7 @@ impl Worker {
         InstanceStats {
             service: self.name.to_string(),
             instance: self.site.instance.to_string(),
+            now_ms: unix_millis(),
             repeated: self.all_methods().map(|served| served.counts.repeated()).sum(),
             cpu_micros: process::cpu_time().map(micros),
             memory_bytes: process::memory(),
