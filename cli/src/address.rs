@@ -114,17 +114,34 @@ impl Address {
         self.url.trim_start().get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("memory:"))
     }
 
+    /// The CAs to trust in place of the system's.
+    ///
+    /// # Errors
+    /// `Invalid` for a file that cannot be read.
+    pub(crate) fn ca(&self) -> Result<Option<Vec<u8>>, Error> {
+        self.ca.as_ref().map(|ca| read("--ca", ca)).transpose()
+    }
+
+    /// The certificate to show, and its key.
+    ///
+    /// # Errors
+    /// As [`Address::ca`].
+    pub(crate) fn identity(&self) -> Result<Option<(Vec<u8>, Vec<u8>)>, Error> {
+        let (Some(cert), Some(key)) = (&self.cert, &self.key) else { return Ok(None) };
+        Ok(Some((read("--cert", cert)?, read("--key", key)?)))
+    }
+
     /// The settings for TLS. `None` if no option sets any.
     fn tls(&self) -> Result<Option<Tls>, Error> {
         if self.ca.is_none() && self.cert.is_none() {
             return Ok(None);
         }
         let mut tls = Tls::new();
-        if let Some(ca) = &self.ca {
-            tls = tls.ca(read("--ca", ca)?);
+        if let Some(ca) = self.ca()? {
+            tls = tls.ca(ca);
         }
-        if let (Some(cert), Some(key)) = (&self.cert, &self.key) {
-            tls = tls.identity(read("--cert", cert)?, read("--key", key)?);
+        if let Some((cert, key)) = self.identity()? {
+            tls = tls.identity(cert, key);
         }
         Ok(Some(tls))
     }

@@ -17,6 +17,7 @@ mod ping;
 mod watch;
 mod asking;
 mod dead;
+mod doctor;
 mod bench;
 mod context;
 mod generated;
@@ -71,6 +72,7 @@ enum What {
     Watch(watch::Watch),
     #[command(subcommand)]
     Dead(dead::Dead),
+    Doctor(doctor::Doctor),
     #[command(subcommand)]
     Bench(bench::Bench),
     #[command(subcommand)]
@@ -110,6 +112,7 @@ fn main() -> ExitCode {
         What::Ping(ping) => wait(ping.run()),
         What::Watch(watch) => wait(watch.run()),
         What::Dead(dead) => wait(dead.run()),
+        What::Doctor(doctor) => wait(doctor.run()),
         What::Bench(bench) => bench.run(),
         What::Context(contextual) => contextual.run(context.as_deref()),
         What::Completions(completions) => completions.run(Command::command()),

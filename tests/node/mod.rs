@@ -8,13 +8,19 @@ use std::fmt;
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 
-const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/broker");
+/// `scripts/broker`, from whichever package of this repository the tests are.
+fn script() -> PathBuf {
+    let folders = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+    let mut scripts = folders.map(|folder| folder.join("scripts/broker"));
+    scripts.find(|script| script.exists()).expect("it is in the repository")
+}
 
 /// How long a broker's listings may take to show what has happened. On a busy machine each look takes long, so a
 /// minimum number of looks is made as well.
@@ -78,7 +84,7 @@ impl Node {
 
     async fn hold(version: &str, options: &[&str]) -> Self {
         let name = format!("node-{}", uuid::Uuid::new_v4().simple());
-        let mut command = Command::new(SCRIPT);
+        let mut command = Command::new(script());
         command.args(["hold", "--version", version, "--name", &name]).args(options);
         // It has a process group of its own, so that a Ctrl-C for the tests does not end it too: it has to see their
         // end, and remove the node.
@@ -171,7 +177,7 @@ impl Node {
     }
 
     async fn try_script(&self, command: &str, arguments: &[&str]) -> Result<String, String> {
-        let mut script = tokio::process::Command::new(SCRIPT);
+        let mut script = tokio::process::Command::new(script());
         script.args([command, "--version", &self.version, "--name", &self.name]).args(arguments);
         // The node that it starts has to survive a Ctrl-C for the tests.
         let output = script.stdin(Stdio::null()).process_group(0).output().await.expect("scripts/broker can be run");
