@@ -237,7 +237,7 @@ pub use error::{CallError, Code, Error, Fault, Unanswered};
 pub use middleware::{Finished, Invocation, Middleware, Next, Reply, Style};
 pub use registry::{Change, Pong, Registry, ServiceQueues};
 pub use route::{Route, Weights};
-pub use server::{Caller, Running, Server, ServerBuilder};
+pub use server::{Caller, Readiness, Running, Server, ServerBuilder, ServerHealth};
 pub use service::{Dispatch, Failure, IntoService, Method, Service};
 pub use state::State;
 pub use topology::ServiceId;

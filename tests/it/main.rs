@@ -43,6 +43,7 @@ mod tidy;
 mod oneway;
 mod outcomes;
 mod public_api;
+mod readiness;
 mod redelivery;
 mod registry;
 mod routes;

@@ -103,7 +103,9 @@ impl Management {
                 ));
             }
             status => {
-                return Err(format!("the management API at {base} answers with the status {status}: is it RabbitMQ's?"));
+                return Err(format!(
+                    "the management API at {base} answers with the status {status}: is it RabbitMQ's?"
+                ));
             }
         }
         let text = answer.body_mut().with_config().limit(LARGEST).read_to_string();
