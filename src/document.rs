@@ -31,6 +31,9 @@ pub(crate) const STATS: &str = "hopline.stats";
 #[cfg(feature = "schema")]
 pub(crate) const SCHEMA: &str = "hopline.schema";
 
+/// The question that makes one instance drain. The result is empty.
+pub(crate) const DRAIN: &str = "hopline.drain";
+
 /// A document that an instance can be asked for.
 pub(crate) trait Document: Serialize + DeserializeOwned {
     /// The name of the question that this document answers.

@@ -22,7 +22,7 @@ use crate::clock::later;
 use crate::codec::CodecError;
 #[cfg(feature = "schema")]
 use crate::document::ServiceSchema;
-use crate::document::{Document, Instance, InstanceStats, PING, Typed};
+use crate::document::{DRAIN, Document, Instance, InstanceStats, PING, Typed};
 #[cfg(feature = "schema")]
 use crate::error::Code;
 use crate::error::Error;
@@ -240,6 +240,25 @@ impl Registry {
             }
         }
         refused.filter(|_| taken == 0).map_or(Ok(()), Err)
+    }
+
+    /// Has one instance of `service` drain, as by a signal: see [`Server::allow_drain`](crate::Server::allow_drain). Returns
+    /// when the instance has begun to.
+    ///
+    /// ```
+    /// # async fn example(client: hopline::Client) -> Result<(), hopline::Error> {
+    /// for instance in client.registry().instances("demo").await? {
+    ///     client.registry().drain("demo", &instance.instance).await?;
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// `Fault` with `PermissionDenied` if the server does not allow it to this user, and with `Unimplemented` if it runs a
+    /// version of Hopline that cannot be drained from afar. `NoService` if the instance is not there. `Invalid` for a name
+    /// that no service can have. `Timeout`, `Disconnected`, `Blocked`.
+    pub async fn drain(&self, service: &str, instance: &str) -> Result<(), Error> {
+        self.ask_one(DRAIN, service, instance).await.map(drop)
     }
 
     /// The document `D` of one instance of a service.

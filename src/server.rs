@@ -11,6 +11,7 @@ mod copies;
 mod dead_letters;
 mod dedup;
 mod dispatch;
+mod ending;
 mod give_back;
 mod handling;
 mod health;
@@ -43,7 +44,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use serde::de::DeserializeOwned;
-use tokio::sync::{Notify, RwLock, watch};
+use tokio::sync::{Notify, OnceCell, RwLock, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
@@ -95,6 +96,7 @@ pub struct Server {
     subscriptions: Vec<(String, Service)>,
     attributes: BTreeMap<String, String>,
     allow: Allow,
+    allow_drain: Allow,
 }
 
 impl Server {
@@ -184,7 +186,7 @@ impl Server {
     /// What the caller wants is written as follows:
     ///
     /// - a request, oneway call or broadcast is `service.vMAJOR.method`,
-    /// - a question of discovery is `service.vMAJOR.hopline.ping`, `.info`, `.stats` or `.schema`,
+    /// - a question of discovery is `service.vMAJOR.hopline.ping`, `.info`, `.stats`, `.schema` or `.drain`,
     /// - an event is `event:KEY`.
     ///
     /// A request that is refused is answered with `PERMISSION_DENIED`, a oneway call becomes a dead letter, and an
@@ -209,6 +211,29 @@ impl Server {
         self
     }
 
+    /// Lets operators have this server drained from afar, as `hopline drain INSTANCE` and
+    /// [`Registry::drain`](crate::Registry::drain) do. `rule` gets the caller, and returns whether that one may. The rule
+    /// of [`allow`](Self::allow) is asked, too, about `service.vMAJOR.hopline.drain`. Default: nobody may. A second rule
+    /// replaces the first.
+    ///
+    /// The server replies, and drains as after a signal: [`Running::run_until_signal`] and [`Server::run_until`] return
+    /// when it has drained. In a program that waits for something else, [`Running::health`] tells that it has ended.
+    ///
+    /// ```
+    /// # async fn example() -> Result<(), hopline::Error> {
+    /// # let url = "memory://";
+    /// let server = hopline::Server::connect(url).await?.allow_drain(|caller| caller.user == Some("operator"));
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn allow_drain<F>(mut self, rule: F) -> Self
+    where
+        F: Fn(&Caller<'_>) -> bool + Send + Sync + 'static,
+    {
+        self.allow_drain = Allow::by(move |caller, _| rule(caller));
+        self
+    }
+
     /// Starts to serve. When this returns, the services can be called. A server that [connects
     /// lazily](ServerBuilder::connect_lazy) returns at once; its [state](Running::state) tells when its services can be
     /// called.
@@ -221,7 +246,7 @@ impl Server {
     /// - `Disconnected` if the connection is lost meanwhile.
     pub async fn start(self) -> Result<Running, Error> {
         let Self { dial, transport, namespace, max_message_size, compression, instance, .. } = self;
-        let Self { services, subscriptions, attributes, allow, middleware, .. } = self;
+        let Self { services, subscriptions, attributes, allow, allow_drain, middleware, .. } = self;
         check_entries(attributes.iter().map(|(name, value)| (&**name, &**value)))
             .map_err(|excess| Error::Invalid(too_many(excess)))?;
         for (pattern, _) in &subscriptions {
@@ -253,9 +278,11 @@ impl Server {
             services: served.keys().map(|id| id.to_string().into()).collect(),
             max_size: max_message_size,
             allow,
+            allow_drain,
             compression,
             middleware,
             draining,
+            end: OnceCell::new(),
             shared: TaskTracker::new(),
             addressed: TaskTracker::new(),
             drained: CancellationToken::new(),
@@ -290,14 +317,17 @@ impl Server {
         Ok(running)
     }
 
-    /// Serves until `stop` resolves, and then drains: running calls finish and reply, calls that have not started go
+    /// Serves until `stop` resolves, or until it is [drained from afar](Self::allow_drain), and then drains: running calls finish and reply, calls that have not started go
     /// back to their queue, and the connection is closed. A connection that is lost meanwhile is made again.
     ///
     /// # Errors
     /// As [`Server::start`].
     pub async fn run_until<S: Future>(self, stop: S) -> Result<(), Error> {
         let running = self.start().await?;
-        stop.await;
+        tokio::select! {
+            _ = stop => {}
+            () = running.site.draining.cancelled() => {}
+        }
         running.drain().await;
         Ok(())
     }

@@ -32,6 +32,7 @@ async fn process() {
         Ok("call") => call().await,
         Ok("connect") => connect().await,
         Ok("hasty") => hasty().await,
+        Ok("asked") => asked().await,
         _ => {}
     }
 }
@@ -72,6 +73,28 @@ async fn hasty() {
     assert!(told.expect("there is a shell").success());
     ended.await;
     println!("it has ended");
+}
+
+/// Has itself drained as an operator does, while a call of its own runs until SIGUSR1 comes.
+async fn asked() {
+    let log = tracing_subscriber::fmt().with_env_filter("hopline=info").with_ansi(false);
+    log.with_writer(std::io::stdout).init();
+    let work = |_: Context, (): ()| async {
+        println!("it works");
+        let user_signal = tokio::signal::unix::SignalKind::user_defined1();
+        tokio::signal::unix::signal(user_signal).expect("it can be heard").recv().await;
+        Ok::<_, Fault>(7)
+    };
+    let service = Service::new("alone", 1).method("work", work);
+    let server = Server::connect("memory://").await.expect("in memory").serve(service).allow_drain(|_| true);
+    let running = server.start().await.expect("it can be served");
+    let client = Client::builder().timeout(LONG).connect("memory://").await.expect("in memory");
+    let instance = running.instance().to_owned();
+    let ended = running.run_until_signal();
+    let call = client.call::<u8>("alone", "work", ()).start().await.expect("on its way");
+    tokio::spawn(async move { client.registry().drain("alone", &instance).await.expect("it is allowed") });
+    ended.await;
+    println!("answered {:?}, and it has ended", call.await);
 }
 
 /// Serves and calls as the environment says.
@@ -169,6 +192,17 @@ async fn a_signal_ends_a_server_once_what_runs_has_been_answered() {
 async fn a_signal_before_it_is_awaited_is_heard() {
     let mut process = Process::start("hasty", &[]);
     process.line("it has ended").await;
+    process.ends_well().await;
+}
+
+#[tokio::test]
+async fn a_drain_from_afar_ends_it_as_a_signal_does_and_a_first_signal_after_it_breaks_off_nothing() {
+    let mut process = Process::start("asked", &[]);
+    process.line("it works").await;
+    process.line("draining").await;
+    process.signal("TERM").await;
+    process.signal("USR1").await;
+    process.line("answered Ok(7), and it has ended").await;
     process.ends_well().await;
 }
 

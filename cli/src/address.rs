@@ -126,9 +126,9 @@ impl Address {
     ///
     /// # Errors
     /// As [`Address::ca`].
-    pub(crate) fn identity(&self) -> Result<Option<(Vec<u8>, Vec<u8>)>, Error> {
+    pub(crate) fn identity(&self) -> Result<Option<[Vec<u8>; 2]>, Error> {
         let (Some(cert), Some(key)) = (&self.cert, &self.key) else { return Ok(None) };
-        Ok(Some((read("--cert", cert)?, read("--key", key)?)))
+        Ok(Some([read("--cert", cert)?, read("--key", key)?]))
     }
 
     /// The settings for TLS. `None` if no option sets any.
@@ -140,7 +140,7 @@ impl Address {
         if let Some(ca) = self.ca()? {
             tls = tls.ca(ca);
         }
-        if let Some((cert, key)) = self.identity()? {
+        if let Some([cert, key]) = self.identity()? {
             tls = tls.identity(cert, key);
         }
         Ok(Some(tls))

@@ -15,6 +15,7 @@ mod generate;
 mod stats;
 mod ping;
 mod watch;
+mod drain;
 mod asking;
 mod dead;
 mod doctor;
@@ -70,6 +71,7 @@ enum What {
     Stats(stats::Stats),
     Ping(ping::Ping),
     Watch(watch::Watch),
+    Drain(drain::Drain),
     #[command(subcommand)]
     Dead(dead::Dead),
     Doctor(doctor::Doctor),
@@ -111,6 +113,7 @@ fn main() -> ExitCode {
         What::Stats(stats) => wait(stats.run()),
         What::Ping(ping) => wait(ping.run()),
         What::Watch(watch) => wait(watch.run()),
+        What::Drain(drain) => wait(drain.run()),
         What::Dead(dead) => wait(dead.run()),
         What::Doctor(doctor) => wait(doctor.run()),
         What::Bench(bench) => bench.run(),

@@ -1,4 +1,4 @@
-//! `hopline ls`, `info`, `stats` and `ping` as a shell sees them.
+//! `hopline ls`, `info`, `stats`, `ping` and `drain` as a shell sees them.
 //!
 //! They need the RabbitMQ that `HOPLINE_TEST_URL` names, and are ignored unless they are asked for.
 
@@ -49,7 +49,7 @@ fn cells<'a>(table: &'a str, first: &str) -> Vec<&'a str> {
 
 #[test]
 fn each_command_has_a_help_with_an_example_and_says_what_to_write() {
-    for command in ["ls", "info", "stats", "ping"] {
+    for command in ["ls", "info", "stats", "ping", "drain"] {
         let output = hopline(&[command, "--help"]).output().expect("it can be run");
         let help = printed(output);
         assert!(help.contains(&format!("  hopline {command}")) && help.contains("Example"), "{help}");
@@ -153,4 +153,25 @@ async fn a_ping_tells_by_its_exit_status_whether_anybody_is_there_and_can_wait_f
     let twice = printed(scene.run(&["ping", "demo", "--count", "2"]).await);
     let first: Vec<_> = twice.lines().filter_map(|line| line.split_whitespace().next()).collect();
     assert_eq!(first, [server.instance(); 2]);
+}
+
+#[tokio::test]
+#[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
+async fn an_instance_is_drained_if_its_server_allows_it() {
+    let scene = Place::new("drain");
+    let absent = scene.run(&["drain", "absent"]).await;
+    assert_eq!(absent.status.code(), Some(1));
+    assert!(said(&absent).starts_with("no instance `absent` replies in the namespace"), "{absent:?}");
+    let server = scene.serve("eu1").await;
+    let refused = scene.run(&["drain", server.instance()]).await;
+    assert_eq!(refused.status.code(), Some(64 + 7));
+    assert!(said(&refused).contains("`Server::allow_drain`"), "{refused:?}");
+    let allowing = scene.server().await.serve(DemoServer::new(Service)).allow_drain(|caller| caller.user.is_some());
+    let allowing = allowing.start().await.expect("it can be served");
+    let told = scene.json(&["drain", allowing.instance(), "--json"]).await;
+    assert_eq!(told, json!({ "instance": allowing.instance(), "service": "demo.v1", "draining": true }));
+    let mut state = allowing.state();
+    let ended = state.wait_for(|state| *state == hopline::State::Closed);
+    tokio::time::timeout(PATIENCE, ended).await.expect("it ends within a minute").expect("it is told");
+    assert!(server.health().now().is_ready());
 }

@@ -1,7 +1,10 @@
-//! A server's replies to the questions of discovery: ping, info and statistics.
+//! A server's replies to the questions of discovery: ping, info, statistics, and to drain.
 
 use serde::Serialize;
+use tracing::info;
 
+use super::allow::Caller;
+use super::message::Message;
 use super::process;
 use super::worker::Worker;
 use crate::clock::unix_millis;
@@ -9,10 +12,11 @@ use crate::codec::Codec;
 use crate::compression::{Compression, Readable};
 #[cfg(feature = "schema")]
 use crate::document::SCHEMA;
-use crate::document::{INFO, Instance, InstanceStats, PING, STATS};
+use crate::document::{DRAIN, INFO, Instance, InstanceStats, PING, STATS};
 use crate::error::{Code, Fault};
-use crate::frame::micros;
+use crate::frame::{Frame, micros};
 use crate::service::Answer;
+use crate::topology::instance_key;
 
 impl Worker {
     /// The reply to a question of discovery, or `None` if `question` is not one. It runs no handler, so it does not
@@ -26,6 +30,29 @@ impl Worker {
             SCHEMA => Some(written(codec, self.schema())),
             _ => None,
         }
+    }
+
+    /// Begins to drain, if the caller may have that done, and has asked this instance alone.
+    ///
+    /// # Errors
+    /// A fault that says what is missing.
+    pub(super) fn asked_to_drain(&self, frame: &Frame, message: &Message) -> Result<Answer, Fault> {
+        let (site, own) = (&self.site, instance_key(&*self.name, &self.site.instance));
+        if message.exchange != site.namespace.rpc() || message.key != own {
+            let why = format!("`{DRAIN}` is asked of one instance, by its key `{own}`, and not of several");
+            return Err(Fault::new(Code::InvalidArgument, why));
+        }
+        if !site.allow_drain.is_set() {
+            let why = "nobody may drain this server from afar: have it allowed by `Server::allow_drain`, or send its process \
+                       SIGTERM";
+            return Err(Fault::new(Code::PermissionDenied, why));
+        }
+        let caller = Caller { user: message.user.as_deref(), instance: frame.metadata.instance.as_deref() };
+        site.allow_drain.check(&caller, &format!("{}.{DRAIN}", self.name))?;
+        info!(name = &*site.name, user = caller.user, caller = caller.instance, "it drains, as it is asked from afar");
+        let site = site.clone();
+        drop(tokio::spawn(async move { site.drain().await }));
+        Ok(written(frame.codec, &()))
     }
 
     /// What this instance serves.

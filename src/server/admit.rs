@@ -13,6 +13,7 @@ use super::message::{Message, MessageEnd, Source};
 use super::served_method::ServedMethod;
 use super::through::Passage;
 use super::worker::Worker;
+use crate::document::DRAIN;
 use crate::error::{Code, Fault};
 use crate::frame::{Frame, Kind};
 use crate::limits::MAX_TIMEOUT;
@@ -142,6 +143,9 @@ impl Worker {
             }
         }
         let Some(served) = self.method(frame) else {
+            if name == DRAIN && frame.kind == Kind::Request {
+                return self.asked_to_drain(frame, message).map(Decision::Answered);
+            }
             if let Some(answer) = self.about_itself(name, frame.codec) {
                 return Ok(Decision::Answered(answer));
             }

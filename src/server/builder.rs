@@ -161,6 +161,7 @@ impl ServerBuilder {
             subscriptions: Vec::new(),
             attributes: BTreeMap::new(),
             allow: Allow::default(),
+            allow_drain: Allow::default(),
         }
     }
 }

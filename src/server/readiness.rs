@@ -47,6 +47,18 @@ pub struct ServerHealth {
 }
 
 /// How a server is at a moment. As text it is a word, and the reason behind a colon if there is one.
+///
+/// ```
+/// use hopline::{Readiness, Running};
+///
+/// fn log(server: &Running) {
+///     match server.health().now() {
+///         Readiness::Ready => println!("all is well"),
+///         Readiness::Degraded { reason } => println!("some calls are not served: {reason}"),
+///         other => println!("no calls are taken: {other}"),
+///     }
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Readiness {

@@ -3,24 +3,15 @@
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::Site;
 use super::signals::Signals;
-use crate::document::LifeState;
-use crate::state::{State, blocked_for};
-use crate::topology::Binding;
-
-/// How long a drain waits for declarations that are going on.
-const DECLARED: Duration = Duration::from_secs(3);
-/// How long a drain waits for a broker that accepts no messages.
-const BLOCKED_DRAIN: Duration = Duration::from_secs(10);
+use crate::state::State;
 
 /// A running server. It reconnects whenever the connection is lost. Dropping it closes the connection at once;
 /// [`Running::drain`] lets running calls end before.
@@ -82,8 +73,8 @@ impl Running {
         self.site.health.state.subscribe()
     }
 
-    /// Serves until the process is told to end, by SIGINT (Ctrl-C) or SIGTERM, or by Ctrl-C on systems without signals.
-    /// Then it [drains](Self::drain). A second signal ends the drain, and calls that still run are cut off. From when
+    /// Serves until the process is told to end, by SIGINT (Ctrl-C) or SIGTERM, or by Ctrl-C on systems without signals,
+    /// or until the server is [drained from afar](crate::Server::allow_drain). Then it [drains](Self::drain). A second signal ends the drain, and calls that still run are cut off. From when
     /// this is called, even before it is awaited, these signals do not end the process by themselves, also after it has
     /// returned.
     ///
@@ -108,10 +99,20 @@ impl Running {
 
     pub(super) async fn run_until(self, mut signals: Signals) {
         let name = self.site.name.clone();
-        signals.next().await;
+        // From afar it is drained once. After that a signal is the first.
+        let is_first = tokio::select! {
+            () = signals.next() => false,
+            () = self.site.draining.cancelled() => true,
+        };
+        let broken_off = async {
+            if is_first {
+                signals.next().await;
+            }
+            signals.next().await;
+        };
         tokio::select! {
             () = self.drain() => {}
-            () = signals.next() => warn!(name = &*name, "a second signal: the drain is broken off"),
+            () = broken_off => warn!(name = &*name, "a second signal: the drain is broken off"),
         }
     }
 
@@ -137,64 +138,9 @@ impl Running {
     /// If the runtime has ended in which the server was started, there is nothing to drain: what ran there has ended
     /// with it.
     pub async fn drain(self) {
-        let (site, name, begun) = (&self.site, &*self.site.name, Instant::now());
-        let (running, before) = site.tally();
-        info!(name, running, "draining");
         tokio::select! {
-            () = self.finish() => {}
-            () = self.ended.cancelled() => debug!(name, "the server has ended with its runtime"),
-        }
-        let (after, given_back) = (begun.elapsed(), site.given_back().len());
-        let (cut_off, finished) = site.tally();
-        let ended = finished - before;
-        if cut_off == 0 {
-            info!(name, ?after, ended, given_back, "drained");
-        } else {
-            warn!(name, ?after, ended, given_back, cut_off, "drained, but what still ran is cut off");
-        }
-    }
-
-    /// The drain itself.
-    async fn finish(&self) {
-        let site = &self.site;
-        site.draining.cancel();
-        site.shared.close();
-        let takes_no_calls = async {
-            // A declaration that is going on would bind again what is unbound here, so this waits for it. It does not
-            // wait for ever, since the broker may be asked about a queue whose node is down.
-            let _ = tokio::time::timeout(DECLARED, site.declaring.write()).await;
-            self.unbind(|binding| site.is_presence(binding)).await;
-            site.shared.wait().await;
-        };
-        self.unless_blocked(takes_no_calls).await;
-        // Calls to this instance send signs of life until `drained`. Their cancels arrive in its own queues.
-        site.addressed.close();
-        self.unless_blocked(site.addressed.wait()).await;
-        // From here on the broker tells callers of this instance that it is not there.
-        self.unbind(|_| true).await;
-        site.drained.cancel();
-        site.own.close();
-        self.unless_blocked(site.own.wait()).await;
-        site.tell(LifeState::Down).await;
-        site.transport().close().await;
-        site.health.enter(State::Closed);
-    }
-
-    /// Deletes those bindings of this instance's own queues for which `meant` is true.
-    async fn unbind(&self, meant: impl Fn(&Binding) -> bool) {
-        let bindings: Vec<_> = self.site.topology().own_bindings().into_iter().filter(meant).collect();
-        if let Err(error) = self.site.transport().unbind(&bindings).await {
-            debug!(name = &*self.site.name, %error, "the instance's queues stay bound until they are gone");
-        }
-    }
-
-    /// Waits for something that a blocked broker could hold up. If the broker is blocked, this does not wait for long.
-    async fn unless_blocked(&self, waiting: impl Future<Output = ()>) {
-        tokio::select! {
-            () = waiting => {}
-            () = blocked_for(self.state(), BLOCKED_DRAIN) => {
-                warn!(name = &*self.site.name, "a drain ends early: the broker has taken nothing for {BLOCKED_DRAIN:?}");
-            }
+            () = self.site.drain() => {}
+            () = self.ended.cancelled() => debug!(name = &*self.site.name, "the server has ended, or its runtime has"),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use tokio::sync::{Notify, RwLock, watch};
+use tokio::sync::{Notify, OnceCell, RwLock, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -44,8 +44,12 @@ pub(super) struct Site {
     pub(super) middleware: Chain,
     pub(super) exchanges: Exchanges,
     pub(super) allow: Allow,
+    /// Who may have this server drained from afar. Without a rule, nobody.
+    pub(super) allow_drain: Allow,
     /// Cancelled when the server begins to drain: it starts no more calls.
     pub(super) draining: CancellationToken,
+    /// The drain. Whoever wants it, it happens once.
+    pub(super) end: OnceCell<()>,
     /// The tasks that read the queues of services. Each waits for the calls that it started.
     pub(super) shared: TaskTracker,
     /// The running calls that came through this instance's own queues. While there are any, these queues are read,

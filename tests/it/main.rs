@@ -31,6 +31,7 @@ mod events;
 mod fakes;
 mod faults;
 mod finishing;
+mod from_afar;
 mod hostile;
 mod identity;
 mod in_flight;

@@ -124,7 +124,7 @@ fn tls(address: &Address) -> Result<TlsConfig, Error> {
         }
     };
     let identity = match address.identity()? {
-        Some((chain, key)) => {
+        Some([chain, key]) => {
             let key = PrivateKey::from_pem(&key)
                 .map_err(|error| Error::Invalid(format!("`--key` cannot be used: {error}")))?;
             Some(ClientCert::new_with_certs(&certificates("--cert", &chain)?, key))

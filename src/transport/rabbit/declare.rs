@@ -1,6 +1,8 @@
 //! Declares exchanges, queues and bindings. If one exists with other arguments, the error names every argument that
 //! differs.
 
+mod difference;
+
 use std::collections::BTreeMap;
 
 use futures::FutureExt as _;
@@ -8,6 +10,7 @@ use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptio
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, ExchangeKind as Kind};
 
+use self::difference::{Difference, INEQUIVALENT};
 use super::connection::{Link, NOT_FOUND, PRECONDITION_FAILED, Refusal};
 use super::probe::Comparison;
 use super::properties::short;
@@ -343,130 +346,4 @@ async fn declare_again(link: &Link, shape: &Shape) -> Result<(), Refusal> {
     link.hear(shape.declare(&channel, false)).await?;
     close(link, &channel).await;
     Ok(())
-}
-
-/// How the broker's words begin when an argument differs.
-const INEQUIVALENT: &str = "inequivalent arg '";
-
-/// One argument that differs.
-#[derive(Debug, PartialEq)]
-struct Difference {
-    argument: String,
-    declared: Option<Value>,
-    current: Option<Value>,
-}
-
-/// A value in the broker's words, and its type if the broker tells it.
-#[derive(Debug, PartialEq)]
-struct Value {
-    text: String,
-    kind: Option<String>,
-}
-
-impl Difference {
-    /// Reads "... inequivalent arg 'x-expires' for queue 'q' in vhost '/': received the value '1000' of type
-    /// 'signedint' but current is none". `None` if the words do not contain this. The broker cuts its words after 255
-    /// bytes.
-    fn read(complaint: &str) -> Option<Self> {
-        let (_, rest) = complaint.split_once(INEQUIVALENT)?;
-        let (argument, rest) = rest.split_once('\'')?;
-        let (_, rest) = rest.split_once(": received ")?;
-        let (declared, current) = rest.split_once(" but current is ")?;
-        Some(Self { argument: argument.to_owned(), declared: Value::read(declared), current: Value::read(current) })
-    }
-
-    /// The difference in words, for the error.
-    fn sentence(&self) -> String {
-        let argument = &self.argument;
-        match (&self.current, &self.declared) {
-            (Some(current), Some(declared)) => {
-                format!("`{argument}` is {}, not {} as declared here", current.text, declared.text)
-            }
-            (None, Some(declared)) => format!("`{argument}` is not set, but declared here as {}", declared.text),
-            (Some(current), None) => {
-                format!("`{argument}` is {}, but not declared here", current.text)
-            }
-            (None, None) => format!("`{argument}` differs"),
-        }
-    }
-}
-
-impl Value {
-    /// Reads `none`, `'1000'` or `the value '1000' of type 'signedint'`.
-    fn read(words: &str) -> Option<Self> {
-        let (_, rest) = words.split_once('\'')?;
-        let (text, rest) = rest.split_once("' of type '").unwrap_or((rest, ""));
-        let unquoted = |text: &str| text.trim_end_matches('\'').to_owned();
-        Some(Self { text: unquoted(text), kind: (!rest.is_empty()).then(|| unquoted(rest)) })
-    }
-
-    /// The value to declare, if it is of a type that queues and exchanges are declared with. The broker leaves the
-    /// type out where it is that of the value which was `declared`.
-    fn value(&self, declared: Option<&AMQPValue>) -> Option<AMQPValue> {
-        let number = |text: &str| text.parse().ok().map(AMQPValue::LongLongInt);
-        match (self.kind.as_deref(), declared) {
-            (Some("longstr"), _) => Some(text(&self.text)),
-            (Some("bool"), _) | (None, None | Some(AMQPValue::Boolean(_))) => {
-                self.text.parse().ok().map(AMQPValue::Boolean)
-            }
-            (None, Some(AMQPValue::LongString(_))) => Some(text(&self.text)),
-            (Some(_), _) | (None, Some(_)) => number(&self.text),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn sentence(words: &str) -> String {
-        let complaint = format!("PRECONDITION_FAILED - inequivalent arg {words}");
-        Difference::read(&complaint).expect("a complaint of the broker").sentence()
-    }
-
-    #[test]
-    fn the_brokers_complaints_become_sentences() {
-        assert_eq!(
-            sentence(
-                "'x-expires' for queue 'q' in vhost '/': received the value '2000' of type 'signedint' \
-                 but current is the value '1000' of type 'long'"
-            ),
-            "`x-expires` is 1000, not 2000 as declared here"
-        );
-        assert_eq!(
-            sentence(
-                "'x-max-length' for queue 'q' in vhost '/': received none but current is the value '10' of type 'long'"
-            ),
-            "`x-max-length` is 10, but not declared here"
-        );
-        assert_eq!(
-            sentence(
-                "'x-overflow' for queue 'q' in vhost '/': received the value 'a' of type 'longstr' but current is none"
-            ),
-            "`x-overflow` is not set, but declared here as a"
-        );
-        assert_eq!(
-            sentence("'x-max-length' for queue 'q' in vhost '/': received '20' but current is '10'"),
-            "`x-max-length` is 10, not 20 as declared here"
-        );
-        assert_eq!(
-            sentence("'durable' for queue 'q' in vhost '/': received 'true' but current is 'false'"),
-            "`durable` is false, not true as declared here"
-        );
-    }
-
-    #[test]
-    fn what_the_broker_has_can_be_declared() {
-        let value =
-            |words, declared: Option<AMQPValue>| Value::read(words).and_then(|value| value.value(declared.as_ref()));
-        let number = AMQPValue::LongLongInt;
-        assert_eq!(value("the value '10' of type 'signedint'", None), Some(number(10)));
-        assert_eq!(value("the value '10' of type 'longstr'", Some(number(20))), Some(text("10")));
-        assert_eq!(value("'10'", Some(number(20))), Some(number(10)));
-        assert_eq!(value("'10'", Some(text("20"))), Some(text("10")));
-        assert_eq!(value("'false'", Some(AMQPValue::Boolean(true))), Some(AMQPValue::Boolean(false)));
-        assert_eq!(value("'true'", None), Some(AMQPValue::Boolean(true)));
-        assert_eq!(value("none", Some(number(20))), None);
-        assert_eq!(value("the value '[]' of type 'array'", None), None);
-    }
 }
