@@ -23,6 +23,8 @@ pages! {
     #[cfg(feature = "schema")]
     Schemas = "docs/guide/src/schemas.md",
     Deploying = "docs/guide/src/deploying.md",
+    Operating = "docs/guide/src/operations.md",
+    TheDoctor = "docs/guide/src/doctor.md",
     Cluster = "docs/guide/src/cluster.md",
     TheCommand = "docs/guide/src/command.md",
     Discovery = "docs/guide/src/discovery.md",

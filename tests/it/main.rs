@@ -37,6 +37,7 @@ mod identity;
 mod in_flight;
 mod long_calls;
 mod loss;
+mod manifests;
 mod middleware;
 mod sources;
 mod stalled;
