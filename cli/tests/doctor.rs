@@ -7,7 +7,7 @@ use std::net::TcpListener;
 use std::process::Output;
 use std::time::Duration;
 
-use hopline::topology::{Declaration, Exchange, ExchangeKind, Queue, QueueKind};
+use hopline::topology::{Binding, Declaration, Exchange, ExchangeKind, Queue, QueueKind};
 use hopline::transport::{Mode, Properties, Publication, Role, Settle, Transport};
 use hopline::{Client, Code, Context, Fault, Method, Running, Server, Service};
 use serde_json::{Value, json};
@@ -166,6 +166,13 @@ async fn a_broker_without_faults_has_no_problems_and_keeps_nothing_of_the_look()
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert_eq!(everything().await, before, "the look at an empty broker leaves something");
     let _server = hospital.serve("hopline").await;
+    let transport = hospital.transport().await;
+    let queue = Queue::new("overheard", QueueKind::Exclusive);
+    let (exchange, key) = ("hopline.events".into(), "#".into());
+    let bound = Binding { exchange, key, queue: queue.name.clone() };
+    let parts = [Declaration::Queue(queue), Declaration::Binding(bound)];
+    transport.declare(&parts).await.expect("nothing is in the way");
+    let mut heard = transport.consume("overheard", Mode::NoAck).await.expect("it is there");
     let before = everything().await.1;
     let output = hospital.doctor(url, "hopline", &["demo", "--management", &hospital.management]).await;
     assert_eq!(output.status.code(), Some(0), "{output:?}");
@@ -175,6 +182,10 @@ async fn a_broker_without_faults_has_no_problems_and_keeps_nothing_of_the_look()
         assert!(told.lines().any(|it| it.starts_with(line)), "no `{line}` in {told}");
     }
     assert_eq!(everything().await.1, before, "the look leaves an exchange");
+    // What comes after it has come after all that the doctor may have published.
+    hospital.client("hopline").await.publish("after.it", &()).await.expect("the broker has it");
+    let heard = tokio::time::timeout(PATIENCE, heard.next()).await.expect("it comes within a minute");
+    assert_eq!(heard.expect("it is consumed").key, "after.it", "an event of the doctor's");
     // What AMQP does not tell is named, with how to see it.
     let findings = found(&hospital.doctor(url, "hopline", &["--json"]).await);
     for about in ["policies", "plugins", "nodes"] {
@@ -233,7 +244,7 @@ async fn each_fault_is_found_and_comes_with_what_to_do() {
     // An alternate exchange that leads somewhere: by AMQP alone, and by name.
     servers.push(hospital.serve("hidden").await);
     let elsewhere = Queue::new("elsewhere", QueueKind::Classic);
-    let bound = hopline::topology::Binding { exchange: "amq.fanout".into(), key: "".into(), queue: "elsewhere".into() };
+    let bound = Binding { exchange: "amq.fanout".into(), key: "".into(), queue: "elsewhere".into() };
     hospital.declare(Declaration::Queue(elsewhere)).await;
     hospital.declare(Declaration::Binding(bound)).await;
     hospital.policy("of-hidden", r"^hidden\.rpc$", r#"{"alternate-exchange":"amq.fanout"}"#, "exchanges").await;
@@ -318,7 +329,7 @@ async fn clock(hospital: &Hospital, namespace: &str) -> tokio::task::JoinHandle<
     let transport = hospital.transport().await;
     let queue = Queue::new(format!("{namespace}.demo.v1@late.x"), QueueKind::Exclusive);
     let (name, exchange) = (queue.name.clone(), format!("{namespace}.discovery"));
-    let bound = hopline::topology::Binding { exchange, key: "ask".into(), queue: name.clone() };
+    let bound = Binding { exchange, key: "ask".into(), queue: name.clone() };
     let parts = [Declaration::Queue(queue), Declaration::Binding(bound)];
     transport.declare(&parts).await.expect("nothing is in the way");
     let mut asked = transport.consume(&name, Mode::NoAck).await.expect("it is there");

@@ -92,7 +92,10 @@ impl Management {
         let (base, user) = (&self.base, &self.user);
         let asked = self.agent.get(format!("{base}/api/{path}")).header("Authorization", &self.authorization).call();
         let mut answer = asked.map_err(|error| {
-            format!("the management API at {base} cannot be asked ({error}): is the plugin `rabbitmq_management` enabled there?")
+            format!(
+                "the management API at {base} cannot be asked ({error}): is the plugin `rabbitmq_management` enabled there, and \
+                 for https the CA given by `--ca`?"
+            )
         })?;
         match answer.status().as_u16() {
             200 => {}

@@ -29,25 +29,25 @@ pub(super) async fn looked_at(
         }
     }
     let mut caught = Caught::default();
-    match management.get("policies/VHOST").await {
-        Ok(policies) => match management.get("exchanges/VHOST?columns=name,policy").await {
-            Ok(exchanges) => caught.exchanges(patient, &policies, &exchanges),
-            Err(why) => findings.unseen("policies on exchanges", why),
-        },
-        Err(why) => findings.unseen("policies on exchanges", why),
+    let asked = async {
+        let policies = management.get("policies/VHOST").await?;
+        Ok((policies, management.get("exchanges/VHOST?columns=name,policy").await?))
+    };
+    let on_exchanges: Result<(), String> =
+        asked.await.map(|(policies, exchanges)| caught.exchanges(patient, &policies, &exchanges));
+    let on_queues = management.get(&format!("queues/VHOST?columns={COLUMNS}")).await;
+    let on_queues = on_queues.map(|queues| caught.queues(patient, &queues, findings));
+    caught.told(findings);
+    if caught.0.is_empty() && on_exchanges.is_ok() && on_queues.is_ok() {
+        findings.fine("policies", "none does harm to what is there");
     }
-    let mut services = BTreeSet::new();
-    match management.get(&format!("queues/VHOST?columns={COLUMNS}")).await {
-        Ok(queues) => {
-            services = caught.queues(patient, &queues, findings);
-            caught.told(findings);
-        }
-        Err(why) => {
-            caught.told(findings);
-            findings.unseen("policies on queues", why);
-        }
+    if let Err(why) = on_exchanges {
+        findings.unseen("policies on exchanges", why);
     }
-    services
+    on_queues.unwrap_or_else(|why| {
+        findings.unseen("policies on queues", why);
+        BTreeSet::new()
+    })
 }
 
 /// Nodes and their plugins.
@@ -154,9 +154,6 @@ impl Caught {
     }
 
     fn told(&self, findings: &mut Findings) {
-        if self.0.is_empty() {
-            findings.fine("policies", "none does harm to what is there");
-        }
         for ((policy, part, does), names) in &self.0 {
             let more = match names.len() - 1 {
                 0 => String::new(),
