@@ -278,8 +278,12 @@ impl RabbitConnection {
         in_time(&format!("get a message of the queue `{queue}`"), self.0.puller.get(queue)).await
     }
 
-    /// How many messages in a queue are ready to be delivered. `None` if there is no such queue.
-    pub(super) async fn count(&self, queue: &str) -> Result<Option<QueueCount>, Error> {
+    /// How many messages in a queue are ready to be delivered, and how many consumers it has. `None` if there is no such
+    /// queue.
+    ///
+    /// # Errors
+    /// As [`Transport::look_at`](super::Transport::look_at).
+    pub async fn count(&self, queue: &str) -> Result<Option<QueueCount>, Error> {
         in_time(&format!("count the messages of the queue `{queue}`"), self.0.puller.count(queue)).await
     }
 

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use hopline::QueueCount;
 use hopline::ServiceId;
 use hopline::topology::{Declaration, QueueRole};
-use hopline::transport::rabbit::{Backlog, Comparison};
+use hopline::transport::rabbit::Comparison;
 
 use super::finding::Findings;
 use super::{Patient, forbids};
@@ -36,8 +37,8 @@ pub(super) async fn compared(patient: &Patient<'_>, services: &BTreeSet<ServiceI
             }
             Err(words) => findings.unseen(&about, words),
         }
-        match patient.answered(patient.rabbit.backlog(&queue.name)).await {
-            Ok(Some(backlog)) => waiting(role, service, &about, backlog, findings),
+        match patient.answered(patient.rabbit.count(&queue.name)).await {
+            Ok(Some(count)) => waiting(role, service, &about, count, findings),
             Ok(None) => {}
             Err(words) => findings.unseen(format!("messages in the {about}"), words),
         }
@@ -67,7 +68,7 @@ fn waiting(
     role: QueueRole,
     service: Option<&ServiceId>,
     about: &str,
-    Backlog { ready, consumers }: Backlog,
+    QueueCount { waiting: ready, consumers }: QueueCount,
     findings: &mut Findings,
 ) {
     let Some(service) = service.filter(|_| ready > 0) else { return };
