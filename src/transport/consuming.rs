@@ -39,6 +39,14 @@ impl Mode {
 }
 
 /// How much is in a queue.
+///
+/// ```
+/// # fn example(queues: hopline::ServiceQueues) {
+/// if let Some(hopline::QueueCount { waiting, consumers: 0 }) = queues.calls {
+///     println!("{waiting} calls wait, and nobody reads them");
+/// }
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct QueueCount {
     /// Messages that are ready, without those that are delivered and not settled. Several calls may share a message.

@@ -61,8 +61,6 @@ async fn a_drain_from_afar_loses_no_call_and_ends_whoever_serves_until_something
     let server = scene.server().await.serve(service).allow_drain(|_| true);
     let serving = tokio::spawn(server.run_until(pending::<()>()));
     let client = scene.client().await;
-    let pending = hold(&client, 1).start().await.expect("on its way");
-    let call = soon(arrived.recv()).await.expect("it runs");
     let (service, instance) = soon(async {
         loop {
             let services = client.registry().services().await.expect("it asks");
@@ -72,6 +70,9 @@ async fn a_drain_from_afar_loses_no_call_and_ends_whoever_serves_until_something
         }
     })
     .await;
+    // Its own queue is there before it replies.
+    let pending = hold(&client, 1).to(&instance).start().await.expect("on its way");
+    let call = soon(arrived.recv()).await.expect("it runs");
     soon(client.registry().drain(&service, &instance)).await.expect("it is allowed");
     soon(async {
         while !client.registry().instances(&service).await.expect("it asks").iter().all(|told| told.draining) {}
