@@ -1,4 +1,4 @@
-//! `hopline ls`, `info`, `stats`, `ping` and `drain` as a shell sees them.
+//! `hopline ls`, `info`, `stats`, `ping`, `watch` and `drain` as a shell sees them, and calls along a route.
 //!
 //! They need the RabbitMQ that `HOPLINE_TEST_URL` names, and are ignored unless they are asked for.
 
@@ -13,7 +13,7 @@ mod command;
 #[allow(dead_code, reason = "the tests call a few of its methods")]
 mod demo;
 
-use command::{PATIENCE, Place, cleaned, hopline, printed, said};
+use command::{Going, PATIENCE, Place, cleaned, hopline, printed, said};
 use demo::{DemoServer, Service};
 
 impl Place {
@@ -82,11 +82,16 @@ async fn the_services_are_listed_with_what_they_have_done() {
     client.call::<i64>("demo", "div", (2, 0)).await.expect_err("nobody divides by zero");
     let table = printed(scene.run(&["ls", "--timeout", "3s"]).await);
     let cells = cells(&table, "demo.v1");
-    assert_eq!(cells[1..5], ["2", "0", "4", "1"], "{table}");
+    assert_eq!(cells[1..7], ["2", "0", "0", "0", "4", "1"], "{table}");
     let listed = scene.json(&["ls", "--json", "--timeout", "3s"]).await;
     assert_eq!(
         (&listed[0]["service"], &listed[0]["instances"], &listed[0]["finished"]),
         (&json!("demo.v1"), &json!(2), &json!(4))
+    );
+    assert_eq!(
+        (&listed[0]["waiting"], &listed[0]["dead"], &listed[0]["readers"]),
+        (&json!(0), &json!(0), &json!(2)),
+        "{listed}"
     );
     assert!(listed[0]["p99_us"].is_u64() && listed[0]["calls_per_s"].is_f64(), "{listed}");
 }
@@ -174,4 +179,48 @@ async fn an_instance_is_drained_if_its_server_allows_it() {
     let ended = state.wait_for(|state| *state == hopline::State::Closed);
     tokio::time::timeout(PATIENCE, ended).await.expect("it ends within a minute").expect("it is told");
     assert!(server.health().now().is_ready());
+}
+
+#[tokio::test]
+#[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
+async fn instances_are_shown_as_they_come_and_go() {
+    let scene = Place::new("watch");
+    let first = scene.serve("eu1").await;
+    let mut shown = Going::start(scene.here(&["watch"]));
+    let is = |line: Option<String>, what: &str, instance: &str| {
+        let line = line.expect("it goes on");
+        assert_eq!(line.split_whitespace().take(3).collect::<Vec<_>>(), [what, "demo.v1", instance], "{line}");
+    };
+    is(shown.line().await, "up", first.instance());
+    let second = scene.serve("us1").await;
+    let leaving = second.instance().to_owned();
+    is(shown.line().await, "up", &leaving);
+    second.drain().await;
+    let line = shown.line().await;
+    // It may have ended before it was asked.
+    match line.as_deref().is_some_and(|line| line.starts_with("draining")) {
+        true => is(shown.line().await, "down", &leaving),
+        false => is(line, "down", &leaving),
+    }
+    shown.signal("INT").await;
+    assert_eq!(shown.line().await, None);
+}
+
+#[tokio::test]
+#[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
+async fn a_call_goes_along_a_route() {
+    let scene = Place::new("route");
+    let [east, _west] = [scene.serve("eu1").await, scene.serve("us1").await];
+    for route in ["zone=zone=eu1", "any", "round-robin", "least-in-flight", "key=c-17", "weight=zone"] {
+        let who = scene.json(&["call", "demo.whoami", "--route", route]).await;
+        assert!(who.is_string() && (!route.starts_with("zone") || who == east.instance()), "{route}: {who}");
+    }
+    let places = [
+        scene.json(&["call", "demo.whoami", "--route", "key=c-17"]).await,
+        scene.json(&["call", "demo.whoami", "--route", "key=c-17"]).await,
+    ];
+    assert_eq!(places[0], places[1]);
+    let wrong = scene.run(&["call", "demo.whoami", "--route", "fast"]).await;
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("least-in-flight"), "{wrong:?}");
 }

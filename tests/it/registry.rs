@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::future::IntoFuture as _;
 use std::time::{Duration, SystemTime};
 
+use futures::future::join_all;
 use hopline::{Context, Dispatch, Error, Fault, Method, Registry, Service};
 
 use crate::support::{Calculator, Held, MathServer, Scene, everybody, hold, soon, told};
@@ -141,4 +142,30 @@ async fn names_and_attributes_that_cannot_be_are_refused() {
     let refused = large.start().await.expect_err("it is too much").to_string();
     assert!(refused.contains("attributes take 70013 bytes"), "{refused}");
     assert_eq!(soon(everybody(&client, Duration::MAX)).await.expect("nobody is fine"), []);
+}
+
+#[tokio::test]
+async fn what_waits_at_the_broker_is_told_with_who_reads_it() {
+    let scene = Scene::new();
+    let client = scene.client().await;
+    assert_eq!(client.registry().queues("held").await.expect("it answers"), hopline::ServiceQueues::default());
+    let Held { service, mut arrived } = Held::new();
+    let server = scene.serve(service.prefetch(1).concurrency(1)).await;
+    let queues = client.registry().queues("held.v1").await.expect("it answers");
+    assert_eq!(queues.calls.map(|queue| (queue.waiting, queue.consumers)), Some((0, 1)));
+    assert_eq!(queues.oneway.map(|queue| (queue.waiting, queue.consumers)), Some((0, 1)));
+    assert_eq!(queues.dead.map(|queue| (queue.waiting, queue.consumers)), Some((0, 0)));
+    let pending = join_all((0..3).map(|number| hold(&client, number).start())).await;
+    let running = soon(arrived.recv()).await.expect("it runs");
+    let calls = async || client.registry().queues("held").await.expect("it answers").calls.expect("it is there");
+    soon(async { while calls().await.waiting != 2 {} }).await;
+    running.release();
+    for _ in 1..3 {
+        soon(arrived.recv()).await.expect("it runs").release();
+    }
+    for pending in pending {
+        soon(pending.expect("on its way")).await.expect("answered");
+    }
+    assert!(matches!(client.registry().queues("a b").await, Err(Error::Invalid(_))));
+    soon(server.drain()).await;
 }
