@@ -190,7 +190,8 @@ impl<T, E> Call<T, E> {
     fn dispatch(&mut self) -> Result<(), Error> {
         self.stage = match std::mem::replace(&mut self.stage, Stage::Over) {
             Stage::Ready(request) => {
-                if self.client.route_of(&request).is_some() {
+                let request = self.client.with_canary(request);
+                if self.client.route_of(&request).is_some_and(|route| !matches!(*route, Route::One(_))) {
                     registry::follow(&self.client);
                 }
                 Stage::Sent(self.client.begin(request)?)

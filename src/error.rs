@@ -360,7 +360,7 @@ fn nobody(service: &str, oneway: Option<&str>) -> String {
         None => match service.split_once('@') {
             Some((service, instance)) => format!(
                 "there is no instance `{instance}` of `{service}`: it has gone, or connects again at this moment; \
-                 `Registry::instances` lists those that are there"
+                 `Registry::instances`, or `hopline info {service}`, lists those that are there"
             ),
             None => format!("nobody serves `{service}`: is a server running, and on the same namespace?"),
         },

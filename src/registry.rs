@@ -2,6 +2,7 @@
 //! a list of them. `registry/watch.rs` follows what changes.
 
 mod follow;
+mod instance_watch;
 mod queues;
 mod watch;
 
@@ -28,6 +29,7 @@ use crate::error::Code;
 use crate::error::Error;
 use crate::exchanges::Recipients;
 use crate::middleware::Reply;
+use crate::state::State;
 use crate::topology::ServiceId;
 
 /// How long a registry waits in all for instances to reply.
@@ -221,7 +223,7 @@ impl Registry {
         };
         let mut replies = match self.client.ask(self.request(question, service, recipients)).await {
             Err(Error::NoService { .. }) => return Ok(()),
-            replies => replies?,
+            replies => replies.map_err(|error| self.unless_blocked(error))?,
         };
         let (mut taken, mut stalls_at, mut refused) = (0, None, None);
         while self.count.is_none_or(|count| taken < count) {
@@ -282,6 +284,16 @@ impl Registry {
         let target = service.map(|service| Arc::new(Target::new(service, question)));
         let arguments: ArgumentWriter = Box::new(|codec, payload| codec.write::<[(); 0]>(&[], payload));
         Request { timeout: Some(self.total), recipients, ..Request::new(target, arguments) }
+    }
+
+    /// The error for a question that the broker has not confirmed in time. More time does not help while it takes nothing.
+    fn unless_blocked(&self, error: Error) -> Error {
+        match (error, &*self.client.state().borrow()) {
+            (Error::Timeout { method, after, .. }, State::Blocked { reason, .. }) => {
+                Error::Blocked { method: Some(method), reason: reason.to_string(), after, may_have_run: false }
+            }
+            (error, _) => error,
+        }
     }
 
     async fn wait_until(&self, instant: Option<Instant>) {

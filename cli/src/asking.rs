@@ -34,7 +34,19 @@ impl Asking {
     where
         F: Future<Output = Result<(), Failed>>,
     {
-        let limit = self.timeout.unwrap_or(Duration::MAX);
+        self.ask_within(None, ask).await
+    }
+
+    /// The same, with another limit for connecting if no time-out is set.
+    pub(crate) async fn ask_within<F>(
+        &self,
+        limit: Option<Duration>,
+        ask: impl FnOnce(Registry) -> F,
+    ) -> Result<(), Failed>
+    where
+        F: Future<Output = Result<(), Failed>>,
+    {
+        let limit = self.timeout.or(limit).unwrap_or(Duration::MAX);
         let mut builder = self.address.client(limit)?.namespace(&self.namespace.namespace);
         for Entry { name, value } in &self.metadata {
             builder = builder.metadata(name, value);
@@ -55,9 +67,17 @@ pub(crate) fn service(text: &str) -> Result<String, String> {
     text.parse::<ServiceId>().map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
-/// What is said when no instance replies.
-pub(crate) fn nobody(service: &str) -> Failed {
-    Failed::run(format!(
-        "no instance of `{service}` replies: is a server running, and on the same namespace? (`hopline ls` lists all services)"
-    ))
+/// What is said when no instance replies. The broker knows whether somebody reads the queue of its calls all the same.
+pub(crate) async fn nobody(registry: &Registry, service: &str) -> Failed {
+    let queues = registry.queues(service).await.unwrap_or_default();
+    let readers = queues.calls.map_or(0, |calls| calls.consumers);
+    Failed::run(match readers {
+        0 => format!(
+            "no instance of `{service}` replies: is a server running, and on the same namespace? (`hopline ls` lists all services)"
+        ),
+        1 => format!("no instance of `{service}` replies, though one reads its queue: it hangs, or may not reply"),
+        _ => {
+            format!("no instance of `{service}` replies, though {readers} read its queue: they hang, or may not reply")
+        }
+    })
 }

@@ -179,7 +179,7 @@ impl Ls {
             }
             None => {
                 if count > letters.len() as u64 && !self.broker.json {
-                    eprintln!("{} of {count}: `--limit` lists more", letters.len());
+                    tell(&format!("{} of {count}: `--limit` lists more", letters.len()));
                 }
                 Ok(())
             }

@@ -31,7 +31,7 @@ pub(crate) struct Generate {
     /// SERVICE, or SERVICE.vMAJOR for a version other than 1; one of its instances is asked
     #[arg(value_parser = service, required_unless_present = "from", conflicts_with = "from")]
     service: Option<String>,
-    /// The file with the schema, as `hopline schema` prints it
+    /// The file with the schema, as `hopline schema` prints it, or - for stdin
     #[arg(long, value_name = "FILE")]
     from: Option<PathBuf>,
     #[command(flatten)]
@@ -50,9 +50,13 @@ impl Generate {
         match (&self.from, &self.service) {
             (Some(file), _) => {
                 let shown = file.display();
-                let text =
-                    std::fs::read_to_string(file).map_err(|error| format!("`{shown}` cannot be read: {error}"))?;
-                let schema = serde_json::from_str(&text).map_err(|error| format!("`{shown}` is no schema: {error}"))?;
+                let text = match file.as_os_str() == "-" {
+                    true => std::io::read_to_string(std::io::stdin()),
+                    false => std::fs::read_to_string(file),
+                };
+                let text = text.map_err(|error| Failed::usage(format!("`{shown}` cannot be read: {error}")))?;
+                let schema = serde_json::from_str(&text)
+                    .map_err(|error| Failed::usage(format!("`{shown}` is no schema: {error}")))?;
                 self.generated(&schema)
             }
             (None, Some(service)) => {

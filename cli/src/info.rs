@@ -28,7 +28,7 @@ impl Info {
             .ask(async |registry| {
                 let mut instances = registry.instances(&self.service).await?;
                 if instances.is_empty() {
-                    return Err(nobody(&self.service));
+                    return Err(nobody(&registry, &self.service).await);
                 }
                 let tells = instances.iter().flat_map(|instance| &instance.methods).any(|method| method.schema);
                 // Without it, the declarations are shown as they are.
@@ -63,8 +63,9 @@ fn shown(instances: &[Instance]) -> String {
     let head = ["INSTANCE", "HOST", "PID", "UP", "HOPLINE", "ATTRIBUTES"].map(str::to_owned);
     let row = |instance: &Instance| {
         let attributes = instance.attributes.iter().map(|(name, value)| format!("{name}={value}"));
+        let state = if instance.draining { "  (drains)" } else { "" };
         [
-            instance.instance.clone(),
+            format!("{}{state}", instance.instance),
             instance.host.clone(),
             if instance.pid == 0 { "-".to_owned() } else { instance.pid.to_string() },
             age(instance.started_at_ms),

@@ -128,7 +128,8 @@ fn main() -> ExitCode {
 /// in that case.
 fn told(error: &clap::Error, json: bool) -> ExitCode {
     let quoted = error.to_string();
-    let is_quoted = std::env::args().any(|argument| {
+    let is_quoted = std::env::args_os().any(|argument| {
+        let argument = argument.to_string_lossy();
         let value = argument.strip_prefix("--").and_then(|option| option.split_once('=')).map(|(_, value)| value);
         let value = value.unwrap_or(&argument);
         // The arguments of a call are JSON, and may contain anything, or `@` and the name of a file.

@@ -39,7 +39,8 @@ impl Ping {
     pub(crate) async fn run(self) -> Result<(), Failed> {
         let began = Instant::now();
         loop {
-            let outcome = self.asking.ask(async |registry| self.asked(&registry, began).await).await;
+            let asked = self.asking.ask_within(self.wait, async |registry| self.asked(&registry, began).await);
+            let outcome = asked.await;
             match outcome {
                 // The broker, too, may come up only now.
                 Err(failed) if !failed.is_usage() && !self.left(began).is_zero() => {
@@ -62,22 +63,22 @@ impl Ping {
             tokio::time::sleep(RETRY.min(self.left(began))).await;
             pongs = registry.ping(&self.service).await?;
         }
-        let mut last = self.shown(Ok(pongs));
+        let mut last = self.shown(registry, Ok(pongs)).await;
         for _ in 1..self.count {
             if let Err(failed) = &last {
                 tell(&failed.to_string());
             }
             tokio::time::sleep(PAUSE).await;
-            last = self.shown(registry.ping(&self.service).await);
+            last = self.shown(registry, registry.ping(&self.service).await).await;
         }
         last
     }
 
     /// Prints who has replied. Fails if nobody has.
-    fn shown(&self, pongs: Result<Vec<Pong>, Error>) -> Result<(), Failed> {
+    async fn shown(&self, registry: &Registry, pongs: Result<Vec<Pong>, Error>) -> Result<(), Failed> {
         let pongs = pongs?;
         if pongs.is_empty() {
-            return Err(nobody(&self.service));
+            return Err(nobody(registry, &self.service).await);
         }
         Ok(print(&if self.asking.json { as_json(&pongs) } else { as_table(&pongs) })?)
     }

@@ -39,7 +39,7 @@ impl Stats {
             .ask(async |registry| {
                 loop {
                     let stats = match registry.stats(&self.service).await {
-                        Ok(stats) if stats.is_empty() => Err(nobody(&self.service)),
+                        Ok(stats) if stats.is_empty() => Err(nobody(&registry, &self.service).await),
                         stats => stats.map_err(Failed::from),
                     };
                     match stats {

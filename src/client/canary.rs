@@ -76,7 +76,7 @@ impl Client {
     }
 
     /// The request itself, or the same for the canary if it is one of its share.
-    pub(super) fn with_canary<P>(&self, mut request: Request<P>) -> Request<P> {
+    pub(crate) fn with_canary<P>(&self, mut request: Request<P>) -> Request<P> {
         if self.0.canaries.any.load(Ordering::Relaxed)
             && request.recipients == Recipients::Any
             && let Ok(target) = &request.target

@@ -62,6 +62,8 @@ pub(crate) struct Attempt {
     pub(super) call_id: Uuid,
     /// 1 for the first attempt.
     pub(super) number: u32,
+    /// How many instances it was sent to before, along its route.
+    pub(super) moves: u32,
     /// How long the call may take with all its attempts.
     pub(super) timeout: Duration,
     /// When that time is over.
@@ -71,20 +73,25 @@ pub(crate) struct Attempt {
 impl Attempt {
     /// The first attempt of a call that may take the time `timeout` from now on.
     pub(super) fn first(timeout: Duration) -> Self {
-        Self { call_id: Uuid::new_v4(), number: 1, timeout, deadline: Instant::now() + timeout }
+        Self { call_id: Uuid::new_v4(), number: 1, moves: 0, timeout, deadline: Instant::now() + timeout }
     }
 
-    /// The id of this attempt. Except for the first attempt, each call of this returns a new id.
+    /// Which time of sending the call this is. The first is 1.
+    fn time(&self) -> u32 {
+        self.number + self.moves
+    }
+
+    /// The id of what is sent now. Except for the first time, each call of this returns a new id.
     pub(super) fn id(self) -> Uuid {
-        if self.number == 1 { self.call_id } else { Uuid::new_v4() }
+        if self.time() == 1 { self.call_id } else { Uuid::new_v4() }
     }
 }
 
 /// What few frames have: the user's own entries, and of another attempt than the first, which call it is an attempt of.
 pub(super) fn more(attempt: Option<&Attempt>, user: Vec<(String, String)>) -> Option<Box<More>> {
     // The first attempt has the call's id as its own.
-    let again = attempt.filter(|attempt| attempt.number > 1);
-    let (call_id, attempt) = (again.map(|again| again.call_id), again.map(|again| again.number.into()));
+    let again = attempt.filter(|attempt| attempt.time() > 1);
+    let (call_id, attempt) = (again.map(|again| again.call_id), again.map(|again| again.time().into()));
     let has_more = !user.is_empty() || again.is_some();
     has_more.then(|| Box::new(More { user, call_id, attempt, ..More::default() }))
 }
@@ -250,7 +257,7 @@ impl Client {
         let ticket = Ticket { target, recipients: request.recipients, id, size: frame.len(), deadline, timeout, span };
         let absent = request.absent.unwrap_or(settings.absent);
         let leaving = current.and_then(|context| context.leaving(&ticket.target.service_text));
-        let before = attempt.map_or(0, |attempt| attempt.number - 1);
+        let before = attempt.map_or(0, |attempt| attempt.time() - 1);
         Ok(Outgoing { ticket, left, before, frame, priority, idempotent: request.idempotent, absent, leaving })
     }
 

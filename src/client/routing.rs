@@ -21,6 +21,11 @@ use crate::state::State;
 const KNOWN: Duration = Duration::from_millis(200);
 /// How often a call goes to another instance.
 const MOVES: usize = 3;
+/// How long the reply of an instance is waited for that is known to be gone. One that has lost its connection replies when
+/// it has one again.
+const LATE_REPLY: Duration = Duration::from_secs(5);
+/// How many routes of a service have turns of their own.
+const ROUTES: usize = 64;
 
 /// The instances that calls are sent to along routes.
 #[derive(Debug, Default)]
@@ -45,10 +50,28 @@ pub(crate) struct RoutedService {
     /// As `name.vMAJOR`.
     pub(crate) name: Arc<str>,
     candidates: watch::Sender<Arc<[Candidate]>>,
-    turns: Turns,
+    /// Whose turn it is, by route.
+    turns: Mutex<Vec<(Arc<Route>, Arc<Turns>)>>,
 }
 
 impl RoutedService {
+    /// Whose turn it is by a route. Calls by another route do not take turns away from it.
+    fn turns_of(&self, route: &Arc<Route>) -> Arc<Turns> {
+        if matches!(**route, Route::Key(_) | Route::LeastInFlight) {
+            return Arc::default();
+        }
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, turns)) = turns.iter().find(|(known, _)| known == route) {
+            return turns.clone();
+        }
+        if turns.len() == ROUTES {
+            turns.remove(0);
+        }
+        let new = Arc::<Turns>::default();
+        turns.push((route.clone(), new.clone()));
+        new
+    }
+
     /// These are its instances now.
     pub(crate) fn has(&self, candidates: Arc<[Candidate]>) {
         self.candidates.send_replace(candidates);
@@ -65,7 +88,7 @@ impl Router {
     fn service(&self, name: &Arc<str>) -> Arc<RoutedService> {
         let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || {
-            let (candidates, turns) = (watch::Sender::new(Arc::from([])), Turns::default());
+            let (candidates, turns) = (watch::Sender::new(Arc::from([])), Mutex::default());
             Arc::new(RoutedService { name: name.clone(), candidates, turns })
         };
         services.entry(name.clone()).or_insert_with(new).clone()
@@ -111,9 +134,15 @@ impl Client {
     }
 
     /// Sends a request along a route. Sets `has_lost_one` if an instance may have run it, and does not answer.
-    async fn deliver_along(&self, route: &Route, request: Request, has_lost_one: &mut bool) -> Result<Reply, Error> {
+    async fn deliver_along(
+        &self,
+        route: &Arc<Route>,
+        mut request: Request,
+        has_lost_one: &mut bool,
+    ) -> Result<Reply, Error> {
         let target = request.target.clone().map_err(Error::Invalid)?;
         let service = self.0.router.service(&target.service_text);
+        let turns = service.turns_of(route);
         let (mut tried, mut last) = (Vec::new(), None);
         while tried.len() <= MOVES {
             let candidates = if tried.is_empty() {
@@ -121,7 +150,10 @@ impl Client {
             } else {
                 service.candidates.borrow().clone()
             };
-            let Some(chosen) = route.choose(&candidates, &tried, &service.turns) else { break };
+            let Some(chosen) = route.choose(&candidates, &tried, &turns) else { break };
+            if let Some(attempt) = &mut request.attempt {
+                attempt.moves = u32::try_from(tried.len()).unwrap_or(u32::MAX);
+            }
             tried.push(chosen.instance.clone());
             let (_counted, since) = (chosen.count(), Instant::now());
             let recipients = Recipients::One(chosen.instance.to_string());
@@ -129,34 +161,62 @@ impl Client {
             let outcome = tokio::select! {
                 biased;
                 outcome = &mut sent => Some(outcome),
-                () = chosen.gone(), if request.idempotent => None,
+                () = self.lost(chosen, request.idempotent) => None,
             };
-            if let Some(running) = sent.said().running {
+            let said = sent.said();
+            if let Some(running) = said.running {
                 chosen.says_running(running);
             }
-            if matches!(outcome, Some(Ok(_))) {
-                chosen.took(since.elapsed());
-            }
+            // The line may have sent an idempotent call more than once.
+            *has_lost_one |= request.idempotent && said.is_leaving;
             match outcome {
+                Some(Ok(reply)) => {
+                    chosen.took(since.elapsed());
+                    return Ok(reply);
+                }
                 None => {
-                    *has_lost_one = true;
                     let why = format!("instance {} is gone, and may have run `{target}`", chosen.instance);
-                    last = Some(Error::Fault(Fault::new(Code::Aborted, why)));
+                    let gone = Error::Fault(Fault::new(Code::Aborted, why));
+                    if !request.idempotent {
+                        return Err(gone);
+                    }
+                    *has_lost_one = true;
+                    last = Some(gone);
                 }
                 // It has not run.
-                Some(Err(error)) if sent.said().is_leaving || matches!(error, Error::NoService { .. }) => {
+                Some(Err(error)) if said.is_leaving || matches!(error, Error::NoService { .. }) => {
                     chosen.missed();
                     let (service, instance) = (service.name.clone(), chosen.instance.clone());
                     self.0.router.want(Wanted::Instance { service, instance });
                     last = Some(error);
                 }
-                Some(outcome) => return outcome,
+                // This client's connection was lost, and the instance's queue perhaps with it.
+                Some(Err(error @ Error::Disconnected { may_have_run: true, .. }))
+                    if request.idempotent && !self.is_closed() =>
+                {
+                    *has_lost_one = true;
+                    last = Some(error);
+                }
+                Some(Err(error)) => return Err(error),
             }
         }
-        if matches!(route, Route::Zone { .. }) {
+        if matches!(**route, Route::Zone { .. }) {
+            if let Some(attempt) = &mut request.attempt {
+                attempt.moves = u32::try_from(tried.len()).unwrap_or(u32::MAX);
+            }
             return self.dispatch(request)?.await;
         }
         Err(last.unwrap_or_else(|| Error::NoService { service: service.name.to_string(), method: None }))
+    }
+
+    /// Resolves when an instance does not answer a call any more. An idempotent call may go to another at once. Any other
+    /// waits for a reply that is on its way.
+    async fn lost(&self, chosen: &Candidate, idempotent: bool) {
+        if idempotent {
+            return chosen.lost().await;
+        }
+        chosen.gone().await;
+        self.timer(Instant::now() + LATE_REPLY).await;
     }
 
     /// The instances of a service. If none is known that takes calls, it waits for a connection and asks.
@@ -166,9 +226,10 @@ impl Client {
         target: &Target,
         attempt: Option<&Attempt>,
     ) -> Result<Arc<[Candidate]>, Error> {
+        let is_known = |candidates: &Arc<[Candidate]>| candidates.iter().any(|candidate| !candidate.is_draining);
         let mut seen = service.candidates.subscribe();
         let known = seen.borrow_and_update().clone();
-        if known.iter().any(|candidate| !candidate.is_draining) {
+        if is_known(&known) {
             return Ok(known);
         }
         let attempt = attempt.copied().unwrap_or_else(|| Attempt::first(self.time_for(None, None)));
@@ -187,7 +248,7 @@ impl Client {
         self.0.router.want(Wanted::Service(service.clone()));
         tokio::select! {
             biased;
-            _ = seen.changed() => {}
+            _ = seen.wait_for(is_known) => {}
             () = self.timer(attempt.deadline.min(Instant::now() + KNOWN)) => {}
         }
         Ok(service.candidates.borrow().clone())

@@ -142,7 +142,6 @@ impl Stream for Answers {
 impl Client {
     /// Starts a call.
     pub(crate) fn begin(&self, request: Request<ArgumentWriter>) -> Result<Started, Error> {
-        let request = self.with_canary(request);
         let has_middleware = !self.0.settings.middleware.is_empty();
         if !has_middleware && self.route_of(&request).is_none() {
             return Ok(Started::Straight(self.dispatch(request)?));

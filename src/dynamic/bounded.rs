@@ -6,13 +6,17 @@ use serde_json::Value;
 
 /// How many schemas may have to be looked at for one value.
 const MAX: u64 = 10_000;
+/// How deep schemas may be in each other.
+const MAX_DEPTH: u64 = 128;
+/// How many schemas there may be in all.
+const MAX_NODES: u64 = 100_000;
 
 /// Looks at a schema and at what it refers to, by `#/$defs/NAME`.
 ///
 /// # Errors
 /// A sentence, if it refers to others in another way or to itself without end, or if it is too large.
 pub(super) fn bounded(schema: &Value, definitions: &BTreeMap<String, Value>) -> Result<(), String> {
-    let mut walk = Walk { definitions, costs: BTreeMap::new(), within: vec![schema] };
+    let mut walk = Walk { definitions, costs: BTreeMap::new(), within: vec![schema], depth: 0, nodes: 0 };
     while let Some(schema) = walk.within.pop() {
         walk.cost(schema)?;
     }
@@ -25,11 +29,25 @@ struct Walk<'a> {
     costs: BTreeMap<&'a str, Option<u64>>,
     /// Schemas of what lies in a value, which are looked at by themselves.
     within: Vec<&'a Value>,
+    /// How deep the one is that is looked at.
+    depth: u64,
+    /// How many were looked at.
+    nodes: u64,
 }
 
 impl<'a> Walk<'a> {
     /// How many schemas have to be looked at for one value, without what lies in that.
     fn cost(&mut self, schema: &'a Value) -> Result<u64, String> {
+        (self.depth, self.nodes) = (self.depth + 1, self.nodes + 1);
+        if self.depth > MAX_DEPTH || self.nodes > MAX_NODES {
+            return Err("it is too large to be checked".to_owned());
+        }
+        let cost = self.cost_of_members(schema);
+        self.depth -= 1;
+        cost
+    }
+
+    fn cost_of_members(&mut self, schema: &'a Value) -> Result<u64, String> {
         let Some(members) = schema.as_object() else { return Ok(1) };
         let mut cost = 1_u64;
         for (key, value) in members {
@@ -37,7 +55,14 @@ impl<'a> Walk<'a> {
                 // Values, and no schemas.
                 "enum" | "const" | "default" | "examples" => {}
                 "$ref" => cost = cost.saturating_add(self.referred(value)?),
-                "$dynamicRef" | "$recursiveRef" | "$id" | "$anchor" | "$dynamicAnchor" => {
+                // The last two look at the branches once more.
+                "$dynamicRef"
+                | "$recursiveRef"
+                | "$id"
+                | "$anchor"
+                | "$dynamicAnchor"
+                | "unevaluatedProperties"
+                | "unevaluatedItems" => {
                     return Err(format!("it has a `{key}`"));
                 }
                 "anyOf" | "oneOf" | "allOf" => {
@@ -112,6 +137,9 @@ mod tests {
         let large = Err("it is too large to be checked".to_owned());
         assert_eq!(told(a0.clone(), definitions.clone().into()), large);
         assert_eq!(told(json!({"items": {"properties": {"a": a0}}}), definitions.into()), large);
+        let chain = |number| (format!("A{number}"), json!({"$ref": format!("#/$defs/A{}", number + 1)}));
+        let chain: serde_json::Map<_, _> = (0..100_000).map(chain).collect();
+        assert_eq!(told(json!({"$ref": "#/$defs/A0"}), chain.into()), large);
         let round = json!({"A": {"allOf": [{"$ref": "#/$defs/B"}]}, "B": {"not": {"$ref": "#/$defs/A"}}});
         assert_eq!(told(json!({"$ref": "#/$defs/A"}), round), Err("`A` is nothing but itself".to_owned()));
         assert_eq!(told(json!({"$ref": "http://x/y"}), json!({})), Err("it refers to \"http://x/y\"".to_owned()));

@@ -18,6 +18,9 @@ pub(super) struct Parameters {
     each: Vec<Parameter>,
 }
 
+/// How many parameters a method may have whose arguments are checked.
+const MAX_PARAMETERS: usize = 100;
+
 struct Parameter {
     name: String,
     validator: Validator,
@@ -35,6 +38,9 @@ impl Parameters {
         let parameters = told.and_then(|method| method.parameters.as_deref()).unwrap_or_default();
         let unusable =
             |why: String| format!("`{}` tells a schema of `{method}` that cannot be used: {why}", schema.service);
+        if parameters.len() > MAX_PARAMETERS {
+            return Err(unusable(format!("it has {} parameters, and {MAX_PARAMETERS} are the most", parameters.len())));
+        }
         let each = parameters.iter().map(|parameter| {
             bounded(&parameter.schema, &schema.definitions).map_err(unusable)?;
             // What it refers to is in here, as `#/$defs/NAME`.

@@ -1,4 +1,4 @@
-//! Following the instances for routes: what a [watch](super::watch) tells becomes the candidates of the services that
+//! Following the instances for routes: what a [watch](super::instance_watch) tells becomes the candidates of the services that
 //! calls are sent to along routes.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -9,9 +9,11 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tracing::debug;
 
-use super::watch::{Change, InstanceWatch};
+use super::Change;
+use super::instance_watch::{InstanceWatch, Watched};
 use crate::client::{Client, RoutedService, Wanted, WeakClient};
 use crate::document::Instance;
 use crate::error::Error;
@@ -40,7 +42,7 @@ pub(crate) fn follow(client: &Client) {
 }
 
 /// The answer for a service.
-type Asked = (Arc<str>, Result<Vec<Instance>, Error>);
+type Asked = (Arc<str>, Instant, Result<Vec<Instance>, Error>);
 
 struct Follower {
     client: WeakClient,
@@ -61,10 +63,10 @@ impl Follower {
     async fn run(mut self) {
         loop {
             tokio::select! {
-                change = self.watch.next() => {
-                    let Some(change) = change else { return };
-                    let service = self.take(change);
-                    self.publish(&service);
+                watched = self.watch.next() => {
+                    let Some(watched) = watched else { return };
+                    let changed = BTreeSet::from([self.take(watched)]);
+                    self.publish_with(changed);
                 }
                 wanted = self.wanted.recv() => match wanted {
                     Some(Wanted::Service(service)) => self.want(service),
@@ -73,23 +75,30 @@ impl Follower {
                     }
                     None => return,
                 },
-                Some((service, instances)) = self.asking.next(), if !self.asking.is_empty() => {
-                    self.answered(&service, instances);
+                Some((service, asked_at, instances)) = self.asking.next(), if !self.asking.is_empty() => {
+                    self.answered(&service, asked_at, instances);
                 }
             }
         }
     }
 
     /// Takes what has changed. Returns the service that it concerns.
-    fn take(&mut self, change: Change) -> String {
-        match change {
-            Change::Up(info) | Change::Changed(info) => {
+    fn take(&mut self, watched: Watched) -> String {
+        match watched {
+            Watched::Returned((service, instance)) => {
+                let known = self.known.get_mut(&service).and_then(|instances| instances.get_mut(&instance));
+                if let Some(candidate) = known {
+                    *candidate = candidate.anew();
+                }
+                service
+            }
+            Watched::Changed(Change::Up(info) | Change::Changed(info)) => {
                 let instances = self.known.entry(info.service.clone()).or_default();
                 let candidate = Candidate::new(&info, instances.get(&info.instance));
                 instances.insert(info.instance, candidate);
                 info.service
             }
-            Change::Down { service, instance } => {
+            Watched::Changed(Change::Down { service, instance }) => {
                 if let Some(instances) = self.known.get_mut(&service) {
                     if let Some(gone) = instances.remove(&instance) {
                         gone.leaves();
@@ -103,9 +112,17 @@ impl Follower {
         }
     }
 
-    /// Tells the calls of a service which instances it has.
+    /// Takes what else has changed, and tells it all: a key must not go to another instance since one is told first.
+    fn publish_with(&mut self, mut changed: BTreeSet<String>) {
+        while let Some(watched) = self.watch.known_change() {
+            changed.insert(self.take(watched));
+        }
+        changed.iter().for_each(|service| self.publish(service));
+    }
+
+    /// Tells the calls of a service which instances it has, unless it is being asked.
     fn publish(&self, service: &str) {
-        if let Some(routed) = self.routed.get(service) {
+        if let Some(routed) = self.routed.get(service).filter(|_| !self.asked.contains(service)) {
             let instances = self.known.get(service).into_iter().flat_map(BTreeMap::values);
             routed.has(instances.cloned().collect());
         }
@@ -115,7 +132,7 @@ impl Follower {
     fn want(&mut self, service: Arc<RoutedService>) {
         let name = service.name.clone();
         self.routed.insert(name.clone(), service);
-        if self.known.contains_key(&*name) {
+        if self.watch.has_all && self.known.contains_key(&*name) {
             return self.publish(&name);
         }
         // Many calls may begin at the same moment.
@@ -124,24 +141,21 @@ impl Follower {
         }
         let Some(client) = self.client.upgrade() else { return };
         let registry = client.registry().total(FIRST).stall(FIRST_STALL);
+        let asked_at = Instant::now();
         let asked = async move {
             let instances = registry.instances(&name).await;
-            (name, instances)
+            (name, asked_at, instances)
         };
         self.asking.push(asked.boxed());
     }
 
     /// The instances of a service have replied. Calls choose among all of them, and not among the first.
-    fn answered(&mut self, service: &str, instances: Result<Vec<Instance>, Error>) {
+    fn answered(&mut self, service: &str, asked_at: Instant, instances: Result<Vec<Instance>, Error>) {
         self.asked.remove(service);
         match instances {
-            Ok(instances) => instances.into_iter().for_each(|info| self.watch.is_there(info)),
+            Ok(instances) => instances.into_iter().for_each(|info| self.watch.has_replied(info, asked_at)),
             Err(error) => debug!(%error, service, "the instances of a service cannot be asked"),
         }
-        let mut changed = BTreeSet::from([service.to_owned()]);
-        while let Some(change) = self.watch.known_change() {
-            changed.insert(self.take(change));
-        }
-        changed.iter().for_each(|service| self.publish(service));
+        self.publish_with(BTreeSet::from([service.to_owned()]));
     }
 }

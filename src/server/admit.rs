@@ -1,6 +1,7 @@
 //! The first step of a frame that a server gets: it decides whether the frame runs, is answered at once, or is refused.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -65,7 +66,11 @@ impl Worker {
                 true => drop(tasks.spawn(self.clone().hold_here(job(frame, served)))),
                 false => return Some(Taken::Ask(job(frame, served))),
             },
-            Ok(Decision::Answered(answer)) => self.answer(&frame, answer, None, message),
+            // A reply without a time says that no handler has run: this one answers a question, or repeats an answer.
+            Ok(Decision::Answered(answer)) => {
+                let time = self.method(&frame).map(|_| Duration::ZERO);
+                self.answer(&frame, answer, time, message);
+            }
             Ok(Decision::Done) => message.finish(),
             Ok(Decision::Runs) => {}
             Ok(Decision::NotNow(fault)) => {

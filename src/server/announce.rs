@@ -29,7 +29,7 @@ impl Site {
         // Whether it was ready over this connection at the last look.
         let (mut was_ready, mut was_up) = (false, false);
         loop {
-            let is_ready = *state.borrow_and_update() == State::Ready;
+            let is_ready = matches!(*state.borrow_and_update(), State::Ready | State::Degraded { .. });
             if is_ready && !was_ready {
                 was_up = true;
                 tick.reset();

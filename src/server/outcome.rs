@@ -60,7 +60,8 @@ impl Worker {
         let ended = has_run.then(|| Ended::of(self, frame.id));
         let (answer, time) = match ending {
             Ending::Runs => return,
-            Ending::Recalled(answer) => return self.tell(frame, answer, None, message, None, tasks),
+            // A reply without a time says that no handler has run.
+            Ending::Recalled(answer) => return self.tell(frame, answer, Some(Duration::ZERO), message, None, tasks),
             Ending::Refused(fault) => {
                 let user = message.user.as_ref();
                 let waiting = dedup.map(|window| self.dedup().end(&frame, user, None, window)).unwrap_or_default();
@@ -89,7 +90,7 @@ impl Worker {
                     None | Some(Answer::Fault(_)) if other.id != frame.id => self.take_again(other, &waits),
                     Some(answer) => {
                         served.counts.repeats();
-                        self.tell(other, answer.clone(), None, waits, None, tasks);
+                        self.tell(other, answer.clone(), Some(time.unwrap_or_default()), waits, None, tasks);
                     }
                     None => waits.finish(),
                 }
@@ -155,7 +156,7 @@ impl Worker {
         let Frame { id, codec, .. } = *request;
         let compression = self.site.compression.filter(|compression| request.metadata.accepts.includes(*compression));
         let running = (message.source == Source::Instance)
-            .then(|| self.methods.values().map(|served| served.counts.running()).sum());
+            .then(|| self.all_methods().map(|served| served.counts.running()).sum());
         let reply =
             OutgoingReply { id, codec, instance: &self.site.instance, compression, handler_time: time, running };
         self.post(reply, answer, message);

@@ -12,31 +12,21 @@ use crate::state::State;
 /// Tells how a server is: [`Running::health`]. It can be cloned, and tells it also while the server drains and after its
 /// end.
 ///
-/// A program that answers a probe of Kubernetes by HTTP:
-///
 /// ```no_run
 /// use hopline::{Running, ServerHealth};
-/// use tokio::io::AsyncWriteExt as _;
-/// use tokio::net::TcpListener;
 ///
-/// /// Whatever is asked: 200 if the server takes calls, and 503 if not, with the reason.
-/// async fn probe(listener: TcpListener, health: ServerHealth) -> std::io::Result<()> {
-///     loop {
-///         let (mut asking, _) = listener.accept().await?;
-///         let now = health.now();
-///         let status = if now.is_ready() { "200 OK" } else { "503 Service Unavailable" };
-///         let text = now.to_string();
-///         let answer = format!("HTTP/1.0 {status}\r\ncontent-length: {}\r\n\r\n{text}", text.len());
-///         // Who has gone without an answer asks again.
-///         let _ = asking.write_all(answer.as_bytes()).await;
-///     }
+/// /// The status of a probe by HTTP, and what it says.
+/// fn ready(health: &ServerHealth) -> (u16, String) {
+///     let now = health.now();
+///     (if now.is_ready() { 200 } else { 503 }, now.to_string())
 /// }
 ///
-/// async fn serve(running: Running) -> std::io::Result<()> {
-///     let listener = TcpListener::bind("0.0.0.0:8080").await?;
-///     tokio::spawn(probe(listener, running.health()));
+/// async fn serve(running: Running) {
+///     let health = running.health();
+///     println!("{:?}", ready(&health));
 ///     running.run_until_signal().await;
-///     Ok(())
+///     // (503, "closed")
+///     println!("{:?}", ready(&health));
 /// }
 /// # let _ = serve;
 /// ```

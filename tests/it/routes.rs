@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use hopline::{
-    Call, Client, Context, Error, Fault, Invocation, Method, Middleware, Next, Reply, Route, Running, Service, State,
-    Weights,
+    Call, Client, Code, Context, Error, Fault, Invocation, Method, Middleware, Next, Reply, Route, Running, Service,
+    State, Unanswered, Weights,
 };
 
-use crate::support::{Held, PATIENCE, Scene, hold, soon};
+use crate::support::{Held, PATIENCE, Scene, hold, later, soon};
 
 /// A service whose instances say who they are.
 fn who() -> Service {
@@ -171,6 +171,12 @@ async fn of_the_calls_of_an_instance_that_dies_the_idempotent_ones_run_on_anothe
     let (mut first, mut second) = (Held::new(), Held::new());
     let servers = [scene.serve(first.service).await, scene.serve(second.service).await];
     let client = scene.client().await;
+    // Both are known, whichever has the key. `absent` is no method.
+    let asked = async || {
+        let asked = client.call::<()>("held", "absent", ()).route(Route::RoundRobin);
+        matches!(soon(asked.into_future()).await, Err(Error::Fault(_)))
+    };
+    soon(async { while !(asked().await && asked().await) {} }).await;
     let call = |number: u64| hold(&client, number).route(Route::Key("a key".into()));
     let idempotent = call(1).idempotent().start().await.expect("on its way");
     let other = call(2).start().await.expect("on its way");
@@ -192,8 +198,11 @@ async fn of_the_calls_of_an_instance_that_dies_the_idempotent_ones_run_on_anothe
     assert_eq!((again.number, again.context.instance()), (1, stays.instance()));
     again.release();
     assert_eq!(soon(idempotent).await.expect("answered"), 1);
+    match soon(other).await {
+        Err(error @ Error::Fault(_)) => assert!(error.code() == Code::Aborted && error.may_have_run()),
+        outcome => panic!("{outcome:?}"),
+    }
     assert!(heard.try_recv().is_err(), "the other call may have run, and does not run again");
-    drop(other);
 }
 
 #[tokio::test]
@@ -214,6 +223,11 @@ async fn a_canary_gets_its_share() {
     };
     client.canary("who", 2, 5.0).expect("it can be");
     assert_eq!(shares().await, (380, 20));
+    let routed = Client::builder().namespace(&scene.namespace).route("who.v2", Route::RoundRobin);
+    let routed = routed.connect(&scene.url).await.expect("it is there");
+    routed.canary("who", 2, 100.0).expect("it can be");
+    let answer: String = soon(routed.call("who", "am_i", ()).into_future()).await.expect("its route is followed");
+    assert_eq!(answer, new.instance());
     client.canary("who", 2, 0.0).expect("it can be");
     assert_eq!(shares().await, (400, 0));
     for (service, version, percent) in [("who", 1, 5.0), ("who", 2, 101.0), ("who", 2, f64::NAN), ("who.2", 3, 1.0)] {
@@ -238,8 +252,9 @@ async fn whoever_follows_the_instances_keeps_no_connection_open() {
 async fn a_call_along_a_route_waits_for_a_connection_no_longer_than_it_may() {
     let nobody = crate::support::Nobody::new();
     let client = Client::builder().connect_lazy(nobody.url()).expect("good settings");
-    let failed = soon(round_robin(&client).timeout(Duration::from_millis(50)).into_future()).await;
-    assert!(matches!(failed, Err(Error::Timeout { .. })), "{failed:?}");
+    let call = round_robin(&client).timeout(Duration::from_secs(3600)).start().await.expect("it waits");
+    let failed = later(Duration::from_secs(3600), call).await;
+    assert!(matches!(failed, Err(Error::Timeout { why: Unanswered::Unsent, .. })), "{failed:?}");
     client.close().await;
     let closed = soon(round_robin(&client).into_future()).await;
     assert!(matches!(closed, Err(Error::Disconnected { may_have_run: false, .. })), "{closed:?}");

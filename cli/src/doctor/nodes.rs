@@ -112,7 +112,7 @@ impl Caught {
             let (name, policy) = (text(&exchange["name"]), text(&exchange["policy"]));
             let does = match &name {
                 name if *name == patient.namespace.rpc() => {
-                    "calls that nobody serves do not come back: they end as `Timeout` instead of `NoService`"
+                    "once a queue is bound there, calls that nobody serves do not come back: they end as `Timeout` instead of `NoService`"
                 }
                 name if *name == patient.namespace.oneway() => "oneway calls that no server takes are lost",
                 _ => continue,

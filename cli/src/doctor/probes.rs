@@ -173,7 +173,7 @@ async fn returned(patient: &Patient<'_>, exchange: &str, findings: &mut Findings
         body: Vec::new().into(),
     };
     match tokio::time::timeout(patient.limit, patient.transport.publish(publication)).await {
-        Ok(Ok(Confirm::Returned)) => findings.fine(about, "none: calls that nobody serves come back"),
+        Ok(Ok(Confirm::Returned)) => findings.fine(about, "none that takes anything: calls that nobody serves come back"),
         Ok(Ok(_)) => findings.problem(
             about,
             "calls that nobody serves do not come back: they end as `Timeout` instead of `NoService`, and oneway calls are lost. \
