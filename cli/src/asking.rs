@@ -10,9 +10,19 @@ use crate::address::{Address, Namespace, closed, within};
 use crate::call::{Entry, entry};
 use crate::failed::Failed;
 
-/// Where the instances are, and how long to wait for them.
+/// What is asked, and whether the replies are printed as JSON.
 #[derive(Args)]
 pub(crate) struct Asking {
+    #[command(flatten)]
+    pub(crate) questions: Questions,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Where the instances are, and how long to wait for them.
+#[derive(Args)]
+pub(crate) struct Questions {
     #[command(flatten)]
     address: Address,
     #[command(flatten)]
@@ -23,9 +33,6 @@ pub(crate) struct Asking {
     /// Text for servers that ask who is asking, such as token=secret; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = entry)]
     metadata: Vec<Entry>,
-    /// Print JSON
-    #[arg(long)]
-    pub(crate) json: bool,
 }
 
 impl Asking {
@@ -38,6 +45,20 @@ impl Asking {
     }
 
     /// The same, with another limit for connecting if no time-out is set.
+    pub(crate) async fn ask_within<F>(
+        &self,
+        limit: Option<Duration>,
+        ask: impl FnOnce(Registry) -> F,
+    ) -> Result<(), Failed>
+    where
+        F: Future<Output = Result<(), Failed>>,
+    {
+        self.questions.ask_within(limit, ask).await
+    }
+}
+
+impl Questions {
+    /// Connects, and has `ask` do the rest. `limit` is that for connecting if no time-out is set.
     pub(crate) async fn ask_within<F>(
         &self,
         limit: Option<Duration>,

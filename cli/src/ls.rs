@@ -72,7 +72,10 @@ impl Ls {
                     }
                 }
                 if sums.is_empty() {
-                    tell(&format!("no instance replies in the namespace `{}`", self.asking.namespace.namespace));
+                    tell(&format!(
+                        "no instance replies in the namespace `{}`",
+                        self.asking.questions.namespace.namespace
+                    ));
                 }
                 let shown = if self.asking.json { as_json(&sums) } else { as_table(&sums) };
                 Ok(print(&shown)?)

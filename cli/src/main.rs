@@ -16,6 +16,7 @@ mod stats;
 mod ping;
 mod watch;
 mod drain;
+mod top;
 mod asking;
 mod dead;
 mod doctor;
@@ -72,6 +73,7 @@ enum What {
     Ping(ping::Ping),
     Watch(watch::Watch),
     Drain(drain::Drain),
+    Top(top::Top),
     #[command(subcommand)]
     Dead(dead::Dead),
     Doctor(doctor::Doctor),
@@ -100,7 +102,10 @@ fn main() -> ExitCode {
     // below, so lapin is silent.
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,lapin=off"));
     let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
+    // A line of the log would spoil a screen.
+    if !(matches!(what, What::Top(_)) && std::io::stderr().is_terminal()) {
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
+    }
     let outcome = match what {
         What::Call(call) => wait(call.run()),
         What::Publish(publish) => wait(publish.run()),
@@ -114,6 +119,7 @@ fn main() -> ExitCode {
         What::Ping(ping) => wait(ping.run()),
         What::Watch(watch) => wait(watch.run()),
         What::Drain(drain) => wait(drain.run()),
+        What::Top(top) => wait(top.run()),
         What::Dead(dead) => wait(dead.run()),
         What::Doctor(doctor) => wait(doctor.run()),
         What::Bench(bench) => bench.run(),
