@@ -33,7 +33,7 @@ use self::routing::Router;
 pub(crate) use self::routing::{RoutedService, Wanted};
 pub(crate) use self::target::Target;
 use self::target::Targets;
-pub(crate) use self::through::Started;
+pub(crate) use self::through::{Answers, Started};
 pub use self::traffic::Traffic;
 use crate::error::Error;
 use crate::exchanges::Exchanges;

@@ -8,6 +8,7 @@ mod announcement;
 #[cfg(feature = "schema")]
 mod schema;
 mod stats;
+mod tap;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -19,6 +20,7 @@ pub(crate) use self::announcement::{ANNOUNCED, Announcement, LifeState};
 #[cfg(feature = "schema")]
 pub use self::schema::{MethodSchema, ParameterSchema, ServiceSchema};
 pub use self::stats::{Histogram, InstanceStats, LastFault, MethodStats};
+pub use self::tap::{Tapped, TappedCall};
 
 /// The question whether an instance is up. The result is empty. All names of questions contain a dot, so that
 /// no method of a service can have the same name.
@@ -33,6 +35,8 @@ pub(crate) const SCHEMA: &str = "hopline.schema";
 
 /// The question that makes one instance drain. The result is empty.
 pub(crate) const DRAIN: &str = "hopline.drain";
+/// The question for the calls that an instance runs. It is answered for a while, by one [`Tapped`] after the other.
+pub(crate) const TAP: &str = "hopline.tap";
 
 /// A document that an instance can be asked for.
 pub(crate) trait Document: Serialize + DeserializeOwned {
@@ -173,7 +177,10 @@ mod tests {
         assert!(info.starts_with(r#"{"type":"hopline.v1.info","service":"#), "{info}");
         let stats = String::from_utf8(written(Codec::Json, &InstanceStats::default())).expect("JSON");
         assert!(stats.starts_with(r#"{"type":"hopline.v1.stats","service":"#), "{stats}");
-        assert_eq!((Instance::TYPE, InstanceStats::TYPE), ("hopline.v1.info", "hopline.v1.stats"));
+        let tapped = String::from_utf8(written(Codec::Json, &Tapped::default())).expect("JSON");
+        assert!(tapped.starts_with(r#"{"type":"hopline.v1.tap","service":"#), "{tapped}");
+        let types = (Instance::TYPE, InstanceStats::TYPE, Tapped::TYPE);
+        assert_eq!(types, ("hopline.v1.info", "hopline.v1.stats", "hopline.v1.tap"));
     }
 
     #[test]
@@ -212,6 +219,10 @@ mod tests {
             assert!(codec.decode::<Typed>(&payload).is_ok_and(|typed| typed.is::<InstanceStats>()));
             assert!(codec.decode::<Typed>(&payload).is_ok_and(|typed| !typed.is::<Instance>()));
             assert_eq!(codec.decode::<InstanceStats>(&payload), Ok(stats));
+            let call =
+                TappedCall { method: "add".into(), queue_micros: Some(4), own_error: true, ..TappedCall::default() };
+            let tapped = Tapped { calls: vec![call], left_out: 2, last: true, ..Tapped::default() };
+            assert_eq!(codec.decode::<Tapped>(&written(codec, &tapped)), Ok(tapped));
         }
     }
 

@@ -230,7 +230,7 @@ pub use context::Context;
 pub use dead::{
     DeadLetter, DeadLetters, DeadLettersBuilder, EarlierDeath, Fate, Handled, LetterKind, Listed, WhichLetters,
 };
-pub use document::{Histogram, Instance, InstanceStats, LastFault, MethodInfo, MethodStats};
+pub use document::{Histogram, Instance, InstanceStats, LastFault, MethodInfo, MethodStats, Tapped, TappedCall};
 #[cfg(feature = "schema")]
 pub use document::{MethodSchema, ParameterSchema, ServiceSchema};
 pub use error::{CallError, Code, Error, Fault, Unanswered};

@@ -77,7 +77,7 @@ pub trait Middleware: Send + Sync + 'static {
     /// It is called as soon as the call arrives, before the call takes a place among the running calls and before its
     /// arguments are decompressed, so a refusal costs little. The [payload](Invocation::payload) is empty here. It must
     /// not block. It is also called for the questions of discovery, whose methods are `hopline.ping`, `hopline.info`,
-    /// `hopline.stats` and `hopline.schema`.
+    /// `hopline.stats`, `hopline.schema`, `hopline.tap` and `hopline.drain`.
     ///
     /// The caller of a refused request gets the fault. A refused event is dropped and logged. A oneway call that is refused
     /// with a [transient](Fault::is_transient) fault, such as one with the code `RESOURCE_EXHAUSTED`, is tried again as

@@ -4,6 +4,7 @@
 mod follow;
 mod instance_watch;
 mod queues;
+mod tap;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -281,8 +282,18 @@ impl Registry {
         service: Result<ServiceId, String>,
         recipients: Recipients,
     ) -> Request<ArgumentWriter> {
-        let target = service.map(|service| Arc::new(Target::new(service, question)));
         let arguments: ArgumentWriter = Box::new(|codec, payload| codec.write::<[(); 0]>(&[], payload));
+        self.request_with(question, arguments, service, recipients)
+    }
+
+    fn request_with(
+        &self,
+        question: &str,
+        arguments: ArgumentWriter,
+        service: Result<ServiceId, String>,
+        recipients: Recipients,
+    ) -> Request<ArgumentWriter> {
+        let target = service.map(|service| Arc::new(Target::new(service, question)));
         Request { timeout: Some(self.total), recipients, ..Request::new(target, arguments) }
     }
 

@@ -34,6 +34,7 @@ mod served_queue;
 mod signals;
 mod site;
 mod supervisor;
+mod tap;
 mod through;
 mod worker;
 
@@ -186,7 +187,7 @@ impl Server {
     /// What the caller wants is written as follows:
     ///
     /// - a request, oneway call or broadcast is `service.vMAJOR.method`,
-    /// - a question of discovery is `service.vMAJOR.hopline.ping`, `.info`, `.stats`, `.schema` or `.drain`,
+    /// - a question of discovery is `service.vMAJOR.hopline.ping`, `.info`, `.stats`, `.schema`, `.tap` or `.drain`,
     /// - an event is `event:KEY`.
     ///
     /// A request that is refused is answered with `PERMISSION_DENIED`, a oneway call becomes a dead letter, and an

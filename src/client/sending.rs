@@ -14,6 +14,7 @@ use super::request::{Payload, Request};
 use super::target::Target;
 use super::{Absent, CANCEL_LATE, Client};
 use crate::codec::Codec;
+use crate::document::TAP;
 use crate::error::{Error, Unanswered};
 use crate::exchanges::Recipients;
 use crate::frame::{Frame, Kind, Metadata};
@@ -43,8 +44,8 @@ impl Client {
         let outgoing = self.prepare(request, Kind::Request)?;
         let Ticket { target, recipients, .. } = &outgoing.ticket;
         let address = self.0.exchanges.request(recipients, &target.service_text);
-        // A question of discovery takes no time.
-        let cancels = !target.is_question();
+        // A question of discovery takes no time, except for a tap.
+        let cancels = !target.is_question() || *target.method == *TAP;
         let (sender, replies) = mpsc::unbounded_channel();
         let target = outgoing.ticket.target.clone();
         let (confirm, said) = oneshot::channel();

@@ -1,4 +1,6 @@
-//! A server's replies to the questions of discovery: ping, info, statistics, and to drain.
+//! A server's replies to the questions of discovery: ping, info, statistics, the first to a tap, and to drain.
+
+use std::sync::Arc;
 
 use serde::Serialize;
 use tracing::info;
@@ -12,22 +14,24 @@ use crate::codec::Codec;
 use crate::compression::{Compression, Readable};
 #[cfg(feature = "schema")]
 use crate::document::SCHEMA;
-use crate::document::{DRAIN, INFO, Instance, InstanceStats, PING, STATS};
+use crate::document::{DRAIN, INFO, Instance, InstanceStats, PING, STATS, TAP};
 use crate::error::{Code, Fault};
-use crate::frame::{Frame, micros};
+use crate::frame::{Frame, Kind, micros};
 use crate::service::Answer;
 use crate::topology::instance_key;
 
 impl Worker {
-    /// The reply to a question of discovery, or `None` if `question` is not one. It runs no handler, so it does not
+    /// The reply to a question of discovery, or `None` if `request` is not one. It runs no handler, so it does not
     /// wait for a place among the running calls.
-    pub(super) fn about_itself(&self, question: &str, codec: Codec) -> Option<Answer> {
-        match question {
+    pub(super) fn about_itself(self: &Arc<Self>, request: &Frame, message: &Message) -> Option<Answer> {
+        let codec = request.codec;
+        match request.metadata.method.as_deref()? {
             PING => Some(written(codec, &())),
             INFO => Some(written(codec, &self.info())),
             STATS => Some(written(codec, &self.stats())),
             #[cfg(feature = "schema")]
             SCHEMA => Some(written(codec, self.schema())),
+            TAP if request.kind == Kind::Request => Some(self.begin_tap(request, message)),
             _ => None,
         }
     }
@@ -99,7 +103,7 @@ impl Worker {
 }
 
 /// The document as a result in the caller's codec. A document that cannot be encoded becomes a fault.
-fn written(codec: Codec, document: &impl Serialize) -> Answer {
+pub(super) fn written(codec: Codec, document: &impl Serialize) -> Answer {
     match codec.encode(document) {
         Ok(payload) => Answer::Result(payload.into()),
         Err(error) => Answer::Fault(Fault::new(Code::Internal, error.to_string())),

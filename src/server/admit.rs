@@ -92,10 +92,16 @@ impl Worker {
     }
 
     /// What is to be done about a frame; a fault for what must not run.
-    fn admit(&self, frame: &Frame, message: &Arc<Message>, passage: Option<&Passage>) -> Result<Decision, Fault> {
+    fn admit(
+        self: &Arc<Self>,
+        frame: &Frame,
+        message: &Arc<Message>,
+        passage: Option<&Passage>,
+    ) -> Result<Decision, Fault> {
         match (frame.kind, message.source) {
             // Who cancels no call asks whether there is an instance, and is answered by the broker.
             (Kind::Cancel, _) if frame.id.is_nil() => return Ok(Decision::Done),
+            (Kind::Cancel, _) if self.taps.cancel(frame.id) => return Ok(Decision::Done),
             (Kind::Cancel, _) => {
                 self.calls().cancel(frame.id, frame.metadata.remaining.unwrap_or_default());
                 return Ok(Decision::Done);
@@ -151,7 +157,7 @@ impl Worker {
             if name == DRAIN && frame.kind == Kind::Request {
                 return self.asked_to_drain(frame, message).map(Decision::Answered);
             }
-            if let Some(answer) = self.about_itself(name, frame.codec) {
+            if let Some(answer) = self.about_itself(frame, message) {
                 return Ok(Decision::Answered(answer));
             }
             let known: Vec<&str> = self.methods.keys().map(String::as_str).collect();

@@ -22,6 +22,7 @@ use super::dispatch::{Job, RunningPlace, Started};
 use super::message::Source;
 use super::outcome::{Ending, timed_out};
 use super::served_method::RunEnd;
+use super::tap::tapped;
 use super::worker::Worker;
 use crate::clock::{at, unix_millis};
 use crate::context::{self, Context};
@@ -241,6 +242,7 @@ impl Worker {
         let Job { frame, message, served, .. } = job;
         let time = started.at.elapsed();
         served.counts.ends(end, time);
+        self.taps.see(|| tapped(frame, context, end, time));
         if frame.kind == Kind::Oneway {
             served.pace.report(time);
         }

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use uuid::Uuid;
 
 use self::task::ReplyTask;
@@ -37,12 +38,22 @@ pub(super) struct AnsweredCall {
     pub(super) attempts: usize,
     /// When its caller stops waiting for it.
     until: Instant,
+    /// `None` if nobody wants to know what becomes of it.
+    audience: Option<Audience>,
+}
+
+/// What the sender of several replies to one request hears of each.
+pub(super) struct Audience {
+    /// Cancelled if the queue is gone.
+    pub(super) gone: CancellationToken,
+    /// Held until the broker has it, or it is given up.
+    pub(super) _under_way: TaskTrackerToken,
 }
 
 impl AnsweredCall {
     /// For something that is of no use later, and answers no request.
     fn of_no_request() -> Self {
-        Self { message: None, codec: Codec::Raw, attempts: 0, until: Instant::now() + LIFE }
+        Self { message: None, codec: Codec::Raw, attempts: 0, until: Instant::now() + LIFE, audience: None }
     }
 
     /// The reply has reached the broker, or is not wanted any more: one frame of the request's message is done.
@@ -84,7 +95,12 @@ impl Replier {
             Some(time) => later(message.received, time),
             None => Instant::now() + PATIENCE,
         };
-        self.put(message, id, frame, AnsweredCall { message: Some(message.clone()), codec, attempts: 0, until });
+        self.put(
+            message,
+            id,
+            frame,
+            AnsweredCall { message: Some(message.clone()), codec, attempts: 0, until, audience: None },
+        );
     }
 
     /// Publishes a sign of life for the call `id`.
@@ -94,7 +110,15 @@ impl Replier {
 
     /// Publishes a frame about the call `id` for another instance, into its queue.
     pub(super) fn tell(&self, queue: Arc<str>, id: Uuid, frame: Bytes) {
-        let token = AnsweredCall::of_no_request();
+        self.hand_in(queue, id, frame, AnsweredCall::of_no_request());
+    }
+
+    /// Publishes one of several replies to the request `id`.
+    pub(super) fn tell_audience(&self, queue: Arc<str>, id: Uuid, frame: Bytes, audience: Audience) {
+        self.hand_in(queue, id, frame, AnsweredCall { audience: Some(audience), ..AnsweredCall::of_no_request() });
+    }
+
+    fn hand_in(&self, queue: Arc<str>, id: Uuid, frame: Bytes, token: AnsweredCall) {
         let parcel = Parcel { id, frame, share: Share::LEAST, kind: None, expiration: None, token };
         // An error means that the task has ended, and so has the runtime.
         let _ = self.0.send((queue, parcel));

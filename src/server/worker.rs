@@ -22,6 +22,7 @@ use super::message::{Message, Source};
 use super::reading::Reading;
 use super::served_method::ServedMethod;
 use super::served_queue::ServedQueue;
+use super::tap::Taps;
 use crate::error::Error;
 use crate::frame::{self, Frame, Kind};
 use crate::middleware::Chain;
@@ -56,6 +57,8 @@ pub(super) struct Worker {
     /// `Some` once the server has moved to another connection.
     copies: Mutex<Option<Copies>>,
     pub(super) dead_queue: DeadQueue,
+    /// Who is told of the calls that run here.
+    pub(super) taps: Taps,
     pub(super) methods: BTreeMap<String, Arc<ServedMethod>>,
     /// What answers the calls of all other methods.
     pub(super) fallback: Option<Arc<ServedMethod>>,
@@ -94,6 +97,7 @@ impl Worker {
             dead_queue: DeadQueue::new(has_oneway),
             #[cfg(feature = "schema")]
             schema: std::sync::OnceLock::new(),
+            taps: Taps::default(),
         })
     }
 

@@ -53,5 +53,6 @@ mod runtimes;
 mod settings;
 mod sharing;
 mod statistics;
+mod tapping;
 mod transport_contract;
 mod watching;

@@ -28,7 +28,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// What decides when a waiting reply is sent. A sign of life is urgent: without it, the caller may give up the call.
 fn weight(letter: &Letter) -> Weight {
-    let urgency = if letter.token.message.is_some() { 0 } else { u8::MAX };
+    let is_sign_of_life = letter.token.message.is_none() && letter.token.audience.is_none();
+    let urgency = if is_sign_of_life { u8::MAX } else { 0 };
     Weight { urgency, bytes: letter.frame.len(), keeps_order: false }
 }
 
@@ -292,7 +293,13 @@ impl ReplyTask {
                 Err(Lost { loss: Loss::Refused, .. }) => self.hold(caller.clone(), parcel),
                 // The caller ignores a second reply, should both arrive.
                 Err(Lost { reason, .. }) => self.again(&caller, parcel, reason),
-                Ok(Confirm::Accepted | Confirm::Refused | Confirm::Returned) => parcel.token.finish(),
+                Ok(Confirm::Returned) => {
+                    if let Some(audience) = &parcel.token.audience {
+                        audience.gone.cancel();
+                    }
+                    parcel.token.finish();
+                }
+                Ok(Confirm::Accepted | Confirm::Refused) => parcel.token.finish(),
             }
         }
     }
