@@ -17,6 +17,7 @@ mod ping;
 mod watch;
 mod drain;
 mod top;
+mod tap;
 mod asking;
 mod dead;
 mod doctor;
@@ -74,6 +75,7 @@ enum What {
     Watch(watch::Watch),
     Drain(drain::Drain),
     Top(top::Top),
+    Tap(tap::Tap),
     #[command(subcommand)]
     Dead(dead::Dead),
     Doctor(doctor::Doctor),
@@ -120,6 +122,7 @@ fn main() -> ExitCode {
         What::Watch(watch) => wait(watch.run()),
         What::Drain(drain) => wait(drain.run()),
         What::Top(top) => wait(top.run()),
+        What::Tap(tap) => wait(tap.run()),
         What::Dead(dead) => wait(dead.run()),
         What::Doctor(doctor) => wait(doctor.run()),
         What::Bench(bench) => bench.run(),
