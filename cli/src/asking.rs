@@ -41,7 +41,7 @@ impl Asking {
     where
         F: Future<Output = Result<(), Failed>>,
     {
-        self.ask_within(None, ask).await
+        self.questions.ask(ask).await
     }
 
     /// The same, with another limit for connecting if no time-out is set.
@@ -58,7 +58,15 @@ impl Asking {
 }
 
 impl Questions {
-    /// Connects, and has `ask` do the rest. `limit` is that for connecting if no time-out is set.
+    /// Connects, and has `ask` do the rest.
+    pub(crate) async fn ask<F>(&self, ask: impl FnOnce(Registry) -> F) -> Result<(), Failed>
+    where
+        F: Future<Output = Result<(), Failed>>,
+    {
+        self.ask_within(None, ask).await
+    }
+
+    /// The same, with another limit for connecting if no time-out is set.
     pub(crate) async fn ask_within<F>(
         &self,
         limit: Option<Duration>,

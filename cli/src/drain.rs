@@ -29,7 +29,7 @@ impl Drain {
                     return Err(Failed::run(format!(
                         "no instance `{}` replies in the namespace `{}`: `hopline ls` lists the services, and `hopline info \
                          SERVICE` their instances",
-                        self.instance, self.asking.namespace.namespace
+                        self.instance, self.asking.questions.namespace.namespace
                     )));
                 };
                 registry.drain(&found.service, &found.instance).await?;

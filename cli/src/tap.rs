@@ -71,7 +71,7 @@ impl Tap {
         self.asking
             .ask(async |registry| {
                 let mut tap = match registry.tap(&self.service, self.lasts, self.rate).await {
-                    Err(Error::NoService { .. }) => return Err(nobody(&self.service)),
+                    Err(Error::NoService { .. }) => return Err(nobody(&registry, &self.service).await),
                     tap => tap?,
                 };
                 let (mut count, mut refused, mut told) = (Count::default(), None, false);
