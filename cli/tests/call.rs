@@ -138,7 +138,7 @@ fn with_json_an_error_is_an_object_too() {
     for (arguments, code, error) in [
         (&["call", "demo.add", "--url", "memory://"][..], 1, "nobody serves `demo.v1`"),
         (&["call"], 2, "the following required arguments were not provided: <TARGET>"),
-        (&["call", "demo.add", "2"], 2, "invalid value '2' for '[ARGUMENTS]': write a JSON array"),
+        (&["call", "demo.add", "2"], 2, "invalid value '2' for '[ARGUMENTS]...': write a JSON array"),
         (&["dead", "ls", "amqp://me:s3cret@host"], 2, "an address stands where none is expected"),
         (&["dead", "ls", "mail", "--url", "s3cret"], 2, "the broker's address does not begin with a scheme"),
         (&["bench", "call", "--url", "s3cret"], 2, "the broker's address does not begin with a scheme"),
