@@ -3,6 +3,8 @@
 use std::future::Future;
 use std::io;
 
+use crate::failed::Failed;
+
 /// Resolves at SIGINT or SIGTERM.
 ///
 /// # Errors
@@ -33,4 +35,16 @@ pub(crate) fn told_to_end() -> io::Result<impl Future<Output = ()>> {
             std::future::pending().await
         }
     })
+}
+
+/// Shows something until it ends, or until this process is told to end: that is no failure.
+///
+/// # Errors
+/// Why it could not be shown.
+pub(crate) async fn until_told(showing: impl Future<Output = Result<(), Failed>>) -> Result<(), Failed> {
+    let told = told_to_end().map_err(|error| Failed::at("cannot hear of signals", error))?;
+    tokio::select! {
+        outcome = showing => outcome,
+        () = told => Ok(()),
+    }
 }

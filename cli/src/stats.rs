@@ -10,6 +10,7 @@ use hopline::{InstanceStats, MethodStats};
 use crate::asking::{Asking, nobody, service};
 use crate::failed::{Failed, tell};
 use crate::printed::{age, bytes, json, one_line, print, quantile, table, time};
+use crate::signals::until_told;
 
 /// How often `--watch` asks again.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -24,7 +25,7 @@ pub(crate) struct Stats {
     /// SERVICE, or SERVICE.vMAJOR for a version other than 1
     #[arg(value_parser = service)]
     service: String,
-    /// Ask again every 2 s, until interrupted
+    /// Ask again every 2 s, until interrupted, which ends it with 0
     #[arg(long)]
     watch: bool,
     #[command(flatten)]
@@ -35,28 +36,27 @@ impl Stats {
     pub(crate) async fn run(self) -> Result<(), Failed> {
         // The screen is a terminal's.
         let clear = if self.watch && io::stdout().is_terminal() { "\x1b[2J\x1b[H" } else { "" };
-        self.asking
-            .ask(async |registry| {
-                loop {
-                    let stats = match registry.stats(&self.service).await {
-                        Ok(stats) if stats.is_empty() => Err(nobody(&registry, &self.service).await),
-                        stats => stats.map_err(Failed::from),
-                    };
-                    match stats {
-                        Ok(stats) => {
-                            let shown = if self.asking.json { json(&stats) } else { shown(&stats) };
-                            print(&format!("{clear}{shown}"))?;
-                        }
-                        Err(failed) if self.watch => tell(&failed.to_string()),
-                        Err(failed) => return Err(failed),
+        let showing = self.asking.ask(async |registry| {
+            loop {
+                let stats = match registry.stats(&self.service).await {
+                    Ok(stats) if stats.is_empty() => Err(nobody(&registry, &self.service).await),
+                    stats => stats.map_err(Failed::from),
+                };
+                match stats {
+                    Ok(stats) => {
+                        let shown = if self.asking.json { json(&stats) } else { shown(&stats) };
+                        print(&format!("{clear}{shown}"))?;
                     }
-                    if !self.watch {
-                        return Ok(());
-                    }
-                    tokio::time::sleep(PAUSE).await;
+                    Err(failed) if self.watch => tell(&failed.to_string()),
+                    Err(failed) => return Err(failed),
                 }
-            })
-            .await
+                if !self.watch {
+                    return Ok(());
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+        });
+        if self.watch { until_told(showing).await } else { showing.await }
     }
 }
 

@@ -8,10 +8,11 @@ use serde_json::json;
 use crate::asking::Asking;
 use crate::failed::Failed;
 use crate::printed::{json, one_line, print};
+use crate::signals::until_told;
 
 /// Show the instances as they come and go, until interrupted.
 ///
-/// A line for each: at first for those that are there. With `--json` each line is an object.
+/// A line for each: at first for those that are there. With `--json` each line is an object. Ctrl-C ends it with 0.
 #[derive(Args)]
 #[command(after_help = "Example:\n  hopline watch --json")]
 pub(crate) struct Watch {
@@ -21,15 +22,14 @@ pub(crate) struct Watch {
 
 impl Watch {
     pub(crate) async fn run(self) -> Result<(), Failed> {
-        self.asking
-            .ask(async |registry| {
-                let mut changes = registry.watch();
-                while let Some(change) = changes.next().await {
-                    print(&if self.asking.json { as_json(&change) } else { as_line(&change) })?;
-                }
-                Err(Failed::run("the connection was closed for good".to_owned()))
-            })
-            .await
+        let showing = self.asking.ask(async |registry| {
+            let mut changes = registry.watch();
+            while let Some(change) = changes.next().await {
+                print(&if self.asking.json { as_json(&change) } else { as_line(&change) })?;
+            }
+            Err(Failed::run("the connection was closed for good".to_owned()))
+        });
+        until_told(showing).await
     }
 }
 

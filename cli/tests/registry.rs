@@ -203,7 +203,7 @@ async fn instances_are_shown_as_they_come_and_go() {
         false => is(line, "down", &leaving),
     }
     shown.signal("INT").await;
-    assert_eq!(shown.line().await, None);
+    assert_eq!((shown.line().await, shown.code().await), (None, Some(0)));
 }
 
 #[tokio::test]
