@@ -1,7 +1,6 @@
 //! The first step of a frame that a server gets: it decides whether the frame runs, is answered at once, or is refused.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -11,6 +10,7 @@ use super::claims::Heard;
 use super::dedup::Known;
 use super::dispatch::Job;
 use super::message::{Message, MessageEnd, Source};
+use super::outcome::time_of_repeated;
 use super::served_method::ServedMethod;
 use super::through::Passage;
 use super::worker::Worker;
@@ -66,9 +66,8 @@ impl Worker {
                 true => drop(tasks.spawn(self.clone().hold_here(job(frame, served)))),
                 false => return Some(Taken::Ask(job(frame, served))),
             },
-            // A reply without a time says that no handler has run: this one answers a question, or repeats an answer.
             Ok(Decision::Answered(answer)) => {
-                let time = self.method(&frame).map(|_| Duration::ZERO);
+                let time = time_of_repeated(&answer);
                 self.answer(&frame, answer, time, message);
             }
             Ok(Decision::Done) => message.finish(),

@@ -48,6 +48,12 @@ pub(super) fn timed_out() -> Fault {
     Fault::new(Code::DeadlineExceeded, "the deadline passed while it ran")
 }
 
+/// The time in a reply that repeats an answer, for which no handler has run. A fault without a time says that the call has
+/// not run at all, so one that is repeated has the time 0.
+pub(super) fn time_of_repeated(answer: &Answer) -> Option<Duration> {
+    matches!(answer, Answer::Fault(_)).then_some(Duration::ZERO)
+}
+
 impl Worker {
     /// Does what the end of a job asks for: replies, tells other deliveries of the same call, and acknowledges the
     /// message once the broker has the reply.
@@ -60,8 +66,10 @@ impl Worker {
         let ended = has_run.then(|| Ended::of(self, frame.id));
         let (answer, time) = match ending {
             Ending::Runs => return,
-            // A reply without a time says that no handler has run.
-            Ending::Recalled(answer) => return self.tell(frame, answer, Some(Duration::ZERO), message, None, tasks),
+            Ending::Recalled(answer) => {
+                let time = time_of_repeated(&answer);
+                return self.tell(frame, answer, time, message, None, tasks);
+            }
             Ending::Refused(fault) => {
                 let user = message.user.as_ref();
                 let waiting = dedup.map(|window| self.dedup().end(&frame, user, None, window)).unwrap_or_default();
@@ -90,7 +98,7 @@ impl Worker {
                     None | Some(Answer::Fault(_)) if other.id != frame.id => self.take_again(other, &waits),
                     Some(answer) => {
                         served.counts.repeats();
-                        self.tell(other, answer.clone(), Some(time.unwrap_or_default()), waits, None, tasks);
+                        self.tell(other, answer.clone(), time_of_repeated(answer), waits, None, tasks);
                     }
                     None => waits.finish(),
                 }
