@@ -2,7 +2,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::time::Instant;
+use tokio::runtime::Handle;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 /// The longest wait, 30 years. It stands for every longer one, so that adding several of them stays within what the
 /// clock can express.
@@ -20,6 +21,12 @@ pub(crate) async fn at(instant: Option<Instant>) {
         Some(instant) => tokio::time::sleep_until(instant).await,
         None => std::future::pending().await,
     }
+}
+
+/// A timer that works on any thread. It uses the tokio runtime of the thread that makes it, or if there is none, `runtime`.
+pub(crate) fn timer(runtime: &Handle, at: Instant) -> Sleep {
+    let _entered = Handle::try_current().is_err().then(|| runtime.enter());
+    sleep_until(at)
 }
 
 /// The time by this machine's clock, in milliseconds since 1970.

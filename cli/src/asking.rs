@@ -35,28 +35,6 @@ pub(crate) struct Questions {
     metadata: Vec<Entry>,
 }
 
-impl Asking {
-    /// Connects, and has `ask` do the rest.
-    pub(crate) async fn ask<F>(&self, ask: impl FnOnce(Registry) -> F) -> Result<(), Failed>
-    where
-        F: Future<Output = Result<(), Failed>>,
-    {
-        self.questions.ask(ask).await
-    }
-
-    /// The same, with another limit for connecting if no time-out is set.
-    pub(crate) async fn ask_within<F>(
-        &self,
-        limit: Option<Duration>,
-        ask: impl FnOnce(Registry) -> F,
-    ) -> Result<(), Failed>
-    where
-        F: Future<Output = Result<(), Failed>>,
-    {
-        self.questions.ask_within(limit, ask).await
-    }
-}
-
 impl Questions {
     /// Connects, and has `ask` do the rest.
     pub(crate) async fn ask<F>(&self, ask: impl FnOnce(Registry) -> F) -> Result<(), Failed>

@@ -22,8 +22,7 @@ pub(crate) struct Drain {
 
 impl Drain {
     pub(crate) async fn run(self) -> Result<(), Failed> {
-        self.asking
-            .ask(async |registry| {
+        self.asking.questions.ask(async |registry| {
                 let all = registry.services().await?.into_values().flatten();
                 let Some(found) = all.into_iter().find(|told| told.instance == self.instance) else {
                     return Err(Failed::run(format!(

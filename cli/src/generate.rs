@@ -60,7 +60,7 @@ impl Generate {
                 self.generated(&schema)
             }
             (None, Some(service)) => {
-                self.asking.ask(async |registry| self.generated(&registry.schema(service).await?)).await
+                self.asking.questions.ask(async |registry| self.generated(&registry.schema(service).await?)).await
             }
             (None, None) => Err(Failed::run("give a service, or a schema by --from".to_owned())),
         }

@@ -25,6 +25,7 @@ pub(crate) struct Info {
 impl Info {
     pub(crate) async fn run(self) -> Result<(), Failed> {
         self.asking
+            .questions
             .ask(async |registry| {
                 let mut instances = registry.instances(&self.service).await?;
                 if instances.is_empty() {

@@ -60,6 +60,7 @@ impl Sum {
 impl Ls {
     pub(crate) async fn run(self) -> Result<(), Failed> {
         self.asking
+            .questions
             .ask(async |registry| {
                 let (before, began) = (registry.all_stats().await?, Instant::now());
                 tokio::time::sleep(SAMPLE).await;

@@ -39,7 +39,8 @@ impl Ping {
     pub(crate) async fn run(self) -> Result<(), Failed> {
         let began = Instant::now();
         loop {
-            let asked = self.asking.ask_within(self.wait, async |registry| self.asked(&registry, began).await);
+            let asked =
+                self.asking.questions.ask_within(self.wait, async |registry| self.asked(&registry, began).await);
             let outcome = asked.await;
             match outcome {
                 // The broker, too, may come up only now.

@@ -23,6 +23,7 @@ pub(crate) struct Schema {
 impl Schema {
     pub(crate) async fn run(self) -> Result<(), Failed> {
         self.asking
+            .questions
             .ask(async |registry| {
                 let schema = registry.schema(&self.service).await?;
                 Ok(print(&if self.asking.json { json(&schema) } else { pretty(&schema) })?)

@@ -36,7 +36,7 @@ impl Stats {
     pub(crate) async fn run(self) -> Result<(), Failed> {
         // The screen is a terminal's.
         let clear = if self.watch && io::stdout().is_terminal() { "\x1b[2J\x1b[H" } else { "" };
-        let showing = self.asking.ask(async |registry| {
+        let showing = self.asking.questions.ask(async |registry| {
             loop {
                 let stats = match registry.stats(&self.service).await {
                     Ok(stats) if stats.is_empty() => Err(nobody(&registry, &self.service).await),

@@ -69,6 +69,7 @@ impl Tap {
     pub(crate) async fn run(self) -> Result<(), Failed> {
         let mut signal = pin!(signals::told_to_end().map_err(|error| Failed::at("cannot hear of signals", error))?);
         self.asking
+            .questions
             .ask(async |registry| {
                 let mut tap = match registry.tap(&self.service, self.lasts, self.rate).await {
                     Err(Error::NoService { .. }) => return Err(nobody(&registry, &self.service).await),

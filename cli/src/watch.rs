@@ -22,7 +22,7 @@ pub(crate) struct Watch {
 
 impl Watch {
     pub(crate) async fn run(self) -> Result<(), Failed> {
-        let showing = self.asking.ask(async |registry| {
+        let showing = self.asking.questions.ask(async |registry| {
             let mut changes = registry.watch();
             while let Some(change) = changes.next().await {
                 print(&if self.asking.json { as_json(&change) } else { as_line(&change) })?;

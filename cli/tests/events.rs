@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 mod command;
 
-use command::{Going, Place, hopline, printed, said, soon};
+use command::{Going, Place, is_refused, printed, said, soon};
 
 impl Place {
     /// `hopline subscribe`, once it says that it has subscribed.
@@ -35,9 +35,7 @@ fn bad_usage_exits_with_2_and_says_what_to_write() {
         (&["subscribe", "a", "--count", "0"], "invalid value '0'"),
         (&["subscribe", "a", "--url", "memory://"], "nobody else can publish at `memory://`"),
     ] {
-        let output = hopline(arguments).output().expect("it can be run");
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
-        assert!(String::from_utf8_lossy(&output.stderr).contains(told), "{arguments:?}: {output:?}");
+        is_refused(arguments, told);
     }
 }
 

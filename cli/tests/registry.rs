@@ -13,7 +13,7 @@ mod command;
 #[allow(dead_code, reason = "the tests call a few of its methods")]
 mod demo;
 
-use command::{Going, PATIENCE, Place, cleaned, hopline, printed, said};
+use command::{Going, PATIENCE, Place, cleaned, hopline, is_refused, printed, said};
 use demo::{DemoServer, Service};
 
 impl Place {
@@ -60,9 +60,7 @@ fn each_command_has_a_help_with_an_example_and_says_what_to_write() {
         (&["ping", "demo", "--wait", "5"], "write a whole number above 0 and a unit"),
         (&["ping", "demo", "--count", "0"], "0 is not in 1.."),
     ] {
-        let output = hopline(arguments).output().expect("it can be run");
-        assert_eq!(output.status.code(), Some(2), "{output:?}");
-        assert!(String::from_utf8_lossy(&output.stderr).contains(told), "{arguments:?}: {output:?}");
+        is_refused(arguments, told);
     }
 }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 mod command;
 
-use command::{Going, Place, hopline, printed, said, soon};
+use command::{Going, Place, is_refused, printed, said, soon};
 
 const SCRIPT: &str = r#"{"method": "add", "reply": 5}
 {"method": "sub", "error": {"too": "small"}}
@@ -53,9 +53,7 @@ fn what_cannot_be_served_is_refused_before_anything_is_served() {
         (&["serve", "demo", "--script", "/no/such"], "`/no/such` cannot be read: "),
         (&["serve", "demo", "--echo", "--url", "memory://"], "nobody else can call at `memory://`"),
     ] {
-        let output = hopline(arguments).output().expect("it can be run");
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
-        assert!(String::from_utf8_lossy(&output.stderr).contains(told), "{arguments:?}: {output:?}");
+        is_refused(arguments, told);
     }
 }
 

@@ -4,7 +4,7 @@
 
 mod command;
 
-use command::{Going, Place, hopline, said, soon};
+use command::{Going, Place, is_refused, said, soon};
 use hopline::{Context, Fault, Running, Service};
 use serde_json::{Value, json};
 
@@ -23,9 +23,7 @@ fn wrong_usage_says_what_to_write() {
         (&["tap", "demo", "--for", "11m"], "10m is the longest"),
         (&["tap", "demo", "--rate", "1001"], "1001 is not in 1..=1000"),
     ] {
-        let output = hopline(arguments).output().expect("it can be run");
-        assert_eq!(output.status.code(), Some(2), "{output:?}");
-        assert!(String::from_utf8_lossy(&output.stderr).contains(told), "{arguments:?}: {output:?}");
+        is_refused(arguments, told);
     }
 }
 

@@ -138,6 +138,15 @@ impl<P> Request<P> {
     }
 }
 
+impl Request {
+    /// It was sent to so many instances before, along its route.
+    pub(super) fn has_moved(&mut self, times: usize) {
+        if let Some(attempt) = &mut self.attempt {
+            attempt.moves = u32::try_from(times).unwrap_or(u32::MAX);
+        }
+    }
+}
+
 impl Request<ArgumentWriter> {
     /// The same request with its arguments encoded, so that it can be sent several times.
     pub(super) fn written(self, codec: Codec) -> Result<Request, CodecError> {

@@ -52,13 +52,15 @@ pub(crate) struct RoutedService {
     candidates: watch::Sender<Arc<[Candidate]>>,
     /// Whose turn it is, by route.
     turns: Mutex<Vec<(Arc<Route>, Arc<Turns>)>>,
+    /// For the routes that have none.
+    no_turns: Arc<Turns>,
 }
 
 impl RoutedService {
     /// Whose turn it is by a route. Calls by another route do not take turns away from it.
     fn turns_of(&self, route: &Arc<Route>) -> Arc<Turns> {
         if matches!(**route, Route::Key(_) | Route::LeastInFlight) {
-            return Arc::default();
+            return self.no_turns.clone();
         }
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, turns)) = turns.iter().find(|(known, _)| known == route) {
@@ -88,8 +90,9 @@ impl Router {
     fn service(&self, name: &Arc<str>) -> Arc<RoutedService> {
         let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || {
-            let (candidates, turns) = (watch::Sender::new(Arc::from([])), Mutex::default());
-            Arc::new(RoutedService { name: name.clone(), candidates, turns })
+            let candidates = watch::Sender::new(Arc::from([]));
+            let (turns, no_turns) = (Mutex::default(), Arc::default());
+            Arc::new(RoutedService { name: name.clone(), candidates, turns, no_turns })
         };
         services.entry(name.clone()).or_insert_with(new).clone()
     }
@@ -151,9 +154,7 @@ impl Client {
                 service.candidates.borrow().clone()
             };
             let Some(chosen) = route.choose(&candidates, &tried, &turns) else { break };
-            if let Some(attempt) = &mut request.attempt {
-                attempt.moves = u32::try_from(tried.len()).unwrap_or(u32::MAX);
-            }
+            request.has_moved(tried.len());
             tried.push(chosen.instance.clone());
             let (_counted, since) = (chosen.count(), Instant::now());
             let recipients = Recipients::One(chosen.instance.to_string());
@@ -201,9 +202,7 @@ impl Client {
             }
         }
         if matches!(**route, Route::Zone { .. }) {
-            if let Some(attempt) = &mut request.attempt {
-                attempt.moves = u32::try_from(tried.len()).unwrap_or(u32::MAX);
-            }
+            request.has_moved(tried.len());
             return self.dispatch(request)?.await;
         }
         Err(last.unwrap_or_else(|| Error::NoService { service: service.name.to_string(), method: None }))
@@ -227,8 +226,7 @@ impl Client {
         attempt: Option<&Attempt>,
     ) -> Result<Arc<[Candidate]>, Error> {
         let is_known = |candidates: &Arc<[Candidate]>| candidates.iter().any(|candidate| !candidate.is_draining);
-        let mut seen = service.candidates.subscribe();
-        let known = seen.borrow_and_update().clone();
+        let known = service.candidates.borrow().clone();
         if is_known(&known) {
             return Ok(known);
         }
@@ -245,6 +243,7 @@ impl Client {
         if self.is_closed() {
             return Err(self.disconnected(target, false));
         }
+        let mut seen = service.candidates.subscribe();
         self.0.router.want(Wanted::Service(service.clone()));
         tokio::select! {
             biased;

@@ -1,9 +1,8 @@
 //! How a client sends requests, broadcasts, oneway calls and cancels, and what it does with the broker's confirms.
 
 use bytes::Bytes;
-use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
@@ -13,6 +12,7 @@ use super::pending::{Dispatched, Gathering, OVERDUE, Ticket};
 use super::request::{Payload, Request};
 use super::target::Target;
 use super::{Absent, CANCEL_LATE, Client};
+use crate::clock::timer;
 use crate::codec::Codec;
 use crate::document::TAP;
 use crate::error::{Error, Unanswered};
@@ -135,8 +135,7 @@ impl Client {
     /// A timer that works on any thread. It uses the tokio runtime of the thread that waits, or if there is none, the
     /// one in which the client connected.
     pub(crate) fn timer(&self, at: Instant) -> Sleep {
-        let _entered = Handle::try_current().is_err().then(|| self.0.runtime.enter());
-        sleep_until(at)
+        timer(&self.0.runtime, at)
     }
 
     /// Tells the line that the time of a call is over. The line then says whether the call was sent.

@@ -15,11 +15,12 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt as _, StreamExt as _};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::{Change, Registry};
 use crate::client::{Client, InstanceNews, WeakClient};
+use crate::clock::timer;
 use crate::document::{Announcement, Instance, LifeState, PING};
 use crate::error::{Error, Unanswered};
 use crate::middleware::Reply;
@@ -137,7 +138,7 @@ impl InstanceWatch {
             }
             self.meet();
             self.doubt();
-            let (all, check) = (timer(&self.runtime, self.all_at), timer(&self.runtime, Some(self.check_at)));
+            let (all, check) = (wait_until(&self.runtime, self.all_at), wait_until(&self.runtime, Some(self.check_at)));
             tokio::select! {
                 news = self.news.recv() => match news {
                     Some(InstanceNews::Listening) => {
@@ -341,14 +342,11 @@ impl InstanceWatch {
 }
 
 /// Resolves at this time. Never resolves without one.
-fn timer(runtime: &Handle, at: Option<Instant>) -> impl Future<Output = ()> + use<> {
-    let sleep = at.map(|at| {
-        let _entered = Handle::try_current().is_err().then(|| runtime.enter());
-        sleep_until(at)
-    });
+fn wait_until(runtime: &Handle, at: Option<Instant>) -> impl Future<Output = ()> + use<> {
+    let timer = at.map(|at| timer(runtime, at));
     async {
-        match sleep {
-            Some(sleep) => sleep.await,
+        match timer {
+            Some(timer) => timer.await,
             None => std::future::pending().await,
         }
     }

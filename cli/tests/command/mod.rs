@@ -73,6 +73,14 @@ impl Going {
     }
 }
 
+/// Checks that the command refuses these arguments as wrong usage, and says this.
+#[track_caller]
+pub(crate) fn is_refused(arguments: &[&str], told: &str) {
+    let output = hopline(arguments).output().expect("it can be run");
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains(told), "{arguments:?}: {output:?}");
+}
+
 /// Waits for what has to come.
 pub(crate) async fn soon<F: Future>(event: F) -> F::Output {
     tokio::time::timeout(PATIENCE, event).await.expect("what has to happen happens within a minute")
