@@ -23,7 +23,8 @@ const MOST: usize = 16 * 1024 * 1024;
 pub(crate) const AROUND: usize = 200;
 /// The shortest round trip is measured again when it was not seen for this long, since the route may have changed.
 const STALE: Duration = Duration::from_secs(30);
-/// The same, when the measured times already suggest that the route has become longer.
+/// The same at first, when the measured times already suggest that the route has become longer. Each time that it has
+/// not, it is doubled, up to [`STALE`].
 const DOUBTFUL: Duration = Duration::from_secs(3);
 
 /// The bytes on their way: those of all messages after the last one that is known to have arrived.
@@ -51,6 +52,10 @@ pub(crate) struct Window {
     /// Whether nothing is sent until everything has arrived. A probe that is alone on its way then shows the shortest
     /// round trip.
     emptying: bool,
+    /// The shortest round trip before the window was emptied, until it is measured again.
+    doubted: Option<Duration>,
+    /// For how long the shortest round trip is not doubted, although it was not seen.
+    trust: Duration,
 }
 
 /// A message on its way.
@@ -77,6 +82,8 @@ impl Default for Window {
             full: false,
             shortest: None,
             emptying: false,
+            doubted: None,
+            trust: DOUBTFUL,
         }
     }
 }
@@ -145,7 +152,8 @@ impl Window {
             (*shortest, *seen) = (took.min(*shortest), now);
         }
         if self.emptying && self.away.is_empty() {
-            (self.emptying, self.shortest) = (false, None);
+            self.emptying = false;
+            self.doubted = self.shortest.take().map(|(shortest, _)| shortest);
         }
     }
 
@@ -173,6 +181,8 @@ impl Window {
     /// Uses the measurement of a probe: it was confirmed after `took`, and `bytes` were on their way when it was sent.
     fn measured(&mut self, took: Duration, bytes: usize, now: Instant) {
         let Some((shortest, seen)) = self.shortest else {
+            let is_as_before = self.doubted.take().is_some_and(|before| is_short(took, before));
+            self.trust = if is_as_before { (self.trust * 2).min(STALE) } else { DOUBTFUL };
             self.shortest = Some((took, now));
             return;
         };
@@ -191,10 +201,10 @@ impl Window {
             carries.clamp(self.size, self.size * 2).min(MOST)
         };
         let unseen = now.saturating_duration_since(seen);
-        // The window is as small as it can be, and the probe still takes long: so the route has probably become longer.
-        // Or nothing else was on the way, and it takes long.
+        // The window has become smaller, and the probe still takes too long: perhaps the route has become longer. Or
+        // nothing else was on the way, and it takes long.
         let is_alone = bytes <= AROUND && !is_short(took, shortest);
-        let is_doubtful = (took > allowed && self.size == LEAST || is_alone) && unseen > DOUBTFUL;
+        let is_doubtful = (took > allowed || is_alone) && unseen > self.trust;
         self.emptying = is_doubtful || !is_short(took, shortest) && unseen > STALE;
     }
 }
@@ -327,6 +337,20 @@ mod tests {
         link.run(10 * SECOND, 1000);
         let used = link.run(STALE, 1000);
         assert!(used > 0.7, "farther: {used}");
+    }
+
+    #[test]
+    fn a_route_that_has_become_longer_is_noticed_whatever_the_size_of_the_messages() {
+        for size in (250..=8000).step_by(250) {
+            for milliseconds in [20, 50, 100, 150, 200, 400] {
+                let mut link = Link::new(125e3, Duration::from_millis(1));
+                link.run(SECOND, size);
+                link.round_trip = Duration::from_millis(milliseconds);
+                link.run(2 * DOUBTFUL, size);
+                let used = link.run(10 * SECOND, size);
+                assert!(used > 0.75, "{size} bytes, {milliseconds} ms: {used} {:?}", link.window);
+            }
+        }
     }
 
     #[test]
