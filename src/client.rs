@@ -5,6 +5,7 @@ mod canary;
 mod events;
 mod line;
 mod pending;
+mod policies;
 pub(crate) mod presence;
 pub(crate) mod in_flight;
 mod request;
@@ -37,6 +38,7 @@ pub(crate) use self::through::{Answers, Started};
 pub use self::traffic::Traffic;
 use crate::error::Error;
 use crate::exchanges::Exchanges;
+use crate::middleware::Policies;
 use crate::state::State;
 use crate::topology::{Namespace, ServiceId};
 use crate::transport::QueueCount;
@@ -65,6 +67,7 @@ struct Inner {
     targets: Targets,
     router: Router,
     canaries: Canaries,
+    policies: Policies,
     runtime: Handle,
 }
 

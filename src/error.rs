@@ -22,6 +22,7 @@ use crate::codec::CodecError;
 /// | `Fault` | the fault's own | yes | as [`Fault::is_transient`] |
 /// | `NoService` | `UNAVAILABLE` | no | yes |
 /// | `Overloaded` | `RESOURCE_EXHAUSTED` | no | yes |
+/// | `CircuitOpen` | `UNAVAILABLE` | no | yes |
 /// | `Unreachable` | `UNAVAILABLE` | no | yes |
 /// | `Blocked` | `UNAVAILABLE` | its field says | yes |
 /// | `Timeout` | `DEADLINE_EXCEEDED` | as [`Unanswered::may_have_run`] | yes |
@@ -34,7 +35,7 @@ use crate::codec::CodecError;
 /// | `UnreadableReply` | `INTERNAL` | yes | no |
 /// | `Invalid` | `INVALID_ARGUMENT` | no | no |
 ///
-/// [`retry_after`](Error::retry_after) is there only in a `Fault` whose server set it.
+/// [`retry_after`](Error::retry_after) is there only in a `Fault` whose server set it, and in `CircuitOpen`.
 ///
 /// Both `Display` and `Debug` are sentences for people; `Debug`, which `main` prints, begins with the variant's name.
 /// A middleware that ends a call itself says so by an `Error::Fault`, with the code that it likes.
@@ -79,6 +80,17 @@ pub enum Error {
     Overloaded {
         /// What is full.
         what: String,
+    },
+    /// The [breaker](crate::Breaker) of the method is open, since its calls have failed. Nothing was sent.
+    #[error("`{}` has not run: its breaker is open for {retry_in:.1?}, since its calls have failed", at(method, instance.as_deref()))]
+    #[non_exhaustive]
+    CircuitOpen {
+        /// The method, as `name.vMAJOR.method`.
+        method: String,
+        /// The instance, if the breaker is that of calls to this one.
+        instance: Option<String>,
+        /// When another attempt may pass.
+        retry_in: Duration,
     },
     /// The service's queue refused the call, though the service sets no limit for it. Usually the queue's node in a cluster
     /// is away: a [quorum queue](crate::Service::quorum) survives that. Other causes: the first server of the service is
@@ -232,9 +244,10 @@ impl Error {
     /// The one table of what each variant says.
     fn facts(&self) -> Facts {
         match self {
-            Self::Fault(fault) => Facts("Fault", fault.code, true, fault.is_transient()),
+            Self::Fault(fault) => Facts("Fault", fault.code, !fault.has_not_run, fault.is_transient()),
             Self::NoService { .. } => Facts("NoService", Code::Unavailable, false, true),
             Self::Overloaded { .. } => Facts("Overloaded", Code::ResourceExhausted, false, true),
+            Self::CircuitOpen { .. } => Facts("CircuitOpen", Code::Unavailable, false, true),
             Self::Unreachable { .. } => Facts("Unreachable", Code::Unavailable, false, true),
             Self::Blocked { may_have_run, .. } => Facts("Blocked", Code::Unavailable, *may_have_run, true),
             Self::Timeout { why, .. } => Facts("Timeout", Code::DeadlineExceeded, why.may_have_run(), true),
@@ -256,7 +269,8 @@ impl Error {
     }
 
     /// Whether the method of a call may have run, or may still run. `false` is certain; `true` means that it is possible. For
-    /// a [`Fault`] it is always `true`, because a handler may return a fault with any code.
+    /// a [`Fault`] it is `false` only if its code is `UNAVAILABLE` or `RESOURCE_EXHAUSTED` and the reply says that no handler
+    /// ran.
     #[must_use]
     pub fn may_have_run(&self) -> bool {
         self.facts().2
@@ -289,11 +303,12 @@ impl Error {
         }
     }
 
-    /// How long the server asked the caller to wait before it tries again, if it did.
+    /// How long to wait before another attempt: the server asked for it, or a breaker is open for so long.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Fault(fault) => fault.retry_after,
+            Self::CircuitOpen { retry_in, .. } => Some(*retry_in),
             _ => None,
         }
     }
@@ -353,6 +368,11 @@ impl<E: fmt::Debug> fmt::Debug for CallError<E> {
             Self::Failed(error) => error.fmt(f),
         }
     }
+}
+
+/// A method, and the instance if there is one.
+fn at(method: &str, instance: Option<&str>) -> String {
+    instance.map_or_else(|| method.to_owned(), |instance| format!("{method}@{instance}"))
 }
 
 fn nobody(service: &str, oneway: Option<&str>) -> String {

@@ -1,17 +1,25 @@
 //! Middleware: code that runs around calls, the same trait on clients and servers. It is for access logs,
 //! authentication, retries and limits.
 
+mod breaker;
+mod budget;
 mod chain;
 mod invocation;
+mod policies;
 mod reply;
+mod retry;
 
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::breaker::{Breaker, BreakerState};
+pub(crate) use self::breaker::{Breakers, Passed};
 pub(crate) use self::chain::Chain;
 pub use self::chain::Next;
 pub use self::invocation::{Invocation, Style};
+pub use self::policies::PolicyCounts;
+pub(crate) use self::policies::{Asked, Policies, PolicySettings};
 pub use self::reply::Reply;
 use crate::error::{Code, Error, Fault};
 

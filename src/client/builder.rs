@@ -22,7 +22,7 @@ use crate::error::Error;
 use crate::exchanges::Exchanges;
 use crate::frame::set_entry;
 use crate::limits::{BLOCKED_WAIT, MAX_MESSAGE_SIZE, TIMEOUT};
-use crate::middleware::{Chain, Middleware};
+use crate::middleware::{Chain, Middleware, Policies, PolicySettings};
 use crate::outgoing::Share;
 use crate::route::Route;
 use crate::settings::{Decided, Settings, common_settings};
@@ -98,6 +98,7 @@ pub struct ClientBuilder {
     routes: Vec<(String, Route)>,
     blocked_wait: Duration,
     max_in_flight: Option<(usize, WhenFull)>,
+    pub(super) policies: PolicySettings,
 }
 
 /// The settings for calls that do not set their own.
@@ -172,6 +173,7 @@ impl Default for ClientBuilder {
             routes: Vec::new(),
             blocked_wait: BLOCKED_WAIT,
             max_in_flight: None,
+            policies: PolicySettings::default(),
         }
     }
 }
@@ -368,7 +370,7 @@ impl ClientBuilder {
 
     fn client(self, decided: Decided, sessions: Sessions, session: Option<Session>) -> Client {
         let instance = sessions.instance.clone();
-        let Self { mut calls, blocked_wait, max_in_flight, .. } = self;
+        let Self { mut calls, blocked_wait, max_in_flight, policies, .. } = self;
         calls.timeout = decided.timeout.unwrap_or(calls.timeout);
         let rules = Rules { max_message_size: calls.max_message_size, blocked_wait, max_in_flight };
         Client(Arc::new(Inner {
@@ -384,6 +386,7 @@ impl ClientBuilder {
             targets: Targets::default(),
             router: Router::default(),
             canaries: Canaries::default(),
+            policies: Policies::new(policies),
             runtime: Handle::current(),
         }))
     }

@@ -16,7 +16,7 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::frame::{Frame, Kind, Metadata};
 use crate::limits::MAX_TIMEOUT;
-use crate::middleware::{Invocation, Reply, Style};
+use crate::middleware::{Asked, Invocation, Reply, Style};
 use crate::outgoing::Parcel;
 use crate::topology::check_event_key;
 use crate::transport::Confirm;
@@ -114,6 +114,8 @@ impl Client {
             codec,
             payload,
             idempotent: false,
+            asked: Asked::default(),
+            avoid: Vec::new(),
         };
         let (key, context) = (event.key, event.context);
         let announcing = self.through(call, event.attempt, move |client, call, attempt| {

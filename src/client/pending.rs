@@ -318,11 +318,17 @@ fn read(mut frame: Frame, max_payload: usize) -> Result<Reply, Error> {
 
 /// The fault in the frame of a reply.
 fn fault(reply: &Frame) -> Fault {
-    let reason = reply.metadata.more().error.clone().filter(|reason| !reason.is_empty());
+    let more = reply.metadata.more();
+    let reason = more.error.clone().filter(|reason| !reason.is_empty());
     Fault {
         // A reply with the text of an error is an error, whatever its status says.
         code: if reply.status == Code::Ok { Code::Unknown } else { reply.status },
         message: reason.unwrap_or_else(|| "the server gave no reason".to_owned()),
-        retry_after: reply.metadata.more().retry_after,
+        retry_after: more.retry_after,
+        is_permanent: more.is_permanent,
+        // A reply tells how long the handler took, if one ran. Of a call that was broken off, nobody knows.
+        has_not_run: reply.metadata.handler_time.is_none()
+            && matches!(reply.status, Code::Unavailable | Code::ResourceExhausted),
+        instance: reply.metadata.instance.clone(),
     }
 }

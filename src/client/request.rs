@@ -22,6 +22,7 @@ use crate::error::{Error, Unanswered};
 use crate::exchanges::{Address, Recipients};
 use crate::frame::{self, Excess, Frame, Kind, Metadata, More, Trace};
 use crate::limits::MAX_TIMEOUT;
+use crate::middleware::Asked;
 use crate::outgoing::{Parcel, Share};
 use crate::route::Route;
 use crate::topology::{MAX_PRIORITY, check_name};
@@ -49,6 +50,10 @@ pub(crate) struct Request<P = Bytes> {
     pub(crate) priority: Option<u8>,
     pub(crate) metadata: Vec<(String, String)>,
     pub(crate) idempotent: bool,
+    /// What it asks of the client's policies.
+    pub(crate) asked: Asked,
+    /// Instances that it is not to go to, unless there is no other.
+    pub(crate) avoid: Vec<Arc<str>>,
     /// The context of the handler that makes the call.
     pub(crate) context: Option<Context>,
     /// `None` for a call without middleware, which is sent once.
@@ -132,6 +137,8 @@ impl<P> Request<P> {
             priority: None,
             metadata: Vec::new(),
             idempotent: false,
+            asked: Asked::default(),
+            avoid: Vec::new(),
             context: None,
             attempt: None,
         }
@@ -163,6 +170,8 @@ impl Request<ArgumentWriter> {
             priority: self.priority,
             metadata: self.metadata,
             idempotent: self.idempotent,
+            asked: self.asked,
+            avoid: self.avoid,
             context: self.context,
             attempt: self.attempt,
         })

@@ -127,13 +127,33 @@ impl Client {
 
     /// Sends a request along its route, and waits for the reply.
     pub(super) async fn deliver(&self, request: Request) -> Result<Reply, Error> {
-        let Some(route) = self.route_of(&request) else { return self.dispatch(request)?.await };
+        let route = match self.route_of(&request) {
+            Some(route) => route,
+            // An instance has failed, so another one is chosen.
+            None if request.recipients == Recipients::Any && !request.avoid.is_empty() => {
+                Arc::new(Route::LeastInFlight)
+            }
+            None => return self.deliver_straight(request).await,
+        };
         if let Route::One(instance) = &*route {
-            return self.dispatch(Request { recipients: Recipients::One(instance.clone()), ..request })?.await;
+            let recipients = Recipients::One(instance.clone());
+            return self.deliver_straight(Request { recipients, ..request }).await;
         }
         let mut has_lost_one = false;
         let outcome = self.deliver_along(&route, request, &mut has_lost_one).await;
         outcome.map_err(|error| if has_lost_one { error.after_another_attempt() } else { error })
+    }
+
+    /// Sends a request to its recipients, and waits for the reply.
+    async fn deliver_straight(&self, request: Request) -> Result<Reply, Error> {
+        let method = request.target.as_ref().map(|target| target.text.clone());
+        let method = method.map_err(|error| Error::Invalid(error.clone()))?;
+        let passed = self.pass(&method, &request.recipients)?;
+        let outcome = self.dispatch(request)?.await;
+        if let Some(passed) = passed {
+            passed.ends(&outcome);
+        }
+        outcome
     }
 
     /// Sends a request along a route. Sets `has_lost_one` if an instance may have run it, and does not answer.
@@ -146,24 +166,39 @@ impl Client {
         let target = request.target.clone().map_err(Error::Invalid)?;
         let service = self.0.router.service(&target.service_text);
         let turns = service.turns_of(route);
-        let (mut tried, mut last) = (Vec::new(), None);
-        while tried.len() <= MOVES {
+        // A key stays with its instance.
+        let avoided = if matches!(**route, Route::Key(_)) { Vec::new() } else { std::mem::take(&mut request.avoid) };
+        let (mut moves, mut tried, mut last) = (0, Vec::new(), None);
+        while moves <= MOVES {
             let candidates = if tried.is_empty() {
                 self.candidates(&service, &target, request.attempt.as_deref()).await?
             } else {
                 service.candidates.borrow().clone()
             };
-            let Some(chosen) = route.choose(&candidates, &tried, &turns) else { break };
-            request.has_moved(tried.len());
+            let others = || route.choose(&candidates, &[&*avoided, &tried].concat(), &turns);
+            let chosen = if avoided.is_empty() { None } else { others() };
+            let Some(chosen) = chosen.or_else(|| route.choose(&candidates, &tried, &turns)) else { break };
             tried.push(chosen.instance.clone());
-            let (_counted, since) = (chosen.count(), Instant::now());
             let recipients = Recipients::One(chosen.instance.to_string());
+            let passed = match self.pass(&target.text, &recipients) {
+                Ok(passed) => passed,
+                Err(open) => {
+                    last.get_or_insert(open);
+                    continue;
+                }
+            };
+            request.has_moved(moves);
+            moves += 1;
+            let (_counted, since) = (chosen.count(), Instant::now());
             let mut sent = self.dispatch(Request { recipients, ..request.clone() })?;
             let outcome = tokio::select! {
                 biased;
                 outcome = &mut sent => Some(outcome),
                 () = self.lost(chosen, request.idempotent) => None,
             };
+            if let (Some(passed), Some(outcome)) = (passed, &outcome) {
+                passed.ends(outcome);
+            }
             let said = sent.said();
             if let Some(running) = said.running {
                 chosen.says_running(running);
@@ -201,9 +236,12 @@ impl Client {
                 Some(Err(error)) => return Err(error),
             }
         }
-        if matches!(**route, Route::Zone { .. }) {
-            request.has_moved(tried.len());
-            return self.dispatch(request)?.await;
+        // Without any other instance, whoever takes it.
+        let is_for_any = tried.is_empty() && self.route_of(&request).is_none();
+        if matches!(**route, Route::Zone { .. }) || is_for_any {
+            request.has_moved(moves);
+            request.route = None;
+            return self.deliver_straight(request).await;
         }
         Err(last.unwrap_or_else(|| Error::NoService { service: service.name.to_string(), method: None }))
     }

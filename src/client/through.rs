@@ -142,8 +142,8 @@ impl Stream for Answers {
 impl Client {
     /// Starts a call.
     pub(crate) fn begin(&self, request: Request<ArgumentWriter>) -> Result<Started, Error> {
-        let has_middleware = !self.0.settings.middleware.is_empty();
-        if !has_middleware && self.route_of(&request).is_none() {
+        let has_middleware = !self.0.settings.middleware.is_empty() || !request.asked.is_nothing();
+        if !has_middleware && self.route_of(&request).is_none() && self.0.policies.breakers.is_none() {
             return Ok(Started::Straight(self.dispatch(request)?));
         }
         let (context, runtime) = (request.context.clone(), self.0.runtime.clone());
@@ -162,7 +162,7 @@ impl Client {
     /// Publishes a oneway call. Returns when the broker has confirmed it.
     pub(crate) async fn send(&self, request: Request<ArgumentWriter>) -> Result<(), Error> {
         let request = self.with_canary(request);
-        if self.0.settings.middleware.is_empty() {
+        if self.0.settings.middleware.is_empty() && request.asked.is_nothing() {
             return self.hand_over(request).await;
         }
         let (call, request) = self.opened(request, Style::Oneway)?;
@@ -226,6 +226,8 @@ impl Client {
             codec: request.codec.unwrap_or(self.0.settings.codec),
             payload: std::mem::take(&mut request.payload),
             idempotent: request.idempotent,
+            asked: request.asked,
+            avoid: Vec::new(),
         };
         Ok((call, request))
     }
@@ -243,9 +245,9 @@ impl Client {
     {
         let first = request.attempt.as_deref().copied().unwrap_or_else(|| Attempt::first(self.time_for(None, None)));
         self.through(call, first, move |client, call, attempt| {
-            let Invocation { metadata, payload, .. } = call;
-            let request =
-                Request { metadata: metadata.into_vec(), payload, attempt: Some(Box::new(attempt)), ..request.clone() };
+            let Invocation { metadata, payload, avoid, .. } = call;
+            let (metadata, attempt) = (metadata.into_vec(), Some(Box::new(attempt)));
+            let request = Request { metadata, payload, avoid, attempt, ..request.clone() };
             send(client, request)
         })
     }
@@ -271,7 +273,8 @@ impl Client {
             is_over: false,
         };
         let client = self.clone();
-        let running = self.0.settings.middleware.run(call, move |call| {
+        let chain = self.0.policies.around(&self.0.settings.middleware, call.asked);
+        let running = chain.run(call, move |call| {
             let number = attempts.begin();
             let sent = send(client.clone(), call, Attempt { number, ..first });
             let attempts = attempts.clone();

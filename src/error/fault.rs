@@ -1,6 +1,7 @@
 //! A fault: what a server reports when a call fails without an error of the method's own.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What a server reports when a call fails without an error of the method's own: a [`Code`] to branch on, and a sentence for
@@ -27,12 +28,19 @@ pub struct Fault {
     pub message: String,
     /// How long to wait before a new attempt makes sense, if the server said.
     pub retry_after: Option<Duration>,
+    /// Whether the server said that another attempt does not help.
+    pub is_permanent: bool,
+    /// Whether it is certain that no handler ran.
+    pub(crate) has_not_run: bool,
+    /// The instance that reported it.
+    pub(crate) instance: Option<Arc<str>>,
 }
 
 impl Fault {
     /// A fault that does not say when to try again.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), retry_after: None }
+        let message = message.into();
+        Self { code, message, retry_after: None, is_permanent: false, has_not_run: false, instance: None }
     }
 
     /// Says how long the caller should wait before it tries again.
@@ -42,14 +50,28 @@ impl Fault {
         self
     }
 
+    /// Says that another attempt does not help, whatever the code is. No policy of a client tries the call again.
+    ///
+    /// ```
+    /// use hopline::{Code, Fault};
+    ///
+    /// let fault = Fault::new(Code::Unavailable, "this shop has closed for good").permanent();
+    /// assert!(!fault.is_transient());
+    /// ```
+    #[must_use]
+    pub fn permanent(mut self) -> Self {
+        self.is_permanent = true;
+        self
+    }
+
     /// Whether trying again later can help: the server said when to try again, or the code is `UNAVAILABLE`,
-    /// `RESOURCE_EXHAUSTED`, `ABORTED` or `DEADLINE_EXCEEDED`. It says nothing about whether the method has run:
-    /// try a call again only if its method may run twice.
+    /// `RESOURCE_EXHAUSTED`, `ABORTED` or `DEADLINE_EXCEEDED`. It cannot if the fault is [permanent](Fault::permanent).
+    /// It says nothing about whether the method has run: try a call again only if its method may run twice.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         let passes =
             matches!(self.code, Code::Unavailable | Code::ResourceExhausted | Code::Aborted | Code::DeadlineExceeded);
-        passes || self.retry_after.is_some()
+        !self.is_permanent && (passes || self.retry_after.is_some())
     }
 
     /// What it says, or at least its code.

@@ -29,13 +29,14 @@ prop_compose! {
         too_large in option::of(any::<(u64, u64)>()),
         accepts in any::<u64>(),
         call_id in option::of(any::<u128>().prop_map(Uuid::from_u128)),
+        is_permanent in any::<bool>(),
     ) -> Metadata {
         let [method, instance, error] = texts;
         let (method, instance) = (method.map(Into::into), instance.map(Into::into));
         let traceparent = traceparent.as_deref().and_then(Traceparent::new).map(Box::new);
         let (remaining, retry_after, handler_time) = times;
         let [sent_at, sequence, attempt, running] = numbers;
-        let more = More { sequence, attempt, retry_after, user, error, too_large, call_id, running };
+        let more = More { sequence, attempt, retry_after, user, error, too_large, call_id, running, is_permanent };
         let accepts = Readable(accepts);
         let more = (more != More::default()).then(|| Box::new(more));
         Metadata { method, remaining, sent_at, traceparent, instance, handler_time, accepts, more }

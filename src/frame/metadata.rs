@@ -59,6 +59,8 @@ pub(crate) struct More {
     pub(crate) call_id: Option<Uuid>,
     /// In a reply of an instance that its caller has chosen: how many calls of the service run there.
     pub(crate) running: Option<u64>,
+    /// In a fault: another attempt does not help.
+    pub(crate) is_permanent: bool,
 }
 
 /// The keys of the fields on the wire.
@@ -78,6 +80,7 @@ mod key {
     pub(super) const ACCEPTS: u64 = 13;
     pub(super) const CALL_ID: u64 = 14;
     pub(super) const RUNNING: u64 = 15;
+    pub(super) const PERMANENT: u64 = 16;
 }
 
 /// The names in a frame. The frames of one message often have the same.
@@ -117,6 +120,7 @@ static NO_MORE: More = More {
     too_large: None,
     call_id: None,
     running: None,
+    is_permanent: false,
 };
 
 impl Metadata {
@@ -154,6 +158,7 @@ impl Metadata {
             self.accepts != Readable::default(),
             more.call_id.is_some(),
             more.running.is_some(),
+            more.is_permanent,
         ];
         head(body, MAP, entries.into_iter().map(u64::from).sum());
         text(body, key::METHOD, self.method.as_deref());
@@ -186,6 +191,7 @@ impl Metadata {
             string(body, BYTES, call_id.as_bytes());
         }
         number(body, key::RUNNING, more.running);
+        number(body, key::PERMANENT, more.is_permanent.then_some(1));
     }
 
     /// Reads the metadata of a frame. Names that are the same as in the frame before it, `previous`, are shared and not
@@ -242,6 +248,7 @@ impl Metadata {
             key::ACCEPTS => self.accepts = Readable(cbor.u64()?),
             key::CALL_ID => self.more_mut().call_id = Some(id(cbor)?),
             key::RUNNING => self.more_mut().running = Some(cbor.u64()?),
+            key::PERMANENT => self.more_mut().is_permanent = cbor.u64()? != 0,
             _ => cbor.skip()?,
         }
         Ok(())
@@ -348,6 +355,7 @@ fn field_name(key: u64) -> &'static str {
         key::ACCEPTS => "metadata 13 (readable compressions)",
         key::CALL_ID => "metadata 14 (call)",
         key::RUNNING => "metadata 15 (running calls)",
+        key::PERMANENT => "metadata 16 (permanent)",
         _ => "metadata of an unknown key",
     }
 }

@@ -25,6 +25,7 @@ const ACCEPTED: &[&str] = &[
     "raw reply",
     "typed error",
     "fault",
+    "permanent fault",
     "reply too large",
     "oneway",
     "event",
@@ -197,6 +198,7 @@ fn described(vector: &Vector) -> Vec<(Frame, Option<Value>)> {
             "metadata 13" => metadata.accepts = Readable(number()),
             "metadata 14" => metadata.more_mut().call_id = Some(value.parse().expect("a UUID")),
             "metadata 15" => metadata.more_mut().running = Some(value.parse().expect("a number")),
+            "metadata 16" => metadata.more_mut().is_permanent = number() != 0,
             "compression" => {
                 let named = |compression: &Compression| compression.name() == value;
                 frame.compression = [Compression::Zstd, Compression::Lz4].into_iter().find(named);

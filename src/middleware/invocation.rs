@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::policies::Asked;
 use crate::codec::Codec;
 use crate::frame::Entries;
 
@@ -72,6 +73,10 @@ pub struct Invocation {
     pub(crate) codec: Codec,
     pub(crate) payload: Bytes,
     pub(crate) idempotent: bool,
+    /// What the call asks of the client's policies.
+    pub(crate) asked: Asked,
+    /// Instances that it is not to go to, unless there is no other.
+    pub(crate) avoid: Vec<Arc<str>>,
 }
 
 impl Invocation {

@@ -46,6 +46,7 @@ impl OutgoingReply<'_> {
                 reply.status = fault.code;
                 reply.metadata.more_mut().error = Some(shortened(&fault.message).to_owned());
                 reply.metadata.more_mut().retry_after = fault.retry_after;
+                reply.metadata.more_mut().is_permanent = fault.is_permanent;
                 reply.to_body()
             }
         };

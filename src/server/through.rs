@@ -18,7 +18,7 @@ use crate::codec::Codec;
 use crate::context::Context;
 use crate::error::{Code, Error, Fault};
 use crate::frame::{self, Frame, Kind};
-use crate::middleware::{Finished, Invocation, Reply, Style};
+use crate::middleware::{Asked, Finished, Invocation, Reply, Style};
 use crate::service::{Answer, Body};
 
 /// What is known about a call with middleware, from its arrival to its end.
@@ -103,6 +103,8 @@ impl Worker {
             codec: frame.codec,
             payload: Bytes::new(),
             idempotent: frame.idempotent,
+            asked: Asked::default(),
+            avoid: Vec::new(),
         };
         let (began, ran) = (OnceLock::new(), AtomicBool::new(false));
         Some(Arc::new(Passage { call, received: message.received, began, ran }))

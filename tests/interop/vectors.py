@@ -43,7 +43,7 @@ def described(frame, encoded, value=None, refusal=None):
             lines.append(("metadata 12", f"{content[0]} of {content[1]}"))
         elif key == wire.CALL_ID:
             lines.append(("metadata 14", uuid.UUID(bytes=content)))
-        elif key <= wire.ACCEPTS or key == wire.RUNNING:
+        elif key <= wire.ACCEPTS or key in (wire.RUNNING, wire.PERMANENT):
             lines.append((f"metadata {key}", content))
     if frame.flags & wire.COMPRESSION:
         lines.append(("compression", COMPRESSIONS[frame.flags & wire.COMPRESSION]))
@@ -184,6 +184,9 @@ def accepted():
     limited = {wire.INSTANCE: INSTANCE, wire.RETRY_AFTER_MS: 250, wire.ERROR: "100 calls a second, no more"}
     fault = Frame(wire.REPLY, CBOR, "RESOURCE_EXHAUSTED", 0, ID, limited)
     yield vector("fault", "A refusal with its reason, and when to try again.", (fault,))
+    gone = {wire.INSTANCE: INSTANCE, wire.ERROR: "the queue was closed for good", wire.PERMANENT: 1}
+    fault = Frame(wire.REPLY, CBOR, "UNAVAILABLE", 0, ID, gone | {wire.HANDLER_TIME_US: 1500})
+    yield vector("permanent fault", "Trying again does not help.", (fault,))
     large = {wire.INSTANCE: INSTANCE, wire.ERROR: "the reply takes 20000000 bytes, over the cap of 16777216"}
     large = Frame(wire.REPLY, CBOR, "RESOURCE_EXHAUSTED", 0, ID, large | {wire.TOO_LARGE: [20000000, 16777216]})
     yield vector("reply too large", "The fault in the place of a reply over the cap.", (large,))
@@ -205,10 +208,10 @@ def accepted():
         "two frames in one body", "`add(2, 3)` and `add(4, 5)`, back to back.", (minimal, [2, 3]), (second, [4, 5])
     )
     yield from with_compression()
-    unknown = {0: None, 16: {"new": [1, {"in": 2.5}]}, 2**64 - 1: b"\x00"}
+    unknown = {0: None, 17: {"new": [1, {"in": 2.5}]}, 2**64 - 1: b"\x00"}
     yield other_form(
         "unknown metadata keys",
-        "Keys 0, 15 and 2^64-1 mean nothing in version 1: whatever they hold is skipped.",
+        "Keys 0, 17 and 2^64-1 mean nothing in version 1: whatever they hold is skipped.",
         minimal,
         cbor2.dumps(unknown | minimal.metadata),
         [2, 3],
