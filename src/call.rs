@@ -178,8 +178,8 @@ impl<T, E> Call<T, E> {
     /// attempts share the call's time-out. Each has an id of its own, and goes to another instance than the one that
     /// reported the fault, if there is another.
     ///
-    /// Further attempts have a **budget**, for each client and service: ten a second and one for five calls, counted
-    /// over 10 s. When it is empty, the call fails with its last error, so that a service that cannot keep up does not
+    /// Further attempts have a **budget**, for each client and service: ten in each second, and beyond that one for five
+    /// calls of the last 10 s. When it is empty, the call fails with its last error, so that a service that cannot keep up does not
     /// get several times the calls.
     ///
     /// ```

@@ -1,5 +1,5 @@
 //! The budget of attempts: when many calls fail, more attempts would only add to the load. So a client makes, for each
-//! service, no more than a fifth as many further attempts as it makes calls, and ten a second.
+//! service, ten further attempts a second, and beyond that no more than a fifth as many as it makes calls.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,9 +11,10 @@ use tokio::time::Instant;
 const WINDOW: Duration = Duration::from_secs(10);
 /// A second: what is counted together.
 const SLOT: Duration = Duration::from_secs(1);
-/// For how many calls there is one further attempt.
+/// For how many calls of the window there is one further attempt.
 const CALLS: u64 = 5;
-/// How many further attempts there are in a second, however few the calls are.
+/// How many further attempts there are in each second, however few the calls are. Those of one second are not there in
+/// the next: a service that fails for the first time would get all at once.
 const EACH_SECOND: u64 = 10;
 
 /// The budgets of a client, by service.
@@ -24,7 +25,9 @@ pub(crate) struct Budgets(Mutex<HashMap<Arc<str>, Budget>>);
 #[derive(Debug, Default)]
 struct Budget {
     slots: VecDeque<Slot>,
+    /// All calls.
     calls: u64,
+    /// The further attempts, without ten of each second.
     spent: u64,
 }
 
@@ -48,12 +51,14 @@ impl Budgets {
     #[must_use]
     pub(crate) fn spend(&self, service: &Arc<str>) -> bool {
         self.with(service, |budget, now| {
-            budget.forget(now);
-            if budget.spent >= budget.calls / CALLS + EACH_SECOND * WINDOW.as_secs() {
-                return false;
+            let slot = budget.slot(now);
+            if slot.spent >= EACH_SECOND {
+                if budget.spent >= budget.calls / CALLS {
+                    return false;
+                }
+                budget.spent += 1;
             }
             budget.slot(now).spent += 1;
-            budget.spent += 1;
             true
         })
     }
@@ -73,7 +78,7 @@ impl Budget {
     fn forget(&mut self, now: Instant) {
         while let Some(slot) = self.slots.pop_front_if(|slot| now.saturating_duration_since(slot.since) >= WINDOW) {
             self.calls -= slot.calls;
-            self.spent -= slot.spent;
+            self.spent -= slot.spent.saturating_sub(EACH_SECOND);
         }
     }
 
@@ -95,17 +100,20 @@ mod tests {
     async fn a_fifth_of_the_calls_and_ten_a_second_may_be_tried_again() {
         let (budgets, service, other) = (Budgets::default(), Arc::from("demo.v1"), Arc::from("other.v1"));
         let spend_all = |service| (0..).take_while(|_| budgets.spend(service)).count();
-        assert_eq!(spend_all(&service), 100, "ten a second for ten seconds");
-        (0..50).for_each(|_| budgets.call(&service));
         assert_eq!(spend_all(&service), 10);
-        assert_eq!(spend_all(&other), 100, "each service has its own");
-        tokio::time::advance(WINDOW / 2).await;
         (0..50).for_each(|_| budgets.call(&service));
-        assert_eq!(spend_all(&service), 10);
+        assert_eq!(spend_all(&service), 10, "a fifth");
+        assert_eq!(spend_all(&other), 10, "each service has its own");
         tokio::time::advance(WINDOW / 2).await;
-        // What was spent ten seconds ago is there again; 50 calls and 10 attempts are of later.
-        assert_eq!(spend_all(&service), 100);
-        tokio::time::advance(WINDOW).await;
-        assert_eq!(spend_all(&service), 100);
+        assert_eq!(spend_all(&service), 10, "ten in each second");
+        (0..100).for_each(|_| budgets.call(&service));
+        assert_eq!(spend_all(&service), 20);
+        tokio::time::advance(WINDOW / 2).await;
+        // The 50 calls are too long ago, and their 10 attempts. The 100 are not, and nor are their 20.
+        assert_eq!(spend_all(&service), 10);
+        (0..5).for_each(|_| budgets.call(&service));
+        assert_eq!(spend_all(&service), 1);
+        tokio::time::advance(2 * WINDOW).await;
+        assert_eq!(spend_all(&service), 10, "what was not used is not kept");
     }
 }

@@ -44,6 +44,7 @@ mod stalled;
 mod tidy;
 mod oneway;
 mod outcomes;
+mod policies;
 mod public_api;
 mod readiness;
 mod redelivery;
