@@ -16,6 +16,7 @@ mod link;
 mod maintenance;
 mod nested;
 mod node;
+mod policies;
 mod proxy;
 mod receipts;
 mod refused;

@@ -12,7 +12,7 @@ use hopline::{
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::support::{PATIENCE, Scene, soon};
+use crate::support::{Held, PATIENCE, Scene, hold, soon};
 
 /// A service that fails for a while, and what it has seen.
 #[derive(Debug, Default)]
@@ -102,6 +102,38 @@ async fn what_has_not_run_is_tried_again_whatever_the_method_is() {
     // The third attempt has another id than the first, whose id is that of the call.
     let (call, attempt) = shaky.runs.lock().expect("no panic")[0];
     assert_ne!(call, attempt);
+}
+
+#[tokio::test]
+async fn a_call_that_a_full_queue_refuses_is_tried_again() {
+    let scene = Scene::new();
+    let Held { service, mut arrived } = Held::new();
+    let _server = scene.serve(service.prefetch(1).concurrency(1).max_queue(1)).await;
+    let client = scene.client().await;
+    let mut waiting = vec![hold(&client, 0).timeout(PATIENCE).start().await.expect("on its way")];
+    let busy = soon(arrived.recv()).await.expect("it came");
+    loop {
+        let mut pending = hold(&client, 1).timeout(PATIENCE).start().await.expect("on its way");
+        // Either the broker refuses the call, or the answer to a later one shows that it has it.
+        tokio::select! {
+            outcome = &mut pending => break assert!(matches!(outcome, Err(Error::Overloaded { .. })), "{outcome:?}"),
+            _ = client.call::<()>("nobody", "home", [(); 0]).into_future() => waiting.push(pending),
+        }
+    }
+    let mut again = hold(&client, 2).retry(20).timeout(PATIENCE).start().await.expect("on its way");
+    while client.policies().retries == 0 {
+        tokio::task::yield_now().await;
+    }
+    busy.release();
+    let release = async {
+        loop {
+            arrived.recv().await.expect("it serves").release();
+        }
+    };
+    tokio::select! {
+        outcome = &mut again => assert_eq!(outcome.expect("answered"), 2),
+        () = soon(release) => unreachable!("it goes on"),
+    }
 }
 
 #[tokio::test]
