@@ -54,7 +54,7 @@ use crate::codec::CodecError;
 ///     }
 /// }
 /// ```
-#[derive(thiserror::Error)]
+#[derive(Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The server refused the call, or broke it off. If the instance that runs a call falls silent, the client makes a fault

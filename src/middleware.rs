@@ -3,9 +3,11 @@
 
 mod breaker;
 mod budget;
+mod cache;
 mod chain;
 mod invocation;
 mod policies;
+mod rate;
 mod reply;
 mod retry;
 
@@ -15,6 +17,7 @@ use std::time::Duration;
 
 pub use self::breaker::{Breaker, BreakerState};
 pub(crate) use self::breaker::{Breakers, Passed};
+pub(crate) use self::cache::CacheSize;
 pub(crate) use self::chain::Chain;
 pub use self::chain::Next;
 pub use self::invocation::{Invocation, Style};

@@ -219,14 +219,21 @@ fn called(method: &Method, vis: &Visibility, target: &str) -> TokenStream {
         Outcome::Fallible(_, error) => Some(quote_spanned!(at=> .fails_with::<#error>())),
         _ => None,
     };
-    let idempotent = method.options.idempotent.then(|| quote_spanned!(at=> .idempotent()));
-    let timeout = method.options.timeout_ms;
-    let timeout = timeout.map(|ms| quote_spanned!(at=> .timeout(::core::time::Duration::from_millis(#ms))));
+    let options = &method.options;
+    let millis = |ms| quote_spanned!(at=> ::core::time::Duration::from_millis(#ms));
+    let asked = [
+        options.idempotent.then(|| quote_spanned!(at=> .idempotent())),
+        options.timeout_ms.map(millis).map(|time| quote_spanned!(at=> .timeout(#time))),
+        options.retry.map(|retries| quote_spanned!(at=> .retry(#retries))),
+        options.cache_ms.map(millis).map(|time| quote_spanned!(at=> .cache(#time))),
+        options.stale_ms.map(millis).map(|time| quote_spanned!(at=> .stale(#time))),
+    ];
+    let asked = asked.into_iter().flatten();
     quote_spanned! {at=>
         #doc
         #(#attrs)*
         #vis fn #ident(&self, #(#idents: #types),*) -> #returned {
-            self.client #start(#target, #wire_name, #arguments) #fails_with #idempotent #timeout
+            self.client #start(#target, #wire_name, #arguments) #fails_with #(#asked)*
         }
     }
 }

@@ -99,6 +99,9 @@ use proc_macro::TokenStream;
 /// | `pause = "..."` | how long a oneway call waits after its first failed attempt. Each further pause is twice as long, up to 30 s | `500ms`: 61.5 s in all with 8 attempts |
 /// | `dedup = "..."` | for this time after a call has ended, another delivery or another attempt of it that comes to the same instance gets the first reply without running. While the first run goes on, it waits for its end. A oneway call that has ended well is not run again. Each instance remembers for itself, in memory: see `hopline::Method::dedup` | each delivery runs |
 /// | `timeout = "..."` | how long a call may take, unless the caller sets another time | the client's timeout |
+/// | `retry = N` | how many more attempts a call has if it fails, unless the caller sets another number: see `hopline::Call::retry`. Without `idempotent`, only what has certainly not run is tried again | the client's number, 0 unless set |
+/// | `cache = "..."` | for how long a client keeps a result, unless the caller sets another time: see `hopline::Call::cache`. Only with `idempotent` | the client's time, no cache unless set |
+/// | `stale = "..."` | for how long after that an old result is still taken while a new one is on its way: see `hopline::Call::stale`. Only with `cache` | the client's time, none unless set |
 /// | `name = "..."` | the method's name on the wire: `[A-Za-z0-9_-]+`, at most 64 bytes | the method's name, without `r#` |
 ///
 /// # Arguments and results
@@ -133,7 +136,8 @@ use proc_macro::TokenStream;
 /// - type parameters, lifetimes and `where` clauses;
 /// - borrowed or `impl Trait` arguments and results, and an `Option` of a type that may be null itself;
 /// - a method called `new`, and two methods with one name on the wire;
-/// - a oneway method with a result, a `timeout`, `idempotent` or `finishes`;
+/// - a oneway method with a result, a `timeout`, `idempotent`, `finishes`, `retry`, `cache` or `stale`;
+/// - `cache` on a method that is not idempotent, and `stale` without `cache`;
 /// - `attempts` or `pause` on a method that is not oneway;
 /// - unknown, repeated or malformed options.
 #[proc_macro_attribute]

@@ -54,6 +54,9 @@ pub(crate) struct MethodOptions {
     pub(crate) dedup_ms: Option<u64>,
     pub(crate) pause_ms: Option<u64>,
     pub(crate) attempts: Option<u32>,
+    pub(crate) retry: Option<u32>,
+    pub(crate) cache_ms: Option<u64>,
+    pub(crate) stale_ms: Option<u64>,
     pub(crate) idempotent: bool,
     pub(crate) finishes: bool,
     pub(crate) oneway: bool,
@@ -72,6 +75,9 @@ impl MethodOptions {
                 "finishes" => this.finishes = flag(option, refusals),
                 "oneway" => this.oneway = flag(option, refusals),
                 "attempts" => this.attempts = attempts(option, refusals),
+                "retry" => this.retry = retry(option, refusals),
+                "cache" => this.cache_ms = duration("cache", "5s", option, refusals),
+                "stale" => this.stale_ms = duration("stale", "30s", option, refusals),
                 "pause" => this.pause_ms = duration("pause", "1s", option, refusals),
                 "timeout" => this.timeout_ms = duration("timeout", "2s", option, refusals),
                 "dedup" => this.dedup_ms = duration("dedup", "10m", option, refusals),
@@ -84,7 +90,8 @@ impl MethodOptions {
                     option.path(),
                     format!(
                         "unknown option `{other}`: a method takes `idempotent`, `finishes`, `timeout = \"2s\"`, \
-                         `dedup = \"10m\"`, `name = \"...\"`, `oneway`, `attempts = 8` and `pause = \"1s\"`"
+                         `dedup = \"10m\"`, `retry = 2`, `cache = \"5s\"`, `stale = \"30s\"`, `name = \"...\"`, `oneway`, \
+                         `attempts = 8` and `pause = \"1s\"`"
                     ),
                 ),
             }
@@ -98,6 +105,21 @@ impl MethodOptions {
                 ("finishes", true) => {
                     refusals.add(option, "a oneway call runs to its end in any case: remove `finishes`")
                 }
+                ("retry", true) => {
+                    refusals.add(option, "the servers try a oneway call again: write `attempts = 8` instead of `retry`")
+                }
+                (key @ ("cache" | "stale"), true) => {
+                    refusals.add(option, format!("a oneway call has no result to keep: remove `{key}`"))
+                }
+                ("cache", false) if !this.idempotent => refusals.add(
+                    option,
+                    "only the result of a method that may run any number of times is kept: write `idempotent` too, or \
+                     remove `cache`",
+                ),
+                ("stale", false) if !options.iter().any(|option| key(option) == "cache") => refusals.add(
+                    option,
+                    "`stale` is the time after that of `cache`: write `cache = \"5s\"` too, or remove `stale`",
+                ),
                 (key @ ("attempts" | "pause"), false) => refusals.add(
                     option,
                     format!("only a oneway call is tried again when it fails: remove `{key}`, or write `oneway`"),
@@ -198,6 +220,16 @@ fn attempts(option: &Meta, refusals: &mut Refusals) -> Option<u32> {
     None
 }
 
+fn retry(option: &Meta, refusals: &mut Refusals) -> Option<u32> {
+    if let Some(Lit::Int(retries)) = literal(option)
+        && let Ok(retries @ 1..) = retries.base10_parse()
+    {
+        return Some(retries);
+    }
+    refusals.add(option, "a retry is a whole number from 1, of further attempts: write `retry = 2`");
+    None
+}
+
 /// A time, in milliseconds. `key` is the name of the option, and `such_as` an example of a value for error messages.
 fn duration(key: &str, such_as: &str, option: &Meta, refusals: &mut Refusals) -> Option<u64> {
     let Some(Lit::Str(text)) = literal(option) else {
@@ -210,6 +242,7 @@ fn duration(key: &str, such_as: &str, option: &Meta, refusals: &mut Refusals) ->
             let why = match key {
                 "timeout" => "fails every call",
                 "pause" => "tries again before anything can have changed",
+                "cache" | "stale" => "keeps nothing",
                 _ => "remembers nothing",
             };
             refusals.add(text, format!("a {key} of zero {why}: write a number and a unit: `500ms`, `2s`, `1m`"))

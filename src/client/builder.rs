@@ -361,6 +361,7 @@ impl ClientBuilder {
         for (service, route) in self.routes.drain(..) {
             self.calls.routes.insert(ServiceId::parse(&service).map_err(Error::Invalid)?, Arc::new(route));
         }
+        self.check_rates()?;
         Compression::check(self.calls.compression).map_err(Error::Invalid)?;
         check_metadata(&self.calls.metadata)?;
         let instance: Arc<str> = short_id().into();

@@ -3,10 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Client, ClientBuilder};
+use tokio::time::Instant;
+
+use super::{Client, ClientBuilder, Request, Target};
 use crate::error::Error;
 use crate::exchanges::Recipients;
-use crate::middleware::{Asked, Breaker, Breakers, Passed, PolicyCounts};
+use crate::middleware::{Asked, Breaker, Breakers, CacheSize, Passed, PolicyCounts};
+use crate::route::Route;
+use crate::topology::ServiceId;
 
 impl ClientBuilder {
     /// How many more attempts a call has if it fails, as [`Call::retry`](crate::Call::retry) sets it for one call.
@@ -28,6 +32,69 @@ impl ClientBuilder {
     pub fn breaker(mut self) -> Self {
         self.policies.has_breakers = true;
         self
+    }
+
+    /// For how long the results of idempotent calls are kept, as [`Call::cache`](crate::Call::cache) sets it for one
+    /// call. Default: zero, which means that none is kept.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// # async fn example() -> Result<(), hopline::Error> {
+    /// let client = hopline::Client::builder().cache(Duration::from_secs(5)).connect("amqp://localhost").await?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn cache(mut self, time: Duration) -> Self {
+        self.policies.asked.cache = time;
+        self
+    }
+
+    /// For how long after that a result is still taken while a new one is on its way, as
+    /// [`Call::stale`](crate::Call::stale) sets it for one call. Default: zero.
+    #[must_use]
+    pub fn stale(mut self, time: Duration) -> Self {
+        self.policies.asked.stale = time;
+        self
+    }
+
+    /// How much the [cache](crate::Call::cache) holds: so many results, and so many bytes of results and arguments. Default:
+    /// 1 000 results and 16 MiB. Each result counts as at least `bytes / entries`. A result that alone is larger than
+    /// `bytes` is not kept.
+    #[must_use]
+    pub fn cache_size(mut self, entries: usize, bytes: usize) -> Self {
+        self.policies.cache_size = CacheSize { entries, bytes };
+        self
+    }
+
+    /// How many calls a second are sent to `service`, which is `name` or `name.vMAJOR`: the client paces them. Default: no
+    /// limit.
+    ///
+    /// As many calls as 100 ms have room for, and at least one, leave at once. Further calls wait for their turn, evenly
+    /// spread. A call whose turn is more than 500 ms away, or after its deadline, fails at once with
+    /// [`Error::Overloaded`] and has not run. Each attempt counts. Oneway calls, broadcasts and events do not; they wait in
+    /// a queue of the broker. It is the rate of this client and its clones: ten clients send ten times as much.
+    ///
+    /// ```
+    /// # async fn example() -> Result<(), hopline::Error> {
+    /// let client = hopline::Client::builder().rate("search", 100).connect("amqp://localhost").await?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn rate(mut self, service: impl Into<String>, per_second: u32) -> Self {
+        self.policies.rates.push((service.into(), per_second));
+        self
+    }
+
+    /// Checks the rates, and writes their services as `name.vMAJOR`.
+    pub(super) fn check_rates(&mut self) -> Result<(), Error> {
+        for (service, per_second) in &mut self.policies.rates {
+            *service = ServiceId::parse(service).map_err(Error::Invalid)?.to_string();
+            if *per_second == 0 {
+                return Err(Error::Invalid(format!("a rate of 0 calls/s to `{service}`: give at least 1")));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -70,6 +137,12 @@ impl Client {
         Ok(())
     }
 
+    /// Forgets all results that the [cache](crate::Call::cache) of this client keeps, as after a change that they do not
+    /// show yet. A call that was made before does not bring its result into the cache.
+    pub fn forget_results(&self) {
+        self.0.policies.forget_results();
+    }
+
     /// What a call asks of the policies that asks for nothing itself.
     pub(crate) fn asked(&self) -> Asked {
         self.0.policies.settings.asked
@@ -80,5 +153,45 @@ impl Client {
         let Some(breakers) = &self.0.policies.breakers else { return Ok(None) };
         let instance = recipients.instance().map(Arc::from);
         breakers.enter(method, instance.as_ref()).map(Some)
+    }
+
+    /// What a request that is answered asks of the policies, without the cache if that is not for it.
+    pub(super) fn asked_by<P>(&self, request: &Request<P>) -> Asked {
+        let asked = request.asked;
+        if !asked.caches() {
+            return asked;
+        }
+        // What one instance answers, another may answer otherwise.
+        let anyone_answers = request.recipients == Recipients::Any
+            && !self.route_of(request).is_some_and(|route| matches!(*route, Route::One(_) | Route::Key(_)));
+        let is_kept = request.idempotent && anyone_answers;
+        if is_kept { asked } else { asked.uncached() }
+    }
+
+    /// Whether the calls of a service have a rate.
+    pub(super) fn is_paced(&self, target: &Target) -> bool {
+        self.0.policies.rates.limit(&target.service_text)
+    }
+
+    /// Waits until it is the turn of an attempt with this deadline.
+    pub(super) async fn pace(&self, target: &Target, deadline: Option<Instant>) -> Result<(), Error> {
+        if !self.is_paced(target) {
+            return Ok(());
+        }
+        let (now, counted) = (Instant::now(), &self.0.policies.counted);
+        let left = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(now));
+        match self.0.policies.rates.turn(&target.service_text, left) {
+            Ok(Duration::ZERO) => {}
+            Ok(wait) => {
+                counted.waited_for_rate.one_more();
+                self.timer(now + wait).await;
+            }
+            Err(calls) => {
+                counted.refused_by_rate.one_more();
+                let service = &target.service_text;
+                return Err(Error::Overloaded { what: format!("this client's {calls} calls/s to `{service}` are used up") });
+            }
+        }
+        Ok(())
     }
 }

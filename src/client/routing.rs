@@ -146,9 +146,9 @@ impl Client {
 
     /// Sends a request to its recipients, and waits for the reply.
     async fn deliver_straight(&self, request: Request) -> Result<Reply, Error> {
-        let method = request.target.as_ref().map(|target| target.text.clone());
-        let method = method.map_err(|error| Error::Invalid(error.clone()))?;
-        let passed = self.pass(&method, &request.recipients)?;
+        let target = request.target.clone().map_err(Error::Invalid)?;
+        let passed = self.pass(&target.text, &request.recipients)?;
+        self.pace(&target, request.attempt.as_deref().map(|attempt| attempt.deadline)).await?;
         let outcome = self.dispatch(request)?.await;
         if let Some(passed) = passed {
             passed.ends(&outcome);
@@ -187,6 +187,7 @@ impl Client {
                     continue;
                 }
             };
+            self.pace(&target, request.attempt.as_deref().map(|attempt| attempt.deadline)).await?;
             request.has_moved(moves);
             moves += 1;
             let (_counted, since) = (chosen.count(), Instant::now());

@@ -141,9 +141,12 @@ impl Stream for Answers {
 
 impl Client {
     /// Starts a call.
-    pub(crate) fn begin(&self, request: Request<ArgumentWriter>) -> Result<Started, Error> {
+    pub(crate) fn begin(&self, mut request: Request<ArgumentWriter>) -> Result<Started, Error> {
+        request.asked = self.asked_by(&request);
         let has_middleware = !self.0.settings.middleware.is_empty() || !request.asked.is_nothing();
-        if !has_middleware && self.route_of(&request).is_none() && self.0.policies.breakers.is_none() {
+        let is_paced = request.target.as_ref().is_ok_and(|target| self.is_paced(target));
+        let is_watched = is_paced || self.0.policies.breakers.is_some();
+        if !has_middleware && !is_watched && self.route_of(&request).is_none() {
             return Ok(Started::Straight(self.dispatch(request)?));
         }
         let (context, runtime) = (request.context.clone(), self.0.runtime.clone());
@@ -161,7 +164,8 @@ impl Client {
 
     /// Publishes a oneway call. Returns when the broker has confirmed it.
     pub(crate) async fn send(&self, request: Request<ArgumentWriter>) -> Result<(), Error> {
-        let request = self.with_canary(request);
+        let mut request = self.with_canary(request);
+        request.asked = request.asked.uncached();
         if self.0.settings.middleware.is_empty() && request.asked.is_nothing() {
             return self.hand_over(request).await;
         }

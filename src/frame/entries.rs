@@ -11,7 +11,7 @@ const MAX_SIZE: usize = 60 * 1024;
 const OVERHEAD: usize = 10;
 
 /// Texts with names, in the order in which they were set. Cloning is cheap, and an empty list costs nothing.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Entries(Option<Arc<Vec<(String, String)>>>);
 
 /// Why entries do not fit into a frame.

@@ -27,6 +27,12 @@ pub trait Calculator: Send + Sync {
     #[rpc(idempotent)]
     #[rpc(timeout = "1m", dedup = "10m")]
     async fn tau(&self, context: &hopline::Context) -> f64;
+    /// Computes, and is asked often.
+    #[rpc(idempotent, retry = 2, cache = "5s", stale = "30s")]
+    async fn e(&self) -> f64;
+    /// Computes, if it can.
+    #[rpc(retry = 1)]
+    async fn phi(&self) -> f64;
     /// Writes.
     #[rpc(oneway)]
     async fn log(&self, line: String);
@@ -91,6 +97,12 @@ impl Calculator for Calc {
     async fn tau(&self, _context: &Context) -> f64 {
         6.5
     }
+    async fn e(&self) -> f64 {
+        2.7
+    }
+    async fn phi(&self) -> f64 {
+        1.6
+    }
     async fn log(&self, _line: String) {}
     async fn log_twice(&self, _ctx: &Context, _line: String) {}
     async fn noop(&self) {}
@@ -144,6 +156,8 @@ pub fn calls(client: &Client) {
     let _: Call<(), MathError> = calc.divide(1, 2);
     let _: Call<String> = calc.pi(5);
     let _: Call<f64> = calc.tau();
+    let _: Call<f64> = calc.e();
+    let _: Call<f64> = calc.phi();
     let _: Call<Oneway> = calc.log(String::new());
     let _: Call<Oneway> = calc.log_twice(String::new());
     let _: Call<()> = calc.noop();
