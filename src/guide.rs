@@ -18,6 +18,7 @@ pages! {
     Events = "docs/guide/src/events.md",
     Deadlines = "docs/guide/src/deadlines.md",
     Middleware = "docs/guide/src/middleware.md",
+    Caching = "docs/guide/src/caching.md",
     Testing = "docs/guide/src/testing.md",
     ChangingAContract = "docs/guide/src/changing-a-contract.md",
     #[cfg(feature = "schema")]

@@ -191,6 +191,68 @@ async fn custom_middleware_logs_each_call_and_checks_its_token() {
 }
 
 #[tokio::test]
+async fn retry_tries_again_what_may_be_tried_again() {
+    for lines in every_way("retry").await {
+        let expected = [
+            "count: 17 after 3 runs",
+            "take: UNAVAILABLE: the database is away after 1 runs",
+            "check: UNAVAILABLE: the shelf is gone for good after 1 runs",
+            "count once: UNAVAILABLE: the database is away after 1 runs",
+            "2 attempts were not the first",
+        ];
+        assert_eq!(lines, expected);
+    }
+}
+
+#[tokio::test]
+async fn breaker_sends_nothing_while_it_is_open() {
+    for lines in every_way("breaker").await {
+        let expected = ["20 calls have failed", "100 more were not sent, and 0 ran", "fragile.v1.work is open: true"];
+        assert_eq!(lines[..3], expected);
+        assert_eq!(lines[3..], ["run 21 went well"]);
+    }
+}
+
+#[tokio::test]
+async fn cache_keeps_results_and_shares_calls() {
+    for lines in every_way("cache").await {
+        let expected = [
+            "100 answers at once, 1 run",
+            "Rome: sunny, 0 runs",
+            "Oslo: sunny, 1 run",
+            "Rome: sonnig, 1 run",
+            "Rome: sunny, 1 run",
+            "Rome: sunny, 1 run",
+            "100 from the cache, 4 not",
+        ];
+        assert_eq!(lines, expected);
+    }
+}
+
+#[tokio::test]
+async fn smoothing_takes_what_can_be_done_and_refuses_the_rest_at_once() {
+    let path = std::env::temp_dir().join(format!("hopline-smoothing-{}.svg", std::process::id()));
+    let mut command = example("smoothing");
+    command.arg(url()).arg(&path);
+    let lines = lines(command).await;
+    let numbers = |line: &str| -> Vec<f64> {
+        let words = line.split(|c: char| !c.is_ascii_digit() && c != '.');
+        words.filter_map(|word| word.parse().ok()).collect()
+    };
+    let [offered, done, refused, runs] = numbers(&lines[0])[..] else { panic!("{lines:?}") };
+    assert!(offered == 2075.0 && done + refused == offered && runs == done, "each call has one end: {lines:?}");
+    assert!(done >= 25.0 && refused > 0.0, "{lines:?}");
+    // Half of the calls may be tried again once, and a fifth of these and some are within the budget.
+    let [further, over] = numbers(&lines[1])[..] else { panic!("{lines:?}") };
+    assert!(further > 0.0 && further <= 1038.0 && further + over <= 1038.0, "{lines:?}");
+    assert!(numbers(&lines[2])[0] <= 25.0, "no more wait than may: {lines:?}");
+    assert!(numbers(&lines[3])[0] <= 50.0, "no more is done than can be: {lines:?}");
+    let chart = std::fs::read_to_string(&path).expect("it was drawn");
+    std::fs::remove_file(&path).expect("it is there");
+    assert!(chart.starts_with("<svg") && chart.matches("<polyline").count() == 5, "{chart}");
+}
+
+#[tokio::test]
 async fn events_reach_every_subscription_that_matches() {
     for lines in every_way("events").await {
         // The two subscriptions do not wait for each other. Each gets its events in order.

@@ -189,7 +189,9 @@ impl Client {
             Err(calls) => {
                 counted.refused_by_rate.one_more();
                 let service = &target.service_text;
-                return Err(Error::Overloaded { what: format!("this client's {calls} calls/s to `{service}` are used up") });
+                return Err(Error::Overloaded {
+                    what: format!("this client's {calls} calls/s to `{service}` are used up"),
+                });
             }
         }
         Ok(())

@@ -127,7 +127,10 @@ async fn the_users_middleware_sees_each_call_and_what_it_sets_is_in_the_key() {
     for _ in 0..4 {
         prices.push(told(price(&client, "pen")).await);
     }
-    assert_eq!((prices, shop.asked(), token.0.load(Ordering::Relaxed)), (["1", "1", "2", "2"].map(Into::into).into(), 2, 4));
+    assert_eq!(
+        (prices, shop.asked(), token.0.load(Ordering::Relaxed)),
+        (["1", "1", "2", "2"].map(Into::into).into(), 2, 4)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -269,7 +272,8 @@ async fn who_has_more_time_than_the_shared_call_makes_another_and_who_has_less_t
 async fn the_cache_holds_no_more_results_and_bytes_than_it_may() {
     let scene = Scene::new();
     let shop = Shop::open(&scene).await;
-    let client = builder(&scene).cache(PATIENCE).cache_size(10, 100_000).connect(&scene.url).await.expect("it is there");
+    let client =
+        builder(&scene).cache(PATIENCE).cache_size(10, 100_000).connect(&scene.url).await.expect("it is there");
     for article in 0..50 {
         told(price(&client, &article.to_string())).await;
     }

@@ -67,7 +67,9 @@ async fn a_rate_is_that_of_one_service_and_an_attempt_that_it_refuses_is_tried_a
     let scene = Scene::new();
     let (service, ran) = search();
     let _server = scene.serve(service).await;
-    let _other = scene.serve(Service::new("other", 1).method(Method::new("find"), async |_: Context, (): ()| Ok::<_, Fault>(1_u64))).await;
+    let _other = scene
+        .serve(Service::new("other", 1).method(Method::new("find"), async |_: Context, (): ()| Ok::<_, Fault>(1_u64)))
+        .await;
     let client = paced(&scene, 1).await;
     soon(find(&client).into_future()).await.expect("the first of this second");
     for _ in 0..20 {
