@@ -55,7 +55,7 @@ impl Middleware for Caching {
 pub(crate) struct ResultCache {
     /// How old one may be is up to the call that wants it. So the time is kept with the result, and moka only bounds the
     /// size.
-    kept: moka::sync::Cache<ResultKey, Kept>,
+    kept: moka::sync::Cache<ResultKey, KeptResult>,
     shared: Mutex<SharedCalls>,
     counted: Arc<Counted>,
 }
@@ -72,7 +72,7 @@ struct ResultKey {
 }
 
 #[derive(Debug, Clone)]
-struct Kept {
+struct KeptResult {
     reply: Reply,
     made: Instant,
 }
@@ -102,7 +102,7 @@ impl Drop for SharedCall {
 
 /// What is there for a caller.
 enum Found {
-    Kept(Reply),
+    Fresh(Reply),
     /// An old result, and the call that will bring a new one, if this caller is to make it.
     Old(Reply, Option<Landing>),
     /// Somebody makes the call.
@@ -117,7 +117,7 @@ impl ResultCache {
         let least = size.bytes.div_ceil(size.entries.max(1)).max(1);
         let kept = moka::sync::Cache::builder()
             .max_capacity(size.bytes as u64)
-            .weigher(move |key: &ResultKey, kept: &Kept| {
+            .weigher(move |key: &ResultKey, kept: &KeptResult| {
                 u32::try_from((key.size() + kept.size() + OVERHEAD).max(least)).unwrap_or(u32::MAX)
             })
             // What was asked for often is not worth more: it may be too old by now.
@@ -138,7 +138,7 @@ impl ResultCache {
         let (key, time) = (ResultKey::of(&call), call.remaining());
         loop {
             match self.find(&key, &call) {
-                Found::Kept(reply) => {
+                Found::Fresh(reply) => {
                     self.counted.cache_hits.one_more();
                     return Ok(reply);
                 }
@@ -189,7 +189,7 @@ impl ResultCache {
         let kept = self.kept.get(key).map(|kept| (kept.made.elapsed(), kept.reply));
         let (fresh, stale) = (call.asked.cache, call.asked.stale);
         let old = match kept {
-            Some((age, reply)) if age < fresh => return Found::Kept(reply),
+            Some((age, reply)) if age < fresh => return Found::Fresh(reply),
             Some((age, reply)) if age < fresh.saturating_add(stale) => Some(reply),
             _ => None,
         };
@@ -238,7 +238,7 @@ impl ResultKey {
     }
 }
 
-impl Kept {
+impl KeptResult {
     fn size(&self) -> usize {
         self.reply.payload.len() + size_of(&self.reply.metadata)
     }
@@ -295,7 +295,7 @@ impl Landing {
             // The payload may be a part of a larger message. Nobody's handler runs when it is read again.
             let payload = Bytes::copy_from_slice(&reply.payload);
             let reply = Reply { payload, handler_time: None, ..reply.clone() };
-            self.cache.kept.insert(self.key.clone(), Kept { reply, made: Instant::now() });
+            self.cache.kept.insert(self.key.clone(), KeptResult { reply, made: Instant::now() });
         }
         self.is_over();
         self.tell.send_replace(Some(outcome));
