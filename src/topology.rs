@@ -2,6 +2,7 @@
 //! keys. All names are made here, so that clients, servers and operators' tools agree on them.
 
 mod declaration;
+pub(crate) mod deletion;
 mod named;
 mod service;
 mod words;

@@ -129,6 +129,8 @@ pub(crate) enum InstanceNews {
     Deaf(Arc<str>),
     /// An instance has announced this.
     Said(Arc<Announcement>),
+    /// The broker has deleted a queue of this instance. It may have another one by now.
+    Deleted { service: String, instance: String },
 }
 
 /// The settings of the client that the task follows.

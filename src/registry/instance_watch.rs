@@ -1,8 +1,9 @@
 //! The instances that are known to a watch, and how it is known that they are there.
 //!
 //! Instances announce that they come, drain and go. One that was killed announces nothing, so each of which nothing was
-//! heard for a while is asked. The broker answers at once if its queue is gone. And now and then all are asked, since
-//! not every instance announces itself.
+//! heard for a while is asked. The broker answers at once if its queue is gone. Where the broker tells which queues it
+//! deletes, the instance is asked as soon as its own is. And now and then all are asked, since not every instance
+//! announces itself.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -85,6 +86,8 @@ pub(super) struct InstanceWatch {
     doubted: BTreeSet<Name>,
     /// Those of them that are being asked.
     checking: BTreeSet<Name>,
+    /// Those of them whose queue was deleted meanwhile. The question may have been lost in it, so they are asked again.
+    deleted: BTreeSet<Name>,
     /// Since when there is a connection. What was asked before may have left over it before the instances were back.
     connected_at: Instant,
     questions: FuturesUnordered<BoxFuture<'static, WatchAnswer>>,
@@ -111,6 +114,7 @@ impl InstanceWatch {
             meeting: 0,
             doubted: BTreeSet::new(),
             checking: BTreeSet::new(),
+            deleted: BTreeSet::new(),
             connected_at: Instant::now(),
             questions: FuturesUnordered::new(),
             all_at: None,
@@ -153,6 +157,7 @@ impl InstanceWatch {
                         self.ask_all();
                     }
                     Some(InstanceNews::Said(announcement)) => self.said(&announcement),
+                    Some(InstanceNews::Deleted { service, instance }) => self.has_lost_its_queue((service, instance)),
                     None => {
                         let client = self.client.upgrade().filter(|client| !client.is_closed())?;
                         // It did not keep up.
@@ -258,6 +263,23 @@ impl InstanceWatch {
         }
     }
 
+    /// The queue of an instance is deleted. The instance may be back with another one, so it is asked.
+    fn has_lost_its_queue(&mut self, name: Name) {
+        if !self.known.contains_key(&name) {
+            // Its reply may be under way.
+            if self.gone.len() < MOST {
+                self.gone.insert(name, Instant::now());
+            }
+            return;
+        }
+        debug!(service = name.0, instance = name.1, "the broker has deleted the queue of an instance: it is asked");
+        if self.checking.contains(&name) {
+            self.deleted.insert(name);
+        } else {
+            self.doubted.insert(name);
+        }
+    }
+
     /// Asks instances that have announced something of themselves.
     fn meet(&mut self) {
         while self.meeting < AT_ONCE
@@ -315,6 +337,7 @@ impl InstanceWatch {
 
     fn checked(&mut self, name: &Name, asked_at: Instant, replied: Result<Reply, Error>) {
         self.checking.remove(name);
+        let is_deleted = self.deleted.remove(name);
         let Some(known) = self.known.get_mut(name) else { return };
         let is_gone = match replied {
             Ok(_) | Err(Error::Fault(_)) => {
@@ -337,6 +360,8 @@ impl InstanceWatch {
             self.gone.insert(name.clone(), Instant::now());
             let (service, instance) = name.clone();
             self.changes.push_back(Watched::Changed(Change::Down { service, instance }));
+        } else if is_deleted {
+            self.doubted.insert(name.clone());
         }
     }
 }

@@ -45,7 +45,8 @@ impl Registry {
     /// there. The stream ends when the client is closed. The times and the count of the registry do not matter here.
     ///
     /// An instance that ends cleanly is told at once. One that was killed is told within 10 s, when its connection is
-    /// gone at the broker. One that hangs, or whose machine is gone, is told when the broker has given it up (by its
+    /// gone at the broker; at once, if RabbitMQ's plugin `rabbitmq_event_exchange` is on in this virtual host and the
+    /// client may read from `amq.rabbitmq.event`. One that hangs, or whose machine is gone, is told when the broker has given it up (by its
     /// heartbeat), and in any case when it has left questions unanswered for 95 s. While the client has no connection,
     /// nothing is told; what has changed meanwhile is told when it has one again.
     ///

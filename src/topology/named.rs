@@ -43,6 +43,16 @@ impl Namespace {
         Some((role, Some(id)))
     }
 
+    /// The service and the id of the instance whose own queue has this name.
+    pub(crate) fn owner<'a>(&self, queue: &'a str) -> Option<(ServiceId, &'a str)> {
+        let name = queue.strip_prefix(&self.0)?.strip_prefix('.')?;
+        let (service, owner) = name.split_once('@')?;
+        let (instance, _) = owner.split_once('.')?;
+        // Clients and subscribers have such queues, too, but no version.
+        let id = ServiceId::parse(service).ok().filter(|id| id.to_string() == service)?;
+        Some((id, instance))
+    }
+
     /// The queues of a service that stay, as they are declared if it has no options and no methods.
     #[must_use]
     pub fn queues_of(&self, service: &ServiceId) -> Vec<(QueueRole, Declaration)> {
@@ -92,6 +102,11 @@ mod tests {
         for (role, part) in namespace.queues_of(&demo) {
             let Declaration::Queue(queue) = part else { panic!("{part:?} is no queue") };
             assert_eq!(namespace.role(&queue.name), Some((role, Some(demo.clone()))));
+        }
+        let own = namespace.instance_queue(&demo, "i", "s");
+        assert_eq!(namespace.owner(&own), Some((demo.clone(), "i")));
+        for other in ["hopline.demo.v2.calls", "hopline.reply@i.s", "hopline.events@i.s", "other.demo.v2@i.s"] {
+            assert_eq!(namespace.owner(other), None, "{other}");
         }
         assert_eq!(namespace.role("hopline.services"), Some((QueueRole::Catalogue, None)));
         assert_eq!(namespace.role("hopline.demo.v2@i.s"), Some((QueueRole::Own, Some(demo))));

@@ -22,6 +22,7 @@ mod receipts;
 mod refused;
 mod taken_back;
 mod unanswered;
+mod watching;
 mod workers;
 
 use std::future::IntoFuture as _;

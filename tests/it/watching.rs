@@ -1,8 +1,13 @@
 //! Watching the instances: who comes, drains, goes, and is killed.
 
+use std::time::Duration;
+
 use futures::{Stream, StreamExt as _};
 use hopline::testing;
+use hopline::topology::{Declaration, Exchange, ExchangeKind};
+use hopline::transport::{Confirm, Properties, Publication, Role, Transport};
 use hopline::{Change, Client, Server};
+use tokio::time::Instant;
 
 use crate::support::{Calculator, Held, MathServer, Scene, hold, soon};
 
@@ -92,4 +97,45 @@ async fn what_changes_while_the_client_is_away_is_told_when_it_is_back() {
     goes(&mut changes, &gone).await;
     let comes = serve().await;
     assert_eq!(came(&mut changes).await, comes.instance());
+}
+
+/// RabbitMQ's plugin declares this exchange. Elsewhere nobody may.
+const EVENTS: &str = "amq.rabbitmq.event";
+
+/// What RabbitMQ's plugin says of a queue that is deleted. Its setting `event_exchange.protocol` decides which header has
+/// the name.
+fn deletion(header: &str, queue: String) -> Publication {
+    let headers = vec![("vhost".to_owned(), "/".to_owned()), (header.to_owned(), queue)];
+    let properties = Properties { headers, persistent: true, ..Properties::default() };
+    let (exchange, key) = (EVENTS.to_owned(), "queue.deleted".to_owned());
+    Publication { exchange, key, mandatory: true, properties, body: bytes::Bytes::new() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_whose_queue_is_deleted_is_told_at_once_where_the_broker_says_so() {
+    let broker = testing::broker();
+    let transport = Transport::connect(broker.url(), Role::Client).await.expect("it is there");
+    let events = Exchange { name: EVENTS.to_owned(), kind: ExchangeKind::Topic };
+    transport.declare(&[Declaration::Exchange(events)]).await.expect("in memory anybody may");
+    let serve = async || {
+        let server = Server::connect(&broker).await.expect("it is there");
+        server.serve(MathServer::new(Calculator)).start().await.expect("it can be served")
+    };
+    let client = Client::connect(&broker).await.expect("it is there");
+    let mut changes = client.registry().watch();
+    let (stays, leaves) = (serve().await, serve().await);
+    let [first, second] = [came(&mut changes).await, came(&mut changes).await];
+    let (staying, leaving) = (stays.instance().to_owned(), leaves.instance().to_owned());
+    assert!([(&first, &second), (&second, &first)].contains(&(&staying, &leaving)));
+    let since = Instant::now();
+    drop(leaves);
+    // Of the one that stays, an older queue goes.
+    for (header, instance) in [("name", &staying), ("x-opt-name", &leaving)] {
+        let said = transport.publish(deletion(header, format!("hopline.math.v1@{instance}.old"))).await;
+        assert_eq!(said, Ok(Confirm::Accepted), "somebody listens");
+    }
+    goes(&mut changes, &leaving).await;
+    assert!(since.elapsed() < Duration::from_secs(1), "after {:?}", since.elapsed());
+    let comes = serve().await;
+    assert_eq!(came(&mut changes).await, comes.instance(), "the other is still there");
 }

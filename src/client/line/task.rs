@@ -33,7 +33,7 @@ use self::ends::closed;
 use self::moving::{Former, Move};
 use self::reading::{LostSessions, next_of, rest_of};
 use self::unclear::Cause;
-use self::watching::{Listening, Watcher, listening};
+use self::watching::{Listening, Watcher, listened};
 use super::places::Places;
 use super::unconfirmed::Unconfirmed;
 use super::{Addressed, Order, Rules, Shared, Token};
@@ -99,7 +99,7 @@ pub(super) struct LineTask {
     causes: FuturesUnordered<UnderWay<(Arc<Target>, Cause)>>,
     /// Who watches the instances.
     watchers: Vec<Watcher>,
-    /// The declaration by which the reply queue gets what instances announce.
+    /// By which the reply queue gets what watchers hear.
     listening: Listening,
     /// Cancels that no instance has received. They wait until they are sent again.
     unheard: Waiting<Addressed>,
@@ -161,7 +161,7 @@ impl LineTask {
             unclear: HashMap::new(),
             causes: FuturesUnordered::new(),
             watchers: Vec::new(),
-            listening: None,
+            listening: Listening::default(),
             unheard: Waiting::default(),
             blocked: None,
             stuck_at: None,
@@ -226,7 +226,7 @@ impl LineTask {
                 Some(((target, cause), said)) = self.causes.next(), if !self.causes.is_empty() => {
                     self.found(&target, cause, &said);
                 }
-                (queue, declared) = listening(&mut self.listening) => self.listens(&queue, declared),
+                listened = listened(&mut self.listening) => self.listens(listened),
                 () = &mut clock, if wake_at.is_some() => self.look(),
                 count = take_all(&mut self.waiting, &mut orders) => if count == 0 {
                     break;

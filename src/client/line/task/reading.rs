@@ -24,6 +24,9 @@ impl LineTask {
     /// Reads a message on the reply queue, and gives its replies to their callers.
     pub(super) fn read(&mut self, delivery: Delivery) {
         add(&self.shared.messages_received, 1);
+        if self.hear_deletion(&delivery) {
+            return;
+        }
         let moment = self.moment(delivery.received);
         for frame in frame::decode(delivery.body) {
             let awaited = match frame {

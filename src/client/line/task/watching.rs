@@ -1,16 +1,21 @@
-//! Watching the instances: what they announce comes to the reply queue, and is handed to whoever watches.
+//! Watching the instances: what they announce comes to the reply queue, and is handed to whoever watches. Where the
+//! broker tells which queues are deleted, that comes there, too: an instance that is killed announces nothing, but its
+//! queue goes with its connection.
 
 use std::sync::Arc;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tokio::sync::mpsc;
+use tracing::debug;
 
 use super::LineTask;
 use crate::client::line::InstanceNews;
 use crate::document::{ANNOUNCED, Announcement};
 use crate::error::Error;
 use crate::frame::Frame;
+use crate::topology::{Declaration, deletion};
+use crate::transport::Delivery;
 
 /// Who watches the instances.
 pub(super) struct Watcher {
@@ -19,8 +24,25 @@ pub(super) struct Watcher {
     is_told: bool,
 }
 
-/// The binding of the reply queue that is being declared, for the session with this reply queue.
-pub(super) type Listening = Option<BoxFuture<'static, (String, Result<(), Error>)>>;
+/// The bindings of the reply queue of this session.
+#[derive(Default)]
+pub(super) struct Listening {
+    /// Those that are being declared.
+    declaring: Option<BoxFuture<'static, Listened>>,
+    /// Whether the broker does not tell which queues are deleted. Each refusal is a line in its log, so a session asks
+    /// once.
+    is_refused: bool,
+}
+
+/// What has come of declaring the bindings.
+pub(super) struct Listened {
+    /// The reply queue that they are of.
+    queue: String,
+    /// Whether announcements come.
+    announcements: Result<(), Error>,
+    /// Whether the broker does not tell which queues are deleted.
+    is_refused: bool,
+}
 
 impl LineTask {
     /// Somebody begins to watch.
@@ -34,29 +56,43 @@ impl LineTask {
 
     /// There is a new session, whose reply queue does not get yet what instances announce.
     pub(super) fn listen_anew(&mut self) {
-        self.listening = None;
+        self.listening = Listening::default();
         self.watchers.iter_mut().for_each(|watcher| watcher.is_told = false);
         self.listen();
     }
 
-    /// Has the reply queue of the session get what instances announce, if anybody wants to hear it.
+    /// Has the reply queue of the session get what instances announce, and which queues are deleted, if anybody wants to
+    /// hear it.
     fn listen(&mut self) {
         self.watchers.retain(|watcher| !watcher.news.is_closed());
         let Some(session) = self.session.as_ref().filter(|_| !self.watchers.is_empty()) else { return };
-        if self.listening.is_none() {
+        if self.listening.declaring.is_none() {
             let (transport, queue) = (session.transport.clone(), session.reply_queue.clone());
             let binding = self.sessions.namespace.announcements(&queue);
-            self.listening = Some(async move { (queue, transport.declare(&[binding]).await) }.boxed());
+            let mut is_refused = self.listening.is_refused;
+            let declaring = async move {
+                let announcements = transport.declare(&[binding]).await;
+                if !is_refused {
+                    // The broker closes the channel if it refuses, and this has one of its own.
+                    let told = transport.declare(&[Declaration::Binding(deletion::told_to(&queue))]).await;
+                    let refused = |error| debug!(%error, "the broker does not tell which queues are deleted");
+                    is_refused = told.map_err(refused).is_err();
+                }
+                Listened { queue, announcements, is_refused }
+            };
+            self.listening.declaring = Some(declaring.boxed());
         }
     }
 
-    /// The binding was declared, or the broker has refused it.
-    pub(super) fn listens(&mut self, queue: &str, declared: Result<(), Error>) {
-        self.listening = None;
+    /// The bindings were declared, or the broker has refused them.
+    pub(super) fn listens(&mut self, listened: Listened) {
+        let Listened { queue, announcements, is_refused } = listened;
+        self.listening.declaring = None;
         if self.session.as_ref().is_none_or(|session| session.reply_queue != queue) {
             return;
         }
-        let news = match declared {
+        self.listening.is_refused = is_refused;
+        let news = match announcements {
             Ok(()) => InstanceNews::Listening,
             Err(error) => InstanceNews::Deaf(error.to_string().into()),
         };
@@ -72,28 +108,45 @@ impl LineTask {
             && !self.watchers.is_empty()
             && let Ok(said) = frame.codec.decode::<Announcement>(&frame.payload)
         {
-            let said = Arc::new(said);
-            // Who does not keep up has to ask all instances, and begins anew.
-            self.watchers.retain(|watcher| watcher.news.try_send(InstanceNews::Said(said.clone())).is_ok());
-            self.deafen();
+            self.tell(&InstanceNews::Said(Arc::new(said)));
         }
         is_announcement
+    }
+
+    /// Hands on that the broker has deleted the queue of an instance. Returns whether the message tells of a queue.
+    pub(super) fn hear_deletion(&mut self, delivery: &Delivery) -> bool {
+        let is_deletion = delivery.exchange == deletion::EXCHANGE;
+        if is_deletion
+            && !self.watchers.is_empty()
+            && let Some(queue) = deletion::queue(&delivery.properties.headers)
+            && let Some((service, instance)) = self.sessions.namespace.owner(queue)
+        {
+            self.tell(&InstanceNews::Deleted { service: service.to_string(), instance: instance.to_owned() });
+        }
+        is_deletion
+    }
+
+    fn tell(&mut self, news: &InstanceNews) {
+        // Who does not keep up has to ask all instances, and begins anew.
+        self.watchers.retain(|watcher| watcher.news.try_send(news.clone()).is_ok());
+        self.deafen();
     }
 
     /// Nobody watches any more, so the reply queue need not get it.
     fn deafen(&mut self) {
         if let Some(session) = self.session.as_ref().filter(|_| self.watchers.is_empty()) {
             let (transport, queue) = (session.transport.clone(), session.reply_queue.clone());
-            let binding = self.sessions.namespace.announced_to(&queue);
+            let mut bindings = vec![self.sessions.namespace.announced_to(&queue)];
+            bindings.extend((!self.listening.is_refused).then(|| deletion::told_to(&queue)));
             // What is not unbound is unbound with the queue.
-            tokio::spawn(async move { drop(transport.unbind(&[binding]).await) });
+            tokio::spawn(async move { drop(transport.unbind(&bindings).await) });
         }
     }
 }
 
-/// What comes of the declaration that is going on. Never resolves if none is.
-pub(super) async fn listening(listening: &mut Listening) -> (String, Result<(), Error>) {
-    match listening {
+/// What comes of the declarations that are going on. Never resolves if none are.
+pub(super) async fn listened(listening: &mut Listening) -> Listened {
+    match &mut listening.declaring {
         Some(declared) => declared.await,
         None => std::future::pending().await,
     }
