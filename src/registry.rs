@@ -117,6 +117,9 @@ impl Registry {
 
     /// All services, each written `name.vMAJOR`, and their instances, sorted by their ids. Empty if nobody replies.
     ///
+    /// A service whose instances all hang is not in it, since nobody tells its name. Who knows it asks
+    /// [`queues`](Self::queues) how many read its calls.
+    ///
     /// # Errors
     /// `Disconnected`, `Blocked`, `Timeout` if the broker has not confirmed the question in time, and the `Fault` of an
     /// instance if all that reply refuse to answer, for example since a [rule](crate::Server::allow) forbids it.

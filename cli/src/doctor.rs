@@ -8,8 +8,9 @@ mod permissions;
 mod policies;
 mod probes;
 mod queues;
+mod readers;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -30,8 +31,8 @@ const NEEDS_MANAGEMENT: &str = "needs the management API: `--management URL`";
 
 /// Say what is wrong with the broker for Hopline, and what to do about it.
 ///
-/// It looks at the version, alarms, limits, permissions, exchanges, queues, dead letters and clocks, and with
-/// `--management` also at policies, plugins and nodes. It changes nothing: what it declares goes when it ends. Exits with
+/// It looks at the version, alarms, limits, permissions, exchanges, queues, dead letters, clocks and instances that do not
+/// reply, and with `--management` also at policies, plugins and nodes. It changes nothing: what it declares goes when it ends. Exits with
 /// 0 if all is well, with 1 if there is a problem or no connection, and with 2 on wrong usage. What could not be looked at
 /// is told with the reason, and is no problem.
 #[derive(Args)]
@@ -144,6 +145,7 @@ impl Doctor {
         probes::message_size(patient, findings).await;
         probes::consumer_timeout(patient, findings);
         permissions::of_a_client(patient, findings).await;
+        permissions::to_hear_of_deletions(patient, findings).await;
         for service in &asked {
             permissions::of_a_server(patient, service, findings).await;
         }
@@ -153,11 +155,13 @@ impl Doctor {
         let are_there = probes::exchanges(patient, findings).await;
         let mut services = asked;
         services.extend(self.catalogued(findings).await?);
+        let mut replying = None;
         // A client would declare the exchanges.
         match are_there {
-            true => services.extend(clocks::compared(self, patient, findings).await?),
+            true => replying = clocks::compared(self, patient, findings).await?,
             false => findings.unseen("clocks", "nobody can be asked before the exchanges are there as they should be"),
         }
+        services.extend(replying.iter().flat_map(BTreeMap::keys).cloned());
         match management {
             Some(management) => services.extend(nodes::looked_at(patient, management, findings).await),
             None => {
@@ -166,7 +170,10 @@ impl Doctor {
                 }
             }
         }
-        queues::compared(patient, &services, findings).await;
+        let readers = queues::compared(patient, &services, findings).await;
+        if let Some(replying) = replying {
+            readers::asked(self, &readers, &replying, findings).await?;
+        }
         Ok(())
     }
 

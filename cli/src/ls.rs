@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use hopline::{Histogram, InstanceStats, ServiceQueues};
+use hopline::{Histogram, InstanceStats, ServiceId, ServiceQueues};
 use serde_json::json;
 
-use crate::asking::Asking;
+use crate::asking::{Asking, service};
 use crate::failed::{Failed, tell};
 use crate::printed::{json, print, quantile, table};
 
@@ -19,11 +19,16 @@ const SAMPLE: Duration = Duration::from_secs(1);
 /// Each instance is asked twice, a second apart: CALLS/S is what ended in between. The other numbers count from the
 /// start of the instances. WAITING is how many messages wait in the queues of the service for a reader, and DEAD how
 /// many dead letters there are. Where the broker has another number of readers than instances reply, INSTANCES says so: a
-/// reader may hang, or have no permission to reply. P50 and P99 say how long handlers ran at most, in half and in 99 % of the calls. In JSON they
+/// reader may hang, or have no permission to reply. A service whose instances all hang is told only if it is named: AMQP
+/// lists no queues. P50 and P99 say how long handlers ran at most, in half and in 99 % of the calls. In JSON they
 /// are `p50_us` and `p99_us`, in microseconds, and null if it was over 10 s or there was no call.
 #[derive(Args)]
-#[command(after_help = "Example:\n  hopline ls --url amqp://broker.example.com")]
+#[command(after_help = "Examples:\n  hopline ls --url amqp://broker.example.com\n  hopline ls billing mail --json")]
 pub(crate) struct Ls {
+    /// Services, as SERVICE or SERVICE.vMAJOR: only these, and each of them even if no instance replies [default: all
+    /// that reply]
+    #[arg(value_parser = service)]
+    services: Vec<String>,
     #[command(flatten)]
     asking: Asking,
 }
@@ -59,6 +64,8 @@ impl Sum {
 
 impl Ls {
     pub(crate) async fn run(self) -> Result<(), Failed> {
+        let named = self.services.iter().map(|service| Ok(service.parse::<ServiceId>()?.to_string()));
+        let named = named.collect::<Result<Vec<_>, hopline::Error>>()?;
         self.asking
             .questions
             .ask(async |registry| {
@@ -66,6 +73,12 @@ impl Ls {
                 tokio::time::sleep(SAMPLE).await;
                 let (after, lasted) = (registry.all_stats().await?, began.elapsed());
                 let mut sums = summed(&before, &after, lasted);
+                if !named.is_empty() {
+                    sums.retain(|service, _| named.contains(service));
+                    for service in named {
+                        sums.entry(service).or_default();
+                    }
+                }
                 for (service, sum) in &mut sums {
                     match registry.queues(service).await {
                         Ok(queues) => sum.queues = Some(queues),

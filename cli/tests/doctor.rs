@@ -16,7 +16,7 @@ mod command;
 #[path = "../../tests/node/mod.rs"]
 mod node;
 
-use command::{PATIENCE, cleaned, hopline};
+use command::{Going, PATIENCE, cleaned, hopline};
 use node::{Alarm, Node, version};
 
 /// A node with the management API.
@@ -377,4 +377,48 @@ async fn small_limits_and_alarms_are_found() {
         assert!(unseen(&findings, about).contains("look again after the alarm"));
     }
     hospital.node.memory_alarm(Alarm::Off).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
+async fn a_service_whose_instances_hang_is_found_by_its_name_and_by_the_management_api() {
+    let hospital = Hospital::with("").await;
+    let url = hospital.node.url();
+    let _server = hospital.serve("hopline").await;
+    let mut command = cleaned();
+    command.args(["serve", "stuck", "--echo", "--url", url]);
+    let mut hangs = Going::start(command);
+    assert!(hangs.note().await.starts_with("hopline: serving "), "it serves");
+    assert_eq!(problems(hospital.finds("hopline").await), [] as [Value; 0]);
+    hangs.signal("STOP").await;
+    let (words, advice) = ("1 read its calls, and 0 of them reply", "`hopline ping stuck.v1` names those that reply");
+    hospital.has("hopline", "service `stuck.v1`", words, advice).await;
+    let of_one = problems(found(&hospital.doctor(url, "hopline", &["stuck", "--json"]).await));
+    assert_eq!(of_one.len(), 1, "{of_one:#?}");
+    named(&of_one[0], "service `stuck.v1`", words, advice);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
+async fn whether_the_broker_tells_of_lost_instances_is_said() {
+    let told = async |node: &Node, user: &str| {
+        let url = format!("amqp://{user}:{user}@{}", node.authority());
+        let mut command = tokio::process::Command::from(cleaned());
+        command.args(["doctor", "--url", &url, "--json"]).kill_on_drop(true);
+        let ended = tokio::time::timeout(PATIENCE, command.output()).await;
+        let findings = found(&ended.expect("it ends within a minute").expect("it can be run"));
+        let told = findings.into_iter().find(|finding| finding["about"] == "events of the broker");
+        let told = told.expect("it is looked at");
+        (told["verdict"].clone(), told["found"].as_str().expect("a text").to_owned())
+    };
+    let without = Node::start(&version()).await;
+    let (verdict, found) = told(&without, "guest").await;
+    assert!(verdict == "ok" && found.contains("`rabbitmq-plugins enable rabbitmq_event_exchange`"), "{found}");
+    let with = Node::with(&version(), "", &[], &["rabbitmq_event_exchange"]).await;
+    let (verdict, found) = told(&with, "guest").await;
+    assert!(verdict == "ok" && found.starts_with("the plugin `rabbitmq_event_exchange` is there"), "{found}");
+    with.ctl(&["add_user", "bob", "bob"]).await;
+    with.ctl(&["set_permissions", "bob", ".*", ".*", "^(?!amq\\.rabbitmq\\.).*"]).await;
+    let (verdict, found) = told(&with, "bob").await;
+    assert!(verdict == "not looked at" && found.contains("`bob` may not read `amq.rabbitmq.event`"), "{found}");
 }

@@ -222,3 +222,28 @@ async fn a_call_goes_along_a_route() {
     assert_eq!(wrong.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("least-in-flight"), "{wrong:?}");
 }
+
+/// `hopline serve` of this service, suspended: it reads its calls and answers nothing.
+async fn suspended(scene: &Place, service: &str) -> Going {
+    let mut going = Going::start(scene.here(&["serve", service, "--echo"]));
+    assert!(going.note().await.starts_with("hopline: serving "), "it serves");
+    going.signal("STOP").await;
+    going
+}
+
+#[tokio::test]
+#[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
+async fn a_service_whose_instances_all_hang_is_listed_if_it_is_named() {
+    let scene = Place::new("hang");
+    let _server = scene.serve("eu1").await;
+    let _hangs = suspended(&scene, "stuck").await;
+    let listed = scene.json(&["ls", "--json"]).await;
+    assert_eq!(listed.as_array().map(Vec::len), Some(1), "nobody tells its name: {listed}");
+    let listed = scene.json(&["ls", "stuck", "absent", "--json"]).await;
+    let shown = |at: usize| (&listed[at]["service"], &listed[at]["instances"], &listed[at]["readers"]);
+    assert_eq!(listed.as_array().map(Vec::len), Some(2), "only these: {listed}");
+    assert_eq!(shown(0), (&json!("absent.v1"), &json!(0), &json!(null)));
+    assert_eq!(shown(1), (&json!("stuck.v1"), &json!(0), &json!(1)));
+    let table = printed(scene.run(&["ls", "stuck"]).await);
+    assert_eq!(cells(&table, "stuck.v1")[1..4], ["0", "of", "1"], "{table}");
+}

@@ -85,6 +85,14 @@ impl Namespace {
         self.tried(self.reply_queue("doctor", suffix), self.discovery())
     }
 
+    /// The same of a client that watches the instances. The binding has the broker tell which queues are deleted.
+    #[must_use]
+    pub fn tried_as_watch(&self, suffix: &str) -> Vec<Declaration> {
+        let queue = self.reply_queue("doctor", &format!("{suffix}-watch"));
+        let bound = Declaration::Binding(super::deletion::told_to(&queue));
+        vec![Declaration::Queue(super::Queue::new(queue, QueueKind::Exclusive)), bound]
+    }
+
     fn tried(&self, queue: String, exchange: String) -> Vec<Declaration> {
         let bound = super::binding(exchange, queue.clone(), &queue);
         vec![Declaration::Queue(super::Queue::new(queue, QueueKind::Exclusive)), bound]

@@ -1,5 +1,6 @@
 //! The instances that run, and their clocks.
 
+use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use hopline::{Error, InstanceStats, ServiceId};
@@ -13,15 +14,16 @@ use crate::printed::time;
 /// How far a clock may be off, in milliseconds. Time-outs do not go by clocks, but logs and the time in queues do.
 const TOLERANCE: u64 = 1_000;
 
-/// Asks all instances, and compares their clocks with the one here. Returns the services that they serve.
+/// Asks all instances, and compares their clocks with the one here. Returns the services that they serve, and how many
+/// instances of each have replied; `None` if they could not be asked.
 pub(super) async fn compared(
     doctor: &Doctor,
     patient: &Patient<'_>,
     findings: &mut Findings,
-) -> Result<Vec<ServiceId>, Failed> {
+) -> Result<Option<BTreeMap<ServiceId, usize>>, Failed> {
     if !patient.is_open() {
         findings.unseen("clocks", "the broker accepts no messages: look again after the alarm");
-        return Ok(Vec::new());
+        return Ok(None);
     }
     let builder = doctor.address.client(doctor.timeout)?.namespace(&doctor.namespace.namespace);
     let asked = async {
@@ -36,7 +38,7 @@ pub(super) async fn compared(
         Ok(asked) => asked,
         Err(error) => {
             findings.unseen("instances and their clocks", one_line(&error));
-            return Ok(Vec::new());
+            return Ok(None);
         }
     };
     let mut good = 0;
@@ -62,7 +64,11 @@ pub(super) async fn compared(
         0 => findings.fine("instances", "none replies"),
         all => findings.fine("instances", format!("{all} reply, and {good} of them have the same time")),
     }
-    Ok(instances.iter().filter_map(|stats| stats.service.parse().ok()).collect())
+    let mut services = BTreeMap::new();
+    for service in instances.iter().filter_map(|stats| stats.service.parse().ok()) {
+        *services.entry(service).or_default() += 1;
+    }
+    Ok(Some(services))
 }
 
 /// By how many milliseconds a clock is off that showed `told` at some time between `before` and `after`. 0 if that can be.

@@ -94,7 +94,10 @@ fn nodes(all: &Value, findings: &mut Findings) {
     let named: Vec<_> = plugins.into_iter().collect();
     findings.fine(
         "plugins",
-        format!("{}; Hopline needs none", if named.is_empty() { "none".to_owned() } else { named.join(", ") }),
+        format!(
+            "{}; Hopline needs none, and uses rabbitmq_event_exchange",
+            if named.is_empty() { "none".to_owned() } else { named.join(", ") }
+        ),
     );
 }
 

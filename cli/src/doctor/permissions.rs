@@ -32,6 +32,36 @@ pub(super) async fn of_a_client(patient: &Patient<'_>, findings: &mut Findings) 
     told(patient, about, lacks, findings);
 }
 
+/// Whether a watch is told by the broker that an instance is lost. It goes on without, so nothing here is a problem.
+pub(super) async fn to_hear_of_deletions(patient: &Patient<'_>, findings: &mut Findings) {
+    let about = "events of the broker";
+    let [queue, binding] = &patient.namespace.tried_as_watch(&patient.suffix)[..] else { return };
+    let late = "`Registry::watch` and routes miss an instance that was killed within 10 s, by asking";
+    let declared = async {
+        patient.transport.declare(std::slice::from_ref(queue)).await?;
+        patient.transport.declare(std::slice::from_ref(binding)).await
+    };
+    match patient.answered(declared).await {
+        Ok(()) => findings.fine(
+            about,
+            "the plugin `rabbitmq_event_exchange` is there: `Registry::watch` and routes hear at once of an instance that was \
+             killed",
+        ),
+        Err(words) if words.contains("NOT_FOUND") => findings.fine(
+            about,
+            format!(
+                "none in this virtual host: {late}. `rabbitmq-plugins enable rabbitmq_event_exchange` has the broker tell it at \
+                 once"
+            ),
+        ),
+        Err(words) if forbids(&words) => findings.unseen(
+            about,
+            format!("the user `{}` may not read `amq.rabbitmq.event`, if that is there: {late}", patient.user()),
+        ),
+        Err(words) => findings.unseen(about, words),
+    }
+}
+
 /// What a server of a service needs.
 pub(super) async fn of_a_server(patient: &Patient<'_>, service: &ServiceId, findings: &mut Findings) {
     let about = format!("permissions of a server of `{service}`");

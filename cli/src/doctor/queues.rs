@@ -1,6 +1,6 @@
 //! The queues of services: whether they are as Hopline declares them, and what waits in them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hopline::QueueCount;
 use hopline::ServiceId;
@@ -10,9 +10,13 @@ use hopline::transport::rabbit::Comparison;
 use super::finding::Findings;
 use super::{Patient, forbids};
 
-/// Looks at the queues of these services, and at the catalogue.
-pub(super) async fn compared(patient: &Patient<'_>, services: &BTreeSet<ServiceId>, findings: &mut Findings) {
-    let mut good = 0;
+/// Looks at the queues of these services, and at the catalogue. Returns how many read the calls of each service.
+pub(super) async fn compared(
+    patient: &Patient<'_>,
+    services: &BTreeSet<ServiceId>,
+    findings: &mut Findings,
+) -> BTreeMap<ServiceId, u32> {
+    let (mut good, mut readers) = (0, BTreeMap::new());
     let all = services.iter().flat_map(|service| {
         let of = move |(role, part)| (role, Some(service), part);
         patient.namespace.queues_of(service).into_iter().map(of)
@@ -38,13 +42,19 @@ pub(super) async fn compared(patient: &Patient<'_>, services: &BTreeSet<ServiceI
             Err(words) => findings.unseen(&about, words),
         }
         match patient.answered(patient.rabbit.count(&queue.name)).await {
-            Ok(Some(count)) => waiting(role, service, &about, count, findings),
+            Ok(Some(count)) => {
+                if let Some(service) = service.filter(|_| role == QueueRole::Calls) {
+                    readers.insert(service.clone(), count.consumers);
+                }
+                waiting(role, service, &about, count, findings);
+            }
             Ok(None) => {}
             Err(words) => findings.unseen(format!("messages in the {about}"), words),
         }
     }
     findings
         .fine("queues", format!("{} services are known; {good} queues are as Hopline declares them", services.len()));
+    readers
 }
 
 /// The differences that no option of a service explains. Each begins with the argument, in backticks.
