@@ -4,6 +4,7 @@ mod broadcast;
 mod callback;
 mod pending;
 mod policies;
+mod strategies;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -11,7 +12,7 @@ use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context as TaskContext, Poll};
+use std::task::{Context as TaskContext, Poll, ready};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 pub use self::broadcast::{Broadcast, BroadcastReply};
 use self::callback::Called;
 pub use self::pending::Pending;
+use self::strategies::SafeValue;
 use crate::client::{Absent, ArgumentWriter, Client, Request, Started, Target};
 use crate::codec::{Codec, CodecError};
 use crate::context::Context;
@@ -52,6 +54,8 @@ pub struct Call<T, E = Fault> {
     client: Client,
     stage: Stage,
     read: ReadResult<T>,
+    /// The value that it returns in place of an error.
+    safe: Option<SafeValue<T>>,
     fails_with: PhantomData<fn() -> E>,
 }
 
@@ -62,6 +66,8 @@ enum Stage {
     Ready(Request<ArgumentWriter>),
     /// It waits for its reply.
     Sent(Started),
+    /// It could not be sent, which is told to whoever waits for it.
+    Unsent(Error),
     /// It has ended.
     Over,
 }
@@ -123,7 +129,7 @@ impl<T> Call<T> {
         let arguments: ArgumentWriter = Box::new(move |codec, payload| codec.write(&arguments, payload));
         let (context, asked) = (Context::current(), client.asked());
         let request = Request { context, asked, ..Request::new(target, arguments) };
-        Self { client, stage: Stage::Ready(request), read, fails_with: PhantomData }
+        Self { client, stage: Stage::Ready(request), read, safe: None, fails_with: PhantomData }
     }
 }
 
@@ -182,7 +188,7 @@ impl<T, E> Call<T, E> {
     fn unsent(stage: Stage) -> Result<Request<ArgumentWriter>, Error> {
         match stage {
             Stage::Ready(request) => Ok(request),
-            Stage::Sent(_) | Stage::Over => {
+            Stage::Sent(_) | Stage::Unsent(_) | Stage::Over => {
                 Err(Error::Invalid("the call is on its way already: make another one for all instances".to_owned()))
             }
         }
@@ -192,9 +198,10 @@ impl<T, E> Call<T, E> {
     fn dispatch(&mut self) -> Result<(), Error> {
         self.stage = match std::mem::replace(&mut self.stage, Stage::Over) {
             Stage::Ready(request) => {
-                let request = self.client.with_canary(request);
+                let mut request = self.client.with_canary(request);
+                request.asked = self.client.granted(&request);
                 let may_choose = self.client.route_of(&request).is_some_and(|route| !matches!(*route, Route::One(_)));
-                if may_choose || request.asked.retries > 0 {
+                if may_choose || request.asked.needs_instances() {
                     registry::follow(&self.client);
                 }
                 Stage::Sent(self.client.begin(request)?)
@@ -224,7 +231,7 @@ impl<T, E> Call<T, E> {
     where
         T: Answered,
     {
-        Call { client: self.client, stage: self.stage, read: self.read, fails_with: PhantomData }
+        Call { client: self.client, stage: self.stage, read: self.read, safe: self.safe, fails_with: PhantomData }
     }
 
     /// Says that the method may run twice without harm. The client then sends the call again if its connection or its
@@ -284,10 +291,7 @@ impl<T, E> Call<T, E> {
     where
         T: Answered,
     {
-        self.dispatch()?;
-        if let Stage::Sent(started) = &mut self.stage {
-            started.go_on()?;
-        }
+        self.set_off()?;
         Ok(Pending::new(self))
     }
 
@@ -304,11 +308,11 @@ impl<T, E> Call<T, E> {
         let runtime = self.client.runtime().clone();
         let method = match &self.stage {
             Stage::Ready(request) => request.target.as_ref().ok().map(|target| target.text.clone()),
-            Stage::Sent(_) | Stage::Over => None,
+            Stage::Sent(_) | Stage::Unsent(_) | Stage::Over => None,
         };
         // The caller's thread may have no runtime.
         let entered = runtime.enter();
-        let refused = self.dispatch().err();
+        let refused = self.dispatch().or_else(|error| self.keep(error)).err();
         drop(entered);
         let called = Called::new(callback, method, refused);
         runtime.spawn(async move {
@@ -343,10 +347,17 @@ impl<T: Answered, E: Failure> Future for Call<T, E> {
     fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         if matches!(this.stage, Stage::Ready(_)) {
-            this.dispatch()?;
+            this.dispatch().or_else(|error| this.keep(error))?;
         }
-        let Stage::Sent(started) = &mut this.stage else { panic!("a call was polled after its end") };
-        Pin::new(started).poll(context).map(|reply| outcome::<T, E>(&reply?, this.read))
+        let reply = match &mut this.stage {
+            Stage::Sent(started) => ready!(Pin::new(started).poll(context)),
+            Stage::Unsent(_) => this.unsent_error(),
+            Stage::Ready(_) | Stage::Over => panic!("a call was polled after its end"),
+        };
+        Poll::Ready(match this.safe.take() {
+            None => reply.map_err(E::Error::from).and_then(|reply| outcome::<T, E>(&reply, this.read)),
+            Some(safe) => this.safely(reply, safe),
+        })
     }
 }
 

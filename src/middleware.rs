@@ -1,10 +1,13 @@
 //! Middleware: code that runs around calls, the same trait on clients and servers. It is for access logs,
 //! authentication, retries and limits.
 
+mod apart;
 mod breaker;
 mod budget;
 mod cache;
 mod chain;
+mod fork;
+mod hedge;
 mod invocation;
 mod policies;
 mod rate;
@@ -15,6 +18,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) use self::apart::Apart;
 pub use self::breaker::{Breaker, BreakerState};
 pub(crate) use self::breaker::{Breakers, Passed};
 pub(crate) use self::cache::CacheSize;

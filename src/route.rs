@@ -192,6 +192,18 @@ impl Candidate {
         *took = Some((mean, Instant::now()));
     }
 
+    /// It has not replied for this long.
+    pub(crate) fn took_at_least(&self, time: Duration) {
+        if self.usually_takes().is_none_or(|usually| usually < time) {
+            self.took(time);
+        }
+    }
+
+    /// Whether it is known how long its replies take.
+    pub(crate) fn is_known(&self) -> bool {
+        self.usually_takes().is_some()
+    }
+
     fn usually_takes(&self) -> Option<Duration> {
         let took = *self.load.took.lock().unwrap_or_else(PoisonError::into_inner);
         took.filter(|(_, at)| at.elapsed() < TOOK).map(|(mean, _)| mean)

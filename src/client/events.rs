@@ -116,6 +116,7 @@ impl Client {
             idempotent: false,
             asked: Asked::default(),
             avoid: Vec::new(),
+            apart: None,
         };
         let (key, context) = (event.key, event.context);
         let announcing = self.through(call, event.attempt, move |client, call, attempt| {

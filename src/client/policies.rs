@@ -4,13 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tracing::warn;
 
-use super::{Client, ClientBuilder, Request, Target};
+use super::request::{ArgumentWriter, Request};
+use super::{Client, ClientBuilder, Target};
 use crate::error::Error;
 use crate::exchanges::Recipients;
-use crate::middleware::{Asked, Breaker, Breakers, CacheSize, Passed, PolicyCounts};
+use crate::middleware::{Asked, Breaker, Breakers, CacheSize, Invocation, Passed, PolicyCounts, Reply};
 use crate::route::Route;
 use crate::topology::ServiceId;
+
+/// How long the broker has to confirm the oneway call that a call becomes.
+const FAIL_BACK: Duration = Duration::from_secs(5);
 
 impl ClientBuilder {
     /// How many more attempts a call has if it fails, as [`Call::retry`](crate::Call::retry) sets it for one call.
@@ -24,6 +29,20 @@ impl ClientBuilder {
     #[must_use]
     pub fn retry(mut self, retries: u32) -> Self {
         self.policies.asked.retries = retries;
+        self
+    }
+
+    /// Gives idempotent calls that are late a second attempt at another instance, as [`Call::hedge`](crate::Call::hedge)
+    /// does for one call. Default: off.
+    ///
+    /// ```
+    /// # async fn example() -> Result<(), hopline::Error> {
+    /// let client = hopline::Client::builder().hedge().connect("amqp://localhost").await?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn hedge(mut self) -> Self {
+        self.policies.asked.hedges = true;
         self
     }
 
@@ -109,7 +128,7 @@ impl Client {
     /// are open. Empty without breakers.
     #[must_use]
     pub fn breakers(&self) -> Vec<Breaker> {
-        self.0.policies.breakers.as_ref().map(Breakers::all).unwrap_or_default()
+        self.0.policies.breakers.as_deref().map(Breakers::all).unwrap_or_default()
     }
 
     /// Opens the breaker of a method for a time, by hand. `service` is `name` or `name.vMAJOR`. It concerns calls to any
@@ -143,9 +162,34 @@ impl Client {
         self.0.policies.forget_results();
     }
 
+    /// What a call gets of what it asks of the policies. Who gives the instance has it run by no other and gets the result
+    /// of no other, and what may run only once is not run by several.
+    pub(crate) fn granted<P>(&self, request: &Request<P>) -> Asked {
+        let asked = request.asked;
+        let is_free = || {
+            let route = self.route_of(request);
+            let is_fixed = matches!(route.as_deref(), Some(Route::One(_) | Route::Key(_)));
+            request.recipients == Recipients::Any && !is_fixed
+        };
+        let wants_any = asked.hedges || asked.forks > 1 || asked.caches();
+        let is_free = wants_any && request.idempotent && is_free();
+        Asked {
+            hedges: asked.hedges && is_free,
+            forks: if is_free && asked.forks > 1 { asked.forks } else { 0 },
+            fails_back: asked.fails_back && request.idempotent,
+            cache: if is_free { asked.cache } else { Duration::ZERO },
+            ..asked
+        }
+    }
+
     /// What a call asks of the policies that asks for nothing itself.
     pub(crate) fn asked(&self) -> Asked {
         self.0.policies.settings.asked
+    }
+
+    /// A value was returned in place of an error.
+    pub(crate) fn counts_value_for_error(&self) {
+        self.0.policies.counted.values_for_errors.one_more();
     }
 
     /// Lets an attempt pass the breaker of its method, or that of its method at an instance. `None` without breakers.
@@ -153,19 +197,6 @@ impl Client {
         let Some(breakers) = &self.0.policies.breakers else { return Ok(None) };
         let instance = recipients.instance().map(Arc::from);
         breakers.enter(method, instance.as_ref()).map(Some)
-    }
-
-    /// What a request that is answered asks of the policies, without the cache if that is not for it.
-    pub(super) fn asked_by<P>(&self, request: &Request<P>) -> Asked {
-        let asked = request.asked;
-        if !asked.caches() {
-            return asked;
-        }
-        // What one instance answers, another may answer otherwise.
-        let anyone_answers = request.recipients == Recipients::Any
-            && !self.route_of(request).is_some_and(|route| matches!(*route, Route::One(_) | Route::Key(_)));
-        let is_kept = request.idempotent && anyone_answers;
-        if is_kept { asked } else { asked.uncached() }
     }
 
     /// Whether the calls of a service have a rate.
@@ -195,5 +226,36 @@ impl Client {
             }
         }
         Ok(())
+    }
+
+    /// The oneway call that a call becomes if it fails.
+    pub(super) fn fallen(&self, call: &Invocation, request: &Request) -> Request<ArgumentWriter> {
+        let payload = call.payload.clone();
+        let arguments: ArgumentWriter = Box::new(move |_, written| {
+            written.extend_from_slice(&payload);
+            Ok(())
+        });
+        Request {
+            codec: request.codec,
+            timeout: Some(FAIL_BACK),
+            priority: request.priority,
+            metadata: call.metadata.clone().into_vec(),
+            context: request.context.clone(),
+            ..Request::new(request.target.clone(), arguments)
+        }
+    }
+
+    /// Publishes a call that has failed as a oneway call. Returns the error of the call if that is not possible either.
+    pub(super) async fn fall_back(&self, fallen: Request<ArgumentWriter>, error: Error) -> Result<Reply, Error> {
+        if !error.is_transient() {
+            return Err(error);
+        }
+        let codec = fallen.codec.unwrap_or(self.0.settings.codec);
+        if let Err(why) = self.send(fallen).await {
+            warn!(%why, "a call that has failed cannot be left to the queue for oneway calls");
+            return Err(error);
+        }
+        self.0.policies.counted.failed_back.one_more();
+        Reply::result(codec, &())
     }
 }

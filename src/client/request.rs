@@ -22,7 +22,7 @@ use crate::error::{Error, Unanswered};
 use crate::exchanges::{Address, Recipients};
 use crate::frame::{self, Excess, Frame, Kind, Metadata, More, Trace};
 use crate::limits::MAX_TIMEOUT;
-use crate::middleware::Asked;
+use crate::middleware::{Apart, Asked};
 use crate::outgoing::{Parcel, Share};
 use crate::route::Route;
 use crate::topology::{MAX_PRIORITY, check_name};
@@ -54,6 +54,8 @@ pub(crate) struct Request<P = Bytes> {
     pub(crate) asked: Asked,
     /// Instances that it is not to go to, unless there is no other.
     pub(crate) avoid: Vec<Arc<str>>,
+    /// Set if other attempts of the call are on their way at the same time.
+    pub(crate) apart: Option<Apart>,
     /// The context of the handler that makes the call.
     pub(crate) context: Option<Context>,
     /// `None` for a call without middleware, which is sent once.
@@ -139,6 +141,7 @@ impl<P> Request<P> {
             idempotent: false,
             asked: Asked::default(),
             avoid: Vec::new(),
+            apart: None,
             context: None,
             attempt: None,
         }
@@ -146,6 +149,11 @@ impl<P> Request<P> {
 }
 
 impl Request {
+    /// Whether it has to go to another instance than the other attempts of its call.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        self.apart.as_ref().is_some_and(Apart::is_elsewhere)
+    }
+
     /// It was sent to so many instances before, along its route.
     pub(super) fn has_moved(&mut self, times: usize) {
         if let Some(attempt) = &mut self.attempt {
@@ -172,6 +180,7 @@ impl Request<ArgumentWriter> {
             idempotent: self.idempotent,
             asked: self.asked,
             avoid: self.avoid,
+            apart: self.apart,
             context: self.context,
             attempt: self.attempt,
         })

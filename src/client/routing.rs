@@ -97,10 +97,45 @@ impl Router {
         services.entry(name.clone()).or_insert_with(new).clone()
     }
 
+    /// Calls will want to know the instances of a service later.
+    pub(super) fn expect(&self, name: &Arc<str>) {
+        let services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
+        if !services.contains_key(name) {
+            drop(services);
+            self.want(Wanted::Service(self.service(name)));
+        }
+    }
+
+    /// A call to any instance had this reply, after this time.
+    fn heard(&self, name: &Arc<str>, reply: &Reply, took: Duration) {
+        let Some(instance) = &reply.instance else { return };
+        let service = self.services.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+        let Some(service) = service else { return };
+        let candidates = service.candidates.borrow().clone();
+        if let Some(candidate) = candidates.iter().find(|candidate| candidate.instance == *instance) {
+            // How long it waited in the queue that all share says nothing of the instance.
+            candidate.took(reply.handler_time.unwrap_or(took));
+        }
+    }
+
     fn want(&self, wanted: Wanted) {
         if let Some(follower) = self.follower.get() {
             // It ends with the client.
             let _ = follower.send(wanted);
+        }
+    }
+}
+
+/// An attempt that has no reply yet. If it is given up, since another one was quicker, that tells of its instance.
+struct Unanswering<'c> {
+    chosen: Option<&'c Candidate>,
+    since: Instant,
+}
+
+impl Drop for Unanswering<'_> {
+    fn drop(&mut self) {
+        if let Some(chosen) = self.chosen {
+            chosen.took_at_least(self.since.elapsed());
         }
     }
 }
@@ -129,8 +164,8 @@ impl Client {
     pub(super) async fn deliver(&self, request: Request) -> Result<Reply, Error> {
         let route = match self.route_of(&request) {
             Some(route) => route,
-            // An instance has failed, so another one is chosen.
-            None if request.recipients == Recipients::Any && !request.avoid.is_empty() => {
+            // An instance has failed, or is late, so another one is chosen.
+            None if request.recipients == Recipients::Any && (!request.avoid.is_empty() || request.is_elsewhere()) => {
                 Arc::new(Route::LeastInFlight)
             }
             None => return self.deliver_straight(request).await,
@@ -149,9 +184,14 @@ impl Client {
         let target = request.target.clone().map_err(Error::Invalid)?;
         let passed = self.pass(&target.text, &request.recipients)?;
         self.pace(&target, request.attempt.as_deref().map(|attempt| attempt.deadline)).await?;
+        let heard_of = request.apart.is_some().then_some(target);
+        let since = Instant::now();
         let outcome = self.dispatch(request)?.await;
         if let Some(passed) = passed {
             passed.ends(&outcome);
+        }
+        if let (Some(target), Ok(reply)) = (heard_of, &outcome) {
+            self.0.router.heard(&target.service_text, reply, since.elapsed());
         }
         outcome
     }
@@ -175,9 +215,17 @@ impl Client {
             } else {
                 service.candidates.borrow().clone()
             };
-            let others = || route.choose(&candidates, &[&*avoided, &tried].concat(), &turns);
-            let chosen = if avoided.is_empty() { None } else { others() };
-            let Some(chosen) = chosen.or_else(|| route.choose(&candidates, &tried, &turns)) else { break };
+            let choose = |not: &[Arc<str>], rather_not: &[Arc<str>]| {
+                let (not, rather_not) = ([&*tried, not].concat(), [&*avoided, rather_not].concat());
+                let others = || route.choose(&candidates, &[&*not, &*rather_not].concat(), &turns);
+                let chosen = if rather_not.is_empty() { None } else { others() };
+                chosen.or_else(|| route.choose(&candidates, &not, &turns))
+            };
+            let chosen = match &request.apart {
+                Some(apart) => apart.choose(&candidates, choose),
+                None => choose(&[], &[]),
+            };
+            let Some(chosen) = chosen else { break };
             tried.push(chosen.instance.clone());
             let recipients = Recipients::One(chosen.instance.to_string());
             let passed = match self.pass(&target.text, &recipients) {
@@ -191,12 +239,14 @@ impl Client {
             request.has_moved(moves);
             moves += 1;
             let (_counted, since) = (chosen.count(), Instant::now());
+            let mut unanswered = Unanswering { chosen: request.apart.is_some().then_some(chosen), since };
             let mut sent = self.dispatch(Request { recipients, ..request.clone() })?;
             let outcome = tokio::select! {
                 biased;
                 outcome = &mut sent => Some(outcome),
                 () = self.lost(chosen, request.idempotent) => None,
             };
+            unanswered.chosen = None;
             if let (Some(passed), Some(outcome)) = (passed, &outcome) {
                 passed.ends(outcome);
             }
@@ -239,7 +289,7 @@ impl Client {
         }
         // Without any other instance, whoever takes it.
         let is_for_any = tried.is_empty() && self.route_of(&request).is_none();
-        if matches!(**route, Route::Zone { .. }) || is_for_any {
+        if !request.is_elsewhere() && (matches!(**route, Route::Zone { .. }) || is_for_any) {
             request.has_moved(moves);
             request.route = None;
             return self.deliver_straight(request).await;

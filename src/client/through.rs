@@ -11,7 +11,7 @@ use std::task::{Context as TaskContext, Poll, Waker, ready};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use futures::{FutureExt as _, Stream, StreamExt as _};
+use futures::{FutureExt as _, Stream, StreamExt as _, TryFutureExt as _};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -141,8 +141,7 @@ impl Stream for Answers {
 
 impl Client {
     /// Starts a call.
-    pub(crate) fn begin(&self, mut request: Request<ArgumentWriter>) -> Result<Started, Error> {
-        request.asked = self.asked_by(&request);
+    pub(crate) fn begin(&self, request: Request<ArgumentWriter>) -> Result<Started, Error> {
         let has_middleware = !self.0.settings.middleware.is_empty() || !request.asked.is_nothing();
         let is_paced = request.target.as_ref().is_ok_and(|target| self.is_paced(target));
         let is_watched = is_paced || self.0.policies.breakers.is_some();
@@ -157,15 +156,28 @@ impl Client {
             return Ok(Started::Through(Through { running, runtime, context }));
         }
         let (call, request) = self.opened(request, Style::Call)?;
+        if request.asked.hedges
+            && let Ok(target) = &request.target
+        {
+            self.0.router.expect(&target.service_text);
+        }
+        let fallen = request.asked.fails_back.then(|| self.fallen(&call, &request));
         let running = self.attempts(call, request, |client, request| async move { client.deliver(request).await });
-        let running = RunningThrough::Here(running.boxed());
+        let running = RunningThrough::Here(match fallen {
+            None => running.boxed(),
+            Some(fallen) => {
+                let client = self.clone();
+                let or_later = |error| async move { client.fall_back(fallen, error).await };
+                running.or_else(or_later).boxed()
+            }
+        });
         Ok(Started::Through(Through { running, runtime, context }))
     }
 
     /// Publishes a oneway call. Returns when the broker has confirmed it.
     pub(crate) async fn send(&self, request: Request<ArgumentWriter>) -> Result<(), Error> {
         let mut request = self.with_canary(request);
-        request.asked = request.asked.uncached();
+        request.asked = request.asked.for_style(Style::Oneway);
         if self.0.settings.middleware.is_empty() && request.asked.is_nothing() {
             return self.hand_over(request).await;
         }
@@ -230,8 +242,9 @@ impl Client {
             codec: request.codec.unwrap_or(self.0.settings.codec),
             payload: std::mem::take(&mut request.payload),
             idempotent: request.idempotent,
-            asked: request.asked,
+            asked: request.asked.for_style(style),
             avoid: Vec::new(),
+            apart: None,
         };
         Ok((call, request))
     }
@@ -249,9 +262,9 @@ impl Client {
     {
         let first = request.attempt.as_deref().copied().unwrap_or_else(|| Attempt::first(self.time_for(None, None)));
         self.through(call, first, move |client, call, attempt| {
-            let Invocation { metadata, payload, avoid, .. } = call;
+            let Invocation { metadata, payload, avoid, apart, .. } = call;
             let (metadata, attempt) = (metadata.into_vec(), Some(Box::new(attempt)));
-            let request = Request { metadata, payload, avoid, attempt, ..request.clone() };
+            let request = Request { metadata, payload, avoid, apart, attempt, ..request.clone() };
             send(client, request)
         })
     }

@@ -179,6 +179,13 @@ impl Breakers {
         }
     }
 
+    /// Whether the breaker of a method is closed, for calls to any instance.
+    pub(crate) fn is_closed(&self, method: &str) -> bool {
+        let circuits = self.circuits.lock().unwrap_or_else(PoisonError::into_inner);
+        let circuit = circuits.get(&(Arc::from(method), None));
+        circuit.is_none_or(|circuit| matches!(circuit.position, Position::Closed))
+    }
+
     /// Opens the breaker of a method by hand.
     pub(crate) fn open(&self, method: Arc<str>, time: Duration) {
         let now = Instant::now();

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::apart::Apart;
 use super::policies::Asked;
 use crate::codec::Codec;
 use crate::frame::Entries;
@@ -77,6 +78,8 @@ pub struct Invocation {
     pub(crate) asked: Asked,
     /// Instances that it is not to go to, unless there is no other.
     pub(crate) avoid: Vec<Arc<str>>,
+    /// Set if other attempts are on their way at the same time.
+    pub(crate) apart: Option<Apart>,
 }
 
 impl Invocation {

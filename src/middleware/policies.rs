@@ -5,26 +5,31 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use super::Style;
 use super::breaker::Breakers;
 use super::budget::Budgets;
 use super::cache::{CacheSize, Caching, ResultCache};
 use super::chain::Chain;
+use super::fork::Fork;
+use super::hedge::{Hedge, Hedges};
 use super::rate::Rates;
 use super::retry::Retry;
 
 /// Which policies a call passes, and what the client keeps for them.
 ///
-/// The order is: the user's own middleware, cache, retry, the choice of an instance, breaker, rate, the way to the broker.
-/// So each attempt passes the breaker, and a middleware of the user sees a call once, however many attempts it has.
+/// The order is: the user's own middleware, cache, retry, forks or hedging, the choice of an instance, breaker, rate, the
+/// way to the broker. So each attempt passes the breaker, and a middleware of the user sees a call once, however many
+/// attempts it has.
 #[derive(Debug)]
 pub(crate) struct Policies {
     pub(crate) settings: PolicySettings,
     pub(crate) budgets: Arc<Budgets>,
     /// `None` unless they are switched on.
-    pub(crate) breakers: Option<Breakers>,
+    pub(crate) breakers: Option<Arc<Breakers>>,
     pub(crate) rates: Rates,
     /// Made for the first call that asks for it.
     cache: OnceLock<Arc<ResultCache>>,
+    hedges: Arc<Hedges>,
     pub(crate) counted: Arc<Counted>,
 }
 
@@ -42,9 +47,10 @@ pub(crate) struct PolicySettings {
 impl Policies {
     pub(crate) fn new(settings: PolicySettings) -> Self {
         let counted = Arc::<Counted>::default();
-        let breakers = settings.has_breakers.then(|| Breakers::new(counted.clone()));
+        let breakers = settings.has_breakers.then(|| Arc::new(Breakers::new(counted.clone())));
         let rates = Rates::new(&settings.rates);
-        Self { settings, budgets: Arc::default(), breakers, rates, cache: OnceLock::new(), counted }
+        let (budgets, cache, hedges) = Default::default();
+        Self { settings, budgets, breakers, rates, cache, hedges, counted }
     }
 
     /// Forgets the results that are kept.
@@ -64,6 +70,12 @@ impl Policies {
         if asked.retries > 0 {
             chain.push(Retry { budgets: self.budgets.clone(), counted: self.counted.clone() });
         }
+        if asked.forks > 1 {
+            chain.push(Fork { counted: self.counted.clone() });
+        } else if asked.hedges {
+            let (hedges, budgets) = (self.hedges.clone(), self.budgets.clone());
+            chain.push(Hedge { hedges, budgets, breakers: self.breakers.clone(), counted: self.counted.clone() });
+        }
         chain
     }
 }
@@ -77,6 +89,12 @@ pub(crate) struct Asked {
     pub(crate) cache: Duration,
     /// How much older it may be if a new one is on its way.
     pub(crate) stale: Duration,
+    /// Whether it gets another attempt if it is late.
+    pub(crate) hedges: bool,
+    /// How many instances are to run it at once, if they are more than one.
+    pub(crate) forks: u32,
+    /// Whether it is to become a oneway call if it fails.
+    pub(crate) fails_back: bool,
 }
 
 impl Asked {
@@ -90,9 +108,17 @@ impl Asked {
         !self.cache.is_zero()
     }
 
-    /// The same without the cache.
-    pub(crate) fn uncached(self) -> Self {
-        Self { cache: Duration::ZERO, ..self }
+    /// Whether it may have to go to an instance that the client chooses.
+    pub(crate) fn needs_instances(self) -> bool {
+        self.retries > 0 || self.hedges || self.forks > 1
+    }
+
+    /// What of it a call of this style can have.
+    pub(crate) fn for_style(self, style: Style) -> Self {
+        match style {
+            Style::Call => self,
+            Style::Broadcast | Style::Oneway | Style::Event => Self { retries: self.retries, ..Self::default() },
+        }
     }
 }
 
@@ -128,6 +154,16 @@ pub struct PolicyCounts {
     pub waited_for_rate: u64,
     /// Attempts that would have had to wait for too long, and were not sent.
     pub refused_by_rate: u64,
+    /// Second attempts of calls that were late, by [`Call::hedge`](crate::Call::hedge).
+    pub hedges: u64,
+    /// How many of these have replied first.
+    pub hedges_won: u64,
+    /// Attempts at the same time as another, by [`Call::fork`](crate::Call::fork): of a call to three instances, two.
+    pub forks: u64,
+    /// Values in place of errors, by [`Call::fail_safe`](crate::Call::fail_safe).
+    pub values_for_errors: u64,
+    /// Calls that have become oneway calls, by [`Call::fail_back`](crate::Call::fail_back).
+    pub failed_back: u64,
 }
 
 /// The numbers of [`PolicyCounts`] as they grow.
@@ -143,6 +179,11 @@ pub(crate) struct Counted {
     pub(crate) cache_stale: Counter,
     pub(crate) waited_for_rate: Counter,
     pub(crate) refused_by_rate: Counter,
+    pub(crate) hedges: Counter,
+    pub(crate) hedges_won: Counter,
+    pub(crate) forks: Counter,
+    pub(crate) values_for_errors: Counter,
+    pub(crate) failed_back: Counter,
 }
 
 impl Counted {
@@ -158,6 +199,11 @@ impl Counted {
             cache_stale: self.cache_stale.get(),
             waited_for_rate: self.waited_for_rate.get(),
             refused_by_rate: self.refused_by_rate.get(),
+            hedges: self.hedges.get(),
+            hedges_won: self.hedges_won.get(),
+            forks: self.forks.get(),
+            values_for_errors: self.values_for_errors.get(),
+            failed_back: self.failed_back.get(),
         }
     }
 }
@@ -168,7 +214,11 @@ pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
     pub(crate) fn one_more(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.add(1);
+    }
+
+    pub(crate) fn add(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
     }
 
     pub(crate) fn get(&self) -> u64 {

@@ -53,7 +53,7 @@ impl Middleware for Retry {
 }
 
 /// Whether another attempt of a call may help, and does no harm.
-fn may_try_again(error: &Error, call: &Invocation) -> bool {
+pub(super) fn may_try_again(error: &Error, call: &Invocation) -> bool {
     // After its deadline nobody waits for a call, and a server that says so has no more time either.
     let is_late = error.code() == Code::DeadlineExceeded;
     let is_safe = !error.may_have_run() || call.idempotent && call.style == Style::Call;

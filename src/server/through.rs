@@ -105,6 +105,7 @@ impl Worker {
             idempotent: frame.idempotent,
             asked: Asked::default(),
             avoid: Vec::new(),
+            apart: None,
         };
         let (began, ran) = (OnceLock::new(), AtomicBool::new(false));
         Some(Arc::new(Passage { call, received: message.received, began, ran }))

@@ -1,0 +1,58 @@
+//! Attempts of one call that are on their way at the same time, each at an instance of its own.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::route::Candidate;
+
+/// One of several attempts of a call at the same time, with what it knows of the others.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Apart {
+    goes: Goes,
+    /// The instances at which these attempts are, as far as the client has chosen them.
+    taken: Arc<Mutex<Vec<Arc<str>>>>,
+}
+
+/// Which instance such an attempt goes to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Goes {
+    /// The one to which it would go alone: by its route, or whichever takes it from the queue that all share.
+    #[default]
+    Anywhere,
+    /// One at which none of the others is.
+    Elsewhere,
+    /// The same, and rather one that has told by its replies how quick it is.
+    ElsewhereQuickly,
+}
+
+impl Apart {
+    /// Another attempt, at another instance.
+    pub(crate) fn elsewhere(&self) -> Self {
+        Self { goes: Goes::Elsewhere, taken: self.taken.clone() }
+    }
+
+    /// Another attempt, at another instance of which it is known how quick it is, if there is one.
+    pub(crate) fn elsewhere_quickly(&self) -> Self {
+        Self { goes: Goes::ElsewhereQuickly, taken: self.taken.clone() }
+    }
+
+    /// Whether it has to go to an instance that the client chooses.
+    pub(crate) fn is_elsewhere(&self) -> bool {
+        self.goes != Goes::Anywhere
+    }
+
+    /// Lets `choose` find an instance, given those that it must not be, and those that it is rather not to be. Others do not
+    /// choose the same one meanwhile.
+    pub(crate) fn choose<'c>(
+        &self,
+        candidates: &'c [Candidate],
+        choose: impl FnOnce(&[Arc<str>], &[Arc<str>]) -> Option<&'c Candidate>,
+    ) -> Option<&'c Candidate> {
+        let is_unknown = |candidate: &&Candidate| self.goes == Goes::ElsewhereQuickly && !candidate.is_known();
+        let unknown: Vec<_> =
+            candidates.iter().filter(is_unknown).map(|candidate| candidate.instance.clone()).collect();
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let chosen = choose(&taken, &unknown)?;
+        taken.push(chosen.instance.clone());
+        Some(chosen)
+    }
+}
