@@ -1,9 +1,10 @@
 //! A call as a value: its options, and the ways in which it can be made.
 
 mod broadcast;
+mod caching;
 mod callback;
 mod pending;
-mod policies;
+mod quorum;
 mod strategies;
 
 use std::convert::Infallible;
@@ -18,8 +19,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use self::broadcast::{Broadcast, BroadcastReply};
-use self::callback::Called;
 pub use self::pending::Pending;
+pub use self::quorum::Quorum;
 use self::strategies::SafeValue;
 use crate::client::{Absent, ArgumentWriter, Client, Request, Started, Target};
 use crate::codec::{Codec, CodecError};
@@ -188,9 +189,15 @@ impl<T, E> Call<T, E> {
     fn unsent(stage: Stage) -> Result<Request<ArgumentWriter>, Error> {
         match stage {
             Stage::Ready(request) => Ok(request),
-            Stage::Sent(_) | Stage::Unsent(_) | Stage::Over => {
-                Err(Error::Invalid("the call is on its way already: make another one for all instances".to_owned()))
-            }
+            Stage::Sent(_) | Stage::Unsent(_) | Stage::Over => Err(is_on_its_way()),
+        }
+    }
+
+    /// The method of a call that was not sent yet.
+    fn target(&self) -> Result<Arc<Target>, Error> {
+        match &self.stage {
+            Stage::Ready(request) => request.target.clone().map_err(Error::Invalid),
+            Stage::Sent(_) | Stage::Unsent(_) | Stage::Over => Err(is_on_its_way()),
         }
     }
 
@@ -203,6 +210,7 @@ impl<T, E> Call<T, E> {
                 let may_choose = self.client.route_of(&request).is_some_and(|route| !matches!(*route, Route::One(_)));
                 if may_choose || request.asked.needs_instances() {
                     registry::follow(&self.client);
+                    self.client.expects(&request);
                 }
                 Stage::Sent(self.client.begin(request)?)
             }
@@ -294,33 +302,6 @@ impl<T, E> Call<T, E> {
         self.set_off()?;
         Ok(Pending::new(self))
     }
-
-    /// Sends the call at once. `callback` gets its outcome exactly once, on a task of the runtime in which the client
-    /// connected.
-    ///
-    /// If that runtime has ended, or ends before, the outcome is [`Error::Disconnected`]. `callback` then gets it on
-    /// the thread that makes the call or ends the runtime.
-    pub fn then(mut self, callback: impl FnOnce(Result<T, E::Error>) + Send + 'static)
-    where
-        T: Answered + 'static,
-        E: Failure + 'static,
-    {
-        let runtime = self.client.runtime().clone();
-        let method = match &self.stage {
-            Stage::Ready(request) => request.target.as_ref().ok().map(|target| target.text.clone()),
-            Stage::Sent(_) | Stage::Unsent(_) | Stage::Over => None,
-        };
-        // The caller's thread may have no runtime.
-        let entered = runtime.enter();
-        let refused = self.dispatch().or_else(|error| self.keep(error)).err();
-        drop(entered);
-        let called = Called::new(callback, method, refused);
-        runtime.spawn(async move {
-            if !called.is_refused() {
-                called.with(self.await);
-            }
-        });
-    }
 }
 
 impl Call<Oneway> {
@@ -365,6 +346,11 @@ impl<T, E> fmt::Debug for Call<T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Call").field(&self.stage).finish()
     }
+}
+
+/// The error of a call that was sent already, and cannot be sent to all.
+fn is_on_its_way() -> Error {
+    Error::Invalid("the call is on its way already: make another one for all instances".to_owned())
 }
 
 /// The outcome that a reply tells. A compressed payload may decompress to at most `max_payload` bytes.

@@ -26,6 +26,7 @@ use crate::codec::CodecError;
 /// | `Overloaded` | `RESOURCE_EXHAUSTED` | no | yes |
 /// | `CircuitOpen` | `UNAVAILABLE` | no | yes |
 /// | `Unreachable` | `UNAVAILABLE` | no | yes |
+/// | `NoQuorum` | `UNAVAILABLE` | yes | yes |
 /// | `Blocked` | `UNAVAILABLE` | its field says | yes |
 /// | `Timeout` | `DEADLINE_EXCEEDED` | as [`Unanswered::may_have_run`] | yes |
 /// | `TooLarge` | `RESOURCE_EXHAUSTED` | yes if the reply was too large | no |
@@ -106,6 +107,22 @@ pub enum Error {
         method: String,
         /// The queue's name on the broker.
         queue: String,
+    },
+    /// Too few instances have replied well to a broadcast that [requires](crate::Broadcast::require) more. It has run on those
+    /// that have, and may have run on others.
+    #[error("{good} of {asked} instances of `{service}` have replied well, and {needed} must: {}", .failed.join("; "))]
+    #[non_exhaustive]
+    NoQuorum {
+        /// The service, as `name.vMAJOR`.
+        service: String,
+        /// How many have replied well.
+        good: usize,
+        /// How many had to.
+        needed: usize,
+        /// How many instances are known.
+        asked: usize,
+        /// Who else there is, each with its error, or that it has not replied.
+        failed: Vec<String>,
     },
     /// The broker is short of memory or disk and takes no messages. The call waited for
     /// [`ClientBuilder::blocked_wait`](crate::ClientBuilder::blocked_wait) (default: 5 s); the replay of a dead letter waits
@@ -223,6 +240,7 @@ impl Error {
             Self::Overloaded { .. } => Facts("Overloaded", Code::ResourceExhausted, false, true),
             Self::CircuitOpen { .. } => Facts("CircuitOpen", Code::Unavailable, false, true),
             Self::Unreachable { .. } => Facts("Unreachable", Code::Unavailable, false, true),
+            Self::NoQuorum { .. } => Facts("NoQuorum", Code::Unavailable, true, true),
             Self::Blocked { may_have_run, .. } => Facts("Blocked", Code::Unavailable, *may_have_run, true),
             Self::Timeout { why, .. } => Facts("Timeout", Code::DeadlineExceeded, why.may_have_run(), true),
             Self::TooLarge { what, .. } => Facts("TooLarge", Code::ResourceExhausted, *what == "reply", false),

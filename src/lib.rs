@@ -222,7 +222,7 @@ mod guide;
 
 pub use hopline_macros::service;
 
-pub use call::{Answered, Broadcast, BroadcastReply, Call, Oneway, Pending};
+pub use call::{Answered, Broadcast, BroadcastReply, Call, Oneway, Pending, Quorum};
 pub use client::{Absent, Client, ClientBuilder, Coalesce, Published, Traffic, WhenFull};
 pub use codec::{Arguments, Codec, CodecError};
 pub use compression::Compression;

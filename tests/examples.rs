@@ -330,3 +330,19 @@ async fn client_calls_the_server_of_another_process() {
     server.signal("TERM").await;
     assert!(server.ended().await.success());
 }
+
+#[tokio::test]
+async fn hedging_makes_second_attempts_of_calls_that_hang() {
+    for lines in every_way("hedging").await {
+        let number = |line: &str, sign: &str| -> usize {
+            let (before, _) = line.split_once(sign).unwrap_or_else(|| panic!("no `{sign}` in {line}"));
+            before.rsplit(' ').next().expect("a number").parse().expect("a number")
+        };
+        let usual = number(&lines[0], " of 300");
+        assert!(lines[0].starts_with("as usual: ") && usual >= 6, "{lines:?}");
+        // The first calls are not hedged, until it is known what is late.
+        let hedged = number(&lines[1], " of 300");
+        assert!(lines[1].starts_with("hedged: ") && hedged < usual, "{lines:?}");
+        assert!(number(&lines[2], " were quicker") > 0, "{lines:?}");
+    }
+}

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 
-use super::{Answered, Call, Oneway, outcome};
+use super::quorum::Votes;
+use super::{Answered, Call, Oneway, Quorum, outcome};
 use crate::client::Request;
 use crate::error::{Error, Fault};
 use crate::exchanges::Recipients;
@@ -25,7 +26,10 @@ use crate::service::Failure;
 /// # Ok(()) }
 /// ```
 #[must_use = "a broadcast does nothing until it is sent, or its replies are gathered"]
-pub struct Broadcast<T, E = Fault>(Call<T, E>);
+pub struct Broadcast<T, E = Fault> {
+    call: Call<T, E>,
+    quorum: Option<Quorum>,
+}
 
 /// The reply of one instance to a broadcast.
 ///
@@ -54,27 +58,69 @@ where
 
 impl<T, E> Broadcast<T, E> {
     pub(super) fn new(call: Call<T, E>) -> Self {
-        Self(call)
+        Self { call, quorum: None }
     }
 }
 
 impl<T, E: Failure> Broadcast<T, E> {
+    /// Says how many instances must reply well. [`gather`](Self::gather) then ends as soon as this is decided, either way:
+    /// with the replies so far, or with [`NoQuorum`](Error::NoQuorum), which says who has failed. The call is
+    /// cancelled where it still runs. Default: `gather` waits for its whole window, and takes every reply.
+    ///
+    /// The instances are those that the client knows by its [watch](crate::Registry::watch) when it asks, without those that
+    /// drain, and any other that replies. One that is known and does not reply within the window has failed, so that
+    /// [`Quorum::All`] means all, and not all that are quick. If the client knows none, which it waits 200 ms for, those count
+    /// that reply within the window. The method's own error is no good reply.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// use hopline::Quorum;
+    ///
+    /// # async fn example(client: hopline::Client) -> Result<(), hopline::Error> {
+    /// let forget = client.call::<()>("prices.v1", "forget", ("pen",)).all();
+    /// forget.require(Quorum::All).gather(Duration::from_secs(1)).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn require(mut self, quorum: Quorum) -> Self
+    where
+        T: Answered,
+    {
+        self.quorum = Some(quorum);
+        self
+    }
+
     /// Collects the replies that arrive within `window`, in the order in which they arrive. `window` replaces the
     /// call's time-out.
     ///
     /// # Errors
     /// - `NoService` if there is no instance,
+    /// - `NoQuorum` if too few instances have replied as it is [required](Self::require),
     /// - `Disconnected` if the connection is lost meanwhile,
     /// - the errors of [`Call::start`], which are known before anything is sent.
     pub async fn gather(self, window: Duration) -> Result<Vec<BroadcastReply<T, E>>, Error>
     where
         T: Answered,
     {
+        let Some(quorum) = self.quorum else {
+            let mut stream = self.ask(window).await?;
+            let mut replies = Vec::new();
+            while let Some(reply) = stream.next().await {
+                replies.push(reply?);
+            }
+            return Ok(replies);
+        };
+        let (client, target) = (self.call.client.clone(), self.call.target()?);
+        let mut votes = Votes::new(quorum, client.known_instances(&target).await);
         let mut stream = self.ask(window).await?;
-        let mut replies = Vec::new();
-        while let Some(reply) = stream.next().await {
-            replies.push(reply?);
+        let mut replies: Vec<BroadcastReply<T, E>> = Vec::new();
+        while !votes.are_decided()
+            && let Some(reply) = stream.next().await
+        {
+            let reply = reply?;
+            votes.count(&reply.instance, reply.outcome.as_ref().err().map(why));
+            replies.push(reply);
         }
+        votes.end(|| target.service_text.to_string())?;
         Ok(replies)
     }
 
@@ -117,7 +163,7 @@ impl<T, E: Failure> Broadcast<T, E> {
         self,
         window: Duration,
     ) -> Result<impl Stream<Item = Result<BroadcastReply<T, E>, Error>> + Send + Unpin + use<T, E>, Error> {
-        let Call { client, stage, read, .. } = self.0.timeout(window);
+        let Call { client, stage, read, .. } = self.call.timeout(window);
         let request = Request { recipients: Recipients::All, ..Call::<T, E>::unsent(stage)? };
         Ok(client.ask(request).await?.map(move |answer| {
             let (instance, reply) = answer?;
@@ -135,13 +181,18 @@ impl Broadcast<Oneway> {
     /// # Errors
     /// As [`Call::send`].
     pub async fn send(self) -> Result<(), Error> {
-        let Call { client, stage, .. } = self.0;
+        let Call { client, stage, .. } = self.call;
         client.send(Request { recipients: Recipients::All, ..Call::<Oneway>::unsent(stage)? }).await
     }
 }
 
 impl<T, E> fmt::Debug for Broadcast<T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Broadcast").field(&self.0).finish()
+        f.debug_tuple("Broadcast").field(&self.call).finish()
     }
+}
+
+/// Why a reply is not good.
+fn why<X: fmt::Debug>(error: &X) -> String {
+    format!("{error:?}")
 }

@@ -3,8 +3,39 @@
 use std::marker::PhantomData;
 use std::sync::Arc;
 
+use super::{Answered, Call, Stage};
 use crate::client::RUNTIME_ENDED;
 use crate::error::Error;
+use crate::service::Failure;
+
+impl<T, E> Call<T, E> {
+    /// Sends the call at once. `callback` gets its outcome exactly once, on a task of the runtime in which the client
+    /// connected.
+    ///
+    /// If that runtime has ended, or ends before, the outcome is [`Error::Disconnected`]. `callback` then gets it on
+    /// the thread that makes the call or ends the runtime.
+    pub fn then(mut self, callback: impl FnOnce(Result<T, E::Error>) + Send + 'static)
+    where
+        T: Answered + 'static,
+        E: Failure + 'static,
+    {
+        let runtime = self.client.runtime().clone();
+        let method = match &self.stage {
+            Stage::Ready(request) => request.target.as_ref().ok().map(|target| target.text.clone()),
+            Stage::Sent(_) | Stage::Unsent(_) | Stage::Over => None,
+        };
+        // The caller's thread may have no runtime.
+        let entered = runtime.enter();
+        let refused = self.dispatch().or_else(|error| self.keep(error)).err();
+        drop(entered);
+        let called = Called::new(callback, method, refused);
+        runtime.spawn(async move {
+            if !called.is_refused() {
+                called.with(self.await);
+            }
+        });
+    }
+}
 
 /// A callback. If it was not called when this is dropped, it is called then: the runtime that waited for the outcome
 /// has ended.

@@ -9,6 +9,34 @@ use crate::service::Failure;
 pub(super) type SafeValue<T> = Box<dyn FnOnce() -> T + Send>;
 
 impl<T, E> Call<T, E> {
+    /// Sets how many more attempts the call has if it fails. Default: the [client's](crate::ClientBuilder::retry), 0
+    /// unless set.
+    ///
+    /// A call that **has not run** is tried again, whatever its method is: after `NoService`, `Overloaded`, `Unreachable`
+    /// and `CircuitOpen`, after any other error that [may not have run](Error::may_have_run), and after the faults
+    /// `RESOURCE_EXHAUSTED` and `UNAVAILABLE` if the server says that no handler ran. A call that **may have run**, as
+    /// after `ABORTED`, is tried again only if it is [idempotent](Call::idempotent). It is never tried again after its
+    /// deadline or `DEADLINE_EXCEEDED`, after the method's own error, after what is the caller's fault, and after a
+    /// fault that is [permanent](Fault::permanent).
+    ///
+    /// Before each further attempt there is a pause: as long as the server asked for ([`Fault::retry_after`]), or else
+    /// a random time of up to 50 ms, 100 ms and so on up to 1 s; after an overload up to 1 s, 2 s and so on up to 5 s. All
+    /// attempts share the call's time-out. Each has an id of its own, and goes to another instance than the one that
+    /// reported the fault, if there is another.
+    ///
+    /// Further attempts have a **budget**, for each client and service: ten in each second, and beyond that one for five
+    /// calls of the last 10 s. When it is empty, the call fails with its last error, so that a service that cannot keep up does not
+    /// get several times the calls.
+    ///
+    /// ```
+    /// # async fn example(client: hopline::Client) -> Result<(), hopline::Error> {
+    /// let sum: i64 = client.call("calculator.v1", "add", (2, 3)).idempotent().retry(2).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn retry(self, retries: u32) -> Self {
+        self.with(|request| request.asked.retries = retries)
+    }
+
     /// Gives the call a **second attempt at another instance** if it is late. The first good reply wins, and the other
     /// attempt is cancelled, also on the server. Default: the [client's setting](crate::ClientBuilder::hedge), off unless
     /// set.

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, TryFutureExt as _};
 use tokio::time::Instant;
 use tracing::warn;
 
@@ -187,6 +189,15 @@ impl Client {
         self.0.policies.settings.asked
     }
 
+    /// A request may get another attempt at an instance that the client chooses, so it has to know them by then.
+    pub(crate) fn expects<P>(&self, request: &Request<P>) {
+        if let Ok(target) = &request.target
+            && request.asked.hedges
+        {
+            self.router().expect(&target.service_text);
+        }
+    }
+
     /// A value was returned in place of an error.
     pub(crate) fn counts_value_for_error(&self) {
         self.0.policies.counted.values_for_errors.one_more();
@@ -245,8 +256,18 @@ impl Client {
         }
     }
 
+    /// A call that becomes a oneway call if it fails.
+    pub(super) fn or_later(
+        &self,
+        running: BoxFuture<'static, Result<Reply, Error>>,
+        fallen: Option<Request<ArgumentWriter>>,
+    ) -> BoxFuture<'static, Result<Reply, Error>> {
+        let (Some(fallen), client) = (fallen, self.clone()) else { return running };
+        running.or_else(|error| async move { client.fall_back(fallen, error).await }).boxed()
+    }
+
     /// Publishes a call that has failed as a oneway call. Returns the error of the call if that is not possible either.
-    pub(super) async fn fall_back(&self, fallen: Request<ArgumentWriter>, error: Error) -> Result<Reply, Error> {
+    async fn fall_back(&self, fallen: Request<ArgumentWriter>, error: Error) -> Result<Reply, Error> {
         if !error.is_transient() {
             return Err(error);
         }

@@ -13,7 +13,8 @@ use super::request::{Attempt, Request};
 use super::{Client, Target};
 use crate::error::{Code, Error, Fault, Unanswered};
 use crate::exchanges::Recipients;
-use crate::middleware::Reply;
+use crate::middleware::{Apart, Reply};
+use crate::registry;
 use crate::route::{Candidate, Route, Turns};
 use crate::state::State;
 
@@ -126,6 +127,15 @@ impl Router {
     }
 }
 
+impl Request {
+    /// The instances that it is rather not to go to, since it is not known how quick they are.
+    fn unknown(&self, candidates: &[Candidate]) -> Vec<Arc<str>> {
+        let is_in_haste = self.apart.as_ref().is_some_and(Apart::is_in_haste);
+        let unknown = candidates.iter().filter(|candidate| is_in_haste && !candidate.is_known());
+        unknown.map(|candidate| candidate.instance.clone()).collect()
+    }
+}
+
 /// An attempt that has no reply yet. If it is given up, since another one was quicker, that tells of its instance.
 struct Unanswering<'c> {
     chosen: Option<&'c Candidate>,
@@ -158,6 +168,15 @@ impl Client {
 
     pub(crate) fn router(&self) -> &Router {
         &self.0.router
+    }
+
+    /// The instances of a service that take calls, as far as they are known. It waits for them like a call along a route.
+    pub(crate) async fn known_instances(&self, target: &Target) -> Vec<String> {
+        registry::follow(self);
+        let service = self.0.router.service(&target.service_text);
+        let known = self.candidates(&service, target, None).await.unwrap_or_default();
+        let taking = known.iter().filter(|candidate| !candidate.is_draining);
+        taking.map(|candidate| candidate.instance.to_string()).collect()
     }
 
     /// Sends a request along its route, and waits for the reply.
@@ -215,15 +234,16 @@ impl Client {
             } else {
                 service.candidates.borrow().clone()
             };
-            let choose = |not: &[Arc<str>], rather_not: &[Arc<str>]| {
-                let (not, rather_not) = ([&*tried, not].concat(), [&*avoided, rather_not].concat());
+            let choose = |taken: &[Arc<str>]| {
+                let (not, rather_not) =
+                    ([&*tried, taken].concat(), [&*avoided, &*request.unknown(&candidates)].concat());
                 let others = || route.choose(&candidates, &[&*not, &*rather_not].concat(), &turns);
                 let chosen = if rather_not.is_empty() { None } else { others() };
                 chosen.or_else(|| route.choose(&candidates, &not, &turns))
             };
             let chosen = match &request.apart {
-                Some(apart) => apart.choose(&candidates, choose),
-                None => choose(&[], &[]),
+                Some(apart) => apart.choose(choose, |chosen| chosen.instance.clone()),
+                None => choose(&[]),
             };
             let Some(chosen) = chosen else { break };
             tried.push(chosen.instance.clone());

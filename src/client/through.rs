@@ -11,7 +11,7 @@ use std::task::{Context as TaskContext, Poll, Waker, ready};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use futures::{FutureExt as _, Stream, StreamExt as _, TryFutureExt as _};
+use futures::{FutureExt as _, Stream, StreamExt as _};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -156,21 +156,9 @@ impl Client {
             return Ok(Started::Through(Through { running, runtime, context }));
         }
         let (call, request) = self.opened(request, Style::Call)?;
-        if request.asked.hedges
-            && let Ok(target) = &request.target
-        {
-            self.0.router.expect(&target.service_text);
-        }
         let fallen = request.asked.fails_back.then(|| self.fallen(&call, &request));
         let running = self.attempts(call, request, |client, request| async move { client.deliver(request).await });
-        let running = RunningThrough::Here(match fallen {
-            None => running.boxed(),
-            Some(fallen) => {
-                let client = self.clone();
-                let or_later = |error| async move { client.fall_back(fallen, error).await };
-                running.or_else(or_later).boxed()
-            }
-        });
+        let running = RunningThrough::Here(self.or_later(running.boxed(), fallen));
         Ok(Started::Through(Through { running, runtime, context }))
     }
 

@@ -47,6 +47,7 @@ fn each_variant_says_what_the_table_in_its_documentation_says() {
     let too_large = |what| Error::TooLarge { what, size: 2, limit: 1, whose: "client's" };
     let blocked = |may_have_run| Error::Blocked { method: None, reason: text(), after: Duration::ZERO, may_have_run };
     let disconnected = |may_have_run| Error::Disconnected { method: None, may_have_run, reason: text() };
+    let no_quorum = Error::NoQuorum { service: text(), good: 1, needed: 2, asked: 2, failed: Vec::new() };
     let silent = Error::silent("declare a queue", Duration::from_secs(30));
     assert_eq!(silent.to_string(), "the broker did not declare a queue: it gave no answer within 30s");
     // The code, whether it may have run, and whether trying again later can help.
@@ -56,6 +57,7 @@ fn each_variant_says_what_the_table_in_its_documentation_says() {
         (Error::NoService { service: text(), method: None }, "UNAVAILABLE", false, true),
         (Error::Overloaded { what: text() }, "RESOURCE_EXHAUSTED", false, true),
         (Error::Unreachable { method: text(), queue: text() }, "UNAVAILABLE", false, true),
+        (no_quorum, "UNAVAILABLE", true, true),
         (blocked(false), "UNAVAILABLE", false, true),
         (blocked(true), "UNAVAILABLE", true, true),
         (timeout(Unanswered::Unsent), "DEADLINE_EXCEEDED", false, true),

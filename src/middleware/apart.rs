@@ -2,8 +2,6 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::route::Candidate;
-
 /// One of several attempts of a call at the same time, with what it knows of the others.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Apart {
@@ -40,19 +38,20 @@ impl Apart {
         self.goes != Goes::Anywhere
     }
 
-    /// Lets `choose` find an instance, given those that it must not be, and those that it is rather not to be. Others do not
-    /// choose the same one meanwhile.
-    pub(crate) fn choose<'c>(
+    /// Whether it is rather to go to an instance of which it is known how quick it is.
+    pub(crate) fn is_in_haste(&self) -> bool {
+        self.goes == Goes::ElsewhereQuickly
+    }
+
+    /// Lets `choose` find an instance, given those at which the others are. These do not choose the same one meanwhile.
+    pub(crate) fn choose<C>(
         &self,
-        candidates: &'c [Candidate],
-        choose: impl FnOnce(&[Arc<str>], &[Arc<str>]) -> Option<&'c Candidate>,
-    ) -> Option<&'c Candidate> {
-        let is_unknown = |candidate: &&Candidate| self.goes == Goes::ElsewhereQuickly && !candidate.is_known();
-        let unknown: Vec<_> =
-            candidates.iter().filter(is_unknown).map(|candidate| candidate.instance.clone()).collect();
+        choose: impl FnOnce(&[Arc<str>]) -> Option<C>,
+        instance: impl FnOnce(&C) -> Arc<str>,
+    ) -> Option<C> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let chosen = choose(&taken, &unknown)?;
-        taken.push(chosen.instance.clone());
+        let chosen = choose(&taken)?;
+        taken.push(instance(&chosen));
         Some(chosen)
     }
 }

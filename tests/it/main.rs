@@ -56,6 +56,7 @@ mod runtimes;
 mod settings;
 mod sharing;
 mod statistics;
+mod strategies;
 mod tapping;
 mod transport_contract;
 mod watching;
