@@ -42,10 +42,13 @@ pub(crate) struct Hedge {
 /// What a client knows of the methods whose calls it hedges.
 #[derive(Debug, Default)]
 pub(crate) struct Hedges {
-    replies: Mutex<HashMap<(Arc<str>, Arc<str>), ReplyTimes>>,
+    replies: Mutex<HashMap<MethodName, ReplyTimes>>,
     /// When a service was overloaded.
     overloaded: Mutex<HashMap<Arc<str>, Instant>>,
 }
+
+/// A service and its method.
+type MethodName = (Arc<str>, Arc<str>);
 
 /// How long the last replies of a method took.
 #[derive(Debug)]
