@@ -10,6 +10,7 @@ use super::{Answered, Call, Oneway, Quorum, outcome};
 use crate::client::Request;
 use crate::error::{Error, Fault};
 use crate::exchanges::Recipients;
+use crate::registry;
 use crate::service::Failure;
 
 /// A call to every instance of a service. It does nothing until its replies are [gathered](Broadcast::gather) or
@@ -110,6 +111,7 @@ impl<T, E: Failure> Broadcast<T, E> {
             return Ok(replies);
         };
         let (client, target) = (self.call.client.clone(), self.call.target()?);
+        registry::follow(&client);
         let mut votes = Votes::new(quorum, client.known_instances(&target).await);
         let mut stream = self.ask(window).await?;
         let mut replies: Vec<BroadcastReply<T, E>> = Vec::new();

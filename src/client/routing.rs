@@ -14,7 +14,6 @@ use super::{Client, Target};
 use crate::error::{Code, Error, Fault, Unanswered};
 use crate::exchanges::Recipients;
 use crate::middleware::{Apart, Reply};
-use crate::registry;
 use crate::route::{Candidate, Route, Turns};
 use crate::state::State;
 
@@ -172,7 +171,6 @@ impl Client {
 
     /// The instances of a service that take calls, as far as they are known. It waits for them like a call along a route.
     pub(crate) async fn known_instances(&self, target: &Target) -> Vec<String> {
-        registry::follow(self);
         let service = self.0.router.service(&target.service_text);
         let known = self.candidates(&service, target, None).await.unwrap_or_default();
         let taking = known.iter().filter(|candidate| !candidate.is_draining);
@@ -234,6 +232,12 @@ impl Client {
             } else {
                 service.candidates.borrow().clone()
             };
+            // The only one has the other attempt already.
+            if request.apart.as_ref().is_some_and(Apart::is_in_haste)
+                && candidates.iter().filter(|candidate| !candidate.is_draining).count() < 2
+            {
+                break;
+            }
             let choose = |taken: &[Arc<str>]| {
                 let (not, rather_not) =
                     ([&*tried, taken].concat(), [&*avoided, &*request.unknown(&candidates)].concat());

@@ -2,12 +2,16 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::policies::Counted;
+
 /// One of several attempts of a call at the same time, with what it knows of the others.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Apart {
     goes: Goes,
     /// The instances at which these attempts are, as far as the client has chosen them.
     taken: Arc<Mutex<Vec<Arc<str>>>>,
+    /// Counts it once it goes to an instance.
+    counted: Option<Arc<Counted>>,
 }
 
 /// Which instance such an attempt goes to.
@@ -25,12 +29,17 @@ enum Goes {
 impl Apart {
     /// Another attempt, at another instance.
     pub(crate) fn elsewhere(&self) -> Self {
-        Self { goes: Goes::Elsewhere, taken: self.taken.clone() }
+        Self { goes: Goes::Elsewhere, ..self.clone() }
     }
 
     /// Another attempt, at another instance of which it is known how quick it is, if there is one.
-    pub(crate) fn elsewhere_quickly(&self) -> Self {
-        Self { goes: Goes::ElsewhereQuickly, taken: self.taken.clone() }
+    pub(crate) fn elsewhere_quickly(&self, counted: Arc<Counted>) -> Self {
+        Self { goes: Goes::ElsewhereQuickly, counted: Some(counted), ..self.clone() }
+    }
+
+    /// At how many instances chosen by the client these attempts are or were.
+    pub(crate) fn places(&self) -> usize {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     /// Whether it has to go to an instance that the client chooses.
@@ -52,6 +61,9 @@ impl Apart {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let chosen = choose(&taken)?;
         taken.push(instance(&chosen));
+        if let Some(counted) = &self.counted {
+            counted.hedges.one_more();
+        }
         Some(chosen)
     }
 }

@@ -97,12 +97,13 @@ impl Middleware for Hedge {
             self.notes(&call, since, &outcome);
             return outcome;
         }
-        self.counted.hedges.one_more();
-        let mut second = next.run(Invocation { apart: Some(apart.elsewhere_quickly()), ..call.clone() });
-        if outcome.is_some() {
+        let (quickly, places) = (apart.elsewhere_quickly(self.counted.clone()), apart.places());
+        let mut second = next.run(Invocation { apart: Some(quickly), ..call.clone() });
+        if let Some(failed) = outcome {
             let outcome = second.await;
             self.won(&outcome);
-            return outcome;
+            // There was no other instance.
+            return if apart.places() == places { failed } else { outcome };
         }
         // Whichever loses is dropped, which cancels it.
         let (outcome, is_second) = tokio::select! {

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use hopline::{
-    Call, CallError, Client, Code, Context, Error, Fault, Invocation, Method, Middleware, Quorum, Route, Running,
-    Service,
+    Absent, Call, CallError, Client, Code, Context, Error, Fault, Invocation, Method, Middleware, Quorum, Route,
+    Running, Service,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
@@ -242,6 +242,17 @@ async fn after_a_failure_the_second_attempt_is_made_at_once() {
     assert!(error.code() == Code::NotFound && fleet.orders.runs_of(8).len() == 1, "{error:?}");
 }
 
+#[tokio::test]
+async fn where_there_is_no_other_instance_the_first_error_is_told() {
+    let scene = Scene::new();
+    let fleet = Fleet::serve(&scene, 1).await;
+    let client = scene.client().await;
+    fleet.orders.fails(1, Fault::new(Code::Aborted, "in the middle"));
+    let error = soon(call(&client, 7).hedge().into_future()).await.expect_err("nobody else");
+    assert!(error.to_string().contains("in the middle") && fleet.orders.runs_of(7).len() == 1, "{error:?}");
+    assert_eq!(client.policies().hedges, 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn nothing_is_hedged_after_an_overload_before_an_open_breaker_and_without_budget() {
     let scene = Scene::in_memory();
@@ -469,7 +480,9 @@ async fn a_call_that_has_failed_is_left_to_the_broker_and_runs_later() {
     fleet.orders.until(|orders| orders.runs_of(1).len() == 2).await;
     // Nobody is there; the one that comes later runs it.
     fleet.servers.clear();
-    let outcome = store(2).idempotent().absent(hopline::Absent::Fail).retry(1).fail_back().into_future();
+    let absent = || client.call::<()>("fleet", "refuse", ()).absent(Absent::Fail).timeout(Duration::from_secs(1));
+    soon(async { while !matches!(absent().await, Err(Error::NoService { .. })) {} }).await;
+    let outcome = store(2).idempotent().absent(Absent::Fail).retry(1).fail_back().into_future();
     soon(outcome).await.expect("the broker has it");
     assert_eq!(client.policies().failed_back, 2);
     fleet.servers.push(scene.serve(Fleet::service(&fleet.orders)).await);
