@@ -97,6 +97,8 @@ pub struct Instance {
     pub compressions: Vec<String>,
     /// Whether it drains: it takes no more calls, and ends when those that run have ended.
     pub draining: bool,
+    /// Whether it takes no calls for a while, since too many have failed there: [`Quarantine`](crate::Quarantine).
+    pub quarantined: bool,
     /// What its program says about it, by [`Server::attribute`](crate::Server::attribute).
     pub attributes: BTreeMap<String, String>,
     /// Its methods, sorted by name.
@@ -204,6 +206,7 @@ mod tests {
                 pid: 5,
                 started_at_ms: 1,
                 draining: true,
+                quarantined: true,
                 codecs: vec!["CBOR".into()],
                 compressions: vec!["lz4".into()],
                 attributes: BTreeMap::from([("zone".into(), "eu1".into())]),

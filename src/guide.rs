@@ -20,6 +20,7 @@ pages! {
     Deadlines = "docs/guide/src/deadlines.md",
     Middleware = "docs/guide/src/middleware.md",
     Caching = "docs/guide/src/caching.md",
+    Limits = "docs/guide/src/limits.md",
     Testing = "docs/guide/src/testing.md",
     ChangingAContract = "docs/guide/src/changing-a-contract.md",
     #[cfg(feature = "schema")]

@@ -234,7 +234,10 @@ pub use document::{Histogram, Instance, InstanceStats, LastFault, MethodInfo, Me
 #[cfg(feature = "schema")]
 pub use document::{MethodSchema, ParameterSchema, ServiceSchema};
 pub use error::{CallError, Code, Error, Fault, Unanswered};
-pub use middleware::{Breaker, BreakerState, Finished, Invocation, Middleware, Next, PolicyCounts, Reply, Style};
+pub use middleware::{
+    Adaptive, AdaptiveCounts, Breaker, BreakerState, FairShare, FairShareCounts, Finished, Invocation, Middleware,
+    Next, PolicyCounts, Quarantine, QuarantineCounts, RateCounts, RateLimit, Reply, ShedCounts, Shedding, Style,
+};
 pub use registry::{Change, Pong, Registry, ServiceQueues};
 pub use route::{Route, Weights};
 pub use server::{Caller, Readiness, Running, Server, ServerBuilder, ServerHealth};

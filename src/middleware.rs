@@ -2,32 +2,46 @@
 //! authentication, retries and limits.
 
 mod apart;
+mod adaptive;
 mod breaker;
 mod budget;
 mod cache;
 mod chain;
 mod fork;
 mod hedge;
+mod fair_share;
 mod invocation;
 mod policies;
+mod quarantine;
 mod rate;
+mod rate_limit;
 mod reply;
 mod retry;
+mod server_policy;
+mod shedding;
 
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::adaptive::{Adaptive, AdaptiveCounts};
+pub(crate) use self::adaptive::{AdaptiveGauge, AdaptiveLimit};
 pub(crate) use self::apart::Apart;
 pub use self::breaker::{Breaker, BreakerState};
 pub(crate) use self::breaker::{Breakers, Passed};
 pub(crate) use self::cache::CacheSize;
-pub(crate) use self::chain::Chain;
 pub use self::chain::Next;
+pub(crate) use self::chain::{Chain, NotAdmitted};
+pub use self::fair_share::{FairShare, FairShareCounts};
 pub use self::invocation::{Invocation, Style};
 pub use self::policies::PolicyCounts;
 pub(crate) use self::policies::{Asked, Policies, PolicySettings};
+pub use self::quarantine::{Quarantine, QuarantineCounts};
+pub(crate) use self::quarantine::{QuarantineRule, QuarantineTally};
+pub use self::rate_limit::{RateCounts, RateLimit};
 pub use self::reply::Reply;
+pub(crate) use self::server_policy::ServerPolicy;
+pub use self::shedding::{ShedCounts, Shedding};
 use crate::error::{Code, Error, Fault};
 
 /// Code that runs around each call of a client, a service, or a whole server. Each of the three methods has a default
@@ -114,6 +128,12 @@ pub trait Middleware: Send + Sync + 'static {
     fn finished(&self, done: &Finished<'_>) {
         let _ = done;
     }
+
+    /// What a policy of this crate does at other steps of a call.
+    #[doc(hidden)]
+    fn policy(&self) -> Option<&dyn ServerPolicy> {
+        None
+    }
 }
 
 /// A middleware that is shared: the program keeps one `Arc` and reads there what the middleware has counted.
@@ -128,6 +148,10 @@ impl<M: Middleware> Middleware for Arc<M> {
 
     fn finished(&self, done: &Finished<'_>) {
         M::finished(self, done);
+    }
+
+    fn policy(&self) -> Option<&dyn ServerPolicy> {
+        M::policy(self)
     }
 }
 

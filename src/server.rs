@@ -21,6 +21,7 @@ mod locate;
 mod message;
 mod moving;
 mod outcome;
+mod places;
 mod process;
 mod readiness;
 mod reading;
@@ -36,6 +37,7 @@ mod site;
 mod supervisor;
 mod tap;
 mod through;
+mod ward;
 mod worker;
 
 use std::collections::BTreeMap;

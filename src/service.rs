@@ -221,9 +221,11 @@ impl Service {
         self
     }
 
-    /// How many messages of each queue an instance holds at first. A worker may lower this later.
-    pub(crate) fn prefetched(&self) -> u16 {
-        self.prefetch.unwrap_or_else(|| u16::try_from(self.concurrency).unwrap_or(u16::MAX))
+    /// How many messages of each queue an instance holds at first. A worker may lower this later. With `looks_ahead` as
+    /// many as run at once wait here, so that a policy can decide about them.
+    pub(crate) fn prefetched(&self, looks_ahead: bool) -> u16 {
+        let messages = if looks_ahead { self.concurrency.saturating_mul(2) } else { self.concurrency };
+        self.prefetch.unwrap_or_else(|| u16::try_from(messages).unwrap_or(u16::MAX))
     }
 
     /// How many calls an instance runs at once. Default: 256. 0 counts as 1.

@@ -64,7 +64,11 @@ fn shown(instances: &[Instance]) -> String {
     let head = ["INSTANCE", "HOST", "PID", "UP", "HOPLINE", "ATTRIBUTES"].map(str::to_owned);
     let row = |instance: &Instance| {
         let attributes = instance.attributes.iter().map(|(name, value)| format!("{name}={value}"));
-        let state = if instance.draining { "  (drains)" } else { "" };
+        let state = match (instance.draining, instance.quarantined) {
+            (true, _) => "  (drains)",
+            (false, true) => "  (quarantined)",
+            (false, false) => "",
+        };
         [
             format!("{}{state}", instance.instance),
             instance.host.clone(),

@@ -117,6 +117,7 @@ impl Client {
             asked: Asked::default(),
             avoid: Vec::new(),
             apart: None,
+            served: true,
         };
         let (key, context) = (event.key, event.context);
         let announcing = self.through(call, event.attempt, move |client, call, attempt| {

@@ -233,6 +233,7 @@ impl Client {
             asked: request.asked.for_style(style),
             avoid: Vec::new(),
             apart: None,
+            served: true,
         };
         Ok((call, request))
     }

@@ -5,11 +5,12 @@ use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::future::BoxFuture;
 use tracing::error;
 
-use super::{Finished, Invocation, Middleware, Reply};
+use super::{Finished, Invocation, Middleware, Reply, ServerPolicy};
 use crate::error::{Code, Error, Fault};
 use crate::panics::words;
 
@@ -74,6 +75,8 @@ trait Layer: Send + Sync {
     fn admit(&self, call: &Invocation) -> Result<(), Fault>;
 
     fn finished(&self, done: &Finished<'_>);
+
+    fn policy(&self) -> Option<&dyn ServerPolicy>;
 }
 
 impl<M: Middleware> Layer for M {
@@ -88,6 +91,17 @@ impl<M: Middleware> Layer for M {
     fn finished(&self, done: &Finished<'_>) {
         Middleware::finished(self, done);
     }
+
+    fn policy(&self) -> Option<&dyn ServerPolicy> {
+        Middleware::policy(self)
+    }
+}
+
+/// A middleware refuses a call.
+pub(crate) struct NotAdmitted {
+    pub(crate) fault: Fault,
+    /// Whether a oneway call is held instead.
+    pub(crate) holds: bool,
 }
 
 /// Middleware in its order, the outermost first.
@@ -121,11 +135,12 @@ impl Chain {
         Next { layers: self.0.clone(), at: 0, end: Arc::new(end) }.go_on(call)
     }
 
-    /// Asks all middleware whether they accept a call, until one refuses. A middleware that panics refuses.
-    pub(crate) fn admit(&self, call: &Invocation) -> Result<(), Fault> {
+    /// Asks all middleware whether they accept a call, until one refuses. A middleware that panics refuses. `admitted`
+    /// becomes the number of those that have accepted it.
+    pub(crate) fn admit(&self, call: &Invocation, admitted: &AtomicUsize) -> Result<(), NotAdmitted> {
         self.0.iter().try_for_each(|layer| {
             // One that panics has not said yes.
-            catch_unwind(AssertUnwindSafe(|| layer.admit(call))).unwrap_or_else(|panic| {
+            let asked = catch_unwind(AssertUnwindSafe(|| layer.admit(call))).unwrap_or_else(|panic| {
                 let (service, method) = (call.service(), call.method());
                 error!(
                     service,
@@ -134,8 +149,30 @@ impl Chain {
                     "a middleware panicked as it was to admit a call: refused"
                 );
                 Err(Fault::new(Code::Internal, "a middleware panicked as it was to admit the call: the log says why"))
-            })
+            });
+            match asked {
+                Ok(()) => {
+                    admitted.fetch_add(1, Ordering::Relaxed);
+                    Ok(())
+                }
+                Err(fault) => Err(NotAdmitted { fault, holds: layer.policy().is_some_and(ServerPolicy::holds) }),
+            }
         })
+    }
+
+    /// The policies among the middleware.
+    pub(crate) fn policies(&self) -> impl Iterator<Item = &dyn ServerPolicy> {
+        self.0.iter().filter_map(|layer| layer.policy())
+    }
+
+    /// Asks all policies whether a request may begin, until one refuses.
+    pub(crate) fn begins(&self, call: &Invocation) -> Result<(), Fault> {
+        self.policies().try_for_each(|policy| policy.begins(call))
+    }
+
+    /// Tells the policies among the first `admitted` middleware that a call has left.
+    pub(crate) fn leaves(&self, call: &Invocation, admitted: usize) {
+        self.0.iter().take(admitted).filter_map(|layer| layer.policy()).for_each(|policy| policy.leaves(call));
     }
 
     /// Tells all middleware that a call has ended, the innermost first.

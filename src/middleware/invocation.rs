@@ -80,6 +80,8 @@ pub struct Invocation {
     pub(crate) avoid: Vec<Arc<str>>,
     /// Set if other attempts are on their way at the same time.
     pub(crate) apart: Option<Apart>,
+    /// On a server, whether the service has the method.
+    pub(crate) served: bool,
 }
 
 impl Invocation {

@@ -6,7 +6,7 @@ use serde::Serialize;
 use tracing::info;
 
 use super::allow::Caller;
-use super::message::Message;
+use super::message::{Message, Source};
 use super::process;
 use super::worker::Worker;
 use crate::clock::unix_millis;
@@ -73,6 +73,7 @@ impl Worker {
             codecs: Codec::ALL.map(|codec| codec.name().to_owned()).into(),
             compressions: readable.map(|compression| compression.name().to_owned()).collect(),
             draining: self.site.draining.is_cancelled(),
+            quarantined: self.is_away(Source::Calls),
             attributes: self.site.attributes.clone(),
             methods: self.all_methods().map(|served| served.method.info()).collect(),
         }

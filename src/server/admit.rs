@@ -1,6 +1,7 @@
 //! The first step of a frame that a server gets: it decides whether the frame runs, is answered at once, or is refused.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -18,7 +19,11 @@ use crate::document::DRAIN;
 use crate::error::{Code, Fault};
 use crate::frame::{Frame, Kind};
 use crate::limits::MAX_TIMEOUT;
+use crate::middleware::NotAdmitted;
 use crate::service::Answer;
+
+/// How long a policy holds a oneway call if it does not say.
+const HELD: Duration = Duration::from_millis(100);
 
 /// A frame that goes on to run.
 pub(super) enum Taken {
@@ -40,6 +45,8 @@ enum Decision {
     Done,
     /// A middleware refuses this oneway call for now. It is tried again after a pause.
     NotNow(Fault),
+    /// A policy holds this oneway call for so long, and is asked again then.
+    Held(Arc<ServedMethod>, Duration),
     /// The same call is running already. This frame gets the same answer when that ends.
     Runs,
 }
@@ -72,6 +79,7 @@ impl Worker {
             }
             Ok(Decision::Done) => message.finish(),
             Ok(Decision::Runs) => {}
+            Ok(Decision::Held(served, pause)) => drop(tasks.spawn(self.clone().hold_back(job(frame, served), pause))),
             Ok(Decision::NotNow(fault)) => {
                 drop(tasks.spawn(self.clone().refuse_for_now(frame, fault, message.clone())))
             }
@@ -88,6 +96,19 @@ impl Worker {
             Some(Taken::Ask(job)) => drop(tasks.spawn(self.clone().ask_first(vec![job]))),
             None => {}
         }
+    }
+
+    /// Holds a oneway call that a policy does not let run yet, and decides again about it. It waits here, so that no
+    /// attempt is counted, and is given back if the server drains meanwhile.
+    async fn hold_back(self: Arc<Self>, job: Job, pause: Duration) {
+        tokio::select! {
+            biased;
+            () = self.site.draining.cancelled() => return self.give_back(job).await,
+            () = self.leaves(job.message.source) => return self.give_back(job).await,
+            () = tokio::time::sleep(pause) => {}
+        }
+        let Job { frame, message, .. } = job;
+        self.take_again(frame, &message);
     }
 
     /// What is to be done about a frame; a fault for what must not run.
@@ -139,17 +160,21 @@ impl Worker {
             self.site.allow.check(&caller, &format!("{whose}{sign}{name}"))?;
         }
         self.check_key(frame, message)?;
-        if let Some(passage) = passage {
-            match self.middleware.admit(&passage.call) {
-                Ok(()) => {}
-                Err(fault) if frame.kind == Kind::Oneway && message.source == Source::Work && fault.is_transient() => {
+        if let Some(passage) = passage
+            && let Err(NotAdmitted { fault, holds }) = self.middleware.admit(&passage.call, &passage.admitted)
+        {
+            match self.method(frame) {
+                Some(served) if holds && frame.kind == Kind::Oneway => {
+                    return Ok(Decision::Held(served.clone(), fault.retry_after.unwrap_or(HELD)));
+                }
+                _ if frame.kind == Kind::Oneway && message.source == Source::Work && fault.is_transient() => {
                     // One that was delivered before may be running, here or elsewhere. It is not published again, which
                     // would run it twice, but goes on as if it had been admitted: it was, at its first delivery.
                     if !message.redelivered {
                         return Ok(Decision::NotNow(fault));
                     }
                 }
-                Err(fault) => return Err(fault),
+                _ => return Err(fault),
             }
         }
         let Some(served) = self.method(frame) else {

@@ -4,12 +4,12 @@
 use std::sync::Arc;
 
 use tokio::runtime::Handle;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::message::{Message, Source};
+use super::places::RunPlace;
 use super::served_method::ServedMethod;
 use super::through::Passage;
 use super::worker::Worker;
@@ -23,7 +23,7 @@ pub(super) type Started = (Job, RunningPlace);
 /// A place among the calls that run at once, as many as
 /// [`Service::concurrency`](crate::Service::concurrency) allows. Dropping it frees the place.
 pub(super) struct RunningPlace {
-    _permit: OwnedSemaphorePermit,
+    _place: RunPlace,
     /// Counts a call that came through the instance's own queue, so that this queue is read while the call runs.
     _addressed: Option<TaskTrackerToken>,
 }
@@ -94,25 +94,26 @@ impl Worker {
         self.service.dispatch == Dispatch::Inline
     }
 
-    /// Waits for a place. `None` once the server drains.
+    /// Waits for a place. `None` once the server drains or the service takes no calls.
     async fn place(&self, source: Source) -> Option<RunningPlace> {
         let addressed = self.addressed(source);
-        let permit = tokio::select! {
+        let place = tokio::select! {
             biased;
             () = self.site.draining.cancelled() => return None,
-            permit = self.permits.clone().acquire_owned() => permit.ok()?,
+            () = self.leaves(source) => return None,
+            place = self.places.take() => place?,
         };
-        Some(RunningPlace { _permit: permit, _addressed: addressed })
+        Some(RunningPlace { _place: place, _addressed: addressed })
     }
 
     /// A place, if one is free now and the server does not drain.
     pub(super) fn place_at_once(&self, source: Source) -> Option<RunningPlace> {
         let addressed = self.addressed(source);
-        if self.site.draining.is_cancelled() {
+        if self.site.draining.is_cancelled() || self.is_away(source) {
             return None;
         }
-        let permit = self.permits.clone().try_acquire_owned().ok()?;
-        Some(RunningPlace { _permit: permit, _addressed: addressed })
+        let place = self.places.try_take()?;
+        Some(RunningPlace { _place: place, _addressed: addressed })
     }
 
     /// Counts a call that came through the instance's own queue. This must happen before the check whether the server

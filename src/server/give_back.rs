@@ -94,7 +94,10 @@ impl Worker {
 
     /// Answers a call that could not be given back: it has not run.
     fn unavailable(&self, frame: &Frame, message: &Arc<Message>) {
-        let why = format!("instance {} is shutting down: the call did not run", self.site.instance);
+        let why = match self.site.draining.is_cancelled() {
+            true => format!("instance {} is shutting down: the call did not run", self.site.instance),
+            false => format!("instance {} takes no calls now: the call did not run", self.site.instance),
+        };
         let answer = Answer::Fault(Fault::new(Code::Unavailable, why));
         self.reply(frame.id, frame.codec, answer, None, message);
     }

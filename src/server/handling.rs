@@ -124,6 +124,13 @@ impl Worker {
                 return Begun::Ended(Ending::Refused(Fault::new(refusal.code(), why)));
             }
         };
+        if self.is_governed
+            && frame.kind == Kind::Request
+            && let Some(passage) = &job.passage
+            && let Err(fault) = self.middleware.begins(&passage.call)
+        {
+            return Begun::Ended(Ending::Refused(fault));
+        }
         let context = self.context(job);
         let Some(number) = self.calls().enter(frame, &context, &job.message, now) else {
             return forgotten();

@@ -224,12 +224,20 @@ impl Keeper {
     async fn has_read(&self, consumer: Consumer) -> bool {
         let part = self.reading.part(&self.queue);
         let life = consumer.life.clone();
-        let running = self.worker.clone().run(consumer, self.reading.clone(), self.queue.clone());
+        let stop = part.stop.child_token();
+        let running = self.worker.clone().run(consumer, self.reading.clone(), self.queue.clone(), stop.clone());
         self.tasks().spawn(part.tasks.track_future(running));
         let end = tokio::select! {
             () = part.stop.cancelled() => return true,
             // This does not wait for the worker: if it is busy with its calls, it reads on later.
             end = life.ended() => end,
+            () = self.worker.leaves(self.queue.source()) => {
+                stop.cancel();
+                tokio::select! {
+                    () = part.stop.cancelled() => return true,
+                    () = self.worker.comes_back() => return matches!(life.ended().await, Some(ConsumerEnd::Connection)),
+                }
+            }
         };
         match end {
             Some(ConsumerEnd::Connection) => return true,

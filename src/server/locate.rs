@@ -316,7 +316,8 @@ mod tests {
             for (number, (name, purpose)) in ["own", "calls", "work"].into_iter().zip(purposes).enumerate() {
                 let consumer = transport.consume(name, Mode::Settle { prefetch: 8 }).await.expect("it is there");
                 let queue = Arc::new(ServedQueue::new(number, purpose));
-                tokio::spawn(worker.clone().run(consumer, reading.clone(), queue));
+                let stop = reading.part(&queue).stop;
+                tokio::spawn(worker.clone().run(consumer, reading.clone(), queue, stop));
             }
             let asker = transport.consume("asker", Mode::NoAck).await.expect("it is there");
             let asked = Self { running, worker, transport, full, asker };

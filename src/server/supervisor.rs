@@ -72,7 +72,10 @@ impl Supervisor {
         let purposes = Purpose::of_service(&id, &service);
         let worker = self.add(&id, id.to_string().into(), service, purposes)?;
         // Signs of life are for callers who wait, which events do not have.
-        tokio::spawn(worker.report_in());
+        tokio::spawn(worker.clone().report_in());
+        if worker.ward.is_some() {
+            tokio::spawn(worker.keep_ward());
+        }
         Ok(())
     }
 

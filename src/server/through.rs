@@ -1,7 +1,7 @@
 //! The way of a call through the middleware of a server: `admit` when it arrives, `handle` around its handler, and
 //! `finished` when it has ended. Without middleware none of this runs.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::codec::Codec;
 use crate::context::Context;
 use crate::error::{Code, Error, Fault};
 use crate::frame::{self, Frame, Kind};
-use crate::middleware::{Asked, Finished, Invocation, Reply, Style};
+use crate::middleware::{Asked, Chain, Finished, Invocation, Reply, Style};
 use crate::service::{Answer, Body};
 
 /// What is known about a call with middleware, from its arrival to its end.
@@ -29,6 +29,18 @@ pub(super) struct Passage {
     began: OnceLock<Began>,
     /// Whether its handler has started.
     ran: AtomicBool,
+    /// How many middleware have admitted it.
+    pub(super) admitted: AtomicUsize,
+    /// The middleware, if there are policies among it, which have to know when the call leaves.
+    governed: Option<Chain>,
+}
+
+impl Drop for Passage {
+    fn drop(&mut self) {
+        if let Some(middleware) = &self.governed {
+            middleware.leaves(&self.call, self.admitted.load(Ordering::Relaxed));
+        }
+    }
 }
 
 /// When a call began to run, and how long it had waited until then.
@@ -106,9 +118,11 @@ impl Worker {
             asked: Asked::default(),
             avoid: Vec::new(),
             apart: None,
+            served: frame.metadata.method.as_deref().is_some_and(|method| self.methods.contains_key(method)),
         };
-        let (began, ran) = (OnceLock::new(), AtomicBool::new(false));
-        Some(Arc::new(Passage { call, received: message.received, began, ran }))
+        let (began, ran, admitted) = (OnceLock::new(), AtomicBool::new(false), AtomicUsize::new(0));
+        let governed = self.is_governed.then(|| self.middleware.clone());
+        Some(Arc::new(Passage { call, received: message.received, began, ran, admitted, governed }))
     }
 
     /// Runs the handler of a call with the middleware around it.
@@ -165,6 +179,14 @@ impl Worker {
     /// Calls `finished` of all middleware.
     fn tell_finished(&self, passage: &Passage, outcome: &Outcome) {
         let began = passage.began.get();
+        if passage.has_run() {
+            if let Some(ward) = &self.ward {
+                ward.ended(outcome.code);
+            }
+            if let Some(began) = began {
+                self.places.ended(outcome.code, began.at.elapsed());
+            }
+        }
         self.middleware.finished(&Finished {
             call: &passage.call,
             code: outcome.code,

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::runtime::Runtime;
-use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Site;
@@ -19,13 +19,15 @@ use super::copies::Copies;
 use super::dead_letters::DeadQueue;
 use super::dedup::Dedup;
 use super::message::{Message, Source};
+use super::places::RunPlaces;
 use super::reading::Reading;
 use super::served_method::ServedMethod;
 use super::served_queue::ServedQueue;
 use super::tap::Taps;
+use super::ward::Ward;
 use crate::error::Error;
 use crate::frame::{self, Frame, Kind};
-use crate::middleware::Chain;
+use crate::middleware::{Chain, ServerPolicy};
 use crate::outgoing::{MAX_BYTES, Share};
 use crate::service::{Dispatch, Service};
 use crate::topology::{ServiceId, check_name};
@@ -43,10 +45,14 @@ pub(super) struct Worker {
     pub(super) site: Arc<Site>,
     /// The middleware of the server, and inside of it that of the service.
     pub(super) middleware: Chain,
+    /// Whether there are policies among the middleware.
+    pub(super) is_governed: bool,
+    /// `Some` with a quarantine.
+    pub(super) ward: Option<Ward>,
     /// The threads of handlers, with [`Dispatch::Pool`].
     pub(super) pool: Option<Runtime>,
     /// The places of the calls that run at once.
-    pub(super) permits: Arc<Semaphore>,
+    pub(super) places: RunPlaces,
     prefetch: AtomicU16,
     /// The instance's own queue, where it is asked and told.
     own_queue: Mutex<Arc<str>>,
@@ -78,15 +84,24 @@ impl Worker {
         let methods = mem::take(&mut service.methods).into_iter();
         let calls = Arc::<Mutex<Calls>>::default();
         site.calls.lock().expect("no panic while holding what is served").push(calls.clone());
+        let middleware = site.middleware.around(&service.middleware);
+        let adaptive = middleware.policies().find_map(ServerPolicy::adaptive);
+        service.concurrency = adaptive.map_or(service.concurrency, |adaptive| adaptive.range.max);
+        let places = RunPlaces::new(service.concurrency, adaptive);
+        let ward = middleware.policies().find_map(ServerPolicy::quarantine).map(Ward::of);
+        let is_governed = middleware.policies().next().is_some();
+        let looks_ahead = middleware.policies().any(ServerPolicy::looks_ahead);
         Ok(Self {
             id: id.clone(),
             name,
-            prefetch: AtomicU16::new(service.prefetched()),
+            prefetch: AtomicU16::new(service.prefetched(looks_ahead)),
             own_queue: Mutex::new(Arc::default()),
-            permits: Arc::new(Semaphore::new(service.concurrency.min(Semaphore::MAX_PERMITS))),
+            places,
             methods: methods.map(|(name, method)| (name, served(method))).collect(),
             fallback,
-            middleware: site.middleware.around(&service.middleware),
+            middleware,
+            is_governed,
+            ward,
             service,
             site,
             pool,
@@ -119,8 +134,13 @@ impl Worker {
     }
 
     /// Reads one queue until it is told to stop or the queue is gone. Then it waits for the calls that it has started.
-    pub(super) async fn run(self: Arc<Self>, mut consumer: Consumer, reading: Arc<Reading>, queue: Arc<ServedQueue>) {
-        let stop = reading.part(&queue).stop;
+    pub(super) async fn run(
+        self: Arc<Self>,
+        mut consumer: Consumer,
+        reading: Arc<Reading>,
+        queue: Arc<ServedQueue>,
+        stop: CancellationToken,
+    ) {
         // Whoever waits for that hears of it, be it by a panic.
         let reader = consumer.life.reader();
         let tasks = TaskTracker::new();
