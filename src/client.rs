@@ -2,6 +2,8 @@
 
 mod builder;
 mod canary;
+#[cfg(feature = "metrics")]
+mod counted;
 mod events;
 mod line;
 mod pending;
@@ -12,6 +14,7 @@ mod request;
 mod routing;
 mod sending;
 mod session;
+mod started;
 mod target;
 mod through;
 mod traffic;
@@ -26,15 +29,18 @@ use tokio::sync::{mpsc, watch};
 use self::builder::CallSettings;
 pub use self::builder::{Absent, ClientBuilder, Coalesce, WhenFull};
 use self::canary::Canaries;
+#[cfg(feature = "metrics")]
+pub(crate) use self::counted::{CalledMethodTold, ClientCounts};
 pub use self::events::Published;
 pub(crate) use self::line::InstanceNews;
 use self::line::Line;
 pub(crate) use self::request::{ArgumentWriter, Request};
 use self::routing::Router;
 pub(crate) use self::routing::{RoutedService, Wanted};
+pub(crate) use self::started::Started;
 pub(crate) use self::target::Target;
 use self::target::Targets;
-pub(crate) use self::through::{Answers, Started};
+pub(crate) use self::through::Answers;
 pub use self::traffic::Traffic;
 use crate::error::Error;
 use crate::exchanges::Exchanges;

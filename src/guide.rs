@@ -27,6 +27,8 @@ pages! {
     Schemas = "docs/guide/src/schemas.md",
     Deploying = "docs/guide/src/deploying.md",
     Operating = "docs/guide/src/operations.md",
+    #[cfg(feature = "metrics")]
+    MetricsPage = "docs/guide/src/metrics.md",
     TheDoctor = "docs/guide/src/doctor.md",
     Cluster = "docs/guide/src/cluster.md",
     TheCommand = "docs/guide/src/command.md",

@@ -164,6 +164,10 @@
 //! With the cargo feature `schema`, a service tells what its methods take and return, as JSON Schema, and the module
 //! `dynamic` calls them with JSON values, which are checked before they are sent.
 //!
+//! # Metrics
+//!
+//! With the cargo feature `metrics`, the module `metrics` tells what clients and servers have counted, as text for Prometheus.
+//!
 //! # For operators
 //!
 //! A oneway call that fails in every attempt is kept: [`DeadLetters`] shows it, has it run again, or drops it. So does the
@@ -195,6 +199,8 @@ mod limits;
 mod map;
 mod outgoing;
 mod clock;
+#[cfg(feature = "metrics")]
+mod counting;
 mod pace;
 mod frame;
 mod middleware;
@@ -211,6 +217,8 @@ pub mod blocking;
 #[cfg(feature = "schema")]
 pub mod dynamic;
 pub mod environment;
+#[cfg(feature = "metrics")]
+pub mod metrics;
 pub mod testing;
 /// What the code needs that `#[hopline::service]` writes, beside the API.
 #[doc(hidden)]

@@ -18,6 +18,8 @@ mod health;
 mod keeper;
 mod letter;
 mod locate;
+#[cfg(feature = "metrics")]
+mod measured;
 mod message;
 mod moving;
 mod outcome;
@@ -30,6 +32,8 @@ mod repair;
 mod replies;
 mod reply;
 mod running;
+#[cfg(feature = "metrics")]
+mod sender_clocks;
 mod served_method;
 mod served_queue;
 mod signals;
@@ -56,6 +60,8 @@ use self::allow::Allow;
 pub use self::allow::Caller;
 pub use self::builder::ServerBuilder;
 use self::health::Health;
+#[cfg(feature = "metrics")]
+pub(crate) use self::measured::{MeasuredServer, ServiceTold};
 use self::process::ProcessFacts;
 pub use self::readiness::{Readiness, ServerHealth};
 use self::replies::Replier;
@@ -295,6 +301,10 @@ impl Server {
             topology: Mutex::default(),
             unentered: Notify::new(),
             declaring: RwLock::default(),
+            #[cfg(feature = "metrics")]
+            workers: Mutex::default(),
+            #[cfg(feature = "metrics")]
+            clocks: sender_clocks::SenderClocks::default(),
             health,
         });
         // From here on whatever has begun ends with it.

@@ -190,6 +190,20 @@ async fn custom_middleware_logs_each_call_and_checks_its_token() {
     }
 }
 
+#[cfg(feature = "metrics")]
+#[tokio::test]
+async fn metrics_tell_how_calls_have_ended() {
+    for lines in every_way("metrics").await {
+        assert_eq!(lines[0], "served on this machine: true");
+        let of_method = |method: &str| lines.iter().filter(|line| line.contains(method)).collect::<Vec<_>>();
+        let (taken, refilled) = (of_method("\"stock.v1/take\""), of_method("\"stock.v1/refill\""));
+        assert!(taken[0].contains("\"OK\"") && taken[0].ends_with(" 2"), "{taken:?}");
+        assert!(taken[1].contains("error_type=\"service_error\"") && taken[1].ends_with(" 1"), "{taken:?}");
+        assert!(refilled[0].contains("\"OK\"") && refilled[0].ends_with(" 1"), "{refilled:?}");
+        assert_eq!((taken.len(), refilled.len(), lines.len()), (2, 1, 4), "{lines:?}");
+    }
+}
+
 #[tokio::test]
 async fn retry_tries_again_what_may_be_tried_again() {
     for lines in every_way("retry").await {

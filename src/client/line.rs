@@ -23,6 +23,8 @@ use super::in_flight::{CallEnd, PendingCall, Place, Waiter};
 use super::session::{Session, Sessions};
 use super::target::Target;
 use super::{Absent, Traffic};
+#[cfg(feature = "metrics")]
+use crate::counting::LinkCounts;
 use crate::document::Announcement;
 use crate::error::Error;
 use crate::exchanges::Address;
@@ -165,6 +167,8 @@ struct Shared {
     replies_ignored: AtomicU64,
     /// How many calls wait for a reply or for being sent.
     in_flight: AtomicUsize,
+    #[cfg(feature = "metrics")]
+    link: Arc<LinkCounts>,
 }
 
 impl Shared {
@@ -178,6 +182,8 @@ impl Shared {
             replies_received: AtomicU64::new(0),
             replies_ignored: AtomicU64::new(0),
             in_flight: AtomicUsize::new(0),
+            #[cfg(feature = "metrics")]
+            link: Arc::default(),
         }
     }
 
@@ -260,6 +266,12 @@ impl Line {
     /// How many calls wait for a reply or for being sent.
     pub(super) fn in_flight(&self) -> usize {
         self.shared.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// What is counted of the connection.
+    #[cfg(feature = "metrics")]
+    pub(super) fn link(&self) -> Arc<LinkCounts> {
+        self.shared.link.clone()
     }
 
     /// What was sent and received since the client connected.

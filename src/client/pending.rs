@@ -21,6 +21,8 @@ use crate::compression::CompressionRefusal;
 use crate::error::{Code, Error, Fault, Unanswered};
 use crate::exchanges::Recipients;
 use crate::frame::Frame;
+#[cfg(feature = "metrics")]
+use crate::frame::Trace;
 use crate::middleware::Reply;
 use crate::topology::instance_key;
 use crate::transport::{Confirm, Lost};
@@ -41,6 +43,8 @@ pub(crate) struct Ticket {
     pub(super) timeout: Duration,
     /// The span of the call. It is entered when the caller polls.
     pub(super) span: Span,
+    #[cfg(feature = "metrics")]
+    pub(super) trace: Option<Trace>,
 }
 
 impl Ticket {
@@ -85,6 +89,10 @@ impl Ticket {
             }
             CallEnd::NoExchange { exchange, why } => Err(no_exchange(&exchange, why)),
             CallEnd::Full(limit) => {
+                #[cfg(feature = "metrics")]
+                if let Some(counted) = &self.target.counted {
+                    counted.is_crowded_out();
+                }
                 Err(Error::Overloaded { what: format!("this client has {limit} calls in flight, its limit") })
             }
             CallEnd::Silent { instance, after } => {
@@ -153,6 +161,12 @@ impl SaidOfItself {
 impl Dispatched {
     pub(super) fn new(client: Client, ticket: Ticket, reply: oneshot::Receiver<Result<Frame, CallEnd>>) -> Self {
         Self { client, ticket, deadline: None, reply, overdue: false, ended: false, said: SaidOfItself::default() }
+    }
+
+    /// The trace that the call was sent with.
+    #[cfg(feature = "metrics")]
+    pub(super) fn trace(&self) -> Option<Trace> {
+        self.ticket.trace
     }
 
     /// What the instance has said of itself, once it has replied.

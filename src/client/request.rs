@@ -213,6 +213,14 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
+    /// Counts it as an attempt of its method.
+    #[cfg(feature = "metrics")]
+    pub(super) fn counts(&self) {
+        if let Some(counted) = &self.ticket.target.counted {
+            counted.attempts(self.before + 1);
+        }
+    }
+
     /// What the line is told about this request: above all until when it may wait to be sent. That is shortly before
     /// its deadline.
     pub(super) fn token(&self) -> Token {
@@ -281,7 +289,17 @@ impl Client {
         };
         let frame = self.sized("request", body)?;
         let priority = request.priority.map(|priority| priority.min(MAX_PRIORITY));
-        let ticket = Ticket { target, recipients: request.recipients, id, size: frame.len(), deadline, timeout, span };
+        let ticket = Ticket {
+            target,
+            recipients: request.recipients,
+            id,
+            size: frame.len(),
+            deadline,
+            timeout,
+            span,
+            #[cfg(feature = "metrics")]
+            trace,
+        };
         let absent = request.absent.unwrap_or(settings.absent);
         let leaving = current.and_then(|context| context.leaving(&ticket.target.service_text));
         let before = attempt.map_or(0, |attempt| attempt.time() - 1);

@@ -25,6 +25,8 @@ impl Client {
     /// Sends a request. The reply comes through what this returns.
     pub(super) fn dispatch<P: Payload>(&self, request: Request<P>) -> Result<Dispatched, Error> {
         let outgoing = self.prepare(request, Kind::Request)?;
+        #[cfg(feature = "metrics")]
+        outgoing.counts();
         let (sender, replied) = oneshot::channel();
         let Ticket { target, recipients, .. } = &outgoing.ticket;
         let address = self.0.exchanges.request(recipients, &target.service_text);
@@ -63,6 +65,8 @@ impl Client {
     /// Publishes a oneway call. Returns when the broker has confirmed it.
     pub(super) async fn hand_over<P: Payload>(&self, request: Request<P>) -> Result<(), Error> {
         let outgoing = self.prepare(request, Kind::Oneway)?;
+        #[cfg(feature = "metrics")]
+        outgoing.counts();
         let Ticket { target, recipients, .. } = &outgoing.ticket;
         let address = self.0.exchanges.oneway(recipients, &target.service_text, &target.text);
         let (confirm, said) = oneshot::channel();

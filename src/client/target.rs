@@ -8,6 +8,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
+#[cfg(feature = "metrics")]
+use super::counted::{CalledMethod, CalledMethods};
 use super::presence::Presence;
 use crate::compression::{Compression, Readable};
 use crate::map::FastMap;
@@ -29,6 +31,9 @@ pub(crate) struct Target {
     pub(crate) text: Arc<str>,
     /// How long the method's handler takes, as replies have reported.
     pub(crate) pace: Pace,
+    /// What is counted of its calls. `None` for questions of discovery.
+    #[cfg(feature = "metrics")]
+    pub(super) counted: Option<Arc<CalledMethod>>,
     /// What is known of the service. All its methods share it.
     known: Arc<KnownService>,
 }
@@ -61,7 +66,16 @@ impl Target {
     fn of(service: ServiceId, method: &str, known: Arc<KnownService>) -> Self {
         let service_text = service.to_string().into();
         let text = oneway_key(&service, method).into();
-        Self { service, service_text, method: method.into(), text, pace: Pace::default(), known }
+        Self {
+            service,
+            service_text,
+            method: method.into(),
+            text,
+            pace: Pace::default(),
+            #[cfg(feature = "metrics")]
+            counted: None,
+            known,
+        }
     }
 
     /// Whether it is a question of discovery, which every instance answers at once: no method has a dot in its name.
@@ -108,6 +122,8 @@ pub(crate) struct Targets(RwLock<Generations>);
 struct Generations {
     young: Generation,
     old: Generation,
+    #[cfg(feature = "metrics")]
+    called: Arc<CalledMethods>,
 }
 
 /// Targets by the names of service and method, as they were written.
@@ -127,6 +143,12 @@ impl Generation {
 }
 
 impl Targets {
+    /// What is counted of the methods that were called.
+    #[cfg(feature = "metrics")]
+    pub(super) fn called(&self) -> Arc<CalledMethods> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).called.clone()
+    }
+
     /// The target with these names.
     ///
     /// # Errors
@@ -149,6 +171,18 @@ impl Targets {
 }
 
 impl Generations {
+    /// A target that calls use, and whose calls are counted.
+    fn made(&self, service: ServiceId, method: &str, known: Arc<KnownService>) -> Target {
+        let target = Target::of(service, method, known);
+        #[cfg(feature = "metrics")]
+        let counted = Some(self.called.method(&target.service_text, &target.method));
+        Target {
+            #[cfg(feature = "metrics")]
+            counted,
+            ..target
+        }
+    }
+
     /// Moves the target with these names to the young generation, or makes it. Returns it, and the old generation if
     /// that is to be dropped.
     fn keep(&mut self, id: ServiceId, service: &str, method: &str) -> (Arc<Target>, Option<Generation>) {
@@ -159,7 +193,7 @@ impl Generations {
         let known = self.young.known.get(&id).or_else(|| self.old.known.get(&id)).cloned().unwrap_or_default();
         let target = match self.old.get(service, method) {
             Some(target) => target.clone(),
-            None => Arc::new(Target::of(id.clone(), method, known.clone())),
+            None => Arc::new(self.made(id.clone(), method, known.clone())),
         };
         let full = self.young.len >= MAX_KEPT / 2;
         let outgoing = full.then(|| std::mem::replace(&mut self.old, std::mem::take(&mut self.young)));

@@ -1,124 +1,28 @@
 //! The way of a call through the middleware of a client. A client without middleware sends its calls directly, at no
 //! extra cost.
 
-use std::fmt;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Context as TaskContext, Poll, Waker, ready};
+use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
-use futures::future::BoxFuture;
 use futures::{FutureExt as _, Stream, StreamExt as _};
-use tokio::runtime::Handle;
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::error;
 
-use super::pending::{Answer, Dispatched, Gathering, OVERDUE};
+#[cfg(feature = "metrics")]
+use super::counted::MeasuredCall;
+use super::pending::{Answer, Gathering, OVERDUE};
 use super::request::{ArgumentWriter, Attempt, Request, unwritten};
-use super::{Client, RUNTIME_ENDED, Target};
+use super::started::{Started, Through, Way};
+use super::{Client, Target};
 use crate::context::Context;
 use crate::error::{Code, Error, Fault, Unanswered};
 use crate::middleware::{Chain, Finished, Invocation, Reply, Style};
 use crate::panics::words;
-
-/// A call that was started, and whose reply has not come yet.
-pub(crate) enum Started {
-    /// It was sent without middleware.
-    Straight(Dispatched),
-    /// It goes through middleware.
-    Through(Through),
-}
-
-/// A call that goes through middleware. Dropping it cancels the call.
-pub(crate) struct Through {
-    running: RunningThrough,
-    runtime: Handle,
-    context: Option<Context>,
-}
-
-enum RunningThrough {
-    /// Whoever waits for the call runs it.
-    Here(BoxFuture<'static, Result<Reply, Error>>),
-    /// It runs on a task of its own.
-    There(JoinHandle<Result<Reply, Error>>),
-    /// It has ended. This is the outcome, until somebody takes it.
-    Over(Option<Result<Reply, Error>>),
-}
-
-impl Future for Started {
-    type Output = Result<Reply, Error>;
-
-    fn poll(self: Pin<&mut Self>, task: &mut TaskContext<'_>) -> Poll<Self::Output> {
-        match self.get_mut() {
-            Self::Straight(dispatched) => Pin::new(dispatched).poll(task),
-            Self::Through(through) => through.poll(task),
-        }
-    }
-}
-
-impl Started {
-    /// Makes the call run by itself from now on, whether or not anybody waits for it.
-    ///
-    /// # Errors
-    /// The error of a call that has failed already.
-    pub(crate) fn go_on(&mut self) -> Result<(), Error> {
-        let Self::Through(through) = self else { return Ok(()) };
-        let Poll::Ready(outcome) = through.poll(&mut TaskContext::from_waker(Waker::noop())) else {
-            through.detach();
-            return Ok(());
-        };
-        through.running = RunningThrough::Over(Some(Ok(outcome?)));
-        Ok(())
-    }
-}
-
-impl Through {
-    fn poll(&mut self, task: &mut TaskContext<'_>) -> Poll<Result<Reply, Error>> {
-        match &mut self.running {
-            RunningThrough::Here(running) => {
-                // Timers need a runtime of tokio's, and whoever waits may have none.
-                let _entered = Handle::try_current().is_err().then(|| self.runtime.enter());
-                running.as_mut().poll(task)
-            }
-            RunningThrough::There(running) => Poll::Ready(ready!(running.poll_unpin(task)).unwrap_or_else(|_| {
-                Err(Error::Disconnected { method: None, may_have_run: true, reason: RUNTIME_ENDED.to_owned() })
-            })),
-            RunningThrough::Over(outcome) => Poll::Ready(outcome.take().expect("a call is polled until its end")),
-        }
-    }
-
-    fn detach(&mut self) {
-        let RunningThrough::Here(running) = std::mem::replace(&mut self.running, RunningThrough::Over(None)) else {
-            return;
-        };
-        let running = match self.context.take() {
-            Some(context) => context.scope(running).boxed(),
-            None => running,
-        };
-        self.running = RunningThrough::There(self.runtime.spawn(running));
-    }
-}
-
-impl Drop for Through {
-    fn drop(&mut self) {
-        if let RunningThrough::There(task) = &self.running {
-            task.abort();
-        }
-    }
-}
-
-impl fmt::Debug for Started {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Straight(dispatched) => dispatched.fmt(f),
-            Self::Through(_) => f.write_str("Through"),
-        }
-    }
-}
 
 /// The replies to a broadcast, each with its instance. If the connection is lost, the last item says so.
 pub(crate) enum Answers {
@@ -142,30 +46,57 @@ impl Stream for Answers {
 impl Client {
     /// Starts a call.
     pub(crate) fn begin(&self, request: Request<ArgumentWriter>) -> Result<Started, Error> {
+        #[cfg(feature = "metrics")]
+        let measured = MeasuredCall::begins(&request);
+        let way = self.set_out(request);
+        #[cfg(feature = "metrics")]
+        let (way, measured) = match (way, measured) {
+            (Err(error), Some(measured)) => return Err(measured.has_not_begun(error)),
+            begun => begun,
+        };
+        Ok(Started {
+            way: way?,
+            #[cfg(feature = "metrics")]
+            measured,
+        })
+    }
+
+    fn set_out(&self, request: Request<ArgumentWriter>) -> Result<Way, Error> {
         let has_middleware = !self.0.settings.middleware.is_empty() || !request.asked.is_nothing();
         let is_paced = request.target.as_ref().is_ok_and(|target| self.is_paced(target));
         let is_watched = is_paced || self.0.policies.breakers.is_some();
         if !has_middleware && !is_watched && self.route_of(&request).is_none() {
-            return Ok(Started::Straight(self.dispatch(request)?));
+            return Ok(Way::Straight(self.dispatch(request)?));
         }
         let (context, runtime) = (request.context.clone(), self.0.runtime.clone());
         if !has_middleware {
             let (_, _, request) = self.fixed(request)?;
             let client = self.clone();
-            let running = RunningThrough::Here(async move { client.deliver(request).await }.boxed());
-            return Ok(Started::Through(Through { running, runtime, context }));
+            let running = async move { client.deliver(request).await };
+            return Ok(Way::Through(Through::new(running, runtime, context)));
         }
         let (call, request) = self.opened(request, Style::Call)?;
         let fallen = request.asked.fails_back.then(|| self.fallen(&call, &request));
         let running = self.attempts(call, request, |client, request| async move { client.deliver(request).await });
-        let running = RunningThrough::Here(self.or_later(running.boxed(), fallen));
-        Ok(Started::Through(Through { running, runtime, context }))
+        let running = self.or_later(running.boxed(), fallen);
+        Ok(Way::Through(Through::new(running, runtime, context)))
     }
 
     /// Publishes a oneway call. Returns when the broker has confirmed it.
     pub(crate) async fn send(&self, request: Request<ArgumentWriter>) -> Result<(), Error> {
         let mut request = self.with_canary(request);
         request.asked = request.asked.for_style(Style::Oneway);
+        #[cfg(feature = "metrics")]
+        let measured = MeasuredCall::begins(&request);
+        let outcome = self.send_on(request).await;
+        #[cfg(feature = "metrics")]
+        if let Some(measured) = measured {
+            measured.sends(&outcome);
+        }
+        outcome
+    }
+
+    async fn send_on(&self, request: Request<ArgumentWriter>) -> Result<(), Error> {
         if self.0.settings.middleware.is_empty() && request.asked.is_nothing() {
             return self.hand_over(request).await;
         }

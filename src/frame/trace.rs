@@ -44,6 +44,12 @@ impl Trace {
         }
     }
 
+    /// The id of the trace.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn id(&self) -> u128 {
+        self.trace_id
+    }
+
     /// The span as a `traceparent`.
     pub(crate) fn text(&self) -> Traceparent {
         let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";

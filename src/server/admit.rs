@@ -75,6 +75,8 @@ impl Worker {
             },
             Ok(Decision::Answered(answer)) => {
                 let time = time_of_repeated(&answer);
+                #[cfg(feature = "metrics")]
+                self.measures_repeated(&frame, &answer, message);
                 self.answer(&frame, answer, time, message);
             }
             Ok(Decision::Done) => message.finish(),

@@ -138,6 +138,10 @@ impl Worker {
         // What has come before has waited elsewhere, or has run.
         let is_first = context.attempt() == 1 && !context.redelivered();
         job.served.counts.begins(frame.payload.len(), context.queue_time().filter(|_| is_first));
+        #[cfg(feature = "metrics")]
+        if is_first {
+            self.measures_wait(job);
+        }
         let span = info_span!(
             "handle",
             otel.kind = "server",

@@ -11,6 +11,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+#[cfg(feature = "metrics")]
+use crate::counting::LinkCounts;
 use crate::state::{State, enter};
 
 /// How long the broker may take for an answer until the state says so.
@@ -61,12 +63,21 @@ pub(super) struct Health {
     condition: Mutex<Condition>,
     /// The server's name in the log.
     name: Arc<str>,
+    /// What is counted of the connection.
+    #[cfg(feature = "metrics")]
+    pub(super) link: LinkCounts,
 }
 
 impl Health {
     pub(super) fn new(name: Arc<str>) -> Self {
         let state = Arc::new(watch::channel(State::Connecting { reason: None }).0);
-        Self { state, condition: Mutex::default(), name }
+        Self {
+            state,
+            condition: Mutex::default(),
+            name,
+            #[cfg(feature = "metrics")]
+            link: LinkCounts::default(),
+        }
     }
 
     /// There is a new connection. The troubles of the last one are forgotten.
@@ -77,6 +88,8 @@ impl Health {
     /// There is no connection. Until there is one, the attempts to connect set the state.
     pub(super) fn disconnected(&self) {
         self.condition().connected = false;
+        #[cfg(feature = "metrics")]
+        self.link.is_lost();
     }
 
     /// The broker accepts no messages for this reason, or accepts messages again. It may be told twice.
@@ -159,7 +172,11 @@ impl Health {
 
     /// Sets the state, unless it is `Closed`.
     pub(super) fn enter(&self, new: State) {
-        self.state.send_if_modified(|state| enter(state, new));
+        self.state.send_if_modified(|state| {
+            #[cfg(feature = "metrics")]
+            self.link.changes(state, &new);
+            enter(state, new)
+        });
     }
 
     fn condition(&self) -> MutexGuard<'_, Condition> {

@@ -23,9 +23,22 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
+/// What made a dead letter of a frame, as it is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LetterCause {
+    /// It has failed in its last attempt.
+    Failed,
+    /// It must not run.
+    Refused,
+    /// It cannot be read.
+    Malformed,
+}
+
 /// A dead letter that is to be published: a frame that nobody can be told about, or that has failed in its last
 /// attempt.
 pub(super) struct Letter<'a> {
+    #[cfg_attr(not(feature = "metrics"), expect(dead_code, reason = "only metrics tell it"))]
+    pub(super) cause: LetterCause,
     /// The frame, or the part of a message that could not be read.
     pub(super) body: Bytes,
     /// Why it is a dead letter. For operators; it may contain arguments.
@@ -63,6 +76,8 @@ impl Worker {
     /// Keeps a letter where an operator finds it. While its queue does not accept it, the message stays unsettled, and
     /// is requeued when the server drains: nothing that the broker has confirmed to a caller is dropped.
     pub(super) async fn dead_letter(&self, letter: Letter<'_>, message: &Message) {
+        #[cfg(feature = "metrics")]
+        let letter_cause = letter.cause;
         let Letter { why, id, method, caller, attempts: attempt, .. } = letter;
         let (service, reason) = (&self.name, shortened(why));
         // Every subscriber gets a copy of an event. A publisher's mistake is not kept by each of them.
@@ -95,6 +110,8 @@ impl Worker {
             };
             let why = match said {
                 Ok(Confirm::Accepted) => {
+                    #[cfg(feature = "metrics")]
+                    self.measured.is_kept(letter_cause);
                     let queue = &*publication.key;
                     warn!(%service, method, %id, caller, attempt, reason, queue, "kept with the dead letters: it runs again when it is replayed");
                     self.site.health.cured(&trouble);

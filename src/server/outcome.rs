@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::dispatch::Job;
 use super::give_back::To;
-use super::letter::Letter;
+use super::letter::{Letter, LetterCause};
 use super::locate::Ended;
 use super::message::{Message, MessageEnd, Source};
 use super::reason::shortened;
@@ -59,6 +59,8 @@ impl Worker {
     /// message once the broker has the reply.
     pub(super) fn conclude(self: &Arc<Self>, job: Job, ending: Ending, tasks: &TaskTracker) {
         self.passed(&job, &ending);
+        #[cfg(feature = "metrics")]
+        self.measures(&job, &ending);
         let Job { frame, message, served, .. } = job;
         let dedup = served.method.dedup;
         let heard = !matches!(ending, Ending::Unheard(_));
@@ -205,7 +207,8 @@ impl Worker {
         }
         let retry = self.method(&frame).map(|served| served.method.retry).unwrap_or_default();
         let Some(pause) = retry.pause_after(attempt) else {
-            return self.dead_letter(Letter { why, ..letter(&frame, &reason, &message) }, &message).await;
+            let cause = LetterCause::Failed;
+            return self.dead_letter(Letter { why, cause, ..letter(&frame, &reason, &message) }, &message).await;
         };
         let asked = if let Answer::Fault(fault) = &failure { fault.retry_after } else { None };
         let pause = asked.map_or(pause, |asked| pause.max(asked.min(LONGEST_ASKED)));
@@ -235,12 +238,16 @@ impl Worker {
     /// Sees to a oneway call that a middleware refuses for now: it is tried again, as after an error of its handler.
     pub(super) async fn refuse_for_now(self: Arc<Self>, frame: Frame, fault: Fault, message: Arc<Message>) {
         self.count_refused(&frame);
+        #[cfg(feature = "metrics")]
+        self.measures_refused(&frame, fault.code, &message);
         self.failed(frame, Answer::Fault(fault), message).await;
     }
 
     /// Sees to a frame that must not run. Its caller gets the fault. If nobody waits for a reply, it becomes a dead letter.
     pub(super) async fn refuse(self: Arc<Self>, frame: Frame, fault: Fault, message: Arc<Message>) {
         self.count_refused(&frame);
+        #[cfg(feature = "metrics")]
+        self.measures_refused(&frame, fault.code, &message);
         match (&message.reply_to, frame.kind) {
             (Some(_), kind) if kind != Kind::Oneway => {
                 self.log_fault(&frame, &fault);
@@ -270,6 +277,7 @@ impl Worker {
             (_, id) => {
                 let reason = error.to_string();
                 let letter = Letter {
+                    cause: LetterCause::Malformed,
                     body: message.body.slice(error.frame..),
                     reason: &reason,
                     why: &reason,
@@ -293,5 +301,6 @@ fn letter<'a>(frame: &'a Frame, reason: &'a str, message: &Message) -> Letter<'a
         kept.metadata.more_mut().attempt = None;
     }
     let caller = frame.metadata.instance.as_deref();
-    Letter { body: kept.to_body(), reason, why: reason, id: frame.id, method, caller, attempts: message.attempt(frame) }
+    let (id, attempts) = (frame.id, message.attempt(frame));
+    Letter { cause: LetterCause::Refused, body: kept.to_body(), reason, why: reason, id, method, caller, attempts }
 }

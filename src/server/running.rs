@@ -9,6 +9,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+#[cfg(feature = "metrics")]
+use super::MeasuredServer;
 use super::Site;
 use super::signals::Signals;
 use crate::state::State;
@@ -65,6 +67,12 @@ impl Running {
     #[must_use]
     pub fn instance(&self) -> &str {
         &self.site.instance
+    }
+
+    /// What is counted of it, as long as it runs.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn measured(&self) -> MeasuredServer {
+        MeasuredServer::of(&self.site)
     }
 
     /// The state of the server, now and from now on: whether there is a connection and all queues are consumed.

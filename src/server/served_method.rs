@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::clock::unix_millis;
+#[cfg(feature = "metrics")]
+use crate::counting::{CallTimes, EndCounts};
 use crate::document::{Histogram, LastFault, MethodStats};
 use crate::error::{Code, Fault};
 use crate::headers::cut;
@@ -24,11 +26,26 @@ pub(super) struct ServedMethod {
     pub(super) pace: Pace,
     /// Its statistics since the server started.
     pub(super) counts: Counts,
+    /// How long its calls took from their delivery to their end.
+    #[cfg(feature = "metrics")]
+    pub(super) ends: EndCounts,
+    /// How long its calls waited, by the clock of this machine.
+    #[cfg(feature = "metrics")]
+    pub(super) waits: CallTimes,
 }
 
 impl ServedMethod {
     pub(super) fn new(method: Method, handler: Handler) -> Self {
-        Self { method, handler, pace: Pace::default(), counts: Counts::default() }
+        Self {
+            method,
+            handler,
+            pace: Pace::default(),
+            counts: Counts::default(),
+            #[cfg(feature = "metrics")]
+            ends: EndCounts::default(),
+            #[cfg(feature = "metrics")]
+            waits: CallTimes::default(),
+        }
     }
 
     /// Its statistics as they are now, for the document that clients ask for.

@@ -1,6 +1,8 @@
 //! What all parts of a server share: its identity and settings, its connection, and what runs.
 
 use std::collections::{BTreeMap, HashSet};
+#[cfg(feature = "metrics")]
+use std::sync::Weak;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -16,6 +18,10 @@ use super::health::Health;
 use super::process::ProcessFacts;
 use super::reading::{Reading, Topology};
 use super::replies::Replier;
+#[cfg(feature = "metrics")]
+use super::sender_clocks::SenderClocks;
+#[cfg(feature = "metrics")]
+use super::worker::Worker;
 use crate::compression::Compression;
 use crate::exchanges::Exchanges;
 use crate::middleware::Chain;
@@ -73,6 +79,12 @@ pub(super) struct Site {
     /// bindings.
     pub(super) declaring: RwLock<()>,
     pub(super) health: Arc<Health>,
+    /// Who runs the calls of its services, as long as it does.
+    #[cfg(feature = "metrics")]
+    pub(super) workers: Mutex<Vec<Weak<Worker>>>,
+    /// The clocks of those who call.
+    #[cfg(feature = "metrics")]
+    pub(super) clocks: SenderClocks,
 }
 
 impl Site {

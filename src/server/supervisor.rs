@@ -92,6 +92,8 @@ impl Supervisor {
         purposes: Vec<Purpose>,
     ) -> Result<Arc<Worker>, Error> {
         let worker = Arc::new(Worker::new(id, name, service, self.site.clone())?);
+        #[cfg(feature = "metrics")]
+        self.site.workers.lock().expect("no panic while holding the workers").push(Arc::downgrade(&worker));
         let first = self.served.iter().map(|served| served.queues.len()).sum();
         let queue = |(number, purpose)| Arc::new(ServedQueue::new(number, purpose));
         let queues = (first..).zip(purposes).map(queue).collect();

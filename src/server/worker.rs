@@ -18,6 +18,8 @@ use super::claims::Claims;
 use super::copies::Copies;
 use super::dead_letters::DeadQueue;
 use super::dedup::Dedup;
+#[cfg(feature = "metrics")]
+use super::measured::MeasuredService;
 use super::message::{Message, Source};
 use super::places::RunPlaces;
 use super::reading::Reading;
@@ -70,6 +72,8 @@ pub(super) struct Worker {
     pub(super) fallback: Option<Arc<ServedMethod>>,
     #[cfg(feature = "schema")]
     pub(super) schema: std::sync::OnceLock<crate::document::ServiceSchema>,
+    #[cfg(feature = "metrics")]
+    pub(super) measured: MeasuredService,
 }
 
 impl Worker {
@@ -113,6 +117,8 @@ impl Worker {
             #[cfg(feature = "schema")]
             schema: std::sync::OnceLock::new(),
             taps: Taps::default(),
+            #[cfg(feature = "metrics")]
+            measured: MeasuredService::default(),
         })
     }
 
@@ -195,6 +201,8 @@ impl Worker {
         if source == Source::Work && message.frames > 1 {
             self.claims().share(&message);
         }
+        #[cfg(feature = "metrics")]
+        self.site.health.link.received.add(message.frames);
         // The calls that have a place start together.
         let (mut together, mut asked) = (Vec::with_capacity(frames.len()), Vec::new());
         let mut work = Share::default();

@@ -41,6 +41,8 @@ mod limits;
 mod long_calls;
 mod loss;
 mod manifests;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod middleware;
 mod sources;
 mod stalled;

@@ -35,6 +35,9 @@ static PROGRAMS: LazyLock<BTreeMap<String, PathBuf>> = LazyLock::new(|| {
     if cfg!(feature = "zstd") {
         build.args(["--features", "hopline/zstd"]);
     }
+    if cfg!(feature = "metrics") {
+        build.args(["--features", "hopline-examples/metrics"]);
+    }
     let built = build.stderr(Stdio::inherit()).output().expect("cargo can be run");
     assert!(built.status.success(), "the examples are built");
     let told = built.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());

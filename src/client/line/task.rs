@@ -262,12 +262,18 @@ impl LineTask {
     }
 
     fn enter(&self, new: State) {
-        self.shared.state.send_if_modified(|state| enter(state, new));
+        self.shared.state.send_if_modified(|state| {
+            #[cfg(feature = "metrics")]
+            self.shared.link.changes(state, &new);
+            enter(state, new)
+        });
     }
 
     /// Begins to open a session, on `transport` if that connection is still good. `reason` is why the last one was
     /// lost.
     fn open(&mut self, reason: Option<Arc<str>>, transport: Option<Transport>) {
+        #[cfg(feature = "metrics")]
+        self.shared.link.is_lost();
         let attempts = Attempts::new(self.shared.state.clone(), self.name(), reason);
         self.opening = Some(self.sessions.clone().open_again(attempts, transport).boxed());
     }

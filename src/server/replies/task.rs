@@ -241,6 +241,8 @@ impl ReplyTask {
             let publication = to_queue(bundle.address.to_string(), properties, bundle.body());
             self.number += 1;
             self.window.sent(self.number, bundle.size(), now);
+            #[cfg(feature = "metrics")]
+            self.health.link.sent.add(bundle.parcels.len());
             let away = ReplyUnderWay { connection: self.connection, number: self.number, letters: Some(bundle) };
             // Nobody waits for the confirm except the settlement of the request, which may come a little later.
             self.transport.submit(publication, self.receipts.keep(away));

@@ -184,6 +184,10 @@ impl LineTask {
                     let again = parcel.token.repeatable.then(|| Box::new((bundle.address.clone(), copy(parcel))));
                     let for_any = bundle.address.is_for_any(&target.service_text);
                     let left_before = parcel.token.attempts > 1;
+                    #[cfg(feature = "metrics")]
+                    if let Some(counted) = target.counted.as_ref().filter(|_| left_before) {
+                        counted.leaves_again();
+                    }
                     let (place, leaving) = (parcel.token.place.take(), parcel.token.leaving.take());
                     let call = PendingCall {
                         waiter,
@@ -200,6 +204,8 @@ impl LineTask {
             }
             add(&self.shared.messages_sent, 1);
             add(&self.shared.calls_sent, bundle.parcels.len());
+            #[cfg(feature = "metrics")]
+            self.shared.link.sent.add(bundle.parcels.len());
             let publication = publication(&bundle, session, &self.sessions.instance);
             session.transport.submit(publication, self.receipts.keep(self.number));
             self.window.sent(self.number, bundle.size(), now);

@@ -28,10 +28,14 @@ impl LineTask {
             return;
         }
         let moment = self.moment(delivery.received);
+        #[cfg(feature = "metrics")]
+        let mut replies = 0;
         for frame in frame::decode(delivery.body) {
             let awaited = match frame {
                 Ok(frame) if frame.kind == Kind::Reply => {
                     add(&self.shared.replies_received, 1);
+                    #[cfg(feature = "metrics")]
+                    (replies += 1);
                     let answered = self.in_flight.deliver(frame, moment);
                     let is_awaited = answered.is_some();
                     self.answered.extend(answered);
@@ -53,6 +57,10 @@ impl LineTask {
             if !awaited {
                 add(&self.shared.replies_ignored, 1);
             }
+        }
+        #[cfg(feature = "metrics")]
+        if replies > 0 {
+            self.shared.link.received.add(replies);
         }
         // All callers are woken together. One after the other, each of them would wake another thread.
         self.answered.drain(..).for_each(HeldReply::tell);

@@ -1,0 +1,284 @@
+//! The metrics by their names, units and labels, as OpenTelemetry's conventions for RPC and Prometheus' rules for names have
+//! them, and what goes into them. Here is the only place that has these names.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Unit;
+
+use crate::client::{CalledMethodTold, ClientCounts};
+use crate::counting::{BOUNDS, CallExemplar, EndOfCall, LinkCounts, Spread, TimesTold};
+use crate::document::Histogram;
+use crate::server::{MeasuredServer, ServiceTold};
+
+/// The labels of a series. None has many values: no ids, instances or keys.
+pub(super) type Labels = Vec<(&'static str, String)>;
+
+/// The status of a call. Released versions of the conventions, up to 1.44, call it so; the next one `rpc.status_code`.
+const STATUS: &str = "rpc_response_status_code";
+const SYSTEM: (&str, &str) = ("rpc_system_name", "hopline");
+const METHOD: &str = "rpc_method";
+/// The method of calls whose names may come from outside.
+const OTHER: &str = "_OTHER";
+
+/// A metric: all series of one name.
+#[derive(Debug)]
+pub(super) struct Family {
+    pub(super) name: &'static str,
+    pub(super) help: &'static str,
+    pub(super) unit: Option<Unit>,
+    pub(super) kind: MetricType,
+    pub(super) series: BTreeMap<Labels, SeriesValue>,
+}
+
+/// The value of a series.
+#[derive(Debug, Clone)]
+pub(super) enum SeriesValue {
+    /// Of a counter that counts.
+    Count(u64),
+    /// Of a counter of time, in seconds.
+    Seconds(f64),
+    /// Of a gauge.
+    Level(i64),
+    Histogram(HistogramValue),
+}
+
+/// The value of a histogram.
+#[derive(Debug, Clone)]
+pub(super) struct HistogramValue {
+    /// The upper bound of each bucket, and how much is in that bucket alone. The last bound is infinite.
+    pub(super) buckets: Vec<(f64, u64)>,
+    pub(super) sum: f64,
+    /// One for each bucket, or none at all.
+    pub(super) exemplars: Vec<Option<CallExemplar>>,
+}
+
+impl SeriesValue {
+    /// Adds what another client or server has counted in the same series.
+    fn add(&mut self, other: Self) {
+        match (self, other) {
+            (Self::Count(sum), Self::Count(more)) => *sum = sum.saturating_add(more),
+            (Self::Seconds(sum), Self::Seconds(more)) => *sum += more,
+            (Self::Level(sum), Self::Level(more)) => *sum = sum.saturating_add(more),
+            (Self::Histogram(sum), Self::Histogram(more)) => {
+                for (bucket, (_, count)) in sum.buckets.iter_mut().zip(more.buckets) {
+                    bucket.1 = bucket.1.saturating_add(count);
+                }
+                sum.sum += more.sum;
+                for (kept, new) in sum.exemplars.iter_mut().zip(more.exemplars) {
+                    *kept = new.or(*kept);
+                }
+            }
+            // A metric has one kind of value.
+            (_, _) => {}
+        }
+    }
+
+    fn times(bounds: &[Duration], told: TimesTold) -> Self {
+        let (buckets, sum) = (bucketed(bounds.iter().map(Duration::as_secs_f64), told.buckets), told.sum);
+        Self::Histogram(HistogramValue { buckets, sum: sum.as_secs_f64(), exemplars: told.exemplars })
+    }
+
+    fn statistics(told: Histogram) -> Self {
+        let sum = told.sum().as_secs_f64();
+        let buckets = bucketed(Histogram::BOUNDS.iter().map(Duration::as_secs_f64), told.buckets);
+        Self::Histogram(HistogramValue { buckets, sum, exemplars: Vec::new() })
+    }
+
+    fn spread(spread: &Spread) -> Self {
+        let (buckets, frames) = spread.told();
+        let buckets = bucketed(Spread::BOUNDS.iter().map(|bound| *bound as f64), buckets);
+        Self::Histogram(HistogramValue { buckets, sum: frames as f64, exemplars: Vec::new() })
+    }
+}
+
+fn bucketed(bounds: impl Iterator<Item = f64>, counts: Vec<u64>) -> Vec<(f64, u64)> {
+    bounds.chain([f64::INFINITY]).zip(counts).collect()
+}
+
+/// All metrics. A new one is a field here, a line in `Default` and in `all`, and a row in the guide's table.
+#[derive(Debug)]
+pub(super) struct Families {
+    client_calls: Family,
+    attempts: Family,
+    in_flight: Family,
+    rejected: Family,
+    server_calls: Family,
+    active: Family,
+    handler: Family,
+    queue: Family,
+    dead_lettered: Family,
+    redelivered: Family,
+    cancelled: Family,
+    malformed: Family,
+    message_calls: Family,
+    reconnects: Family,
+    blocked: Family,
+}
+
+impl Default for Families {
+    fn default() -> Self {
+        use MetricType::{Counter, Gauge, Histogram};
+        let family = |kind, name, help| Family { name, help, unit: None, kind, series: BTreeMap::new() };
+        let time = |kind, name, help| Family { unit: Some(Unit::Seconds), ..family(kind, name, help) };
+        Self {
+            client_calls: time(
+                Histogram,
+                "rpc_client_call_duration",
+                "How long calls took, with all their attempts, until their callers knew how they ended",
+            ),
+            attempts: family(Counter, "hopline_client_attempts", "Attempts of calls that were made, by kind"),
+            in_flight: family(Gauge, "hopline_client_in_flight", "Calls whose callers wait now"),
+            rejected: family(
+                Counter,
+                "hopline_client_rejected",
+                "Calls that the client itself refused to send, by reason",
+            ),
+            server_calls: time(
+                Histogram,
+                "rpc_server_call_duration",
+                "How long calls took from their delivery to their end, however they ended",
+            ),
+            active: family(Gauge, "hopline_server_active", "Calls that run now"),
+            handler: time(Histogram, "hopline_server_handler_duration", "How long handlers ran"),
+            queue: time(
+                Histogram,
+                "hopline_server_queue_duration",
+                "How much longer calls waited before they ran than the fastest of the same sender in the last minutes",
+            ),
+            dead_lettered: family(
+                Counter,
+                "hopline_server_dead_lettered",
+                "Messages that were kept with the dead letters, by reason",
+            ),
+            redelivered: family(Counter, "hopline_server_redelivered", "Calls that the broker has delivered again"),
+            cancelled: family(
+                Counter,
+                "hopline_server_cancelled",
+                "Calls for which nobody waited any more, by what was done with them",
+            ),
+            malformed: family(Counter, "hopline_server_malformed", "Frames that could not be read"),
+            message_calls: family(Histogram, "hopline_message_calls", "How many frames shared a message"),
+            reconnects: family(Counter, "hopline_connection_reconnects", "How often a lost connection was made again"),
+            blocked: time(
+                Counter,
+                "hopline_connection_blocked_duration",
+                "For how long the broker took no messages, being short of memory or disk",
+            ),
+        }
+    }
+}
+
+impl Family {
+    fn add(&mut self, labels: Labels, value: SeriesValue) {
+        match self.series.get_mut(&labels) {
+            Some(sum) => sum.add(value),
+            None => drop(self.series.insert(labels, value)),
+        }
+    }
+}
+
+fn label(name: &'static str, value: impl Into<String>) -> (&'static str, String) {
+    (name, value.into())
+}
+
+/// The labels of a call that has ended.
+fn of_end(method: &str, end: EndOfCall) -> Labels {
+    let mut labels = vec![label(SYSTEM.0, SYSTEM.1), label(METHOD, method), label(STATUS, end.status())];
+    labels.extend(end.error_type().map(|error| label("error_type", error)));
+    labels
+}
+
+impl Families {
+    /// All of them that have a series.
+    pub(super) fn all(self) -> impl Iterator<Item = Family> {
+        let Self { client_calls, attempts, in_flight, rejected, server_calls, active, handler, queue, .. } = self;
+        let Self { dead_lettered, redelivered, cancelled, malformed, message_calls, reconnects, blocked, .. } = self;
+        let of_calls = [client_calls, attempts, in_flight, rejected, server_calls, active, handler, queue];
+        let others = [dead_lettered, redelivered, cancelled, malformed, message_calls, reconnects, blocked];
+        of_calls.into_iter().chain(others).filter(|family| !family.series.is_empty())
+    }
+
+    /// Adds what a client has counted.
+    pub(super) fn add_client(&mut self, client: &ClientCounts) {
+        client.methods.told().into_iter().for_each(|method| self.add_called(method));
+        self.add_link("client", &client.link);
+    }
+
+    fn add_called(&mut self, told: CalledMethodTold) {
+        let Some((service, method)) = told.name.clone().or_else(|| others(&told)) else { return };
+        let is_other = *method == *OTHER;
+        let name = if is_other { OTHER.to_owned() } else { format!("{service}/{method}") };
+        for (end, times) in told.ends {
+            let mut labels = of_end(&name, end);
+            if !is_other {
+                labels.push(label("server_address", &*service));
+            }
+            self.client_calls.add(labels, SeriesValue::times(&BOUNDS, times));
+        }
+        for (kind, count) in told.attempts {
+            let labels = vec![label(METHOD, &*name), label("hopline_attempt_kind", kind)];
+            self.attempts.add(labels, SeriesValue::Count(count));
+        }
+        for (reason, count) in told.rejected {
+            let labels = vec![label(METHOD, &*name), label("reason", reason)];
+            self.rejected.add(labels, SeriesValue::Count(count));
+        }
+        self.in_flight.add(vec![label(METHOD, name)], level(told.in_flight));
+    }
+
+    /// Adds what a server has counted. Returns whether it still runs.
+    pub(super) fn add_server(&mut self, server: &MeasuredServer) -> bool {
+        let Some(services) = server.told(|link| self.add_link("server", link)) else { return false };
+        services.into_iter().for_each(|service| self.add_service(service));
+        true
+    }
+
+    fn add_service(&mut self, told: ServiceTold) {
+        let service = &*told.name;
+        for method in told.methods {
+            let name = format!("{service}/{}", method.stats.name);
+            let labels = || vec![label(METHOD, &*name)];
+            for (end, times) in method.ends {
+                self.server_calls.add(of_end(&name, end), SeriesValue::times(&BOUNDS, times));
+            }
+            self.active.add(labels(), level(method.stats.running));
+            self.handler.add(labels(), SeriesValue::statistics(method.stats.handler_time));
+            self.queue.add(labels(), SeriesValue::times(&BOUNDS, TimesTold { exemplars: Vec::new(), ..method.waits }));
+            self.redelivered.add(labels(), SeriesValue::Count(method.stats.redelivered));
+            for (reason, count) in [("stopped", method.stats.cancelled), ("not_run", method.stats.expired)] {
+                let labels = vec![label(METHOD, &*name), label("reason", reason)];
+                self.cancelled.add(labels, SeriesValue::Count(count));
+            }
+        }
+        for (end, times) in told.others {
+            self.server_calls.add(of_end(OTHER, end), SeriesValue::times(&BOUNDS, times));
+        }
+        for (reason, count) in told.letters {
+            let labels = vec![label("rpc_service", service), label("reason", reason)];
+            self.dead_lettered.add(labels, SeriesValue::Count(count));
+        }
+        self.malformed.add(vec![label("rpc_service", service)], SeriesValue::Count(told.malformed));
+    }
+
+    fn add_link(&mut self, role: &'static str, link: &LinkCounts) {
+        for (direction, spread) in [("sent", &link.sent), ("received", &link.received)] {
+            let labels = vec![label("role", role), label("direction", direction)];
+            self.message_calls.add(labels, SeriesValue::spread(spread));
+        }
+        self.reconnects.add(vec![label("role", role)], SeriesValue::Count(link.reconnects()));
+        self.blocked.add(vec![label("role", role)], SeriesValue::Seconds(link.blocked_time().as_secs_f64()));
+    }
+}
+
+/// The name of those methods that have no series of their own, if there are any.
+fn others(told: &CalledMethodTold) -> Option<(Arc<str>, Arc<str>)> {
+    let is_used = told.attempts.iter().any(|(_, count)| *count > 0) || !told.ends.is_empty();
+    is_used.then(|| (Arc::default(), OTHER.into()))
+}
+
+fn level(count: u64) -> SeriesValue {
+    SeriesValue::Level(i64::try_from(count).unwrap_or(i64::MAX))
+}

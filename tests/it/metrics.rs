@@ -1,0 +1,270 @@
+//! What clients and servers count for Prometheus, as they tell it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use hopline::metrics::{CONTENT_TYPE, Metrics, PLAIN_CONTENT_TYPE};
+use hopline::{Absent, Client, Code, Context, Error, Fault, Invocation, Method, Middleware, Next, Reply, Service};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::support::{Held, PATIENCE, Scene, hold, soon};
+
+/// The values of all series, each by its name and labels, as text.
+fn series(metrics: &Metrics) -> BTreeMap<String, f64> {
+    let text = metrics.render();
+    let lines =
+        text.lines().filter(|line| !line.starts_with('#')).map(|line| line.split(" # ").next().expect("a part"));
+    lines
+        .map(|line| line.rsplit_once(' ').expect("a value"))
+        .map(|(name, value)| (name.to_owned(), number(value)))
+        .collect()
+}
+
+fn number(text: &str) -> f64 {
+    text.parse().unwrap_or_else(|_| panic!("no number: {text}"))
+}
+
+/// The value of the only series whose name and labels have all of these parts, or 0 if there is none.
+fn value(metrics: &Metrics, parts: &[&str]) -> f64 {
+    let all = series(metrics);
+    let mut found = all.iter().filter(|(name, _)| parts.iter().all(|part| name.contains(part)));
+    let first = found.next().map_or(0.0, |(_, value)| *value);
+    assert!(found.next().is_none(), "several series have {parts:?}: {all:#?}");
+    first
+}
+
+async fn is(metrics: &Metrics, parts: &[&str], expected: f64) {
+    let waiting = async {
+        while value(metrics, parts) != expected {
+            tokio::task::yield_now().await;
+        }
+    };
+    let came = tokio::time::timeout(PATIENCE, waiting).await;
+    assert!(came.is_ok(), "{parts:?} never is {expected}:\n{}", metrics.render());
+}
+
+fn ends() -> Service {
+    Service::new("ends", 1)
+        .method("well", |_: Context, _: [(); 0]| async { Ok::<_, Fault>(()) })
+        .method("own", |_: Context, _: [(); 0]| async { Err::<(), _>("no".to_owned()) })
+        .method("fault", |_: Context, _: [(); 0]| async { Err::<(), _>(Fault::new(Code::NotFound, "gone")) })
+        .method(Method::new("oneway").oneway().attempts(1), |_: Context, (fails,): (bool,)| async move {
+            if fails { Err(Fault::new(Code::Internal, "as the test asks")) } else { Ok(()) }
+        })
+}
+
+#[tokio::test]
+async fn a_call_is_counted_on_both_sides_by_how_it_ended() {
+    let scene = Scene::new();
+    let (server, client) = (scene.serve(ends()).await, scene.client().await);
+    let metrics = Metrics::new().server(&server).client(&client);
+    for method in ["well", "well", "own", "fault", "absent", "well"] {
+        let _ = soon(async { client.call::<()>("ends", method, [(); 0]).await }).await;
+    }
+    let nobody = client.call::<()>("nobody", "x", [(); 0]).absent(Absent::Fail);
+    assert!(matches!(soon(async { nobody.await }).await, Err(Error::NoService { .. })));
+    let at_client = |method, rest| {
+        [
+            "rpc_client_call_duration_seconds_count{rpc_system_name=\"hopline\"",
+            method,
+            rest,
+            "server_address=\"ends.v1\"",
+        ]
+    };
+    let at_server = |method, rest| ["rpc_server_call_duration_seconds_count", method, rest, "rpc_system_name"];
+    let (own, ok) = ("\"UNKNOWN\",error_type=\"service_error\"", "rpc_response_status_code=\"OK\"");
+    let fault = "rpc_response_status_code=\"NOT_FOUND\",error_type=\"NOT_FOUND\"";
+    for (method, rest, count) in [("ends.v1/well", ok, 3.0), ("ends.v1/own", own, 1.0), ("ends.v1/fault", fault, 1.0)] {
+        is(&metrics, &at_client(method, rest), count).await;
+        is(&metrics, &at_server(method, rest), count).await;
+    }
+    // A client knows which names it has called. To a server they come from outside.
+    is(&metrics, &at_client("ends.v1/absent", "error_type=\"UNIMPLEMENTED\""), 1.0).await;
+    is(&metrics, &at_server("rpc_method=\"_OTHER\"", "error_type=\"UNIMPLEMENTED\""), 1.0).await;
+    let nobody = ["rpc_client_call_duration_seconds_count", "nobody.v1/x", "\"UNAVAILABLE\",error_type=\"no_service\""];
+    is(&metrics, &nobody, 1.0).await;
+    is(&metrics, &["hopline_client_attempts_total", "ends.v1/well", "\"first\""], 3.0).await;
+    is(&metrics, &["hopline_server_handler_duration_seconds_count", "ends.v1/well"], 3.0).await;
+    is(&metrics, &["hopline_server_queue_duration_seconds_count", "ends.v1/well"], 3.0).await;
+    assert!(!series(&metrics).keys().any(|name| name.contains(server.instance()) || name.contains(client.instance())));
+}
+
+#[tokio::test]
+async fn oneway_calls_and_what_becomes_of_them_are_counted() {
+    let scene = Scene::new();
+    let (server, client) = (scene.serve(ends()).await, scene.client().await);
+    let metrics = Metrics::new().server(&server).client(&client);
+    for fails in [false, true] {
+        soon(client.oneway("ends", "oneway", (fails,)).send()).await.expect("the broker has it");
+    }
+    is(&metrics, &["rpc_client_call_duration_seconds_count", "ends.v1/oneway", "\"OK\""], 2.0).await;
+    is(&metrics, &["rpc_server_call_duration_seconds_count", "ends.v1/oneway", "\"INTERNAL\",error_type"], 1.0).await;
+    let letters = |reason| ["hopline_server_dead_lettered_total{rpc_service=\"ends.v1\"", reason];
+    is(&metrics, &letters("\"failed\""), 1.0).await;
+    is(&metrics, &letters("\"refused\""), 0.0).await;
+}
+
+#[tokio::test]
+async fn what_waits_and_what_is_given_up_is_counted() {
+    let scene = Scene::new();
+    let Held { service, mut arrived } = Held::new();
+    let (server, client) = (scene.serve(service).await, scene.client().await);
+    let metrics = Metrics::new().server(&server).client(&client);
+    let pending = hold(&client, 1).start().await.expect("on its way");
+    let held = soon(arrived.recv()).await.expect("it runs");
+    assert_eq!(value(&metrics, &["hopline_client_in_flight{rpc_method=\"held.v1/hold\"}"]), 1.0);
+    assert_eq!(value(&metrics, &["hopline_server_active{rpc_method=\"held.v1/hold\"}"]), 1.0);
+    drop(pending);
+    is(&metrics, &["hopline_client_in_flight"], 0.0).await;
+    is(&metrics, &["hopline_server_active"], 0.0).await;
+    is(&metrics, &["hopline_server_cancelled_total", "\"stopped\""], 1.0).await;
+    is(&metrics, &["rpc_client_call_duration_seconds_count", "error_type=\"CANCELLED\""], 1.0).await;
+    is(&metrics, &["rpc_server_call_duration_seconds_count", "error_type=\"CANCELLED\""], 1.0).await;
+    drop(held);
+}
+
+/// Tries a call once more that has failed.
+struct OnceMore;
+
+impl Middleware for OnceMore {
+    async fn handle(&self, call: Invocation, next: Next) -> Result<Reply, Error> {
+        match next.run(call.clone()).await {
+            Err(_) => next.run(call).await,
+            reply => reply,
+        }
+    }
+}
+
+#[tokio::test]
+async fn attempts_are_counted_beside_calls() {
+    let scene = Scene::new();
+    let server = scene.serve(ends()).await;
+    let client = Client::builder().namespace(&scene.namespace).with(OnceMore);
+    let client = client.connect(&scene.url).await.expect("the broker is there");
+    let metrics = Metrics::new().client(&client);
+    assert!(soon(async { client.call::<()>("ends", "fault", [(); 0]).await }).await.is_err());
+    let attempts = |kind| ["hopline_client_attempts_total", "ends.v1/fault", kind];
+    assert_eq!((value(&metrics, &attempts("first")), value(&metrics, &attempts("retry"))), (1.0, 1.0));
+    assert_eq!(value(&metrics, &["rpc_client_call_duration_seconds_count", "ends.v1/fault"]), 1.0);
+    drop(server);
+}
+
+#[tokio::test]
+async fn a_call_over_the_limit_is_told_apart_from_one_that_was_sent() {
+    let scene = Scene::new();
+    let Held { service, mut arrived } = Held::new();
+    let _server = scene.serve(service).await;
+    let client = Client::builder().namespace(&scene.namespace).max_in_flight(1, hopline::WhenFull::Refuse);
+    let client = client.connect(&scene.url).await.expect("the broker is there");
+    let metrics = Metrics::new().client(&client);
+    let pending = hold(&client, 1).start().await.expect("on its way");
+    let held = soon(arrived.recv()).await.expect("it runs");
+    assert!(matches!(soon(async { hold(&client, 2).await }).await, Err(Error::Overloaded { .. })));
+    assert_eq!(value(&metrics, &["hopline_client_rejected_total", "\"in_flight\""]), 1.0);
+    assert_eq!(value(&metrics, &["rpc_client_call_duration_seconds_count", "\"overloaded\""]), 1.0);
+    held.release();
+    soon(pending).await.expect("answered");
+}
+
+#[tokio::test]
+async fn a_call_of_a_handler_is_an_exemplar_of_its_trace() {
+    let scene = Scene::new();
+    let inner = scene.client().await;
+    let calls = inner.clone();
+    let front = Service::new("front", 1).method("ask", move |ctx: Context, _: [(); 0]| {
+        let calls = calls.clone();
+        async move {
+            calls
+                .call::<()>("ends", "well", [(); 0])
+                .await
+                .map_err(|error| Fault::new(error.code(), error.to_string()))?;
+            Ok::<_, Fault>(ctx.traceparent())
+        }
+    });
+    let server = scene.server().await.serve(front).serve(ends()).start().await.expect("it can be served");
+    let client = scene.client().await;
+    let metrics = Metrics::new().client(&inner).server(&server);
+    let traceparent: String = soon(async { client.call("front", "ask", [(); 0]).await }).await.expect("answered");
+    let trace = traceparent.split('-').nth(1).expect("the id of the trace");
+    let text = metrics.render();
+    let with_trace = |name: &str| {
+        text.lines().any(|line| line.starts_with(name) && line.contains(&format!("# {{trace_id=\"{trace}\"}} 0.")))
+    };
+    assert!(with_trace("rpc_client_call_duration_seconds_bucket"), "{text}");
+    // The server counts when it has handed the reply over.
+    soon(async {
+        while !metrics.render().lines().any(|line| line.starts_with("rpc_server_call") && line.contains(trace)) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(!metrics.render_plain().contains("trace_id"));
+}
+
+#[tokio::test]
+async fn several_clients_are_summed_up_and_none_is_kept_alive() {
+    let scene = Scene::new();
+    let server = scene.serve(ends()).await;
+    let metrics = Metrics::new().server(&server);
+    for _ in 0..2 {
+        let client = scene.client().await;
+        let _ = metrics.clone().client(&client).client(&client.clone());
+        soon(async { client.call::<()>("ends", "well", [(); 0]).await }).await.expect("answered");
+        let mut state = client.state();
+        drop(client);
+        soon(state.wait_for(|state| *state == hopline::State::Closed)).await.expect("it is told");
+    }
+    assert_eq!(value(&metrics, &["rpc_client_call_duration_seconds_count", "ends.v1/well"]), 2.0);
+    soon(server.drain()).await;
+    assert!(!metrics.render().contains("hopline_server"), "a server that has ended counts no more");
+    assert_eq!(value(&metrics, &["rpc_client_call_duration_seconds_count", "ends.v1/well"]), 2.0);
+}
+
+#[tokio::test]
+async fn a_connection_that_is_lost_is_counted_when_it_is_back() {
+    let (scene, broker) = Scene::alone();
+    let (server, client) = (scene.serve(ends()).await, scene.client().await);
+    let metrics = Metrics::new().server(&server).client(&client);
+    broker.alarm("low on memory");
+    let blocked = |role| ["hopline_connection_blocked_duration_seconds_total", role];
+    soon(async {
+        while value(&metrics, &blocked("client")) == 0.0 || value(&metrics, &blocked("server")) == 0.0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    broker.restore();
+    broker.cut();
+    for role in ["client", "server"] {
+        is(&metrics, &["hopline_connection_reconnects_total", role], 1.0).await;
+    }
+}
+
+async fn get(address: std::net::SocketAddr, head: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.expect("it listens");
+    stream.write_all(head.as_bytes()).await.expect("it reads");
+    let mut told = String::new();
+    stream.read_to_string(&mut told).await.expect("it answers");
+    told
+}
+
+#[tokio::test]
+async fn they_are_served_over_http_until_that_is_closed() {
+    let metrics = Metrics::new().client(&Scene::in_memory().client().await);
+    let endpoint = metrics.serve("0").await.expect("some port is free");
+    let address = endpoint.address();
+    assert!(address.ip().is_loopback(), "a port alone is for this machine");
+    let plain = soon(get(address, "GET /metrics HTTP/1.1\r\n\r\n")).await;
+    assert!(plain.contains(&format!("Content-Type: {PLAIN_CONTENT_TYPE}\r\n")), "{plain}");
+    let open = soon(get(address, "GET /metrics HTTP/1.1\r\nAccept: application/openmetrics-text\r\n\r\n")).await;
+    assert!(open.starts_with("HTTP/1.1 200 OK\r\n") && open.ends_with("# EOF\n"), "{open}");
+    assert!(open.contains(&format!("Content-Type: {CONTENT_TYPE}\r\n")), "{open}");
+    let (_, body) = open.split_once("\r\n\r\n").expect("it has a body");
+    assert!(open.contains(&format!("Content-Length: {}\r\n", body.len())));
+    assert!(soon(get(address, "GET / HTTP/1.1\r\n\r\n")).await.starts_with("HTTP/1.1 404 "));
+    let taken = metrics.serve(address.to_string()).await.expect_err("the port is taken");
+    assert_eq!(taken.kind(), std::io::ErrorKind::AddrInUse);
+    endpoint.close().await;
+    assert!(TcpStream::connect(address).await.is_err());
+}
