@@ -224,21 +224,32 @@ async fn several_clients_are_summed_up_and_none_is_kept_alive() {
 #[tokio::test]
 async fn a_connection_that_is_lost_is_counted_when_it_is_back() {
     let (scene, broker) = Scene::alone();
-    let (server, client) = (scene.serve(ends()).await, scene.client().await);
+    let Held { service, mut arrived } = Held::new();
+    let (server, client) = (scene.serve(service).await, scene.client().await);
     let metrics = Metrics::new().server(&server).client(&client);
+    let pending = hold(&client, 1).start().await.expect("on its way");
+    let held = soon(arrived.recv()).await.expect("it runs");
     broker.alarm("low on memory");
-    let blocked = |role| ["hopline_connection_blocked_duration_seconds_total", role];
-    soon(async {
-        while value(&metrics, &blocked("client")) == 0.0 || value(&metrics, &blocked("server")) == 0.0 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    })
-    .await;
+    // Who publishes hears of it: the server when it replies.
+    held.release();
+    let publisher = client.clone();
+    let publishing = tokio::spawn(async move { publisher.publish("something.happened", &()).await });
+    for role in ["client", "server"] {
+        let blocked = ["hopline_connection_blocked_duration_seconds_total", role];
+        soon(async {
+            while value(&metrics, &blocked) == 0.0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+    }
     broker.restore();
     broker.cut();
     for role in ["client", "server"] {
         is(&metrics, &["hopline_connection_reconnects_total", role], 1.0).await;
     }
+    publishing.abort();
+    drop(pending);
 }
 
 async fn get(address: std::net::SocketAddr, head: &str) -> String {
