@@ -18,8 +18,11 @@ use crate::document::Instance;
 const PASSED_OVER: Duration = Duration::from_secs(1);
 /// How long it counts what an instance says of its running calls.
 const SAID: Duration = Duration::from_millis(100);
-/// How long it counts how long its replies took. After that it gets calls as if it were like the others.
-const TOOK: Duration = Duration::from_secs(10);
+/// After this time half is forgotten of how long its replies took. So a slow one that gets no calls for that is tried again
+/// after a while.
+const HALF_FORGOTTEN: Duration = Duration::from_secs(10);
+/// How many times as long a call may take with one of two for them to count as alike.
+const ALIKE: f64 = 2.0;
 
 /// How the instance is chosen that runs a call.
 ///
@@ -55,9 +58,14 @@ pub enum Route {
     RoundRobin,
     /// In proportion to their weights, spread evenly in time.
     Weighted(Weights),
-    /// Of two that are drawn, the one where the call will take less time: by how many calls are there, and by how long
-    /// the last replies of each took. The calls are those of this client that are not answered yet, or all that run
-    /// there, as its reply of the last 100 ms says. Slow instances get few calls.
+    /// Of two that are drawn, the one with fewer calls; but the quicker one, if the call will take more than twice as long
+    /// with the other.
+    ///
+    /// The calls are those of this client that are not answered yet, or all that run there, as its reply of the last 100
+    /// ms says. A call will take as long as the last ones did with that instance, and longer as more calls are there than
+    /// there were then. So a slow instance gets calls only while the others have so many that it is as quick. It is
+    /// tried again from time to time, since half is forgotten every 10 s of how long its replies took: one that is ten
+    /// times slower, after about 20 s.
     LeastInFlight,
     /// The same instance for the same key, in every client, for as long as it lives. If one leaves, only its own keys
     /// move to others; if one of `n` joins, it gets a share of about `1/n` of the keys, and no other key moves.
@@ -106,8 +114,7 @@ struct Load {
     in_flight: AtomicUsize,
     /// How many calls of all clients run there, by its last reply, and when that came.
     running: Mutex<Option<(usize, Instant)>>,
-    /// How long its last replies took, with more weight on later ones, and when the last came.
-    took: Mutex<Option<(Duration, Instant)>>,
+    took: Mutex<Option<Took>>,
     /// Until when it is passed over.
     missed_until: Mutex<Option<Instant>>,
     /// Cancelled when it has lost its connection, and what waited for it there.
@@ -116,13 +123,68 @@ struct Load {
     gone: CancellationToken,
 }
 
+impl Load {
+    /// A call that was one of so many has taken this time, and if it was given up, it would have taken longer.
+    fn add(&self, time: Duration, calls: f64, has_ended: bool) {
+        let seconds = time.as_secs_f64();
+        let mut took = self.took.lock().unwrap_or_else(PoisonError::into_inner);
+        let (before, weight) = took.map_or((0.0, 1.0), |took| {
+            let kept = took.kept();
+            (took.seconds * kept, (1.0 - kept).max(0.25))
+        });
+        if has_ended || took.is_some() && seconds > before {
+            let mean = |before: f64, this: f64| before + (this - before) * weight;
+            let calls = mean(took.map_or(0.0, |took| took.calls), calls);
+            *took = Some(Took { seconds: mean(before, seconds), calls, at: Instant::now() });
+        }
+    }
+}
+
+/// What the last replies of an instance tell of how long the next call takes.
+#[derive(Debug, Clone, Copy)]
+struct Took {
+    /// How many seconds they took, with more weight on later ones.
+    seconds: f64,
+    /// How many calls were there when theirs came, those included, with the same weights.
+    calls: f64,
+    /// When the last came.
+    at: Instant,
+}
+
+impl Took {
+    /// How much of it counts now: less and less without replies.
+    fn kept(&self) -> f64 {
+        0.5_f64.powf(self.at.elapsed().as_secs_f64() / HALF_FORGOTTEN.as_secs_f64())
+    }
+
+    /// How many seconds a call takes that comes as one of so many. If there are twice as many as there were, each waits
+    /// twice as long. But a call to an instance with little to do takes no less than itself.
+    fn for_one_of(&self, calls: f64) -> f64 {
+        self.seconds * self.kept() * (calls / self.calls).max(1.0)
+    }
+}
+
 /// Counts a call as unanswered for as long as it lives.
 #[derive(Debug)]
-pub(crate) struct CountedCall(Arc<Load>);
+pub(crate) struct CountedCall {
+    load: Arc<Load>,
+    since: Instant,
+    /// How many calls are there, this one included.
+    calls: f64,
+    has_ended: bool,
+}
+
+impl CountedCall {
+    /// It is answered, or has timed out: it has taken until now.
+    pub(crate) fn has_ended(mut self) {
+        self.has_ended = true;
+    }
+}
 
 impl Drop for CountedCall {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.load.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.load.add(self.since.elapsed(), self.calls, self.has_ended);
     }
 }
 
@@ -139,8 +201,9 @@ impl Candidate {
 
     /// A call begins to wait for it.
     pub(crate) fn count(&self) -> CountedCall {
+        let calls = (self.busy() + 1) as f64;
         self.load.in_flight.fetch_add(1, Ordering::Relaxed);
-        CountedCall(self.load.clone())
+        CountedCall { load: self.load.clone(), since: Instant::now(), calls, has_ended: false }
     }
 
     /// The broker does not know it.
@@ -185,28 +248,20 @@ impl Candidate {
         *self.load.running.lock().unwrap_or_else(PoisonError::into_inner) = Some((calls, Instant::now()));
     }
 
-    /// It has replied after this time.
-    pub(crate) fn took(&self, time: Duration) {
-        let mut took = self.load.took.lock().unwrap_or_else(PoisonError::into_inner);
-        let mean = took.map_or(time, |(before, _)| (before * 3 + time) / 4);
-        *took = Some((mean, Instant::now()));
-    }
-
-    /// It has not replied for this long.
-    pub(crate) fn took_at_least(&self, time: Duration) {
-        if self.usually_takes().is_none_or(|usually| usually < time) {
-            self.took(time);
-        }
+    /// It has taken so long for a call that was not sent to it alone.
+    pub(crate) fn has_taken(&self, time: Duration) {
+        self.load.add(time, 1.0, true);
     }
 
     /// Whether it is known how long its replies take.
     pub(crate) fn is_known(&self) -> bool {
-        self.usually_takes().is_some()
+        self.load.took.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
-    fn usually_takes(&self) -> Option<Duration> {
+    /// How many seconds another call will take with so many there before it, if it has replied to one.
+    fn will_take(&self, busy: usize) -> Option<f64> {
         let took = *self.load.took.lock().unwrap_or_else(PoisonError::into_inner);
-        took.filter(|(_, at)| at.elapsed() < TOOK).map(|(mean, _)| mean)
+        Some(took?.for_one_of((busy + 1) as f64))
     }
 
     /// How many calls it has: those of this client that are not answered, or all that run, if it has said so just now and
@@ -255,7 +310,7 @@ impl Route {
         }
         Some(match self {
             Self::Weighted(weights) => turns.by_weight(&open, weights),
-            Self::LeastInFlight => quicker_of_two(&open),
+            Self::LeastInFlight => better_of_two(&open),
             Self::Key(key) => open.into_iter().max_by_key(|candidate| score(key, &candidate.instance)).expect("two"),
             Self::Any | Self::One(_) | Self::RoundRobin | Self::Zone { .. } => {
                 open[turns.next.fetch_add(1, Ordering::Relaxed) % open.len()]
@@ -308,19 +363,23 @@ impl Turns {
 }
 
 /// Draws two. Of all of them, the least busy would be chosen by many clients at the same moment.
-fn quicker_of_two<'c>(open: &[&'c Candidate]) -> &'c Candidate {
+fn better_of_two<'c>(open: &[&'c Candidate]) -> &'c Candidate {
     let (high, low) = Uuid::new_v4().as_u64_pair();
     let below = |random: u64, count: usize| (random % count as u64) as usize;
     // The first two bits of the lower half are not random.
     let first = below(high >> 32, open.len());
     let second = (first + 1 + below(low & 0xffff_ffff, open.len() - 1)) % open.len();
     let [first, second] = [open[first], open[second]];
-    let (Some(of_first), Some(of_second)) = (first.usually_takes(), second.usually_takes()) else {
-        return if second.busy() < first.busy() { second } else { first };
-    };
-    // What is there takes about as long as its replies did. The call itself takes as long once more.
-    let waits = |candidate: &Candidate, takes: Duration| (candidate.busy() as u128 + 1) * takes.as_micros();
-    if waits(second, of_second) < waits(first, of_first) { second } else { first }
+    let (of_first, of_second) = (first.busy(), second.busy());
+    if let (Some(with_first), Some(with_second)) = (first.will_take(of_first), second.will_take(of_second)) {
+        if with_first > ALIKE * with_second {
+            return second;
+        }
+        if with_second > ALIKE * with_first {
+            return first;
+        }
+    }
+    if of_second < of_first { second } else { first }
 }
 
 /// How much a key wants to be with an instance. It is the same in every process, whatever its version: the function is
@@ -408,15 +467,79 @@ mod tests {
         assert_eq!(counted(&Route::LeastInFlight, &five(), 1_000).len(), 5);
     }
 
-    #[test]
-    fn a_slow_one_gets_calls_once_the_other_is_as_slow_by_its_calls() {
+    /// Calls that begin together and are answered after this time.
+    async fn answered_after(candidate: &Candidate, calls: usize, millis: u64) {
+        let calls: Vec<_> = (0..calls).map(|_| candidate.count()).collect();
+        tokio::time::advance(Duration::from_millis(millis)).await;
+        calls.into_iter().for_each(CountedCall::has_ended);
+    }
+
+    fn better(two: &[Candidate]) -> String {
+        let counts = counted(&Route::LeastInFlight, two, 100);
+        assert_eq!(counts.len(), 1, "{counts:?}");
+        counts.into_keys().next().expect("one")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_one_gets_calls_once_the_other_is_as_slow_by_its_calls() {
         let two = [candidate("slow", &[]), candidate("quick", &[])];
-        two[0].took(Duration::from_millis(50));
-        two[1].took(Duration::from_millis(5));
+        answered_after(&two[0], 1, 50).await;
+        answered_after(&two[1], 1, 5).await;
+        let calls: Vec<_> = (0..3).map(|_| two[1].count()).collect();
+        assert_eq!(better(&two), "quick", "about 20 ms beside 50");
+        let more: Vec<_> = (0..7).map(|_| two[1].count()).collect();
+        assert_eq!(better(&two), "slow");
+        // They take no longer when they are that many. So many are no reason any more.
+        tokio::time::advance(Duration::from_millis(5)).await;
+        calls.into_iter().chain(more).for_each(CountedCall::has_ended);
         let calls: Vec<_> = (0..10).map(|_| two[1].count()).collect();
-        assert_eq!(counted(&Route::LeastInFlight, &two, 100), BTreeMap::from([("slow".into(), 100)]));
+        assert_eq!(better(&two), "quick");
         drop(calls);
-        assert_eq!(counted(&Route::LeastInFlight, &two, 100), BTreeMap::from([("quick".into(), 100)]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_two_that_are_alike_the_one_with_fewer_calls_gets_the_next() {
+        let two = [candidate("a", &[]), candidate("b", &[])];
+        answered_after(&two[0], 1, 9).await;
+        answered_after(&two[1], 1, 5).await;
+        let _one = two[1].count();
+        assert_eq!(better(&two), "a");
+        let _two = (two[0].count(), two[0].count());
+        assert_eq!(better(&two), "b");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_one_is_tried_again_after_a_while_with_one_call() {
+        let two = [candidate("slow", &[]), candidate("quick", &[])];
+        answered_after(&two[0], 1, 50).await;
+        let mut tried = Vec::new();
+        for second in 1..=120 {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            answered_after(&two[1], 8, 5).await;
+            let _eight: Vec<_> = (0..7).map(|_| two[1].count()).collect();
+            if better(&two) == "slow" {
+                tried.push(second);
+                let tries = two[0].count();
+                assert_eq!(better(&two), "quick");
+                tokio::time::advance(Duration::from_millis(50)).await;
+                tries.has_ended();
+            }
+        }
+        assert!((5..=8).contains(&tried.len()) && tried[0] > 15, "{tried:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_is_given_up_tells_that_its_instance_is_slow() {
+        let two = [candidate("slow", &[]), candidate("quick", &[])];
+        answered_after(&two[0], 1, 5).await;
+        answered_after(&two[1], 1, 5).await;
+        let given_up = two[0].count();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        drop(given_up);
+        assert_eq!(better(&two), "quick");
+        // This one ends too soon to tell anything.
+        drop(two[1].count());
+        assert_eq!(better(&two), "quick");
     }
 
     #[test]

@@ -114,7 +114,7 @@ impl Router {
         let candidates = service.candidates.borrow().clone();
         if let Some(candidate) = candidates.iter().find(|candidate| candidate.instance == *instance) {
             // How long it waited in the queue that all share says nothing of the instance.
-            candidate.took(reply.handler_time.unwrap_or(took));
+            candidate.has_taken(reply.handler_time.unwrap_or(took));
         }
     }
 
@@ -132,20 +132,6 @@ impl Request {
         let is_in_haste = self.apart.as_ref().is_some_and(Apart::is_in_haste);
         let unknown = candidates.iter().filter(|candidate| is_in_haste && !candidate.is_known());
         unknown.map(|candidate| candidate.instance.clone()).collect()
-    }
-}
-
-/// An attempt that has no reply yet. If it is given up, since another one was quicker, that tells of its instance.
-struct Unanswering<'c> {
-    chosen: Option<&'c Candidate>,
-    since: Instant,
-}
-
-impl Drop for Unanswering<'_> {
-    fn drop(&mut self) {
-        if let Some(chosen) = self.chosen {
-            chosen.took_at_least(self.since.elapsed());
-        }
     }
 }
 
@@ -262,15 +248,13 @@ impl Client {
             self.pace(&target, request.attempt.as_deref().map(|attempt| attempt.deadline)).await?;
             request.has_moved(moves);
             moves += 1;
-            let (_counted, since) = (chosen.count(), Instant::now());
-            let mut unanswered = Unanswering { chosen: request.apart.is_some().then_some(chosen), since };
+            let counted = chosen.count();
             let mut sent = self.dispatch(Request { recipients, ..request.clone() })?;
             let outcome = tokio::select! {
                 biased;
                 outcome = &mut sent => Some(outcome),
                 () = self.lost(chosen, request.idempotent) => None,
             };
-            unanswered.chosen = None;
             if let (Some(passed), Some(outcome)) = (passed, &outcome) {
                 passed.ends(outcome);
             }
@@ -282,7 +266,7 @@ impl Client {
             *has_lost_one |= request.idempotent && said.is_leaving;
             match outcome {
                 Some(Ok(reply)) => {
-                    chosen.took(since.elapsed());
+                    counted.has_ended();
                     return Ok(reply);
                 }
                 None => {
@@ -308,7 +292,12 @@ impl Client {
                     *has_lost_one = true;
                     last = Some(error);
                 }
-                Some(Err(error)) => return Err(error),
+                Some(Err(error)) => {
+                    if matches!(error, Error::Timeout { .. }) {
+                        counted.has_ended();
+                    }
+                    return Err(error);
+                }
             }
         }
         // Without any other instance, whoever takes it.

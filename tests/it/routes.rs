@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::IntoFuture as _;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -258,4 +259,66 @@ async fn a_call_along_a_route_waits_for_a_connection_no_longer_than_it_may() {
     client.close().await;
     let closed = soon(round_robin(&client).into_future()).await;
     assert!(matches!(closed, Err(Error::Disconnected { may_have_run: false, .. })), "{closed:?}");
+}
+
+/// The times of calls that so many callers make one after the other along a route, until there are enough of them.
+async fn times(client: &Client, route: &Route, callers: usize, calls: usize) -> Vec<Duration> {
+    let caller = || async {
+        let mut times = Vec::new();
+        for _ in 0..calls / callers {
+            let since = tokio::time::Instant::now();
+            ask(client, route.clone()).await.expect("answered");
+            times.push(since.elapsed());
+        }
+        times
+    };
+    let mut times = join_all((0..callers).map(|_| caller())).await.concat();
+    times.sort();
+    times
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_ten_times_slower_gets_few_calls_until_it_is_quick_again() {
+    let scene = Scene::in_memory();
+    let (slow, quick) = (Duration::from_secs(1), Duration::from_millis(100));
+    let of_slow = Arc::new(Mutex::new((slow, 0)));
+    let taking = |time: Arc<Mutex<(Duration, usize)>>| {
+        Service::new("who", 1).method(Method::new("am_i"), move |context: Context, (): ()| {
+            let takes = {
+                let mut time = time.lock().expect("no panic");
+                time.1 += 1;
+                time.0
+            };
+            async move {
+                tokio::time::sleep(takes).await;
+                Ok::<_, Fault>(context.instance().to_owned())
+            }
+        })
+    };
+    let of_quick = Arc::new(Mutex::new((quick, 0)));
+    let mut servers = vec![scene.serve(taking(of_slow.clone())).await];
+    for _ in 0..4 {
+        servers.push(scene.serve(taking(of_quick.clone())).await);
+    }
+    let client = scene.client().await;
+    knows(&client, servers.len()).await;
+    let gets = |calls| {
+        of_slow.lock().expect("no panic").1 = 0;
+        let (client, of_slow) = (&client, &of_slow);
+        async move {
+            let times = times(client, &Route::LeastInFlight, 32, calls).await;
+            (times[calls * 99 / 100], of_slow.lock().expect("no panic").1)
+        }
+    };
+    let in_turn = times(&client, &Route::RoundRobin, 32, 3_200).await[3_200 * 99 / 100];
+    let (first, of_first) = gets(3_200).await;
+    let (second, of_second) = gets(9_600).await;
+    assert!(first * 5 < in_turn && second * 5 < in_turn, "{in_turn:?} {first:?} {second:?}");
+    assert!(of_first < 32 && of_second < 96, "{of_first} {of_second}");
+    // It was tried again, and is so from now on: then it is like the others.
+    of_slow.lock().expect("no panic").0 = quick;
+    let (_, of_quick_again) = gets(9_600).await;
+    assert!(of_second > 0 && of_quick_again > 200, "{of_second} {of_quick_again}");
+    let (_, of_quick_again) = gets(3_200).await;
+    assert!((500..800).contains(&of_quick_again), "{of_quick_again}");
 }
