@@ -130,7 +130,7 @@ impl Worker {
                 tasks.spawn(async move {
                     match failure {
                         Answer::Fault(fault) if matches!(fault.code, Code::InvalidArgument | Code::Unimplemented) => {
-                            worker.refuse(frame, fault, message).await;
+                            worker.turn_away(frame, fault, message).await;
                         }
                         failure => worker.failed(frame, failure, message).await,
                     }
@@ -243,11 +243,17 @@ impl Worker {
         self.failed(frame, Answer::Fault(fault), message).await;
     }
 
-    /// Sees to a frame that must not run. Its caller gets the fault. If nobody waits for a reply, it becomes a dead letter.
+    /// Sees to a frame that must not run.
     pub(super) async fn refuse(self: Arc<Self>, frame: Frame, fault: Fault, message: Arc<Message>) {
         self.count_refused(&frame);
         #[cfg(feature = "metrics")]
         self.measures_refused(&frame, fault.code, &message);
+        self.turn_away(frame, fault, message).await;
+    }
+
+    /// Sees to a frame that must not run, or not again. Its caller gets the fault. If nobody waits for a reply, it becomes a
+    /// dead letter.
+    async fn turn_away(self: Arc<Self>, frame: Frame, fault: Fault, message: Arc<Message>) {
         match (&message.reply_to, frame.kind) {
             (Some(_), kind) if kind != Kind::Oneway => {
                 self.log_fault(&frame, &fault);

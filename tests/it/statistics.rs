@@ -66,6 +66,24 @@ async fn each_method_tells_how_its_calls_ended() {
 }
 
 #[tokio::test]
+async fn a_oneway_call_that_its_handler_refuses_has_run_and_counts_as_a_fault() {
+    let scene = Scene::new();
+    let service = Service::new("picky", 1).method(Method::new("note").oneway(), |_: Context, _: [(); 0]| async {
+        Err::<(), _>(Fault::new(Code::InvalidArgument, "as the test asks"))
+    });
+    let _server = scene.serve(service).await;
+    let client = scene.client().await;
+    soon(client.oneway("picky", "note", [(); 0]).send()).await.expect("the broker has it");
+    // It is kept as a dead letter after it was counted.
+    let transport = scene.transport().await;
+    let mut dead = scene.dead_letters(&transport, "picky.v1").await;
+    soon(dead.next()).await.expect("it is kept");
+    let note = counted(&client, "note", |stats| stats.finished == 1).await;
+    assert_eq!(note.faults, BTreeMap::from([("INVALID_ARGUMENT".to_owned(), 1)]));
+    assert_eq!(note.refused, 0, "it was let run");
+}
+
+#[tokio::test]
 async fn what_runs_is_given_up_or_is_late_is_counted() {
     let scene = Scene::new();
     let Held { service, mut arrived } = Held::new();
