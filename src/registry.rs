@@ -279,6 +279,13 @@ impl Registry {
         self.client.begin(request)?.await
     }
 
+    /// Asks one instance whether it is there. This is no call of the program: no middleware sees it. An instance that would
+    /// know more of the caller is there all the same, and refuses.
+    async fn is_there(&self, service: &str, instance: &str) -> Result<Reply, Error> {
+        let request = self.request(PING, ServiceId::parse(service), Recipients::One(instance.to_owned()));
+        self.client.dispatch(request)?.await
+    }
+
     fn request(
         &self,
         question: &str,

@@ -23,7 +23,7 @@ use crate::transport::Lost;
 
 impl Client {
     /// Sends a request. The reply comes through what this returns.
-    pub(super) fn dispatch<P: Payload>(&self, request: Request<P>) -> Result<Dispatched, Error> {
+    pub(crate) fn dispatch<P: Payload>(&self, request: Request<P>) -> Result<Dispatched, Error> {
         let outgoing = self.prepare(request, Kind::Request)?;
         #[cfg(feature = "metrics")]
         outgoing.counts();

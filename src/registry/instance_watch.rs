@@ -22,7 +22,7 @@ use tracing::{debug, warn};
 use super::{Change, Registry};
 use crate::client::{Client, InstanceNews, WeakClient};
 use crate::clock::timer;
-use crate::document::{Announcement, Instance, LifeState, PING};
+use crate::document::{Announcement, Instance, LifeState};
 use crate::error::{Error, Unanswered};
 use crate::middleware::Reply;
 use crate::topology::{ServiceId, check_name};
@@ -328,7 +328,7 @@ impl InstanceWatch {
             self.checking.insert(name.clone());
             let asked_at = Instant::now();
             let checked = async move {
-                let replied = registry.ask_one(PING, &name.0, &name.1).await;
+                let replied = registry.is_there(&name.0, &name.1).await;
                 WatchAnswer::Checked(name, asked_at, replied)
             };
             self.questions.push(checked.boxed());

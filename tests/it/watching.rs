@@ -2,12 +2,21 @@
 
 use std::time::Duration;
 
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
 use futures::{Stream, StreamExt as _};
 use hopline::testing;
+<<<<<<< ours
 use hopline::topology::{Declaration, Exchange, ExchangeKind};
 use hopline::transport::{Confirm, Properties, Publication, Role, Transport};
 use hopline::{Change, Client, Server};
 use tokio::time::Instant;
+||||||| base
+use hopline::{Change, Client, Server};
+=======
+use hopline::{Change, Client, Error, Invocation, Middleware, Next, Reply, Server, WhenFull};
+>>>>>>> theirs
 
 use crate::support::{Calculator, Held, MathServer, Scene, hold, soon};
 
@@ -138,4 +147,36 @@ async fn one_whose_queue_is_deleted_is_told_at_once_where_the_broker_says_so() {
     assert!(since.elapsed() < Duration::from_secs(1), "after {:?}", since.elapsed());
     let comes = serve().await;
     assert_eq!(came(&mut changes).await, comes.instance(), "the other is still there");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_watches_asks_apart_from_the_calls_of_the_program() {
+    /// Notes what is called.
+    struct Notes(Arc<Mutex<Vec<String>>>);
+    impl Middleware for Notes {
+        async fn handle(&self, call: Invocation, next: Next) -> Result<Reply, Error> {
+            self.0.lock().expect("no panic").push(call.method().to_owned());
+            next.run(call).await
+        }
+    }
+    let scene = Scene::in_memory();
+    let Held { service, mut arrived } = Held::new();
+    let server = scene.serve(service).await;
+    let notes = Arc::<Mutex<Vec<String>>>::default();
+    let builder = Client::builder().namespace(&scene.namespace).timeout(Duration::from_secs(3600));
+    let builder = builder.max_in_flight(1, WhenFull::Refuse).with(Notes(notes.clone()));
+    let client = builder.connect(&scene.url).await.expect("the broker is there");
+    let mut changes = client.registry().watch();
+    came(&mut changes).await;
+    let pending = hold(&client, 1).start().await.expect("on its way");
+    let running = soon(arrived.recv()).await.expect("it runs");
+    // It is killed, and that is found out by a question: the only place among the calls is taken. The time is virtual.
+    let watched = tokio::spawn(async move { changes.next().await });
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    drop((server, running));
+    let gone = tokio::time::timeout(Duration::from_secs(50), watched).await.expect("it is noticed").expect("no panic");
+    assert!(matches!(gone, Some(Change::Down { .. })), "{gone:?}");
+    drop(pending);
+    let notes = notes.lock().expect("no panic");
+    assert!(notes.iter().all(|method| method != "hopline.ping"), "{notes:?}");
 }

@@ -8,6 +8,7 @@ use super::moving::Move;
 use crate::client::in_flight::{CallEnd, Waiter};
 use crate::client::line::Order;
 use crate::client::line::places::Entrance;
+use crate::document::PING;
 use crate::state::State;
 use crate::transport::Transport;
 
@@ -16,7 +17,12 @@ impl LineTask {
     pub(super) fn follow(&mut self, order: Order) {
         match order {
             Order::Post(address, mut parcel) => {
-                if matches!(parcel.token.reply, Some((Waiter::One(_), _))) {
+                // A question whether an instance is there takes no place from calls, and needs none.
+                let needs_place = match &parcel.token.reply {
+                    Some((Waiter::One(_), target)) => *target.method != *PING,
+                    _ => false,
+                };
+                if needs_place {
                     if self.places.is_full() {
                         // Parcels that are not wanted any more return their places.
                         self.publish();
