@@ -127,7 +127,7 @@ pub enum Error {
     /// The broker is short of memory or disk and takes no messages. The call waited for
     /// [`ClientBuilder::blocked_wait`](crate::ClientBuilder::blocked_wait) (default: 5 s); the replay of a dead letter waits
     /// for 5 s.
-    #[error("{}the broker has taken nothing for {after:?}, being blocked ({reason})", ran(.method.as_deref(), *.may_have_run))]
+    #[error("{}the broker has taken nothing for {after:?}, being blocked by an alarm ({reason}): `rabbitmq-diagnostics alarms` names the node; free memory or disk there", ran(.method.as_deref(), *.may_have_run))]
     #[non_exhaustive]
     Blocked {
         /// The method, as `name.vMAJOR.method`, or the key of an event. `None` for anything else.

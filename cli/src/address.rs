@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use hopline::{Client, ClientBuilder, DeadLetters, DeadLettersBuilder, Error, Server, ServerBuilder, Tls, environment};
+use futures::FutureExt as _;
+use hopline::{
+    Client, ClientBuilder, DeadLetters, DeadLettersBuilder, Error, Server, ServerBuilder, State, Tls, environment,
+};
 
 use crate::context::Settings;
 use crate::printed;
@@ -172,6 +175,16 @@ pub(crate) async fn within<T, F: From<Error>>(
 /// an answer.
 pub(crate) async fn closed(closing: impl Future<Output = ()>) {
     let _ = tokio::time::timeout(CLOSING, closing).await;
+}
+
+/// Closes a client. A broker with an alarm reads nothing, and so is not waited for.
+pub(crate) async fn left(client: &Client) {
+    if matches!(*client.state().borrow(), State::Blocked { .. }) {
+        // It begins to close, as far as that goes.
+        let _ = client.close().now_or_never();
+    } else {
+        closed(client.close()).await;
+    }
 }
 
 /// An error in one line, in the words of the command line. If there is no connection, it says how to name another

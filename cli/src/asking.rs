@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use hopline::{Registry, ServiceId, environment};
 
-use crate::address::{Address, Namespace, closed, within};
+use crate::address::{Address, Namespace, left, within};
 use crate::call::{Entry, entry};
 use crate::failed::Failed;
 
@@ -64,7 +64,7 @@ impl Questions {
             None => client.registry(),
         };
         let outcome = ask(registry).await;
-        closed(client.close()).await;
+        left(&client).await;
         outcome
     }
 }

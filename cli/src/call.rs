@@ -7,7 +7,7 @@ use futures::StreamExt as _;
 use hopline::{CallError, Client, Codec, Error, Route, ServiceId, Weights, environment};
 use serde_json::{Value, json};
 
-use crate::address::{Address, Namespace, closed, within};
+use crate::address::{self, Address, Namespace, within};
 use crate::arguments::{self, Given};
 use crate::failed::Failed;
 use crate::printed;
@@ -123,7 +123,7 @@ impl Call {
         }
         let client = within(self.timeout, builder.connect(&self.address.url), Failed::run).await?;
         let outcome = self.with_arguments(&client, began).await;
-        closed(client.close()).await;
+        address::left(&client).await;
         outcome
     }
 

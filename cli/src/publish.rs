@@ -6,7 +6,7 @@ use clap::Args;
 use hopline::{Published, environment};
 use serde_json::{Value, json};
 
-use crate::address::{Address, Namespace, closed, within};
+use crate::address::{Address, Namespace, left, within};
 use crate::call::{Entry, Written, entry};
 use crate::failed::Failed;
 use crate::input;
@@ -57,7 +57,7 @@ impl Publish {
         }
         let client = within(self.timeout, builder.connect(&self.address.url), Failed::run).await?;
         let published = client.publish(&self.event_key, &self.event).await;
-        closed(client.close()).await;
+        left(&client).await;
         let to_all = published? == Published::ToAll;
         if self.json {
             print(&json(&json!({ "key": self.event_key, "to_all": to_all })))?;

@@ -261,6 +261,11 @@ impl<A> CallsInFlight<A> {
         unanswered.map(|(_, call)| call.target.clone()).collect()
     }
 
+    /// The number of the message in which a call was sent.
+    pub(crate) fn message_of(&self, id: Uuid) -> Option<u64> {
+        self.calls.get(&id).map(|call| call.message)
+    }
+
     /// Takes out the caller of a call, and leaves the call itself until the caller drops it. If perhaps nobody runs the
     /// call, its method and the number of its message are returned as well.
     pub(crate) fn release_one(&mut self, id: Uuid) -> Option<(Waiter, Option<Nobodys>)> {

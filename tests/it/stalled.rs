@@ -9,7 +9,7 @@ use futures::future::join_all;
 use hopline::testing::Broker;
 use hopline::topology::{Declaration, Queue, QueueKind};
 use hopline::transport::memory;
-use hopline::{Client, Error, Server, State, Unanswered};
+use hopline::{Client, ClientBuilder, Error, Server, State, Unanswered};
 use tokio::time::Instant;
 
 use crate::support::{Calculator, Held, MathClient, MathServer, Scene, hold, run, soon};
@@ -192,6 +192,35 @@ async fn replies_wait_for_the_end_of_an_alarm_and_are_dropped_when_nobody_waits_
     assert_eq!(soon(patient).await.expect("answered"), 1);
     ready(server.state()).await;
     assert!(arrived.try_recv().is_err(), "nothing has run twice");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_gives_an_alarm_less_time_than_the_client_would_hears_of_it_all_the_same() {
+    let (scene, broker) = Scene::alone();
+    let Held { service, .. } = Held::new();
+    let _server = scene.serve(service).await;
+    let client = builder_of(&scene).connect(&broker).await.expect("the broker is there");
+    broker.alarm("low on disk");
+    let mut ends = vec![client.publish("order.created", &7).await.map(drop)];
+    // The client knows of the alarm by now, and keeps what follows.
+    ends.push(hold(&client, 1).await.map(drop));
+    ends.push(client.oneway("held", "hold", (2,)).send().await);
+    let other = builder_of(&scene).connect(&broker).await.expect("the broker is there");
+    ends.push(hold(&other, 3).await.map(drop));
+    for (end, left) in ends.into_iter().zip([true, false, false, true]) {
+        match end {
+            Err(error @ Error::Blocked { may_have_run, .. }) => {
+                assert_eq!(may_have_run, left);
+                let said = error.to_string();
+                assert!(said.contains("blocked by an alarm (low on disk): `rabbitmq-diagnostics alarms`"), "{said}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn builder_of(scene: &Scene) -> ClientBuilder {
+    Client::builder().namespace(&scene.namespace).timeout(Duration::from_secs(2)).blocked_wait(LONG)
 }
 
 #[tokio::test(start_paused = true)]

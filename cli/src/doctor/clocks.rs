@@ -7,7 +7,7 @@ use hopline::{Error, InstanceStats, ServiceId};
 
 use super::finding::Findings;
 use super::{Doctor, Patient};
-use crate::address::{closed, one_line};
+use crate::address::{left, one_line};
 use crate::failed::Failed;
 use crate::printed::time;
 
@@ -31,7 +31,7 @@ pub(super) async fn compared(
         let before = now();
         let all = client.registry().all_stats().await;
         let after = now();
-        closed(client.close()).await;
+        left(&client).await;
         Ok::<_, Error>((before, all?, after))
     };
     let (before, instances, after) = match asked.await {

@@ -258,18 +258,24 @@ impl LineTask {
         let now = Instant::now();
         // Parcels that were not sent end for another reason, which is told here first.
         self.end_waiting(now);
+        let is_held_up = self.in_flight.message_of(id).is_some_and(|message| self.unconfirmed.contains(message));
         if let Some((waiter, unserved)) = self.in_flight.release_one(id) {
             if let Waiter::One(waiter) = waiter {
+                if let Some((_, reason)) = self.blocked.as_ref().filter(|_| is_held_up) {
+                    // An error means that the caller gave up at this moment, here and below.
+                    let _ = waiter.send(Err(self.blocked_by(reason, true)));
+                    return;
+                }
                 let why = match unserved {
                     Some((target, message)) if self.is_unserved(&target, message, now) => Unanswered::Unserved,
                     Some((target, _)) if target.presence().is_absent(now) => Unanswered::Gone,
                     _ => Unanswered::Unknown,
                 };
-                // An error means that the caller gave up at this moment, here and below.
                 let _ = waiter.send(Err(CallEnd::TimedOut(why)));
             }
         } else if let Some(said) = self.unconfirmed.release_one(id) {
-            let _ = said.send(CallEnd::TimedOut(Unanswered::Unknown));
+            let unknown = CallEnd::TimedOut(Unanswered::Unknown);
+            let _ = said.send(self.blocked.as_ref().map_or(unknown, |(_, reason)| self.blocked_by(reason, true)));
         } else if let Some((parcel, cause)) = self.unfound(id) {
             parcel.token.end(&cause.end());
         } else if let Some((_, parcel)) = self.unasked(id) {
@@ -310,6 +316,7 @@ impl LineTask {
     /// The end of a call that the alarm keeps from going on.
     pub(super) fn blocked_by(&self, reason: &Arc<str>, may_have_run: bool) -> CallEnd {
         let waited = self.blocked.as_ref().map_or(Duration::ZERO, |(since, _)| since.elapsed());
+        let waited = Duration::from_millis(u64::try_from(waited.as_millis()).unwrap_or(u64::MAX));
         CallEnd::Blocked { reason: reason.clone(), after: waited.min(self.rules.blocked_wait), may_have_run }
     }
 
