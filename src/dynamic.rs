@@ -31,6 +31,7 @@
 
 mod bounded;
 mod check;
+mod integers;
 
 use std::collections::BTreeMap;
 use std::fmt;

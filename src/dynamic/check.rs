@@ -6,6 +6,7 @@ use jsonschema::{JsonType, PatternOptions, ValidationError, Validator};
 use serde_json::{Map, Value, json};
 
 use super::bounded::bounded;
+use super::integers::bound;
 use crate::document::ServiceSchema;
 
 /// How much of a value an error quotes, in characters.
@@ -44,7 +45,8 @@ impl Parameters {
         let each = parameters.iter().map(|parameter| {
             bounded(&parameter.schema, &schema.definitions).map_err(unusable)?;
             // What it refers to is in here, as `#/$defs/NAME`.
-            let whole = json!({ "$defs": schema.definitions, "allOf": [parameter.schema] });
+            let mut whole = json!({ "$defs": schema.definitions, "allOf": [parameter.schema] });
+            bound(&mut whole);
             // The schema comes from elsewhere: its patterns must not take time without end.
             let options = jsonschema::options().with_pattern_options(PatternOptions::regex());
             let validator = options.build(&whole).map_err(|error| unusable(error.to_string()))?;
@@ -260,6 +262,38 @@ mod tests {
             let error = order().checked(arguments).expect_err(told);
             assert!(error.contains(told), "{error}");
         }
+    }
+
+    #[test]
+    fn integers_have_the_bounds_of_their_formats() {
+        let of = |format: &str, schema: Value| {
+            let mut schema = schema;
+            schema["format"] = json!(format);
+            let within = json!({"type": "array", "items": {"$ref": "#/$defs/format"}});
+            // A field with the name of a keyword is a field.
+            let definitions = json!({"format": {"type": "object", "properties": {"enum": schema}}});
+            parameters(json!([{"name": "a", "schema": within}]), definitions).expect("a good schema")
+        };
+        let one = |number: &str| serde_json::from_str(&format!("[[{{\"enum\": {number}}}]]")).expect("it is JSON");
+        let (integer, positive) = (json!({"type": ["integer", "null"]}), json!({"type": "integer", "minimum": 0}));
+        for (format, schema, least, most, below, above) in [
+            ("int32", &integer, "-2147483648", "2147483647", "-2147483649", "2147483648"),
+            ("uint32", &positive, "0", "4294967295", "-1", "4294967296"),
+            ("int64", &integer, "-9223372036854775808", "9223372036854775807", "-1e19", "9223372036854775808"),
+            ("uint64", &positive, "0", "18446744073709551615", "-1", "18446744073709551616"),
+            ("uint", &positive, "0", "18446744073709551615", "-1", "1e40"),
+        ] {
+            let parameters = of(format, schema.clone());
+            for fits in [least, most] {
+                assert!(parameters.checked(one(fits)).is_ok(), "{format} {fits}");
+            }
+            for (number, told) in [(below, format!("at least {least}")), (above, format!("at most {most}"))] {
+                let error = parameters.checked(one(number)).expect_err(number);
+                assert!(error.starts_with(&format!("a[0].enum must be {told}, and it is ")), "{format}: {error}");
+            }
+        }
+        let own = of("int32", json!({"type": "integer", "maximum": 7}));
+        assert!(own.checked(one("8")).is_err_and(|error| error.contains("at most 7")));
     }
 
     #[test]
