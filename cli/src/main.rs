@@ -106,7 +106,9 @@ fn main() -> ExitCode {
     let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     // A line of the log would spoil a screen.
     if !(matches!(what, What::Top(_)) && std::io::stderr().is_terminal()) {
-        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
+        let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr);
+        // Whoever reads errors as JSON can then read all of it.
+        if json { log.json().flatten_event(true).with_current_span(false).init() } else { log.init() }
     }
     let outcome = match what {
         What::Call(call) => wait(call.run()),

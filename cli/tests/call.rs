@@ -80,6 +80,18 @@ async fn ended(mut command: Command) -> Output {
 }
 
 #[test]
+fn with_json_the_log_is_json_as_well() {
+    let mut command = hopline(&["call", "demo.add", "[2, 3]", "--url", "memory://", "--json", "--timeout", "1s"]);
+    let output = command.env("RUST_LOG", "hopline=debug").output().expect("it can be run");
+    let stderr = String::from_utf8(output.stderr).expect("it is text");
+    let object = |line| serde_json::from_str::<serde_json::Value>(line).expect(line);
+    let lines: Vec<_> = stderr.lines().map(object).collect();
+    let [log @ .., error] = &lines[..] else { panic!("nothing is said") };
+    assert!(error["error"].is_string() && !log.is_empty(), "{stderr}");
+    assert!(log.iter().all(|line| line["level"].is_string() && line["message"].is_string()), "{stderr}");
+}
+
+#[test]
 fn the_version_and_the_help_are_printed() {
     assert_eq!(printed(run(&["--version"])), concat!("hopline ", env!("CARGO_PKG_VERSION")));
     assert!(printed(run(&["--help"])).contains("\n  call "));
