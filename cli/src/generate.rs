@@ -12,7 +12,7 @@ use clap::{Args, ValueEnum};
 use hopline::ServiceSchema;
 
 use self::contract::Contract;
-use crate::asking::{Asking, service};
+use crate::asking::{Questions, service};
 use crate::failed::Failed;
 use crate::printed::print;
 
@@ -35,7 +35,7 @@ pub(crate) struct Generate {
     #[arg(long, value_name = "FILE")]
     from: Option<PathBuf>,
     #[command(flatten)]
-    asking: Asking,
+    questions: Questions,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -60,7 +60,7 @@ impl Generate {
                 self.generated(&schema)
             }
             (None, Some(service)) => {
-                self.asking.questions.ask(async |registry| self.generated(&registry.schema(service).await?)).await
+                self.questions.ask(async |registry| self.generated(&registry.schema(service).await?)).await
             }
             (None, None) => Err(Failed::run("give a service, or a schema by --from".to_owned())),
         }

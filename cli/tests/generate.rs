@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 mod command;
 
-use command::{hopline, printed, said};
+use command::{hopline, is_refused, printed, said};
 
 /// The service whose schema the code is generated from.
 mod origin {
@@ -165,6 +165,11 @@ async fn the_client_that_is_generated_calls_the_service_that_it_was_generated_fr
     assert!(matches!(&outcome, Err(CallError::Service(ShopError::Closed))), "{outcome:?}");
     assert_eq!(shop.last_order().await.expect("none"), None);
     shop.note("hello".to_owned()).send().await.expect("the broker has it");
+}
+
+#[test]
+fn code_is_no_json() {
+    is_refused(&["generate", "rust", "demo", "--json"], "unexpected argument '--json'");
 }
 
 #[test]
