@@ -46,7 +46,8 @@ impl Manual {
                 .ok_or_else(|| Failed::usage(format!("there is no command `hopline {}`", self.words.join(" "))))?;
         }
         let mut page = Vec::new();
-        Man::new(shown).render(&mut page).map_err(|error| Failed::at("the manual", error))?;
+        let title = shown.get_display_name().unwrap_or("hopline").to_owned();
+        Man::new(shown).title(title).render(&mut page).map_err(|error| Failed::at("the manual", error))?;
         written(&page)
     }
 }

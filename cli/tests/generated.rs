@@ -29,6 +29,7 @@ fn there_is_a_manual_of_all_commands_and_of_each() {
     for words in [&[][..], &["call"], &["dead", "replay"], &["context", "add"], &["bench", "call"]] {
         let page = printed(hopline(&[&["man"], words].concat()).output().expect("it can be run"));
         let name = ["hopline"].iter().chain(words).copied().collect::<Vec<_>>().join("\\-");
+        assert!(page.contains(&format!("\n.TH {} 1 ", name.replace("\\-", "-"))), "{page}");
         assert!(page.contains(&format!(".SH NAME\n{name} \\- ")) && page.contains("Example"), "{page}");
     }
     let output = hopline(&["man", "context", "none"]).output().expect("it can be run");
