@@ -6,6 +6,7 @@ mod difference;
 use std::collections::BTreeMap;
 
 use futures::FutureExt as _;
+use futures::future::join_all;
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, ExchangeKind as Kind};
@@ -17,6 +18,9 @@ use super::properties::short;
 use crate::error::Error;
 use crate::topology::{Binding, Declaration, Exchange, ExchangeKind, Queue, QueueKind};
 use crate::transport::forbids;
+
+/// Over how many channels bindings are deleted at once: the broker does one after the other of a channel.
+const CHANNELS_TO_UNBIND: usize = 8;
 
 /// Declares each part in this order.
 ///
@@ -151,8 +155,14 @@ async fn bind(link: &Link, channel: &Channel, binding: &Binding) -> Result<(), E
     link.hear(bound).await.map_err(|refusal| refusal.during(binding_of(binding)))
 }
 
-/// Deletes bindings. For the broker, deleting one that does not exist is no error.
+/// Deletes bindings, several at once. For the broker, deleting one that does not exist is no error.
 pub(super) async fn unbind(link: &Link, bindings: &[Binding]) -> Result<(), Error> {
+    let share = bindings.len().div_ceil(CHANNELS_TO_UNBIND).max(1);
+    // Each is waited for: a channel must not be dropped while it is open.
+    join_all(bindings.chunks(share).map(|share| unbind_in_turn(link, share))).await.into_iter().collect()
+}
+
+async fn unbind_in_turn(link: &Link, bindings: &[Binding]) -> Result<(), Error> {
     let channel = opened(link).await?;
     for Binding { exchange, key, queue } in bindings {
         let names = (name_of(queue)?, name_of(exchange)?, name_of(key)?);
