@@ -1,22 +1,14 @@
 //! Watching the instances: who comes, drains, goes, and is killed.
 
-use std::time::Duration;
-
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt as _};
 use hopline::testing;
-<<<<<<< ours
 use hopline::topology::{Declaration, Exchange, ExchangeKind};
 use hopline::transport::{Confirm, Properties, Publication, Role, Transport};
-use hopline::{Change, Client, Server};
-use tokio::time::Instant;
-||||||| base
-use hopline::{Change, Client, Server};
-=======
 use hopline::{Change, Client, Error, Invocation, Middleware, Next, Reply, Server, WhenFull};
->>>>>>> theirs
+use tokio::time::Instant;
 
 use crate::support::{Calculator, Held, MathServer, Scene, hold, soon};
 
