@@ -286,7 +286,7 @@ async fn nothing_is_hedged_after_an_overload_before_an_open_breaker_and_without_
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_slow_instance_is_not_the_one_that_helps_out() {
+async fn the_slow_instance_is_hardly_ever_the_one_that_helps_out() {
     let scene = Scene::in_memory();
     let fleet = Fleet::serve(&scene, 4).await;
     let client = scene.client().await;
@@ -305,7 +305,8 @@ async fn the_slow_instance_is_not_the_one_that_helps_out() {
         sleep(Duration::from_millis(100)).await;
     }
     assert!(quick.iter().all(|instance| helped.contains_key(instance)), "{helped:?}");
-    assert_eq!(helped.get(&slow), None, "{helped:?}");
+    // By chance it would be a quarter of them.
+    assert!(helped.get(&slow).is_none_or(|times| *times <= 3), "{helped:?}");
 }
 
 /// Shows what a slow instance costs, and what hedging makes of it.
