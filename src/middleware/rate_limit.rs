@@ -230,6 +230,7 @@ mod tests {
             idempotent: false,
             asked: Asked::default(),
             avoid: Vec::new(),
+            apart: None,
             served,
         }
     }
