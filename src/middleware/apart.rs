@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::policies::Counted;
+use super::policies::PolicyCounters;
 
 /// One of several attempts of a call at the same time, with what it knows of the others.
 #[derive(Debug, Clone, Default)]
@@ -11,7 +11,7 @@ pub(crate) struct Apart {
     /// The instances at which these attempts are, as far as the client has chosen them.
     taken: Arc<Mutex<Vec<Arc<str>>>>,
     /// Counts it once it goes to an instance.
-    counted: Option<Arc<Counted>>,
+    counted: Option<Arc<PolicyCounters>>,
 }
 
 /// Which instance such an attempt goes to.
@@ -33,7 +33,7 @@ impl Apart {
     }
 
     /// Another attempt, at another instance of which it is known how quick it is, if there is one.
-    pub(crate) fn elsewhere_quickly(&self, counted: Arc<Counted>) -> Self {
+    pub(crate) fn elsewhere_quickly(&self, counted: Arc<PolicyCounters>) -> Self {
         Self { goes: Goes::ElsewhereQuickly, counted: Some(counted), ..self.clone() }
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::policies::Counted;
+use super::policies::PolicyCounters;
 use crate::error::{Code, Error};
 
 /// For how long an outcome counts.
@@ -112,7 +112,7 @@ type Key = (Arc<str>, Option<Arc<str>>);
 #[derive(Debug)]
 pub(crate) struct Breakers {
     circuits: Mutex<HashMap<Key, Circuit>>,
-    counted: Arc<Counted>,
+    counted: Arc<PolicyCounters>,
 }
 
 /// One breaker.
@@ -157,7 +157,7 @@ pub(crate) struct Passed<'b> {
 }
 
 impl Breakers {
-    pub(crate) fn new(counted: Arc<Counted>) -> Self {
+    pub(crate) fn new(counted: Arc<PolicyCounters>) -> Self {
         Self { circuits: Mutex::default(), counted }
     }
 
@@ -336,7 +336,7 @@ impl Circuit {
     }
 
     fn forget(&mut self, now: Instant) {
-        while self.slots.pop_front_if(|slot| now.saturating_duration_since(slot.since) >= WINDOW).is_some() {}
+        self.slots.retain(|slot| now.saturating_duration_since(slot.since) < WINDOW);
     }
 
     fn is_as_new(&self, now: Instant) -> bool {

@@ -76,7 +76,8 @@ impl Budgets {
 impl Budget {
     /// Forgets what is too long ago.
     fn forget(&mut self, now: Instant) {
-        while let Some(slot) = self.slots.pop_front_if(|slot| now.saturating_duration_since(slot.since) >= WINDOW) {
+        let is_over = |slot: &&Slot| now.saturating_duration_since(slot.since) >= WINDOW;
+        for slot in self.slots.drain(..self.slots.iter().take_while(is_over).count()) {
             self.calls -= slot.calls;
             self.spent -= slot.spent.saturating_sub(EACH_SECOND);
         }

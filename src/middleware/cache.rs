@@ -13,7 +13,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 use tracing::Instrument as _;
 
-use super::policies::Counted;
+use super::policies::PolicyCounters;
 use super::{Invocation, Middleware, Next, Reply, Style};
 use crate::codec::Codec;
 use crate::error::{Code, Error, Unanswered};
@@ -57,7 +57,7 @@ pub(crate) struct ResultCache {
     /// size.
     kept: moka::sync::Cache<ResultKey, KeptResult>,
     shared: Mutex<SharedCalls>,
-    counted: Arc<Counted>,
+    counted: Arc<PolicyCounters>,
 }
 
 /// What a result depends on.
@@ -112,7 +112,7 @@ enum Found {
 }
 
 impl ResultCache {
-    pub(crate) fn new(size: CacheSize, counted: Arc<Counted>) -> Self {
+    pub(crate) fn new(size: CacheSize, counted: Arc<PolicyCounters>) -> Self {
         // Nothing weighs less than its share of all entries. So one sum bounds both their number and their bytes.
         let least = size.bytes.div_ceil(size.entries.max(1)).max(1);
         let kept = moka::sync::Cache::builder()

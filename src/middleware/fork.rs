@@ -6,13 +6,13 @@ use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 
 use super::apart::Apart;
-use super::policies::Counted;
+use super::policies::PolicyCounters;
 use super::{Invocation, Middleware, Next, Reply};
 use crate::error::{Code, Error, Fault};
 
 /// The policy behind [`Call::fork`](crate::Call::fork).
 pub(crate) struct Fork {
-    pub(crate) counted: Arc<Counted>,
+    pub(crate) counted: Arc<PolicyCounters>,
 }
 
 impl Middleware for Fork {

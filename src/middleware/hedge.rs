@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep_until};
 use super::apart::Apart;
 use super::breaker::Breakers;
 use super::budget::Budgets;
-use super::policies::Counted;
+use super::policies::PolicyCounters;
 use super::retry::may_try_again;
 use super::{Invocation, Middleware, Next, Reply};
 use crate::error::{Code, Error};
@@ -36,7 +36,7 @@ pub(crate) struct Hedge {
     pub(crate) hedges: Arc<Hedges>,
     pub(crate) budgets: Arc<Budgets>,
     pub(crate) breakers: Option<Arc<Breakers>>,
-    pub(crate) counted: Arc<Counted>,
+    pub(crate) counted: Arc<PolicyCounters>,
 }
 
 /// What a client knows of the methods whose calls it hedges.

@@ -13,7 +13,7 @@ use super::chain::Chain;
 use super::fork::Fork;
 use super::hedge::{Hedge, Hedges};
 use super::rate::Rates;
-use super::retry::Retry;
+use super::retry::Retrying;
 
 /// Which policies a call passes, and what the client keeps for them.
 ///
@@ -30,7 +30,7 @@ pub(crate) struct Policies {
     /// Made for the first call that asks for it.
     cache: OnceLock<Arc<ResultCache>>,
     hedges: Arc<Hedges>,
-    pub(crate) counted: Arc<Counted>,
+    pub(crate) counted: Arc<PolicyCounters>,
 }
 
 /// What the user of a client has asked for.
@@ -46,7 +46,7 @@ pub(crate) struct PolicySettings {
 
 impl Policies {
     pub(crate) fn new(settings: PolicySettings) -> Self {
-        let counted = Arc::<Counted>::default();
+        let counted = Arc::<PolicyCounters>::default();
         let breakers = settings.has_breakers.then(|| Arc::new(Breakers::new(counted.clone())));
         let rates = Rates::new(&settings.rates);
         let (budgets, cache, hedges) = Default::default();
@@ -68,7 +68,7 @@ impl Policies {
             chain.push(Caching(self.cache.get_or_init(new).clone()));
         }
         if asked.retries > 0 {
-            chain.push(Retry { budgets: self.budgets.clone(), counted: self.counted.clone() });
+            chain.push(Retrying { budgets: self.budgets.clone(), counted: self.counted.clone() });
         }
         if asked.forks > 1 {
             chain.push(Fork { counted: self.counted.clone() });
@@ -168,7 +168,7 @@ pub struct PolicyCounts {
 
 /// The numbers of [`PolicyCounts`] as they grow.
 #[derive(Debug, Default)]
-pub(crate) struct Counted {
+pub(crate) struct PolicyCounters {
     pub(crate) retries: Counter,
     pub(crate) refused_by_budget: Counter,
     pub(crate) refused_by_breaker: Counter,
@@ -186,7 +186,7 @@ pub(crate) struct Counted {
     pub(crate) failed_back: Counter,
 }
 
-impl Counted {
+impl PolicyCounters {
     pub(crate) fn now(&self) -> PolicyCounts {
         PolicyCounts {
             retries: self.retries.get(),

@@ -7,7 +7,7 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::budget::Budgets;
-use super::policies::Counted;
+use super::policies::PolicyCounters;
 use super::{Invocation, Middleware, Next, Reply, Style};
 use crate::error::{Code, Error};
 
@@ -21,12 +21,12 @@ const FIRST_OVERLOADED_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_OVERLOADED_PAUSE: Duration = Duration::from_secs(5);
 
 /// The policy behind [`Call::retry`](crate::Call::retry).
-pub(crate) struct Retry {
+pub(crate) struct Retrying {
     pub(crate) budgets: Arc<Budgets>,
-    pub(crate) counted: Arc<Counted>,
+    pub(crate) counted: Arc<PolicyCounters>,
 }
 
-impl Middleware for Retry {
+impl Middleware for Retrying {
     async fn handle(&self, mut call: Invocation, next: Next) -> Result<Reply, Error> {
         self.budgets.call(&call.service);
         for attempt in 1.. {
