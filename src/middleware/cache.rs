@@ -296,6 +296,8 @@ impl Landing {
             let payload = Bytes::copy_from_slice(&reply.payload);
             let reply = Reply { payload, handler_time: None, ..reply.clone() };
             self.cache.kept.insert(self.key.clone(), KeptResult { reply, made: Instant::now() });
+            // Otherwise it holds more than it may until later.
+            self.cache.kept.run_pending_tasks();
         }
         self.is_over();
         self.tell.send_replace(Some(outcome));
