@@ -42,7 +42,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let counted = runs.clone();
     let work = move |_: Context, (): ()| {
         counted.fetch_add(1, Ordering::Relaxed);
-        async { Ok::<_, Fault>(sleep(WORK).await) }
+        async {
+            sleep(WORK).await;
+            Ok::<_, Fault>(())
+        }
     };
     // One message is one call here: `max_queue` counts messages.
     let service = Service::new("smoothing", 1).method(Method::new("work").idempotent(), work);
@@ -67,6 +70,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         call.await??;
     }
     watching.abort();
+    server.drain().await;
 
     let mut seen = seen.lock().expect("no panic while holding it");
     let counts = client.policies();
@@ -83,7 +87,6 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     if let Some(path) = std::env::args().nth(2) {
         std::fs::write(&path, chart(&seen))?;
     }
-    server.drain().await;
     Ok(())
 }
 

@@ -226,7 +226,8 @@ async fn a_call_that_is_not_polled_any_more_holds_up_nobody_who_wants_the_same()
     let _server = scene.serve(std::mem::replace(&mut held.service, Service::new("none", 1))).await;
     let client = scene.client().await;
     let mut idle = Box::pin(hold(&client).into_future());
-    poll_fn(|context| Poll::Ready(assert!(idle.as_mut().poll(context).is_pending()))).await;
+    let is_pending = poll_fn(|context| Poll::Ready(idle.as_mut().poll(context).is_pending())).await;
+    assert!(is_pending);
     next(&mut held).await.release();
     assert_eq!(soon(hold(&client).into_future()).await.expect("answered"), 7);
     assert_eq!(soon(idle).await.expect("answered"), 7);

@@ -1,6 +1,7 @@
 //! What clients and servers count for Prometheus, as they tell it.
 
 use std::collections::BTreeMap;
+use std::future::IntoFuture as _;
 use std::time::Duration;
 
 use hopline::metrics::{CONTENT_TYPE, Metrics, PLAIN_CONTENT_TYPE};
@@ -63,7 +64,7 @@ async fn a_call_is_counted_on_both_sides_by_how_it_ended() {
         let _ = soon(async { client.call::<()>("ends", method, [(); 0]).await }).await;
     }
     let nobody = client.call::<()>("nobody", "x", [(); 0]).absent(Absent::Fail);
-    assert!(matches!(soon(async { nobody.await }).await, Err(Error::NoService { .. })));
+    assert!(matches!(soon(nobody.into_future()).await, Err(Error::NoService { .. })));
     let at_client = |method, rest| {
         [
             "rpc_client_call_duration_seconds_count{rpc_system_name=\"hopline\"",

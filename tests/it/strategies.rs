@@ -388,19 +388,16 @@ async fn a_fork_goes_on_when_one_of_its_instances_is_killed() {
     fleet.orders.hanging.lock().expect("no panic").extend(fleet.ids());
     // Both have it.
     let mut number = 0;
-    let pending = soon(async {
-        loop {
-            number += 1;
-            let mut pending = Box::pin(call(&client, number).fork(2).start().await.expect("sent"));
-            let both = fleet.orders.until(|orders| orders.runs_of(number).len() == 2);
-            tokio::select! {
-                () = both => return pending,
-                outcome = &mut pending => panic!("{outcome:?}"),
-                () = sleep(Duration::from_secs(1)) => {}
-            }
+    let pending = loop {
+        number += 1;
+        let mut pending = Box::pin(call(&client, number).fork(2).start().await.expect("sent"));
+        let both = fleet.orders.until(|orders| orders.runs_of(number).len() == 2);
+        tokio::select! {
+            () = both => break pending,
+            outcome = &mut pending => panic!("{outcome:?}"),
+            () = sleep(Duration::from_secs(1)) => assert!(number < 60, "one has both"),
         }
-    })
-    .await;
+    };
     drop(fleet.servers.remove(0));
     fleet.orders.hanging.lock().expect("no panic").clear();
     // The copy of the killed one goes to nobody else, since the other has one. A new instance gets it.
@@ -599,8 +596,8 @@ async fn calls_that_may_run_once(fates: Vec<Fate>, wishes: Vec<Wishes>, has_brea
         if wishes.has_value { call.fail_safe(0) } else { call }
     });
     join_all(calls).await;
-    let runs = dice.runs.lock().expect("no panic").clone();
-    runs
+    let runs = dice.runs.lock().expect("no panic");
+    runs.clone()
 }
 
 #[test]
