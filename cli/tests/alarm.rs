@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 mod command;
 #[path = "../../tests/node/mod.rs"]
-#[allow(dead_code, reason = "other tests need more of a node")]
 mod node;
 
 use command::hopline;
