@@ -17,9 +17,9 @@ impl<T, E> Call<T, E> {
     /// `RESOURCE_EXHAUSTED` and `UNAVAILABLE` if the server says that no handler ran. A call that **may have run**, as
     /// after `ABORTED`, is tried again only if it is [idempotent](Call::idempotent). It is never tried again after its
     /// deadline or `DEADLINE_EXCEEDED`, after the method's own error, after what is the caller's fault, and after a
-    /// fault that is [permanent](Fault::permanent).
+    /// fault that is [permanent](crate::Fault::permanent).
     ///
-    /// Before each further attempt there is a pause: as long as the server asked for ([`Fault::retry_after`]), or else
+    /// Before each further attempt there is a pause: as long as the server asked for ([`Fault::retry_after`](crate::Fault::retry_after)), or else
     /// a random time of up to 50 ms, 100 ms and so on up to 1 s; after an overload up to 1 s, 2 s and so on up to 5 s. All
     /// attempts share the call's time-out. Each has an id of its own, and goes to another instance than the one that
     /// reported the fault, if there is another.

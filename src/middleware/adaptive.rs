@@ -259,13 +259,11 @@ mod tests {
         let mut quick = AdaptiveLimit::new(Adaptive::between(2, 30).range);
         judged(&mut quick, 50, 16).await;
         assert_eq!(quick.limit(), 30);
-        for _ in 0..200 {
+        // The best time is measured anew after these.
+        for _ in 50..MEASURED_EVERY {
             tokio::time::advance(SHORTEST).await;
             (0..LEAST_CALLS).for_each(|_| quick.ended(Duration::from_secs(9), 30));
-            if quick.limit() == 2 {
-                return;
-            }
         }
-        panic!("it falls to its least: {}", quick.limit());
+        assert!((2..20).contains(&quick.limit()), "{}", quick.limit());
     }
 }

@@ -184,8 +184,8 @@ def accepted():
     limited = {wire.INSTANCE: INSTANCE, wire.RETRY_AFTER_MS: 250, wire.ERROR: "100 calls a second, no more"}
     fault = Frame(wire.REPLY, CBOR, "RESOURCE_EXHAUSTED", 0, ID, limited)
     yield vector("fault", "A refusal with its reason, and when to try again.", (fault,))
-    gone = {wire.INSTANCE: INSTANCE, wire.ERROR: "the queue was closed for good", wire.PERMANENT: 1}
-    fault = Frame(wire.REPLY, CBOR, "UNAVAILABLE", 0, ID, gone | {wire.HANDLER_TIME_US: 1500})
+    gone = ran | {wire.ERROR: "the queue was closed for good", wire.PERMANENT: 1}
+    fault = Frame(wire.REPLY, CBOR, "UNAVAILABLE", 0, ID, gone)
     yield vector("permanent fault", "Trying again does not help.", (fault,))
     large = {wire.INSTANCE: INSTANCE, wire.ERROR: "the reply takes 20000000 bytes, over the cap of 16777216"}
     large = Frame(wire.REPLY, CBOR, "RESOURCE_EXHAUSTED", 0, ID, large | {wire.TOO_LARGE: [20000000, 16777216]})
