@@ -205,7 +205,7 @@ impl<T, E> Call<T, E> {
     fn dispatch(&mut self) -> Result<(), Error> {
         self.stage = match std::mem::replace(&mut self.stage, Stage::Over) {
             Stage::Ready(request) => {
-                let mut request = self.client.with_canary(request);
+                let mut request = self.client.ruled(self.client.with_canary(request), true)?;
                 request.asked = self.client.granted(&request);
                 let may_choose = self.client.route_of(&request).is_some_and(|route| !matches!(*route, Route::One(_)));
                 if may_choose || request.asked.needs_instances() {

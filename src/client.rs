@@ -12,6 +12,7 @@ pub(crate) mod presence;
 pub(crate) mod in_flight;
 mod request;
 mod routing;
+mod rules;
 mod sending;
 mod session;
 mod started;
@@ -37,6 +38,8 @@ use self::line::Line;
 pub(crate) use self::request::{ArgumentWriter, Request};
 use self::routing::Router;
 pub(crate) use self::routing::{RoutedService, Wanted};
+use self::rules::HeededRules;
+pub use self::rules::{BreakerRule, Rule, RuleChange, Rules};
 pub(crate) use self::started::Started;
 pub(crate) use self::target::Target;
 use self::target::Targets;
@@ -74,6 +77,8 @@ struct Inner {
     router: Router,
     canaries: Canaries,
     policies: Policies,
+    /// `None` unless it heeds rules.
+    rules: Option<Arc<HeededRules>>,
     runtime: Handle,
 }
 

@@ -5,6 +5,7 @@
 //! missing. A change that an older reader would misread needs a new version.
 
 mod announcement;
+mod rule;
 #[cfg(feature = "schema")]
 mod schema;
 mod stats;
@@ -17,6 +18,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::announcement::{ANNOUNCED, Announcement, LifeState};
+pub(crate) use self::rule::RuleDocument;
 #[cfg(feature = "schema")]
 pub use self::schema::{MethodSchema, ParameterSchema, ServiceSchema};
 pub use self::stats::{Histogram, InstanceStats, LastFault, MethodStats};

@@ -231,7 +231,9 @@ mod guide;
 pub use hopline_macros::service;
 
 pub use call::{Answered, Broadcast, BroadcastReply, Call, Oneway, Pending, Quorum};
-pub use client::{Absent, Client, ClientBuilder, Coalesce, Published, Traffic, WhenFull};
+pub use client::{
+    Absent, BreakerRule, Client, ClientBuilder, Coalesce, Published, Rule, RuleChange, Rules, Traffic, WhenFull,
+};
 pub use codec::{Arguments, Codec, CodecError};
 pub use compression::Compression;
 pub use context::Context;

@@ -26,6 +26,8 @@ pub(crate) const ONEWAY_DELIVERIES: u32 = 20;
 /// back. Without this argument RabbitMQ 4 would drop a message after twenty looks at it, and 3.10 would requeue it
 /// behind all others.
 const KEPT_DELIVERIES: u32 = 2_000_000_000;
+/// How much the stream of rules keeps, in bytes: some ten thousand changes.
+const RULES_BYTES: u32 = 16 * 1024 * 1024;
 /// The highest priority in AMQP; the lowest is 0.
 pub(crate) const MAX_PRIORITY: u8 = 9;
 
@@ -128,6 +130,12 @@ impl Namespace {
         format!("{}.{service}.dead", self.0)
     }
 
+    /// The exchange to which changes of rules are published, and the stream that keeps them.
+    #[must_use]
+    pub fn rules(&self) -> String {
+        format!("{}.rules", self.0)
+    }
+
     /// The queue that lists the services with dead letters.
     pub(crate) fn catalogue_queue(&self) -> String {
         format!("{}.services", self.0)
@@ -214,6 +222,15 @@ impl Namespace {
     #[must_use]
     pub fn catalogue(&self) -> Declaration {
         Declaration::Queue(Queue::new(self.catalogue_queue(), QueueKind::Classic))
+    }
+
+    /// The exchange to which changes of rules are published, and the stream that keeps them. Everybody reads all of it.
+    pub(crate) fn rules_kept(&self) -> Vec<Declaration> {
+        let name = self.rules();
+        let exchange = Exchange { name: name.clone(), kind: ExchangeKind::Fanout };
+        let stream = Queue { max_bytes: Some(RULES_BYTES), ..Queue::new(name.clone(), QueueKind::Stream) };
+        let bound = binding(name.clone(), String::new(), &name);
+        vec![Declaration::Exchange(exchange), Declaration::Queue(stream), bound]
     }
 
     /// The `queue` of one instance of a service and its bindings: for calls to this instance, for broadcasts, for the

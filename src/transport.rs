@@ -22,7 +22,7 @@ use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
 pub use self::address::Account;
-pub use self::consuming::{Consumer, ConsumerEnd, Death, Delivery, Mode, QueueCount, Settle};
+pub use self::consuming::{Consumer, ConsumerEnd, Death, Delivery, Mode, QueueCount, Settle, StreamStart};
 pub(crate) use self::consuming::{Life, Settler, Stop};
 pub use self::dial::Dial;
 pub(crate) use self::dial::DialSettings;

@@ -16,6 +16,7 @@ mod stats;
 mod ping;
 mod watch;
 mod drain;
+mod rules;
 mod top;
 mod tap;
 mod asking;
@@ -74,6 +75,8 @@ enum What {
     Ping(ping::Ping),
     Watch(watch::Watch),
     Drain(drain::Drain),
+    #[command(subcommand)]
+    Rules(rules::Rules),
     Top(top::Top),
     Tap(tap::Tap),
     #[command(subcommand)]
@@ -123,6 +126,7 @@ fn main() -> ExitCode {
         What::Ping(ping) => wait(ping.run()),
         What::Watch(watch) => wait(watch.run()),
         What::Drain(drain) => wait(drain.run()),
+        What::Rules(rules) => wait(rules.run()),
         What::Top(top) => wait(top.run()),
         What::Tap(tap) => wait(tap.run()),
         What::Dead(dead) => wait(dead.run()),

@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use tracing::info;
 
 use super::canary::Canaries;
-use super::line::{Line, Rules};
+use super::line::{Line, LineSettings};
 use super::request::check_metadata;
 use super::routing::Router;
 use super::session::{Session, Sessions};
@@ -330,7 +330,9 @@ impl ClientBuilder {
         let sessions = self.sessions(&decided, url.as_ref())?;
         let session = sessions.open().await?;
         info!(name = sessions.dial.label(Role::Client), broker = session.transport.broker().map(display), "connected");
-        Ok(self.client(decided, sessions, Some(session)))
+        let client = self.client(decided, sessions, Some(session));
+        client.heed().await?;
+        Ok(client)
     }
 
     /// The same, but does not wait for the broker, which may be down. Calls wait until their deadlines for a
@@ -354,7 +356,9 @@ impl ClientBuilder {
     pub fn connect_lazy(mut self, url: impl AsRef<str>) -> Result<Client, Error> {
         let decided = self.settings.decide()?;
         let sessions = self.sessions(&decided, url.as_ref())?;
-        Ok(self.client(decided, sessions, None))
+        let client = self.client(decided, sessions, None);
+        client.heed_later();
+        Ok(client)
     }
 
     fn sessions(&mut self, decided: &Decided, url: &str) -> Result<Sessions, Error> {
@@ -373,7 +377,7 @@ impl ClientBuilder {
         let instance = sessions.instance.clone();
         let Self { mut calls, blocked_wait, max_in_flight, policies, .. } = self;
         calls.timeout = decided.timeout.unwrap_or(calls.timeout);
-        let rules = Rules { max_message_size: calls.max_message_size, blocked_wait, max_in_flight };
+        let line = LineSettings { max_message_size: calls.max_message_size, blocked_wait, max_in_flight };
         Client(Arc::new(Inner {
             exchanges: Exchanges::of(&sessions.namespace),
             namespace: sessions.namespace.clone(),
@@ -382,11 +386,12 @@ impl ClientBuilder {
                 None => instance.clone(),
             },
             instance,
-            line: Line::start(sessions, session, rules),
+            line: Line::start(sessions, session, line),
             settings: calls,
             targets: Targets::default(),
             router: Router::default(),
             canaries: Canaries::default(),
+            rules: policies.has_rules.then(Arc::default),
             policies: Policies::new(policies),
             runtime: Handle::current(),
         }))

@@ -172,7 +172,7 @@ mod tests {
 
     use super::*;
     use crate::client::in_flight::{CallEnd, Waiter};
-    use crate::client::line::{Line, Rules, Token};
+    use crate::client::line::{Line, LineSettings, Token};
     use crate::client::target::Target;
     use crate::codec::Codec;
     use crate::exchanges::Address;
@@ -244,7 +244,7 @@ mod tests {
         let (deliver, deliveries) = mpsc::unbounded_channel();
         let (news, events) = broadcast::channel(1);
         (session.replies, session.events) = (Consumer { deliveries, cancel: None, life: Arc::default() }, events);
-        let rules = Rules { max_message_size: 1024, blocked_wait: Duration::ZERO, max_in_flight: None };
+        let rules = LineSettings { max_message_size: 1024, blocked_wait: Duration::ZERO, max_in_flight: None };
         let line = Line::start(sessions, Some(session), rules);
         let mut state = line.state();
         let target = Arc::new(Target::new(ServiceId::new("demo", 1).expect("a good name"), "add"));

@@ -84,7 +84,7 @@ impl Client {
 
     /// Publishes a oneway call. Returns when the broker has confirmed it.
     pub(crate) async fn send(&self, request: Request<ArgumentWriter>) -> Result<(), Error> {
-        let mut request = self.with_canary(request);
+        let mut request = self.ruled(self.with_canary(request), false)?;
         request.asked = request.asked.for_style(Style::Oneway);
         #[cfg(feature = "metrics")]
         let measured = MeasuredCall::begins(&request);

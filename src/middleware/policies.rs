@@ -42,6 +42,8 @@ pub(crate) struct PolicySettings {
     /// Calls a second, by service.
     pub(crate) rates: Vec<(String, u32)>,
     pub(crate) cache_size: CacheSize,
+    /// Whether rules change what calls ask for.
+    pub(crate) has_rules: bool,
 }
 
 impl Policies {

@@ -33,6 +33,8 @@ pub enum QueueKind {
     Classic,
     /// It is durable, and its messages are replicated to several nodes.
     Quorum,
+    /// It is durable and replicated, and keeps its messages when they are read. Every consumer gets all of them.
+    Stream,
 }
 
 /// A queue and its arguments. A broker refuses to declare a queue again with other arguments.
@@ -44,6 +46,8 @@ pub struct Queue {
     pub kind: QueueKind,
     /// How long the queue stays without consumers (`x-expires`). `None`: for ever.
     pub expires: Option<Duration>,
+    /// How much it keeps, in bytes: the oldest messages go first (`x-max-length-bytes`). For streams only. `None`: everything.
+    pub max_bytes: Option<u32>,
     /// How many messages it holds before it refuses more (`x-max-length` with `reject-publish`). `None`: no limit.
     pub max_length: Option<u32>,
     /// The highest priority that it distinguishes (`x-max-priority`). `None`: it ignores priorities.
@@ -63,6 +67,7 @@ impl Queue {
             name: name.into(),
             kind,
             expires: None,
+            max_bytes: None,
             max_length: None,
             max_priority: None,
             delivery_limit: None,

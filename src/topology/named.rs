@@ -15,6 +15,8 @@ pub enum QueueRole {
     Dead,
     /// The catalogue of services that have dead letters.
     Catalogue,
+    /// The changes of rules.
+    Rules,
     /// What is for one instance, subscription or client alone.
     Own,
 }
@@ -25,6 +27,9 @@ impl Namespace {
     pub fn role(&self, queue: &str) -> Option<(QueueRole, Option<ServiceId>)> {
         if queue == self.catalogue_queue() {
             return Some((QueueRole::Catalogue, None));
+        }
+        if queue == self.rules() {
+            return Some((QueueRole::Rules, None));
         }
         let name = queue.strip_prefix(&self.0)?.strip_prefix('.')?;
         if let Some((owner, _)) = name.split_once('@') {
@@ -118,6 +123,7 @@ mod tests {
         }
         assert_eq!(namespace.role("hopline.services"), Some((QueueRole::Catalogue, None)));
         assert_eq!(namespace.role("hopline.demo.v2@i.s"), Some((QueueRole::Own, Some(demo))));
+        assert_eq!(namespace.role("hopline.rules"), Some((QueueRole::Rules, None)));
         assert_eq!(namespace.role("hopline.reply@i.s").map(|(role, _)| role), Some(QueueRole::Own));
         for foreign in ["hopline.demo.calls", "hopline.demo.v2.more", "other.demo.v2.calls", "hopline", "mail"] {
             assert_eq!(namespace.role(foreign), None, "{foreign}");

@@ -26,13 +26,31 @@ pub enum Mode {
     },
     /// Deliveries count as acknowledged when the broker sends them.
     NoAck,
+    /// The messages of a stream, which stay in it. They are acknowledged to make room for further ones.
+    Stream {
+        /// The first of them.
+        from: StreamStart,
+        /// A number of messages.
+        prefetch: u16,
+    },
+}
+
+/// Where a consumer of a stream begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StreamStart {
+    /// At the oldest message.
+    First,
+    /// At the last messages that were written together, often one. If there are none, at the next message.
+    Last,
 }
 
 impl Mode {
     /// How many deliveries may be out at once, if they are settled.
     pub(crate) fn prefetch(self) -> Option<u16> {
         match self {
-            Self::Settle { prefetch } | Self::SettleAnyTime { prefetch } => Some(prefetch.max(1)),
+            Self::Settle { prefetch } | Self::SettleAnyTime { prefetch } | Self::Stream { prefetch, .. } => {
+                Some(prefetch.max(1))
+            }
             Self::NoAck => None,
         }
     }

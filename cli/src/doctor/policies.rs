@@ -49,6 +49,7 @@ fn limit(role: QueueRole, overflow: Option<&str>) -> Option<&'static str> {
         QueueRole::Dead => Some("the oldest dead letters are lost"),
         QueueRole::Own => Some("replies, broadcasts, cancels or events are lost"),
         QueueRole::Catalogue => Some("`hopline dead ls` misses services"),
+        QueueRole::Rules => Some("the oldest rules are lost"),
     }
 }
 
@@ -64,6 +65,7 @@ fn ttl(role: QueueRole) -> Option<&'static str> {
         QueueRole::Retry => Some("failed calls come back sooner than their pause"),
         QueueRole::Dead => Some("dead letters vanish after that time"),
         QueueRole::Catalogue => Some("`hopline dead ls` misses services"),
+        QueueRole::Rules => Some("the oldest rules are lost"),
         QueueRole::Own => None,
     }
 }
@@ -75,6 +77,7 @@ fn expiry(role: QueueRole) -> Option<&'static str> {
         QueueRole::Retry => Some("failed calls that wait in it are lost with it"),
         QueueRole::Dead => Some("all dead letters are lost when no server has run for that time"),
         QueueRole::Catalogue => Some("`hopline dead ls` misses services"),
+        QueueRole::Rules => Some("the oldest rules are lost"),
         QueueRole::Own => None,
     }
 }

@@ -36,7 +36,7 @@ use self::unclear::Cause;
 use self::watching::{Listening, Watcher, listened};
 use super::places::Places;
 use super::unconfirmed::Unconfirmed;
-use super::{Addressed, Order, Rules, Shared, Token};
+use super::{Addressed, LineSettings, Order, Shared, Token};
 use crate::client::RUNTIME_ENDED;
 use crate::client::in_flight::{CallEnd, CallsInFlight, HeldReply, Place};
 use crate::client::session::{Happening, Session, Sessions};
@@ -55,7 +55,7 @@ const PARTING: Duration = Duration::from_secs(5);
 pub(super) struct LineTask {
     sessions: Arc<Sessions>,
     exchanges: Exchanges,
-    rules: Rules,
+    rules: LineSettings,
     /// What callers tell it to do.
     waiting: mpsc::UnboundedReceiver<Order>,
     shared: Arc<Shared>,
@@ -130,7 +130,7 @@ impl LineTask {
     pub(super) fn new(
         sessions: Sessions,
         session: Option<Session>,
-        rules: Rules,
+        rules: LineSettings,
         waiting: mpsc::UnboundedReceiver<Order>,
         shared: Arc<Shared>,
     ) -> Self {

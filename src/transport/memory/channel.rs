@@ -11,7 +11,7 @@ use super::broker::{BrokerState, locked, missing};
 use super::queue::{MemoryQueue, QueueEntry, StoredMessage};
 use crate::error::Error;
 use crate::topology::QueueKind;
-use crate::transport::{ConsumerEnd, Delivery, Life, Mode, QueueCount, Settle, Settler};
+use crate::transport::{ConsumerEnd, Delivery, Life, Mode, QueueCount, Settle, Settler, StreamStart};
 
 /// RabbitMQ's word for a message that was delivered too often.
 const DELIVERY_LIMIT: &str = "delivery_limit";
@@ -29,6 +29,8 @@ pub(super) struct Channel {
     /// Whether its queue counts failed deliveries.
     counts: bool,
     next_tag: u64,
+    /// Which message of a stream is next.
+    next_of_stream: usize,
     /// `None` after the consumer was cancelled.
     consumption: Option<Consumption>,
     life: Arc<Life>,
@@ -60,8 +62,21 @@ impl BrokerState {
         }
         state.consumers.push_back(id);
         let counts = state.arguments.kind == QueueKind::Quorum;
+        let next_of_stream = match consumption.mode {
+            Mode::Stream { from: StreamStart::Last, .. } => state.log.len().saturating_sub(1),
+            _ => 0,
+        };
         let (unsettled, consumption) = (BTreeMap::new(), Some(consumption));
-        let channel = Channel { connection, queue: queue.into(), unsettled, counts, next_tag: 1, consumption, life };
+        let channel = Channel {
+            connection,
+            queue: queue.into(),
+            unsettled,
+            counts,
+            next_tag: 1,
+            next_of_stream,
+            consumption,
+            life,
+        };
         self.channels.insert(id, channel);
         self.turn(queue);
         Ok(id)
@@ -90,6 +105,7 @@ impl BrokerState {
             unsettled,
             counts,
             next_tag: PULLED + 1,
+            next_of_stream: 0,
             consumption: None,
             life: Arc::default(),
         };
@@ -208,11 +224,22 @@ impl Channel {
         })
     }
 
+    /// Delivers messages of a stream, as far as the consumer has room.
+    pub(super) fn read_on(&mut self, stream: &mut MemoryQueue) {
+        while self.has_room()
+            && let Some(message) = stream.log.get(self.next_of_stream).cloned()
+        {
+            self.next_of_stream += 1;
+            let entry = stream.entry(message, Instant::now());
+            self.deliver(entry);
+        }
+    }
+
     /// Delivers a message to the consumer, which must have room for it.
     pub(super) fn deliver(&mut self, entry: QueueEntry) {
         let consumption = self.consumption.as_ref().expect("a cancelled channel has no room");
         let settler = match consumption.mode {
-            Mode::Settle { .. } | Mode::SettleAnyTime { .. } => Some(Settler::Channel {
+            Mode::Settle { .. } | Mode::SettleAnyTime { .. } | Mode::Stream { .. } => Some(Settler::Channel {
                 tag: self.next_tag,
                 channel: consumption.settler.clone(),
                 life: self.life.clone(),

@@ -63,6 +63,11 @@ impl BrokerState {
         let Some(queue) = self.queues.get_mut(name) else {
             return true;
         };
+        if queue.is_stream() {
+            queue.log.push(message);
+            self.turn(name);
+            return true;
+        }
         if queue.is_full() {
             return false;
         }
@@ -88,6 +93,14 @@ impl BrokerState {
         let Some(queue) = self.queues.get_mut(name) else {
             return;
         };
+        if queue.is_stream() {
+            for reader in queue.consumers.clone() {
+                if let Some(channel) = self.channels.get_mut(&reader) {
+                    channel.read_on(queue);
+                }
+            }
+            return;
+        }
         let now = Instant::now();
         let mut expired = Vec::new();
         loop {

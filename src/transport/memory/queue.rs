@@ -61,6 +61,8 @@ pub(super) struct MemoryQueue {
     pub(super) timer: Option<Timer>,
     /// The waiting messages, by priority.
     levels: Vec<VecDeque<QueueEntry>>,
+    /// All messages of a stream, which stay. RabbitMQ's bound is far away for what a process keeps in memory.
+    pub(super) log: Vec<Arc<StoredMessage>>,
     next_position: u64,
     /// Since when nobody has consumed it.
     idle_since: Instant,
@@ -75,6 +77,7 @@ impl MemoryQueue {
             consumers: VecDeque::new(),
             timer: None,
             levels: (0..levels).map(|_| VecDeque::new()).collect(),
+            log: Vec::new(),
             next_position: 0,
             idle_since: Instant::now(),
         }
@@ -91,7 +94,11 @@ impl MemoryQueue {
 
     /// How many messages are ready. Those that are delivered and not settled do not count.
     pub(super) fn len(&self) -> usize {
-        self.levels.iter().map(VecDeque::len).sum()
+        self.levels.iter().map(VecDeque::len).sum::<usize>() + self.log.len()
+    }
+
+    pub(super) fn is_stream(&self) -> bool {
+        self.arguments.kind == QueueKind::Stream
     }
 
     /// Whether it refuses further messages.
@@ -121,6 +128,10 @@ impl MemoryQueue {
 
     /// Requeues a message at the position that it had.
     pub(super) fn put_back(&mut self, mut entry: QueueEntry) {
+        if self.is_stream() {
+            // It has never left.
+            return;
+        }
         entry.redelivered = true;
         let level = &mut self.levels[entry.level];
         let place = level.partition_point(|waiting| waiting.position < entry.position);
@@ -131,7 +142,7 @@ impl MemoryQueue {
     pub(super) fn fail(&mut self, mut entry: QueueEntry) -> Option<QueueEntry> {
         let limit = match self.arguments.kind {
             QueueKind::Quorum => self.arguments.delivery_limit.unwrap_or(DEFAULT_DELIVERY_LIMIT),
-            QueueKind::Classic | QueueKind::Exclusive => u32::MAX,
+            QueueKind::Classic | QueueKind::Exclusive | QueueKind::Stream => u32::MAX,
         };
         entry.failures += 1;
         if entry.failures > limit {
@@ -179,6 +190,7 @@ impl MemoryQueue {
         [
             difference("x-queue-type", Some(storage(has)), Some(storage(wanted))),
             difference("x-expires", milliseconds(has), milliseconds(wanted)),
+            difference("x-max-length-bytes", has.max_bytes, wanted.max_bytes),
             difference("x-max-length", has.max_length, wanted.max_length),
             difference("x-overflow", overflow(has), overflow(wanted)),
             difference("x-max-priority", has.max_priority, wanted.max_priority),
@@ -209,7 +221,7 @@ pub(super) fn difference<T: Display + PartialEq>(argument: &str, has: Option<T>,
 /// An argument that queues of this kind cannot have.
 pub(super) fn invalid_argument(queue: &topology::Queue) -> Option<&'static str> {
     match queue.kind {
-        QueueKind::Quorum => queue.max_priority.map(|_| "x-max-priority"),
+        QueueKind::Quorum | QueueKind::Stream => queue.max_priority.map(|_| "x-max-priority"),
         QueueKind::Classic | QueueKind::Exclusive => queue.delivery_limit.map(|_| "x-delivery-limit"),
     }
 }
@@ -218,5 +230,6 @@ fn storage(queue: &topology::Queue) -> &'static str {
     match queue.kind {
         QueueKind::Exclusive | QueueKind::Classic => "classic",
         QueueKind::Quorum => "quorum",
+        QueueKind::Stream => "stream",
     }
 }

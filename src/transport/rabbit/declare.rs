@@ -19,6 +19,8 @@ use crate::error::Error;
 use crate::topology::{Binding, Declaration, Exchange, ExchangeKind, Queue, QueueKind};
 use crate::transport::forbids;
 
+/// In how many parts a stream is kept that is bounded.
+const SEGMENTS: u32 = 16;
 /// Over how many channels bindings are deleted at once: the broker does one after the other of a channel.
 const CHANNELS_TO_UNBIND: usize = 8;
 
@@ -244,6 +246,13 @@ impl Shape {
             QueueKind::Exclusive => {}
             QueueKind::Classic => drop(properties.insert("x-queue-type".into(), text("classic"))),
             QueueKind::Quorum => drop(properties.insert("x-queue-type".into(), text("quorum"))),
+            QueueKind::Stream => drop(properties.insert("x-queue-type".into(), text("stream"))),
+        }
+        if let Some(bytes) = queue.max_bytes {
+            properties.insert("x-max-length-bytes".into(), AMQPValue::LongLongInt(bytes.into()));
+            // The oldest messages go by the segment, and those of the last segment never.
+            let segment = i64::from(bytes / SEGMENTS);
+            properties.insert("x-stream-max-segment-size-bytes".into(), AMQPValue::LongLongInt(segment));
         }
         if let Some(expires) = queue.expires {
             let milliseconds = expires.as_millis().clamp(1, u128::from(u32::MAX));

@@ -18,7 +18,7 @@ use super::declare;
 use super::wire::{Arrived, Sink};
 use super::words::{self, end_of_channel};
 use crate::limits::ANSWER_TIMEOUT;
-use crate::transport::{Consumer, ConsumerEnd, Delivery, Life, Mode, Settle, Settler, Stop};
+use crate::transport::{Consumer, ConsumerEnd, Delivery, Life, Mode, Settle, Settler, Stop, StreamStart};
 
 /// The most settled deliveries that are taken at once.
 const BATCH: usize = 256;
@@ -253,8 +253,18 @@ fn sink(
 /// consumers. From 4.3 on it is only allowed for quorum queues; other queues have no limit then.
 fn arguments(mode: Mode) -> FieldTable {
     let mut arguments = FieldTable::default();
-    if let Mode::SettleAnyTime { .. } = mode {
-        arguments.insert("x-consumer-timeout".into(), AMQPValue::LongLongInt(CONSUMER_TIMEOUT_MS));
+    match mode {
+        Mode::SettleAnyTime { .. } => {
+            arguments.insert("x-consumer-timeout".into(), AMQPValue::LongLongInt(CONSUMER_TIMEOUT_MS));
+        }
+        Mode::Stream { from, .. } => {
+            let offset = match from {
+                StreamStart::First => "first",
+                StreamStart::Last => "last",
+            };
+            arguments.insert("x-stream-offset".into(), AMQPValue::LongString(offset.into()));
+        }
+        Mode::Settle { .. } | Mode::NoAck => {}
     }
     arguments
 }

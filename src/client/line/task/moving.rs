@@ -175,7 +175,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::client::in_flight::{CallEnd, Waiter};
-    use crate::client::line::{Line, Rules, Shared, Token};
+    use crate::client::line::{Line, LineSettings, Shared, Token};
     use crate::client::session::Sessions;
     use crate::client::target::Target;
     use crate::codec::Codec;
@@ -202,7 +202,7 @@ pub(super) mod tests {
         let dial = Dial::parse(url).expect("a good address");
         let sessions = Sessions { dial, namespace: Namespace::default(), instance: "caller".into() };
         let session = sessions.open().await.expect("in memory");
-        let rules = Rules { max_message_size: 1024, blocked_wait: Duration::ZERO, max_in_flight: None };
+        let rules = LineSettings { max_message_size: 1024, blocked_wait: Duration::ZERO, max_in_flight: None };
         let (orders, waiting) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared::new());
         (LineTask::new(sessions, Some(session), rules, waiting, shared.clone()), Line { orders, shared })

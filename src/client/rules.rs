@@ -1,0 +1,257 @@
+//! Rules: settings of calls that operators change while clients run. They are in a stream of the broker, where the last
+//! rule of a service or method counts.
+
+mod rule;
+mod stream;
+
+use std::collections::BTreeMap;
+use std::sync::{PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+
+use tokio::time::sleep;
+use tracing::{debug, info};
+
+use self::rule::target_of;
+pub use self::rule::{BreakerRule, Rule, RuleChange};
+use self::stream::{RuleStream, publish};
+use super::request::Request;
+use super::target::Target;
+use super::{Client, ClientBuilder, WeakClient};
+use crate::error::Error;
+
+/// How long to wait before the stream is tried again.
+const PAUSE: Duration = Duration::from_millis(200);
+/// When a call is worth another try that a rule has refused. By then another rule is in force if there is one.
+const REFUSED_FOR: Duration = Duration::from_secs(1);
+
+/// The rules of a namespace: settings of calls that are changed while clients run. [`Client::rules`] makes one.
+///
+/// A client heeds them if it was built with [`ClientBuilder::rules`]. Any client can set them whose user may write to
+/// the exchange `hopline.rules`.
+///
+/// ```
+/// use hopline::Client;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), hopline::Error> {
+/// let client = Client::builder().rules().connect("memory://").await?;
+/// client.rules().set("shop.order", &"timeout=2s retry=1".parse()?).await?;
+/// for set in client.rules().get().await? {
+///     println!("{}: {}, set by {}", set.target, set.rule, set.client);
+/// }
+/// client.rules().unset("shop.order", &[]).await?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Rules {
+    client: Client,
+}
+
+/// The rules that a client heeds, by service or method.
+#[derive(Debug, Default)]
+pub(super) struct HeededRules(RwLock<BTreeMap<String, RuleChange>>);
+
+impl HeededRules {
+    /// What the rules say of a method: its own, and beyond that the one of its service.
+    fn of(&self, target: &Target) -> Rule {
+        let rules = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        if rules.is_empty() {
+            return Rule::default();
+        }
+        let of = |name: &str| rules.get(name).map(|set| set.rule.clone()).unwrap_or_default();
+        of(&target.text).or(of(&target.service_text))
+    }
+
+    fn take(&self, change: RuleChange) {
+        let RuleChange { target, rule, user, client, .. } = &change;
+        info!(target, %rule, user, client, "a rule has changed");
+        keep(&mut self.0.write().unwrap_or_else(PoisonError::into_inner), change);
+    }
+}
+
+/// The last change of each target counts. One that says nothing leaves nothing.
+fn keep(rules: &mut BTreeMap<String, RuleChange>, change: RuleChange) {
+    if change.rule.is_empty() {
+        rules.remove(&change.target);
+    } else {
+        rules.insert(change.target.clone(), change);
+    }
+}
+
+fn last_of_each(changes: Vec<RuleChange>) -> BTreeMap<String, RuleChange> {
+    let mut rules = BTreeMap::new();
+    changes.into_iter().for_each(|change| keep(&mut rules, change));
+    rules
+}
+
+impl ClientBuilder {
+    /// Has the client heed [`Rules`]: what they say of a service or a method wins over what the code says. Default: it
+    /// does not.
+    ///
+    /// [`connect`](Self::connect) returns when all rules have been read. A change is in force a moment after it was set.
+    /// While there is no connection the client goes by what it has heard. With [`connect_lazy`](Self::connect_lazy),
+    /// calls that begin before there is a connection are made as the code says.
+    ///
+    /// ```
+    /// # async fn example() -> Result<(), hopline::Error> {
+    /// let client = hopline::Client::builder().rules().connect("amqp://localhost").await?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn rules(mut self) -> Self {
+        self.policies.has_rules = true;
+        self
+    }
+}
+
+impl Client {
+    /// The rules of the client's namespace, to look at them and to set them.
+    #[must_use]
+    pub fn rules(&self) -> Rules {
+        Rules { client: self.clone() }
+    }
+
+    /// Reads the rules if the client heeds them, and follows them from then on.
+    pub(super) async fn heed(&self) -> Result<(), Error> {
+        if let Some(rules) = &self.0.rules {
+            let (stream, changes) = self.read_rules().await?;
+            *rules.0.write().unwrap_or_else(PoisonError::into_inner) = last_of_each(changes);
+            self.0.runtime.spawn(follow(self.downgrade(), Some(stream)));
+        }
+        Ok(())
+    }
+
+    /// The same, without waiting for it.
+    pub(super) fn heed_later(&self) {
+        if self.0.rules.is_some() {
+            self.0.runtime.spawn(follow(self.downgrade(), None));
+        }
+    }
+
+    async fn read_rules(&self) -> Result<(RuleStream, Vec<RuleChange>), Error> {
+        let transport = self.0.line.transport().await?;
+        RuleStream::read(&transport, &self.0.namespace).await
+    }
+
+    /// A request as the rules want it.
+    ///
+    /// # Errors
+    /// `CircuitOpen` if a rule keeps calls with an answer back.
+    pub(crate) fn ruled<P>(&self, mut request: Request<P>, is_answered: bool) -> Result<Request<P>, Error> {
+        let (Some(rules), Ok(target)) = (&self.0.rules, &request.target) else { return Ok(request) };
+        if target.is_question() {
+            return Ok(request);
+        }
+        let Rule { timeout, retry, breaker } = rules.of(target);
+        if breaker == Some(BreakerRule::Open) && is_answered {
+            self.0.policies.counted.refused_by_breaker.one_more();
+            return Err(Error::CircuitOpen { method: target.to_string(), instance: None, retry_in: REFUSED_FOR });
+        }
+        if let Some(most) = timeout {
+            request.timeout = Some(request.timeout.map_or(most, |own| own.min(most)));
+        }
+        request.asked.retries = retry.unwrap_or(request.asked.retries);
+        Ok(request)
+    }
+}
+
+impl Rules {
+    /// What this client heeds now, by service or method. Empty if it does not [heed rules](ClientBuilder::rules).
+    #[must_use]
+    pub fn heeded(&self) -> Vec<RuleChange> {
+        let Some(rules) = &self.client.0.rules else { return Vec::new() };
+        rules.0.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// All rules that are set, by service or method, as the broker has them.
+    ///
+    /// # Errors
+    /// `Broker` if this user may not read them, `Disconnected`.
+    pub async fn get(&self) -> Result<Vec<RuleChange>, Error> {
+        Ok(last_of_each(self.history().await?).into_values().collect())
+    }
+
+    /// All changes that the broker still has, the oldest first. It keeps 16 MiB of them, which is some ten thousand.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub async fn history(&self) -> Result<Vec<RuleChange>, Error> {
+        Ok(self.client.read_rules().await?.1)
+    }
+
+    /// Sets a rule for `target`, which is a service, as `name` or `name.vMAJOR`, or one of its methods, as
+    /// `name.method` or `name.vMAJOR.method`. Settings that an earlier rule has and this one does not name stay.
+    /// Returns the rule as it is then.
+    ///
+    /// Of two who set the rule of one target at the same moment, the later one wins.
+    ///
+    /// # Errors
+    /// `Invalid` for a target that cannot be, or a rule that says nothing. `Broker` if this user may not set rules.
+    /// `Disconnected`.
+    pub async fn set(&self, target: &str, rule: &Rule) -> Result<RuleChange, Error> {
+        if rule.is_empty() {
+            return Err(Error::Invalid("the rule says nothing: name a setting, such as timeout=2s".to_owned()));
+        }
+        self.change(target, |before| Ok(rule.clone().or(before))).await
+    }
+
+    /// Takes away settings of a rule, by their names, or the whole rule if none is named. Returns the rule as it is then.
+    ///
+    /// # Errors
+    /// As [`set`](Self::set), and `Invalid` for a setting that does not exist.
+    pub async fn unset(&self, target: &str, settings: &[&str]) -> Result<RuleChange, Error> {
+        self.change(target, |mut before| {
+            settings.iter().try_for_each(|setting| before.unset(setting))?;
+            Ok(if settings.is_empty() { Rule::default() } else { before })
+        })
+        .await
+    }
+
+    async fn change(&self, target: &str, to: impl FnOnce(Rule) -> Result<Rule, Error>) -> Result<RuleChange, Error> {
+        let target = target_of(target)?;
+        let transport = self.client.0.line.transport().await?;
+        let namespace = &self.client.0.namespace;
+        let (_, changes) = RuleStream::read(&transport, namespace).await?;
+        let before = last_of_each(changes).remove(&target).map(|set| set.rule).unwrap_or_default();
+        let rule = to(before)?;
+        let (client, at) = (self.client.0.caller.to_string(), SystemTime::now());
+        let user = transport.user().map(str::to_owned);
+        let change = RuleChange { target, rule, user, client, at };
+        publish(&transport, namespace, &change.document()).await?;
+        Ok(change)
+    }
+}
+
+/// Takes what changes, and reads everything again when the stream or the connection was lost. Ends with the client.
+async fn follow(client: WeakClient, mut stream: Option<RuleStream>) {
+    let rules_of = |client: &Client| client.0.rules.clone().unwrap_or_default();
+    loop {
+        while let Some(change) = match &mut stream {
+            Some(stream) => stream.next().await,
+            None => None,
+        } {
+            let Some(client) = client.upgrade() else { return };
+            rules_of(&client).take(change);
+        }
+        let Some(heeding) = client.upgrade().filter(|client| !client.is_closed()) else { return };
+        // A client that is dropped meanwhile must not stay for this.
+        let (rules, namespace) = (rules_of(&heeding), heeding.0.namespace.clone());
+        let transport = heeding.0.line.transport().await;
+        drop(heeding);
+        let read = match transport {
+            Ok(transport) => RuleStream::read(&transport, &namespace).await,
+            Err(error) => Err(error),
+        };
+        match read {
+            Ok((again, changes)) => {
+                *rules.0.write().unwrap_or_else(PoisonError::into_inner) = last_of_each(changes);
+                stream = Some(again);
+            }
+            Err(error) => {
+                debug!(%error, "the rules cannot be read now");
+                stream = None;
+                sleep(PAUSE).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! A rule: what it can say, how that is written, and where it is set.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::document::RuleDocument;
+use crate::environment;
+use crate::error::Error;
+use crate::topology::ServiceId;
+
+/// What calls of a service or a method do, whatever the code of their clients says: set by
+/// [`Rules::set`](crate::Rules::set).
+///
+/// As text, it is a list of settings, `timeout=2s retry=1 breaker=open`. What it does not name is left to the code, or
+/// to the rule of the service if it is the rule of a method.
+///
+/// ```
+/// # fn main() -> Result<(), hopline::Error> {
+/// let rule: hopline::Rule = "timeout=2s retry=1".parse()?;
+/// assert_eq!(rule.retry, Some(1));
+/// assert_eq!(rule.to_string(), "timeout=2s retry=1");
+/// assert!("retry=often".parse::<hopline::Rule>().is_err());
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Rule {
+    /// How long a call may take, at least 1 ms. It replaces the client's [time-out](crate::ClientBuilder::timeout). A call
+    /// or method with a time-out of its own gets the shorter of the two.
+    pub timeout: Option<Duration>,
+    /// How many more attempts a call has if it fails. It replaces what [`Call::retry`](crate::Call::retry) and
+    /// [`ClientBuilder::retry`](crate::ClientBuilder::retry) say.
+    pub retry: Option<u32>,
+    /// Whether calls with an answer are let through.
+    pub breaker: Option<BreakerRule>,
+}
+
+/// What a [`Rule`] says of the breaker of a method. A client needs no [breakers](crate::ClientBuilder::breaker) for it.
+///
+/// ```
+/// # fn main() -> Result<(), hopline::Error> {
+/// let rule: hopline::Rule = "breaker=open".parse()?;
+/// assert_eq!(rule.breaker, Some(hopline::BreakerRule::Open));
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BreakerRule {
+    /// Calls fail at once with [`Error::CircuitOpen`]. Nothing is sent.
+    Open,
+    /// Breakers do as they always do. For a method whose service has a rule that says `open`.
+    Auto,
+}
+
+/// The names of the settings.
+const SETTINGS: [&str; 3] = ["timeout", "retry", "breaker"];
+
+impl Rule {
+    /// Whether it says nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// This rule, with what `other` says where this one says nothing.
+    pub(super) fn or(self, other: Self) -> Self {
+        Self {
+            timeout: self.timeout.or(other.timeout),
+            retry: self.retry.or(other.retry),
+            breaker: self.breaker.or(other.breaker),
+        }
+    }
+
+    /// Takes away a setting, by its name.
+    ///
+    /// # Errors
+    /// `Invalid` if there is no such setting.
+    pub(super) fn unset(&mut self, setting: &str) -> Result<(), Error> {
+        match setting {
+            "timeout" => self.timeout = None,
+            "retry" => self.retry = None,
+            "breaker" => self.breaker = None,
+            _ => return Err(unknown(setting)),
+        }
+        Ok(())
+    }
+}
+
+fn unknown(setting: &str) -> Error {
+    Error::Invalid(format!(
+        "`{setting}` is no setting of a rule: there are {}",
+        SETTINGS.map(|name| format!("`{name}`")).join(", ")
+    ))
+}
+
+impl FromStr for Rule {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let mut rule = Self::default();
+        for part in text.split_whitespace() {
+            let wrong = |why: &str| Error::Invalid(format!("`{part}`: {why}"));
+            let (name, value) = part.split_once('=').ok_or_else(|| wrong("write SETTING=VALUE, such as timeout=2s"))?;
+            match name {
+                "timeout" => rule.timeout = Some(environment::duration(value).map_err(|why| wrong(&why))?),
+                "retry" => rule.retry = Some(value.parse().map_err(|_| wrong("write a whole number, such as 2"))?),
+                "breaker" => rule.breaker = Some(breaker(value).ok_or_else(|| wrong("write `open` or `auto`"))?),
+                _ => return Err(unknown(name)),
+            }
+        }
+        Ok(rule)
+    }
+}
+
+fn breaker(text: &str) -> Option<BreakerRule> {
+    match text {
+        "open" => Some(BreakerRule::Open),
+        "auto" => Some(BreakerRule::Auto),
+        _ => None,
+    }
+}
+
+impl fmt::Display for BreakerRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Open => "open",
+            Self::Auto => "auto",
+        })
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let timeout = self.timeout.map(millis).map(|millis| match millis % 1000 {
+            0 => format!("timeout={}s", millis / 1000),
+            _ => format!("timeout={millis}ms"),
+        });
+        let (retry, breaker) = (
+            self.retry.map(|retry| format!("retry={retry}")),
+            self.breaker.map(|breaker| format!("breaker={breaker}")),
+        );
+        let parts: Vec<_> = [timeout, retry, breaker].into_iter().flatten().collect();
+        f.write_str(&parts.join(" "))
+    }
+}
+
+/// A time as a rule can say it.
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1)
+}
+
+/// A rule that was set, or unset: then it [says nothing](Rule::is_empty).
+///
+/// ```
+/// # async fn example(client: hopline::Client) -> Result<(), hopline::Error> {
+/// for change in client.rules().history().await? {
+///     println!("{}: {} (by {})", change.target, change.rule, change.user.as_deref().unwrap_or("nobody known"));
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RuleChange {
+    /// The service, as `name.vMAJOR`, or the method, as `name.vMAJOR.method`.
+    pub target: String,
+    /// What the rule says since then.
+    pub rule: Rule,
+    /// The user who has set it, verified by the broker. `None` if the broker has no users.
+    pub user: Option<String>,
+    /// How the client names itself that has set it.
+    pub client: String,
+    /// When it was set, by the clock of that client's machine.
+    pub at: SystemTime,
+}
+
+impl RuleChange {
+    /// Reads a document. `None` if it says nothing of any target.
+    ///
+    /// # Errors
+    /// A sentence that says why it cannot be read.
+    pub(super) fn read(body: &[u8], user: Option<String>) -> Result<Option<Self>, String> {
+        let document: RuleDocument = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+        let RuleDocument { target, timeout_ms, retry, breaker: said, client, at_ms } = document;
+        if target.is_empty() {
+            return Ok(None);
+        }
+        let breaker = said.map(|said| breaker(&said).ok_or_else(|| format!("`breaker` is `{said}`"))).transpose()?;
+        let timeout = timeout_ms.map(|millis| Duration::from_millis(millis.max(1)));
+        let at = UNIX_EPOCH.checked_add(Duration::from_millis(at_ms)).unwrap_or(UNIX_EPOCH);
+        let target = target_of(&target).map_err(|error| error.to_string())?;
+        Ok(Some(Self { target, rule: Rule { timeout, retry, breaker }, user, client, at }))
+    }
+
+    /// The document that says it.
+    pub(super) fn document(&self) -> RuleDocument {
+        let since = self.at.duration_since(UNIX_EPOCH).unwrap_or_default();
+        RuleDocument {
+            target: self.target.clone(),
+            timeout_ms: self.rule.timeout.map(millis),
+            retry: self.rule.retry,
+            breaker: self.rule.breaker.map(|breaker| breaker.to_string()),
+            client: self.client.clone(),
+            at_ms: millis(since),
+        }
+    }
+}
+
+/// The service or the method that a rule is for, with the version.
+///
+/// # Errors
+/// `Invalid` if it is neither.
+pub(super) fn target_of(text: &str) -> Result<String, Error> {
+    if let Ok(service) = ServiceId::parse(text) {
+        return Ok(service.to_string());
+    }
+    let (service, method) = ServiceId::with_method(text).map_err(|_| {
+        Error::Invalid(format!("`{text}`: write SERVICE or SERVICE.METHOD, such as demo or demo.v2.add"))
+    })?;
+    Ok(format!("{service}.{method}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_a_rule_is_told_with_its_place() {
+        for (text, told) in [
+            ("timeout=2", "`timeout=2`: write a whole number above 0 and a unit"),
+            ("timeout=2s retry=-1", "`retry=-1`: write a whole number"),
+            ("breaker=shut", "`breaker=shut`: write `open` or `auto`"),
+            ("retry", "`retry`: write SETTING=VALUE"),
+            ("speed=3", "`speed` is no setting of a rule: there are `timeout`, `retry`, `breaker`"),
+        ] {
+            let error = text.parse::<Rule>().expect_err("a bad rule").to_string();
+            assert!(error.starts_with(told), "{error}");
+        }
+    }
+
+    #[test]
+    fn rules_are_read_as_they_are_written() {
+        for text in ["", "timeout=1500ms", "timeout=2s retry=0 breaker=auto", "breaker=open"] {
+            assert_eq!(text.parse::<Rule>().expect("a rule").to_string(), text);
+        }
+        let at = UNIX_EPOCH + Duration::from_secs(1);
+        let rule = "timeout=2s retry=1 breaker=open".parse().expect("a rule");
+        let change = RuleChange { target: "demo.v1.add".into(), rule, user: None, client: "me".into(), at };
+        let written = serde_json::to_vec(&change.document()).expect("it can be JSON");
+        assert_eq!(RuleChange::read(&written, None), Ok(Some(change)));
+        assert_eq!(RuleChange::read(br#"{"type":"hopline.v1.rule"}"#, None), Ok(None));
+        for other in [
+            &b"{"[..],
+            br#"{"type":"hopline.v2.rule","target":"demo"}"#,
+            br#"{"type":"hopline.v1.rule","target":"a b"}"#,
+        ] {
+            assert!(RuleChange::read(other, None).is_err());
+        }
+    }
+
+    #[test]
+    fn targets_have_versions() {
+        for (text, target) in
+            [("demo", "demo.v1"), ("demo.v2", "demo.v2"), ("demo.add", "demo.v1.add"), ("demo.v2.add", "demo.v2.add")]
+        {
+            assert_eq!(target_of(text).expect("a target"), target);
+        }
+        assert!(target_of("a b").is_err() && target_of("demo.v1.add.more").is_err());
+    }
+}
