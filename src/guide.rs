@@ -29,6 +29,7 @@ pages! {
     Operating = "docs/guide/src/operations.md",
     #[cfg(feature = "metrics")]
     MetricsPage = "docs/guide/src/metrics.md",
+    RulesWithoutARestart = "docs/guide/src/rules.md",
     TheDoctor = "docs/guide/src/doctor.md",
     Cluster = "docs/guide/src/cluster.md",
     TheCommand = "docs/guide/src/command.md",

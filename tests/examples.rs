@@ -87,6 +87,15 @@ fn every_example_has_a_test_that_begins_with_its_name() {
 }
 
 #[tokio::test]
+async fn rules_hold_calls_back_and_let_them_go() {
+    for lines in every_way("rules").await {
+        let [with, without] = &lines[..] else { panic!("two lines: {lines:?}") };
+        assert!(with.starts_with("with the rule: ") && with.contains("example-of-rules.v1.order"), "{with}");
+        assert!(without.starts_with("without it: nobody serves `example-of-rules.v1`"), "{without}");
+    }
+}
+
+#[tokio::test]
 async fn quickstart_calls_in_every_style() {
     for lines in once_all_answer(2, async || every_way("quickstart").await).await {
         let mut lines = lines.into_iter();

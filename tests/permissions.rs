@@ -286,6 +286,42 @@ fn refused(outcome: Result<(), Error>, place: &str) {
 
 #[tokio::test]
 #[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
+async fn only_who_may_write_to_the_exchange_of_rules_can_set_them() {
+    let node = with_users(&version()).await;
+    let client = commands("set_permissions").find(|words| words[3] == "client").expect("the document has one");
+    let ["set_permissions", "-p", "/", _, configure, write, read] = &client[..] else { panic!("{client:?}") };
+    let with_rules = |pattern: &str| format!("{pattern}|^hopline\\.rules$");
+    for (user, write) in [("heeding", (*write).to_owned()), ("setting", with_rules(write))] {
+        node.ctl(&["add_user", user, user]).await;
+        node.ctl(&["set_permissions", "-p", "/", user, configure, &write, &with_rules(read)]).await;
+    }
+    let heeding = async |user: &str| Client::builder().rules().connect(&address(&node, user)).await;
+    // Nobody has made the queue, and this user may not.
+    let said = heeding("heeding").await.expect_err("there is none").to_string();
+    assert!(said.contains("hopline.rules") && said.contains("`hopline rules get`"), "{said}");
+    let administrator = Client::connect(node.url()).await.expect("it may log in");
+    administrator.rules().get().await.expect("it may make the queue");
+    let client = heeding("heeding").await.expect("it may read");
+    let rule = "retry=1".parse().expect("a rule");
+    refused(client.rules().set("calculator.add", &rule).await.map(drop), "exchange 'hopline.rules'");
+    let other = Client::connect(&address(&node, "setting")).await.expect("it may log in");
+    let set = other.rules().set("calculator.add", &rule).await.expect("it may");
+    assert_eq!(set.target, "calculator.v1.add");
+    let heard = async {
+        loop {
+            match &client.rules().heeded()[..] {
+                [set] => break set.user.clone(),
+                _ => tokio::task::yield_now().await,
+            }
+        }
+    };
+    assert_eq!(soon(heard).await.as_deref(), Some("setting"));
+    let said = heeding("mallory").await.expect_err("it may not read").to_string();
+    assert!(said.contains("ACCESS_REFUSED"), "{said}");
+}
+
+#[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
 async fn users_cannot_be_each_other() {
     let version = version();
     let node = with_users(&version).await;

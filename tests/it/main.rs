@@ -57,6 +57,7 @@ mod readiness;
 mod redelivery;
 mod registry;
 mod routes;
+mod rules;
 mod runtimes;
 mod settings;
 mod sharing;

@@ -9,7 +9,8 @@ use bytes::Bytes;
 use hopline::Error;
 use hopline::topology::{Binding, Declaration, Exchange, ExchangeKind, Queue, QueueKind};
 use hopline::transport::{
-    Confirm, Consumer, Delivery, Loss, Lost, Mode, Properties, Publication, Receipt, Role, Settle, Transport,
+    Confirm, Consumer, Delivery, Loss, Lost, Mode, Properties, Publication, Receipt, Role, Settle, StreamStart,
+    Transport,
 };
 use uuid::Uuid;
 
@@ -153,6 +154,34 @@ async fn nothing_more(transport: &Transport, queue: &str, consumer: &mut Consume
     let delivery = next(consumer).await;
     assert_eq!(text(&delivery), marker);
     delivery.settle(Settle::Ack);
+}
+
+// Streams: everybody gets everything.
+
+#[tokio::test]
+async fn a_stream_keeps_its_messages_and_gives_them_to_every_consumer() {
+    let transport = Broker::new().connect().await;
+    let stream = Queue { max_bytes: Some(16 * 1024 * 1024), ..Queue::new(unique("stream"), QueueKind::Stream) };
+    let queue = declared(&transport, stream.clone()).await;
+    declare(&transport, Declaration::Queue(stream)).await;
+    let reading = |from| Mode::Stream { from, prefetch: 2 };
+    let mut early = consume(&transport, &queue, reading(StreamStart::Last)).await;
+    let words = ["a", "b", "c", "d", "e"];
+    fill(&transport, &queue, &words).await;
+    let mut late = consume(&transport, &queue, reading(StreamStart::First)).await;
+    for reader in [&mut early, &mut late] {
+        for word in words {
+            let delivery = next(reader).await;
+            assert_eq!(text(&delivery), word);
+            delivery.settle(Settle::Ack);
+        }
+    }
+    let mut last = consume(&transport, &queue, reading(StreamStart::Last)).await;
+    assert_eq!(text(&next(&mut last).await), "e");
+    fill(&transport, &queue, &["f"]).await;
+    for reader in [&mut early, &mut late, &mut last] {
+        assert_eq!(text(&next(reader).await), "f");
+    }
 }
 
 // Publishing: what the receipt says.

@@ -1,0 +1,168 @@
+//! Rules: what operators set while clients run, and what running and new clients make of it.
+
+use std::future::IntoFuture as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use hopline::transport::{Confirm, Properties, Publication};
+use hopline::{Client, ClientBuilder, Code, Context, Error, Fault, Method, Rule, Running, Service};
+
+use crate::support::{Held, PATIENCE, Scene, hold, soon};
+
+/// A client of the scene that heeds rules.
+async fn heeding(scene: &Scene, change: impl FnOnce(ClientBuilder) -> ClientBuilder) -> Client {
+    let builder = change(Client::builder().namespace(&scene.namespace).rules());
+    soon(builder.connect(&scene.url)).await.expect("the broker is there")
+}
+
+fn rule(text: &str) -> Rule {
+    text.parse().expect("a rule")
+}
+
+/// Waits until a client heeds these rules, each as `target rule`.
+pub(crate) async fn heeds(client: &Client, rules: &[&str]) {
+    let heeded = || client.rules().heeded().into_iter().map(|set| format!("{} {}", set.target, set.rule));
+    soon(async {
+        while heeded().collect::<Vec<_>>() != rules {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+}
+
+/// A service whose method counts its runs and is never available.
+async fn unavailable(scene: &Scene) -> (Running, Arc<AtomicU64>) {
+    let runs = Arc::<AtomicU64>::default();
+    let counted = runs.clone();
+    let fail = move |_: Context, (): ()| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        async { Err::<(), _>(Fault::new(Code::Unavailable, "not now").retry_after(Duration::from_millis(1))) }
+    };
+    (scene.serve(Service::new("gone", 1).method(Method::new("fail").idempotent(), fail)).await, runs)
+}
+
+#[tokio::test]
+async fn a_running_client_and_a_later_one_go_by_a_rule_until_it_is_unset() {
+    let scene = Scene::new();
+    let (_server, runs) = unavailable(&scene).await;
+    let operator = scene.client().await;
+    let running = heeding(&scene, |builder| builder).await;
+    let call = async |client: &Client| {
+        let before = runs.load(Ordering::Relaxed);
+        let error = soon(client.call::<()>("gone", "fail", ()).idempotent().into_future()).await.expect_err("it fails");
+        assert_eq!(error.code(), Code::Unavailable, "{error}");
+        runs.load(Ordering::Relaxed) - before
+    };
+    assert_eq!(call(&running).await, 1);
+    let set = operator.rules().set("gone.fail", &rule("retry=2")).await.expect("it may");
+    assert_eq!((set.target.as_str(), set.client.as_str()), ("gone.v1.fail", operator.instance()));
+    heeds(&running, &["gone.v1.fail retry=2"]).await;
+    assert_eq!(call(&running).await, 3);
+    let later = heeding(&scene, |builder| builder.retry(1)).await;
+    assert_eq!(call(&later).await, 3);
+    assert_eq!(call(&operator).await, 1, "it was not told to heed rules");
+    operator.rules().unset("gone.fail", &[]).await.expect("it may");
+    heeds(&running, &[]).await;
+    heeds(&later, &[]).await;
+    assert_eq!((call(&running).await, call(&later).await), (1, 2));
+    let history = operator.rules().history().await.expect("it may read");
+    let told: Vec<_> = history.iter().map(|change| change.rule.to_string()).collect();
+    assert_eq!(told, ["retry=2", ""]);
+    assert!(operator.rules().get().await.expect("it may read").is_empty());
+}
+
+#[tokio::test]
+async fn the_time_out_of_a_rule_replaces_the_clients_and_shortens_that_of_a_call() {
+    let scene = Scene::new();
+    let Held { service, mut arrived } = Held::new();
+    let _server = scene.serve(service).await;
+    let operator = scene.client().await;
+    let client = heeding(&scene, |builder| builder.timeout(PATIENCE)).await;
+    operator.rules().set("held", &rule("timeout=50ms")).await.expect("it may");
+    heeds(&client, &["held.v1 timeout=50ms"]).await;
+    let after = |error: Error| match error {
+        Error::Timeout { after, .. } => after,
+        other => panic!("{other:?}"),
+    };
+    let took =
+        |call: hopline::Call<u64>| async move { after(soon(call.into_future()).await.expect_err("nobody answers")) };
+    assert_eq!(took(hold(&client, 1)).await, Duration::from_millis(50));
+    assert_eq!(took(hold(&client, 2).timeout(PATIENCE)).await, Duration::from_millis(50));
+    assert_eq!(took(hold(&client, 3).timeout(Duration::from_millis(20))).await, Duration::from_millis(20));
+    // The rule of a method is before that of its service.
+    operator.rules().set("held.hold", &rule("timeout=1m")).await.expect("it may");
+    heeds(&client, &["held.v1 timeout=50ms", "held.v1.hold timeout=60s"]).await;
+    let answered = hold(&client, 4).start().await.expect("on its way");
+    soon(async {
+        loop {
+            let arrival = arrived.recv().await.expect("it came");
+            if arrival.number == 4 {
+                break arrival.release();
+            }
+        }
+    })
+    .await;
+    assert_eq!(soon(answered).await.expect("there was time"), 4);
+}
+
+#[tokio::test]
+async fn a_rule_holds_calls_back_and_says_so() {
+    let scene = Scene::new();
+    let (_server, runs) = unavailable(&scene).await;
+    let client = heeding(&scene, |builder| builder).await;
+    client.rules().set("gone", &rule("breaker=open timeout=3s")).await.expect("it may");
+    heeds(&client, &["gone.v1 timeout=3s breaker=open"]).await;
+    match soon(client.call::<()>("gone", "fail", ()).retry(3).into_future()).await {
+        Err(Error::CircuitOpen { method, .. }) => assert_eq!(method, "gone.v1.fail"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!((runs.load(Ordering::Relaxed), client.policies().refused_by_breaker), (0, 1));
+    // One setting is taken away, and the other stays. Settings are added to those that are there.
+    client.rules().unset("gone", &["breaker"]).await.expect("it may");
+    client.rules().set("gone", &rule("retry=0")).await.expect("it may");
+    heeds(&client, &["gone.v1 timeout=3s retry=0"]).await;
+    soon(client.call::<()>("gone", "fail", ()).retry(3).into_future()).await.expect_err("it fails");
+    assert_eq!(runs.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn what_cannot_be_a_rule_is_refused() {
+    let scene = Scene::new();
+    let client = scene.client().await;
+    for (target, rule) in [("a b", "retry=1"), ("demo.v1.add.more", "retry=1"), ("demo", "")] {
+        let refused = client.rules().set(target, &rule.parse().expect("a rule")).await;
+        assert!(matches!(refused, Err(Error::Invalid(_))), "{refused:?}");
+    }
+    let refused = client.rules().unset("demo", &["speed"]).await;
+    assert!(matches!(&refused, Err(Error::Invalid(why)) if why.contains("`speed`")), "{refused:?}");
+    assert!(client.rules().history().await.expect("it may read").is_empty());
+    assert!(client.rules().heeded().is_empty());
+}
+
+#[tokio::test]
+async fn a_message_that_is_no_rule_is_left_out() {
+    let scene = Scene::new();
+    let client = heeding(&scene, |builder| builder).await;
+    client.rules().set("demo", &rule("retry=1")).await.expect("it may");
+    let transport = scene.transport().await;
+    for body in [
+        "",
+        "{",
+        r#"{"type":"hopline.v2.rule","target":"demo"}"#,
+        r#"{"type":"hopline.v1.rule","target":"demo","breaker":"x"}"#,
+    ] {
+        let stray = Publication {
+            exchange: format!("{}.rules", scene.namespace),
+            key: "demo.v1".to_owned(),
+            mandatory: true,
+            properties: Properties::default(),
+            body: body.into(),
+        };
+        assert_eq!(soon(transport.publish(stray)).await, Ok(Confirm::Accepted));
+    }
+    client.rules().set("demo", &rule("timeout=1s")).await.expect("it may");
+    for client in [&client, &heeding(&scene, |builder| builder).await] {
+        heeds(client, &["demo.v1 timeout=1s retry=1"]).await;
+    }
+}
