@@ -215,10 +215,10 @@ impl Rules {
         let before = last_of_each(changes).remove(&target).map(|set| set.rule).unwrap_or_default();
         let rule = to(before)?;
         let (client, at) = (self.client.0.caller.to_string(), SystemTime::now());
-        let user = transport.user().map(str::to_owned);
-        let change = RuleChange { target, rule, user, client, at };
+        let change = RuleChange { target, rule, user: None, client, at };
         publish(&transport, namespace, &change.document()).await?;
-        Ok(change)
+        // Known since something was published.
+        Ok(RuleChange { user: transport.user().map(str::to_owned), ..change })
     }
 }
 
