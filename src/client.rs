@@ -78,7 +78,7 @@ struct Inner {
     canaries: Canaries,
     policies: Policies,
     /// `None` unless it heeds rules.
-    rules: Option<Arc<HeededRules>>,
+    rules: Option<HeededRules>,
     runtime: Handle,
 }
 

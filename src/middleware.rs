@@ -39,6 +39,7 @@ pub(crate) use self::policies::{Asked, Policies, PolicySettings};
 pub use self::quarantine::{Quarantine, QuarantineCounts};
 pub(crate) use self::quarantine::{QuarantineRule, QuarantineTally};
 pub use self::rate_limit::{RateCounts, RateLimit};
+pub(crate) use self::rate::Paced;
 pub use self::reply::Reply;
 pub(crate) use self::server_policy::ServerPolicy;
 pub use self::shedding::{ShedCounts, Shedding};

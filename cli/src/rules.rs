@@ -21,7 +21,8 @@ pub(crate) enum Rules {
     /// Set a rule. Settings that an earlier rule has and this one does not name stay
     ///
     /// timeout=TIME is how long a call may take, such as 500ms or 2s; a call with a time-out of its own gets the shorter
-    /// one. retry=NUMBER is how many more attempts it has. breaker=open lets no call through that is answered, and
+    /// one. retry=NUMBER is how many more attempts it has. rate=NUMBER/s is how
+    /// many calls a second each client sends. breaker=open lets no call through that is answered, and
     /// breaker=auto is for a method whose service has breaker=open.
     Set(Set),
     /// Print the rules that are set, and who has set them
@@ -56,7 +57,7 @@ struct Broker {
 pub(crate) struct Set {
     /// SERVICE or SERVICE.METHOD, with .vMAJOR after the service for a version other than 1
     target: String,
-    /// timeout=TIME, retry=NUMBER, breaker=open|auto
+    /// timeout=TIME, retry=NUMBER, rate=NUMBER/s, breaker=open|auto
     #[arg(required = true, value_name = "SETTING=VALUE")]
     settings: Vec<String>,
     #[command(flatten)]
@@ -77,7 +78,7 @@ pub(crate) struct Get {
 pub(crate) struct Unset {
     /// SERVICE or SERVICE.METHOD
     target: String,
-    /// timeout, retry, breaker [default: all of them]
+    /// timeout, retry, rate, breaker [default: all of them]
     #[arg(value_name = "SETTING")]
     settings: Vec<String>,
     #[command(flatten)]
@@ -155,6 +156,7 @@ fn told(change: &RuleChange) -> Value {
         "target": target,
         "timeout_ms": rule.timeout.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
         "retry": rule.retry,
+        "rate": rule.rate,
         "breaker": rule.breaker.map(|breaker| breaker.to_string()),
         "user": user,
         "client": client,

@@ -12,6 +12,7 @@ use super::canary::Canaries;
 use super::line::{Line, LineSettings};
 use super::request::check_metadata;
 use super::routing::Router;
+use super::rules::HeededRules;
 use super::session::{Session, Sessions};
 use super::target::{Target, Targets};
 use super::{Client, Inner};
@@ -391,7 +392,7 @@ impl ClientBuilder {
             targets: Targets::default(),
             router: Router::default(),
             canaries: Canaries::default(),
-            rules: policies.has_rules.then(Arc::default),
+            rules: policies.has_rules.then(HeededRules::default),
             policies: Policies::new(policies),
             runtime: Handle::current(),
         }))

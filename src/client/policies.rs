@@ -12,7 +12,7 @@ use super::request::{ArgumentWriter, Request};
 use super::{Client, ClientBuilder, Target};
 use crate::error::Error;
 use crate::exchanges::Recipients;
-use crate::middleware::{Asked, Breaker, Breakers, CacheSize, Invocation, Passed, PolicyCounts, Reply};
+use crate::middleware::{Asked, Breaker, Breakers, CacheSize, Invocation, Paced, Passed, PolicyCounts, Reply};
 use crate::route::Route;
 use crate::topology::ServiceId;
 
@@ -212,7 +212,7 @@ impl Client {
 
     /// Whether the calls of a service have a rate.
     pub(super) fn is_paced(&self, target: &Target) -> bool {
-        self.0.policies.rates.limit(&target.service_text)
+        self.0.policies.rates.limit(paced(target))
     }
 
     /// Waits until it is the turn of an attempt with this deadline.
@@ -222,7 +222,7 @@ impl Client {
         }
         let (now, counted) = (Instant::now(), &self.0.policies.counted);
         let left = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(now));
-        match self.0.policies.rates.turn(&target.service_text, left) {
+        match self.0.policies.rates.turn(paced(target), left) {
             Ok(Duration::ZERO) => {}
             Ok(wait) => {
                 counted.waited_for_rate.one_more();
@@ -279,4 +279,9 @@ impl Client {
         self.0.policies.counted.failed_back.one_more();
         Reply::result(codec, &())
     }
+}
+
+/// The names by which a call may have a rate.
+fn paced(target: &Target) -> Paced<'_> {
+    Paced { service: &target.service_text, method: &target.text }
 }

@@ -61,12 +61,6 @@ impl HeededRules {
         let of = |name: &str| rules.get(name).map(|set| set.rule.clone()).unwrap_or_default();
         of(&target.text).or(of(&target.service_text))
     }
-
-    fn take(&self, change: RuleChange) {
-        let RuleChange { target, rule, user, client, .. } = &change;
-        info!(target, %rule, user, client, "a rule has changed");
-        keep(&mut self.0.write().unwrap_or_else(PoisonError::into_inner), change);
-    }
 }
 
 /// The last change of each target counts. One that says nothing leaves nothing.
@@ -113,9 +107,9 @@ impl Client {
 
     /// Reads the rules if the client heeds them, and follows them from then on.
     pub(super) async fn heed(&self) -> Result<(), Error> {
-        if let Some(rules) = &self.0.rules {
+        if self.0.rules.is_some() {
             let (stream, changes) = self.read_rules().await?;
-            *rules.0.write().unwrap_or_else(PoisonError::into_inner) = last_of_each(changes);
+            self.now_heeds(|heeded| *heeded = last_of_each(changes));
             self.0.runtime.spawn(follow(self.downgrade(), Some(stream)));
         }
         Ok(())
@@ -126,6 +120,15 @@ impl Client {
         if self.0.rules.is_some() {
             self.0.runtime.spawn(follow(self.downgrade(), None));
         }
+    }
+
+    /// Changes what the client heeds.
+    fn now_heeds(&self, change: impl FnOnce(&mut BTreeMap<String, RuleChange>)) {
+        let Some(rules) = &self.0.rules else { return };
+        let mut heeded = rules.0.write().unwrap_or_else(PoisonError::into_inner);
+        change(&mut heeded);
+        let rates = heeded.values().filter_map(|set| Some((set.target.clone(), set.rule.rate?)));
+        self.0.policies.rates.rule(&rates.collect());
     }
 
     async fn read_rules(&self) -> Result<(RuleStream, Vec<RuleChange>), Error> {
@@ -142,7 +145,8 @@ impl Client {
         if target.is_question() {
             return Ok(request);
         }
-        let Rule { timeout, retry, breaker } = rules.of(target);
+        // Its rate is with those of the client.
+        let Rule { timeout, retry, rate: _, breaker } = rules.of(target);
         if breaker == Some(BreakerRule::Open) && is_answered {
             self.0.policies.counted.refused_by_breaker.one_more();
             return Err(Error::CircuitOpen { method: target.to_string(), instance: None, retry_in: REFUSED_FOR });
@@ -224,18 +228,19 @@ impl Rules {
 
 /// Takes what changes, and reads everything again when the stream or the connection was lost. Ends with the client.
 async fn follow(client: WeakClient, mut stream: Option<RuleStream>) {
-    let rules_of = |client: &Client| client.0.rules.clone().unwrap_or_default();
     loop {
         while let Some(change) = match &mut stream {
             Some(stream) => stream.next().await,
             None => None,
         } {
             let Some(client) = client.upgrade() else { return };
-            rules_of(&client).take(change);
+            let RuleChange { target, rule, user, client: by, .. } = &change;
+            info!(target, %rule, user, client = by, "a rule has changed");
+            client.now_heeds(|heeded| keep(heeded, change));
         }
         let Some(heeding) = client.upgrade().filter(|client| !client.is_closed()) else { return };
         // A client that is dropped meanwhile must not stay for this.
-        let (rules, namespace) = (rules_of(&heeding), heeding.0.namespace.clone());
+        let namespace = heeding.0.namespace.clone();
         let transport = heeding.0.line.transport().await;
         drop(heeding);
         let read = match transport {
@@ -244,7 +249,8 @@ async fn follow(client: WeakClient, mut stream: Option<RuleStream>) {
         };
         match read {
             Ok((again, changes)) => {
-                *rules.0.write().unwrap_or_else(PoisonError::into_inner) = last_of_each(changes);
+                let Some(client) = client.upgrade() else { return };
+                client.now_heeds(|heeded| *heeded = last_of_each(changes));
                 stream = Some(again);
             }
             Err(error) => {

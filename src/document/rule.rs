@@ -11,6 +11,7 @@ pub(crate) struct RuleDocument {
     pub(crate) target: String,
     pub(crate) timeout_ms: Option<u64>,
     pub(crate) retry: Option<u32>,
+    pub(crate) rate: Option<u32>,
     /// `open` or `auto`.
     pub(crate) breaker: Option<String>,
     /// How the client names itself that has set it.

@@ -2,7 +2,8 @@
 //! without being sent.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -12,9 +13,25 @@ const LONGEST_WAIT: Duration = Duration::from_millis(500);
 /// As many calls as this time has room for may leave at once, and at least one.
 const AT_ONCE: Duration = Duration::from_millis(100);
 
-/// The rates of a client, by service as `name.vMAJOR`.
+/// The rates of a client.
 #[derive(Debug, Default)]
-pub(crate) struct Rates(HashMap<String, Rate>);
+pub(crate) struct Rates {
+    /// By service as `name.vMAJOR`, as the client was built.
+    built: HashMap<String, Rate>,
+    /// By service or by method as `name.vMAJOR.method`, as rules say.
+    ruled: RwLock<HashMap<String, Rate>>,
+    /// Whether rules say anything, which is cheaper to ask.
+    has_ruled: AtomicBool,
+}
+
+/// The names by which a call may have a rate.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Paced<'a> {
+    /// As `name.vMAJOR`.
+    pub(crate) service: &'a str,
+    /// As `name.vMAJOR.method`.
+    pub(crate) method: &'a str,
+}
 
 /// The rate of one service.
 #[derive(Debug)]
@@ -28,20 +45,41 @@ struct Rate {
 impl Rates {
     /// Calls a second, by service as `name.vMAJOR`. None is 0.
     pub(crate) fn new(rates: &[(String, u32)]) -> Self {
-        Self(rates.iter().map(|(service, calls)| (service.clone(), Rate::new(*calls))).collect())
+        let built = rates.iter().map(|(service, calls)| (service.clone(), Rate::new(*calls))).collect();
+        Self { built, ..Self::default() }
     }
 
-    /// Whether a service has a rate.
-    pub(crate) fn limit(&self, service: &str) -> bool {
-        !self.0.is_empty() && self.0.contains_key(service)
+    /// Rules say these rates, of services and methods. A rate that stays as it was goes on.
+    pub(crate) fn rule(&self, rates: &HashMap<String, u32>) {
+        let mut ruled = self.ruled.write().unwrap_or_else(PoisonError::into_inner);
+        ruled.retain(|name, rate| rates.get(name) == Some(&rate.calls));
+        for (name, calls) in rates {
+            ruled.entry(name.clone()).or_insert_with(|| Rate::new(*calls));
+        }
+        self.has_ruled.store(!ruled.is_empty(), Ordering::Relaxed);
+    }
+
+    /// Whether a call has a rate.
+    pub(crate) fn limit(&self, call: Paced<'_>) -> bool {
+        self.with(call, |rate| rate.is_some())
+    }
+
+    /// Looks at the rate of a call: that of a rule for its method, that of a rule for its service, or that of the builder.
+    fn with<T>(&self, call: Paced<'_>, look: impl FnOnce(Option<&Rate>) -> T) -> T {
+        let built = || if self.built.is_empty() { None } else { self.built.get(call.service) };
+        if !self.has_ruled.load(Ordering::Relaxed) {
+            return look(built());
+        }
+        let ruled = self.ruled.read().unwrap_or_else(PoisonError::into_inner);
+        look(ruled.get(call.method).or_else(|| ruled.get(call.service)).or_else(built))
     }
 
     /// Gives a call its turn. Returns how long it is to wait for it, which is less than `left`.
     ///
     /// # Errors
     /// The calls a second, if it would have to wait for too long. Then it has no turn.
-    pub(crate) fn turn(&self, service: &str, left: Duration) -> Result<Duration, u32> {
-        self.0.get(service).map_or(Ok(Duration::ZERO), |rate| rate.turn(left))
+    pub(crate) fn turn(&self, call: Paced<'_>, left: Duration) -> Result<Duration, u32> {
+        self.with(call, |rate| rate.map_or(Ok(Duration::ZERO), |rate| rate.turn(left)))
     }
 }
 

@@ -127,6 +127,26 @@ async fn a_rule_holds_calls_back_and_says_so() {
 }
 
 #[tokio::test]
+async fn the_rate_of_a_rule_paces_calls_until_it_is_unset() {
+    let scene = Scene::new();
+    let (_server, _) = unavailable(&scene).await;
+    let client = heeding(&scene, |builder| builder).await;
+    let call = async || soon(client.call::<()>("gone", "fail", ()).into_future()).await.expect_err("it fails");
+    client.rules().set("gone.fail", &rule("rate=1/s")).await.expect("it may");
+    heeds(&client, &["gone.v1.fail rate=1/s"]).await;
+    // The first leaves at once. A second one would wait for longer than half a second if the first has just left.
+    let errors = [call().await, call().await, call().await];
+    assert!(errors.iter().any(|error| matches!(error, Error::Overloaded { .. })), "{errors:?}");
+    client.rules().unset("gone.fail", &[]).await.expect("it may");
+    heeds(&client, &[]).await;
+    let before = client.policies().refused_by_rate;
+    for _ in 0..20 {
+        assert_eq!(call().await.code(), Code::Unavailable);
+    }
+    assert_eq!(client.policies().refused_by_rate, before);
+}
+
+#[tokio::test]
 async fn what_cannot_be_a_rule_is_refused() {
     let scene = Scene::new();
     let client = scene.client().await;

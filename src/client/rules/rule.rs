@@ -12,7 +12,7 @@ use crate::topology::ServiceId;
 /// What calls of a service or a method do, whatever the code of their clients says: set by
 /// [`Rules::set`](crate::Rules::set).
 ///
-/// As text, it is a list of settings, `timeout=2s retry=1 breaker=open`. What it does not name is left to the code, or
+/// As text, it is a list of settings, `timeout=2s retry=1 rate=100/s breaker=open`. What it does not name is left to the code, or
 /// to the rule of the service if it is the rule of a method.
 ///
 /// ```
@@ -32,6 +32,9 @@ pub struct Rule {
     /// How many more attempts a call has if it fails. It replaces what [`Call::retry`](crate::Call::retry) and
     /// [`ClientBuilder::retry`](crate::ClientBuilder::retry) say.
     pub retry: Option<u32>,
+    /// How many calls a second a client sends, at least 1. It replaces [`ClientBuilder::rate`](crate::ClientBuilder::rate).
+    /// The rule of a method counts its calls alone.
+    pub rate: Option<u32>,
     /// Whether calls with an answer are let through.
     pub breaker: Option<BreakerRule>,
 }
@@ -54,7 +57,7 @@ pub enum BreakerRule {
 }
 
 /// The names of the settings.
-const SETTINGS: [&str; 3] = ["timeout", "retry", "breaker"];
+const SETTINGS: [&str; 4] = ["timeout", "retry", "rate", "breaker"];
 
 impl Rule {
     /// Whether it says nothing.
@@ -68,6 +71,7 @@ impl Rule {
         Self {
             timeout: self.timeout.or(other.timeout),
             retry: self.retry.or(other.retry),
+            rate: self.rate.or(other.rate),
             breaker: self.breaker.or(other.breaker),
         }
     }
@@ -80,6 +84,7 @@ impl Rule {
         match setting {
             "timeout" => self.timeout = None,
             "retry" => self.retry = None,
+            "rate" => self.rate = None,
             "breaker" => self.breaker = None,
             _ => return Err(unknown(setting)),
         }
@@ -105,12 +110,19 @@ impl FromStr for Rule {
             match name {
                 "timeout" => rule.timeout = Some(environment::duration(value).map_err(|why| wrong(&why))?),
                 "retry" => rule.retry = Some(value.parse().map_err(|_| wrong("write a whole number, such as 2"))?),
+                "rate" => {
+                    rule.rate = Some(rate(value).ok_or_else(|| wrong("write a whole number above 0, such as 100/s"))?)
+                }
                 "breaker" => rule.breaker = Some(breaker(value).ok_or_else(|| wrong("write `open` or `auto`"))?),
                 _ => return Err(unknown(name)),
             }
         }
         Ok(rule)
     }
+}
+
+fn rate(text: &str) -> Option<u32> {
+    text.strip_suffix("/s").unwrap_or(text).parse().ok().filter(|calls| *calls > 0)
 }
 
 fn breaker(text: &str) -> Option<BreakerRule> {
@@ -136,11 +148,12 @@ impl fmt::Display for Rule {
             0 => format!("timeout={}s", millis / 1000),
             _ => format!("timeout={millis}ms"),
         });
-        let (retry, breaker) = (
+        let others = [
             self.retry.map(|retry| format!("retry={retry}")),
+            self.rate.map(|calls| format!("rate={calls}/s")),
             self.breaker.map(|breaker| format!("breaker={breaker}")),
-        );
-        let parts: Vec<_> = [timeout, retry, breaker].into_iter().flatten().collect();
+        ];
+        let parts: Vec<_> = timeout.into_iter().chain(others.into_iter().flatten()).collect();
         f.write_str(&parts.join(" "))
     }
 }
@@ -181,7 +194,10 @@ impl RuleChange {
     /// A sentence that says why it cannot be read.
     pub(super) fn read(body: &[u8], user: Option<String>) -> Result<Option<Self>, String> {
         let document: RuleDocument = serde_json::from_slice(body).map_err(|error| error.to_string())?;
-        let RuleDocument { target, timeout_ms, retry, breaker: said, client, at_ms } = document;
+        let RuleDocument { target, timeout_ms, retry, rate, breaker: said, client, at_ms } = document;
+        if rate == Some(0) {
+            return Err("`rate` is 0".to_owned());
+        }
         if target.is_empty() {
             return Ok(None);
         }
@@ -189,7 +205,7 @@ impl RuleChange {
         let timeout = timeout_ms.map(|millis| Duration::from_millis(millis.max(1)));
         let at = UNIX_EPOCH.checked_add(Duration::from_millis(at_ms)).unwrap_or(UNIX_EPOCH);
         let target = target_of(&target).map_err(|error| error.to_string())?;
-        Ok(Some(Self { target, rule: Rule { timeout, retry, breaker }, user, client, at }))
+        Ok(Some(Self { target, rule: Rule { timeout, retry, rate, breaker }, user, client, at }))
     }
 
     /// The document that says it.
@@ -199,6 +215,7 @@ impl RuleChange {
             target: self.target.clone(),
             timeout_ms: self.rule.timeout.map(millis),
             retry: self.rule.retry,
+            rate: self.rule.rate,
             breaker: self.rule.breaker.map(|breaker| breaker.to_string()),
             client: self.client.clone(),
             at_ms: millis(since),
@@ -229,9 +246,10 @@ mod tests {
         for (text, told) in [
             ("timeout=2", "`timeout=2`: write a whole number above 0 and a unit"),
             ("timeout=2s retry=-1", "`retry=-1`: write a whole number"),
+            ("rate=0/s", "`rate=0/s`: write a whole number above 0"),
             ("breaker=shut", "`breaker=shut`: write `open` or `auto`"),
             ("retry", "`retry`: write SETTING=VALUE"),
-            ("speed=3", "`speed` is no setting of a rule: there are `timeout`, `retry`, `breaker`"),
+            ("speed=3", "`speed` is no setting of a rule: there are `timeout`, `retry`, `rate`, `breaker`"),
         ] {
             let error = text.parse::<Rule>().expect_err("a bad rule").to_string();
             assert!(error.starts_with(told), "{error}");
@@ -240,11 +258,11 @@ mod tests {
 
     #[test]
     fn rules_are_read_as_they_are_written() {
-        for text in ["", "timeout=1500ms", "timeout=2s retry=0 breaker=auto", "breaker=open"] {
+        for text in ["", "timeout=1500ms", "timeout=2s retry=0 rate=100/s breaker=auto", "breaker=open"] {
             assert_eq!(text.parse::<Rule>().expect("a rule").to_string(), text);
         }
         let at = UNIX_EPOCH + Duration::from_secs(1);
-        let rule = "timeout=2s retry=1 breaker=open".parse().expect("a rule");
+        let rule = "timeout=2s retry=1 rate=5/s breaker=open".parse().expect("a rule");
         let change = RuleChange { target: "demo.v1.add".into(), rule, user: None, client: "me".into(), at };
         let written = serde_json::to_vec(&change.document()).expect("it can be JSON");
         assert_eq!(RuleChange::read(&written, None), Ok(Some(change)));
