@@ -7,7 +7,7 @@ use hopline::{Client, Rule, RuleChange, environment};
 use serde_json::{Value, json};
 
 use crate::address::{Address, Namespace, closed, within};
-use crate::failed::Failed;
+use crate::failed::{Failed, tell};
 use crate::printed::{age, json, print, table};
 
 /// Set and look at rules: settings of calls that running clients heed.
@@ -137,7 +137,7 @@ impl Broker {
             return Ok(print(&json(&changes.iter().map(told).collect::<Vec<_>>()))?);
         }
         if changes.is_empty() {
-            eprintln!("no rule is set in the namespace `{}`", self.namespace.namespace);
+            tell(&format!("no rule is set in the namespace `{}`", self.namespace.namespace));
             return Ok(());
         }
         let row = |change: &RuleChange| {

@@ -30,7 +30,7 @@ async fn a_rule_is_set_shown_changed_and_taken_away() {
     let scene = Place::new("rules");
     let none = scene.run_here(&["rules", "get"]).await;
     assert_eq!(
-        (none.status.code(), said_plain(&none)),
+        (none.status.code(), said(&none)),
         (Some(0), format!("no rule is set in the namespace `{}`", scene.namespace))
     );
     let builder = hopline::Client::builder().namespace(&scene.namespace).rules();
@@ -47,13 +47,13 @@ async fn a_rule_is_set_shown_changed_and_taken_away() {
     printed(scene.run_here(&["rules", "unset", "demo.add", "timeout"]).await);
     let get: Value =
         serde_json::from_str(&printed(scene.run_here(&["rules", "get", "demo", "--json"]).await)).expect("JSON");
-    let said: Vec<_> = get
+    let told: Vec<_> = get
         .as_array()
         .expect("a list")
         .iter()
         .map(|set| json!([set["target"], set["timeout_ms"], set["retry"], set["breaker"], set["user"]]))
         .collect();
-    assert_eq!(said, [json!(["demo.v1", null, null, "open", "guest"]), json!(["demo.v1.add", null, 1, null, "guest"])]);
+    assert_eq!(told, [json!(["demo.v1", null, null, "open", "guest"]), json!(["demo.v1.add", null, 1, null, "guest"])]);
     printed(scene.run_here(&["rules", "unset", "demo.add"]).await);
     let history = printed(scene.run_here(&["rules", "history", "demo.add"]).await);
     let rules: Vec<_> = history.lines().skip(1).map(|line| line.split("  ").nth(1).expect("a rule").trim()).collect();
@@ -63,9 +63,4 @@ async fn a_rule_is_set_shown_changed_and_taken_away() {
         wrong.status.code() == Some(2) && said(&wrong).contains("`a b`: write SERVICE or SERVICE.METHOD"),
         "{wrong:?}"
     );
-}
-
-/// What is on stderr.
-fn said_plain(output: &std::process::Output) -> String {
-    String::from_utf8_lossy(&output.stderr).trim().to_owned()
 }
