@@ -38,7 +38,7 @@ use self::line::Line;
 pub(crate) use self::request::{ArgumentWriter, Request};
 use self::routing::Router;
 pub(crate) use self::routing::{RoutedService, Wanted};
-use self::rules::HeededRules;
+use self::rules::Ruling;
 pub use self::rules::{BreakerRule, Rule, RuleChange, Rules};
 pub(crate) use self::started::Started;
 pub(crate) use self::target::Target;
@@ -77,8 +77,7 @@ struct Inner {
     router: Router,
     canaries: Canaries,
     policies: Policies,
-    /// `None` unless it heeds rules.
-    rules: Option<HeededRules>,
+    rules: Ruling,
     runtime: Handle,
 }
 

@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::announcement::{ANNOUNCED, Announcement, LifeState};
-pub(crate) use self::rule::RuleDocument;
+pub(crate) use self::rule::{RULE, RuleDocument};
 #[cfg(feature = "schema")]
 pub use self::schema::{MethodSchema, ParameterSchema, ServiceSchema};
 pub use self::stats::{Histogram, InstanceStats, LastFault, MethodStats};

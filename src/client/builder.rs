@@ -12,7 +12,7 @@ use super::canary::Canaries;
 use super::line::{Line, LineSettings};
 use super::request::check_metadata;
 use super::routing::Router;
-use super::rules::HeededRules;
+use super::rules::Ruling;
 use super::session::{Session, Sessions};
 use super::target::{Target, Targets};
 use super::{Client, Inner};
@@ -381,6 +381,7 @@ impl ClientBuilder {
         let line = LineSettings { max_message_size: calls.max_message_size, blocked_wait, max_in_flight };
         Client(Arc::new(Inner {
             exchanges: Exchanges::of(&sessions.namespace),
+            rules: Ruling::of(&sessions, policies.has_rules),
             namespace: sessions.namespace.clone(),
             caller: match &decided.dial.name {
                 Some(name) => format!("{name} {instance}").into(),
@@ -392,7 +393,6 @@ impl ClientBuilder {
             targets: Targets::default(),
             router: Router::default(),
             canaries: Canaries::default(),
-            rules: policies.has_rules.then(HeededRules::default),
             policies: Policies::new(policies),
             runtime: Handle::current(),
         }))

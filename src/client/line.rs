@@ -30,7 +30,7 @@ use crate::error::Error;
 use crate::exchanges::Address;
 use crate::outgoing::Parcel;
 use crate::state::State;
-use crate::transport::{Lost, QueueCount, Transport};
+use crate::transport::{Lost, QueueCount};
 
 /// How many news of instances may wait to be read. Who lets more wait begins to watch anew.
 const NEWS: usize = 4096;
@@ -116,8 +116,6 @@ enum Order {
     Overdue(Uuid),
     /// Ask the broker how much is in this queue.
     Count(String, oneshot::Sender<Result<Option<QueueCount>, Error>>),
-    /// Tell the connection.
-    Transport(oneshot::Sender<Transport>),
     /// Tell this watcher what instances announce.
     Watch(mpsc::Sender<InstanceNews>),
     /// End everything that waits, and close the connection.
@@ -246,14 +244,6 @@ impl Line {
         // A task that has ended drops it.
         let _ = self.orders.send(Order::Count(queue, answer));
         told.await.unwrap_or_else(|_| Err(Lost::connection(false, self.reason()).into()))
-    }
-
-    /// The connection, if there is one.
-    pub(super) async fn transport(&self) -> Result<Transport, Error> {
-        let (answer, told) = oneshot::channel();
-        // A task that has ended drops it, and so does one without a connection.
-        let _ = self.orders.send(Order::Transport(answer));
-        told.await.map_err(|_| Lost::connection(false, self.reason()).into())
     }
 
     /// What instances announce, from now on.

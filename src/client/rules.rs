@@ -8,16 +8,21 @@ use std::collections::BTreeMap;
 use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::{debug, info};
 
 use self::rule::target_of;
 pub use self::rule::{BreakerRule, Rule, RuleChange};
 use self::stream::{RuleStream, publish};
 use super::request::Request;
+use super::session::Sessions;
 use super::target::Target;
 use super::{Client, ClientBuilder, WeakClient};
 use crate::error::Error;
+use crate::limits::ANSWER_TIMEOUT;
+use crate::state::State;
+use crate::topology::Namespace;
+use crate::transport::{Dial, Role};
 
 /// How long to wait before the stream is tried again.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -47,9 +52,24 @@ pub struct Rules {
     client: Client,
 }
 
+/// What a client has to do with rules.
+#[derive(Debug)]
+pub(super) struct Ruling {
+    place: RulesPlace,
+    /// `None` unless it heeds them.
+    heeded: Option<HeededRules>,
+}
+
+impl Ruling {
+    pub(super) fn of(sessions: &Sessions, heeds: bool) -> Self {
+        let place = RulesPlace { dial: sessions.dial.clone(), namespace: sessions.namespace.clone() };
+        Self { place, heeded: heeds.then(HeededRules::default) }
+    }
+}
+
 /// The rules that a client heeds, by service or method.
 #[derive(Debug, Default)]
-pub(super) struct HeededRules(RwLock<BTreeMap<String, RuleChange>>);
+struct HeededRules(RwLock<BTreeMap<String, RuleChange>>);
 
 impl HeededRules {
     /// What the rules say of a method: its own, and beyond that the one of its service.
@@ -60,6 +80,28 @@ impl HeededRules {
         }
         let of = |name: &str| rules.get(name).map(|set| set.rule.clone()).unwrap_or_default();
         of(&target.text).or(of(&target.service_text))
+    }
+}
+
+/// Where the rules are.
+#[derive(Debug, Clone)]
+struct RulesPlace {
+    dial: Dial,
+    namespace: Namespace,
+}
+
+impl RulesPlace {
+    /// Reads all changes, over a connection of its own.
+    async fn read(&self) -> Result<(RuleStream, Vec<RuleChange>), Error> {
+        let began = Instant::now();
+        loop {
+            let transport = self.dial.connect(Role::Client).await?;
+            match RuleStream::read(transport, &self.namespace).await {
+                // A stream that is not ready yet costs the connection.
+                Err(Error::Disconnected { .. }) if began.elapsed() < ANSWER_TIMEOUT => sleep(PAUSE).await,
+                read => return read,
+            }
+        }
     }
 }
 
@@ -107,33 +149,41 @@ impl Client {
 
     /// Reads the rules if the client heeds them, and follows them from then on.
     pub(super) async fn heed(&self) -> Result<(), Error> {
-        if self.0.rules.is_some() {
-            let (stream, changes) = self.read_rules().await?;
+        if self.0.rules.heeded.is_some() {
+            let (stream, changes) = self.0.rules.place.read().await?;
             self.now_heeds(|heeded| *heeded = last_of_each(changes));
-            self.0.runtime.spawn(follow(self.downgrade(), Some(stream)));
+            self.follow_rules(Some(stream));
         }
         Ok(())
     }
 
     /// The same, without waiting for it.
     pub(super) fn heed_later(&self) {
-        if self.0.rules.is_some() {
-            self.0.runtime.spawn(follow(self.downgrade(), None));
+        if self.0.rules.heeded.is_some() {
+            self.follow_rules(None);
         }
+    }
+
+    /// Follows the rules until the client is closed or dropped.
+    fn follow_rules(&self, stream: Option<RuleStream>) {
+        let following = follow(self.downgrade(), self.0.rules.place.clone(), stream);
+        let mut state = self.state();
+        self.0.runtime.spawn(async move {
+            tokio::select! {
+                () = following => {}
+                // An error means the same.
+                _ = state.wait_for(|state| *state == State::Closed) => {}
+            }
+        });
     }
 
     /// Changes what the client heeds.
     fn now_heeds(&self, change: impl FnOnce(&mut BTreeMap<String, RuleChange>)) {
-        let Some(rules) = &self.0.rules else { return };
+        let Some(rules) = &self.0.rules.heeded else { return };
         let mut heeded = rules.0.write().unwrap_or_else(PoisonError::into_inner);
         change(&mut heeded);
         let rates = heeded.values().filter_map(|set| Some((set.target.clone(), set.rule.rate?)));
         self.0.policies.rates.rule(&rates.collect());
-    }
-
-    async fn read_rules(&self) -> Result<(RuleStream, Vec<RuleChange>), Error> {
-        let transport = self.0.line.transport().await?;
-        RuleStream::read(&transport, &self.0.namespace).await
     }
 
     /// A request as the rules want it.
@@ -141,7 +191,7 @@ impl Client {
     /// # Errors
     /// `CircuitOpen` if a rule keeps calls with an answer back.
     pub(crate) fn ruled<P>(&self, mut request: Request<P>, is_answered: bool) -> Result<Request<P>, Error> {
-        let (Some(rules), Ok(target)) = (&self.0.rules, &request.target) else { return Ok(request) };
+        let (Some(rules), Ok(target)) = (&self.0.rules.heeded, &request.target) else { return Ok(request) };
         if target.is_question() {
             return Ok(request);
         }
@@ -163,7 +213,7 @@ impl Rules {
     /// What this client heeds now, by service or method. Empty if it does not [heed rules](ClientBuilder::rules).
     #[must_use]
     pub fn heeded(&self) -> Vec<RuleChange> {
-        let Some(rules) = &self.client.0.rules else { return Vec::new() };
+        let Some(rules) = &self.client.0.rules.heeded else { return Vec::new() };
         rules.0.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
@@ -180,7 +230,7 @@ impl Rules {
     /// # Errors
     /// As [`get`](Self::get).
     pub async fn history(&self) -> Result<Vec<RuleChange>, Error> {
-        Ok(self.client.read_rules().await?.1)
+        Ok(self.client.0.rules.place.read().await?.1)
     }
 
     /// Sets a rule for `target`, which is a service, as `name` or `name.vMAJOR`, or one of its methods, as
@@ -213,21 +263,21 @@ impl Rules {
 
     async fn change(&self, target: &str, to: impl FnOnce(Rule) -> Result<Rule, Error>) -> Result<RuleChange, Error> {
         let target = target_of(target)?;
-        let transport = self.client.0.line.transport().await?;
-        let namespace = &self.client.0.namespace;
-        let (_, changes) = RuleStream::read(&transport, namespace).await?;
+        let place = &self.client.0.rules.place;
+        let (stream, changes) = place.read().await?;
+        let transport = stream.transport;
         let before = last_of_each(changes).remove(&target).map(|set| set.rule).unwrap_or_default();
         let rule = to(before)?;
         let (client, at) = (self.client.0.caller.to_string(), SystemTime::now());
         let change = RuleChange { target, rule, user: None, client, at };
-        publish(&transport, namespace, &change.document()).await?;
+        publish(&transport, &place.namespace, &change.document()).await?;
         // Known since something was published.
         Ok(RuleChange { user: transport.user().map(str::to_owned), ..change })
     }
 }
 
-/// Takes what changes, and reads everything again when the stream or the connection was lost. Ends with the client.
-async fn follow(client: WeakClient, mut stream: Option<RuleStream>) {
+/// Takes what changes, and reads everything again when the stream or its connection was lost.
+async fn follow(client: WeakClient, place: RulesPlace, mut stream: Option<RuleStream>) {
     loop {
         while let Some(change) = match &mut stream {
             Some(stream) => stream.next().await,
@@ -238,16 +288,7 @@ async fn follow(client: WeakClient, mut stream: Option<RuleStream>) {
             info!(target, %rule, user, client = by, "a rule has changed");
             client.now_heeds(|heeded| keep(heeded, change));
         }
-        let Some(heeding) = client.upgrade().filter(|client| !client.is_closed()) else { return };
-        // A client that is dropped meanwhile must not stay for this.
-        let namespace = heeding.0.namespace.clone();
-        let transport = heeding.0.line.transport().await;
-        drop(heeding);
-        let read = match transport {
-            Ok(transport) => RuleStream::read(&transport, &namespace).await,
-            Err(error) => Err(error),
-        };
-        match read {
+        match place.read().await {
             Ok((again, changes)) => {
                 let Some(client) = client.upgrade() else { return };
                 client.now_heeds(|heeded| *heeded = last_of_each(changes));

@@ -2,11 +2,17 @@
 
 use serde::{Deserialize, Serialize};
 
+/// The `type` of the document.
+pub(crate) const RULE: &str = "hopline.v1.rule";
+
 /// What a rule says of a service or a method, and who has set it: the document `hopline.v1.rule`. A rule without
 /// settings is as good as none.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "type", rename = "hopline.v1.rule", default)]
+#[serde(default)]
 pub(crate) struct RuleDocument {
+    /// [`RULE`].
+    #[serde(rename = "type")]
+    pub(crate) kind: String,
     /// `name.vMAJOR` or `name.vMAJOR.method`. Empty in a message that only shows where the stream ends.
     pub(crate) target: String,
     pub(crate) timeout_ms: Option<u64>,

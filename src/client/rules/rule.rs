@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::document::RuleDocument;
+use crate::document::{RULE, RuleDocument};
 use crate::environment;
 use crate::error::Error;
 use crate::topology::ServiceId;
@@ -194,7 +194,10 @@ impl RuleChange {
     /// A sentence that says why it cannot be read.
     pub(super) fn read(body: &[u8], user: Option<String>) -> Result<Option<Self>, String> {
         let document: RuleDocument = serde_json::from_slice(body).map_err(|error| error.to_string())?;
-        let RuleDocument { target, timeout_ms, retry, rate, breaker: said, client, at_ms } = document;
+        let RuleDocument { kind, target, timeout_ms, retry, rate, breaker: said, client, at_ms } = document;
+        if kind != RULE {
+            return Err(format!("its type is `{kind}`"));
+        }
         if rate == Some(0) {
             return Err("`rate` is 0".to_owned());
         }
@@ -212,6 +215,7 @@ impl RuleChange {
     pub(super) fn document(&self) -> RuleDocument {
         let since = self.at.duration_since(UNIX_EPOCH).unwrap_or_default();
         RuleDocument {
+            kind: RULE.to_owned(),
             target: self.target.clone(),
             timeout_ms: self.rule.timeout.map(millis),
             retry: self.rule.retry,

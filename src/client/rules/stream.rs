@@ -8,7 +8,7 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::rule::RuleChange;
-use crate::document::RuleDocument;
+use crate::document::{RULE, RuleDocument};
 use crate::error::Error;
 use crate::limits::ANSWER_TIMEOUT;
 use crate::topology::Namespace;
@@ -24,8 +24,12 @@ const TOGETHER: Duration = Duration::from_millis(5);
 /// How many messages may be on their way.
 const PREFETCH: u16 = 500;
 
-/// The rules as they come.
-pub(super) struct RuleStream(Consumer);
+/// The rules as they come, over a connection of their own. While a stream is not ready, as after a restart, RabbitMQ ends
+/// the connection of who asks for it, which must not be that of calls.
+pub(super) struct RuleStream {
+    consumer: Consumer,
+    pub(super) transport: Transport,
+}
 
 impl RuleStream {
     /// Reads all changes that there are. The stream is declared if this user may do that; otherwise it has to be there.
@@ -35,44 +39,50 @@ impl RuleStream {
     ///
     /// # Errors
     /// `Broker` if it cannot be read, `Mismatch` if it is another kind of queue, `Disconnected`.
-    pub(super) async fn read(transport: &Transport, namespace: &Namespace) -> Result<(Self, Vec<RuleChange>), Error> {
+    pub(super) async fn read(transport: Transport, namespace: &Namespace) -> Result<(Self, Vec<RuleChange>), Error> {
         let queue = namespace.rules();
         match transport.declare(&namespace.rules_kept()).await {
             Err(Error::Broker { reason, .. }) if forbids(&reason) => {}
             declared => declared?,
         }
         let consume = |from| transport.consume(&queue, Mode::Stream { from, prefetch: PREFETCH });
-        let mut stream = Self(consume(StreamStart::First).await.map_err(not_there)?);
+        let mut consumer = consume(StreamStart::First).await.map_err(not_there)?;
         let mut ending = consume(StreamStart::Last).await?;
         let last = match timeout(SILENCE, ending.next()).await {
             Ok(last) => last,
-            Err(_) => match publish(transport, namespace, &RuleDocument::default()).await {
-                Ok(()) => timeout(ANSWER_TIMEOUT, ending.next()).await.unwrap_or_default(),
-                // Who may not write reads what others have written: nothing yet.
-                Err(Error::Broker { reason, .. }) if forbids(&reason) => return Ok((stream, Vec::new())),
-                Err(error) => return Err(error),
-            },
+            Err(_) => {
+                match publish(&transport, namespace, &RuleDocument { kind: RULE.to_owned(), ..RuleDocument::default() })
+                    .await
+                {
+                    Ok(()) => timeout(ANSWER_TIMEOUT, ending.next()).await.unwrap_or_default(),
+                    // Who may not write reads what others have written: nothing yet.
+                    Err(Error::Broker { reason, .. }) if forbids(&reason) => {
+                        return Ok((Self { consumer, transport }, Vec::new()));
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
         };
         let last = last.ok_or_else(ended)?;
         let mut changes = Vec::new();
         loop {
-            let delivery = timeout(ANSWER_TIMEOUT, stream.0.next()).await.unwrap_or_default().ok_or_else(ended)?;
+            let delivery = timeout(ANSWER_TIMEOUT, consumer.next()).await.unwrap_or_default().ok_or_else(ended)?;
             let is_last = is_same(&delivery, &last);
             changes.extend(read(delivery));
             if is_last {
                 break;
             }
         }
-        while let Ok(Some(delivery)) = timeout(TOGETHER, stream.0.next()).await {
+        while let Ok(Some(delivery)) = timeout(TOGETHER, consumer.next()).await {
             changes.extend(read(delivery));
         }
-        Ok((stream, changes))
+        Ok((Self { consumer, transport }, changes))
     }
 
     /// The next change. `None` when the queue or the connection is gone.
     pub(super) async fn next(&mut self) -> Option<RuleChange> {
         loop {
-            if let Some(change) = read(self.0.next().await?) {
+            if let Some(change) = read(self.consumer.next().await?) {
                 return Some(change);
             }
         }

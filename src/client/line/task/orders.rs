@@ -48,12 +48,6 @@ impl LineTask {
                     tokio::spawn(async move { drop(answer.send(transport.look_at(&queue).await)) });
                 }
             }
-            Order::Transport(answer) => {
-                if let Some(session) = &self.session {
-                    // An error means that nobody waits for it.
-                    let _ = answer.send(session.transport.clone());
-                }
-            }
             Order::Watch(watcher) => self.watch(watcher),
             Order::Close(done) => {
                 let sessions = self.session.iter().chain(self.former.as_ref().map(|former| &former.session));
