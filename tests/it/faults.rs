@@ -20,7 +20,6 @@ mod policies;
 mod proxy;
 mod receipts;
 mod refused;
-mod rules;
 mod taken_back;
 mod unanswered;
 mod watching;

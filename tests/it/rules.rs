@@ -21,7 +21,7 @@ fn rule(text: &str) -> Rule {
 }
 
 /// Waits until a client heeds these rules, each as `target rule`.
-pub(crate) async fn heeds(client: &Client, rules: &[&str]) {
+async fn heeds(client: &Client, rules: &[&str]) {
     let heeded = || client.rules().heeded().into_iter().map(|set| format!("{} {}", set.target, set.rule));
     soon(async {
         while heeded().collect::<Vec<_>>() != rules {
