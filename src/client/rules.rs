@@ -25,7 +25,7 @@ use crate::topology::Namespace;
 use crate::transport::{Dial, Role};
 
 /// How long to wait before the stream is tried again.
-const PAUSE: Duration = Duration::from_millis(200);
+const PAUSE: Duration = Duration::from_secs(1);
 /// When a call is worth another try that a rule has refused. By then another rule is in force if there is one.
 const REFUSED_FOR: Duration = Duration::from_secs(1);
 
@@ -99,6 +99,13 @@ impl RulesPlace {
             match RuleStream::read(transport, &self.namespace).await {
                 // A stream that is not ready yet costs the connection.
                 Err(Error::Disconnected { .. }) if began.elapsed() < ANSWER_TIMEOUT => sleep(PAUSE).await,
+                Err(Error::Disconnected { reason, .. }) => {
+                    let why = format!(
+                        "it ends each connection that asks for it ({reason}). If its node was killed just after the stream \
+                         was made, the broker has lost it: delete the queue, and set the rules again"
+                    );
+                    return Err(Error::refused(format!("read the stream `{}`", self.namespace.rules()), why));
+                }
                 read => return read,
             }
         }
