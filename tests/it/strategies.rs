@@ -309,48 +309,6 @@ async fn the_slow_instance_is_hardly_ever_the_one_that_helps_out() {
     assert!(helped.get(&slow).is_none_or(|times| *times <= 3), "{helped:?}");
 }
 
-/// Shows what a slow instance costs, and what hedging makes of it.
-#[tokio::test]
-#[ignore = "shows figures: run it alone, with --nocapture, on a machine that has nothing else to do"]
-async fn hedging_in_figures() {
-    for (name, route, is_hedged) in [
-        ("any", Route::Any, false),
-        ("any, hedged", Route::Any, true),
-        ("least in flight", Route::LeastInFlight, false),
-        ("least in flight, hedged", Route::LeastInFlight, true),
-    ] {
-        let scene = Scene::new();
-        let orders = Arc::<Orders>::default();
-        let mut servers = Vec::new();
-        for _ in 0..4 {
-            servers.push(scene.serve(Fleet::service(&orders).concurrency(4)).await);
-        }
-        let slow = HashMap::from([(servers[0].instance().to_owned(), Duration::from_millis(400))]);
-        *orders.takes.lock().expect("no panic") = (Duration::from_millis(20), slow);
-        let client = scene.client().await;
-        let callers = async |calls: u64| {
-            let caller = async || {
-                let mut times = Vec::new();
-                for _ in 0..calls {
-                    let (call, since) = (call(&client, 0).route(route.clone()), Instant::now());
-                    ok(if is_hedged { call.hedge() } else { call }).await;
-                    times.push(since.elapsed());
-                }
-                times
-            };
-            join_all((0..8).map(|_| caller())).await.concat()
-        };
-        callers(60).await;
-        let before = orders.runs.lock().expect("no panic").len();
-        let mut times = callers(500).await;
-        let runs = orders.runs.lock().expect("no panic").len() - before;
-        times.sort_unstable();
-        let at = |percent: usize| times[times.len() * percent / 100].as_secs_f64() * 1e3;
-        let more = (runs as f64 / times.len() as f64 - 1.0) * 100.0;
-        println!("{name}: p50 {:.1} ms, p95 {:.1} ms, p99 {:.1} ms, {more:.1} % more calls", at(50), at(95), at(99));
-    }
-}
-
 #[tokio::test]
 async fn a_fork_runs_on_several_instances_and_the_first_good_reply_wins() {
     let scene = Scene::new();
