@@ -215,11 +215,8 @@ impl Client {
         self.0.policies.rates.limit(paced(target))
     }
 
-    /// Waits until it is the turn of an attempt with this deadline.
+    /// Waits until it is the turn of an attempt with this deadline. Without a rate that is at once.
     pub(super) async fn pace(&self, target: &Target, deadline: Option<Instant>) -> Result<(), Error> {
-        if !self.is_paced(target) {
-            return Ok(());
-        }
         let (now, counted) = (Instant::now(), &self.0.policies.counted);
         let left = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(now));
         match self.0.policies.rates.turn(paced(target), left) {
