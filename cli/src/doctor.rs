@@ -140,7 +140,7 @@ impl Doctor {
     ) -> Result<(), Failed> {
         let asked = self.services.iter().map(|service| service.parse()).collect::<Result<BTreeSet<ServiceId>, _>>()?;
         probes::broker(patient, findings);
-        probes::alarm(patient, findings);
+        probes::alarm(patient, findings).await;
         probes::channels(patient, findings);
         probes::message_size(patient, findings).await;
         probes::consumer_timeout(patient, findings);

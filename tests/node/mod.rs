@@ -193,11 +193,17 @@ impl Node {
 
     /// Raises the memory alarm, which blocks everybody who publishes, or ends it.
     pub(crate) async fn memory_alarm(&self, alarm: Alarm) {
-        let limit = match alarm {
-            Alarm::On => "0.0000001",
-            Alarm::Off => "0.4",
+        let (limit, raised) = match alarm {
+            Alarm::On => ("0.0000001", true),
+            Alarm::Off => ("0.4", false),
         };
         self.ctl(&["set_vm_memory_high_watermark", limit]).await;
+        // The node looks at its memory a moment later.
+        self.eval(&format!(
+            "Wait = fun Wait() -> {raised} == lists:any(fun({{{{_, memory, _}}, _}}) -> true; (_) -> false end, \
+             rabbit_alarm:get_alarms()) orelse begin timer:sleep(20), Wait() end end, Wait()."
+        ))
+        .await;
     }
 
     /// Deletes an exchange and its bindings.

@@ -2,7 +2,7 @@
 
 use hopline::topology::Declaration;
 use hopline::transport::rabbit::Comparison;
-use hopline::transport::{Confirm, Properties, Publication};
+use hopline::transport::{Confirm, Event, Properties, Publication};
 
 use super::finding::Findings;
 use super::{Patient, forbids};
@@ -54,7 +54,8 @@ pub(super) fn broker(patient: &Patient<'_>, findings: &mut Findings) {
 }
 
 /// Memory and disk.
-pub(super) fn alarm(patient: &Patient<'_>, findings: &mut Findings) {
+pub(super) async fn alarm(patient: &Patient<'_>, findings: &mut Findings) {
+    answered_or_blocked(patient).await;
     match patient.transport.blocked() {
         None => findings.fine("alarm", "none: the broker accepts messages"),
         Some(reason) => findings.problem(
@@ -63,6 +64,32 @@ pub(super) fn alarm(patient: &Patient<'_>, findings: &mut Findings) {
             "`rabbitmq-diagnostics alarms` names the node: free memory or disk there, or raise \
              `vm_memory_high_watermark` or lower `disk_free_limit`. Queues that grow fill both: look at the queues below",
         ),
+    }
+}
+
+/// Waits until the broker has answered a message, or has said that it takes none: it says so only to who sends one.
+async fn answered_or_blocked(patient: &Patient<'_>) {
+    let mut events = patient.transport.events();
+    let answered = patient.transport.publish(to_nobody(patient, 0));
+    let blocked = async { while matches!(events.recv().await, Ok(event) if !matches!(event, Event::Blocked(_))) {} };
+    let either = async {
+        tokio::select! {
+            _ = answered => {}
+            () = blocked => {}
+        }
+    };
+    // When neither comes, the question for the largest message says so.
+    let _ = tokio::time::timeout(patient.limit, either).await;
+}
+
+/// A message of this size that no queue takes.
+fn to_nobody(patient: &Patient<'_>, size: usize) -> Publication {
+    Publication {
+        exchange: String::new(),
+        key: format!("doctor.{}", patient.suffix),
+        mandatory: false,
+        properties: Properties::default(),
+        body: vec![0; size].into(),
     }
 }
 
@@ -86,14 +113,7 @@ pub(super) async fn message_size(patient: &Patient<'_>, findings: &mut Findings)
     if !patient.is_open() {
         return findings.unseen(about, "the broker accepts no messages: look again after the alarm");
     }
-    let publication = Publication {
-        exchange: String::new(),
-        key: format!("doctor.{}", patient.suffix),
-        mandatory: false,
-        properties: Properties::default(),
-        body: vec![0; LARGEST].into(),
-    };
-    match tokio::time::timeout(patient.limit, patient.transport.publish(publication)).await {
+    match tokio::time::timeout(patient.limit, patient.transport.publish(to_nobody(patient, LARGEST))).await {
         Ok(Ok(Confirm::TooLarge(limit))) => findings.problem(
             about,
             format!("the broker takes messages of at most {}, and Hopline sends up to {}", bytes(limit as u64), bytes(LARGEST as u64)),
