@@ -27,6 +27,7 @@ use std::time::Duration;
 pub use self::adaptive::{Adaptive, AdaptiveCounts};
 pub(crate) use self::adaptive::{AdaptiveGauge, AdaptiveLimit};
 pub(crate) use self::apart::Apart;
+pub(crate) use self::retry::RetryOn;
 pub use self::breaker::{Breaker, BreakerState};
 pub(crate) use self::breaker::{Breakers, Passed};
 pub(crate) use self::cache::CacheSize;

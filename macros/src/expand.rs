@@ -128,7 +128,7 @@ fn served(method: &Method, calculator: &Ident) -> TokenStream {
     let options = &method.options;
     let millis = |ms| quote_spanned!(at=> ::core::time::Duration::from_millis(#ms));
     let natures = [
-        options.oneway.then(|| quote_spanned!(at=> .oneway())),
+        (options.oneway || options.fail_back).then(|| quote_spanned!(at=> .oneway())),
         options.idempotent.then(|| quote_spanned!(at=> .idempotent())),
         options.finishes.then(|| quote_spanned!(at=> .finishes())),
         options.dedup_ms.map(millis).map(|time| quote_spanned!(at=> .dedup(#time))),
@@ -220,11 +220,18 @@ fn called(method: &Method, vis: &Visibility, target: &str) -> TokenStream {
         _ => None,
     };
     let options = &method.options;
+    let retry_on = options.retry_on.as_ref().map(|errors| {
+        quote_spanned!(at=> .retry_on(|error| ::core::matches!(error, #errors)))
+    });
     let millis = |ms| quote_spanned!(at=> ::core::time::Duration::from_millis(#ms));
     let asked = [
         options.idempotent.then(|| quote_spanned!(at=> .idempotent())),
         options.timeout_ms.map(millis).map(|time| quote_spanned!(at=> .timeout(#time))),
         options.retry.map(|retries| quote_spanned!(at=> .retry(#retries))),
+        retry_on,
+        options.fork.map(|instances| quote_spanned!(at=> .fork(#instances))),
+        options.hedge.then(|| quote_spanned!(at=> .hedge())),
+        options.fail_back.then(|| quote_spanned!(at=> .fail_back())),
         options.cache_ms.map(millis).map(|time| quote_spanned!(at=> .cache(#time))),
         options.stale_ms.map(millis).map(|time| quote_spanned!(at=> .stale(#time))),
     ];

@@ -100,6 +100,10 @@ use proc_macro::TokenStream;
 /// | `dedup = "..."` | for this time after a call has ended, another delivery or another attempt of it that comes to the same instance gets the first reply without running. While the first run goes on, it waits for its end. A oneway call that has ended well is not run again. Each instance remembers for itself, in memory: see `hopline::Method::dedup` | each delivery runs |
 /// | `timeout = "..."` | how long a call may take, unless the caller sets another time | the client's timeout |
 /// | `retry = N` | how many more attempts a call has if it fails, unless the caller sets another number: see `hopline::Call::retry`. Without `idempotent`, only what has certainly not run is tried again | the client's number, 0 unless set |
+/// | `retry_on(...)` | the method's own errors after which a call is tried again, written as in a `match`: `retry_on(StockError::Locked)`. See `hopline::Call::retry_on`. Only with `idempotent`, and without effect unless there are retries | none |
+/// | `hedge` | a call that is late gets a second attempt at another instance: see `hopline::Call::hedge`. Only with `idempotent` | the client's setting, off unless set |
+/// | `fork = N` | the call goes to so many instances at once, and the first good reply wins: see `hopline::Call::fork`. Only with `idempotent` | 1 |
+/// | `fail_back` | a call that has failed is left to the broker as a oneway call: see `hopline::Call::fail_back`. The service has a queue for it, and `attempts` and `pause` can be set as for a oneway method. Only with `idempotent`, and for a method that returns nothing | the error is returned |
 /// | `cache = "..."` | for how long a client keeps a result, unless the caller sets another time: see `hopline::Call::cache`. Only with `idempotent` | the client's time, no cache unless set |
 /// | `stale = "..."` | for how long after that an old result is still taken while a new one is on its way: see `hopline::Call::stale`. Only with `cache` | the client's time, none unless set |
 /// | `name = "..."` | the method's name on the wire: `[A-Za-z0-9_-]+`, at most 64 bytes | the method's name, without `r#` |
@@ -136,9 +140,11 @@ use proc_macro::TokenStream;
 /// - type parameters, lifetimes and `where` clauses;
 /// - borrowed or `impl Trait` arguments and results, and an `Option` of a type that may be null itself;
 /// - a method called `new`, and two methods with one name on the wire;
-/// - a oneway method with a result, a `timeout`, `idempotent`, `finishes`, `retry`, `cache` or `stale`;
-/// - `cache` on a method that is not idempotent, and `stale` without `cache`;
-/// - `attempts` or `pause` on a method that is not oneway;
+/// - a oneway method with a result, a `timeout`, `idempotent`, `finishes`, `retry`, `retry_on`, `hedge`, `fork`, `fail_back`,
+///   `cache` or `stale`;
+/// - `cache`, `retry_on`, `hedge`, `fork` or `fail_back` on a method that is not idempotent, and `stale` without `cache`;
+/// - `fail_back` on a method with a result, and `retry_on` on one without an error of its own;
+/// - `attempts` or `pause` on a method that is neither oneway nor `fail_back`;
 /// - unknown, repeated or malformed options.
 #[proc_macro_attribute]
 pub fn service(options: TokenStream, item: TokenStream) -> TokenStream {

@@ -5,7 +5,7 @@ use quote::ToTokens;
 use syn::ext::IdentExt;
 use syn::parse::Parser;
 use syn::punctuated::Punctuated;
-use syn::{Attribute, Expr, Ident, Lit, LitStr, Meta, Token};
+use syn::{Attribute, Expr, Ident, Lit, LitStr, Meta, Pat, Token};
 
 use crate::refusals::Refusals;
 use crate::text::{snake_case, type_text};
@@ -55,6 +55,11 @@ pub(crate) struct MethodOptions {
     pub(crate) pause_ms: Option<u64>,
     pub(crate) attempts: Option<u32>,
     pub(crate) retry: Option<u32>,
+    /// The method's own errors after which a call is tried again.
+    pub(crate) retry_on: Option<Pat>,
+    pub(crate) fork: Option<u32>,
+    pub(crate) hedge: bool,
+    pub(crate) fail_back: bool,
     pub(crate) cache_ms: Option<u64>,
     pub(crate) stale_ms: Option<u64>,
     pub(crate) idempotent: bool,
@@ -76,6 +81,10 @@ impl MethodOptions {
                 "oneway" => this.oneway = flag(option, refusals),
                 "attempts" => this.attempts = attempts(option, refusals),
                 "retry" => this.retry = retry(option, refusals),
+                "retry_on" => this.retry_on = retry_on(option, refusals),
+                "fork" => this.fork = fork(option, refusals),
+                "hedge" => this.hedge = flag(option, refusals),
+                "fail_back" => this.fail_back = flag(option, refusals),
                 "cache" => this.cache_ms = duration("cache", "5s", option, refusals),
                 "stale" => this.stale_ms = duration("stale", "30s", option, refusals),
                 "pause" => this.pause_ms = duration("pause", "1s", option, refusals),
@@ -90,8 +99,9 @@ impl MethodOptions {
                     option.path(),
                     format!(
                         "unknown option `{other}`: a method takes `idempotent`, `finishes`, `timeout = \"2s\"`, \
-                         `dedup = \"10m\"`, `retry = 2`, `cache = \"5s\"`, `stale = \"30s\"`, `name = \"...\"`, `oneway`, \
-                         `attempts = 8` and `pause = \"1s\"`"
+                         `dedup = \"10m\"`, `retry = 2`, `retry_on(Error::Locked)`, `hedge`, `fork = 2`, `fail_back`, \
+                         `cache = \"5s\"`, `stale = \"30s\"`, `name = \"...\"`, `oneway`, `attempts = 8` and \
+                         `pause = \"1s\"`"
                     ),
                 ),
             }
@@ -111,6 +121,20 @@ impl MethodOptions {
                 (key @ ("cache" | "stale"), true) => {
                     refusals.add(option, format!("a oneway call has no result to keep: remove `{key}`"))
                 }
+                (key @ ("retry_on" | "hedge" | "fork" | "fail_back"), true) => {
+                    refusals.add(option, format!("a oneway call waits for no answer: remove `{key}`"))
+                }
+                (key @ ("retry_on" | "hedge" | "fork" | "fail_back"), false) if !this.idempotent => refusals.add(
+                    option,
+                    format!(
+                        "a call with `{key}` may run more than once: write `idempotent` too if that does no harm, or \
+                         remove `{key}`"
+                    ),
+                ),
+                ("hedge", false) if this.fork.is_some() => refusals.add(
+                    option,
+                    "a call that goes to several instances at once is not hedged: remove `hedge` or `fork`",
+                ),
                 ("cache", false) if !this.idempotent => refusals.add(
                     option,
                     "only the result of a method that may run any number of times is kept: write `idempotent` too, or \
@@ -120,7 +144,7 @@ impl MethodOptions {
                     option,
                     "`stale` is the time after that of `cache`: write `cache = \"5s\"` too, or remove `stale`",
                 ),
-                (key @ ("attempts" | "pause"), false) => refusals.add(
+                (key @ ("attempts" | "pause"), false) if !this.fail_back => refusals.add(
                     option,
                     format!("only a oneway call is tried again when it fails: remove `{key}`, or write `oneway`"),
                 ),
@@ -227,6 +251,26 @@ fn retry(option: &Meta, refusals: &mut Refusals) -> Option<u32> {
         return Some(retries);
     }
     refusals.add(option, "a retry is a whole number from 1, of further attempts: write `retry = 2`");
+    None
+}
+
+fn fork(option: &Meta, refusals: &mut Refusals) -> Option<u32> {
+    if let Some(Lit::Int(instances)) = literal(option)
+        && let Ok(instances @ 2..) = instances.base10_parse()
+    {
+        return Some(instances);
+    }
+    refusals.add(option, "a fork is a whole number from 2, of instances: write `fork = 2`");
+    None
+}
+
+fn retry_on(option: &Meta, refusals: &mut Refusals) -> Option<Pat> {
+    if let Meta::List(list) = option
+        && let Ok(errors) = list.parse_args_with(Pat::parse_multi_with_leading_vert)
+    {
+        return Some(errors);
+    }
+    refusals.add(option, "write the errors as in a `match`: `retry_on(Error::Locked | Error::Busy)`");
     None
 }
 

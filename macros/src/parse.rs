@@ -279,6 +279,16 @@ fn outcome(returned: &Type, options: &MethodOptions, refusals: &mut Refusals) ->
         return Outcome::Oneway;
     }
     let arguments = result_arguments(returned);
+    let result = match arguments.as_deref() {
+        Some([result, _]) => result,
+        _ => returned,
+    };
+    if options.fail_back && !is_unit(result) {
+        refusals.add(returned, "a call that becomes a oneway call has no answer: remove the result, or `fail_back`");
+    }
+    if options.retry_on.is_some() && arguments.is_none() {
+        refusals.add(returned, "the method has no error of its own: write `Result<T, E>`, or remove `retry_on`");
+    }
     match arguments.as_deref() {
         Some([unit, error]) if options.oneway && is_unit(unit) => Outcome::FallibleOneway(Box::new(Type::clone(error))),
         _ if options.oneway => {

@@ -1,8 +1,10 @@
 //! What a call does beside a retry so that it ends well: strategies that are set on it.
 
+use std::sync::Arc;
+
 use super::{Answered, Call, ReadResult, Stage, outcome};
-use crate::error::Error;
-use crate::middleware::Reply;
+use crate::error::{CallError, Error};
+use crate::middleware::{Reply, RetryOn};
 use crate::service::Failure;
 
 /// A value in place of an error. It is made only if it is needed, so that a call is `Send` whatever its result is.
@@ -16,7 +18,7 @@ impl<T, E> Call<T, E> {
     /// and `CircuitOpen`, after any other error that [may not have run](Error::may_have_run), and after the faults
     /// `RESOURCE_EXHAUSTED` and `UNAVAILABLE` if the server says that no handler ran. A call that **may have run**, as
     /// after `ABORTED`, is tried again only if it is [idempotent](Call::idempotent). It is never tried again after its
-    /// deadline or `DEADLINE_EXCEEDED`, after the method's own error, after what is the caller's fault, and after a
+    /// deadline or `DEADLINE_EXCEEDED`, after the method's own error (but see [`retry_on`](Call::retry_on)), after what is the caller's fault, and after a
     /// fault that is [permanent](crate::Fault::permanent).
     ///
     /// Before each further attempt there is a pause: as long as the server asked for ([`Fault::retry_after`](crate::Fault::retry_after)), or else
@@ -142,6 +144,39 @@ impl<T, E> Call<T, E> {
 }
 
 impl<T, E: Failure> Call<T, E> {
+    /// Says which of the method's own errors are worth another attempt, since what they tell of passes by itself: a lock
+    /// that somebody holds, a row that changed meanwhile. Default: none, since the method's own error is an answer.
+    ///
+    /// It changes nothing without [`retry`](Call::retry), which says how many attempts there are, how long the pauses are
+    /// and what budget they have. The method has run, so it changes nothing either unless the call is
+    /// [idempotent](Call::idempotent). After the last attempt the call fails with the error of that attempt. A broadcast
+    /// ignores this. `#[rpc(retry_on(StockError::Locked))]` sets it for all calls of a method.
+    ///
+    /// ```
+    /// use hopline::{CallError, Client};
+    ///
+    /// #[derive(Debug, serde::Serialize, serde::Deserialize)]
+    /// enum StockError {
+    ///     Locked,
+    ///     Unknown,
+    /// }
+    ///
+    /// # async fn example(client: Client) -> Result<(), CallError<StockError>> {
+    /// let call = client.call::<()>("stock", "set", ("pen", 3)).fails_with::<StockError>().idempotent();
+    /// call.retry(2).retry_on(|error| matches!(error, StockError::Locked)).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn retry_on(self, passes: impl Fn(&E) -> bool + Send + Sync + 'static) -> Self
+    where
+        T: Answered,
+    {
+        let passes = move |reply: &Reply| {
+            let error: CallError<E> = E::read(reply.codec(), reply.payload()).into();
+            matches!(error, CallError::Service(error) if passes(&error))
+        };
+        self.with(|request| request.retry_on = Some(RetryOn(Arc::new(passes))))
+    }
+
     /// The outcome of a call that has a value for its errors.
     pub(super) fn safely(&self, reply: Result<Reply, Error>, safe: SafeValue<T>) -> Result<T, E::Error> {
         let replaced = || {

@@ -117,6 +117,7 @@ impl Client {
             asked: Asked::default(),
             avoid: Vec::new(),
             apart: None,
+            retry_on: None,
             served: true,
         };
         let (key, context) = (event.key, event.context);

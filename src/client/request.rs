@@ -22,7 +22,7 @@ use crate::error::{Error, Unanswered};
 use crate::exchanges::{Address, Recipients};
 use crate::frame::{self, Excess, Frame, Kind, Metadata, More, Trace};
 use crate::limits::MAX_TIMEOUT;
-use crate::middleware::{Apart, Asked};
+use crate::middleware::{Apart, Asked, RetryOn};
 use crate::outgoing::{Parcel, Share};
 use crate::route::Route;
 use crate::topology::{MAX_PRIORITY, check_name};
@@ -52,6 +52,8 @@ pub(crate) struct Request<P = Bytes> {
     pub(crate) idempotent: bool,
     /// What it asks of the client's policies.
     pub(crate) asked: Asked,
+    /// Which of the method's own errors are worth another attempt.
+    pub(crate) retry_on: Option<RetryOn>,
     /// Instances that it is not to go to, unless there is no other.
     pub(crate) avoid: Vec<Arc<str>>,
     /// Set if other attempts of the call are on their way at the same time.
@@ -140,6 +142,7 @@ impl<P> Request<P> {
             metadata: Vec::new(),
             idempotent: false,
             asked: Asked::default(),
+            retry_on: None,
             avoid: Vec::new(),
             apart: None,
             context: None,
@@ -179,6 +182,7 @@ impl Request<ArgumentWriter> {
             metadata: self.metadata,
             idempotent: self.idempotent,
             asked: self.asked,
+            retry_on: self.retry_on,
             avoid: self.avoid,
             apart: self.apart,
             context: self.context,

@@ -164,6 +164,7 @@ impl Client {
             asked: request.asked.for_style(style),
             avoid: Vec::new(),
             apart: None,
+            retry_on: request.retry_on.take(),
             served: true,
         };
         Ok((call, request))

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::apart::Apart;
+use super::retry::RetryOn;
 use super::policies::Asked;
 use crate::codec::Codec;
 use crate::frame::Entries;
@@ -76,6 +77,8 @@ pub struct Invocation {
     pub(crate) idempotent: bool,
     /// What the call asks of the client's policies.
     pub(crate) asked: Asked,
+    /// Which of the method's own errors are worth another attempt.
+    pub(crate) retry_on: Option<RetryOn>,
     /// Instances that it is not to go to, unless there is no other.
     pub(crate) avoid: Vec<Arc<str>>,
     /// Set if other attempts are on their way at the same time.

@@ -231,6 +231,7 @@ mod tests {
             asked: Asked::default(),
             avoid: Vec::new(),
             apart: None,
+            retry_on: None,
             served,
         }
     }

@@ -20,6 +20,10 @@ const FIRST_OVERLOADED_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause after an overload.
 const LONGEST_OVERLOADED_PAUSE: Duration = Duration::from_secs(5);
 
+/// Which of the method's own errors are worth another attempt: see [`Call::retry_on`](crate::Call::retry_on).
+#[derive(Clone)]
+pub(crate) struct RetryOn(pub(crate) Arc<dyn Fn(&Reply) -> bool + Send + Sync>);
+
 /// The policy behind [`Call::retry`](crate::Call::retry).
 pub(crate) struct Retrying {
     pub(crate) budgets: Arc<Budgets>,
@@ -30,19 +34,23 @@ impl Middleware for Retrying {
     async fn handle(&self, mut call: Invocation, next: Next) -> Result<Reply, Error> {
         self.budgets.call(&call.service);
         for attempt in 1.. {
-            let error = match next.run(call.clone()).await {
-                Err(error) if attempt <= call.asked.retries && may_try_again(&error, &call) => error,
-                outcome => return outcome,
+            let outcome = next.run(call.clone()).await;
+            let may = match &outcome {
+                Err(error) => may_try_again(error, &call),
+                Ok(reply) => passes(reply, &call),
             };
-            let pause = pause(&error, attempt);
+            if !may || attempt > call.asked.retries {
+                return outcome;
+            }
+            let pause = pause(outcome.as_ref().err(), attempt);
             if call.remaining().is_some_and(|left| left <= pause) {
-                return Err(error);
+                return outcome;
             }
             if !self.budgets.spend(&call.service) {
                 self.counted.refused_by_budget.one_more();
-                return Err(error);
+                return outcome;
             }
-            if let Error::Fault(fault) = &error {
+            if let Err(Error::Fault(fault)) = &outcome {
                 call.avoid.extend(fault.instance.clone());
             }
             sleep(pause).await;
@@ -60,14 +68,21 @@ pub(super) fn may_try_again(error: &Error, call: &Invocation) -> bool {
     error.is_transient() && !is_late && is_safe
 }
 
+/// Whether a reply is the method's own error, and one that the call says is worth another attempt. The method has run.
+fn passes(reply: &Reply, call: &Invocation) -> bool {
+    let may_run_again = call.idempotent && call.style == Style::Call;
+    reply.is_own_error() && may_run_again && call.retry_on.as_ref().is_some_and(|RetryOn(passes)| passes(reply))
+}
+
 /// How long to wait before another attempt, after `attempts` of them: what the server says, or a random part of a time
-/// that doubles, so that the calls that failed together are not tried again together.
-fn pause(error: &Error, attempts: u32) -> Duration {
-    if let Some(asked) = error.retry_after() {
+/// that doubles, so that the calls that failed together are not tried again together. There is no error if the method
+/// has returned one of its own.
+fn pause(error: Option<&Error>, attempts: u32) -> Duration {
+    if let Some(asked) = error.and_then(Error::retry_after) {
         return asked;
     }
-    let (first, longest) = match error.code() {
-        Code::ResourceExhausted => (FIRST_OVERLOADED_PAUSE, LONGEST_OVERLOADED_PAUSE),
+    let (first, longest) = match error.map(Error::code) {
+        Some(Code::ResourceExhausted) => (FIRST_OVERLOADED_PAUSE, LONGEST_OVERLOADED_PAUSE),
         _ => (FIRST_PAUSE, LONGEST_PAUSE),
     };
     let most = first.saturating_mul(2_u32.saturating_pow(attempts - 1)).min(longest);
@@ -84,14 +99,14 @@ mod tests {
     fn pauses_are_random_parts_of_times_that_double() {
         let [busy, gone] = [Code::ResourceExhausted, Code::Unavailable].map(|code| Error::Fault(Fault::new(code, "")));
         for (attempts, most) in [(1, 50), (2, 100), (3, 200), (5, 800), (6, 1000), (60, 1000)] {
-            let pauses: Vec<_> = (0..1000).map(|_| pause(&gone, attempts).as_secs_f64() * 1e3).collect();
+            let pauses: Vec<_> = (0..1000).map(|_| pause(Some(&gone), attempts).as_secs_f64() * 1e3).collect();
             let (longest, mean) = (pauses.iter().copied().fold(0.0, f64::max), pauses.iter().sum::<f64>() / 1e3);
             let most = f64::from(most);
             assert!(longest <= most && longest > most * 0.9 && (0.4..0.6).contains(&(mean / most)), "{longest} {mean}");
         }
-        let longest = (0..1000).map(|_| pause(&busy, 1)).max().expect("some");
+        let longest = (0..1000).map(|_| pause(Some(&busy), 1)).max().expect("some");
         assert!(longest > FIRST_OVERLOADED_PAUSE.mul_f64(0.9) && longest <= FIRST_OVERLOADED_PAUSE);
         let asked = Error::Fault(Fault::new(Code::Unavailable, "").retry_after(Duration::from_secs(7)));
-        assert_eq!(pause(&asked, 1), Duration::from_secs(7));
+        assert_eq!(pause(Some(&asked), 1), Duration::from_secs(7));
     }
 }

@@ -118,6 +118,7 @@ impl Worker {
             asked: Asked::default(),
             avoid: Vec::new(),
             apart: None,
+            retry_on: None,
             served: frame.metadata.method.as_deref().is_some_and(|method| self.methods.contains_key(method)),
         };
         let (began, ran, admitted) = (OnceLock::new(), AtomicBool::new(false), AtomicUsize::new(0));

@@ -454,6 +454,60 @@ async fn a_call_that_has_failed_is_left_to_the_broker_and_runs_later() {
     assert!(error.code() == Code::Unavailable && client.policies().failed_back == 2, "{error:?}");
 }
 
+#[hopline::service]
+trait Desk {
+    #[rpc(idempotent, hedge)]
+    async fn hedged(&self, hangs: bool) -> u64;
+    #[rpc(idempotent, fork = 2)]
+    async fn forked(&self);
+    #[rpc(idempotent, fail_back, attempts = 2)]
+    async fn noted(&self);
+}
+
+/// One of its runs hangs.
+#[derive(Clone, Default)]
+struct OneHangs {
+    hangs: Arc<AtomicU64>,
+    noted: Arc<Notify>,
+}
+
+impl Desk for OneHangs {
+    async fn hedged(&self, hangs: bool) -> u64 {
+        if hangs && self.hangs.fetch_add(1, Ordering::Relaxed) == 0 {
+            std::future::pending::<()>().await;
+        }
+        7
+    }
+    async fn forked(&self) {}
+    async fn noted(&self) {
+        self.noted.notify_one();
+    }
+}
+
+#[tokio::test]
+async fn a_trait_says_which_strategies_the_calls_of_a_method_have() {
+    let scene = Scene::new();
+    let desk = OneHangs::default();
+    let mut servers = vec![scene.serve(DeskServer::new(desk.clone())).await];
+    servers.push(scene.serve(DeskServer::new(desk.clone())).await);
+    let client = scene.client().await;
+    let calls = DeskClient::new(&client);
+    soon(calls.forked().timeout(PATIENCE).into_future()).await.expect("answered");
+    assert_eq!(client.policies().forks, 1);
+    for _ in 0..50 {
+        soon(calls.hedged(false).timeout(PATIENCE).into_future()).await.expect("answered");
+    }
+    // Without a hedge it would hang for the whole minute of `soon`.
+    soon(calls.hedged(true).timeout(PATIENCE).into_future()).await.expect("answered by the other instance");
+    servers.clear();
+    let absent = || client.call::<u64>("desk", "hedged", (false,)).absent(Absent::Fail).timeout(Duration::from_secs(1));
+    soon(async { while !matches!(absent().await, Err(Error::NoService { .. })) {} }).await;
+    soon(calls.noted().absent(Absent::Fail).into_future()).await.expect("the broker has it");
+    assert_eq!(client.policies().failed_back, 1);
+    let _server = scene.serve(DeskServer::new(desk.clone())).await;
+    soon(desk.noted.notified()).await;
+}
+
 /// What becomes of one arrival of a call at a server.
 #[derive(Debug, Clone, Copy)]
 enum Fate {

@@ -33,6 +33,15 @@ pub trait Calculator: Send + Sync {
     /// Computes, if it can.
     #[rpc(retry = 1)]
     async fn phi(&self) -> f64;
+    /// Computes, with patience.
+    #[rpc(idempotent, retry = 1, retry_on(MathError::DivisionByZero), hedge)]
+    async fn chi(&self) -> Result<f64, MathError>;
+    /// Computes, twice.
+    #[rpc(idempotent, retry_on(| MathError::DivisionByZero), fork = 2)]
+    async fn psi(&self) -> Result<f64, MathError>;
+    /// Notes, now or later.
+    #[rpc(idempotent, fail_back, attempts = 3, pause = "1s")]
+    async fn omega(&self) -> Result<(), MathError>;
     /// Writes.
     #[rpc(oneway)]
     async fn log(&self, line: String);
@@ -103,6 +112,15 @@ impl Calculator for Calc {
     async fn phi(&self) -> f64 {
         1.6
     }
+    async fn chi(&self) -> Result<f64, MathError> {
+        Ok(1.7)
+    }
+    async fn psi(&self) -> Result<f64, MathError> {
+        Ok(3.4)
+    }
+    async fn omega(&self) -> Result<(), MathError> {
+        Ok(())
+    }
     async fn log(&self, _line: String) {}
     async fn log_twice(&self, _ctx: &Context, _line: String) {}
     async fn noop(&self) {}
@@ -158,6 +176,9 @@ pub fn calls(client: &Client) {
     let _: Call<f64> = calc.tau();
     let _: Call<f64> = calc.e();
     let _: Call<f64> = calc.phi();
+    let _: Call<f64, MathError> = calc.chi();
+    let _: Call<f64, MathError> = calc.psi();
+    let _: Call<(), MathError> = calc.omega();
     let _: Call<Oneway> = calc.log(String::new());
     let _: Call<Oneway> = calc.log_twice(String::new());
     let _: Call<()> = calc.noop();
