@@ -1,21 +1,22 @@
 //! Circuit breakers: when a method fails again and again, its calls fail at once for a while, and nothing is sent.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::outcomes::OutcomeWindow;
 use super::policies::PolicyCounters;
 use crate::error::{Code, Error};
 
 /// For how long an outcome counts.
 const WINDOW: Duration = Duration::from_secs(10);
-/// A second: what is counted together.
-const SLOT: Duration = Duration::from_secs(1);
+/// When an attempt may be worth another try that was refused while a probe is on its way.
+const PROBING: Duration = Duration::from_secs(1);
 /// How many outcomes there must be before a breaker opens.
-const LEAST: u32 = 20;
+const LEAST: u64 = 20;
 /// How long a breaker is open for the first time. Each time that it opens again without having closed, it is open for
 /// twice as long.
 const OPEN: Duration = Duration::from_secs(5);
@@ -116,10 +117,9 @@ pub(crate) struct Breakers {
 }
 
 /// One breaker.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Circuit {
-    /// The outcomes of the last seconds.
-    slots: VecDeque<Outcomes>,
+    ended: OutcomeWindow,
     position: Position,
     /// For how long it was open the last time. 0 after it has closed.
     was_open: Duration,
@@ -128,15 +128,7 @@ struct Circuit {
 }
 
 #[derive(Debug)]
-struct Outcomes {
-    since: Instant,
-    good: u32,
-    failed: u32,
-}
-
-#[derive(Debug, Default)]
 enum Position {
-    #[default]
     Closed,
     Open {
         until: Instant,
@@ -223,7 +215,7 @@ impl Breakers {
             // A closed breaker without outcomes of late is as good as a new one.
             circuits.retain(|_, circuit| !circuit.is_as_new(now));
         }
-        act(circuits.entry(key.clone()).or_default())
+        act(circuits.entry(key.clone()).or_insert_with(Circuit::new))
     }
 
     /// Notes how an attempt has ended. `None` if that says nothing.
@@ -267,6 +259,10 @@ fn counts(error: &Error) -> Option<bool> {
 }
 
 impl Circuit {
+    fn new() -> Self {
+        Self { ended: OutcomeWindow::new(WINDOW), position: Position::Closed, was_open: Duration::ZERO, turn: 0 }
+    }
+
     /// Lets an attempt pass, or says how long to wait.
     fn enter(&mut self, now: Instant) -> Result<(), Duration> {
         if let Position::Open { until } = self.position {
@@ -276,7 +272,7 @@ impl Circuit {
             self.go(Position::HalfOpen { good: 0, is_probing: false });
         }
         match &mut self.position {
-            Position::HalfOpen { is_probing: true, .. } => Err(SLOT),
+            Position::HalfOpen { is_probing: true, .. } => Err(PROBING),
             Position::HalfOpen { is_probing, .. } => {
                 *is_probing = true;
                 Ok(())
@@ -301,10 +297,8 @@ impl Circuit {
             }
             (Position::HalfOpen { .. }, Some(false)) => return self.opens(now),
             (Position::Closed, Some(is_good)) => {
-                self.count(is_good, now);
-                let (good, failed) =
-                    self.slots.iter().fold((0, 0), |(good, failed), slot| (good + slot.good, failed + slot.failed));
-                if good + failed >= LEAST && failed >= good {
+                let (ended, failed) = self.ended.count(!is_good, now);
+                if ended >= LEAST && 2 * failed >= ended {
                     return self.opens(now);
                 }
             }
@@ -322,26 +316,11 @@ impl Circuit {
     fn go(&mut self, position: Position) {
         self.position = position;
         self.turn += 1;
-        self.slots.clear();
-    }
-
-    fn count(&mut self, is_good: bool, now: Instant) {
-        self.forget(now);
-        if self.slots.back().is_none_or(|slot| now.saturating_duration_since(slot.since) >= SLOT) {
-            self.slots.push_back(Outcomes { since: now, good: 0, failed: 0 });
-        }
-        let slot = self.slots.back_mut().expect("there is one now");
-        let count = if is_good { &mut slot.good } else { &mut slot.failed };
-        *count = count.saturating_add(1);
-    }
-
-    fn forget(&mut self, now: Instant) {
-        self.slots.retain(|slot| now.saturating_duration_since(slot.since) < WINDOW);
+        self.ended.clear();
     }
 
     fn is_as_new(&self, now: Instant) -> bool {
-        let is_old = |slot: &Outcomes| now.saturating_duration_since(slot.since) >= WINDOW;
-        matches!(self.position, Position::Closed) && self.slots.back().is_none_or(is_old)
+        matches!(self.position, Position::Closed) && self.ended.is_empty(now)
     }
 
     fn state(&self, now: Instant) -> BreakerState {

@@ -9,8 +9,8 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::apart::Apart;
-use super::retry::RetryOn;
 use super::policies::Asked;
+use super::retry::RetryOn;
 use crate::codec::Codec;
 use crate::frame::Entries;
 

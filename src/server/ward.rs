@@ -13,10 +13,8 @@ use super::message::Source;
 use super::worker::Worker;
 use crate::error::Code;
 use crate::limits::ANSWER_TIMEOUT;
-use crate::middleware::{Quarantine, QuarantineRule, QuarantineTally};
+use crate::middleware::{OutcomeWindow, Quarantine, QuarantineRule, QuarantineTally};
 
-/// How many parts the time has in which calls are counted. Each is forgotten as a whole.
-const PARTS: u32 = 10;
 /// How many times longer the longest quarantine takes than the first.
 const LONGEST: u32 = 10;
 /// When it is first asked whether others still read the queue, and how often after that.
@@ -27,38 +25,11 @@ const LOOK: Duration = Duration::from_secs(5);
 pub(super) struct Ward {
     rule: QuarantineRule,
     tally: Arc<QuarantineTally>,
-    ended: Mutex<EndedLately>,
+    ended: Mutex<OutcomeWindow>,
     /// Notified when too many calls have failed.
     failing: Notify,
     /// Whether the shared queues are not read.
     away: watch::Sender<bool>,
-}
-
-/// How calls have ended lately.
-struct EndedLately {
-    part: Duration,
-    since: Instant,
-    /// For each part of the time its number, how many calls have ended, and how many of them as failures.
-    parts: [(u64, u64, u64); PARTS as usize],
-}
-
-impl EndedLately {
-    fn new(within: Duration) -> Self {
-        Self { part: within / PARTS, since: Instant::now(), parts: Default::default() }
-    }
-
-    /// Counts a call, and returns how many have ended within the time, and how many of them have failed.
-    fn count(&mut self, failed: bool) -> (u64, u64) {
-        let number = u64::try_from(self.since.elapsed().as_nanos() / self.part.as_nanos().max(1)).unwrap_or(u64::MAX);
-        let part = &mut self.parts[usize::try_from(number % u64::from(PARTS)).unwrap_or_default()];
-        if part.0 != number {
-            *part = (number, 0, 0);
-        }
-        part.1 += 1;
-        part.2 += u64::from(failed);
-        let recent = self.parts.iter().filter(|part| part.0 + u64::from(PARTS) > number);
-        recent.fold((0, 0), |(all, failures), part| (all + part.1, failures + part.2))
-    }
 }
 
 impl Ward {
@@ -66,7 +37,7 @@ impl Ward {
         Self {
             rule: quarantine.rule,
             tally: quarantine.tally.clone(),
-            ended: Mutex::new(EndedLately::new(quarantine.rule.within)),
+            ended: Mutex::new(OutcomeWindow::new(quarantine.rule.within)),
             failing: Notify::new(),
             away: watch::channel(false).0,
         }
@@ -78,7 +49,7 @@ impl Ward {
             return;
         }
         let mut window = self.ended.lock().expect("no panic while holding the window");
-        let (all, failed) = window.count(code == Code::Internal);
+        let (all, failed) = window.count(code == Code::Internal, Instant::now());
         #[expect(clippy::cast_precision_loss, reason = "counts of a few seconds")]
         let is_bad = all >= self.rule.least && failed as f64 >= self.rule.share * all as f64 && failed > 0;
         if is_bad && code == Code::Internal {
@@ -87,7 +58,7 @@ impl Ward {
     }
 
     fn forget(&self) {
-        *self.ended.lock().expect("no panic while holding the window") = EndedLately::new(self.rule.within);
+        self.ended.lock().expect("no panic while holding the window").clear();
     }
 }
 
@@ -172,21 +143,4 @@ impl Worker {
 /// Whether other instances read this queue, too.
 fn is_shared(source: Source) -> bool {
     matches!(source, Source::Calls | Source::Work)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_window_forgets_what_is_older_than_its_time() {
-        let mut window = EndedLately::new(Duration::from_secs(10));
-        assert_eq!(window.count(true), (1, 1));
-        tokio::time::advance(Duration::from_secs(5)).await;
-        assert_eq!(window.count(false), (2, 1));
-        tokio::time::advance(Duration::from_secs(5)).await;
-        assert_eq!(window.count(true), (2, 1), "the first is forgotten");
-        tokio::time::advance(Duration::from_secs(60)).await;
-        assert_eq!(window.count(false), (1, 0));
-    }
 }
