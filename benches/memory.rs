@@ -28,21 +28,12 @@ fn round_trips(criterion: &mut Criterion) {
     });
 
     group.throughput(Throughput::Elements(AT_ONCE as u64));
-    // What a policy costs a call is the difference between two of these, divided by the number of calls.
-    let policies = [("", Client::builder()), (" with retry", Client::builder().retry(2))]
-        .into_iter()
-        .chain([(" with breaker", Client::builder().breaker())]);
-    for (name, builder) in policies {
-        let client = runtime.block_on(builder.connect(URL)).expect("a broker");
-        runtime.block_on(add(&client));
-        group.bench_function(format!("call/{AT_ONCE}{name}"), |bencher| {
-            bencher.to_async(&runtime).iter(|| async {
-                let calls = (0..AT_ONCE).map(|_| client.call::<i64>(SERVICE, "add", (2_i64, 3_i64)).into_future());
-                assert_eq!(try_join_all(calls).await.expect("answers").len(), AT_ONCE);
-            });
+    group.bench_function(format!("call/{AT_ONCE}"), |bencher| {
+        bencher.to_async(&runtime).iter(|| async {
+            let calls = (0..AT_ONCE).map(|_| client.call::<i64>(SERVICE, "add", (2_i64, 3_i64)).into_future());
+            assert_eq!(try_join_all(calls).await.expect("answers").len(), AT_ONCE);
         });
-        runtime.block_on(client.close());
-    }
+    });
     group.finish();
 
     runtime.block_on(async {

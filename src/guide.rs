@@ -14,6 +14,7 @@ pages! {
     ServicesAndCalls = "docs/guide/src/services-and-calls.md",
     Errors = "docs/guide/src/errors.md",
     Routes = "docs/guide/src/routes.md",
+    Governance = "docs/guide/src/governance.md",
     Strategies = "docs/guide/src/strategies.md",
     Oneway = "docs/guide/src/oneway.md",
     Events = "docs/guide/src/events.md",

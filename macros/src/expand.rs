@@ -220,9 +220,10 @@ fn called(method: &Method, vis: &Visibility, target: &str) -> TokenStream {
         _ => None,
     };
     let options = &method.options;
-    let retry_on = options.retry_on.as_ref().map(|errors| {
-        quote_spanned!(at=> .retry_on(|error| ::core::matches!(error, #errors)))
-    });
+    let retry_on = options
+        .retry_on
+        .as_ref()
+        .map(|errors| quote_spanned!(at=> .retry_on(|error| ::core::matches!(error, #errors))));
     let millis = |ms| quote_spanned!(at=> ::core::time::Duration::from_millis(#ms));
     let asked = [
         options.idempotent.then(|| quote_spanned!(at=> .idempotent())),

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use hopline::{
-    BreakerState, Call, CallError, Client, Code, Context, Error, Fault, Invocation, Method, Middleware, Route, Running, Service,
+    BreakerState, Call, CallError, Client, Code, Context, Error, Fault, Invocation, Method, Middleware, Route, Running,
+    Service,
 };
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -200,7 +201,11 @@ async fn after_an_own_error_that_passes_a_call_is_tried_again() {
     assert_eq!(outcome(shop.put(locked()), 9).await, (Err(ShopError::Locked), 4), "three more attempts");
     assert_eq!(outcome(shop.put(unknown()), 9).await, (Err(ShopError::Unknown), 1), "it is not among them");
     let put = || client.call::<u64>("shop", "put", (locked(),)).fails_with::<ShopError>().retry(3);
-    assert_eq!(outcome(put().idempotent(), 9).await, (Err(ShopError::Locked), 1), "an answer, unless the call says else");
+    assert_eq!(
+        outcome(put().idempotent(), 9).await,
+        (Err(ShopError::Locked), 1),
+        "an answer, unless the call says else"
+    );
     let not_idempotent = put().retry_on(|error| *error == ShopError::Locked);
     assert_eq!(outcome(not_idempotent, 9).await, (Err(ShopError::Locked), 1), "it has run");
     assert_eq!(client.policies().retries, 2 + 3);
