@@ -187,6 +187,7 @@ mod service;
 mod context;
 mod registry;
 mod route;
+mod rules;
 mod document;
 mod state;
 mod settings;
@@ -231,9 +232,7 @@ mod guide;
 pub use hopline_macros::service;
 
 pub use call::{Answered, Broadcast, BroadcastReply, Call, Oneway, Pending, Quorum};
-pub use client::{
-    Absent, BreakerRule, Client, ClientBuilder, Coalesce, Published, Rule, RuleChange, Rules, Traffic, WhenFull,
-};
+pub use client::{Absent, Client, ClientBuilder, Coalesce, Published, Rules, Traffic, WhenFull};
 pub use codec::{Arguments, Codec, CodecError};
 pub use compression::Compression;
 pub use context::Context;
@@ -250,6 +249,7 @@ pub use middleware::{
 };
 pub use registry::{Change, Pong, Registry, ServiceQueues};
 pub use route::{Route, Weights};
+pub use rules::{BreakerRule, Rule, RuleChange};
 pub use server::{Caller, Readiness, Running, Server, ServerBuilder, ServerHealth};
 pub use service::{Dispatch, Failure, IntoService, Method, Service};
 pub use state::State;

@@ -375,13 +375,13 @@ impl ClientBuilder {
     }
 
     fn client(self, decided: Decided, sessions: Sessions, session: Option<Session>) -> Client {
-        let instance = sessions.instance.clone();
         let Self { mut calls, blocked_wait, max_in_flight, policies, .. } = self;
+        let (instance, policies) = (sessions.instance.clone(), Policies::new(policies));
         calls.timeout = decided.timeout.unwrap_or(calls.timeout);
         let line = LineSettings { max_message_size: calls.max_message_size, blocked_wait, max_in_flight };
         Client(Arc::new(Inner {
             exchanges: Exchanges::of(&sessions.namespace),
-            rules: Ruling::of(&sessions, policies.has_rules),
+            rules: Ruling::of(&sessions, &policies),
             namespace: sessions.namespace.clone(),
             caller: match &decided.dial.name {
                 Some(name) => format!("{name} {instance}").into(),
@@ -393,7 +393,7 @@ impl ClientBuilder {
             targets: Targets::default(),
             router: Router::default(),
             canaries: Canaries::default(),
-            policies: Policies::new(policies),
+            policies,
             runtime: Handle::current(),
         }))
     }

@@ -1,31 +1,20 @@
-//! Rules: settings of calls that operators change while clients run. They are in a stream of the broker, where the last
-//! rule of a service or method counts.
+//! The rules that a client heeds, and those that it sets.
 
-mod rule;
-mod stream;
-
-use std::collections::BTreeMap;
-use std::sync::{PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::time::{Instant, sleep};
-use tracing::{debug, info};
-
-use self::rule::target_of;
-pub use self::rule::{BreakerRule, Rule, RuleChange};
-use self::stream::{RuleStream, publish};
 use super::request::Request;
 use super::session::Sessions;
 use super::target::Target;
-use super::{Client, ClientBuilder, WeakClient};
+use super::{Client, ClientBuilder};
 use crate::error::Error;
-use crate::limits::ANSWER_TIMEOUT;
+use crate::middleware::Policies;
+use crate::rules::{
+    BreakerRule, HeededRules, Rule, RuleChange, RuleStream, RulesByTarget, RulesPlace, last_of_each, publish, target_of,
+};
 use crate::state::State;
-use crate::topology::Namespace;
-use crate::transport::{Dial, Role};
+use crate::transport::Role;
 
-/// How long to wait before the stream is tried again.
-const PAUSE: Duration = Duration::from_secs(1);
 /// When a call is worth another try that a rule has refused. By then another rule is in force if there is one.
 const REFUSED_FOR: Duration = Duration::from_secs(1);
 
@@ -57,74 +46,31 @@ pub struct Rules {
 pub(super) struct Ruling {
     place: RulesPlace,
     /// `None` unless it heeds them.
-    heeded: Option<HeededRules>,
+    heeded: Option<Arc<HeededRules>>,
 }
 
 impl Ruling {
-    pub(super) fn of(sessions: &Sessions, heeds: bool) -> Self {
-        let place = RulesPlace { dial: sessions.dial.clone(), namespace: sessions.namespace.clone() };
-        Self { place, heeded: heeds.then(HeededRules::default) }
-    }
-}
-
-/// The rules that a client heeds, by service or method.
-#[derive(Debug, Default)]
-struct HeededRules(RwLock<BTreeMap<String, RuleChange>>);
-
-impl HeededRules {
-    /// What the rules say of a method: its own, and beyond that the one of its service.
-    fn of(&self, target: &Target) -> Rule {
-        let rules = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        if rules.is_empty() {
-            return Rule::default();
-        }
-        let of = |name: &str| rules.get(name).map(|set| set.rule.clone()).unwrap_or_default();
-        of(&target.text).or(of(&target.service_text))
-    }
-}
-
-/// Where the rules are.
-#[derive(Debug, Clone)]
-struct RulesPlace {
-    dial: Dial,
-    namespace: Namespace,
-}
-
-impl RulesPlace {
-    /// Reads all changes, over a connection of its own.
-    async fn read(&self) -> Result<(RuleStream, Vec<RuleChange>), Error> {
-        let began = Instant::now();
-        loop {
-            let transport = self.dial.connect(Role::Client).await?;
-            match RuleStream::read(transport, &self.namespace).await {
-                // A stream that is not ready yet costs the connection.
-                Err(Error::Disconnected { .. }) if began.elapsed() < ANSWER_TIMEOUT => sleep(PAUSE).await,
-                Err(Error::Disconnected { reason, .. }) => {
-                    let why = format!(
-                        "it ends each connection that asks for it ({reason}). If its node was killed just after the stream \
-                         was made, the broker has lost it: delete the queue, and set the rules again"
-                    );
-                    return Err(Error::refused(format!("read the stream `{}`", self.namespace.rules()), why));
-                }
-                read => return read,
-            }
+    pub(super) fn of(sessions: &Sessions, policies: &Policies) -> Self {
+        let Sessions { dial, namespace, .. } = sessions;
+        let rates = policies.rates.clone();
+        let heeded = HeededRules::new(move |rules| {
+            let ruled = rules.values().filter_map(|set| Some((set.target.clone(), set.rule.rate?)));
+            rates.rule(&ruled.collect());
+        });
+        Self {
+            place: RulesPlace { dial: dial.clone(), role: Role::Client, namespace: namespace.clone() },
+            heeded: policies.settings.has_rules.then(|| Arc::new(heeded)),
         }
     }
 }
 
-/// The last change of each target counts. One that says nothing leaves nothing.
-fn keep(rules: &mut BTreeMap<String, RuleChange>, change: RuleChange) {
-    if change.rule.is_empty() {
-        rules.remove(&change.target);
-    } else {
-        rules.insert(change.target.clone(), change);
+/// What the rules say of a method: its own, and beyond that the one of its service.
+fn rule_of(target: &Target, rules: &RulesByTarget) -> Rule {
+    if rules.is_empty() {
+        return Rule::default();
     }
-}
-
-fn last_of_each(changes: Vec<RuleChange>) -> BTreeMap<String, RuleChange> {
-    let mut rules = BTreeMap::new();
-    changes.into_iter().for_each(|change| keep(&mut rules, change));
-    rules
+    let of = |name: &str| rules.get(name).map(|set| set.rule.clone()).unwrap_or_default();
+    of(&target.text).or(of(&target.service_text))
 }
 
 impl ClientBuilder {
@@ -156,41 +102,30 @@ impl Client {
 
     /// Reads the rules if the client heeds them, and follows them from then on.
     pub(super) async fn heed(&self) -> Result<(), Error> {
-        if self.0.rules.heeded.is_some() {
-            let (stream, changes) = self.0.rules.place.read().await?;
-            self.now_heeds(|heeded| *heeded = last_of_each(changes));
-            self.follow_rules(Some(stream));
+        if let Some(heeded) = &self.0.rules.heeded {
+            let stream = heeded.read(&self.0.rules.place).await?;
+            self.follow_rules(heeded.clone(), Some(stream));
         }
         Ok(())
     }
 
     /// The same, without waiting for it.
     pub(super) fn heed_later(&self) {
-        if self.0.rules.heeded.is_some() {
-            self.follow_rules(None);
+        if let Some(heeded) = &self.0.rules.heeded {
+            self.follow_rules(heeded.clone(), None);
         }
     }
 
     /// Follows the rules until the client is closed or dropped.
-    fn follow_rules(&self, stream: Option<RuleStream>) {
-        let following = follow(self.downgrade(), self.0.rules.place.clone(), stream);
-        let mut state = self.state();
+    fn follow_rules(&self, heeded: Arc<HeededRules>, stream: Option<RuleStream>) {
+        let (place, mut state) = (self.0.rules.place.clone(), self.state());
         self.0.runtime.spawn(async move {
             tokio::select! {
-                () = following => {}
+                () = heeded.follow(&place, stream) => {}
                 // An error means the same.
                 _ = state.wait_for(|state| *state == State::Closed) => {}
             }
         });
-    }
-
-    /// Changes what the client heeds.
-    fn now_heeds(&self, change: impl FnOnce(&mut BTreeMap<String, RuleChange>)) {
-        let Some(rules) = &self.0.rules.heeded else { return };
-        let mut heeded = rules.0.write().unwrap_or_else(PoisonError::into_inner);
-        change(&mut heeded);
-        let rates = heeded.values().filter_map(|set| Some((set.target.clone(), set.rule.rate?)));
-        self.0.policies.rates.rule(&rates.collect());
     }
 
     /// A request as the rules want it.
@@ -203,7 +138,7 @@ impl Client {
             return Ok(request);
         }
         // Its rate is with those of the client.
-        let Rule { timeout, retry, rate: _, breaker } = rules.of(target);
+        let Rule { timeout, retry, rate: _, breaker } = rules.now(|rules| rule_of(target, rules));
         if breaker == Some(BreakerRule::Open) && is_answered {
             self.0.policies.counted.refused_by_breaker.one_more();
             return Err(Error::CircuitOpen { method: target.to_string(), instance: None, retry_in: REFUSED_FOR });
@@ -221,7 +156,7 @@ impl Rules {
     #[must_use]
     pub fn heeded(&self) -> Vec<RuleChange> {
         let Some(rules) = &self.client.0.rules.heeded else { return Vec::new() };
-        rules.0.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        rules.now(|rules| rules.values().cloned().collect())
     }
 
     /// All rules that are set, by service or method, as the broker has them.
@@ -280,32 +215,5 @@ impl Rules {
         publish(&transport, &place.namespace, &change.document()).await?;
         // Known since something was published.
         Ok(RuleChange { user: transport.user().map(str::to_owned), ..change })
-    }
-}
-
-/// Takes what changes, and reads everything again when the stream or its connection was lost.
-async fn follow(client: WeakClient, place: RulesPlace, mut stream: Option<RuleStream>) {
-    loop {
-        while let Some(change) = match &mut stream {
-            Some(stream) => stream.next().await,
-            None => None,
-        } {
-            let Some(client) = client.upgrade() else { return };
-            let RuleChange { target, rule, user, client: by, .. } = &change;
-            info!(target, %rule, user, client = by, "a rule has changed");
-            client.now_heeds(|heeded| keep(heeded, change));
-        }
-        match place.read().await {
-            Ok((again, changes)) => {
-                let Some(client) = client.upgrade() else { return };
-                client.now_heeds(|heeded| *heeded = last_of_each(changes));
-                stream = Some(again);
-            }
-            Err(error) => {
-                debug!(%error, "the rules cannot be read now");
-                stream = None;
-                sleep(PAUSE).await;
-            }
-        }
     }
 }

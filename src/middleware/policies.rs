@@ -26,7 +26,7 @@ pub(crate) struct Policies {
     pub(crate) budgets: Arc<Budgets>,
     /// `None` unless they are switched on.
     pub(crate) breakers: Option<Arc<Breakers>>,
-    pub(crate) rates: Rates,
+    pub(crate) rates: Arc<Rates>,
     /// Made for the first call that asks for it.
     cache: OnceLock<Arc<ResultCache>>,
     hedges: Arc<Hedges>,
@@ -50,7 +50,7 @@ impl Policies {
     pub(crate) fn new(settings: PolicySettings) -> Self {
         let counted = Arc::<PolicyCounters>::default();
         let breakers = settings.has_breakers.then(|| Arc::new(Breakers::new(counted.clone())));
-        let rates = Rates::new(&settings.rates);
+        let rates = Arc::new(Rates::new(&settings.rates));
         let (budgets, cache, hedges) = Default::default();
         Self { settings, budgets, breakers, rates, cache, hedges, counted }
     }

@@ -26,9 +26,9 @@ const PREFETCH: u16 = 500;
 
 /// The rules as they come, over a connection of their own. While a stream is not ready, as after a restart, RabbitMQ ends
 /// the connection of who asks for it, which must not be that of calls.
-pub(super) struct RuleStream {
+pub(crate) struct RuleStream {
     consumer: Consumer,
-    pub(super) transport: Transport,
+    pub(crate) transport: Transport,
 }
 
 impl RuleStream {
@@ -93,7 +93,7 @@ impl RuleStream {
 ///
 /// # Errors
 /// `Broker` if this user may not write to it, or it takes nothing. `Disconnected`.
-pub(super) async fn publish(transport: &Transport, namespace: &Namespace, rule: &RuleDocument) -> Result<(), Error> {
+pub(crate) async fn publish(transport: &Transport, namespace: &Namespace, rule: &RuleDocument) -> Result<(), Error> {
     let body = serde_json::to_vec(rule).expect("texts and numbers can be JSON");
     let properties = Properties {
         // By this the message is known again.

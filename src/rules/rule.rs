@@ -67,7 +67,7 @@ impl Rule {
     }
 
     /// This rule, with what `other` says where this one says nothing.
-    pub(super) fn or(self, other: Self) -> Self {
+    pub(crate) fn or(self, other: Self) -> Self {
         Self {
             timeout: self.timeout.or(other.timeout),
             retry: self.retry.or(other.retry),
@@ -80,7 +80,7 @@ impl Rule {
     ///
     /// # Errors
     /// `Invalid` if there is no such setting.
-    pub(super) fn unset(&mut self, setting: &str) -> Result<(), Error> {
+    pub(crate) fn unset(&mut self, setting: &str) -> Result<(), Error> {
         match setting {
             "timeout" => self.timeout = None,
             "retry" => self.retry = None,
@@ -212,7 +212,7 @@ impl RuleChange {
     }
 
     /// The document that says it.
-    pub(super) fn document(&self) -> RuleDocument {
+    pub(crate) fn document(&self) -> RuleDocument {
         let since = self.at.duration_since(UNIX_EPOCH).unwrap_or_default();
         RuleDocument {
             kind: RULE.to_owned(),
@@ -231,7 +231,7 @@ impl RuleChange {
 ///
 /// # Errors
 /// `Invalid` if it is neither.
-pub(super) fn target_of(text: &str) -> Result<String, Error> {
+pub(crate) fn target_of(text: &str) -> Result<String, Error> {
     if let Ok(service) = ServiceId::parse(text) {
         return Ok(service.to_string());
     }
