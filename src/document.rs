@@ -18,6 +18,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::announcement::{ANNOUNCED, Announcement, LifeState};
+pub use self::rule::RuleInForce;
 pub(crate) use self::rule::{RULE, RuleDocument};
 #[cfg(feature = "schema")]
 pub use self::schema::{MethodSchema, ParameterSchema, ServiceSchema};
@@ -103,6 +104,9 @@ pub struct Instance {
     pub quarantined: bool,
     /// What its program says about it, by [`Server::attribute`](crate::Server::attribute).
     pub attributes: BTreeMap<String, String>,
+    /// The rules of the service and its methods that are in force there, by their targets. `None` if it does not [heed
+    /// rules](crate::ServerBuilder::rules).
+    pub rules: Option<Vec<RuleInForce>>,
     /// Its methods, sorted by name.
     pub methods: Vec<MethodInfo>,
 }
@@ -212,6 +216,7 @@ mod tests {
                 codecs: vec!["CBOR".into()],
                 compressions: vec!["lz4".into()],
                 attributes: BTreeMap::from([("zone".into(), "eu1".into())]),
+                rules: Some(vec![RuleInForce { target: "math.v1".into(), at_ms: 9, ..RuleInForce::default() }]),
                 methods: vec![method],
             };
             let payload = written(codec, &info);

@@ -84,16 +84,21 @@ pub enum Error {
         /// What is full.
         what: String,
     },
-    /// The [breaker](crate::Breaker) of the method is open, since its calls have failed. Nothing was sent.
-    #[error("`{}` has not run: its breaker is open for {retry_in:.1?}, since its calls have failed", at(method, instance.as_deref()))]
+    /// The [breaker](crate::Breaker) of the method is open, since its calls have failed, or since a
+    /// [rule](crate::BreakerRule::Open) says so. Nothing was sent.
+    #[error("`{}` has not run: its breaker is open {}", at(method, instance.as_deref()), why_open(*retry_in, rule.as_deref(), set_by.as_deref()))]
     #[non_exhaustive]
     CircuitOpen {
         /// The method, as `name.vMAJOR.method`.
         method: String,
         /// The instance, if the breaker is that of calls to this one.
         instance: Option<String>,
-        /// When another attempt may pass.
+        /// When another attempt may pass. If a rule has opened it, when to ask again.
         retry_in: Duration,
+        /// The service, as `name.vMAJOR`, or the method, whose rule has opened it. `None` if calls have failed.
+        rule: Option<String>,
+        /// Who has set that rule: the user whom the broker has verified, or else how the client names itself.
+        set_by: Option<String>,
     },
     /// The service's queue refused the call, though the service sets no limit for it. Usually the queue's node in a cluster
     /// is away: a [quorum queue](crate::Service::quorum) survives that. Other causes: the first server of the service is
@@ -316,6 +321,12 @@ impl fmt::Debug for Error {
 /// A method, and the instance if there is one.
 fn at(method: &str, instance: Option<&str>) -> String {
     instance.map_or_else(|| method.to_owned(), |instance| format!("{method}@{instance}"))
+}
+
+fn why_open(retry_in: Duration, rule: Option<&str>, set_by: Option<&str>) -> String {
+    let Some(rule) = rule else { return format!("for {retry_in:.1?}, since its calls have failed") };
+    let by = set_by.map(|by| format!(" that `{by}` has set")).unwrap_or_default();
+    format!("by the rule of `{rule}`{by}: `hopline rules unset {rule} breaker` closes it")
 }
 
 fn nobody(service: &str, oneway: Option<&str>) -> String {

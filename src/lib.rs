@@ -239,7 +239,9 @@ pub use context::Context;
 pub use dead::{
     DeadLetter, DeadLetters, DeadLettersBuilder, EarlierDeath, Fate, Handled, LetterKind, Listed, WhichLetters,
 };
-pub use document::{Histogram, Instance, InstanceStats, LastFault, MethodInfo, MethodStats, Tapped, TappedCall};
+pub use document::{
+    Histogram, Instance, InstanceStats, LastFault, MethodInfo, MethodStats, RuleInForce, Tapped, TappedCall,
+};
 #[cfg(feature = "schema")]
 pub use document::{MethodSchema, ParameterSchema, ServiceSchema};
 pub use error::{CallError, Code, Error, Fault, Unanswered};

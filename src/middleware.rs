@@ -44,7 +44,7 @@ pub(crate) use self::rate::Paced;
 pub use self::rate_limit::{RateCounts, RateLimit};
 pub use self::reply::Reply;
 pub(crate) use self::retry::RetryOn;
-pub(crate) use self::server_policy::ServerPolicy;
+pub(crate) use self::server_policy::{PacedBy, ServerPolicy};
 pub use self::shedding::{ShedCounts, Shedding};
 use crate::error::{Code, Error, Fault};
 

@@ -12,13 +12,12 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info};
 
-pub(crate) use self::rule::target_of;
 pub use self::rule::{BreakerRule, Rule, RuleChange};
 pub(crate) use self::stream::{RuleStream, publish};
 use crate::error::Error;
 use crate::limits::ANSWER_TIMEOUT;
 use crate::topology::Namespace;
-use crate::transport::{Dial, Role};
+use crate::transport::{Dial, Role, is_down};
 
 /// How long to wait before the stream is tried again.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -41,8 +40,7 @@ impl RulesPlace {
         loop {
             let transport = self.dial.connect(self.role).await?;
             match RuleStream::read(transport, &self.namespace).await {
-                // A stream that is not ready yet costs the connection.
-                Err(Error::Disconnected { .. }) if began.elapsed() < ANSWER_TIMEOUT => sleep(PAUSE).await,
+                Err(error) if is_not_ready(&error) && began.elapsed() < ANSWER_TIMEOUT => sleep(PAUSE).await,
                 Err(Error::Disconnected { reason, .. }) => {
                     let why = format!(
                         "it ends each connection that asks for it ({reason}). If its node was killed just after the stream \
@@ -53,6 +51,15 @@ impl RulesPlace {
                 read => return read,
             }
         }
+    }
+}
+
+/// Whether the stream may be there soon, as after a restart. To ask for it too early costs the connection at times.
+fn is_not_ready(error: &Error) -> bool {
+    match error {
+        Error::Disconnected { .. } => true,
+        Error::Broker { reason, .. } => is_down(reason),
+        _ => false,
     }
 }
 

@@ -31,6 +31,7 @@ mod reason;
 mod repair;
 mod replies;
 mod reply;
+mod rules;
 mod running;
 #[cfg(feature = "metrics")]
 mod sender_clocks;
@@ -65,6 +66,7 @@ pub(crate) use self::measured::{MeasuredServer, ServiceTold};
 use self::process::ProcessFacts;
 pub use self::readiness::{Readiness, ServerHealth};
 use self::replies::Replier;
+use self::rules::ServerRules;
 pub use self::running::Running;
 use self::signals::Signals;
 use self::site::Site;
@@ -97,6 +99,8 @@ pub struct Server {
     /// `None` if the server connects only when it starts.
     transport: Option<Transport>,
     namespace: Namespace,
+    /// `Some` if it heeds rules.
+    rules: Option<ServerRules>,
     max_message_size: usize,
     compression: Option<Compression>,
     middleware: Chain,
@@ -252,9 +256,10 @@ impl Server {
     ///   are too many or too large,
     /// - `Mismatch` if a queue exists with other arguments,
     /// - `Broker` if the broker refuses something else,
-    /// - `Disconnected` if the connection is lost meanwhile.
+    /// - `Disconnected` if the connection is lost meanwhile,
+    /// - as [`Rules::get`](crate::Rules::get) if the server is to [heed rules](ServerBuilder::rules).
     pub async fn start(self) -> Result<Running, Error> {
-        let Self { dial, transport, namespace, max_message_size, compression, instance, .. } = self;
+        let Self { dial, transport, namespace, rules, max_message_size, compression, instance, .. } = self;
         let Self { services, subscriptions, attributes, allow, allow_drain, middleware, .. } = self;
         check_entries(attributes.iter().map(|(name, value)| (&**name, &**value)))
             .map_err(|excess| Error::Invalid(too_many(excess)))?;
@@ -279,6 +284,7 @@ impl Server {
             transports,
             exchanges: Exchanges::of(&namespace),
             namespace,
+            rules,
             instance,
             name,
             muted: AtomicBool::new(false),

@@ -28,8 +28,8 @@ pub use self::dial::Dial;
 pub(crate) use self::dial::DialSettings;
 pub(crate) use self::dial::{check_address, check_program_name, next_look_back, pause_before_next};
 pub(crate) use self::publishing::ReceiptSender;
-pub(crate) use self::publishing::forbids;
 pub use self::publishing::{Confirm, Loss, Lost, Properties, Publication, Receipt};
+pub(crate) use self::publishing::{forbids, is_down};
 #[cfg(feature = "tls")]
 pub use self::tls::Tls;
 use crate::error::Error;

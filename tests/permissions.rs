@@ -318,6 +318,18 @@ async fn only_who_may_write_to_the_exchange_of_rules_can_set_them() {
     assert_eq!(soon(heard).await.as_deref(), Some("setting"));
     let said = heeding("mallory").await.expect_err("it may not read").to_string();
     assert!(said.contains("ACCESS_REFUSED"), "{said}");
+    // A server needs no more than a client for it.
+    let serve = async || {
+        let server = Server::builder().rules().connect(&address(&node, "server")).await.expect("it may log in");
+        server.serve(Service::new("calculator", 1)).start().await
+    };
+    let said = serve().await.expect_err("it may not read").to_string();
+    assert!(said.contains("ACCESS_REFUSED"), "{said}");
+    let server = commands("set_permissions").find(|words| words[3] == "server").expect("the document has one");
+    let ["set_permissions", "-p", "/", _, configure, write, read] = &server[..] else { panic!("{server:?}") };
+    node.ctl(&["set_permissions", "-p", "/", "server", configure, write, &with_rules(read)]).await;
+    let running = serve().await.expect("it may read");
+    assert_eq!(*running.state().borrow(), State::Ready);
 }
 
 #[tokio::test]

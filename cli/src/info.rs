@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Args;
-use hopline::{Instance, MethodInfo, ServiceSchema};
+use hopline::{Instance, MethodInfo, RuleInForce, ServiceSchema};
 
 use crate::asking::{Asking, nobody, service};
 use crate::failed::Failed;
@@ -79,18 +79,31 @@ fn shown(instances: &[Instance]) -> String {
         ]
     };
     let instances_shown = table(std::iter::once(head).chain(instances.iter().map(row)).collect());
-    // While a new version is rolled out, not all of them have the same.
-    let mut methods = BTreeMap::<String, usize>::new();
-    for instance in instances {
-        for method in instance.methods.iter().map(described).collect::<BTreeSet<_>>() {
-            *methods.entry(method).or_default() += 1;
-        }
+    let methods = in_common(instances, |instance| instance.methods.iter().map(described).collect());
+    let rules = in_common(instances, |instance| instance.rules.iter().flatten().map(ruled).collect());
+    let rules = if rules.is_empty() { rules } else { format!("\n\nRULES\n{rules}") };
+    format!("{instances_shown}\n\nMETHODS\n{methods}{rules}")
+}
+
+/// A line for each of what instances tell. While a new version is rolled out, or a rule is just being set, not all of them
+/// tell the same.
+fn in_common(instances: &[Instance], told: impl Fn(&Instance) -> BTreeSet<String>) -> String {
+    let mut lines = BTreeMap::<String, usize>::new();
+    for told in instances.iter().flat_map(told) {
+        *lines.entry(told).or_default() += 1;
     }
-    let line = |(method, count): (String, usize)| match count == instances.len() {
-        true => method,
-        false => format!("{method}  ({count} of {} instances)", instances.len()),
+    let line = |(line, count): (String, usize)| match count == instances.len() {
+        true => line,
+        false => format!("{line}  ({count} of {} instances)", instances.len()),
     };
-    format!("{instances_shown}\n\nMETHODS\n{}", methods.into_iter().map(line).collect::<Vec<_>>().join("\n"))
+    lines.into_iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// A rule that a server goes by, and who has set it.
+fn ruled(rule: &RuleInForce) -> String {
+    let RuleInForce { target, settings, user, client, at_ms, .. } = rule;
+    let user = user.as_ref().map(|user| format!("{user}, ")).unwrap_or_default();
+    one_line(&format!("{target}  {settings}  (set by {user}{client}, {} ago)", age(*at_ms)))
 }
 
 /// A method with what sets it apart.
@@ -127,5 +140,17 @@ mod tests {
         let shown = shown(&[one, two]);
         assert!(shown.ends_with("METHODS\nadd(a: i64)  [idempotent timeout=2s]  (1 of 2 instances)"), "{shown}");
         assert!(shown.contains("zone=eu 1"), "{shown}");
+    }
+
+    #[test]
+    fn rules_in_force_are_shown_with_who_has_set_them() {
+        let mut rule = RuleInForce::default();
+        (rule.target, rule.settings) = ("demo.v1.add".to_owned(), "server_rate=5/s".to_owned());
+        (rule.user, rule.client) = (Some("guest".to_owned()), "me".to_owned());
+        let mut one = Instance::default();
+        one.rules = Some(vec![rule]);
+        let shown = shown(&[one, Instance::default()]);
+        assert!(shown.contains("RULES\ndemo.v1.add  server_rate=5/s  (set by guest, me, "), "{shown}");
+        assert!(shown.ends_with(" ago)  (1 of 2 instances)"), "{shown}");
     }
 }

@@ -1,4 +1,4 @@
-//! `hopline rules`: settings of calls that are changed while clients run.
+//! `hopline rules`: settings of services and methods that are changed while clients and servers run.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -10,20 +10,24 @@ use crate::address::{Address, Namespace, closed, within};
 use crate::failed::{Failed, tell};
 use crate::printed::{age, json, print, table};
 
-/// Set and look at rules: settings of calls that running clients heed.
+/// Set and look at rules: settings that running clients and servers heed.
 ///
-/// A rule is for a service or one of its methods. What it says wins over what the code of a client says, in every client
-/// that was built with `ClientBuilder::rules`, at once and when it starts. Exits with 0 when it is done, with 1 when it
-/// cannot be, with 71 when the broker does not allow it, and with 2 on wrong usage.
+/// A rule is for a service or one of its methods. What it says wins over what the code says, at once and when a program
+/// starts, in every client that was built with `ClientBuilder::rules` and every server that was built with
+/// `ServerBuilder::rules`. Servers heed the settings that begin with `server_`, and clients the others. Exits with 0 when it
+/// is done, with 1 when it cannot be, with 71 when the broker does not allow it, and with 2 on wrong usage.
 #[derive(Subcommand)]
 #[command(after_help = "Examples:\n  hopline rules set demo.add timeout=2s retry=1\n  hopline rules get")]
 pub(crate) enum Rules {
     /// Set a rule. Settings that an earlier rule has and this one does not name stay
     ///
-    /// timeout=TIME is how long a call may take, such as 500ms or 2s; a call with a time-out of its own gets the shorter
-    /// one. retry=NUMBER is how many more attempts it has. rate=NUMBER/s is how
-    /// many calls a second each client sends. breaker=open lets no call through that is answered, and
-    /// breaker=auto is for a method whose service has breaker=open.
+    /// Clients heed these: timeout=TIME is how long a call may take, such as 500ms or 2s; a call with a time-out of its own
+    /// gets the shorter one. retry=NUMBER is how many more attempts it has. rate=NUMBER/s is how many calls a second each
+    /// client sends. breaker=open lets no call through that is answered, and breaker=auto is for a method whose service has
+    /// breaker=open.
+    ///
+    /// Servers heed these: server_rate=NUMBER/s is how many calls of each method a second each server takes from each user.
+    /// server_concurrency=NUMBER is how many calls of the service each server runs at once.
     Set(Set),
     /// Print the rules that are set, and who has set them
     Get(Get),
@@ -52,12 +56,13 @@ struct Broker {
 
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  hopline rules set demo.add timeout=2s retry=1\n  hopline rules set demo breaker=open"
+    after_help = "Examples:\n  hopline rules set demo.add timeout=2s retry=1\n  hopline rules set demo breaker=open\n  hopline rules set demo server_concurrency=8"
 )]
 pub(crate) struct Set {
     /// SERVICE or SERVICE.METHOD, with .vMAJOR after the service for a version other than 1
     target: String,
-    /// timeout=TIME, retry=NUMBER, rate=NUMBER/s, breaker=open|auto
+    /// For clients timeout=TIME, retry=NUMBER, rate=NUMBER/s, breaker=open|auto; for servers server_rate=NUMBER/s,
+    /// server_concurrency=NUMBER
     #[arg(required = true, value_name = "SETTING=VALUE")]
     settings: Vec<String>,
     #[command(flatten)]
@@ -78,7 +83,7 @@ pub(crate) struct Get {
 pub(crate) struct Unset {
     /// SERVICE or SERVICE.METHOD
     target: String,
-    /// timeout, retry, rate, breaker [default: all of them]
+    /// timeout, retry, rate, breaker, server_rate, server_concurrency [default: all of them]
     #[arg(value_name = "SETTING")]
     settings: Vec<String>,
     #[command(flatten)]
@@ -158,6 +163,8 @@ fn told(change: &RuleChange) -> Value {
         "retry": rule.retry,
         "rate": rule.rate,
         "breaker": rule.breaker.map(|breaker| breaker.to_string()),
+        "server_rate": rule.server_rate,
+        "server_concurrency": rule.server_concurrency,
         "user": user,
         "client": client,
         "at_ms": at(change),

@@ -10,7 +10,7 @@ use super::{Client, ClientBuilder};
 use crate::error::Error;
 use crate::middleware::Policies;
 use crate::rules::{
-    BreakerRule, HeededRules, Rule, RuleChange, RuleStream, RulesByTarget, RulesPlace, last_of_each, publish, target_of,
+    BreakerRule, HeededRules, Rule, RuleChange, RuleStream, RulesByTarget, RulesPlace, last_of_each, publish,
 };
 use crate::state::State;
 use crate::transport::Role;
@@ -71,6 +71,19 @@ fn rule_of(target: &Target, rules: &RulesByTarget) -> Rule {
     }
     let of = |name: &str| rules.get(name).map(|set| set.rule.clone()).unwrap_or_default();
     of(&target.text).or(of(&target.service_text))
+}
+
+/// The error of a call that a rule keeps back.
+fn held_back(target: &Target, rules: &RulesByTarget) -> Error {
+    let mut sets = [&target.text, &target.service_text].into_iter().filter_map(|name| rules.get(&**name));
+    let opened = sets.find(|set| set.rule.breaker.is_some());
+    Error::CircuitOpen {
+        method: target.to_string(),
+        instance: None,
+        retry_in: REFUSED_FOR,
+        rule: opened.map(|set| set.target.clone()),
+        set_by: opened.map(|set| set.user.as_ref().unwrap_or(&set.client).clone()),
+    }
 }
 
 impl ClientBuilder {
@@ -137,11 +150,15 @@ impl Client {
         if target.is_question() {
             return Ok(request);
         }
-        // Its rate is with those of the client.
-        let Rule { timeout, retry, rate: _, breaker } = rules.now(|rules| rule_of(target, rules));
-        if breaker == Some(BreakerRule::Open) && is_answered {
+        // Its rate is with those of the client. The rest is for servers.
+        let (Rule { timeout, retry, .. }, refusal) = rules.now(|rules| {
+            let rule = rule_of(target, rules);
+            let is_open = rule.breaker == Some(BreakerRule::Open);
+            (rule, (is_open && is_answered).then(|| held_back(target, rules)))
+        });
+        if let Some(refusal) = refusal {
             self.0.policies.counted.refused_by_breaker.one_more();
-            return Err(Error::CircuitOpen { method: target.to_string(), instance: None, retry_in: REFUSED_FOR });
+            return Err(refusal);
         }
         if let Some(most) = timeout {
             request.timeout = Some(request.timeout.map_or(most, |own| own.min(most)));
@@ -204,12 +221,13 @@ impl Rules {
     }
 
     async fn change(&self, target: &str, to: impl FnOnce(Rule) -> Result<Rule, Error>) -> Result<RuleChange, Error> {
-        let target = target_of(target)?;
+        let target = Rule::default().target_of(target)?;
         let place = &self.client.0.rules.place;
         let (stream, changes) = place.read().await?;
         let transport = stream.transport;
         let before = last_of_each(changes).remove(&target).map(|set| set.rule).unwrap_or_default();
         let rule = to(before)?;
+        rule.target_of(&target)?;
         let (client, at) = (self.client.0.caller.to_string(), SystemTime::now());
         let change = RuleChange { target, rule, user: None, client, at };
         publish(&transport, &place.namespace, &change.document()).await?;

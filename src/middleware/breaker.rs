@@ -166,7 +166,7 @@ impl Breakers {
             Err(retry_in) => {
                 self.counted.refused_by_breaker.one_more();
                 let instance = instance.map(ToString::to_string);
-                Err(Error::CircuitOpen { method: method.to_string(), instance, retry_in })
+                Err(Error::CircuitOpen { method: method.to_string(), instance, retry_in, rule: None, set_by: None })
             }
         }
     }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use futures::future::BoxFuture;
 use tracing::error;
 
-use super::{Finished, Invocation, Middleware, Reply, ServerPolicy};
+use super::{Finished, Invocation, Middleware, PacedBy, Reply, ServerPolicy};
 use crate::error::{Code, Error, Fault};
 use crate::panics::words;
 
@@ -136,9 +136,16 @@ impl Chain {
     }
 
     /// Asks all middleware whether they accept a call, until one refuses. A middleware that panics refuses. `admitted`
-    /// becomes the number of those that have accepted it.
+    /// becomes the number of those that have accepted it. Where a rule paces calls, the code does not.
     pub(crate) fn admit(&self, call: &Invocation, admitted: &AtomicUsize) -> Result<(), NotAdmitted> {
+        let mut is_ruled = false;
         self.0.iter().try_for_each(|layer| {
+            let paced = layer.policy().and_then(|policy| policy.paces(call));
+            is_ruled |= paced == Some(PacedBy::Rule);
+            if is_ruled && paced == Some(PacedBy::Code) {
+                admitted.fetch_add(1, Ordering::Relaxed);
+                return Ok(());
+            }
             // One that panics has not said yes.
             let asked = catch_unwind(AssertUnwindSafe(|| layer.admit(call))).unwrap_or_else(|panic| {
                 let (service, method) = (call.service(), call.method());

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Invocation, Middleware, ServerPolicy, Style};
+use super::{Invocation, Middleware, PacedBy, ServerPolicy, Style};
 use crate::error::{Code, Fault};
 
 /// How many users and methods are told apart at once, unless a program sets another number.
@@ -202,6 +202,10 @@ impl Middleware for RateLimit {
 impl ServerPolicy for RateLimit {
     fn holds(&self) -> bool {
         true
+    }
+
+    fn paces(&self, _: &Invocation) -> Option<PacedBy> {
+        self.by_user.then_some(PacedBy::Code)
     }
 }
 

@@ -17,6 +17,12 @@ pub trait ServerPolicy: Send + Sync {
         false
     }
 
+    /// What paces a call of this user, if this does.
+    fn paces(&self, call: &Invocation) -> Option<PacedBy> {
+        let _ = call;
+        None
+    }
+
     /// Decides about a request that has its place and is about to begin.
     fn begins(&self, call: &Invocation) -> Result<(), Fault> {
         let _ = call;
@@ -37,6 +43,15 @@ pub trait ServerPolicy: Send + Sync {
     fn quarantine(&self) -> Option<&Quarantine> {
         None
     }
+}
+
+/// Who has said how many calls a second a user may make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PacedBy {
+    /// The program, by a [`RateLimit`](super::RateLimit).
+    Code,
+    /// A rule of an operator, in place of that.
+    Rule,
 }
 
 impl Invocation {

@@ -4,16 +4,16 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::document::{RULE, RuleDocument};
+use crate::document::{RULE, RuleDocument, RuleInForce};
 use crate::environment;
 use crate::error::Error;
 use crate::topology::ServiceId;
 
-/// What calls of a service or a method do, whatever the code of their clients says: set by
-/// [`Rules::set`](crate::Rules::set).
+/// What is done about calls of a service or a method, whatever the code says: set by [`Rules::set`](crate::Rules::set).
 ///
-/// As text, it is a list of settings, `timeout=2s retry=1 rate=100/s breaker=open`. What it does not name is left to the code, or
-/// to the rule of the service if it is the rule of a method.
+/// Servers heed the settings whose names begin with `server_`, and clients all others. As text, it is a list of settings,
+/// `timeout=2s retry=1 rate=100/s breaker=open server_rate=20/s server_concurrency=8`. What it does not name is left to the
+/// code, or to the rule of the service if it is the rule of a method.
 ///
 /// ```
 /// # fn main() -> Result<(), hopline::Error> {
@@ -37,6 +37,14 @@ pub struct Rule {
     pub rate: Option<u32>,
     /// Whether calls with an answer are let through.
     pub breaker: Option<BreakerRule>,
+    /// How many calls of each method a second each server takes from each user, at least 1. It replaces
+    /// [`RateLimit::per_user`](crate::RateLimit::per_user), and does the same: further requests are refused, and further
+    /// oneway calls wait in the server. The rule of a service is for each of its methods.
+    pub server_rate: Option<u32>,
+    /// How many calls of the service each server runs at once, at least 1. It replaces
+    /// [`Service::concurrency`](crate::Service::concurrency) and [`Adaptive`](crate::Adaptive). A server has no more
+    /// calls to run than its [prefetch](crate::Service::prefetch) lets it hold. It is no setting of a method.
+    pub server_concurrency: Option<u32>,
 }
 
 /// What a [`Rule`] says of the breaker of a method. A client needs no [breakers](crate::ClientBuilder::breaker) for it.
@@ -57,7 +65,7 @@ pub enum BreakerRule {
 }
 
 /// The names of the settings.
-const SETTINGS: [&str; 4] = ["timeout", "retry", "rate", "breaker"];
+const SETTINGS: [&str; 6] = ["timeout", "retry", "rate", "breaker", "server_rate", "server_concurrency"];
 
 impl Rule {
     /// Whether it says nothing.
@@ -73,6 +81,8 @@ impl Rule {
             retry: self.retry.or(other.retry),
             rate: self.rate.or(other.rate),
             breaker: self.breaker.or(other.breaker),
+            server_rate: self.server_rate.or(other.server_rate),
+            server_concurrency: self.server_concurrency.or(other.server_concurrency),
         }
     }
 
@@ -86,9 +96,32 @@ impl Rule {
             "retry" => self.retry = None,
             "rate" => self.rate = None,
             "breaker" => self.breaker = None,
+            "server_rate" => self.server_rate = None,
+            "server_concurrency" => self.server_concurrency = None,
             _ => return Err(unknown(setting)),
         }
         Ok(())
+    }
+}
+
+impl Rule {
+    /// The service or the method that it is for, with the version.
+    ///
+    /// # Errors
+    /// `Invalid` if `text` is neither, or the rule is of no use for it.
+    pub(crate) fn target_of(&self, text: &str) -> Result<String, Error> {
+        if let Ok(service) = ServiceId::parse(text) {
+            return Ok(service.to_string());
+        }
+        let (service, method) = ServiceId::with_method(text).map_err(|_| {
+            Error::Invalid(format!("`{text}`: write SERVICE or SERVICE.METHOD, such as demo or demo.v2.add"))
+        })?;
+        if self.server_concurrency.is_some() {
+            return Err(Error::Invalid(format!(
+                "`server_concurrency` is for all methods of a service together: set it for `{service}`"
+            )));
+        }
+        Ok(format!("{service}.{method}"))
     }
 }
 
@@ -110,8 +143,13 @@ impl FromStr for Rule {
             match name {
                 "timeout" => rule.timeout = Some(environment::duration(value).map_err(|why| wrong(&why))?),
                 "retry" => rule.retry = Some(value.parse().map_err(|_| wrong("write a whole number, such as 2"))?),
-                "rate" => {
-                    rule.rate = Some(rate(value).ok_or_else(|| wrong("write a whole number above 0, such as 100/s"))?)
+                "rate" | "server_rate" => {
+                    let calls = rate(value).ok_or_else(|| wrong("write a whole number above 0, such as 100/s"))?;
+                    *(if name == "rate" { &mut rule.rate } else { &mut rule.server_rate }) = Some(calls);
+                }
+                "server_concurrency" => {
+                    let calls = above_0(value).ok_or_else(|| wrong("write a whole number above 0, such as 8"))?;
+                    rule.server_concurrency = Some(calls);
                 }
                 "breaker" => rule.breaker = Some(breaker(value).ok_or_else(|| wrong("write `open` or `auto`"))?),
                 _ => return Err(unknown(name)),
@@ -122,7 +160,11 @@ impl FromStr for Rule {
 }
 
 fn rate(text: &str) -> Option<u32> {
-    text.strip_suffix("/s").unwrap_or(text).parse().ok().filter(|calls| *calls > 0)
+    above_0(text.strip_suffix("/s").unwrap_or(text))
+}
+
+fn above_0(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|calls| *calls > 0)
 }
 
 fn breaker(text: &str) -> Option<BreakerRule> {
@@ -152,6 +194,8 @@ impl fmt::Display for Rule {
             self.retry.map(|retry| format!("retry={retry}")),
             self.rate.map(|calls| format!("rate={calls}/s")),
             self.breaker.map(|breaker| format!("breaker={breaker}")),
+            self.server_rate.map(|calls| format!("server_rate={calls}/s")),
+            self.server_concurrency.map(|calls| format!("server_concurrency={calls}")),
         ];
         let parts: Vec<_> = timeout.into_iter().chain(others.into_iter().flatten()).collect();
         f.write_str(&parts.join(" "))
@@ -194,12 +238,14 @@ impl RuleChange {
     /// A sentence that says why it cannot be read.
     pub(super) fn read(body: &[u8], user: Option<String>) -> Result<Option<Self>, String> {
         let document: RuleDocument = serde_json::from_slice(body).map_err(|error| error.to_string())?;
-        let RuleDocument { kind, target, timeout_ms, retry, rate, breaker: said, client, at_ms } = document;
+        let RuleDocument { kind, target, timeout_ms, retry, rate, breaker: said, client, at_ms, .. } = document;
+        let RuleDocument { server_rate, server_concurrency, .. } = document;
         if kind != RULE {
             return Err(format!("its type is `{kind}`"));
         }
-        if rate == Some(0) {
-            return Err("`rate` is 0".to_owned());
+        let numbers = [("rate", rate), ("server_rate", server_rate), ("server_concurrency", server_concurrency)];
+        if let Some((name, _)) = numbers.iter().find(|(_, number)| *number == Some(0)) {
+            return Err(format!("`{name}` is 0"));
         }
         if target.is_empty() {
             return Ok(None);
@@ -207,13 +253,26 @@ impl RuleChange {
         let breaker = said.map(|said| breaker(&said).ok_or_else(|| format!("`breaker` is `{said}`"))).transpose()?;
         let timeout = timeout_ms.map(|millis| Duration::from_millis(millis.max(1)));
         let at = UNIX_EPOCH.checked_add(Duration::from_millis(at_ms)).unwrap_or(UNIX_EPOCH);
-        let target = target_of(&target).map_err(|error| error.to_string())?;
-        Ok(Some(Self { target, rule: Rule { timeout, retry, rate, breaker }, user, client, at }))
+        let rule = Rule { timeout, retry, rate, breaker, server_rate, server_concurrency };
+        let target = rule.target_of(&target).map_err(|error| error.to_string())?;
+        Ok(Some(Self { target, rule, user, client, at }))
+    }
+
+    /// What it says to servers. `None` if that is nothing.
+    pub(crate) fn for_servers(&self) -> Option<RuleInForce> {
+        let Rule { server_rate, server_concurrency, .. } = self.rule;
+        let rule = Rule { server_rate, server_concurrency, ..Rule::default() };
+        let (target, user, client) = (self.target.clone(), self.user.clone(), self.client.clone());
+        let told = || RuleInForce { target, settings: rule.to_string(), user, client, at_ms: self.at_ms() };
+        (!rule.is_empty()).then(told)
+    }
+
+    fn at_ms(&self) -> u64 {
+        millis(self.at.duration_since(UNIX_EPOCH).unwrap_or_default())
     }
 
     /// The document that says it.
     pub(crate) fn document(&self) -> RuleDocument {
-        let since = self.at.duration_since(UNIX_EPOCH).unwrap_or_default();
         RuleDocument {
             kind: RULE.to_owned(),
             target: self.target.clone(),
@@ -221,24 +280,12 @@ impl RuleChange {
             retry: self.rule.retry,
             rate: self.rule.rate,
             breaker: self.rule.breaker.map(|breaker| breaker.to_string()),
+            server_rate: self.rule.server_rate,
+            server_concurrency: self.rule.server_concurrency,
             client: self.client.clone(),
-            at_ms: millis(since),
+            at_ms: self.at_ms(),
         }
     }
-}
-
-/// The service or the method that a rule is for, with the version.
-///
-/// # Errors
-/// `Invalid` if it is neither.
-pub(crate) fn target_of(text: &str) -> Result<String, Error> {
-    if let Ok(service) = ServiceId::parse(text) {
-        return Ok(service.to_string());
-    }
-    let (service, method) = ServiceId::with_method(text).map_err(|_| {
-        Error::Invalid(format!("`{text}`: write SERVICE or SERVICE.METHOD, such as demo or demo.v2.add"))
-    })?;
-    Ok(format!("{service}.{method}"))
 }
 
 #[cfg(test)]
@@ -253,7 +300,12 @@ mod tests {
             ("rate=0/s", "`rate=0/s`: write a whole number above 0"),
             ("breaker=shut", "`breaker=shut`: write `open` or `auto`"),
             ("retry", "`retry`: write SETTING=VALUE"),
-            ("speed=3", "`speed` is no setting of a rule: there are `timeout`, `retry`, `rate`, `breaker`"),
+            (
+                "speed=3",
+                "`speed` is no setting of a rule: there are `timeout`, `retry`, `rate`, `breaker`, `server_rate`",
+            ),
+            ("server_rate=x", "`server_rate=x`: write a whole number above 0, such as 100/s"),
+            ("server_concurrency=0", "`server_concurrency=0`: write a whole number above 0, such as 8"),
         ] {
             let error = text.parse::<Rule>().expect_err("a bad rule").to_string();
             assert!(error.starts_with(told), "{error}");
@@ -262,11 +314,16 @@ mod tests {
 
     #[test]
     fn rules_are_read_as_they_are_written() {
-        for text in ["", "timeout=1500ms", "timeout=2s retry=0 rate=100/s breaker=auto", "breaker=open"] {
+        for text in [
+            "",
+            "timeout=1500ms",
+            "timeout=2s retry=0 rate=100/s breaker=auto",
+            "breaker=open server_rate=7/s server_concurrency=8",
+        ] {
             assert_eq!(text.parse::<Rule>().expect("a rule").to_string(), text);
         }
         let at = UNIX_EPOCH + Duration::from_secs(1);
-        let rule = "timeout=2s retry=1 rate=5/s breaker=open".parse().expect("a rule");
+        let rule = "timeout=2s retry=1 rate=5/s breaker=open server_rate=6/s".parse().expect("a rule");
         let change = RuleChange { target: "demo.v1.add".into(), rule, user: None, client: "me".into(), at };
         let written = serde_json::to_vec(&change.document()).expect("it can be JSON");
         assert_eq!(RuleChange::read(&written, None), Ok(Some(change)));
@@ -275,6 +332,8 @@ mod tests {
             &b"{"[..],
             br#"{"type":"hopline.v2.rule","target":"demo"}"#,
             br#"{"type":"hopline.v1.rule","target":"a b"}"#,
+            br#"{"type":"hopline.v1.rule","target":"demo","server_rate":0}"#,
+            br#"{"type":"hopline.v1.rule","target":"demo.add","server_concurrency":8}"#,
         ] {
             assert!(RuleChange::read(other, None).is_err());
         }
@@ -285,8 +344,8 @@ mod tests {
         for (text, target) in
             [("demo", "demo.v1"), ("demo.v2", "demo.v2"), ("demo.add", "demo.v1.add"), ("demo.v2.add", "demo.v2.add")]
         {
-            assert_eq!(target_of(text).expect("a target"), target);
+            assert_eq!(Rule::default().target_of(text).expect("a target"), target);
         }
-        assert!(target_of("a b").is_err() && target_of("demo.v1.add.more").is_err());
+        assert!(Rule::default().target_of("a b").is_err() && Rule::default().target_of("demo.v1.add.more").is_err());
     }
 }

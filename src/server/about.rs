@@ -75,6 +75,7 @@ impl Worker {
             draining: self.site.draining.is_cancelled(),
             quarantined: self.is_away(Source::Calls),
             attributes: self.site.attributes.clone(),
+            rules: self.site.rules.as_ref().map(|rules| rules.in_force(&self.name)),
             methods: self.all_methods().map(|served| served.method.info()).collect(),
         }
     }

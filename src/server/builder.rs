@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use tracing::info;
 
+use super::rules::ServerRules;
 use super::{Allow, Server};
 use crate::compression::Compression;
 use crate::environment;
 use crate::error::Error;
 use crate::limits::MAX_MESSAGE_SIZE;
 use crate::middleware::{Chain, Middleware};
+use crate::rules::RulesPlace;
 use crate::settings::{Decided, Settings, common_settings};
 use crate::topology::short_id;
 use crate::transport::{Dial, Role, Transport};
@@ -32,6 +34,7 @@ pub struct ServerBuilder {
     max_message_size: usize,
     compression: Option<Compression>,
     middleware: Chain,
+    pub(super) has_rules: bool,
 }
 
 impl Default for ServerBuilder {
@@ -41,6 +44,7 @@ impl Default for ServerBuilder {
             max_message_size: MAX_MESSAGE_SIZE,
             compression: None,
             middleware: Chain::default(),
+            has_rules: false,
         }
     }
 }
@@ -148,11 +152,20 @@ impl ServerBuilder {
 
     /// The server with these settings. It has no services yet.
     fn server(self, decided: Decided, dial: Dial, instance: Arc<str>, transport: Option<Transport>) -> Server {
-        let Self { max_message_size, compression, middleware, .. } = self;
+        let Self { max_message_size, compression, mut middleware, has_rules, .. } = self;
+        let namespace = decided.namespace;
+        let place = || RulesPlace { dial: dial.clone(), role: Role::Server, namespace: namespace.clone() };
+        let rules = has_rules.then(|| ServerRules::new(place()));
+        if let Some(rules) = &rules {
+            let mut ruled = Chain::default();
+            ruled.push(rules.rates.clone());
+            middleware = ruled.around(&middleware);
+        }
         Server {
             dial,
             transport,
-            namespace: decided.namespace,
+            namespace,
+            rules,
             max_message_size,
             compression,
             middleware,

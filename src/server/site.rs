@@ -18,6 +18,7 @@ use super::health::Health;
 use super::process::ProcessFacts;
 use super::reading::{Reading, Topology};
 use super::replies::Replier;
+use super::rules::ServerRules;
 #[cfg(feature = "metrics")]
 use super::sender_clocks::SenderClocks;
 #[cfg(feature = "metrics")]
@@ -34,6 +35,8 @@ pub(super) struct Site {
     pub(super) transports: Arc<watch::Sender<Transport>>,
     pub(super) replies: Replier,
     pub(super) namespace: Namespace,
+    /// `Some` if the server heeds rules.
+    pub(super) rules: Option<ServerRules>,
     pub(super) instance: Arc<str>,
     /// The name of the server's connections, which the log uses too.
     pub(super) name: Arc<str>,

@@ -123,6 +123,7 @@ impl Supervisor {
                 format!("its user needs the permission to write to `amq.default`, where replies leave: {reason}");
             return Err(Error::refused("take replies from this server", reason));
         }
+        self.site.heed().await?;
         transport.declare(&self.site.namespace.exchanges()).await?;
         self.site.health.connected();
         let (dead, declared, consumed) = (Answers::new(), Answers::new(), Answers::new());
@@ -230,7 +231,11 @@ impl Supervisor {
         self.reading = self.reading_over(transport.clone());
         self.site.serves_over(&self.reading);
         self.look_at = next_look_back();
-        if let Err(error) = transport.declare(&self.site.namespace.exchanges()).await {
+        let declared = async {
+            transport.declare(&self.site.namespace.exchanges()).await?;
+            self.site.heed_if_allowed().await
+        };
+        if let Err(error) = declared.await {
             transport.close().await;
             return Err(error);
         }

@@ -91,7 +91,10 @@ impl Worker {
         let middleware = site.middleware.around(&service.middleware);
         let adaptive = middleware.policies().find_map(ServerPolicy::adaptive);
         service.concurrency = adaptive.map_or(service.concurrency, |adaptive| adaptive.range.max);
-        let places = RunPlaces::new(service.concurrency, adaptive);
+        let places = RunPlaces::new(service.concurrency, adaptive, site.rules.is_some());
+        if let Some(rules) = &site.rules {
+            rules.govern(&name, &places);
+        }
         let ward = middleware.policies().find_map(ServerPolicy::quarantine).map(Ward::of);
         let is_governed = middleware.policies().next().is_some();
         let looks_ahead = middleware.policies().any(ServerPolicy::looks_ahead);

@@ -190,6 +190,11 @@ fn untold() -> Result<Confirm, Lost> {
     Err(Lost::connection(true, "the connection was closed".into()))
 }
 
+/// Whether these words of the broker mean that the node of a queue is down, or is just starting.
+pub(crate) fn is_down(reason: &str) -> bool {
+    reason.starts_with("NOT_FOUND") && reason.contains("is down or inaccessible")
+}
+
 /// Whether these words of the broker mean that the user lacks a permission.
 pub(crate) fn forbids(reason: &str) -> bool {
     reason.starts_with("ACCESS_REFUSED")

@@ -1,14 +1,19 @@
-//! Rules: what operators set while clients run, and what running and new clients make of it.
+//! Rules: what operators set while clients and servers run, and what running and new ones make of it.
 
 use std::future::IntoFuture as _;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures::future::join_all;
 use hopline::transport::{Confirm, Properties, Publication};
-use hopline::{Client, ClientBuilder, Code, Context, Error, Fault, Method, Rule, Running, Service};
+use hopline::{
+    Adaptive, Client, ClientBuilder, Code, Context, Error, Fault, Method, RateLimit, Rule, RuleInForce, Running,
+    Server, Service, State,
+};
 
-use crate::support::{Held, PATIENCE, Scene, hold, soon};
+use crate::support::{Arrival, Held, PATIENCE, Scene, has_read, hold, soon};
 
 /// A client of the scene that heeds rules.
 async fn heeding(scene: &Scene, change: impl FnOnce(ClientBuilder) -> ClientBuilder) -> Client {
@@ -114,7 +119,16 @@ async fn a_rule_holds_calls_back_and_says_so() {
     client.rules().set("gone", &rule("breaker=open timeout=3s")).await.expect("it may");
     heeds(&client, &["gone.v1 timeout=3s breaker=open"]).await;
     match soon(client.call::<()>("gone", "fail", ()).retry(3).into_future()).await {
-        Err(Error::CircuitOpen { method, .. }) => assert_eq!(method, "gone.v1.fail"),
+        Err(error @ Error::CircuitOpen { .. }) => {
+            // The broker in memory has no users.
+            let user = client.rules().heeded()[0].user.clone();
+            let by = user.unwrap_or_else(|| client.instance().to_owned());
+            let said = format!(
+                "`gone.v1.fail` has not run: its breaker is open by the rule of `gone.v1` that `{by}` has set: `hopline rules \
+                 unset gone.v1 breaker` closes it"
+            );
+            assert_eq!(error.to_string(), said);
+        }
         other => panic!("{other:?}"),
     }
     assert_eq!((runs.load(Ordering::Relaxed), client.policies().refused_by_breaker), (0, 1));
@@ -150,7 +164,9 @@ async fn the_rate_of_a_rule_paces_calls_until_it_is_unset() {
 async fn what_cannot_be_a_rule_is_refused() {
     let scene = Scene::new();
     let client = scene.client().await;
-    for (target, rule) in [("a b", "retry=1"), ("demo.v1.add.more", "retry=1"), ("demo", "")] {
+    for (target, rule) in
+        [("a b", "retry=1"), ("demo.v1.add.more", "retry=1"), ("demo", ""), ("demo.add", "server_concurrency=2")]
+    {
         let refused = client.rules().set(target, &rule.parse().expect("a rule")).await;
         assert!(matches!(refused, Err(Error::Invalid(_))), "{refused:?}");
     }
@@ -184,5 +200,145 @@ async fn a_message_that_is_no_rule_is_left_out() {
     client.rules().set("demo", &rule("timeout=1s")).await.expect("it may");
     for client in [&client, &heeding(&scene, |builder| builder).await] {
         heeds(client, &["demo.v1 timeout=1s retry=1"]).await;
+    }
+}
+
+/// A server of the scene that heeds rules.
+async fn heeding_server(scene: &Scene, service: Service) -> Running {
+    let server = Server::builder().namespace(&scene.namespace).rules().connect(&scene.url).await;
+    soon(server.expect("the broker is there").serve(service).start()).await.expect("it can be served")
+}
+
+/// What the only instance of a service says of the rules that it goes by.
+async fn told(client: &Client, service: &str) -> Option<Vec<RuleInForce>> {
+    let mut instances = soon(client.registry().count(1).instances(service)).await.expect("it is asked");
+    instances.pop().expect("it serves").rules
+}
+
+/// Waits until the only instance of a service goes by these rules, each as `target settings`.
+async fn in_force(client: &Client, service: &str, rules: &[&str]) {
+    let text = |rule: RuleInForce| format!("{} {}", rule.target, rule.settings);
+    soon(async {
+        while told(client, service).await.expect("it heeds rules").into_iter().map(text).collect::<Vec<_>>() != rules {}
+    })
+    .await;
+}
+
+fn echo() -> Service {
+    let echo = |_: Context, (number,): (u64,)| async move { Ok::<_, Fault>(number) };
+    Service::new("echo", 1).method("say", echo).method("repeat", echo)
+}
+
+/// How many of twenty calls at once are refused, each with the time after which there is room.
+async fn refused(client: &Client, method: &str) -> usize {
+    let calls = (0..20).map(|number| client.call::<u64>("echo", method, (number,)).into_future());
+    let errors = soon(join_all(calls)).await.into_iter().filter_map(Result::err);
+    let of_rate = |error: Error| {
+        assert!(error.code() == Code::ResourceExhausted && error.retry_after().is_some(), "{error:?}");
+        assert!(!error.may_have_run(), "{error:?}");
+    };
+    errors.map(of_rate).count()
+}
+
+#[tokio::test]
+async fn the_rate_of_a_rule_is_that_of_a_running_server_until_it_is_unset() {
+    let scene = Scene::new();
+    let client = scene.client().await;
+    let _server = heeding_server(&scene, echo()).await;
+    assert_eq!((told(&client, "echo").await, refused(&client, "say").await), (Some(Vec::new()), 0));
+    // What is for clients is nothing to a server.
+    client.rules().set("echo", &rule("timeout=1m breaker=auto")).await.expect("it may");
+    client.rules().set("echo.say", &rule("server_rate=1/s rate=5/s")).await.expect("it may");
+    client.rules().set("other", &rule("server_rate=1/s")).await.expect("it may");
+    in_force(&client, "echo", &["echo.v1.say server_rate=1/s"]).await;
+    assert!(refused(&client, "say").await > 0);
+    assert_eq!(refused(&client, "repeat").await, 0, "it has no rate");
+    // That of a service is for each of its methods, and a method's own is before it.
+    client.rules().set("echo", &rule("server_rate=1/s")).await.expect("it may");
+    client.rules().set("echo.say", &rule("server_rate=100000/s")).await.expect("it may");
+    in_force(&client, "echo", &["echo.v1 server_rate=1/s", "echo.v1.say server_rate=100000/s"]).await;
+    assert_eq!(refused(&client, "say").await, 0);
+    assert!(refused(&client, "repeat").await > 0);
+    client.rules().unset("echo", &["server_rate"]).await.expect("it may");
+    client.rules().unset("echo.say", &[]).await.expect("it may");
+    in_force(&client, "echo", &[]).await;
+    assert_eq!((refused(&client, "say").await, refused(&client, "repeat").await), (0, 0));
+}
+
+#[tokio::test]
+async fn a_server_has_its_rules_before_its_first_call_in_place_of_what_its_code_says() {
+    let scene = Scene::new();
+    let client = scene.client().await;
+    let set = client.rules().set("echo", &rule("server_rate=1/s")).await.expect("it may");
+    let server = heeding_server(&scene, echo().with(RateLimit::per_user(100_000.0))).await;
+    assert!(refused(&client, "say").await > 0);
+    let told_rule = told(&client, "echo").await.expect("it heeds rules").pop().expect("a rule");
+    let set = (set.target, set.user, set.client);
+    assert_eq!((told_rule.target, told_rule.user, told_rule.client), set);
+    assert!(told_rule.at_ms > 0);
+    soon(server.drain()).await;
+    client.rules().set("echo", &rule("server_rate=100000/s")).await.expect("it may");
+    let lazy = Server::builder().namespace(&scene.namespace).rules().connect_lazy(&scene.url).expect("a good address");
+    let lazy = lazy.serve(echo().with(RateLimit::per_user(1.0))).start().await.expect("it begins");
+    soon(lazy.state().wait_for(|state| *state == State::Ready)).await.expect("it runs");
+    assert_eq!(told(&client, "echo").await.expect("it heeds rules").len(), 1);
+    assert_eq!(refused(&client, "say").await, 0);
+    soon(lazy.drain()).await;
+    // One that was not told to heed rules goes by its code.
+    let _plain = scene.serve(echo().with(RateLimit::per_user(1.0))).await;
+    assert_eq!(told(&client, "echo").await, None);
+    assert!(refused(&client, "say").await > 0);
+}
+
+#[tokio::test]
+async fn a_rule_says_how_many_calls_of_a_running_service_run_at_once() {
+    for service in [|service: Service| service, |service: Service| service.with(Adaptive::between(1, 1))] {
+        let scene = Scene::new();
+        let client = scene.client().await;
+        let Held { service: held, mut arrived } = Held::new();
+        let server = heeding_server(&scene, service(held.concurrency(1).prefetch(64))).await;
+        let begin = async |numbers: Range<u64>| {
+            let mut pending = Vec::new();
+            for number in numbers {
+                let call = hold(&client, number).timeout(PATIENCE).to(server.instance());
+                pending.push(call.start().await.expect("on its way"));
+            }
+            pending
+        };
+        client.rules().set("held", &rule("server_concurrency=3")).await.expect("it may");
+        in_force(&client, "held", &["held.v1 server_concurrency=3"]).await;
+        let pending = begin(1..6).await;
+        let mut running = Vec::new();
+        for _ in 0..3 {
+            running.push(soon(arrived.recv()).await.expect("it runs"));
+        }
+        has_read(&client, "held", server.instance()).await;
+        assert!(arrived.is_empty(), "three run at once");
+        // As the limit falls, those that run are left alone, and others begin when there is room again.
+        client.rules().set("held", &rule("server_concurrency=1")).await.expect("it may");
+        in_force(&client, "held", &["held.v1 server_concurrency=1"]).await;
+        let last = running.pop().expect("three");
+        running.into_iter().for_each(Arrival::release);
+        has_read(&client, "held", server.instance()).await;
+        assert!(arrived.is_empty(), "one still runs");
+        last.release();
+        for _ in 0..2 {
+            let next = soon(arrived.recv()).await.expect("it runs");
+            has_read(&client, "held", server.instance()).await;
+            assert!(arrived.is_empty(), "one at a time");
+            next.release();
+        }
+        assert!(soon(join_all(pending)).await.iter().all(Result::is_ok));
+        // Without the rule as many run as the code says.
+        client.rules().unset("held", &[]).await.expect("it may");
+        in_force(&client, "held", &[]).await;
+        let pending = begin(6..8).await;
+        for _ in 0..2 {
+            let next = soon(arrived.recv()).await.expect("it runs");
+            has_read(&client, "held", server.instance()).await;
+            assert!(arrived.is_empty(), "one at a time");
+            next.release();
+        }
+        assert!(soon(join_all(pending)).await.iter().all(Result::is_ok));
     }
 }
