@@ -70,6 +70,9 @@ pub(crate) struct Call {
     codec: Written,
     #[command(flatten)]
     repeating: Repeating,
+    /// Heed what `hopline rules` has set
+    #[arg(long)]
+    rules: bool,
     /// Tell on stderr which instance answered, how long it took, and how many bytes went and came
     #[arg(long, short, conflicts_with_all = ["all", "oneway", "repeat"])]
     verbose: bool,
@@ -118,6 +121,9 @@ impl Call {
         // The question for a schema carries it as well.
         let mut builder =
             self.metadata.iter().fold(builder, |builder, entry| builder.metadata(&entry.name, &entry.value));
+        if self.rules {
+            builder = builder.rules();
+        }
         if self.verbose {
             builder = builder.with(Verbose { json: self.json });
         }

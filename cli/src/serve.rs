@@ -42,6 +42,9 @@ pub(crate) struct Serve {
     /// Have every method reply the array of its arguments
     #[arg(long)]
     echo: bool,
+    /// Heed what `hopline rules` has set
+    #[arg(long)]
+    rules: bool,
     /// Print nothing for calls
     #[arg(long, short)]
     quiet: bool,
@@ -63,7 +66,9 @@ struct StandIn {
 
 impl Serve {
     pub(crate) async fn run(self) -> Result<(), Failed> {
-        let Self { service: id, reply, script, quiet, address, namespace: Namespace { namespace }, json, .. } = self;
+        let Self {
+            service: id, reply, script, rules, quiet, address, namespace: Namespace { namespace }, json, ..
+        } = self;
         if address.in_memory() {
             return Err(Failed::usage("nobody else can call at `memory://`, which ends with this process".to_owned()));
         }
@@ -77,7 +82,11 @@ impl Serve {
             (Some(reply), None) => Script::of_all(Outcome::Reply(reply)),
             (None, None) => Script::of_all(Outcome::Arguments),
         };
-        let server = address.server()?.namespace(&namespace).connect(&address.url).await?;
+        let mut builder = address.server()?.namespace(&namespace);
+        if rules {
+            builder = builder.rules();
+        }
+        let server = builder.connect(&address.url).await?;
         let running = server.serve(service(&id, script, quiet, json)).start().await?;
         let instance = running.instance().to_owned();
         // Whoever reads that it is ready may send a signal at once.

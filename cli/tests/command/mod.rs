@@ -94,8 +94,12 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn new(name: &str) -> Self {
-        let url = std::env::var("HOPLINE_TEST_URL").expect("HOPLINE_TEST_URL names a RabbitMQ");
-        Self { url, namespace: format!("cli-{}-{name}", std::process::id()) }
+        Self::at(&std::env::var("HOPLINE_TEST_URL").expect("HOPLINE_TEST_URL names a RabbitMQ"), name)
+    }
+
+    /// The same on another RabbitMQ.
+    pub(crate) fn at(url: &str, name: &str) -> Self {
+        Self { url: url.to_owned(), namespace: format!("cli-{}-{name}", std::process::id()) }
     }
 
     /// The command with these arguments, in this place.
