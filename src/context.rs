@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
 use crate::frame::{Entries, Trace, Traceparent};
@@ -272,6 +272,15 @@ impl Context {
         // Both are in one span, which gets its id now if it has none.
         self.trace();
         Self(Arc::new(Inner { metadata: metadata.clone(), ..Inner::clone(&self.0) }))
+    }
+
+    /// The same call, for a run that others wait for too: it is cancelled when the guard is dropped, and not with this one.
+    pub(crate) fn apart(&self) -> (Self, DropGuard) {
+        // Both are in one span, which gets its id now if it has none.
+        self.trace();
+        let cancelled = CancellationToken::new();
+        let apart = Inner { cancelled: cancelled.clone(), ..Inner::clone(&self.0) };
+        (Self(Arc::new(apart)), cancelled.drop_guard())
     }
 
     /// The W3C `traceparent` of this call's span, for headers of requests that the handler sends elsewhere.

@@ -246,8 +246,9 @@ pub use document::{
 pub use document::{MethodSchema, ParameterSchema, ServiceSchema};
 pub use error::{CallError, Code, Error, Fault, Unanswered};
 pub use middleware::{
-    Adaptive, AdaptiveCounts, Breaker, BreakerState, FairShare, FairShareCounts, Finished, Invocation, Middleware,
-    Next, PolicyCounts, Quarantine, QuarantineCounts, RateCounts, RateLimit, Reply, ShedCounts, Shedding, Style,
+    Adaptive, AdaptiveCounts, Breaker, BreakerState, CacheCounts, FairShare, FairShareCounts, Finished, Invocation,
+    Middleware, Next, PolicyCounts, Quarantine, QuarantineCounts, RateCounts, RateLimit, Reply, ResultCache,
+    ShedCounts, Shedding, Style,
 };
 pub use registry::{Change, Pong, Registry, ServiceQueues};
 pub use route::{Route, Weights};

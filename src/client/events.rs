@@ -119,6 +119,7 @@ impl Client {
             apart: None,
             retry_on: None,
             served: true,
+            repeatable: false,
         };
         let (key, context) = (event.key, event.context);
         let announcing = self.through(call, event.attempt, move |client, call, attempt| {

@@ -166,6 +166,7 @@ impl Client {
             apart: None,
             retry_on: request.retry_on.take(),
             served: true,
+            repeatable: false,
         };
         Ok((call, request))
     }

@@ -1,31 +1,33 @@
 //! The result cache: what an idempotent method has returned is kept for a while, and callers that ask for the same at the
-//! same time share one call.
+//! same time share one run. Here is what the cache of a client has in common with that of a
+//! [server](super::ResultCache), and the policy of the client.
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, Shared, WeakShared};
 use moka::policy::EvictionPolicy;
-use tokio::sync::watch;
-use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
-use super::policies::PolicyCounters;
+use super::policies::Counter;
 use super::{Invocation, Middleware, Next, Reply, Style};
 use crate::codec::Codec;
 use crate::error::{Code, Error, Unanswered};
 use crate::frame::Entries;
 
-/// How many results a client keeps, and how many bytes they take with their arguments, unless it is set otherwise.
+/// How many results are kept, and how many bytes they take with their arguments, unless it is set otherwise.
 const ENTRIES: usize = 1_000;
 const BYTES: usize = 16 * 1024 * 1024;
 /// What an entry takes beside its bytes, about.
 const OVERHEAD: usize = 200;
 
-/// How much a [`ResultCache`] holds.
+/// How much [`KeptResults`] hold.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CacheSize {
     pub(crate) entries: usize,
@@ -39,30 +41,68 @@ impl Default for CacheSize {
 }
 
 /// The policy behind [`Call::cache`](crate::Call::cache).
-pub(crate) struct Caching(pub(crate) Arc<ResultCache>);
+pub(crate) struct Caching(pub(crate) Arc<KeptResults>);
 
 impl Middleware for Caching {
     async fn handle(&self, call: Invocation, next: Next) -> Result<Reply, Error> {
-        if call.style == Style::Call && call.idempotent && call.asked.caches() {
-            self.0.answer(call, &next).await
-        } else {
-            next.run(call).await
+        if call.style != Style::Call || !call.idempotent || !call.asked.caches() {
+            return next.run(call).await;
         }
+        let age = MaxAge { fresh: call.asked.cache, stale: call.asked.stale };
+        let run = || {
+            let (next, call) = (next.clone(), call.clone());
+            async move { next.run(call).await }.boxed()
+        };
+        self.0.answer(&call, age, &run).await
     }
 }
 
-/// The results that a client keeps, and the calls that will bring some.
-pub(crate) struct ResultCache {
+/// How old a result may be, and how much older while a new one is on its way.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct MaxAge {
+    pub(crate) fresh: Duration,
+    pub(crate) stale: Duration,
+}
+
+/// Who polls a run that is shared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Driver {
+    /// A task of its own: nobody is bound to go on polling a call that a program has made. So a run that brings a new
+    /// result in place of an old one needs nobody who waits.
+    Task,
+    /// Those who wait for it. The tasks of a server poll their calls to the end, and on the threads of their method.
+    Waiters,
+}
+
+/// What a cache has done.
+#[derive(Debug, Default)]
+pub(crate) struct CacheCounters {
+    pub(crate) hits: Counter,
+    pub(crate) misses: Counter,
+    pub(crate) shared: Counter,
+    pub(crate) stale: Counter,
+}
+
+/// The results that are kept, and the runs that will bring some.
+pub(crate) struct KeptResults {
     /// How old one may be is up to the call that wants it. So the time is kept with the result, and moka only bounds the
     /// size.
     kept: moka::sync::Cache<ResultKey, KeptResult>,
-    shared: Mutex<SharedCalls>,
-    counted: Arc<PolicyCounters>,
+    runs: Mutex<SharedRuns>,
+    driver: Driver,
+    counted: Arc<CacheCounters>,
 }
+
+type Outcome = Result<Reply, Error>;
+
+/// A run that one or more callers wait for. `None` if its task has ended without an outcome. It ends when nobody holds it.
+type SharedRun = Shared<BoxFuture<'static, Option<Outcome>>>;
 
 /// What a result depends on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct ResultKey {
+    /// The user of the caller, as the broker has verified. A client does not know it, but has only one.
+    user: Option<Arc<str>>,
     service: Arc<str>,
     method: Arc<str>,
     codec: Codec,
@@ -78,41 +118,33 @@ struct KeptResult {
 }
 
 #[derive(Debug, Default)]
-struct SharedCalls {
-    under_way: HashMap<ResultKey, Weak<SharedCall>>,
+struct SharedRuns {
+    under_way: HashMap<ResultKey, BegunRun>,
     /// Counts how often everything was forgotten. What was asked before that is not kept.
     turn: u64,
+    /// How many runs were begun.
+    begun: u64,
 }
 
-/// A call that one or more callers wait for. It runs on a task of its own, since none of them is bound to go on polling.
 #[derive(Debug)]
-struct SharedCall {
-    outcome: watch::Receiver<Option<Result<Reply, Error>>>,
-    task: OnceLock<AbortHandle>,
-}
-
-impl Drop for SharedCall {
-    /// Nobody waits any more.
-    fn drop(&mut self) {
-        if let Some(task) = self.task.get() {
-            task.abort();
-        }
-    }
+struct BegunRun {
+    number: u64,
+    run: WeakShared<BoxFuture<'static, Option<Outcome>>>,
 }
 
 /// What is there for a caller.
 enum Found {
     Fresh(Reply),
-    /// An old result, and the call that will bring a new one, if this caller is to make it.
-    Old(Reply, Option<Landing>),
-    /// Somebody makes the call.
-    Shared(Arc<SharedCall>),
-    /// This caller is to make it.
-    Nothing(Landing),
+    /// An old result, and the run that will bring a new one, if this caller is to begin it.
+    Old(Reply, Option<SharedRun>),
+    /// Somebody has begun the run.
+    Shared(SharedRun),
+    /// This caller is to begin it.
+    Nothing(SharedRun),
 }
 
-impl ResultCache {
-    pub(crate) fn new(size: CacheSize, counted: Arc<PolicyCounters>) -> Self {
+impl KeptResults {
+    pub(crate) fn new(size: CacheSize, driver: Driver, counted: Arc<CacheCounters>) -> Self {
         // Nothing weighs less than its share of all entries. So one sum bounds both their number and their bytes.
         let least = size.bytes.div_ceil(size.entries.max(1)).max(1);
         let kept = moka::sync::Cache::builder()
@@ -123,51 +155,54 @@ impl ResultCache {
             // What was asked for often is not worth more: it may be too old by now.
             .eviction_policy(EvictionPolicy::lru())
             .build();
-        Self { kept, shared: Mutex::default(), counted }
+        Self { kept, runs: Mutex::default(), driver, counted }
     }
 
-    /// Forgets everything. Calls that are under way bring their results to those who wait for them, and to nobody else.
+    /// Forgets everything. Runs that are under way bring their results to those who wait for them, and to nobody else.
     pub(crate) fn forget(&self) {
-        let mut shared = self.shared();
-        shared.turn += 1;
-        shared.under_way.clear();
+        let mut runs = self.runs();
+        runs.turn += 1;
+        runs.under_way.clear();
         self.kept.invalidate_all();
     }
 
-    async fn answer(self: &Arc<Self>, call: Invocation, next: &Next) -> Result<Reply, Error> {
-        let (key, time) = (ResultKey::of(&call), call.remaining());
+    /// Answers a call with what is kept, with the outcome of a run for the same that is under way, or by `run`. That must
+    /// do nothing until what it returns is polled.
+    pub(crate) async fn answer(
+        self: &Arc<Self>,
+        call: &Invocation,
+        age: MaxAge,
+        run: &(dyn Fn() -> BoxFuture<'static, Outcome> + Sync),
+    ) -> Outcome {
+        let (key, time) = (ResultKey::of(call), call.remaining());
         loop {
-            match self.find(&key, &call) {
+            match self.find(&key, age, run) {
                 Found::Fresh(reply) => {
-                    self.counted.cache_hits.one_more();
+                    self.counted.hits.one_more();
                     return Ok(reply);
                 }
-                Found::Old(reply, landing) => {
-                    self.counted.cache_stale.one_more();
-                    if let Some(landing) = landing {
-                        let refreshing = landing.begin(next, call);
-                        // Somebody has to wait for it, or it is cancelled.
-                        tokio::spawn(async move { refreshing.ends().await });
-                    }
+                Found::Old(reply, refreshing) => {
+                    self.counted.stale.one_more();
+                    // Somebody has to wait for it, or it is cancelled.
+                    refreshing.map(tokio::spawn);
                     return Ok(reply);
                 }
-                Found::Nothing(landing) => {
-                    self.counted.cache_misses.one_more();
-                    let method = format!("{}.{}", call.service, call.method);
-                    let outcome = landing.begin(next, call).ends().await;
-                    return outcome.unwrap_or_else(|| {
+                Found::Nothing(run) => {
+                    self.counted.misses.one_more();
+                    return run.await.unwrap_or_else(|| {
+                        let method = Some(format!("{}.{}", call.service, call.method));
                         let reason = "the task that made the call has ended".to_owned();
-                        Err(Error::Disconnected { method: Some(method), may_have_run: true, reason })
+                        Err(Error::Disconnected { method, may_have_run: true, reason })
                     });
                 }
-                Found::Shared(shared) => {
-                    self.counted.cache_shared.one_more();
+                Found::Shared(run) => {
+                    self.counted.shared.one_more();
                     let outcome = match call.deadline {
-                        None => shared.ends().await,
+                        None => run.await,
                         Some(deadline) => tokio::select! {
                             biased;
-                            outcome = shared.ends() => outcome,
-                            () = sleep_until(deadline) => return Err(timed_out(&call, time)),
+                            outcome = run => outcome,
+                            () = sleep_until(deadline) => return Err(timed_out(call, time)),
                         },
                     };
                     match outcome {
@@ -181,50 +216,76 @@ impl ResultCache {
         }
     }
 
-    /// What is there for a call. The lock is held for all of it, so of the callers that find nothing, one makes the call.
-    fn find(self: &Arc<Self>, key: &ResultKey, call: &Invocation) -> Found {
+    /// What is there for a call. The lock is held for all of it, so of the callers that find nothing, one begins the run.
+    fn find(
+        self: &Arc<Self>,
+        key: &ResultKey,
+        age: MaxAge,
+        run: &(dyn Fn() -> BoxFuture<'static, Outcome> + Sync),
+    ) -> Found {
         // It is dropped after the lock is given back.
         let under_way;
-        let mut shared = self.shared();
+        let mut runs = self.runs();
         let kept = self.kept.get(key).map(|kept| (kept.made.elapsed(), kept.reply));
-        let (fresh, stale) = (call.asked.cache, call.asked.stale);
         let old = match kept {
-            Some((age, reply)) if age < fresh => return Found::Fresh(reply),
-            Some((age, reply)) if age < fresh.saturating_add(stale) => Some(reply),
+            Some((past, reply)) if past < age.fresh => return Found::Fresh(reply),
+            Some((past, reply)) if past < age.fresh.saturating_add(age.stale) => Some(reply),
             _ => None,
         };
-        under_way = shared.under_way.get(key).and_then(Weak::upgrade);
+        under_way = runs.under_way.get(key).and_then(|under_way| under_way.run.upgrade());
         match (old, &under_way) {
             (Some(reply), Some(_)) => Found::Old(reply, None),
             (None, Some(under_way)) => Found::Shared(under_way.clone()),
-            (Some(reply), None) => Found::Old(reply, Some(self.promise(&mut shared, key))),
-            (None, None) => Found::Nothing(self.promise(&mut shared, key)),
+            (Some(reply), None) if self.driver == Driver::Task => {
+                Found::Old(reply, Some(self.promise(&mut runs, key, run())))
+            }
+            (_, None) => Found::Nothing(self.promise(&mut runs, key, run())),
         }
     }
 
-    /// From now on others wait for the call that is about to be made.
-    fn promise(self: &Arc<Self>, shared: &mut SharedCalls, key: &ResultKey) -> Landing {
-        let (tell, outcome) = watch::channel(None);
-        let call = Arc::new(SharedCall { outcome, task: OnceLock::new() });
+    /// From now on others wait for the run that is about to begin.
+    fn promise(
+        self: &Arc<Self>,
+        runs: &mut SharedRuns,
+        key: &ResultKey,
+        run: BoxFuture<'static, Outcome>,
+    ) -> SharedRun {
         let key = ResultKey { payload: Bytes::copy_from_slice(&key.payload), ..key.clone() };
-        shared.under_way.insert(key.clone(), Arc::downgrade(&call));
-        Landing { cache: self.clone(), key, turn: shared.turn, call: Promised::Mine(call), tell }
+        runs.begun += 1;
+        let number = runs.begun;
+        let landing = Landing { results: self.clone(), key: key.clone(), turn: runs.turn, number };
+        let landing = async move {
+            let outcome = run.await;
+            landing.lands(&outcome);
+            outcome
+        }
+        .in_current_span();
+        let run = match self.driver {
+            // The task begins with the first poll, when nobody holds the lock.
+            Driver::Task => async { AbortOnDropHandle::new(tokio::spawn(landing)).await.ok() }.boxed(),
+            Driver::Waiters => landing.map(Some).boxed(),
+        };
+        let run = run.shared();
+        let weak = run.downgrade().expect("it has not ended, since it has not begun");
+        runs.under_way.insert(key, BegunRun { number, run: weak });
+        run
     }
 
-    fn shared(&self) -> MutexGuard<'_, SharedCalls> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    fn runs(&self) -> MutexGuard<'_, SharedRuns> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl fmt::Debug for ResultCache {
+impl fmt::Debug for KeptResults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResultCache").field("entries", &self.kept.entry_count()).finish_non_exhaustive()
+        f.debug_struct("KeptResults").field("entries", &self.kept.entry_count()).finish_non_exhaustive()
     }
 }
 
 impl ResultKey {
     fn of(call: &Invocation) -> Self {
         Self {
+            user: call.user.clone(),
             service: call.service.clone(),
             method: call.method.clone(),
             codec: call.codec,
@@ -248,81 +309,41 @@ fn size_of(entries: &Entries) -> usize {
     entries.iter().map(|(name, value)| name.len() + value.len()).sum()
 }
 
-impl SharedCall {
-    /// Its outcome. `None` if its task has ended without one.
-    async fn ends(self: Arc<Self>) -> Option<Result<Reply, Error>> {
-        let mut outcome = self.outcome.clone();
-        let ended = outcome.wait_for(Option::is_some).await;
-        ended.ok().and_then(|outcome| outcome.clone())
-    }
-}
-
-/// The duty to make a call, and to tell its outcome. If it is dropped before, whoever waits looks again.
+/// The duty to tell the outcome of a run. If it is dropped before, whoever comes next begins another.
 struct Landing {
-    cache: Arc<ResultCache>,
+    results: Arc<KeptResults>,
     key: ResultKey,
     turn: u64,
-    call: Promised,
-    tell: watch::Sender<Option<Result<Reply, Error>>>,
-}
-
-/// A [`SharedCall`], as whoever makes it knows it.
-enum Promised {
-    /// It was not begun.
-    Mine(Arc<SharedCall>),
-    /// It belongs to those who wait for it.
-    Theirs(Weak<SharedCall>),
+    number: u64,
 }
 
 impl Landing {
-    /// Makes the call. It is cancelled when nobody holds what this returns.
-    fn begin(mut self, next: &Next, call: Invocation) -> Arc<SharedCall> {
-        let Promised::Mine(shared) = &self.call else { unreachable!("it is begun once") };
-        let shared = shared.clone();
-        self.call = Promised::Theirs(Arc::downgrade(&shared));
-        let running = next.run(call);
-        let task = tokio::spawn(async move { self.lands(running.await) }.in_current_span());
-        // It was not set before.
-        let _ = shared.task.set(task.abort_handle());
-        shared
-    }
-
-    fn lands(self, outcome: Result<Reply, Error>) {
-        if let Ok(reply) = &outcome
+    fn lands(self, outcome: &Outcome) {
+        if let Ok(reply) = outcome
             && !reply.own_error
-            && self.cache.shared().turn == self.turn
+            && self.results.runs().turn == self.turn
         {
             // The payload may be a part of a larger message. Nobody's handler runs when it is read again.
             let payload = Bytes::copy_from_slice(&reply.payload);
             let reply = Reply { payload, handler_time: None, ..reply.clone() };
-            self.cache.kept.insert(self.key.clone(), KeptResult { reply, made: Instant::now() });
+            self.results.kept.insert(self.key.clone(), KeptResult { reply, made: Instant::now() });
             // Otherwise it holds more than it may until later.
-            self.cache.kept.run_pending_tasks();
-        }
-        self.is_over();
-        self.tell.send_replace(Some(outcome));
-    }
-
-    /// Whoever comes from now on finds what was kept, or nothing.
-    fn is_over(&self) {
-        let own = match &self.call {
-            Promised::Mine(call) => Arc::downgrade(call),
-            Promised::Theirs(call) => call.clone(),
-        };
-        let mut shared = self.cache.shared();
-        if shared.under_way.get(&self.key).is_some_and(|call| call.ptr_eq(&own)) {
-            shared.under_way.remove(&self.key);
+            self.results.kept.run_pending_tasks();
         }
     }
 }
 
 impl Drop for Landing {
+    /// Whoever comes from now on finds what was kept, or nothing.
     fn drop(&mut self) {
-        self.is_over();
+        let mut runs = self.results.runs();
+        if runs.under_way.get(&self.key).is_some_and(|run| run.number == self.number) {
+            runs.under_way.remove(&self.key);
+        }
     }
 }
 
-/// The error of a call whose time is over before that of the call that it waits for. `time` is what it had.
+/// The error of a call whose time is over before that of the run that it waits for. `time` is what it had.
 fn timed_out(call: &Invocation, time: Option<Duration>) -> Error {
     // Since the call was made, less than a millisecond has passed.
     let millis = time.unwrap_or_default().as_micros().div_ceil(1_000);

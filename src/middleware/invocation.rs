@@ -85,6 +85,8 @@ pub struct Invocation {
     pub(crate) apart: Option<Apart>,
     /// On a server, whether the service has the method.
     pub(crate) served: bool,
+    /// On a server, whether the method is declared as idempotent, so that several calls may share one run of it.
+    pub(crate) repeatable: bool,
 }
 
 impl Invocation {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::Style;
 use super::breaker::Breakers;
 use super::budget::Budgets;
-use super::cache::{CacheSize, Caching, ResultCache};
+use super::cache::{CacheCounters, CacheSize, Caching, Driver, KeptResults};
 use super::chain::Chain;
 use super::fork::Fork;
 use super::hedge::{Hedge, Hedges};
@@ -28,7 +28,7 @@ pub(crate) struct Policies {
     pub(crate) breakers: Option<Arc<Breakers>>,
     pub(crate) rates: Arc<Rates>,
     /// Made for the first call that asks for it.
-    cache: OnceLock<Arc<ResultCache>>,
+    cache: OnceLock<Arc<KeptResults>>,
     hedges: Arc<Hedges>,
     pub(crate) counted: Arc<PolicyCounters>,
 }
@@ -66,7 +66,7 @@ impl Policies {
     pub(crate) fn around(&self, middleware: &Chain, asked: Asked) -> Chain {
         let mut chain = middleware.clone();
         if asked.caches() {
-            let new = || Arc::new(ResultCache::new(self.settings.cache_size, self.counted.clone()));
+            let new = || Arc::new(KeptResults::new(self.settings.cache_size, Driver::Task, self.counted.cache.clone()));
             chain.push(Caching(self.cache.get_or_init(new).clone()));
         }
         if asked.retries > 0 {
@@ -175,10 +175,7 @@ pub(crate) struct PolicyCounters {
     pub(crate) refused_by_budget: Counter,
     pub(crate) refused_by_breaker: Counter,
     pub(crate) opened: Counter,
-    pub(crate) cache_hits: Counter,
-    pub(crate) cache_misses: Counter,
-    pub(crate) cache_shared: Counter,
-    pub(crate) cache_stale: Counter,
+    pub(crate) cache: Arc<CacheCounters>,
     pub(crate) waited_for_rate: Counter,
     pub(crate) refused_by_rate: Counter,
     pub(crate) hedges: Counter,
@@ -195,10 +192,10 @@ impl PolicyCounters {
             refused_by_budget: self.refused_by_budget.get(),
             refused_by_breaker: self.refused_by_breaker.get(),
             opened: self.opened.get(),
-            cache_hits: self.cache_hits.get(),
-            cache_misses: self.cache_misses.get(),
-            cache_shared: self.cache_shared.get(),
-            cache_stale: self.cache_stale.get(),
+            cache_hits: self.cache.hits.get(),
+            cache_misses: self.cache.misses.get(),
+            cache_shared: self.cache.shared.get(),
+            cache_stale: self.cache.stale.get(),
             waited_for_rate: self.waited_for_rate.get(),
             refused_by_rate: self.refused_by_rate.get(),
             hedges: self.hedges.get(),

@@ -237,6 +237,7 @@ mod tests {
             apart: None,
             retry_on: None,
             served,
+            repeatable: false,
         }
     }
 

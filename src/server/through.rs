@@ -102,6 +102,7 @@ impl Worker {
             (Style::Event, None) => message.key.as_str().into(),
             (_, None) => Arc::default(),
         };
+        let served = frame.metadata.method.as_deref().and_then(|method| self.methods.get(method));
         let call = Invocation {
             style,
             service: self.name.clone(),
@@ -119,7 +120,8 @@ impl Worker {
             avoid: Vec::new(),
             apart: None,
             retry_on: None,
-            served: frame.metadata.method.as_deref().is_some_and(|method| self.methods.contains_key(method)),
+            served: served.is_some(),
+            repeatable: served.is_some_and(|served| served.method.idempotent),
         };
         let (began, ran, admitted) = (OnceLock::new(), AtomicBool::new(false), AtomicUsize::new(0));
         let governed = self.is_governed.then(|| self.middleware.clone());
@@ -140,8 +142,8 @@ impl Worker {
         let (handler, context, passage) = (job.served.handler.clone(), context.clone(), passage.clone());
         let end = move |call: Invocation| {
             passage.ran.store(true, Ordering::Relaxed);
-            // The handler sees what the middleware has set.
-            let context = context.with_metadata(&call.metadata);
+            // The handler sees what the middleware has set. A run that several calls share has a context of its own.
+            let context = Context::current().as_ref().unwrap_or(&context).with_metadata(&call.metadata);
             let running = context.clone().scope_of(|| handler(context.clone(), call.codec, call.payload));
             let running = context.scope(running);
             async move { read(codec, running.await) }.boxed()

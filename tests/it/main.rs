@@ -59,6 +59,7 @@ mod registry;
 mod routes;
 mod rules;
 mod runtimes;
+mod server_caching;
 mod settings;
 mod sharing;
 mod statistics;
