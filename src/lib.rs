@@ -254,7 +254,7 @@ pub use registry::{Change, Pong, Registry, ServiceQueues};
 pub use route::{Route, Weights};
 pub use rules::{BreakerRule, Rule, RuleChange};
 pub use server::{Caller, Readiness, Running, Server, ServerBuilder, ServerHealth};
-pub use service::{Dispatch, Failure, IntoService, Method, Service};
+pub use service::{Dispatch, Failure, IntoService, Method, QueueFull, Service};
 pub use state::State;
 pub use topology::ServiceId;
 #[cfg(feature = "tls")]

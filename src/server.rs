@@ -5,6 +5,7 @@ mod admit;
 mod allow;
 mod announce;
 mod builder;
+mod bulkhead;
 mod calls;
 mod claims;
 mod copies;

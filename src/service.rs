@@ -2,6 +2,7 @@
 //! `#[hopline::service]` generates builds one of these.
 
 mod body;
+mod dispatch;
 mod failure;
 mod handler;
 mod method;
@@ -16,6 +17,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub(crate) use self::body::Body;
+pub use self::dispatch::{Dispatch, QueueFull};
 pub use self::failure::Failure;
 pub(crate) use self::handler::{Answer, Handler, arguments_of, running};
 use self::method::MAX_PAUSE;
@@ -65,31 +67,6 @@ pub struct Service {
     pub(crate) middleware: Chain,
 }
 
-/// Where handlers run.
-///
-/// ```
-/// use hopline::{Context, Dispatch, Fault, Service};
-///
-/// let hash = |_: Context, (text,): (String,)| async move { Ok::<_, Fault>(text.len()) };
-/// // Its handlers keep a processor busy: they get two threads of their own.
-/// let service = Service::new("hashes", 1).dispatch(Dispatch::Pool(2)).method("hash", hash);
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum Dispatch {
-    /// On the task that reads the queue, one after the other. For handlers that take a few microseconds.
-    Inline,
-    /// On one task each, as soon as the handler waits for something. Until then the handlers of calls that came in one
-    /// message run one after the other, which is fast. A handler must not block: it would hold up other calls, and the
-    /// messages that tell callers that their calls are still running.
-    #[default]
-    Spawn,
-    /// On one of tokio's blocking threads each. For handlers that block.
-    Blocking,
-    /// On a runtime of its own with this many threads, at least 1. Other services are not held up.
-    Pool(usize),
-}
-
 impl Service {
     /// A service without methods. The name may have `A-Z`, `a-z`, `0-9`, `_` and `-` in it; another name makes
     /// [`Server::start`](crate::Server::start) fail.
@@ -134,6 +111,36 @@ impl Service {
         let method = method.into();
         let read = arguments_of(&method);
         self.add(method, running(read, handler))
+    }
+
+    /// Changes the settings of a method that is there: of a trait, whose methods are served as its options say, or by what
+    /// the program reads when it starts. A name that the service does not have makes
+    /// [`Server::start`](crate::Server::start) fail.
+    ///
+    /// ```
+    /// use hopline::{Dispatch, Service};
+    ///
+    /// #[hopline::service]
+    /// trait Hashes {
+    ///     async fn hash(&self, text: String) -> u64;
+    /// }
+    /// # struct Sums;
+    /// # impl Hashes for Sums {
+    /// #     async fn hash(&self, text: String) -> u64 { text.bytes().map(u64::from).sum() }
+    /// # }
+    /// let service: Service = HashesServer::new(Sums);
+    /// let service = service.configure("hash", |method| method.dispatch(Dispatch::Pool(2)));
+    /// # let _ = service;
+    /// ```
+    #[must_use]
+    pub fn configure(mut self, method: &str, change: impl FnOnce(Method) -> Method) -> Self {
+        match self.methods.remove(method) {
+            Some((method, handler)) => self.add(change(method), handler),
+            None => {
+                self.problems.push(format!("there is no method `{method}` to configure"));
+                self
+            }
+        }
     }
 
     /// Answers the calls of all methods that the service does not have: a stand-in for another service, or a bridge to
@@ -209,7 +216,8 @@ impl Service {
 
     /// How many messages of each queue an instance may hold unacknowledged. A message is one call, or up to 64 calls of
     /// quick methods. Default: the same as [`concurrency`](Self::concurrency), so that no call waits in one instance
-    /// while another is idle. A larger number keeps quick methods busy if `concurrency` is small; with a smaller one
+    /// while another is idle; with a [bounded queue](Dispatch::BoundedPool) as much more as fills it. What methods with
+    /// [places of their own](Method::concurrency) hold comes on top, whatever is set. A larger number keeps quick methods busy if `concurrency` is small; with a smaller one
     /// `concurrency` is never reached. 0 counts as 1.
     ///
     /// A handler that calls a method of its own service needs a second place, of `prefetch` and of `concurrency`, until
@@ -221,21 +229,27 @@ impl Service {
         self
     }
 
-    /// How many messages of each queue an instance holds at first. A worker may lower this later. With `looks_ahead` as
-    /// many as run at once wait here, so that a policy can decide about them.
-    pub(crate) fn prefetched(&self, looks_ahead: bool) -> u16 {
-        let messages = if looks_ahead { self.concurrency.saturating_mul(2) } else { self.concurrency };
-        self.prefetch.unwrap_or_else(|| u16::try_from(messages).unwrap_or(u16::MAX))
+    /// How many messages of each queue an instance holds for the calls that share the service's places. With `looks_ahead`
+    /// as many as run at once wait here, so that a policy can decide about them. So do those that a full queue refuses.
+    pub(crate) fn prefetched(&self, looks_ahead: bool) -> usize {
+        let ahead = if looks_ahead { self.concurrency } else { 0 };
+        let ahead = match self.dispatch.queue() {
+            None => ahead,
+            Some((queue, QueueFull::CallerRuns)) => queue.saturating_add(ahead.max(1)),
+            Some((queue, QueueFull::Refuse)) => queue.saturating_add(self.concurrency),
+        };
+        self.prefetch.map_or(self.concurrency.saturating_add(ahead), usize::from)
     }
 
-    /// How many calls an instance runs at once. Default: 256. 0 counts as 1.
+    /// How many calls an instance runs at once, of all methods without [places of their own](Method::concurrency).
+    /// Default: 256. 0 counts as 1.
     #[must_use]
     pub fn concurrency(mut self, calls: usize) -> Self {
         self.concurrency = calls.max(1);
         self
     }
 
-    /// Where handlers run. Default: [`Dispatch::Spawn`].
+    /// Where handlers run, unless their [method](Method::dispatch) says it. Default: [`Dispatch::Spawn`].
     #[must_use]
     pub fn dispatch(mut self, dispatch: Dispatch) -> Self {
         self.dispatch = dispatch;

@@ -98,14 +98,17 @@ pub struct MethodStats {
     /// Calls that did not run because nobody waited for them any more: they had been cancelled, or their deadline had
     /// passed.
     pub expired: u64,
-    /// Calls that did not run for another reason: the server's rule forbids them, their arguments cannot be
-    /// decompressed, or they came back and may have run before.
+    /// Calls that did not run for another reason: the server's rule or a policy forbids them, there was no room for them,
+    /// their arguments cannot be decompressed, or they came back and may have run before.
     pub refused: u64,
     /// Deliveries that the broker marked as redelivered.
     pub redelivered: u64,
     /// Deliveries that were answered with the reply to an earlier delivery of the same call, by
     /// [`Method::dedup`](crate::Method::dedup).
     pub repeated: u64,
+    /// Calls that ran on the task that reads the queue, since the queue in front of their pool was full:
+    /// [`QueueFull::CallerRuns`](crate::QueueFull::CallerRuns).
+    pub caller_runs: u64,
     /// The arguments of the calls that have begun, in bytes, as they came: compressed arguments count as such.
     pub received_bytes: u64,
     /// What the handlers have returned, in bytes, before it is compressed. Faults do not count.
@@ -156,6 +159,7 @@ impl MethodStats {
             refused: self.refused.saturating_add(other.refused),
             redelivered: self.redelivered.saturating_add(other.redelivered),
             repeated: self.repeated.saturating_add(other.repeated),
+            caller_runs: self.caller_runs.saturating_add(other.caller_runs),
             received_bytes: self.received_bytes.saturating_add(other.received_bytes),
             returned_bytes: self.returned_bytes.saturating_add(other.returned_bytes),
             last_fault: self.last_fault.iter().chain(&other.last_fault).max_by_key(when).cloned(),
@@ -323,10 +327,12 @@ mod tests {
             MethodStats { name: "add".into(), running: 1, finished: 2, last_fault: fault(5), ..MethodStats::default() };
         one.handler_time = times.clone();
         one.faults = BTreeMap::from([("INTERNAL".into(), 1), ("ABORTED".into(), 1)]);
-        let mut two = MethodStats { finished: 3, received_bytes: 8, last_fault: fault(3), ..one.clone() };
+        let mut two =
+            MethodStats { finished: 3, caller_runs: 2, received_bytes: 8, last_fault: fault(3), ..one.clone() };
         two.faults = BTreeMap::from([("INTERNAL".into(), 4)]);
         let sum = MethodStats::default().with(&one).with(&two);
         assert_eq!((sum.name.as_str(), sum.running, sum.finished, sum.received_bytes), ("add", 2, 5, 8));
+        assert_eq!(sum.caller_runs, 2);
         assert_eq!(sum.faults, BTreeMap::from([("ABORTED".into(), 1), ("INTERNAL".into(), 5)]));
         assert_eq!(sum.last_fault, fault(5));
         assert_eq!(sum.handler_time, Histogram { count: 4, sum_micros: 14, buckets: vec![2, 2] });

@@ -94,7 +94,7 @@ impl Worker {
     pub(super) fn take_again(self: &Arc<Self>, frame: Frame, message: &Arc<Message>) {
         let tasks = message.tasks();
         match self.take(frame, message, tasks) {
-            Some(Taken::Run(job)) => drop(tasks.spawn(self.clone().start_when_free(job))),
+            Some(Taken::Run(job)) => drop(tasks.spawn(self.clone().start_when_free(job, None))),
             Some(Taken::Ask(job)) => drop(tasks.spawn(self.clone().ask_first(vec![job]))),
             None => {}
         }

@@ -9,7 +9,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::error::Code;
 use crate::middleware::{Adaptive, AdaptiveGauge, AdaptiveLimit};
 
-/// The places of one worker.
+/// The places of one worker, or of one of its methods.
+#[derive(Clone)]
 pub(super) struct RunPlaces {
     permits: Arc<Semaphore>,
     /// `None`: their number does not change.

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::bulkhead::Bulkhead;
 use crate::clock::unix_millis;
 #[cfg(feature = "metrics")]
 use crate::counting::{CallTimes, EndCounts};
@@ -22,6 +23,8 @@ const MAX_TOLD: usize = 256;
 pub(super) struct ServedMethod {
     pub(super) method: Method,
     pub(super) handler: Handler,
+    /// `None`: its calls run where those of the service do, in the same places.
+    pub(super) bulkhead: Option<Bulkhead>,
     /// How long its oneway calls take. Nobody replies to these, so their senders cannot measure it.
     pub(super) pace: Pace,
     /// Its statistics since the server started.
@@ -35,10 +38,11 @@ pub(super) struct ServedMethod {
 }
 
 impl ServedMethod {
-    pub(super) fn new(method: Method, handler: Handler) -> Self {
+    pub(super) fn new(method: Method, handler: Handler, bulkhead: Option<Bulkhead>) -> Self {
         Self {
             method,
             handler,
+            bulkhead,
             pace: Pace::default(),
             counts: Counts::default(),
             #[cfg(feature = "metrics")]
@@ -89,6 +93,7 @@ pub(super) struct Counts {
     refused: AtomicU64,
     redelivered: AtomicU64,
     repeated: AtomicU64,
+    caller_runs: AtomicU64,
     received_bytes: AtomicU64,
     returned_bytes: AtomicU64,
     last_fault: Mutex<Option<LastFault>>,
@@ -107,6 +112,7 @@ impl Default for Counts {
             refused: AtomicU64::default(),
             redelivered: AtomicU64::default(),
             repeated: AtomicU64::default(),
+            caller_runs: AtomicU64::default(),
             received_bytes: AtomicU64::default(),
             returned_bytes: AtomicU64::default(),
             last_fault: Mutex::default(),
@@ -174,6 +180,11 @@ impl Counts {
         one_more(&self.repeated);
     }
 
+    /// Counts a call that runs on the task that reads the queue, since there is no room for it.
+    pub(super) fn caller_runs(&self) {
+        one_more(&self.caller_runs);
+    }
+
     /// How many calls got the reply to an earlier delivery. The instance's sum is made of these.
     pub(super) fn repeated(&self) -> u64 {
         self.repeated.load(Ordering::Relaxed)
@@ -195,6 +206,7 @@ impl Counts {
             refused: number(&self.refused),
             redelivered: number(&self.redelivered),
             repeated: number(&self.repeated),
+            caller_runs: number(&self.caller_runs),
             received_bytes: number(&self.received_bytes),
             returned_bytes: number(&self.returned_bytes),
             last_fault: self.last_fault.lock().expect("no panic while holding the last fault").clone(),

@@ -187,7 +187,8 @@ impl Worker {
                 ward.ended(outcome.code);
             }
             if let Some(began) = began {
-                self.places.ended(outcome.code, began.at.elapsed());
+                let own = self.methods.get(passage.call.method()).and_then(|served| served.bulkhead.as_ref());
+                own.unwrap_or(&self.bulkhead).places.ended(outcome.code, began.at.elapsed());
             }
         }
         self.middleware.finished(&Finished {

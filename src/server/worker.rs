@@ -7,12 +7,12 @@ use std::mem;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Site;
 use super::admit::Taken;
+use super::bulkhead::Bulkhead;
 use super::calls::Calls;
 use super::claims::Claims;
 use super::copies::Copies;
@@ -21,7 +21,6 @@ use super::dedup::Dedup;
 #[cfg(feature = "metrics")]
 use super::measured::MeasuredService;
 use super::message::{Message, Source};
-use super::places::RunPlaces;
 use super::reading::Reading;
 use super::served_method::ServedMethod;
 use super::served_queue::ServedQueue;
@@ -31,7 +30,7 @@ use crate::error::Error;
 use crate::frame::{self, Frame, Kind};
 use crate::middleware::{Chain, ServerPolicy};
 use crate::outgoing::{MAX_BYTES, Share};
-use crate::service::{Dispatch, Service};
+use crate::service::Service;
 use crate::topology::{ServiceId, check_name};
 use crate::transport::{Consumer, Delivery};
 
@@ -51,11 +50,11 @@ pub(super) struct Worker {
     pub(super) is_governed: bool,
     /// `Some` with a quarantine.
     pub(super) ward: Option<Ward>,
-    /// The threads of handlers, with [`Dispatch::Pool`].
-    pub(super) pool: Option<Runtime>,
-    /// The places of the calls that run at once.
-    pub(super) places: RunPlaces,
+    /// Where the calls of methods run that have no bulkhead of their own.
+    pub(super) bulkhead: Bulkhead,
     prefetch: AtomicU16,
+    /// How many calls run at once at most, of all methods.
+    runs: usize,
     /// The instance's own queue, where it is asked and told.
     own_queue: Mutex<Arc<str>>,
     calls: Arc<Mutex<Calls>>,
@@ -78,22 +77,24 @@ pub(super) struct Worker {
 
 impl Worker {
     pub(super) fn new(id: &ServiceId, name: Arc<str>, mut service: Service, site: Arc<Site>) -> Result<Self, Error> {
-        let pool = match service.dispatch {
-            Dispatch::Pool(threads) => Some(pool(id, threads)?),
-            Dispatch::Inline | Dispatch::Spawn | Dispatch::Blocking => None,
-        };
         let has_oneway = service.methods.values().any(|(method, _)| method.oneway);
-        let served = |(method, handler)| Arc::new(ServedMethod::new(method, handler));
-        let fallback = service.fallback.take().map(served);
-        let methods = mem::take(&mut service.methods).into_iter();
         let calls = Arc::<Mutex<Calls>>::default();
         site.calls.lock().expect("no panic while holding what is served").push(calls.clone());
         let middleware = site.middleware.around(&service.middleware);
         let adaptive = middleware.policies().find_map(ServerPolicy::adaptive);
         service.concurrency = adaptive.map_or(service.concurrency, |adaptive| adaptive.range.max);
-        let places = RunPlaces::new(service.concurrency, adaptive, site.rules.is_some());
+        let bulkhead = Bulkhead::of_service(id, &service, adaptive, site.rules.is_some())?;
         if let Some(rules) = &site.rules {
-            rules.govern(&name, &places);
+            rules.govern(&name, &bulkhead.places);
+        }
+        let served = |method, handler, bulkhead| Arc::new(ServedMethod::new(method, handler, bulkhead));
+        let fallback = service.fallback.take().map(|(method, handler)| served(method, handler, None));
+        let (mut methods, mut runs, mut beside) = (BTreeMap::new(), service.concurrency, 0_usize);
+        for (name, (method, handler)) in mem::take(&mut service.methods) {
+            let own = bulkhead.of_method(id, &service, &method)?;
+            runs = runs.saturating_add(own.as_ref().map_or(0, Bulkhead::runs_beside));
+            beside = beside.saturating_add(own.as_ref().map_or(0, Bulkhead::holds_beside));
+            methods.insert(name, served(method, handler, own));
         }
         let ward = middleware.policies().find_map(ServerPolicy::quarantine).map(Ward::of);
         let is_governed = middleware.policies().next().is_some();
@@ -101,17 +102,17 @@ impl Worker {
         Ok(Self {
             id: id.clone(),
             name,
-            prefetch: AtomicU16::new(service.prefetched(looks_ahead)),
+            prefetch: AtomicU16::new(messages(service.prefetched(looks_ahead).saturating_add(beside))),
+            runs,
             own_queue: Mutex::new(Arc::default()),
-            places,
-            methods: methods.map(|(name, method)| (name, served(method))).collect(),
+            bulkhead,
+            methods,
             fallback,
             middleware,
             is_governed,
             ward,
             service,
             site,
-            pool,
             calls,
             dedup: Mutex::default(),
             claims: Mutex::default(),
@@ -133,8 +134,7 @@ impl Worker {
     /// Lowers the prefetch to the number of calls that run at once. Called when the broker has taken messages back that
     /// waited here for too long.
     pub(super) fn holds_no_more_than_it_runs(&self) {
-        let runs = u16::try_from(self.service.concurrency).unwrap_or(u16::MAX);
-        self.prefetch.fetch_min(runs, Ordering::Relaxed);
+        self.prefetch.fetch_min(messages(self.runs), Ordering::Relaxed);
     }
 
     /// Sets the name of the instance's own queue. The queue has a new name on each connection.
@@ -216,8 +216,10 @@ impl Worker {
                     Some(Taken::Run(job)) if self.is_too_much(&job, &mut work) => {
                         tasks.spawn(self.clone().give_back(job));
                     }
-                    Some(Taken::Run(job)) => match self.place_at_once(source) {
-                        Some(place) if !self.runs_inline() => together.push((job, place)),
+                    Some(Taken::Run(job)) => match self.place_at_once(&job) {
+                        Some(place) if job.served.bulkhead.is_none() && !self.bulkhead.is_inline() => {
+                            together.push((job, place));
+                        }
                         place => self.dispatch(job, place, &mut together, tasks).await,
                     },
                     Some(Taken::Ask(job)) => asked.push(job),
@@ -276,27 +278,13 @@ impl Worker {
     }
 }
 
-impl Drop for Worker {
-    fn drop(&mut self) {
-        // A runtime that waits for its tasks may not be dropped where others run.
-        if let Some(pool) = self.pool.take() {
-            pool.shutdown_background();
-        }
-    }
-}
-
 impl fmt::Debug for Worker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Worker").field("service", &self.service).finish_non_exhaustive()
     }
 }
 
-/// The threads for [`Dispatch::Pool`].
-fn pool(id: &ServiceId, threads: usize) -> Result<Runtime, Error> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(threads.max(1))
-        .thread_name(format!("hopline-{id}"))
-        .enable_all()
-        .build()
-        .map_err(|error| Error::Invalid(format!("no threads for the pool of `{id}`: {error}")))
+/// So many messages, as the broker counts them.
+fn messages(count: usize) -> u16 {
+    u16::try_from(count).unwrap_or(u16::MAX)
 }

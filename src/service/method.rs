@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::dispatch::Dispatch;
 #[cfg(feature = "schema")]
 use super::schema::Types;
 use crate::document::MethodInfo;
@@ -32,6 +33,10 @@ pub struct Method {
     pub(crate) dedup: Option<Duration>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) retry: Retry,
+    /// `None`: where the service's handlers run.
+    pub(crate) dispatch: Option<Dispatch>,
+    /// `None`: it shares the places of the service, unless it has a pool.
+    pub(crate) concurrency: Option<usize>,
     /// What is wrong with its schema.
     #[cfg(feature = "schema")]
     pub(super) problem: Option<String>,
@@ -84,6 +89,8 @@ impl Method {
             dedup: None,
             timeout: None,
             retry: Retry::default(),
+            dispatch: None,
+            concurrency: None,
             #[cfg(feature = "schema")]
             problem: None,
             #[cfg(feature = "schema")]
@@ -228,6 +235,44 @@ impl Method {
     #[must_use]
     pub fn dedup(mut self, time: Duration) -> Self {
         self.dedup = Some(time);
+        self
+    }
+
+    /// Where the handlers of this method run. Default: where those of the [service](crate::Service::dispatch) run.
+    ///
+    /// A method with a pool also has [places of its own](Self::concurrency), so that its calls do not take those of the
+    /// other methods. A slow method, or one that keeps a processor busy, holds up nobody else then.
+    ///
+    /// ```
+    /// use hopline::{Context, Dispatch, Fault, Method, Service};
+    ///
+    /// let find = |_: Context, (word,): (String,)| async move { Ok::<_, Fault>(word.len()) };
+    /// let service = Service::new("books", 1)
+    ///     .method("find", find)
+    ///     .method(Method::new("report").dispatch(Dispatch::Pool(2)), find);
+    /// # let _ = service;
+    /// ```
+    #[must_use]
+    pub fn dispatch(mut self, dispatch: Dispatch) -> Self {
+        self.dispatch = Some(dispatch);
+        self
+    }
+
+    /// Gives the method places of its own: so many of its calls run at once in an instance, and they take none of the
+    /// [service's](crate::Service::concurrency). Default: the method shares these, or with a
+    /// [pool](Self::dispatch) of its own it has as many as the service. 0 counts as 1.
+    ///
+    /// All methods share the queue at the broker. So a call that finds all places of its method taken cannot wait there: it
+    /// would hold up the calls behind it. It waits in the instance if the method has a
+    /// [bounded queue](crate::Dispatch::BoundedPool) with room, and is answered with `RESOURCE_EXHAUSTED` otherwise, or what
+    /// [`QueueFull`](crate::QueueFull) says. It has not run, and may be tried again.
+    ///
+    /// Oneway calls wait in the instance until there is a place. As many as the
+    /// [prefetch](crate::Service::prefetch) allows wait there, and then further oneway calls of the service wait behind
+    /// them at the broker. Calls with an answer do not: they have another queue.
+    #[must_use]
+    pub fn concurrency(mut self, calls: usize) -> Self {
+        self.concurrency = Some(calls.max(1));
         self
     }
 

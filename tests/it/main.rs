@@ -37,6 +37,7 @@ mod from_afar;
 mod hostile;
 mod identity;
 mod in_flight;
+mod isolation;
 mod limits;
 mod long_calls;
 mod loss;
