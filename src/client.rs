@@ -1,6 +1,8 @@
 //! The client: connects, makes calls, and publishes events.
 
+mod attempt;
 mod builder;
+mod called;
 mod canary;
 #[cfg(feature = "metrics")]
 mod counted;
@@ -15,6 +17,7 @@ mod routing;
 mod rules;
 mod sending;
 mod session;
+mod span;
 mod started;
 mod target;
 mod through;
@@ -27,6 +30,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
+use self::attempt::Attempt;
 use self::builder::CallSettings;
 pub use self::builder::{Absent, ClientBuilder, Coalesce, WhenFull};
 use self::canary::Canaries;

@@ -10,112 +10,8 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use crate::error::{Code, Error};
+use crate::error::EndOfCall;
 use crate::state::State;
-
-/// How many methods have series of their own, in a client. All others are counted as one: their names may come from outside.
-pub(crate) const MAX_METHODS: usize = 1000;
-
-/// How a call ended, as its series are told apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum EndOfCall {
-    /// With this status of a reply, `OK` among them.
-    Coded(Code),
-    /// With the method's own error.
-    ServiceError,
-    NoService,
-    Overloaded,
-    Unreachable,
-    Timeout,
-    Blocked,
-    Disconnected,
-    TooLarge,
-    CircuitOpen,
-}
-
-impl EndOfCall {
-    /// The ends that are no code, in the order of their places.
-    const NAMED: [Self; 9] = [
-        Self::ServiceError,
-        Self::NoService,
-        Self::Overloaded,
-        Self::Unreachable,
-        Self::Timeout,
-        Self::Blocked,
-        Self::Disconnected,
-        Self::TooLarge,
-        Self::CircuitOpen,
-    ];
-    const COUNT: usize = Code::ALL.len() + Self::NAMED.len();
-
-    fn all() -> impl Iterator<Item = Self> {
-        Code::ALL.iter().map(|code| Self::Coded(*code)).chain(Self::NAMED)
-    }
-
-    /// Its place among all of them.
-    fn place(self) -> usize {
-        let named = match self {
-            Self::Coded(code) => return code as usize,
-            Self::ServiceError => 0,
-            Self::NoService => 1,
-            Self::Overloaded => 2,
-            Self::Unreachable => 3,
-            Self::Timeout => 4,
-            Self::Blocked => 5,
-            Self::Disconnected => 6,
-            Self::TooLarge => 7,
-            Self::CircuitOpen => 8,
-        };
-        Code::ALL.len() + named
-    }
-
-    /// The status, with gRPC's name.
-    pub(crate) fn status(self) -> &'static str {
-        match self {
-            Self::Coded(code) => code,
-            Self::ServiceError => Code::Unknown,
-            Self::NoService | Self::Unreachable | Self::Blocked | Self::Disconnected | Self::CircuitOpen => {
-                Code::Unavailable
-            }
-            Self::Overloaded | Self::TooLarge => Code::ResourceExhausted,
-            Self::Timeout => Code::DeadlineExceeded,
-        }
-        .name()
-    }
-
-    /// What went wrong. `None` for success.
-    pub(crate) fn error_type(self) -> Option<&'static str> {
-        match self {
-            Self::Coded(Code::Ok) => None,
-            Self::Coded(code) => Some(code.name()),
-            Self::ServiceError => Some("service_error"),
-            Self::NoService => Some("no_service"),
-            Self::Overloaded => Some("overloaded"),
-            Self::Unreachable => Some("unreachable"),
-            Self::Timeout => Some("timeout"),
-            Self::Blocked => Some("blocked"),
-            Self::Disconnected => Some("disconnected"),
-            Self::TooLarge => Some("too_large"),
-            Self::CircuitOpen => Some("circuit_open"),
-        }
-    }
-}
-
-impl From<&Error> for EndOfCall {
-    fn from(error: &Error) -> Self {
-        match error {
-            Error::NoService { .. } => Self::NoService,
-            Error::Overloaded { .. } => Self::Overloaded,
-            Error::Unreachable { .. } => Self::Unreachable,
-            Error::Timeout { .. } => Self::Timeout,
-            Error::Blocked { .. } => Self::Blocked,
-            Error::Disconnected { .. } => Self::Disconnected,
-            Error::TooLarge { .. } => Self::TooLarge,
-            Error::CircuitOpen { .. } => Self::CircuitOpen,
-            other => Self::Coded(other.code()),
-        }
-    }
-}
 
 /// The times of the calls of a method, by how they ended. An end takes memory from the first call that has it.
 #[derive(Debug)]
@@ -226,10 +122,10 @@ impl CallTimes {
     }
 }
 
-/// How many frames messages held.
+/// How many there were of something each time: of frames in a message, or of retries of a call.
 #[derive(Debug, Default)]
 pub(crate) struct Spread {
-    frames: AtomicU64,
+    sum: AtomicU64,
     buckets: [AtomicU64; Self::BOUNDS.len() + 1],
 }
 
@@ -237,17 +133,17 @@ impl Spread {
     /// As many frames as share a message at most are the highest bound.
     pub(crate) const BOUNDS: [u64; 7] = [1, 2, 4, 8, 16, 32, 64];
 
-    /// Counts a message with so many frames.
-    pub(crate) fn add(&self, frames: usize) {
-        let frames = frames as u64;
-        self.frames.fetch_add(frames, Ordering::Relaxed);
-        self.buckets[Self::BOUNDS.partition_point(|bound| *bound < frames)].fetch_add(1, Ordering::Relaxed);
+    /// Counts a time at which there were so many.
+    pub(crate) fn add(&self, count: usize) {
+        let count = count as u64;
+        self.sum.fetch_add(count, Ordering::Relaxed);
+        self.buckets[Self::BOUNDS.partition_point(|bound| *bound < count)].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The buckets, each by itself, and the sum of all frames.
+    /// The buckets, each by itself, and the sum of all.
     pub(crate) fn told(&self) -> (Vec<u64>, u64) {
         let buckets = self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect();
-        (buckets, self.frames.load(Ordering::Relaxed))
+        (buckets, self.sum.load(Ordering::Relaxed))
     }
 }
 
@@ -315,21 +211,7 @@ impl LinkCounts {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn each_end_of_a_call_has_a_place_and_labels_of_its_own() {
-        let all: Vec<_> = EndOfCall::all().collect();
-        assert_eq!(all.len(), EndOfCall::COUNT);
-        assert!(all.iter().enumerate().all(|(place, end)| end.place() == place), "{all:?}");
-        let mut labels: Vec<_> = all.iter().map(|end| (end.status(), end.error_type())).collect();
-        labels.sort_unstable();
-        labels.dedup();
-        assert_eq!(labels.len(), EndOfCall::COUNT);
-        let refused = Error::Overloaded { what: "the queue of `demo.v1` is full".to_owned() };
-        let told = EndOfCall::from(&refused);
-        assert_eq!((told.status(), told.error_type()), ("RESOURCE_EXHAUSTED", Some("overloaded")));
-        assert_eq!(EndOfCall::Coded(Code::Ok).error_type(), None);
-    }
+    use crate::error::Code;
 
     #[test]
     fn a_call_is_counted_below_the_first_bound_that_it_does_not_exceed() {

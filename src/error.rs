@@ -1,6 +1,7 @@
 //! What can go wrong with a call, as few variants as a caller can act on.
 
 mod call_error;
+mod end_of_call;
 mod fault;
 mod unanswered;
 
@@ -8,6 +9,8 @@ use std::fmt;
 use std::time::Duration;
 
 pub use self::call_error::CallError;
+pub(crate) use self::end_of_call::EndOfCall;
+pub(crate) use self::fault::RefusedBy;
 pub use self::fault::{Code, Fault};
 pub use self::unanswered::Unanswered;
 use crate::codec::CodecError;

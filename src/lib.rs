@@ -199,6 +199,7 @@ mod headers;
 mod limits;
 mod map;
 mod outgoing;
+mod outcome_span;
 mod clock;
 #[cfg(feature = "metrics")]
 mod counting;

@@ -28,7 +28,7 @@ use std::time::Duration;
 
 pub use self::adaptive::{Adaptive, AdaptiveCounts};
 pub(crate) use self::adaptive::{AdaptiveGauge, AdaptiveLimit};
-pub(crate) use self::apart::Apart;
+pub(crate) use self::apart::{Apart, Beside};
 pub use self::breaker::{Breaker, BreakerState};
 pub(crate) use self::breaker::{Breakers, Passed};
 pub(crate) use self::cache::CacheSize;
@@ -38,7 +38,7 @@ pub use self::fair_share::{FairShare, FairShareCounts};
 pub use self::invocation::{Invocation, Style};
 pub(crate) use self::outcomes::OutcomeWindow;
 pub use self::policies::PolicyCounts;
-pub(crate) use self::policies::{Asked, Policies, PolicySettings};
+pub(crate) use self::policies::{Asked, Policies, PolicyCounters, PolicySettings, TalliedCall};
 pub use self::quarantine::{Quarantine, QuarantineCounts};
 pub(crate) use self::quarantine::{QuarantineRule, QuarantineTally};
 pub(crate) use self::rate::Paced;

@@ -38,14 +38,15 @@ struct Scene {
 impl Scene {
     async fn new() -> Self {
         let (url, namespace) = (variable("HOPLINE_TEST_URL"), format!("metrics-{}", uuid::Uuid::new_v4().simple()));
-        let client =
-            Client::builder().namespace(&namespace).timeout(PATIENCE).connect(&url).await.expect("it is there");
+        let client = Client::builder().namespace(&namespace).timeout(PATIENCE).breaker().connect(&url).await;
+        let client = client.expect("it is there");
         let asked = client.clone();
         let service = Service::new("shop", 1)
             .method("price", |_: Context, (item,): (u32,)| async move {
                 if item % 4 == 0 { Err(Fault::new(Code::NotFound, "no such item")) } else { Ok(u64::from(item) * 100) }
             })
             .method("own", |_: Context, _: [(); 0]| async { Err::<(), _>("sold out".to_owned()) })
+            .method("away", |_: Context, _: [(); 0]| async { Err::<(), _>(Fault::new(Code::Unavailable, "not now")) })
             .method("slow", |_: Context, _: [(); 0]| std::future::pending::<Result<(), Fault>>())
             // It calls another method, in the trace of its own call.
             .method("total", move |_: Context, _: [(); 0]| {
@@ -72,6 +73,8 @@ impl Scene {
         }
         let _ = soon(async { client.call::<u64>("shop", "total", [(); 0]).await }).await;
         let _ = soon(async { client.call::<()>("shop", "own", [(); 0]).await }).await;
+        let _ = soon(async { client.call::<()>("shop", "away", [(); 0]).idempotent().retry(1).await }).await;
+        let _ = soon(async { client.call::<u64>("shop", "price", (1,)).idempotent().cache(PATIENCE).await }).await;
         let _ = soon(async { client.call::<()>("shop", "absent", [(); 0]).await }).await;
         let _ = soon(async { client.call::<()>("nobody", "x", [(); 0]).absent(Absent::Fail).await }).await;
         let _ =
@@ -110,10 +113,18 @@ async fn promtool(text: &str) -> Output {
 async fn promtool_finds_nothing_wrong() {
     let scene = Scene::new().await;
     scene.calls().await;
-    for (endpoint, name) in [(&scene.at_server, "rpc_server_call"), (&scene.at_client, "rpc_client_call")] {
+    let at_server = ["rpc_server_call", "hopline_server_rejected_total"];
+    let at_client = [
+        "rpc_client_call",
+        "hopline_client_call_retries_bucket",
+        "hopline_client_call_retry_delay_seconds_bucket",
+        "hopline_client_cache_total",
+        "hopline_breaker_state",
+    ];
+    for (endpoint, names) in [(&scene.at_server, &at_server[..]), (&scene.at_client, &at_client)] {
         // The last call is oneway, and its dead letter may take a while.
         let text = soon(get(endpoint.address(), "/metrics", "text/plain")).await;
-        assert!(text.contains(name), "{text}");
+        assert!(names.iter().all(|name| text.contains(name)), "{text}");
         let said = promtool(&text).await;
         assert!(said.status.success(), "{}\n{text}", String::from_utf8_lossy(&said.stderr));
         let said = [said.stdout, said.stderr].concat();
@@ -241,6 +252,9 @@ async fn prometheus_scrapes_both_and_tells_the_99th_percentile_and_the_success_r
         let told = prometheus.until(&rate, "job", |told| told.len() == 1 && (0.8..0.95).contains(&told[0].1)).await;
         println!("success, at the {side}: {told:?}");
     }
+    let closed = "sum by (state) (hopline_breaker_state{rpc_method=\"shop.v1/price\"})";
+    let is_closed = |told: &[(String, f64)]| told.contains(&("closed".to_owned(), 1.0)) && told.len() == 3;
+    prometheus.until(closed, "state", is_closed).await;
     // The calls of `total` have traces, and Prometheus keeps some of them.
     let exemplars = soon(async {
         loop {

@@ -2,14 +2,23 @@
 //!
 //! It is a process of its own, since the subscriber is set once for all threads of a process.
 
+use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::io::Write;
 use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
 
 use hopline::transport::{Confirm, Properties, Publication, Role, Transport};
-use hopline::{Caller, Client, Code, Context, Fault, Method, Server, Service, State};
+use hopline::{Absent, Caller, Client, Code, Context, Fault, Invocation, Method, Middleware, Next, Reply};
+use hopline::{Server, Service, State};
 use tokio::sync::{mpsc, watch};
+use tracing::Subscriber;
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
 use tracing_subscriber::fmt::format::FmtSpan;
+use tracing_subscriber::layer::{self, Layer, SubscriberExt as _};
+use tracing_subscriber::registry::{LookupSpan, SpanRef};
+use tracing_subscriber::util::SubscriberInitExt as _;
 use uuid::Uuid;
 
 use crate::proxy::Proxy;
@@ -21,8 +30,8 @@ mod proxy;
 static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
 static LISTENING: LazyLock<()> = LazyLock::new(|| {
-    let everything = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE);
-    everything.with_span_events(FmtSpan::NEW).with_ansi(false).with_writer(|| Log).init();
+    let log = tracing_subscriber::fmt::layer().with_span_events(FmtSpan::NEW).with_ansi(false).with_writer(|| Log);
+    tracing_subscriber::registry().with(log).with(Spans).init();
 });
 
 struct Log;
@@ -45,26 +54,224 @@ fn broker() -> String {
     std::env::var("HOPLINE_TEST_URL").unwrap_or_else(|_| "memory://".to_owned())
 }
 
+/// A span that was made, with what it tells.
+#[derive(Debug, Clone, Default)]
+struct SpanSeen {
+    number: usize,
+    parent: Option<usize>,
+    name: &'static str,
+    fields: BTreeMap<&'static str, String>,
+    is_closed: bool,
+}
+
+impl SpanSeen {
+    fn field(&self, name: &str) -> &str {
+        self.fields.get(name).map_or("", String::as_str)
+    }
+
+    fn trace(&self) -> &str {
+        self.field("traceparent").split('-').nth(1).unwrap_or_else(|| panic!("no trace id: {self:?}"))
+    }
+}
+
+/// All spans of this process.
+static SPANS: Mutex<Vec<SpanSeen>> = Mutex::new(Vec::new());
+
+/// The number of a span among them.
+struct Numbered(usize);
+
+struct Spans;
+
+impl<S: Subscriber + for<'s> LookupSpan<'s>> Layer<S> for Spans {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: layer::Context<'_, S>) {
+        let span = context.span(id).expect("it is new");
+        let number_of = |span: SpanRef<'_, S>| span.extensions().get::<Numbered>().map(|numbered| numbered.0);
+        let mut spans = SPANS.lock().expect("no panic while noting a span");
+        let mut seen = SpanSeen { number: spans.len(), name: span.name(), ..SpanSeen::default() };
+        seen.parent = span.parent().and_then(number_of);
+        attributes.record(&mut seen);
+        span.extensions_mut().insert(Numbered(seen.number));
+        spans.push(seen);
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, context: layer::Context<'_, S>) {
+        let span = context.span(id).expect("it is there");
+        if let Some(Numbered(number)) = span.extensions().get() {
+            values.record(&mut SPANS.lock().expect("no panic while noting a span")[*number]);
+        }
+    }
+
+    fn on_close(&self, id: Id, context: layer::Context<'_, S>) {
+        let span = context.span(&id).expect("it is there");
+        if let Some(Numbered(number)) = span.extensions().get() {
+            SPANS.lock().expect("no panic while noting a span")[*number].is_closed = true;
+        }
+    }
+}
+
+impl Visit for SpanSeen {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.fields.insert(field.name(), format!("{value:?}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.fields.insert(field.name(), value.to_owned());
+    }
+}
+
+/// The spans of a method, in the order in which they were made, once they are all closed: its calls, their attempts, and
+/// what handled them.
+async fn spans_of(method: &str, count: usize) -> Vec<SpanSeen> {
+    let seen = || -> Vec<SpanSeen> {
+        let spans = SPANS.lock().expect("no panic while noting a span").clone();
+        let is_of = |span: &SpanSeen| span.field("rpc.method") == method;
+        let of_call =
+            |span: &SpanSeen| span.name == "hopline.attempt" && span.parent.is_some_and(|at| is_of(&spans[at]));
+        spans.iter().filter(|span| is_of(span) || of_call(span)).cloned().collect()
+    };
+    let closed = async {
+        while seen().len() < count || seen().iter().any(|span| !span.is_closed) {
+            tokio::task::yield_now().await;
+        }
+    };
+    let ended = tokio::time::timeout(Duration::from_secs(60), closed).await;
+    assert!(ended.is_ok() && seen().len() == count, "{count} spans of {method}: {:#?}", seen());
+    seen()
+}
+
+/// Name, kind and outcome.
+fn told_of_span(span: &SpanSeen) -> [&str; 4] {
+    let kind = if span.name == "hopline.attempt" { "hopline.attempt.kind" } else { "otel.kind" };
+    assert!(span.field("duration_ms").parse::<f64>().is_ok_and(|took| took >= 0.0), "{span:?}");
+    assert_eq!(span.field("otel.status_code") == "ERROR", span.fields.contains_key("error.type"), "{span:?}");
+    [span.name, span.field(kind), span.field("rpc.response.status_code"), span.field("error.type")]
+}
+
 #[tokio::test]
-async fn a_call_has_a_span_on_either_side_in_one_trace() {
+async fn a_call_has_a_span_on_either_side_in_one_trace_which_tells_its_outcome() {
+    let (server, client, _) = named("spans").await;
+    let service = Service::new("traced", 1)
+        .method("add", |_: Context, (a, b): (i64, i64)| async move { Ok::<_, Fault>(a + b) })
+        .method("own", |_: Context, _: [(); 0]| async { Err::<(), _>("no".to_owned()) })
+        .method("wait", |_: Context, _: [(); 0]| async {
+            tokio::task::yield_now().await;
+            Err::<(), _>(Fault::new(Code::NotFound, "gone"))
+        })
+        .method(Method::new("note").oneway(), |_: Context, _: [(); 0]| async { Ok::<_, Fault>(()) });
+    let running = server.serve(service).start().await.expect("it can be served");
+    client.call::<i64>("traced", "add", (2, 3)).await.expect("answered");
+    client.call::<()>("traced", "own", [(); 0]).await.expect_err("its own error");
+    client.call::<()>("traced", "wait", [(); 0]).await.expect_err("a fault");
+    client.oneway("traced", "note", [(); 0]).send().await.expect("the broker has it");
+    client.call::<()>("nobody-traced", "x", [(); 0]).absent(Absent::Fail).await.expect_err("nobody is there");
+    let both = |kinds: [&'static str; 2], code, error| {
+        [("call", kinds[0]), ("handle", kinds[1])].map(|(name, kind)| [name, kind, code, error])
+    };
+    for (method, expected) in [
+        ("add", both(["client", "server"], "OK", "")),
+        ("own", both(["client", "server"], "UNKNOWN", "service_error")),
+        ("wait", both(["client", "server"], "NOT_FOUND", "NOT_FOUND")),
+        ("note", both(["producer", "consumer"], "OK", "")),
+    ] {
+        let name = format!("traced.v1/{method}");
+        let spans = spans_of(&name, 2).await;
+        assert_eq!(spans.iter().map(told_of_span).collect::<Vec<_>>(), expected);
+        assert_eq!((spans[0].trace(), spans[0].field("id")), (spans[1].trace(), spans[1].field("id")));
+        assert!(spans.iter().all(|span| span.field("otel.name") == name && span.field("rpc.system.name") == "hopline"));
+    }
+    let nobody = spans_of("nobody-traced.v1/x", 1).await;
+    assert_eq!(told_of_span(&nobody[0]), ["call", "client", "UNAVAILABLE", "no_service"]);
+    running.drain().await;
+}
+
+#[tokio::test]
+async fn the_span_of_a_call_covers_its_attempts_each_of_which_has_one_of_its_own() {
+    let (server, client, _) = named("attempts").await;
+    let (begun, mut begins) = mpsc::unbounded_channel();
+    let run = move |context: Context, (outcome,): (String,)| {
+        begun.send(()).expect("the test listens");
+        let is_first = context.attempt() == 1;
+        async move {
+            match outcome.as_str() {
+                "fails once" if is_first => Err(Fault::new(Code::Unavailable, "the first fails")),
+                "hangs" => std::future::pending().await,
+                _ => Ok(()),
+            }
+        }
+    };
+    let service = Service::new("attempted", 1)
+        .method(Method::new("retried").idempotent(), run.clone())
+        .method(Method::new("dropped").idempotent(), run);
+    let running = server.serve(service).start().await.expect("it can be served");
+    let call =
+        |method, outcome: &str| client.call::<()>("attempted", method, (outcome.to_owned(),)).idempotent().retry(1);
+    call("retried", "fails once").await.expect("the second attempt");
+    let spans = spans_of("attempted.v1/retried", 5).await;
+    let mut told: Vec<_> = spans.iter().map(told_of_span).collect();
+    told.sort_unstable();
+    let expected = [
+        ["call", "client", "OK", ""],
+        ["handle", "server", "OK", ""],
+        ["handle", "server", "UNAVAILABLE", "UNAVAILABLE"],
+        ["hopline.attempt", "first", "UNAVAILABLE", "UNAVAILABLE"],
+        ["hopline.attempt", "retry", "OK", ""],
+    ];
+    assert_eq!(told, expected);
+    let outer = spans.iter().find(|span| span.name == "call").expect("there is one");
+    for span in &spans {
+        assert_eq!(span.trace(), outer.trace(), "{span:?}");
+        assert_eq!(span.parent == Some(outer.number), span.name == "hopline.attempt", "{span:?}");
+    }
+    begins.recv().await.expect("the first");
+    begins.recv().await.expect("the second");
+    let pending = call("dropped", "hangs").start().await.expect("on its way");
+    begins.recv().await.expect("it runs");
+    drop(pending);
+    let told: Vec<_> =
+        spans_of("attempted.v1/dropped", 3).await.iter().map(|span| told_of_span(span)[2].to_owned()).collect();
+    assert_eq!(told, ["CANCELLED"; 3]);
+    running.drain().await;
+}
+
+/// At a client, sends a span of another system. At a server, tells which span has come.
+struct Foreign(Option<mpsc::UnboundedSender<String>>);
+
+const FOREIGN: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+impl Middleware for Foreign {
+    async fn handle(&self, mut call: Invocation, next: Next) -> Result<Reply, hopline::Error> {
+        match &self.0 {
+            Some(came) => came.send(call.traceparent().unwrap_or_default().to_owned()).expect("the test listens"),
+            None => call.set_traceparent(FOREIGN),
+        }
+        next.run(call).await
+    }
+}
+
+#[tokio::test]
+async fn the_span_that_a_middleware_sets_goes_to_the_server_as_it_is() {
     LazyLock::force(&LISTENING);
     let namespace = format!("tracing-{}", Uuid::new_v4().simple());
-    let server = Server::builder().namespace(&namespace).connect(&broker()).await.expect("the broker is there");
-    let add = |_: Context, (a, b): (i64, i64)| async move { Ok::<_, Fault>(a + b) };
-    let server = server.serve(Service::new("traced", 1).method("add", add));
-    let _running = server.start().await.expect("it can be served");
-    let client = Client::builder().namespace(&namespace).connect(&broker()).await.expect("the broker is there");
-    client.call::<i64>("traced", "add", (2, 3)).await.expect("answered");
-    let log = logged();
-    let span = |beginning: &str| {
-        let line = log.lines().find(|line| line.contains(beginning) && line.contains("rpc.service=traced.v1"));
-        line.unwrap_or_else(|| panic!("no {beginning} in {log}"))
-    };
-    let trace = |line: &str| {
-        let (_, rest) = line.split_once("traceparent=").expect("a traceparent");
-        rest.trim_matches('"').split('-').nth(1).expect("a trace id").to_owned()
-    };
-    assert_eq!(trace(span("call{")), trace(span("handle{")));
+    let (came, mut comes) = mpsc::unbounded_channel();
+    let server = Server::builder().namespace(&namespace).with(Foreign(Some(came))).connect(&broker()).await;
+    let within = |context: Context, _: [(); 0]| async move { Ok::<_, Fault>(context.traceparent()) };
+    let service = Service::new("foreign", 1).method("within", within);
+    let (heard, mut hears) = mpsc::unbounded_channel();
+    let server =
+        server.expect("the broker is there").serve(service).subscribe("foreign.*", move |context: Context, (): ()| {
+            heard.send(context.traceparent()).expect("the test listens");
+            async {}
+        });
+    let running = server.start().await.expect("it can be served");
+    let client = Client::builder().namespace(&namespace).with(Foreign(None)).connect(&broker()).await;
+    let client = client.expect("the broker is there");
+    let own = client.call::<String>("foreign", "within", [(); 0]).await.expect("answered");
+    assert_eq!(comes.recv().await.as_deref(), Some(FOREIGN));
+    assert!(own.starts_with(&FOREIGN[..36]) && own != FOREIGN, "a span of its own under it: {own}");
+    client.publish("foreign.event", &()).await.expect("the broker has it");
+    assert_eq!(comes.recv().await.as_deref(), Some(FOREIGN));
+    assert!(hears.recv().await.expect("it is heard").starts_with(&FOREIGN[..36]));
+    running.drain().await;
 }
 
 #[tokio::test]

@@ -112,7 +112,13 @@ impl<T, E> Call<T, E> {
     where
         T: Answered + Send + 'static,
     {
-        self.safe = Some(Box::new(move || value));
+        let counted = self.target().ok().map(|target| target.counted.policies.clone());
+        self.safe = Some(Box::new(move || {
+            if let Some(counted) = counted {
+                counted.values_for_errors.one_more();
+            }
+            value
+        }));
         self
     }
 
@@ -179,16 +185,12 @@ impl<T, E: Failure> Call<T, E> {
 
     /// The outcome of a call that has a value for its errors.
     pub(super) fn safely(&self, reply: Result<Reply, Error>, safe: SafeValue<T>) -> Result<T, E::Error> {
-        let replaced = || {
-            self.client.counts_value_for_error();
-            safe()
-        };
         let read: ReadResult<T> = self.read;
         match reply {
-            Err(error) if may_be_replaced(&error) => Ok(replaced()),
+            Err(error) if may_be_replaced(&error) => Ok(safe()),
             Err(error) => Err(error.into()),
             Ok(reply) if reply.is_own_error() => outcome::<T, E>(&reply, read),
-            Ok(reply) => Ok(outcome::<T, E>(&reply, read).unwrap_or_else(|_| replaced())),
+            Ok(reply) => Ok(outcome::<T, E>(&reply, read).unwrap_or_else(|_| safe())),
         }
     }
 }

@@ -1,28 +1,25 @@
 //! What a client counts of its calls, by method, for metrics.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Weak};
 
 use tokio::time::Instant;
 
 use super::Client;
+use super::called::{CalledMethod, CalledMethods, MethodName};
 use super::request::Request;
-use crate::counting::{EndCounts, EndOfCall, LinkCounts, MAX_METHODS, TimesTold};
-use crate::error::{Code, Error};
+use crate::counting::{EndCounts, LinkCounts, TimesTold};
+use crate::error::{Code, EndOfCall, Error};
 use crate::frame::Trace;
-use crate::middleware::Reply;
-
-/// A service as `name.vMAJOR`, and a method.
-type MethodName = (Arc<str>, Arc<str>);
+use crate::middleware::{Breaker, Breakers, Reply};
 
 /// What is counted of the calls of one method.
 #[derive(Debug, Default)]
-pub(crate) struct CalledMethod {
+pub(super) struct MethodCounts {
     ends: EndCounts,
     /// How many calls have begun. Those that have not ended are in flight.
     begun: AtomicU64,
-    /// First attempts of calls, and others of calls that a middleware or a route tries again.
+    /// First attempts of calls, and others of calls that a policy, a middleware or a route tries again.
     first: AtomicU64,
     retried: AtomicU64,
     /// Attempts that were sent once more, since their connection was lost.
@@ -39,15 +36,21 @@ pub(crate) struct CalledMethodTold {
     pub(crate) ends: Vec<(EndOfCall, TimesTold)>,
     pub(crate) in_flight: u64,
     /// By kind.
-    pub(crate) attempts: [(&'static str, u64); 3],
+    pub(crate) attempts: [(&'static str, u64); 5],
     /// By reason.
-    pub(crate) rejected: [(&'static str, u64); 1],
+    pub(crate) rejected: [(&'static str, u64); 4],
+    /// By what the cache had.
+    pub(crate) cache: [(&'static str, u64); 4],
+    /// Each as buckets, and their sum.
+    pub(crate) retries: (Vec<u64>, u64),
+    pub(crate) hedges: (Vec<u64>, u64),
+    pub(crate) retry_delay: TimesTold,
 }
 
-impl CalledMethod {
-    /// Counts an attempt that is handed to the line. It is the first of its call if its number is 1.
-    pub(super) fn attempts(&self, number: u32) {
-        let counter = if number == 1 { &self.first } else { &self.retried };
+impl MethodCounts {
+    /// Counts an attempt that is handed to the line: the first of its call, or one after a failure.
+    pub(super) fn attempts(&self, is_first: bool) {
+        let counter = if is_first { &self.first } else { &self.retried };
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -60,50 +63,42 @@ impl CalledMethod {
     pub(super) fn is_crowded_out(&self) {
         self.crowded_out.fetch_add(1, Ordering::Relaxed);
     }
+}
 
-    fn told(&self, name: Option<MethodName>) -> CalledMethodTold {
+impl CalledMethod {
+    pub(super) fn told(&self, name: Option<MethodName>) -> CalledMethodTold {
+        let Self { counts, policies } = self;
         let number = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         // In this order, so that no call has ended that has not begun.
-        let ended = self.ends.count();
+        let ended = counts.ends.count();
+        let (of_calls, done) = (&policies.of_calls, policies.now());
         CalledMethodTold {
             name,
-            in_flight: number(&self.begun).saturating_sub(ended),
-            ends: self.ends.told(),
+            in_flight: number(&counts.begun).saturating_sub(ended),
+            ends: counts.ends.told(),
             attempts: [
-                ("first", number(&self.first)),
-                ("retry", number(&self.retried)),
-                ("resend", number(&self.resent)),
+                ("first", number(&counts.first)),
+                ("retry", number(&counts.retried)),
+                ("resend", number(&counts.resent)),
+                ("hedge", done.hedges),
+                ("fork", done.forks),
             ],
-            rejected: [("in_flight", number(&self.crowded_out))],
+            rejected: [
+                ("in_flight", number(&counts.crowded_out)),
+                ("budget", done.refused_by_budget),
+                ("circuit", done.refused_by_breaker),
+                ("rate", done.refused_by_rate),
+            ],
+            cache: [
+                ("hit", done.cache_hits),
+                ("miss", done.cache_misses),
+                ("shared", done.cache_shared),
+                ("stale", done.cache_stale),
+            ],
+            retries: of_calls.retries.told(),
+            hedges: of_calls.hedges.told(),
+            retry_delay: of_calls.retry_delay.told(),
         }
-    }
-}
-
-/// The methods that a client has called. Their counters stay as long as the client, whatever it forgets of them.
-#[derive(Debug, Default)]
-pub(crate) struct CalledMethods {
-    methods: Mutex<BTreeMap<MethodName, Arc<CalledMethod>>>,
-    /// The methods that came when there were counters for many already.
-    others: Arc<CalledMethod>,
-}
-
-impl CalledMethods {
-    /// The counters of a method.
-    pub(super) fn method(&self, service: &Arc<str>, method: &Arc<str>) -> Arc<CalledMethod> {
-        let mut methods = self.methods.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_full = methods.len() >= MAX_METHODS;
-        let key = (service.clone(), method.clone());
-        match methods.get(&key) {
-            Some(known) => known.clone(),
-            None if is_full => self.others.clone(),
-            None => methods.entry(key).or_default().clone(),
-        }
-    }
-
-    pub(crate) fn told(&self) -> Vec<CalledMethodTold> {
-        let methods = self.methods.lock().unwrap_or_else(PoisonError::into_inner);
-        let named = methods.iter().map(|(name, method)| method.told(Some(name.clone())));
-        named.chain([self.others.told(None)]).collect()
     }
 }
 
@@ -112,11 +107,20 @@ impl CalledMethods {
 pub(crate) struct ClientCounts {
     pub(crate) methods: Arc<CalledMethods>,
     pub(crate) link: Arc<LinkCounts>,
+    breakers: Weak<Breakers>,
+}
+
+impl ClientCounts {
+    /// The breakers that there are, as long as the client is there.
+    pub(crate) fn breakers(&self) -> Vec<Breaker> {
+        self.breakers.upgrade().map(|breakers| breakers.all()).unwrap_or_default()
+    }
 }
 
 impl Client {
     pub(crate) fn counts(&self) -> ClientCounts {
-        ClientCounts { methods: self.0.targets.called(), link: self.0.line.link() }
+        let breakers = self.0.policies.breakers.as_ref().map(Arc::downgrade).unwrap_or_default();
+        ClientCounts { methods: self.0.targets.called(), link: self.0.line.link(), breakers }
     }
 }
 
@@ -133,21 +137,17 @@ pub(super) struct MeasuredCall {
 impl MeasuredCall {
     /// Counts a call that begins. `None` for a question of discovery, and for a method whose name is wrong.
     pub(super) fn begins<P>(request: &Request<P>) -> Option<Self> {
-        let method = request.target.as_ref().ok()?.counted.clone()?;
-        method.begun.fetch_add(1, Ordering::Relaxed);
+        let target = request.target.as_ref().ok().filter(|target| !target.is_question())?;
+        let method = target.counted.clone();
+        method.counts.begun.fetch_add(1, Ordering::Relaxed);
         let trace = request.context.as_ref().map(|context| context.trace().id());
         Some(Self { method, since: Instant::now(), trace, is_over: false })
     }
 
     /// Counts how it has ended. `trace` is what was sent with its last attempt, if that is known.
     pub(super) fn ends(mut self, outcome: &Result<Reply, Error>, trace: Option<Trace>) {
-        let end = match outcome {
-            Ok(reply) if reply.own_error => EndOfCall::ServiceError,
-            Ok(_) => EndOfCall::Coded(Code::Ok),
-            Err(error) => error.into(),
-        };
         self.trace = trace.map(|trace| trace.id()).or(self.trace);
-        self.counts(end);
+        self.counts(outcome.into());
     }
 
     /// Counts a call that has failed before it was sent. Returns its error.
@@ -163,7 +163,7 @@ impl MeasuredCall {
 
     fn counts(&mut self, end: EndOfCall) {
         self.is_over = true;
-        self.method.ends.add(end, self.since.elapsed(), self.trace);
+        self.method.counts.ends.add(end, self.since.elapsed(), self.trace);
     }
 }
 
@@ -180,25 +180,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn methods_over_the_limit_share_their_counters() {
-        let methods = CalledMethods::default();
-        let service = Arc::from("demo.v1");
-        for number in 0..MAX_METHODS + 10 {
-            methods.method(&service, &format!("m{number}").into()).attempts(1);
-        }
-        methods.method(&service, &"m7".into()).attempts(2);
-        let told = methods.told();
-        assert_eq!(told.len(), MAX_METHODS + 1);
-        let others = told.last().expect("it is there");
-        assert_eq!((&others.name, others.attempts[0].1), (&None, 10));
-        let m7 = told.iter().find(|told| told.name.as_ref().is_some_and(|(_, method)| **method == *"m7"));
-        assert_eq!(m7.expect("it was called").attempts.map(|(_, count)| count), [1, 1, 0]);
-    }
-
-    #[test]
     fn a_call_that_is_dropped_was_cancelled() {
         let method = Arc::<CalledMethod>::default();
-        method.begun.fetch_add(2, Ordering::Relaxed);
+        method.counts.begun.fetch_add(2, Ordering::Relaxed);
         let call = MeasuredCall { method: method.clone(), since: Instant::now(), trace: None, is_over: false };
         drop(call);
         let told = method.told(None);

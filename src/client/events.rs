@@ -7,10 +7,11 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::Client;
+use super::attempt::{Attempt, more};
 use super::in_flight::CallEnd;
 use super::line::Token;
 use super::pending::{lost_with, no_exchange};
-use super::request::{Attempt, check_metadata, head_start, more, traced};
+use super::request::{check_metadata, head_start};
 use crate::codec::CodecError;
 use crate::context::Context;
 use crate::error::Error;
@@ -118,12 +119,15 @@ impl Client {
             avoid: Vec::new(),
             apart: None,
             retry_on: None,
+            counted: None,
+            traceparent: None,
             served: true,
             repeatable: false,
         };
         let (key, context) = (event.key, event.context);
         let announcing = self.through(call, event.attempt, move |client, call, attempt| {
-            let (key, context, metadata) = (key.clone(), context.clone(), call.metadata.into_vec());
+            let (key, context, metadata) = (key.clone(), context.clone(), call.metadata.clone().into_vec());
+            let attempt = Attempt { set_trace: call.set_trace(), ..attempt };
             let event = OutgoingEvent { key, metadata, context, attempt };
             async move {
                 let published = client.announce(&event, |body: &mut Vec<u8>| {
@@ -145,7 +149,7 @@ impl Client {
         let OutgoingEvent { key, metadata: user, context, attempt } = event;
         check_metadata(user)?;
         let more = more(Some(attempt), user.clone());
-        let metadata = Metadata { method: Some(key.clone()), more, ..self.metadata(traced(context.as_ref())) };
+        let metadata = Metadata { method: Some(key.clone()), more, ..self.metadata(attempt.traced(context.as_ref())) };
         let frame = Frame::new(Kind::Event, attempt.id(), self.0.settings.codec, metadata, Bytes::new());
         let body = self.sized("event", frame.to_body_with(write)?)?;
         let size = body.len();

@@ -10,7 +10,6 @@ use std::time::Duration;
 use futures::Stream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Sleep};
-use tracing::Span;
 use uuid::Uuid;
 
 use super::Client;
@@ -18,12 +17,13 @@ use super::in_flight::CallEnd;
 use super::target::Target;
 use crate::codec::CodecError;
 use crate::compression::CompressionRefusal;
-use crate::error::{Code, Error, Fault, Unanswered};
+use crate::error::{Code, Error, Fault, RefusedBy, Unanswered};
 use crate::exchanges::Recipients;
 use crate::frame::Frame;
 #[cfg(feature = "metrics")]
 use crate::frame::Trace;
 use crate::middleware::Reply;
+use crate::outcome_span::OutcomeSpan;
 use crate::topology::instance_key;
 use crate::transport::{Confirm, Lost};
 
@@ -41,8 +41,8 @@ pub(crate) struct Ticket {
     pub(super) size: usize,
     pub(super) deadline: Instant,
     pub(super) timeout: Duration,
-    /// The span of the call. It is entered when the caller polls.
-    pub(super) span: Span,
+    /// The span of the call, or of this attempt. It is entered when the caller polls.
+    pub(super) span: OutcomeSpan,
     #[cfg(feature = "metrics")]
     pub(super) trace: Option<Trace>,
 }
@@ -90,9 +90,7 @@ impl Ticket {
             CallEnd::NoExchange { exchange, why } => Err(no_exchange(&exchange, why)),
             CallEnd::Full(limit) => {
                 #[cfg(feature = "metrics")]
-                if let Some(counted) = &self.target.counted {
-                    counted.is_crowded_out();
-                }
+                self.target.counted.counts.is_crowded_out();
                 Err(Error::Overloaded { what: format!("this client has {limit} calls in flight, its limit") })
             }
             CallEnd::Silent { instance, after } => {
@@ -193,7 +191,7 @@ impl Future for Dispatched {
     type Output = Result<Reply, Error>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let span = self.ticket.span.clone();
+        let span = self.ticket.span.span().clone();
         let _entered = span.enter();
         loop {
             if let Poll::Ready(end) = Pin::new(&mut self.reply).poll(context) {
@@ -205,14 +203,18 @@ impl Future for Dispatched {
                 if let Ok(Ok(reply)) = &end {
                     self.said = SaidOfItself::with(reply);
                 }
-                return Poll::Ready(self.end(end));
+                let outcome = self.end(end);
+                self.ticket.span.ends(&outcome);
+                return Poll::Ready(outcome);
             }
             let Self { client, ticket, deadline, .. } = &mut *self;
             let deadline = deadline.get_or_insert_with(|| Box::pin(client.timer(ticket.deadline)));
             ready!(deadline.as_mut().poll(context));
             deadline.as_mut().reset(Instant::now() + OVERDUE);
             if self.overdue {
-                return Poll::Ready(Err(self.ticket.timed_out(Unanswered::Unknown)));
+                let outcome = Err(self.ticket.timed_out(Unanswered::Unknown));
+                self.ticket.span.ends(&outcome);
+                return Poll::Ready(outcome);
             }
             self.overdue = true;
             self.client.overdue(self.ticket.id);
@@ -257,8 +259,8 @@ impl Gathering {
         Self { client, ticket, deadline: None, replies, cancels, ended: false }
     }
 
-    pub(super) fn ticket(&self) -> &Ticket {
-        &self.ticket
+    pub(super) fn ticket(&mut self) -> &mut Ticket {
+        &mut self.ticket
     }
 }
 
@@ -344,5 +346,6 @@ fn fault(reply: &Frame) -> Fault {
         has_not_run: reply.metadata.handler_time.is_none()
             && matches!(reply.status, Code::Unavailable | Code::ResourceExhausted),
         instance: reply.metadata.instance.clone(),
+        refused_by: RefusedBy::Other,
     }
 }

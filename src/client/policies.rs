@@ -123,7 +123,7 @@ impl Client {
     /// What the policies of this client have done.
     #[must_use]
     pub fn policies(&self) -> PolicyCounts {
-        self.0.policies.counted.now()
+        self.0.targets.called().policies()
     }
 
     /// The [breakers](ClientBuilder::breaker) of the methods that were called within the last seconds, and those that
@@ -198,16 +198,11 @@ impl Client {
         }
     }
 
-    /// A value was returned in place of an error.
-    pub(crate) fn counts_value_for_error(&self) {
-        self.0.policies.counted.values_for_errors.one_more();
-    }
-
     /// Lets an attempt pass the breaker of its method, or that of its method at an instance. `None` without breakers.
-    pub(super) fn pass(&self, method: &Arc<str>, recipients: &Recipients) -> Result<Option<Passed<'_>>, Error> {
+    pub(super) fn pass<'c>(&'c self, target: &'c Target, to: &Recipients) -> Result<Option<Passed<'c>>, Error> {
         let Some(breakers) = &self.0.policies.breakers else { return Ok(None) };
-        let instance = recipients.instance().map(Arc::from);
-        breakers.enter(method, instance.as_ref()).map(Some)
+        let instance = to.instance().map(Arc::from);
+        breakers.enter(&target.text, instance.as_ref(), &target.counted.policies).map(Some)
     }
 
     /// Whether the calls of a service have a rate.
@@ -217,7 +212,7 @@ impl Client {
 
     /// Waits until it is the turn of an attempt with this deadline. Without a rate that is at once.
     pub(super) async fn pace(&self, target: &Target, deadline: Option<Instant>) -> Result<(), Error> {
-        let (now, counted) = (Instant::now(), &self.0.policies.counted);
+        let (now, counted) = (Instant::now(), &target.counted.policies);
         let left = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(now));
         match self.0.policies.rates.turn(paced(target), left) {
             Ok(Duration::ZERO) => {}
@@ -269,11 +264,14 @@ impl Client {
             return Err(error);
         }
         let codec = fallen.codec.unwrap_or(self.0.settings.codec);
+        let target = fallen.target.clone();
         if let Err(why) = self.send(fallen).await {
             warn!(%why, "a call that has failed cannot be left to the queue for oneway calls");
             return Err(error);
         }
-        self.0.policies.counted.failed_back.one_more();
+        if let Ok(target) = target {
+            target.counted.policies.failed_back.one_more();
+        }
         Reply::result(codec, &())
     }
 }

@@ -7,22 +7,22 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::info_span;
-use tracing::level_filters::LevelFilter;
 use uuid::Uuid;
 
+use super::attempt::{AttemptKind, more, traced};
 use super::line::Token;
 use super::pending::Ticket;
-use super::{Absent, Client, Target};
+use super::span::{attempt_span, call_span};
+use super::{Absent, Attempt, Client, Target};
 use crate::clock::unix_millis;
 use crate::codec::{Codec, CodecError};
 use crate::compression::Readable;
 use crate::context::Context;
 use crate::error::{Error, Unanswered};
 use crate::exchanges::{Address, Recipients};
-use crate::frame::{self, Excess, Frame, Kind, Metadata, More, Trace};
+use crate::frame::{self, Excess, Frame, Kind, Metadata, Trace};
 use crate::limits::MAX_TIMEOUT;
-use crate::middleware::{Apart, Asked, RetryOn};
+use crate::middleware::{Apart, Asked, RetryOn, TalliedCall};
 use crate::outgoing::{Parcel, Share};
 use crate::route::Route;
 use crate::topology::{MAX_PRIORITY, check_name};
@@ -58,51 +58,12 @@ pub(crate) struct Request<P = Bytes> {
     pub(crate) avoid: Vec<Arc<str>>,
     /// Set if other attempts of the call are on their way at the same time.
     pub(crate) apart: Option<Apart>,
+    /// What is counted of a call that may have several attempts.
+    pub(crate) counted: Option<Arc<TalliedCall>>,
     /// The context of the handler that makes the call.
     pub(crate) context: Option<Context>,
     /// `None` for a call without middleware, which is sent once.
     pub(crate) attempt: Option<Box<Attempt>>,
-}
-
-/// One attempt of a call that may have several.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Attempt {
-    /// The id of the call. The first attempt has it as its own id too.
-    pub(super) call_id: Uuid,
-    /// 1 for the first attempt.
-    pub(super) number: u32,
-    /// How many instances it was sent to before, along its route.
-    pub(super) moves: u32,
-    /// How long the call may take with all its attempts.
-    pub(super) timeout: Duration,
-    /// When that time is over.
-    pub(super) deadline: Instant,
-}
-
-impl Attempt {
-    /// The first attempt of a call that may take the time `timeout` from now on.
-    pub(super) fn first(timeout: Duration) -> Self {
-        Self { call_id: Uuid::new_v4(), number: 1, moves: 0, timeout, deadline: Instant::now() + timeout }
-    }
-
-    /// Which time of sending the call this is. The first is 1.
-    fn time(&self) -> u32 {
-        self.number + self.moves
-    }
-
-    /// The id of what is sent now. Except for the first time, each call of this returns a new id.
-    pub(super) fn id(self) -> Uuid {
-        if self.time() == 1 { self.call_id } else { Uuid::new_v4() }
-    }
-}
-
-/// What few frames have: the user's own entries, and of another attempt than the first, which call it is an attempt of.
-pub(super) fn more(attempt: Option<&Attempt>, user: Vec<(String, String)>) -> Option<Box<More>> {
-    // The first attempt has the call's id as its own.
-    let again = attempt.filter(|attempt| attempt.time() > 1);
-    let (call_id, attempt) = (again.map(|again| again.call_id), again.map(|again| again.time().into()));
-    let has_more = !user.is_empty() || again.is_some();
-    has_more.then(|| Box::new(More { user, call_id, attempt, ..More::default() }))
 }
 
 /// Writes the arguments into a frame, with the codec that is chosen when the call is sent.
@@ -145,6 +106,7 @@ impl<P> Request<P> {
             retry_on: None,
             avoid: Vec::new(),
             apart: None,
+            counted: None,
             context: None,
             attempt: None,
         }
@@ -185,6 +147,7 @@ impl Request<ArgumentWriter> {
             retry_on: self.retry_on,
             avoid: self.avoid,
             apart: self.apart,
+            counted: self.counted,
             context: self.context,
             attempt: self.attempt,
         })
@@ -203,10 +166,13 @@ impl<P> fmt::Debug for Request<P> {
 /// A request with its finished frame, ready to be sent.
 pub(super) struct Outgoing {
     pub(super) ticket: Ticket,
+    /// The call that it is an attempt of, if that may have several.
+    call: Option<Arc<TalliedCall>>,
     /// How much time it has left.
     left: Duration,
     /// How many attempts of the same call came before it.
     before: u32,
+    attempt_kind: AttemptKind,
     frame: Bytes,
     priority: Option<u8>,
     pub(super) idempotent: bool,
@@ -217,11 +183,15 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    /// Counts it as an attempt of its method.
-    #[cfg(feature = "metrics")]
+    /// Counts it as an attempt of its call.
     pub(super) fn counts(&self) {
-        if let Some(counted) = &self.ticket.target.counted {
-            counted.attempts(self.before + 1);
+        match (self.attempt_kind, &self.call) {
+            (AttemptKind::Hedge, Some(call)) => call.hedges(),
+            (AttemptKind::Fork, Some(call)) => call.method.forks.one_more(),
+            #[cfg(feature = "metrics")]
+            (kind, _) => self.ticket.target.counted.counts.attempts(kind == AttemptKind::First),
+            #[cfg(not(feature = "metrics"))]
+            (_, _) => {}
         }
     }
 
@@ -244,6 +214,8 @@ impl Client {
             check_name("instance", instance).map_err(Error::Invalid)?;
         }
         let attempt = request.attempt.as_deref().copied();
+        let attempt_kind =
+            attempt.map_or(AttemptKind::First, |attempt| AttemptKind::of(&attempt, request.apart.as_ref()));
         let user = match attempt {
             None => self.with_own(request.metadata),
             Some(_) => request.metadata,
@@ -263,17 +235,17 @@ impl Client {
             return Err(Error::Timeout { method: target.to_string(), after: timeout, why: Unanswered::Unsent });
         }
         let codec = request.codec.unwrap_or(settings.codec);
-        let trace = traced(current.as_ref());
         let id = attempt.map_or_else(Uuid::new_v4, Attempt::id);
-        let span = info_span!(
-            "call",
-            otel.kind = "client",
-            rpc.system = "hopline",
-            rpc.service = %target.service,
-            rpc.method = &*target.method,
-            id = %id,
-            traceparent = trace.map(tracing::field::display),
-        );
+        let (trace, span) = match attempt {
+            None => {
+                let trace = traced(current.as_ref());
+                (trace, call_span(&target, kind, id, trace))
+            }
+            Some(attempt) => {
+                let trace = attempt.traced(current.as_ref());
+                (trace, attempt_span(attempt_kind, id, trace))
+            }
+        };
         let more = more(attempt.as_ref(), user);
         let metadata = Metadata {
             method: Some(target.method.clone()),
@@ -307,7 +279,8 @@ impl Client {
         let absent = request.absent.unwrap_or(settings.absent);
         let leaving = current.and_then(|context| context.leaving(&ticket.target.service_text));
         let before = attempt.map_or(0, |attempt| attempt.time() - 1);
-        Ok(Outgoing { ticket, left, before, frame, priority, idempotent: request.idempotent, absent, leaving })
+        let (idempotent, call) = (request.idempotent, request.counted);
+        Ok(Outgoing { ticket, call, left, before, attempt_kind, frame, priority, idempotent, absent, leaving })
     }
 
     /// How long a call may take that allows itself `allowed`. It never gets more time than the handler that makes it
@@ -379,13 +352,4 @@ pub(super) fn unwritten(target: &Target, error: CodecError) -> CodecError {
 /// [`HEAD_START`], or less for a call with a short time-out.
 pub(super) fn head_start(timeout: Duration) -> Duration {
     HEAD_START.min(timeout / 8)
-}
-
-/// The trace of a call that is made here. Its parent is the call being handled. Without one it begins a new trace, if
-/// anything subscribes to spans.
-pub(super) fn traced(parent: Option<&Context>) -> Option<Trace> {
-    match parent {
-        Some(parent) => Some(Trace::under(Some(parent.trace()))),
-        None => (LevelFilter::current() >= LevelFilter::INFO).then(|| Trace::under(None)),
-    }
 }

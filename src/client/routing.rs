@@ -9,8 +9,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::request::{Attempt, Request};
-use super::{Client, Target};
+use super::request::Request;
+use super::{Attempt, Client, Target};
 use crate::error::{Code, Error, Fault, Unanswered};
 use crate::exchanges::Recipients;
 use crate::middleware::{Apart, Reply};
@@ -185,9 +185,9 @@ impl Client {
     /// Sends a request to its recipients, and waits for the reply.
     async fn deliver_straight(&self, request: Request) -> Result<Reply, Error> {
         let target = request.target.clone().map_err(Error::Invalid)?;
-        let passed = self.pass(&target.text, &request.recipients)?;
+        let passed = self.pass(&target, &request.recipients)?;
         self.pace(&target, request.attempt.as_deref().map(|attempt| attempt.deadline)).await?;
-        let heard_of = request.apart.is_some().then_some(target);
+        let heard_of = request.apart.is_some().then_some(&target);
         let since = Instant::now();
         let outcome = self.dispatch(request)?.await;
         if let Some(passed) = passed {
@@ -238,7 +238,7 @@ impl Client {
             let Some(chosen) = chosen else { break };
             tried.push(chosen.instance.clone());
             let recipients = Recipients::One(chosen.instance.to_string());
-            let passed = match self.pass(&target.text, &recipients) {
+            let passed = match self.pass(&target, &recipients) {
                 Ok(passed) => passed,
                 Err(open) => {
                     last.get_or_insert(open);

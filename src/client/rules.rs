@@ -157,7 +157,7 @@ impl Client {
             (rule, (is_open && is_answered).then(|| held_back(target, rules)))
         });
         if let Some(refusal) = refusal {
-            self.0.policies.counted.refused_by_breaker.one_more();
+            target.counted.policies.refused_by_breaker.one_more();
             return Err(refusal);
         }
         if let Some(most) = timeout {

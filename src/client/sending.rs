@@ -25,7 +25,6 @@ impl Client {
     /// Sends a request. The reply comes through what this returns.
     pub(crate) fn dispatch<P: Payload>(&self, request: Request<P>) -> Result<Dispatched, Error> {
         let outgoing = self.prepare(request, Kind::Request)?;
-        #[cfg(feature = "metrics")]
         outgoing.counts();
         let (sender, replied) = oneshot::channel();
         let Ticket { target, recipients, .. } = &outgoing.ticket;
@@ -54,31 +53,34 @@ impl Client {
         let reply = Some((Waiter::Many(sender), target.clone()));
         let token = Token { said: Some(confirm), reply, ..outgoing.token() };
         let ticket = self.post(outgoing, address, self.0.settings.coalesce.share_of(&target), token);
-        let gathering = Gathering::new(self.clone(), ticket, replies, cancels);
-        match self.confirmed(gathering.ticket(), said).await {
+        let mut gathering = Gathering::new(self.clone(), ticket, replies, cancels);
+        let outcome = match self.confirmed(gathering.ticket(), said).await {
             // One instance is going at this moment; the others have it.
-            Ok(()) | Err(Error::Overloaded { .. }) => Ok(gathering),
-            Err(error) => Err(error),
-        }
+            Err(Error::Overloaded { .. }) => Ok(()),
+            confirmed => confirmed,
+        };
+        gathering.ticket().span.ends(&outcome);
+        outcome.map(|()| gathering)
     }
 
     /// Publishes a oneway call. Returns when the broker has confirmed it.
     pub(super) async fn hand_over<P: Payload>(&self, request: Request<P>) -> Result<(), Error> {
         let outgoing = self.prepare(request, Kind::Oneway)?;
-        #[cfg(feature = "metrics")]
         outgoing.counts();
         let Ticket { target, recipients, .. } = &outgoing.ticket;
         let address = self.0.exchanges.oneway(recipients, &target.service_text, &target.text);
         let (confirm, said) = oneshot::channel();
         let token = Token { said: Some(confirm), repeatable: true, ..outgoing.token() };
-        let ticket = self.post(outgoing, address, self.0.settings.coalesce.share(), token);
-        match (self.confirmed(&ticket, said).await, &ticket.recipients) {
+        let mut ticket = self.post(outgoing, address, self.0.settings.coalesce.share(), token);
+        let outcome = match (self.confirmed(&ticket, said).await, &ticket.recipients) {
             (Err(Error::Overloaded { .. }), Recipients::All) => Ok(()),
             (Err(Error::NoService { service, .. }), Recipients::Any) => {
                 Err(Error::NoService { service, method: Some(ticket.target.method.to_string()) })
             }
             (confirmed, _) => confirmed,
-        }
+        };
+        ticket.span.ends(&outcome);
+        outcome
     }
 
     /// The cancel of a call, addressed to the instances that may be running it.
@@ -111,7 +113,7 @@ impl Client {
 
     /// Waits until the broker has confirmed a request, or until the deadline.
     async fn confirmed(&self, ticket: &Ticket, said: oneshot::Receiver<CallEnd>) -> Result<(), Error> {
-        ticket.outcome(self.end_of(ticket.id, ticket.deadline, said).instrument(ticket.span.clone()).await)
+        ticket.outcome(self.end_of(ticket.id, ticket.deadline, said).instrument(ticket.span.span().clone()).await)
     }
 
     /// What the broker said about the frame `id`, or what else happened to it by its deadline.

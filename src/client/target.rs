@@ -8,8 +8,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-#[cfg(feature = "metrics")]
-use super::counted::{CalledMethod, CalledMethods};
+use super::called::{CalledMethod, CalledMethods};
 use super::presence::Presence;
 use crate::compression::{Compression, Readable};
 use crate::map::FastMap;
@@ -31,9 +30,8 @@ pub(crate) struct Target {
     pub(crate) text: Arc<str>,
     /// How long the method's handler takes, as replies have reported.
     pub(crate) pace: Pace,
-    /// What is counted of its calls. `None` for questions of discovery.
-    #[cfg(feature = "metrics")]
-    pub(super) counted: Option<Arc<CalledMethod>>,
+    /// What is counted of its calls. Nobody reads it of a question of discovery.
+    pub(crate) counted: Arc<CalledMethod>,
     /// What is known of the service. All its methods share it.
     known: Arc<KnownService>,
 }
@@ -59,23 +57,19 @@ impl Default for KnownService {
 impl Target {
     /// A target that shares nothing with others. For discovery and for tests.
     pub(crate) fn new(service: ServiceId, method: &str) -> Self {
-        Self::of(service, method, Arc::default())
+        Self::of(service, method, Arc::default(), |_, _| Arc::default())
     }
 
     /// A target of a service about which `known` is known.
-    fn of(service: ServiceId, method: &str, known: Arc<KnownService>) -> Self {
-        let service_text = service.to_string().into();
-        let text = oneway_key(&service, method).into();
-        Self {
-            service,
-            service_text,
-            method: method.into(),
-            text,
-            pace: Pace::default(),
-            #[cfg(feature = "metrics")]
-            counted: None,
-            known,
-        }
+    fn of(
+        service: ServiceId,
+        method: &str,
+        known: Arc<KnownService>,
+        counted: impl FnOnce(&Arc<str>, &Arc<str>) -> Arc<CalledMethod>,
+    ) -> Self {
+        let (service_text, method): (Arc<str>, Arc<str>) = (service.to_string().into(), method.into());
+        let (text, counted) = (oneway_key(&service, &method).into(), counted(&service_text, &method));
+        Self { service, service_text, method, text, pace: Pace::default(), counted, known }
     }
 
     /// Whether it is a question of discovery, which every instance answers at once: no method has a dot in its name.
@@ -122,7 +116,6 @@ pub(crate) struct Targets(RwLock<Generations>);
 struct Generations {
     young: Generation,
     old: Generation,
-    #[cfg(feature = "metrics")]
     called: Arc<CalledMethods>,
 }
 
@@ -144,7 +137,6 @@ impl Generation {
 
 impl Targets {
     /// What is counted of the methods that were called.
-    #[cfg(feature = "metrics")]
     pub(super) fn called(&self) -> Arc<CalledMethods> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).called.clone()
     }
@@ -173,14 +165,7 @@ impl Targets {
 impl Generations {
     /// A target that calls use, and whose calls are counted.
     fn made(&self, service: ServiceId, method: &str, known: Arc<KnownService>) -> Target {
-        let target = Target::of(service, method, known);
-        #[cfg(feature = "metrics")]
-        let counted = Some(self.called.method(&target.service_text, &target.method));
-        Target {
-            #[cfg(feature = "metrics")]
-            counted,
-            ..target
-        }
+        Target::of(service, method, known, |service, method| self.called.method(service, method))
     }
 
     /// Moves the target with these names to the young generation, or makes it. Returns it, and the old generation if

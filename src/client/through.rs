@@ -13,15 +13,19 @@ use futures::{FutureExt as _, Stream, StreamExt as _};
 use tokio::time::Instant;
 use tracing::error;
 
+use super::attempt::traced;
 #[cfg(feature = "metrics")]
 use super::counted::MeasuredCall;
 use super::pending::{Answer, Gathering, OVERDUE};
-use super::request::{ArgumentWriter, Attempt, Request, unwritten};
+use super::request::{ArgumentWriter, Request, unwritten};
+use super::span::{call_span, within};
 use super::started::{Started, Through, Way};
-use super::{Client, Target};
+use super::{Attempt, Client, Target};
 use crate::context::Context;
 use crate::error::{Code, Error, Fault, Unanswered};
-use crate::middleware::{Chain, Finished, Invocation, Reply, Style};
+use crate::frame::Kind;
+use crate::middleware::{Chain, Finished, Invocation, Reply, Style, TalliedCall};
+use crate::outcome_span::OutcomeSpan;
 use crate::panics::words;
 
 /// The replies to a broadcast, each with its instance. If the connection is lost, the last item says so.
@@ -70,15 +74,16 @@ impl Client {
         }
         let (context, runtime) = (request.context.clone(), self.0.runtime.clone());
         if !has_middleware {
-            let (_, _, request) = self.fixed(request)?;
+            let (target, attempt, request) = self.fixed(request)?;
+            let span = call_span(&target, Kind::Request, attempt.call_id, attempt.trace);
             let client = self.clone();
-            let running = async move { client.deliver(request).await };
+            let running = within(span, async move { client.deliver(request).await });
             return Ok(Way::Through(Through::new(running, runtime, context)));
         }
-        let (call, request) = self.opened(request, Style::Call)?;
+        let (span, call, request) = self.opened(request, Style::Call)?;
         let fallen = request.asked.fails_back.then(|| self.fallen(&call, &request));
         let running = self.attempts(call, request, |client, request| async move { client.deliver(request).await });
-        let running = self.or_later(running.boxed(), fallen);
+        let running = within(span, self.or_later(running.boxed(), fallen));
         Ok(Way::Through(Through::new(running, runtime, context)))
     }
 
@@ -100,13 +105,13 @@ impl Client {
         if self.0.settings.middleware.is_empty() && request.asked.is_nothing() {
             return self.hand_over(request).await;
         }
-        let (call, request) = self.opened(request, Style::Oneway)?;
+        let (span, call, request) = self.opened(request, Style::Oneway)?;
         let codec = call.codec;
         let sending = self.attempts(call, request, move |client, request| async move {
             client.hand_over(request).await?;
             Ok(Reply::empty(codec))
         });
-        sending.await.map(drop)
+        within(span, sending).await.map(drop)
     }
 
     /// Asks all recipients of the request.
@@ -114,7 +119,7 @@ impl Client {
         if self.0.settings.middleware.is_empty() {
             return Ok(Answers::Asked(self.gather(request).await?));
         }
-        let (call, request) = self.opened(request, Style::Broadcast)?;
+        let (span, call, request) = self.opened(request, Style::Broadcast)?;
         let codec = call.codec;
         // The last that is asked is heard. One before it is given up.
         let asked = Arc::new(Mutex::new(None));
@@ -127,7 +132,7 @@ impl Client {
                 Ok(Reply::empty(codec))
             }
         });
-        let reply = asking.await?;
+        let reply = within(span, asking).await?;
         let asked = asked.lock().expect("no panic while holding what was asked").take();
         Ok(asked.map_or_else(|| Answers::Made(Some(reply)), Answers::Asked))
     }
@@ -139,15 +144,23 @@ impl Client {
         let codec = request.codec.unwrap_or(self.0.settings.codec);
         let mut request = request.written(codec).map_err(|error| unwritten(&target, error))?;
         request.context = request.context.or_else(Context::current);
-        let attempt = Attempt::first(self.time_for(request.timeout, request.context.as_ref()));
+        let timeout = self.time_for(request.timeout, request.context.as_ref());
+        let attempt = Attempt { trace: traced(request.context.as_ref()), ..Attempt::first(timeout) };
         request.attempt = Some(Box::new(attempt));
         request.metadata = self.with_own(request.metadata);
         Ok((target, attempt, request))
     }
 
-    /// A request as middleware gets it, and the rest of the request, which middleware does not see.
-    fn opened(&self, request: Request<ArgumentWriter>, style: Style) -> Result<(Invocation, Request), Error> {
+    /// A request as middleware gets it, and the rest of the request, which middleware does not see. The span is that of the
+    /// call.
+    fn opened(
+        &self,
+        request: Request<ArgumentWriter>,
+        style: Style,
+    ) -> Result<(OutcomeSpan, Invocation, Request), Error> {
         let (target, attempt, mut request) = self.fixed(request)?;
+        let kind = if style == Style::Oneway { Kind::Oneway } else { Kind::Request };
+        let span = call_span(&target, kind, attempt.call_id, attempt.trace);
         let call = Invocation {
             style,
             service: target.service_text.clone(),
@@ -165,10 +178,12 @@ impl Client {
             avoid: Vec::new(),
             apart: None,
             retry_on: request.retry_on.take(),
+            counted: Some(Arc::new(TalliedCall::new(target.counted.policies.clone()))),
+            traceparent: None,
             served: true,
             repeatable: false,
         };
-        Ok((call, request))
+        Ok((span, call, request))
     }
 
     /// Runs a call through the middleware. Each run of the innermost sends a copy of the request.
@@ -184,9 +199,10 @@ impl Client {
     {
         let first = request.attempt.as_deref().copied().unwrap_or_else(|| Attempt::first(self.time_for(None, None)));
         self.through(call, first, move |client, call, attempt| {
-            let Invocation { metadata, payload, avoid, apart, .. } = call;
+            let attempt = Attempt { set_trace: call.set_trace(), ..attempt };
+            let Invocation { metadata, payload, avoid, apart, counted, .. } = call;
             let (metadata, attempt) = (metadata.into_vec(), Some(Box::new(attempt)));
-            let request = Request { metadata, payload, avoid, apart, attempt, ..request.clone() };
+            let request = Request { metadata, payload, avoid, apart, counted, attempt, ..request.clone() };
             send(client, request)
         })
     }

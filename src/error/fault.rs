@@ -34,13 +34,58 @@ pub struct Fault {
     pub(crate) has_not_run: bool,
     /// The instance that reported it.
     pub(crate) instance: Option<Arc<str>>,
+    /// What has refused the call, at the server.
+    pub(crate) refused_by: RefusedBy,
+}
+
+/// What has refused a call at a server.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum RefusedBy {
+    Rate,
+    FairShare,
+    /// Shedding: it comes too late.
+    Late,
+    /// Shedding: there is too much.
+    Overload,
+    /// Anything else, such as a middleware of the program.
+    #[default]
+    Other,
+}
+
+impl RefusedBy {
+    pub(crate) const ALL: [Self; 5] = [Self::Rate, Self::FairShare, Self::Late, Self::Overload, Self::Other];
+
+    /// As metrics name it.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Rate => "rate",
+            Self::FairShare => "fair_share",
+            Self::Late => "late",
+            Self::Overload => "overloaded",
+            Self::Other => "other",
+        }
+    }
 }
 
 impl Fault {
     /// A fault that does not say when to try again.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
         let message = message.into();
-        Self { code, message, retry_after: None, is_permanent: false, has_not_run: false, instance: None }
+        Self {
+            code,
+            message,
+            retry_after: None,
+            is_permanent: false,
+            has_not_run: false,
+            instance: None,
+            refused_by: RefusedBy::Other,
+        }
+    }
+
+    /// Says which policy has refused the call.
+    pub(crate) fn refused_by(self, refused_by: RefusedBy) -> Self {
+        Self { refused_by, ..self }
     }
 
     /// Says how long the caller should wait before it tries again.

@@ -1,7 +1,7 @@
 //! The metrics by their names, units and labels, as OpenTelemetry's conventions for RPC and Prometheus' rules for names have
 //! them, and what goes into them. Here is the only place that has these names.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,8 +9,10 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Unit;
 
 use crate::client::{CalledMethodTold, ClientCounts};
-use crate::counting::{BOUNDS, CallExemplar, EndOfCall, LinkCounts, Spread, TimesTold};
+use crate::counting::{BOUNDS, CallExemplar, LinkCounts, Spread, TimesTold};
 use crate::document::Histogram;
+use crate::error::{EndOfCall, RefusedBy};
+use crate::middleware::BreakerState;
 use crate::server::{MeasuredServer, ServiceTold};
 
 /// The labels of a series. None has many values: no ids, instances or keys.
@@ -87,10 +89,14 @@ impl SeriesValue {
         Self::Histogram(HistogramValue { buckets, sum, exemplars: Vec::new() })
     }
 
-    fn spread(spread: &Spread) -> Self {
-        let (buckets, frames) = spread.told();
+    fn spread((buckets, sum): (Vec<u64>, u64)) -> Self {
         let buckets = bucketed(Spread::BOUNDS.iter().map(|bound| *bound as f64), buckets);
-        Self::Histogram(HistogramValue { buckets, sum: frames as f64, exemplars: Vec::new() })
+        Self::Histogram(HistogramValue { buckets, sum: sum as f64, exemplars: Vec::new() })
+    }
+
+    /// Whether it is a histogram without any value.
+    fn is_empty(&self) -> bool {
+        matches!(self, Self::Histogram(histogram) if histogram.buckets.iter().all(|(_, count)| *count == 0))
     }
 }
 
@@ -103,9 +109,15 @@ fn bucketed(bounds: impl Iterator<Item = f64>, counts: Vec<u64>) -> Vec<(f64, u6
 pub(super) struct Families {
     client_calls: Family,
     attempts: Family,
+    retries: Family,
+    hedges: Family,
+    retry_delay: Family,
     in_flight: Family,
     rejected: Family,
+    cache: Family,
+    breakers: Family,
     server_calls: Family,
+    server_rejected: Family,
     active: Family,
     handler: Family,
     queue: Family,
@@ -130,16 +142,38 @@ impl Default for Families {
                 "How long calls took, with all their attempts, until their callers knew how they ended",
             ),
             attempts: family(Counter, "hopline_client_attempts", "Attempts of calls that were made, by kind"),
+            retries: family(Histogram, "hopline_client_call_retries", "How often calls were retried that were retried"),
+            hedges: family(Histogram, "hopline_client_call_hedges", "How many hedges calls had that had any"),
+            retry_delay: time(
+                Histogram,
+                "hopline_client_call_retry_delay",
+                "How long calls that were retried have paused between their attempts",
+            ),
             in_flight: family(Gauge, "hopline_client_in_flight", "Calls whose callers wait now"),
             rejected: family(
                 Counter,
                 "hopline_client_rejected",
-                "Calls that the client itself refused to send, by reason",
+                "Attempts that the client itself refused to send, by reason",
+            ),
+            cache: family(
+                Counter,
+                "hopline_client_cache",
+                "Calls that asked the cache for their results, by what it had for them",
+            ),
+            breakers: family(
+                Gauge,
+                "hopline_breaker_state",
+                "How many circuit breakers of the method are in this state: one for calls to any instance, and one for each instance that is called by itself",
             ),
             server_calls: time(
                 Histogram,
                 "rpc_server_call_duration",
                 "How long calls took from their delivery to their end, however they ended",
+            ),
+            server_rejected: family(
+                Counter,
+                "hopline_server_rejected",
+                "Calls that a server refused to run, by what has refused them",
             ),
             active: family(Gauge, "hopline_server_active", "Calls that run now"),
             handler: time(Histogram, "hopline_server_handler_duration", "How long handlers ran"),
@@ -194,16 +228,24 @@ fn of_end(method: &str, end: EndOfCall) -> Labels {
 impl Families {
     /// All of them that have a series.
     pub(super) fn all(self) -> impl Iterator<Item = Family> {
-        let Self { client_calls, attempts, in_flight, rejected, server_calls, active, handler, queue, .. } = self;
+        let Self { client_calls, attempts, retries, hedges, retry_delay, in_flight, rejected, cache, .. } = self;
+        let Self { breakers, server_calls, server_rejected, active, handler, queue, .. } = self;
         let Self { dead_lettered, redelivered, cancelled, malformed, message_calls, reconnects, blocked, .. } = self;
-        let of_calls = [client_calls, attempts, in_flight, rejected, server_calls, active, handler, queue];
+        let at_client = [client_calls, attempts, retries, hedges, retry_delay, in_flight, rejected, cache, breakers];
+        let at_server = [server_calls, server_rejected, active, handler, queue];
         let others = [dead_lettered, redelivered, cancelled, malformed, message_calls, reconnects, blocked];
-        of_calls.into_iter().chain(others).filter(|family| !family.series.is_empty())
+        at_client.into_iter().chain(at_server).chain(others).filter(|family| !family.series.is_empty())
     }
 
     /// Adds what a client has counted.
     pub(super) fn add_client(&mut self, client: &ClientCounts) {
-        client.methods.told().into_iter().for_each(|method| self.add_called(method));
+        let methods = client.methods.told();
+        let named: BTreeSet<_> = methods.iter().filter_map(|told| told.name.as_ref()).collect();
+        for breaker in client.breakers() {
+            let name = breaker.method.rsplit_once('.').map(|(service, method)| (service.into(), method.into()));
+            self.add_breaker(name.as_ref().filter(|name| named.contains(name)), breaker.state);
+        }
+        methods.into_iter().for_each(|method| self.add_called(method));
         self.add_link("client", &client.link);
     }
 
@@ -226,7 +268,35 @@ impl Families {
             let labels = vec![label(METHOD, &*name), label("reason", reason)];
             self.rejected.add(labels, SeriesValue::Count(count));
         }
+        let asks_cache = told.cache.iter().any(|(_, count)| *count > 0);
+        for (result, count) in told.cache.into_iter().filter(|_| asks_cache) {
+            let labels = vec![label(METHOD, &*name), label("result", result)];
+            self.cache.add(labels, SeriesValue::Count(count));
+        }
+        let times = SeriesValue::times(&BOUNDS, TimesTold { exemplars: Vec::new(), ..told.retry_delay });
+        let spreads = [
+            (&mut self.retries, SeriesValue::spread(told.retries)),
+            (&mut self.hedges, SeriesValue::spread(told.hedges)),
+            (&mut self.retry_delay, times),
+        ];
+        for (family, value) in spreads.into_iter().filter(|(_, value)| !value.is_empty()) {
+            family.add(vec![label(METHOD, &*name)], value);
+        }
         self.in_flight.add(vec![label(METHOD, name)], level(told.in_flight));
+    }
+
+    /// Adds a breaker. One of a method without series of its own is counted with the others.
+    fn add_breaker(&mut self, name: Option<&(Arc<str>, Arc<str>)>, state: BreakerState) {
+        let name = name.map_or_else(|| OTHER.to_owned(), |(service, method)| format!("{service}/{method}"));
+        let is = match state {
+            BreakerState::Closed => "closed",
+            BreakerState::Open(_) => "open",
+            BreakerState::HalfOpen => "half_open",
+        };
+        for state in ["closed", "open", "half_open"] {
+            let labels = vec![label(METHOD, &*name), label("state", state)];
+            self.breakers.add(labels, level(u64::from(state == is)));
+        }
     }
 
     /// Adds what a server has counted. Returns whether it still runs.
@@ -244,6 +314,7 @@ impl Families {
             for (end, times) in method.ends {
                 self.server_calls.add(of_end(&name, end), SeriesValue::times(&BOUNDS, times));
             }
+            self.add_rejected(&name, method.refused);
             self.active.add(labels(), level(method.stats.running));
             self.handler.add(labels(), SeriesValue::statistics(method.stats.handler_time));
             self.queue.add(labels(), SeriesValue::times(&BOUNDS, TimesTold { exemplars: Vec::new(), ..method.waits }));
@@ -256,6 +327,9 @@ impl Families {
         for (end, times) in told.others {
             self.server_calls.add(of_end(OTHER, end), SeriesValue::times(&BOUNDS, times));
         }
+        if told.others_refused.iter().any(|(_, count)| *count > 0) {
+            self.add_rejected(OTHER, told.others_refused);
+        }
         for (reason, count) in told.letters {
             let labels = vec![label("rpc_service", service), label("reason", reason)];
             self.dead_lettered.add(labels, SeriesValue::Count(count));
@@ -263,10 +337,16 @@ impl Families {
         self.malformed.add(vec![label("rpc_service", service)], SeriesValue::Count(told.malformed));
     }
 
+    fn add_rejected(&mut self, method: &str, refused: [(&'static str, u64); RefusedBy::ALL.len()]) {
+        for (reason, count) in refused {
+            self.server_rejected.add(vec![label(METHOD, method), label("reason", reason)], SeriesValue::Count(count));
+        }
+    }
+
     fn add_link(&mut self, role: &'static str, link: &LinkCounts) {
         for (direction, spread) in [("sent", &link.sent), ("received", &link.received)] {
             let labels = vec![label("role", role), label("direction", direction)];
-            self.message_calls.add(labels, SeriesValue::spread(spread));
+            self.message_calls.add(labels, SeriesValue::spread(spread.told()));
         }
         self.reconnects.add(vec![label("role", role)], SeriesValue::Count(link.reconnects()));
         self.blocked.add(vec![label("role", role)], SeriesValue::Seconds(link.blocked_time().as_secs_f64()));
@@ -275,7 +355,7 @@ impl Families {
 
 /// The name of those methods that have no series of their own, if there are any.
 fn others(told: &CalledMethodTold) -> Option<(Arc<str>, Arc<str>)> {
-    let is_used = told.attempts.iter().any(|(_, count)| *count > 0) || !told.ends.is_empty();
+    let is_used = told.attempts.iter().chain(&told.rejected).any(|(_, count)| *count > 0) || !told.ends.is_empty();
     is_used.then(|| (Arc::default(), OTHER.into()))
 }
 

@@ -2,16 +2,21 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::policies::PolicyCounters;
-
 /// One of several attempts of a call at the same time, with what it knows of the others.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Apart {
     goes: Goes,
     /// The instances at which these attempts are, as far as the client has chosen them.
     taken: Arc<Mutex<Vec<Arc<str>>>>,
-    /// Counts it once it goes to an instance.
-    counted: Option<Arc<PolicyCounters>>,
+    /// What it is beside the first of them.
+    beside: Option<Beside>,
+}
+
+/// What an attempt is that is made while another one of its call is on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Beside {
+    Hedge,
+    Fork,
 }
 
 /// Which instance such an attempt goes to.
@@ -32,9 +37,19 @@ impl Apart {
         Self { goes: Goes::Elsewhere, ..self.clone() }
     }
 
+    /// The same, of an attempt that is made beside the first.
+    pub(crate) fn also_elsewhere(&self) -> Self {
+        Self { beside: Some(Beside::Fork), ..self.elsewhere() }
+    }
+
     /// Another attempt, at another instance of which it is known how quick it is, if there is one.
-    pub(crate) fn elsewhere_quickly(&self, counted: Arc<PolicyCounters>) -> Self {
-        Self { goes: Goes::ElsewhereQuickly, counted: Some(counted), ..self.clone() }
+    pub(crate) fn elsewhere_quickly(&self) -> Self {
+        Self { goes: Goes::ElsewhereQuickly, beside: Some(Beside::Hedge), ..self.clone() }
+    }
+
+    /// What it is beside the first of these attempts. `None` for the first.
+    pub(crate) fn beside(&self) -> Option<Beside> {
+        self.beside
     }
 
     /// At how many instances chosen by the client these attempts are or were.
@@ -61,9 +76,6 @@ impl Apart {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let chosen = choose(&taken)?;
         taken.push(instance(&chosen));
-        if let Some(counted) = &self.counted {
-            counted.hedges.one_more();
-        }
         Some(chosen)
     }
 }

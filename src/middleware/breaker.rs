@@ -110,10 +110,9 @@ impl fmt::Display for Breaker {
 type Key = (Arc<str>, Option<Arc<str>>);
 
 /// The breakers of a client.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Breakers {
     circuits: Mutex<HashMap<Key, Circuit>>,
-    counted: Arc<PolicyCounters>,
 }
 
 /// One breaker.
@@ -143,28 +142,30 @@ enum Position {
 /// An attempt that has passed a breaker. Dropping it without an outcome says nothing.
 pub(crate) struct Passed<'b> {
     breakers: &'b Breakers,
+    counted: &'b PolicyCounters,
     key: Key,
     turn: u64,
     is_told: bool,
 }
 
 impl Breakers {
-    pub(crate) fn new(counted: Arc<PolicyCounters>) -> Self {
-        Self { circuits: Mutex::default(), counted }
-    }
-
-    /// Lets an attempt pass.
+    /// Lets an attempt pass, and counts with its method what the breaker does.
     ///
     /// # Errors
     /// [`Error::CircuitOpen`].
-    pub(crate) fn enter(&self, method: &Arc<str>, instance: Option<&Arc<str>>) -> Result<Passed<'_>, Error> {
+    pub(crate) fn enter<'b>(
+        &'b self,
+        method: &Arc<str>,
+        instance: Option<&Arc<str>>,
+        counted: &'b PolicyCounters,
+    ) -> Result<Passed<'b>, Error> {
         let key = (method.clone(), instance.cloned());
         let now = Instant::now();
         let passes = self.with(&key, now, |circuit| circuit.enter(now).map(|()| circuit.turn));
         match passes {
-            Ok(turn) => Ok(Passed { breakers: self, key, turn, is_told: false }),
+            Ok(turn) => Ok(Passed { breakers: self, counted, key, turn, is_told: false }),
             Err(retry_in) => {
-                self.counted.refused_by_breaker.one_more();
+                counted.refused_by_breaker.one_more();
                 let instance = instance.map(ToString::to_string);
                 Err(Error::CircuitOpen { method: method.to_string(), instance, retry_in, rule: None, set_by: None })
             }
@@ -223,7 +224,7 @@ impl Breakers {
         let now = Instant::now();
         let opens = self.with(&passed.key, now, |circuit| circuit.ended(passed.turn, is_good, now));
         if opens {
-            self.counted.opened.one_more();
+            passed.counted.opened.one_more();
         }
     }
 }
@@ -337,8 +338,25 @@ mod tests {
     use super::*;
     use crate::error::Fault;
 
-    fn breakers() -> (Breakers, Arc<str>) {
-        (Breakers::new(Arc::default()), "demo.v1.add".into())
+    /// Breakers, and what they count.
+    #[derive(Default)]
+    struct Counting {
+        breakers: Breakers,
+        counted: PolicyCounters,
+    }
+
+    impl Counting {
+        fn enter(&self, method: &Arc<str>, instance: Option<&Arc<str>>) -> Result<Passed<'_>, Error> {
+            self.breakers.enter(method, instance, &self.counted)
+        }
+
+        fn state(&self) -> BreakerState {
+            self.breakers.all()[0].state
+        }
+    }
+
+    fn breakers() -> (Counting, Arc<str>) {
+        (Counting::default(), "demo.v1.add".into())
     }
 
     fn failed() -> Result<(), Error> {
@@ -346,7 +364,7 @@ mod tests {
     }
 
     /// How many attempts pass that have this outcome, of `count`.
-    fn passing(breakers: &Breakers, method: &Arc<str>, outcome: &Result<(), Error>, count: usize) -> usize {
+    fn passing(breakers: &Counting, method: &Arc<str>, outcome: &Result<(), Error>, count: usize) -> usize {
         let passes = |_: &usize| breakers.enter(method, None).map(|passed| passed.ends(outcome)).is_ok();
         (0..count).filter(passes).count()
     }
@@ -356,15 +374,16 @@ mod tests {
         let (breakers, method) = breakers();
         assert_eq!(passing(&breakers, &method, &Ok(()), 10), 10);
         assert_eq!(passing(&breakers, &method, &failed(), 100), 10);
-        assert_eq!(breakers.all()[0].state, BreakerState::Open(OPEN));
+        assert_eq!(breakers.state(), BreakerState::Open(OPEN));
         tokio::time::advance(OPEN).await;
-        assert_eq!(breakers.all()[0].state, BreakerState::HalfOpen);
+        assert_eq!(breakers.state(), BreakerState::HalfOpen);
         let probe = breakers.enter(&method, None).expect("a probe");
         assert_eq!(passing(&breakers, &method, &Ok(()), 100), 0, "one after the other");
         probe.ends(&Ok(()));
         assert_eq!(passing(&breakers, &method, &Ok(()), 100), 100);
-        assert_eq!(breakers.all()[0].state, BreakerState::Closed);
-        assert_eq!((breakers.counted.now().opened, breakers.counted.now().refused_by_breaker), (1, 190));
+        assert_eq!(breakers.state(), BreakerState::Closed);
+        let counts = breakers.counted.now();
+        assert_eq!((counts.opened, counts.refused_by_breaker), (1, 190));
     }
 
     #[tokio::test(start_paused = true)]
@@ -372,14 +391,14 @@ mod tests {
         let (breakers, method) = breakers();
         passing(&breakers, &method, &failed(), 20);
         for seconds in [5, 10, 20, 40, 60, 60] {
-            assert_eq!(breakers.all()[0].state, BreakerState::Open(Duration::from_secs(seconds)));
+            assert_eq!(breakers.state(), BreakerState::Open(Duration::from_secs(seconds)));
             tokio::time::advance(Duration::from_secs(seconds)).await;
             assert_eq!(passing(&breakers, &method, &failed(), 10), 1);
         }
         tokio::time::advance(LONGEST_OPEN).await;
         assert_eq!(passing(&breakers, &method, &Ok(()), 10), 10);
         passing(&breakers, &method, &failed(), 20);
-        assert_eq!(breakers.all()[0].state, BreakerState::Open(OPEN), "it was closed in between");
+        assert_eq!(breakers.state(), BreakerState::Open(OPEN), "it was closed in between");
     }
 
     #[tokio::test(start_paused = true)]
@@ -419,11 +438,11 @@ mod tests {
             breakers.enter(&method, Some(&instance)).expect("closed").ends(&failed());
         }
         assert!(breakers.enter(&method, Some(&instance)).is_err() && breakers.enter(&method, None).is_ok());
-        breakers.open(method.clone(), Duration::from_secs(3600));
+        breakers.breakers.open(method.clone(), Duration::from_secs(3600));
         let error = breakers.enter(&method, None).err().expect("open");
         assert_eq!(error.retry_after(), Some(Duration::from_secs(3600)));
         assert!(!error.may_have_run() && error.is_transient());
-        breakers.close(&method);
+        breakers.breakers.close(&method);
         assert!(breakers.enter(&method, Some(&instance)).is_ok() && breakers.enter(&method, None).is_ok());
     }
 }

@@ -45,15 +45,14 @@ pub(crate) struct Caching(pub(crate) Arc<KeptResults>);
 
 impl Middleware for Caching {
     async fn handle(&self, call: Invocation, next: Next) -> Result<Reply, Error> {
-        if call.style != Style::Call || !call.idempotent || !call.asked.caches() {
-            return next.run(call).await;
-        }
+        let is_asked = call.style == Style::Call && call.idempotent && call.asked.caches();
+        let Some(counted) = call.counted.clone().filter(|_| is_asked) else { return next.run(call).await };
         let age = MaxAge { fresh: call.asked.cache, stale: call.asked.stale };
         let run = || {
             let (next, call) = (next.clone(), call.clone());
             async move { next.run(call).await }.boxed()
         };
-        self.0.answer(&call, age, &run).await
+        self.0.answer(&call, age, &counted.method.cache, &run).await
     }
 }
 
@@ -90,7 +89,6 @@ pub(crate) struct KeptResults {
     kept: moka::sync::Cache<ResultKey, KeptResult>,
     runs: Mutex<SharedRuns>,
     driver: Driver,
-    counted: Arc<CacheCounters>,
 }
 
 type Outcome = Result<Reply, Error>;
@@ -144,7 +142,7 @@ enum Found {
 }
 
 impl KeptResults {
-    pub(crate) fn new(size: CacheSize, driver: Driver, counted: Arc<CacheCounters>) -> Self {
+    pub(crate) fn new(size: CacheSize, driver: Driver) -> Self {
         // Nothing weighs less than its share of all entries. So one sum bounds both their number and their bytes.
         let least = size.bytes.div_ceil(size.entries.max(1)).max(1);
         let kept = moka::sync::Cache::builder()
@@ -155,7 +153,7 @@ impl KeptResults {
             // What was asked for often is not worth more: it may be too old by now.
             .eviction_policy(EvictionPolicy::lru())
             .build();
-        Self { kept, runs: Mutex::default(), driver, counted }
+        Self { kept, runs: Mutex::default(), driver }
     }
 
     /// Forgets everything. Runs that are under way bring their results to those who wait for them, and to nobody else.
@@ -172,23 +170,24 @@ impl KeptResults {
         self: &Arc<Self>,
         call: &Invocation,
         age: MaxAge,
+        counted: &CacheCounters,
         run: &(dyn Fn() -> BoxFuture<'static, Outcome> + Sync),
     ) -> Outcome {
         let (key, time) = (ResultKey::of(call), call.remaining());
         loop {
             match self.find(&key, age, run) {
                 Found::Fresh(reply) => {
-                    self.counted.hits.one_more();
+                    counted.hits.one_more();
                     return Ok(reply);
                 }
                 Found::Old(reply, refreshing) => {
-                    self.counted.stale.one_more();
+                    counted.stale.one_more();
                     // Somebody has to wait for it, or it is cancelled.
                     refreshing.map(tokio::spawn);
                     return Ok(reply);
                 }
                 Found::Nothing(run) => {
-                    self.counted.misses.one_more();
+                    counted.misses.one_more();
                     return run.await.unwrap_or_else(|| {
                         let method = Some(format!("{}.{}", call.service, call.method));
                         let reason = "the task that made the call has ended".to_owned();
@@ -196,7 +195,7 @@ impl KeptResults {
                     });
                 }
                 Found::Shared(run) => {
-                    self.counted.shared.one_more();
+                    counted.shared.one_more();
                     let outcome = match call.deadline {
                         None => run.await,
                         Some(deadline) => tokio::select! {

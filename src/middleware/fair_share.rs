@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{Invocation, Middleware, ServerPolicy};
-use crate::error::{Code, Fault};
+use crate::error::{Code, Fault, RefusedBy};
 
 /// A caller counts as long as it has called within this time.
 const REMEMBERED: Duration = Duration::from_secs(10);
@@ -173,7 +173,7 @@ impl Middleware for FairShare {
         };
         self.refused.fetch_add(1, Ordering::Relaxed);
         let why = format!("this caller has more calls here than its share, which is {share} of {}", self.places);
-        Err(Fault::new(Code::ResourceExhausted, why).retry_after(RETRY_AFTER))
+        Err(Fault::new(Code::ResourceExhausted, why).retry_after(RETRY_AFTER).refused_by(RefusedBy::FairShare))
     }
 
     fn policy(&self) -> Option<&dyn ServerPolicy> {

@@ -9,7 +9,6 @@ use tokio::time::{Instant, sleep_until};
 use super::apart::Apart;
 use super::breaker::Breakers;
 use super::budget::Budgets;
-use super::policies::PolicyCounters;
 use super::retry::may_try_again;
 use super::{Invocation, Middleware, Next, Reply};
 use crate::error::{Code, Error};
@@ -36,7 +35,6 @@ pub(crate) struct Hedge {
     pub(crate) hedges: Arc<Hedges>,
     pub(crate) budgets: Arc<Budgets>,
     pub(crate) breakers: Option<Arc<Breakers>>,
-    pub(crate) counted: Arc<PolicyCounters>,
 }
 
 /// What a client knows of the methods whose calls it hedges.
@@ -97,11 +95,11 @@ impl Middleware for Hedge {
             self.notes(&call, since, &outcome);
             return outcome;
         }
-        let (quickly, places) = (apart.elsewhere_quickly(self.counted.clone()), apart.places());
+        let (quickly, places) = (apart.elsewhere_quickly(), apart.places());
         let mut second = next.run(Invocation { apart: Some(quickly), ..call.clone() });
         if let Some(failed) = outcome {
             let outcome = second.await;
-            self.won(&outcome);
+            won(&call, &outcome);
             // There was no other instance.
             return if apart.places() == places { failed } else { outcome };
         }
@@ -125,7 +123,7 @@ impl Middleware for Hedge {
         // That the first has not replied until now is known of it, too. Otherwise fewer and fewer would seem to be late.
         self.notes(&call, since, &outcome);
         if is_second {
-            self.won(&outcome);
+            won(&call, &outcome);
         }
         outcome
     }
@@ -140,7 +138,7 @@ impl Hedge {
         }
         let may = self.budgets.spend(&call.service);
         if !may {
-            self.counted.refused_by_budget.one_more();
+            call.count(|counted| counted.method.refused_by_budget.one_more());
         }
         may
     }
@@ -151,11 +149,11 @@ impl Hedge {
             Err(error) => self.hedges.failed(call, error),
         }
     }
+}
 
-    fn won(&self, outcome: &Result<Reply, Error>) {
-        if outcome.is_ok() {
-            self.counted.hedges_won.one_more();
-        }
+fn won(call: &Invocation, outcome: &Result<Reply, Error>) {
+    if outcome.is_ok() {
+        call.count(|counted| counted.method.hedges_won.one_more());
     }
 }
 

@@ -9,10 +9,10 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::apart::Apart;
-use super::policies::Asked;
+use super::policies::{Asked, TalliedCall};
 use super::retry::RetryOn;
 use crate::codec::Codec;
-use crate::frame::Entries;
+use crate::frame::{Entries, Trace, Traceparent};
 
 /// The way in which a call was made.
 ///
@@ -83,6 +83,10 @@ pub struct Invocation {
     pub(crate) avoid: Vec<Arc<str>>,
     /// Set if other attempts are on their way at the same time.
     pub(crate) apart: Option<Apart>,
+    /// On a client, what is counted of it. `None` for an event.
+    pub(crate) counted: Option<Arc<TalliedCall>>,
+    /// The span of the caller. On a client, the one that a middleware has set.
+    pub(crate) traceparent: Option<Traceparent>,
     /// On a server, whether the service has the method.
     pub(crate) served: bool,
     /// On a server, whether the method is declared as idempotent, so that several calls may share one run of it.
@@ -164,6 +168,34 @@ impl Invocation {
         self.metadata.set(name.into(), value.into());
     }
 
+    /// The W3C `traceparent` of the caller's span. On a server, as it came with the call: `None` if the caller has none. On a
+    /// client, as a middleware has [set](Invocation::set_traceparent) it.
+    #[must_use]
+    pub fn traceparent(&self) -> Option<&str> {
+        self.traceparent.as_ref().map(Traceparent::as_str)
+    }
+
+    /// On a client, sets the span that the call belongs to, as a W3C `traceparent` of version 00. It goes with all attempts of
+    /// the call in place of the one that Hopline makes, so that the traces of another system, such as OpenTelemetry, go
+    /// on at the server. A text that cannot be read is not sent. On a server this changes nothing.
+    ///
+    /// ```
+    /// use hopline::{Error, Invocation, Middleware, Next, Reply};
+    ///
+    /// /// Sends the span that another system is in.
+    /// struct Traced(fn() -> String);
+    ///
+    /// impl Middleware for Traced {
+    ///     async fn handle(&self, mut call: Invocation, next: Next) -> Result<Reply, Error> {
+    ///         call.set_traceparent(&(self.0)());
+    ///         next.run(call).await
+    ///     }
+    /// }
+    /// ```
+    pub fn set_traceparent(&mut self, traceparent: &str) {
+        self.traceparent = Trace::parse(traceparent).map(|trace| trace.text());
+    }
+
     /// The codec of the payload.
     #[must_use]
     pub fn codec(&self) -> Codec {
@@ -180,6 +212,20 @@ impl Invocation {
     /// Replaces the payload. The new one must be encoded with the same codec.
     pub fn set_payload(&mut self, payload: impl Into<Vec<u8>>) {
         self.payload = payload.into().into();
+    }
+}
+
+impl Invocation {
+    /// The span that a middleware has set.
+    pub(crate) fn set_trace(&self) -> Option<Trace> {
+        self.traceparent().and_then(Trace::parse)
+    }
+
+    /// Counts what a policy does with it.
+    pub(crate) fn count(&self, count: impl FnOnce(&TalliedCall)) {
+        if let Some(counted) = &self.counted {
+            count(counted);
+        }
     }
 }
 

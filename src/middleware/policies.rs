@@ -14,6 +14,8 @@ use super::fork::Fork;
 use super::hedge::{Hedge, Hedges};
 use super::rate::Rates;
 use super::retry::Retrying;
+#[cfg(feature = "metrics")]
+use crate::counting::{CallTimes, Spread};
 
 /// Which policies a call passes, and what the client keeps for them.
 ///
@@ -30,7 +32,6 @@ pub(crate) struct Policies {
     /// Made for the first call that asks for it.
     cache: OnceLock<Arc<KeptResults>>,
     hedges: Arc<Hedges>,
-    pub(crate) counted: Arc<PolicyCounters>,
 }
 
 /// What the user of a client has asked for.
@@ -48,11 +49,10 @@ pub(crate) struct PolicySettings {
 
 impl Policies {
     pub(crate) fn new(settings: PolicySettings) -> Self {
-        let counted = Arc::<PolicyCounters>::default();
-        let breakers = settings.has_breakers.then(|| Arc::new(Breakers::new(counted.clone())));
+        let breakers = settings.has_breakers.then(Arc::default);
         let rates = Arc::new(Rates::new(&settings.rates));
         let (budgets, cache, hedges) = Default::default();
-        Self { settings, budgets, breakers, rates, cache, hedges, counted }
+        Self { settings, budgets, breakers, rates, cache, hedges }
     }
 
     /// Forgets the results that are kept.
@@ -66,17 +66,17 @@ impl Policies {
     pub(crate) fn around(&self, middleware: &Chain, asked: Asked) -> Chain {
         let mut chain = middleware.clone();
         if asked.caches() {
-            let new = || Arc::new(KeptResults::new(self.settings.cache_size, Driver::Task, self.counted.cache.clone()));
+            let new = || Arc::new(KeptResults::new(self.settings.cache_size, Driver::Task));
             chain.push(Caching(self.cache.get_or_init(new).clone()));
         }
         if asked.retries > 0 {
-            chain.push(Retrying { budgets: self.budgets.clone(), counted: self.counted.clone() });
+            chain.push(Retrying { budgets: self.budgets.clone() });
         }
         if asked.forks > 1 {
-            chain.push(Fork { counted: self.counted.clone() });
+            chain.push(Fork);
         } else if asked.hedges {
             let (hedges, budgets) = (self.hedges.clone(), self.budgets.clone());
-            chain.push(Hedge { hedges, budgets, breakers: self.breakers.clone(), counted: self.counted.clone() });
+            chain.push(Hedge { hedges, budgets, breakers: self.breakers.clone() });
         }
         chain
     }
@@ -168,14 +168,14 @@ pub struct PolicyCounts {
     pub failed_back: u64,
 }
 
-/// The numbers of [`PolicyCounts`] as they grow.
+/// The numbers of [`PolicyCounts`] as they grow, for the calls of one method.
 #[derive(Debug, Default)]
 pub(crate) struct PolicyCounters {
     pub(crate) retries: Counter,
     pub(crate) refused_by_budget: Counter,
     pub(crate) refused_by_breaker: Counter,
     pub(crate) opened: Counter,
-    pub(crate) cache: Arc<CacheCounters>,
+    pub(crate) cache: CacheCounters,
     pub(crate) waited_for_rate: Counter,
     pub(crate) refused_by_rate: Counter,
     pub(crate) hedges: Counter,
@@ -183,6 +183,18 @@ pub(crate) struct PolicyCounters {
     pub(crate) forks: Counter,
     pub(crate) values_for_errors: Counter,
     pub(crate) failed_back: Counter,
+    /// How many retries and hedges the calls had that had any, and for how long they waited between attempts.
+    #[cfg(feature = "metrics")]
+    pub(crate) of_calls: CallSpreads,
+}
+
+/// How often and how long something happened to each call that it happened to.
+#[cfg(feature = "metrics")]
+#[derive(Debug, Default)]
+pub(crate) struct CallSpreads {
+    pub(crate) retries: Spread,
+    pub(crate) hedges: Spread,
+    pub(crate) retry_delay: CallTimes,
 }
 
 impl PolicyCounters {
@@ -203,6 +215,89 @@ impl PolicyCounters {
             forks: self.forks.get(),
             values_for_errors: self.values_for_errors.get(),
             failed_back: self.failed_back.get(),
+        }
+    }
+}
+
+impl PolicyCounts {
+    /// Adds the counts of another method.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.retries += other.retries;
+        self.refused_by_budget += other.refused_by_budget;
+        self.refused_by_breaker += other.refused_by_breaker;
+        self.opened += other.opened;
+        self.cache_hits += other.cache_hits;
+        self.cache_misses += other.cache_misses;
+        self.cache_shared += other.cache_shared;
+        self.cache_stale += other.cache_stale;
+        self.waited_for_rate += other.waited_for_rate;
+        self.refused_by_rate += other.refused_by_rate;
+        self.hedges += other.hedges;
+        self.hedges_won += other.hedges_won;
+        self.forks += other.forks;
+        self.values_for_errors += other.values_for_errors;
+        self.failed_back += other.failed_back;
+    }
+}
+
+/// A call that passes policies, with the counters of its method. When it is over, it is counted how many attempts it had.
+#[derive(Debug)]
+pub(crate) struct TalliedCall {
+    pub(crate) method: Arc<PolicyCounters>,
+    #[cfg(feature = "metrics")]
+    retries: Counter,
+    #[cfg(feature = "metrics")]
+    hedges: Counter,
+    /// In nanoseconds.
+    #[cfg(feature = "metrics")]
+    retry_delay: Counter,
+}
+
+impl TalliedCall {
+    pub(crate) fn new(method: Arc<PolicyCounters>) -> Self {
+        Self {
+            method,
+            #[cfg(feature = "metrics")]
+            retries: Counter::default(),
+            #[cfg(feature = "metrics")]
+            hedges: Counter::default(),
+            #[cfg(feature = "metrics")]
+            retry_delay: Counter::default(),
+        }
+    }
+
+    /// It is tried again, after this pause.
+    pub(crate) fn retries(&self, pause: Duration) {
+        self.method.retries.one_more();
+        #[cfg(feature = "metrics")]
+        {
+            self.retries.one_more();
+            self.retry_delay.add(u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX));
+        }
+        #[cfg(not(feature = "metrics"))]
+        let _ = pause;
+    }
+
+    /// A second attempt of it was sent, since it is late.
+    pub(crate) fn hedges(&self) {
+        self.method.hedges.one_more();
+        #[cfg(feature = "metrics")]
+        self.hedges.one_more();
+    }
+}
+
+#[cfg(feature = "metrics")]
+impl Drop for TalliedCall {
+    fn drop(&mut self) {
+        let of_calls = &self.method.of_calls;
+        let number = |counter: &Counter| usize::try_from(counter.get()).unwrap_or(usize::MAX);
+        let (retries, hedges) = (number(&self.retries), number(&self.hedges));
+        if retries > 0 {
+            of_calls.retries.add(retries);
+            of_calls.retry_delay.add(Duration::from_nanos(self.retry_delay.get()), None);
+        }
+        if hedges > 0 {
+            of_calls.hedges.add(hedges);
         }
     }
 }

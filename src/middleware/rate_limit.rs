@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{Invocation, Middleware, PacedBy, ServerPolicy, Style};
-use crate::error::{Code, Fault};
+use crate::error::{Code, Fault, RefusedBy};
 
 /// How many users and methods are told apart at once, unless a program sets another number.
 const MAX_BUCKETS: usize = 10_000;
@@ -191,7 +191,7 @@ impl Middleware for RateLimit {
         counter.fetch_add(1, Ordering::Relaxed);
         let (method, whose) = (call.method(), if self.by_user { " of this user" } else { "" });
         let why = format!("too many calls{whose} of `{method}` a second: there is room again in {wait:?}");
-        Err(Fault::new(Code::ResourceExhausted, why).retry_after(wait))
+        Err(Fault::new(Code::ResourceExhausted, why).retry_after(wait).refused_by(RefusedBy::Rate))
     }
 
     fn policy(&self) -> Option<&dyn ServerPolicy> {
@@ -236,6 +236,8 @@ mod tests {
             avoid: Vec::new(),
             apart: None,
             retry_on: None,
+            counted: None,
+            traceparent: None,
             served,
             repeatable: false,
         }

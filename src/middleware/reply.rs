@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use crate::codec::Codec;
-use crate::error::Error;
+use crate::error::{Code, EndOfCall, Error};
 use crate::frame::Entries;
 
 /// What came back from a call: the method's result, or the method's own error. Cloning is cheap.
@@ -132,6 +132,16 @@ impl Reply {
     /// has the same limits as [`Call::metadata`](crate::Call::metadata).
     pub fn set_metadata(&mut self, name: impl Into<String>, value: impl Into<String>) {
         self.metadata.set(name.into(), value.into());
+    }
+}
+
+impl From<&Result<Reply, Error>> for EndOfCall {
+    fn from(outcome: &Result<Reply, Error>) -> Self {
+        match outcome {
+            Ok(reply) if reply.own_error => Self::ServiceError,
+            Ok(_) => Self::Coded(Code::Ok),
+            Err(error) => error.into(),
+        }
     }
 }
 

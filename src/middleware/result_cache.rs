@@ -55,7 +55,7 @@ pub struct ResultCache {
     /// `None`: all.
     methods: Option<Vec<String>>,
     results: Arc<KeptResults>,
-    counted: Arc<CacheCounters>,
+    counted: CacheCounters,
 }
 
 /// What a [`ResultCache`] has done so far.
@@ -82,9 +82,9 @@ impl ResultCache {
     /// share a run.
     #[must_use]
     pub fn for_time(time: Duration) -> Self {
-        let (counted, age) = (Arc::<CacheCounters>::default(), MaxAge { fresh: time, stale: Duration::ZERO });
-        let results = Arc::new(KeptResults::new(CacheSize::default(), Driver::Waiters, counted.clone()));
-        Self { age, methods: None, results, counted }
+        let results = Arc::new(KeptResults::new(CacheSize::default(), Driver::Waiters));
+        let age = MaxAge { fresh: time, stale: Duration::ZERO };
+        Self { age, methods: None, results, counted: CacheCounters::default() }
     }
 
     /// For how long after its time a result is still taken, while one call brings a new one. That call waits for its run,
@@ -109,7 +109,7 @@ impl ResultCache {
     #[must_use]
     pub fn size(mut self, entries: usize, bytes: usize) -> Self {
         let size = CacheSize { entries, bytes };
-        self.results = Arc::new(KeptResults::new(size, Driver::Waiters, self.counted.clone()));
+        self.results = Arc::new(KeptResults::new(size, Driver::Waiters));
         self
     }
 
@@ -122,7 +122,7 @@ impl ResultCache {
     /// What it has done so far.
     #[must_use]
     pub fn counts(&self) -> CacheCounts {
-        let CacheCounters { hits, misses, shared, stale } = &*self.counted;
+        let CacheCounters { hits, misses, shared, stale } = &self.counted;
         CacheCounts { hits: hits.get(), misses: misses.get(), shared: shared.get(), stale: stale.get() }
     }
 
@@ -137,7 +137,7 @@ impl Middleware for ResultCache {
         match Context::current() {
             Some(context) if self.keeps(&call) => {
                 let run = || run_apart(context.clone(), call.clone(), next.clone()).boxed();
-                self.results.answer(&call, self.age, &run).await
+                self.results.answer(&call, self.age, &self.counted, &run).await
             }
             _ => next.run(call).await,
         }

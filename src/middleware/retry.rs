@@ -7,7 +7,6 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::budget::Budgets;
-use super::policies::PolicyCounters;
 use super::{Invocation, Middleware, Next, Reply, Style};
 use crate::error::{Code, Error};
 
@@ -27,7 +26,6 @@ pub(crate) struct RetryOn(pub(crate) Arc<dyn Fn(&Reply) -> bool + Send + Sync>);
 /// The policy behind [`Call::retry`](crate::Call::retry).
 pub(crate) struct Retrying {
     pub(crate) budgets: Arc<Budgets>,
-    pub(crate) counted: Arc<PolicyCounters>,
 }
 
 impl Middleware for Retrying {
@@ -47,14 +45,14 @@ impl Middleware for Retrying {
                 return outcome;
             }
             if !self.budgets.spend(&call.service) {
-                self.counted.refused_by_budget.one_more();
+                call.count(|counted| counted.method.refused_by_budget.one_more());
                 return outcome;
             }
             if let Err(Error::Fault(fault)) = &outcome {
                 call.avoid.extend(fault.instance.clone());
             }
             sleep(pause).await;
-            self.counted.retries.one_more();
+            call.count(|counted| counted.retries(pause));
         }
         unreachable!("an attempt ends it")
     }

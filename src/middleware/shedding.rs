@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use self::cpu::CpuLoad;
 use super::{Finished, Invocation, Middleware, ServerPolicy};
-use crate::error::{Code, Fault};
+use crate::error::{Code, Fault, RefusedBy};
 
 /// How many times of a method are kept, how many there have to be, and for how long they count.
 const TIMES: usize = 128;
@@ -163,7 +163,7 @@ impl Shedding {
             Some(tenth) => {
                 self.late.fetch_add(1, Ordering::Relaxed);
                 let why = format!("not run: `{}` takes at least {tenth:?}, and {left:?} are left", call.method());
-                Err(Fault::new(Code::DeadlineExceeded, why))
+                Err(Fault::new(Code::DeadlineExceeded, why).refused_by(RefusedBy::Late))
             }
         }
     }
@@ -184,7 +184,8 @@ impl Shedding {
             self.overloaded.fetch_add(1, Ordering::Relaxed);
             let load = 100.0 * lately.load.unwrap_or_default();
             let why = format!("not run: the processors are busy by {load:.0} %, and {most} calls are here already");
-            return Err(Fault::new(Code::ResourceExhausted, why).retry_after(RETRY_AFTER));
+            let fault = Fault::new(Code::ResourceExhausted, why).retry_after(RETRY_AFTER);
+            return Err(fault.refused_by(RefusedBy::Overload));
         }
         lately.here += 1;
         Ok(())

@@ -14,7 +14,8 @@ use futures::future::BoxFuture;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument, Span, debug, error, info_span, warn};
+use tracing::field::Empty;
+use tracing::{Instrument, debug, error, info_span, warn};
 
 use super::admit::crowded;
 use super::dedup::Known;
@@ -26,8 +27,9 @@ use super::tap::tapped;
 use super::worker::Worker;
 use crate::clock::{at, unix_millis};
 use crate::context::{self, Context};
-use crate::error::{Code, Fault};
+use crate::error::{Code, EndOfCall, Fault};
 use crate::frame::{Frame, Kind};
+use crate::outcome_span::OutcomeSpan;
 use crate::panics::words;
 use crate::service::Answer;
 
@@ -51,7 +53,7 @@ struct HandlerStart {
 struct RunningHandler {
     call: BoxFuture<'static, Answer>,
     context: Context,
-    span: Span,
+    span: OutcomeSpan,
     started: HandlerStart,
 }
 
@@ -142,20 +144,11 @@ impl Worker {
         if is_first {
             self.measures_wait(job);
         }
-        let span = info_span!(
-            "handle",
-            otel.kind = "server",
-            rpc.system = "hopline",
-            rpc.service = %self.name,
-            rpc.method = context.method(),
-            id = %frame.id,
-            caller = context.caller(),
-            traceparent = context.traceparent(),
-        );
+        let mut span = self.span(frame, &context);
         let started = HandlerStart { at: std::time::Instant::now(), number };
         // A handler may panic, and so may the future that it makes.
         let first = catch_unwind(AssertUnwindSafe(|| {
-            let _entered = span.enter();
+            let _entered = span.span().enter();
             context.clone().scope_of(|| {
                 let mut call = match &job.passage {
                     None => (job.served.handler)(context.clone(), frame.codec, payload),
@@ -165,11 +158,14 @@ impl Worker {
                 (call, polled)
             })
         }));
-        match first {
-            Ok((call, Poll::Pending)) => Begun::Waits(RunningHandler { call, context, span, started }),
-            Ok((_, Poll::Ready(answer))) => Begun::Ended(self.ended(job, self.told(frame, answer), &context, started)),
-            Err(panic) => Begun::Ended(self.ended(job, self.panicked(job, &*panic), &context, started)),
-        }
+        let answer = match first {
+            Ok((call, Poll::Pending)) => return Begun::Waits(RunningHandler { call, context, span, started }),
+            Ok((_, Poll::Ready(answer))) => self.told(frame, answer),
+            Err(panic) => self.panicked(job, &*panic),
+        };
+        let ending = self.ended(job, answer, &context, started);
+        tell(&mut span, &ending, job);
+        Begun::Ended(ending)
     }
 
     /// For a method with dedup: notes that the call begins to run and returns `None`, or returns the ending if the call
@@ -194,7 +190,7 @@ impl Worker {
     /// Waits until a handler ends. If its method need not finish, this stops it when its deadline passes or its caller
     /// gives up.
     async fn wait_for(&self, job: &Job, running: RunningHandler) -> Ending {
-        let RunningHandler { call, context, span, started } = running;
+        let RunningHandler { call, context, mut span, started } = running;
         let waiting = async {
             let mut call = pin!(context.scope(call));
             let (ending, why) = tokio::select! {
@@ -210,8 +206,8 @@ impl Worker {
             Err((ending, why))
         };
         // It may panic, and so may whatever is dropped with it when it is cancelled.
-        let ended = AssertUnwindSafe(waiting.instrument(span)).catch_unwind().await;
-        match ended.unwrap_or_else(|panic| Ok(self.panicked(job, &*panic))) {
+        let ended = AssertUnwindSafe(waiting.instrument(span.span().clone())).catch_unwind().await;
+        let ending = match ended.unwrap_or_else(|panic| Ok(self.panicked(job, &*panic))) {
             Ok(answer) => self.ended(job, answer, &context, started),
             Err((ending, why)) => {
                 let fault = timed_out();
@@ -223,7 +219,9 @@ impl Worker {
                 self.log_dropped(job, &context, time, why);
                 ending
             }
-        }
+        };
+        tell(&mut span, &ending, job);
+        ending
     }
 
     /// Logs that a handler was stopped, because work may have been left half done. For an idempotent method that does
@@ -283,6 +281,25 @@ impl Worker {
                 self.keep_alive(id, &message);
             }
         }
+    }
+
+    /// The span of a call, around its handler.
+    fn span(&self, frame: &Frame, context: &Context) -> OutcomeSpan {
+        let name = format_args!("{}/{}", self.name, context.method());
+        OutcomeSpan::new(info_span!(
+            "handle",
+            otel.kind = if frame.kind == Kind::Request { "server" } else { "consumer" },
+            otel.name = %name,
+            rpc.system.name = "hopline",
+            rpc.method = %name,
+            id = %frame.id,
+            caller = context.caller(),
+            traceparent = context.traceparent(),
+            rpc.response.status_code = Empty,
+            error.type = Empty,
+            otel.status_code = Empty,
+            duration_ms = Empty,
+        ))
     }
 
     /// The context of a call, for its handler.
@@ -345,6 +362,11 @@ impl Worker {
         };
         Answer::Fault(Fault::new(Code::Internal, why))
     }
+}
+
+/// Tells the span of a call how it has ended.
+fn tell(span: &mut OutcomeSpan, ending: &Ending, job: &Job) {
+    span.ends(ending.end_of_call(job).unwrap_or(EndOfCall::Coded(Code::Cancelled)));
 }
 
 /// How long ago this was, in milliseconds since 1970. The other clock may be ahead, in which case this is zero.

@@ -13,9 +13,9 @@ use super::message::Message;
 use super::outcome::Ending;
 use super::worker::Worker;
 use crate::clock::unix_millis;
-use crate::counting::{EndCounts, EndOfCall, LinkCounts, TimesTold};
+use crate::counting::{EndCounts, LinkCounts, TimesTold};
 use crate::document::MethodStats;
-use crate::error::Code;
+use crate::error::{Code, EndOfCall, RefusedBy};
 use crate::frame::{Frame, Kind, Trace};
 use crate::service::Answer;
 
@@ -24,44 +24,28 @@ use crate::service::Answer;
 pub(super) struct MeasuredService {
     /// The calls of methods that the service does not have.
     others: EndCounts,
+    /// Those of them that were refused.
+    others_refused: [AtomicU64; RefusedBy::ALL.len()],
     /// The dead letters that the broker has taken, by [`LetterCause`].
     letters: [AtomicU64; 3],
 }
 
 impl MeasuredService {
+    /// Counts a call of a method that the service does not have.
+    pub(super) fn refuses(&self, by: RefusedBy) {
+        self.others_refused[by as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Counts a dead letter.
     pub(super) fn is_kept(&self, cause: LetterCause) {
         self.letters[cause as usize].fetch_add(1, Ordering::Relaxed);
     }
 }
 
-impl From<&Answer> for EndOfCall {
-    fn from(answer: &Answer) -> Self {
-        match answer {
-            Answer::Result(_) => Self::Coded(Code::Ok),
-            Answer::ServiceError(_) => Self::ServiceError,
-            Answer::Fault(fault) => Self::Coded(fault.code),
-        }
-    }
-}
-
 impl Worker {
     /// Counts how a job ended. Some endings are not the end of the call, or are counted elsewhere.
     pub(super) fn measures(&self, job: &Job, ending: &Ending) {
-        let given_up = || match job.deadline {
-            Some(deadline) if deadline <= Instant::now() => EndOfCall::Coded(Code::DeadlineExceeded),
-            _ => EndOfCall::Coded(Code::Cancelled),
-        };
-        let end = match ending {
-            Ending::Answered(answer, _) | Ending::Recalled(answer) => answer.into(),
-            Ending::TimedOut => EndOfCall::Coded(Code::DeadlineExceeded),
-            Ending::Unheard(_) => given_up(),
-            // It comes again.
-            Ending::Forgotten if job.message.is_taken_back() => return,
-            Ending::Forgotten => given_up(),
-            // The one is counted where it is refused, the other when the delivery ends that runs.
-            Ending::Refused(_) | Ending::Runs => return,
-        };
+        let Some(end) = ending.end_of_call(job) else { return };
         self.ended_as(&job.served.ends, &job.frame, &job.message, end);
     }
 
@@ -99,6 +83,7 @@ impl Worker {
         let methods = self.all_methods().map(|served| MethodTold {
             stats: served.stats(),
             ends: served.ends.told(),
+            refused: refused(served.counts.refused()),
             waits: served.waits.told(),
         });
         let letter = |cause: LetterCause| self.measured.letters[cause as usize].load(Ordering::Relaxed);
@@ -106,6 +91,7 @@ impl Worker {
             name: self.name.clone(),
             methods: methods.collect(),
             others: self.measured.others.told(),
+            others_refused: refused(&self.measured.others_refused),
             malformed: self.calls().malformed,
             letters: [
                 ("failed", letter(LetterCause::Failed)),
@@ -124,6 +110,8 @@ pub(crate) struct ServiceTold {
     pub(crate) methods: Vec<MethodTold>,
     /// The ends of calls of methods that it does not have.
     pub(crate) others: Vec<(EndOfCall, TimesTold)>,
+    /// Those of them that were refused, by reason.
+    pub(crate) others_refused: [(&'static str, u64); RefusedBy::ALL.len()],
     pub(crate) malformed: u64,
     /// The dead letters by reason.
     pub(crate) letters: [(&'static str, u64); 3],
@@ -134,7 +122,13 @@ pub(crate) struct ServiceTold {
 pub(crate) struct MethodTold {
     pub(crate) stats: MethodStats,
     pub(crate) ends: Vec<(EndOfCall, TimesTold)>,
+    /// By reason.
+    pub(crate) refused: [(&'static str, u64); RefusedBy::ALL.len()],
     pub(crate) waits: TimesTold,
+}
+
+fn refused(counters: &[AtomicU64; RefusedBy::ALL.len()]) -> [(&'static str, u64); RefusedBy::ALL.len()] {
+    RefusedBy::ALL.map(|by| (by.name(), counters[by as usize].load(Ordering::Relaxed)))
 }
 
 /// A server whose counters can be read as long as it runs. It keeps nothing of it alive.

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 use uuid::Uuid;
@@ -17,7 +18,7 @@ use super::reason::shortened;
 use super::reply::{self, OutgoingReply};
 use super::worker::Worker;
 use crate::codec::Codec;
-use crate::error::{Code, Fault};
+use crate::error::{Code, EndOfCall, Fault, RefusedBy};
 use crate::frame::{Frame, FrameError, Kind};
 use crate::service::Answer;
 
@@ -41,6 +42,36 @@ pub(super) enum Ending {
     Recalled(Answer),
     /// The call is running already. This delivery gets the same answer when it ends.
     Runs,
+}
+
+impl From<&Answer> for EndOfCall {
+    fn from(answer: &Answer) -> Self {
+        match answer {
+            Answer::Result(_) => Self::Coded(Code::Ok),
+            Answer::ServiceError(_) => Self::ServiceError,
+            Answer::Fault(fault) => Self::Coded(fault.code),
+        }
+    }
+}
+
+impl Ending {
+    /// How the call ended, as metrics and spans tell it. `None` if this is not its end, or is told elsewhere.
+    pub(super) fn end_of_call(&self, job: &Job) -> Option<EndOfCall> {
+        let given_up = || match job.deadline {
+            Some(deadline) if deadline <= Instant::now() => EndOfCall::Coded(Code::DeadlineExceeded),
+            _ => EndOfCall::Coded(Code::Cancelled),
+        };
+        Some(match self {
+            Self::Answered(answer, _) | Self::Recalled(answer) => answer.into(),
+            Self::TimedOut => EndOfCall::Coded(Code::DeadlineExceeded),
+            Self::Unheard(_) => given_up(),
+            // It comes again.
+            Self::Forgotten if job.message.is_taken_back() => return None,
+            Self::Forgotten => given_up(),
+            // The one is told where it is refused, the other when the delivery ends that runs.
+            Self::Refused(_) | Self::Runs => return None,
+        })
+    }
 }
 
 /// The fault of a call whose deadline passed while its handler ran.
@@ -237,7 +268,7 @@ impl Worker {
 
     /// Sees to a oneway call that a middleware refuses for now: it is tried again, as after an error of its handler.
     pub(super) async fn refuse_for_now(self: Arc<Self>, frame: Frame, fault: Fault, message: Arc<Message>) {
-        self.count_refused(&frame);
+        self.count_refused(&frame, fault.refused_by);
         #[cfg(feature = "metrics")]
         self.measures_refused(&frame, fault.code, &message);
         self.failed(frame, Answer::Fault(fault), message).await;
@@ -245,7 +276,7 @@ impl Worker {
 
     /// Sees to a frame that must not run.
     pub(super) async fn refuse(self: Arc<Self>, frame: Frame, fault: Fault, message: Arc<Message>) {
-        self.count_refused(&frame);
+        self.count_refused(&frame, fault.refused_by);
         #[cfg(feature = "metrics")]
         self.measures_refused(&frame, fault.code, &message);
         self.turn_away(frame, fault, message).await;
@@ -263,10 +294,14 @@ impl Worker {
         }
     }
 
-    fn count_refused(&self, frame: &Frame) {
+    fn count_refused(&self, frame: &Frame, by: RefusedBy) {
         self.calls().refused += 1;
-        if let Some(served) = self.method(frame) {
-            served.counts.refuses();
+        match self.method(frame) {
+            Some(served) => served.counts.refuses(by),
+            #[cfg(feature = "metrics")]
+            None => self.measured.refuses(by),
+            #[cfg(not(feature = "metrics"))]
+            None => {}
         }
     }
 

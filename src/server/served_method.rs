@@ -11,7 +11,7 @@ use crate::clock::unix_millis;
 #[cfg(feature = "metrics")]
 use crate::counting::{CallTimes, EndCounts};
 use crate::document::{Histogram, LastFault, MethodStats};
-use crate::error::{Code, Fault};
+use crate::error::{Code, Fault, RefusedBy};
 use crate::headers::cut;
 use crate::pace::Pace;
 use crate::service::{Answer, Handler, Method};
@@ -90,7 +90,8 @@ pub(super) struct Counts {
     faults: [AtomicU64; Code::ALL.len()],
     cancelled: AtomicU64,
     expired: AtomicU64,
-    refused: AtomicU64,
+    /// By what has refused them.
+    refused: [AtomicU64; RefusedBy::ALL.len()],
     redelivered: AtomicU64,
     repeated: AtomicU64,
     caller_runs: AtomicU64,
@@ -109,7 +110,7 @@ impl Default for Counts {
             faults: array::from_fn(|_| AtomicU64::default()),
             cancelled: AtomicU64::default(),
             expired: AtomicU64::default(),
-            refused: AtomicU64::default(),
+            refused: array::from_fn(|_| AtomicU64::default()),
             redelivered: AtomicU64::default(),
             repeated: AtomicU64::default(),
             caller_runs: AtomicU64::default(),
@@ -166,8 +167,14 @@ impl Counts {
     }
 
     /// Counts a call that must not run.
-    pub(super) fn refuses(&self) {
-        one_more(&self.refused);
+    pub(super) fn refuses(&self, by: RefusedBy) {
+        one_more(&self.refused[by as usize]);
+    }
+
+    /// The calls that must not run, by what has refused them.
+    #[cfg(feature = "metrics")]
+    pub(super) fn refused(&self) -> &[AtomicU64; RefusedBy::ALL.len()] {
+        &self.refused
     }
 
     /// Counts a delivery that the broker marked as redelivered.
@@ -203,7 +210,7 @@ impl Counts {
             faults: faults.filter(|(_, count)| *count > 0).collect::<BTreeMap<_, _>>(),
             cancelled: number(&self.cancelled),
             expired: number(&self.expired),
-            refused: number(&self.refused),
+            refused: self.refused.iter().map(number).sum(),
             redelivered: number(&self.redelivered),
             repeated: number(&self.repeated),
             caller_runs: number(&self.caller_runs),

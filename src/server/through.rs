@@ -120,6 +120,8 @@ impl Worker {
             avoid: Vec::new(),
             apart: None,
             retry_on: None,
+            counted: None,
+            traceparent: frame.metadata.traceparent.as_deref().copied(),
             served: served.is_some(),
             repeatable: served.is_some_and(|served| served.method.idempotent),
         };

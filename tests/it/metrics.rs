@@ -2,14 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::future::IntoFuture as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures::future::join_all;
 use hopline::metrics::{CONTENT_TYPE, Metrics, PLAIN_CONTENT_TYPE};
-use hopline::{Absent, Client, Code, Context, Error, Fault, Invocation, Method, Middleware, Next, Reply, Service};
+use hopline::{
+    Absent, Client, Code, Context, Error, Fault, Invocation, Method, Middleware, Next, RateLimit, Reply, Service,
+    Shedding,
+};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::support::{Held, PATIENCE, Scene, hold, soon};
+use crate::support::{Held, PATIENCE, Scene, code, hold, soon};
 
 /// The values of all series, each by its name and labels, as text.
 fn series(metrics: &Metrics) -> BTreeMap<String, f64> {
@@ -49,6 +55,7 @@ fn ends() -> Service {
     Service::new("ends", 1)
         .method("well", |_: Context, _: [(); 0]| async { Ok::<_, Fault>(()) })
         .method("own", |_: Context, _: [(); 0]| async { Err::<(), _>("no".to_owned()) })
+        .method("fails", |_: Context, _: [(); 0]| async { Err::<(), _>(Fault::new(Code::Unavailable, "never")) })
         .method("fault", |_: Context, _: [(); 0]| async { Err::<(), _>(Fault::new(Code::NotFound, "gone")) })
         .method(Method::new("oneway").oneway().attempts(1), |_: Context, (fails,): (bool,)| async move {
             if fails { Err(Fault::new(Code::Internal, "as the test asks")) } else { Ok(()) }
@@ -149,6 +156,132 @@ async fn attempts_are_counted_beside_calls() {
     assert_eq!((value(&metrics, &attempts("first")), value(&metrics, &attempts("retry"))), (1.0, 1.0));
     assert_eq!(value(&metrics, &["rpc_client_call_duration_seconds_count", "ends.v1/fault"]), 1.0);
     drop(server);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_policies_do_to_calls_is_told_by_method() {
+    let scene = Scene::in_memory();
+    let _server = scene.serve(ends()).await;
+    let builder = || Client::builder().namespace(&scene.namespace);
+    let attempts = |kind| ["hopline_client_attempts_total", "ends.v1/fails", kind];
+    let rejected = |reason| ["hopline_client_rejected_total", "ends.v1/fails", reason];
+    let fails = |client: &Client| client.call::<()>("ends", "fails", [(); 0]).idempotent();
+
+    let client = builder().retry(1).connect(&scene.url).await.expect("the broker is there");
+    let metrics = Metrics::new().client(&client);
+    for outcome in join_all((0..100).map(|_| fails(&client).into_future())).await {
+        assert_eq!(outcome.expect_err("it always does").code(), Code::Unavailable);
+    }
+    // A fifth of the calls, and ten in this second.
+    assert_eq!((value(&metrics, &attempts("\"first\"")), value(&metrics, &attempts("\"retry\""))), (100.0, 30.0));
+    assert_eq!(value(&metrics, &rejected("\"budget\"")), 70.0);
+    let of_calls = |name, part| value(&metrics, &[name, part, "ends.v1/fails"]);
+    assert_eq!((of_calls("hopline_client_call_retries", "_count"), of_calls("_retries", "_sum")), (30.0, 30.0));
+    let paused = of_calls("hopline_client_call_retry_delay_seconds", "_sum");
+    assert!(of_calls("retry_delay_seconds", "_count") == 30.0 && paused > 0.0 && paused < 1.5, "{paused}");
+    assert!(!metrics.render().contains("hopline_client_call_hedges"), "zero is not told");
+
+    let client = builder().breaker().connect(&scene.url).await.expect("the broker is there");
+    let metrics = Metrics::new().client(&client);
+    let states = || {
+        ["closed", "open", "half_open"]
+            .map(|state| value(&metrics, &["hopline_breaker_state{", "ends.v1/fails", &format!("state=\"{state}\"")]))
+    };
+    for _ in 0..25 {
+        fails(&client).await.expect_err("it always does");
+    }
+    assert_eq!((value(&metrics, &rejected("\"circuit\"")), states()), (5.0, [0.0, 1.0, 0.0]));
+    tokio::time::advance(Duration::from_secs(5)).await;
+    assert_eq!(states(), [0.0, 0.0, 1.0]);
+    client.close_breaker("ends", "fails").expect("good names");
+    fails(&client).await.expect_err("it always does");
+    assert_eq!(states(), [1.0, 0.0, 0.0]);
+    assert_eq!(client.policies().refused_by_breaker, 5, "they are the same counters");
+
+    let client = builder().rate("ends", 2).connect(&scene.url).await.expect("the broker is there");
+    let metrics = Metrics::new().client(&client);
+    join_all((0..3).map(|_| fails(&client).into_future())).await;
+    assert_eq!((value(&metrics, &rejected("\"rate\"")), value(&metrics, &attempts("\"first\""))), (1.0, 2.0));
+
+    let cached = || client.call::<()>("ends", "well", [(); 0]).idempotent().cache(Duration::from_secs(5));
+    assert!(!metrics.render().contains("hopline_client_cache"), "nobody has asked it");
+    join_all((0..2).map(|_| cached().into_future())).await.into_iter().for_each(|outcome| outcome.expect("answered"));
+    cached().await.expect("kept");
+    let results = ["hit", "miss", "shared", "stale"]
+        .map(|result| value(&metrics, &["hopline_client_cache_total", "ends.v1/well", result]));
+    assert_eq!(results, [1.0, 1.0, 1.0, 0.0]);
+}
+
+#[tokio::test]
+async fn attempts_at_the_same_time_are_no_retries() {
+    let scene = Scene::new();
+    let fails = Arc::new(AtomicBool::new(true));
+    let pair = || {
+        let fails = fails.clone();
+        Service::new("pair", 1).method("run", move |_: Context, _: [(); 0]| {
+            let fails = fails.swap(false, Ordering::Relaxed);
+            async move { if fails { Err(Fault::new(Code::Aborted, "once")) } else { Ok(()) } }
+        })
+    };
+    let (_one, _two) = (scene.serve(pair()).await, scene.serve(pair()).await);
+    let client = scene.client().await;
+    let metrics = Metrics::new().client(&client);
+    let run = || client.call::<()>("pair", "run", [(); 0]).idempotent().timeout(PATIENCE);
+    soon(run().hedge().into_future()).await.expect("the other instance is well");
+    soon(run().fork(2).into_future()).await.expect("both are");
+    let attempts = ["first", "retry", "resend", "hedge", "fork"]
+        .map(|kind| value(&metrics, &["hopline_client_attempts_total", &format!("kind=\"{kind}\"")]));
+    assert_eq!(attempts, [2.0, 0.0, 0.0, 1.0, 1.0]);
+    assert_eq!(value(&metrics, &["hopline_client_call_hedges_count", "pair.v1/run"]), 1.0);
+    assert_eq!((client.policies().hedges, client.policies().forks), (1, 1));
+}
+
+/// Refuses what it does not know.
+struct Door;
+
+impl Middleware for Door {
+    fn admit(&self, call: &Invocation) -> Result<(), Fault> {
+        match call.metadata("password") {
+            Some(_) => Ok(()),
+            // A question of discovery.
+            None if call.method().contains('.') => Ok(()),
+            None => Err(Fault::new(Code::Unauthenticated, "who are you")),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_server_refuses_is_told_by_what_refuses_it() {
+    let scene = Scene::in_memory();
+    let time = Duration::from_millis(100);
+    let slow = move |_: Context, _: [(); 0]| async move {
+        tokio::time::sleep(time).await;
+        Ok::<_, Fault>(())
+    };
+    let limit = RateLimit::per_user(0.001).burst(21);
+    let service = Service::new("strict", 1).method("slow", slow);
+    let service = service.with(Door).with(Shedding::default().measured_by(|| None)).with(limit);
+    let (server, client) = (scene.serve(service).await, scene.client().await);
+    let metrics = Metrics::new().server(&server);
+    let call = || client.call::<()>("strict", "slow", [(); 0]).metadata("password", "1234");
+    for _ in 0..20 {
+        call().await.expect("well");
+    }
+    assert_eq!(code(call().timeout(time / 2).await), Code::DeadlineExceeded);
+    call().await.expect("the last within the rate");
+    for _ in 0..3 {
+        assert_eq!(code(call().await), Code::ResourceExhausted);
+    }
+    assert_eq!(code(client.call::<()>("strict", "slow", [(); 0]).await), Code::Unauthenticated);
+    assert_eq!(code(client.call::<()>("strict", "absent", [(); 0]).await), Code::Unauthenticated);
+    let rejected = |method, reason: &str| {
+        value(&metrics, &["hopline_server_rejected_total", method, &format!("reason=\"{reason}\"")])
+    };
+    let reasons = ["rate", "fair_share", "late", "overloaded", "other"];
+    assert_eq!(reasons.map(|reason| rejected("strict.v1/slow", reason)), [3.0, 0.0, 1.0, 0.0, 1.0]);
+    assert_eq!(rejected("_OTHER", "other"), 1.0);
+    let stats = client.registry().stats("strict").await.expect("it can be asked");
+    assert_eq!(stats[0].methods[0].refused, 5, "they are the same counters");
 }
 
 #[tokio::test]

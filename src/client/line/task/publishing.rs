@@ -185,8 +185,8 @@ impl LineTask {
                     let for_any = bundle.address.is_for_any(&target.service_text);
                     let left_before = parcel.token.attempts > 1;
                     #[cfg(feature = "metrics")]
-                    if let Some(counted) = target.counted.as_ref().filter(|_| left_before) {
-                        counted.leaves_again();
+                    if left_before {
+                        target.counted.counts.leaves_again();
                     }
                     let (place, leaving) = (parcel.token.place.take(), parcel.token.leaving.take());
                     let call = PendingCall {
