@@ -213,6 +213,26 @@ async fn metrics_tell_how_calls_have_ended() {
     }
 }
 
+#[cfg(feature = "metrics")]
+#[tokio::test]
+async fn opentelemetry_has_both_sides_of_a_call_in_one_trace() {
+    for lines in every_way("opentelemetry").await {
+        let expected = [
+            "checkout (Internal)",
+            "  traced-shop.v1/order (Client)",
+            "    hopline.attempt (Internal)",
+            "    traced-shop.v1/order (Server)",
+            "      traced-shop.v1/take (Client)",
+            "        hopline.attempt (Internal)",
+            "        traced-shop.v1/take (Server)",
+            "  traced-shop.v1/note (Producer)",
+            "    hopline.attempt (Internal)",
+            "traced-shop.v1/note (Consumer, linked)",
+        ];
+        assert_eq!(lines, expected);
+    }
+}
+
 #[tokio::test]
 async fn retry_tries_again_what_may_be_tried_again() {
     for lines in every_way("retry").await {

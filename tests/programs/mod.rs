@@ -36,7 +36,7 @@ static PROGRAMS: LazyLock<BTreeMap<String, PathBuf>> = LazyLock::new(|| {
         build.args(["--features", "hopline/zstd"]);
     }
     if cfg!(feature = "metrics") {
-        build.args(["--features", "hopline-examples/metrics"]);
+        build.args(["--features", "hopline-examples/metrics,hopline-examples/opentelemetry"]);
     }
     let built = build.stderr(Stdio::inherit()).output().expect("cargo can be run");
     assert!(built.status.success(), "the examples are built");
