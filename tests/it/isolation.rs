@@ -41,9 +41,13 @@ fn service(held: &mut Held) -> Service {
 }
 
 async fn stats(client: &Client) -> MethodStats {
+    stats_of(client, "hold").await
+}
+
+async fn stats_of(client: &Client, name: &str) -> MethodStats {
     let stats = client.registry().stats("held").await.expect("it can be asked");
-    let hold = stats.iter().flat_map(|stats| &stats.methods).filter(|method| method.name == "hold");
-    hold.fold(MethodStats::default(), |sum, method| sum.with(method))
+    let methods = stats.iter().flat_map(|stats| &stats.methods).filter(|method| method.name == name);
+    methods.fold(MethodStats::default(), |sum, method| sum.with(method))
 }
 
 /// The fault of a call that was refused since there is no room for it.
@@ -196,8 +200,7 @@ async fn a_call_that_finds_the_queue_full_may_run_on_the_task_that_reads_it_and_
     let scene = Scene::new();
     let settings = |method: Method| method.dispatch(bounded(0, QueueFull::CallerRuns)).concurrency(1);
     let mut held = held(settings);
-    let service = service(&mut held).method(Method::new("where").dispatch(Dispatch::Spawn), thread);
-    let server = scene.serve(service).await;
+    let server = scene.serve(service(&mut held)).await;
     let client = scene.client().await;
     let first = start(&client, 1).await;
     let pooled = next(&mut held).await;
@@ -210,7 +213,7 @@ async fn a_call_that_finds_the_queue_full_may_run_on_the_task_that_reads_it_and_
     has_read(&client, "held", server.instance()).await;
     assert_eq!((held.arrived.try_recv().is_err(), stats(&client).await.caller_runs), (true, 1));
     let told = stats(&client).await;
-    assert_eq!((told.running, told.refused), (2, 0));
+    assert_eq!((told.running, told.refused, stats_of(&client, "quick").await.finished), (2, 0, 0));
     // A cancel reaches it there.
     drop(second);
     soon(read.context.cancelled()).await;

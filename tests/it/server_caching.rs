@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use hopline::{Call, Client, Code, Codec, Context, Dispatch, Error, Fault, Method, ResultCache, Running, Service};
+use tokio::sync::Notify;
 
 use crate::support::{Arrival, Held, PATIENCE, Scene, code, later, soon};
 
@@ -23,7 +24,6 @@ fn shop() -> (Service, Arc<AtomicU64>) {
             async move {
                 match (context.metadata("fails"), article.as_str()) {
                     (Some(_), _) => Err(Fault::new(Code::NotFound, "no price")),
-                    (None, "panic") => panic!("as the test asks"),
                     (None, "large") => Ok("x".repeat(40_000)),
                     (None, _) => Ok(number.to_string()),
                 }
@@ -265,17 +265,37 @@ async fn who_has_more_time_than_the_call_that_began_the_run_begins_another() {
     assert_eq!((cache.counts().misses, cache.counts().shared), (2, 1));
 }
 
+fn no_fault() -> Fault {
+    panic!("as the test asks")
+}
+
 #[tokio::test]
 async fn a_handler_that_panics_has_panicked_for_all_who_wait_and_nothing_is_kept() {
     let scene = Scene::new();
-    let cache = Arc::new(ResultCache::for_time(PATIENCE));
-    let (service, runs) = shop();
+    let (cache, go) = (Arc::new(ResultCache::for_time(PATIENCE)), Arc::new(Notify::new()));
+    let (runs, gone) = (Arc::<AtomicU64>::default(), go.clone());
+    let counted = runs.clone();
+    let panics = move |_: Context, _: [(); 0]| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        let gone = gone.clone();
+        async move {
+            gone.notified().await;
+            Err::<(), Fault>(no_fault())
+        }
+    };
+    let service = Service::new("shop", 1).method(Method::new("price").idempotent(), panics);
     let _server = scene.serve(service.with(cache.clone())).await;
     let client = scene.client().await;
     for run in 1..=2 {
-        let error = soon(call(&client, "price", "panic").into_future()).await.expect_err("it panics");
-        assert!(error.to_string().contains("`shop.v1.price`, or a middleware around it, panicked"), "{error}");
-        assert_eq!((error.code(), runs.load(Ordering::Relaxed)), (Code::Internal, run));
+        let price = || client.call::<()>("shop", "price", [(); 0]).start();
+        let calls = [price().await.expect("on its way"), price().await.expect("on its way")];
+        sharing(&cache, run).await;
+        go.notify_one();
+        for call in calls {
+            let error = soon(call).await.expect_err("it panics");
+            assert!(error.to_string().contains("`shop.v1.price`, or a middleware around it, panicked"), "{error}");
+            assert_eq!((error.code(), runs.load(Ordering::Relaxed)), (Code::Internal, run));
+        }
     }
 }
 
