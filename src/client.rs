@@ -201,12 +201,16 @@ impl Client {
         self.0.line.is_closed()
     }
 
-    /// How much is in the queues of a service: of calls, of oneway calls, and of dead letters.
-    pub(crate) async fn queues(&self, service: &ServiceId) -> Result<[Option<QueueCount>; 3], Error> {
+    /// How much is in the queues of a service: of calls, and unless it has no oneway methods, of oneway calls and of dead
+    /// letters.
+    pub(crate) async fn queues(&self, service: &ServiceId, has_oneway: bool) -> Result<[Option<QueueCount>; 3], Error> {
         let namespace = &self.0.namespace;
         let [calls, work, dead] =
             [namespace.calls_queue(service), namespace.work_queue(service), namespace.dead_queue(service)];
         let line = &self.0.line;
+        if !has_oneway {
+            return Ok([line.count(calls).await?, None, None]);
+        }
         let (calls, work, dead) = tokio::try_join!(line.count(calls), line.count(work), line.count(dead))?;
         Ok([calls, work, dead])
     }

@@ -26,14 +26,17 @@
 
 mod endpoint;
 mod families;
+mod queues;
 mod rendered;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use self::endpoint::MetricsEndpoint;
 use self::families::Families;
+use self::queues::Queues;
 use crate::client::{Client, ClientCounts};
 use crate::server::{MeasuredServer, Running};
 
@@ -70,6 +73,7 @@ pub struct Metrics(Arc<Mutex<MetricsSources>>);
 struct MetricsSources {
     clients: Vec<ClientCounts>,
     servers: Vec<MeasuredServer>,
+    queues: Option<Queues>,
 }
 
 impl Metrics {
@@ -112,6 +116,25 @@ impl Metrics {
             sources.servers.push(server);
         }
         drop(sources);
+        self
+    }
+
+    /// Adds how much waits in the queues of the services that these servers serve, and how many consumers the queues have:
+    /// `hopline_queue_messages` and `hopline_queue_consumers`. Default: off.
+    ///
+    /// The broker is asked through `client`, which has to be in the namespace of the servers, by up to three questions for each
+    /// service. That is done in the background when metrics are read, once in 5 s at most. So the first reading has nothing
+    /// of it, and each further one the answer to one before. The user of `client` has to be allowed to *configure* the queues, as
+    /// that of a server is. The client is not kept alive.
+    ///
+    /// ```
+    /// # async fn example(client: hopline::Client, running: &hopline::Running) {
+    /// let metrics = hopline::metrics::Metrics::new().server(running).queues(&client);
+    /// # }
+    /// ```
+    #[must_use = "to add to what is there, call it on a clone, and drop what it returns"]
+    pub fn queues(self, client: &Client) -> Self {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).queues = Some(Queues::of(client));
         self
     }
 
@@ -167,6 +190,10 @@ impl Metrics {
         let mut sources = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         sources.clients.iter().for_each(|client| families.add_client(client));
         sources.servers.retain(|server| families.add_server(server));
+        if let Some(queues) = &sources.queues {
+            let services: BTreeMap<_, _> = sources.servers.iter().flat_map(MeasuredServer::services).collect();
+            queues.told(services).into_iter().for_each(|queue| families.add_queue(&queue));
+        }
         families
     }
 }

@@ -60,7 +60,7 @@ impl Scene {
             });
         let server = Server::builder().namespace(&namespace).connect(&url).await.expect("it is there");
         let server = server.serve(service).start().await.expect("it can be served");
-        let at_server = Metrics::new().server(&server).serve("0").await.expect("a port is free");
+        let at_server = Metrics::new().server(&server).queues(&client).serve("0").await.expect("a port is free");
         let at_client = Metrics::new().client(&client).serve("0").await.expect("a port is free");
         Self { server, client, at_server, at_client }
     }
@@ -255,6 +255,10 @@ async fn prometheus_scrapes_both_and_tells_the_99th_percentile_and_the_success_r
     let closed = "sum by (state) (hopline_breaker_state{rpc_method=\"shop.v1/price\"})";
     let is_closed = |told: &[(String, f64)]| told.contains(&("closed".to_owned(), 1.0)) && told.len() == 3;
     prometheus.until(closed, "state", is_closed).await;
+    // It comes with a second scrape.
+    let consumers = "max by (kind) (hopline_queue_consumers{rpc_service=\"shop.v1\"})";
+    let has_all = |told: &[(String, f64)]| told.len() == 3 && told.contains(&("work".to_owned(), 1.0));
+    prometheus.until(consumers, "kind", has_all).await;
     // The calls of `total` have traces, and Prometheus keeps some of them.
     let exemplars = soon(async {
         loop {

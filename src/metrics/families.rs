@@ -8,6 +8,7 @@ use std::time::Duration;
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Unit;
 
+use super::queues::QueueTold;
 use crate::client::{CalledMethodTold, ClientCounts};
 use crate::counting::{BOUNDS, CallExemplar, LinkCounts, Spread, TimesTold};
 use crate::document::Histogram;
@@ -125,6 +126,8 @@ pub(super) struct Families {
     redelivered: Family,
     cancelled: Family,
     malformed: Family,
+    queue_messages: Family,
+    queue_consumers: Family,
     message_calls: Family,
     reconnects: Family,
     blocked: Family,
@@ -194,6 +197,12 @@ impl Default for Families {
                 "Calls for which nobody waited any more, by what was done with them",
             ),
             malformed: family(Counter, "hopline_server_malformed", "Frames that could not be read"),
+            queue_messages: family(
+                Gauge,
+                "hopline_queue_messages",
+                "Messages that wait in a queue of the service, by what the queue is for",
+            ),
+            queue_consumers: family(Gauge, "hopline_queue_consumers", "Consumers of a queue of the service"),
             message_calls: family(Histogram, "hopline_message_calls", "How many frames shared a message"),
             reconnects: family(Counter, "hopline_connection_reconnects", "How often a lost connection was made again"),
             blocked: time(
@@ -233,8 +242,10 @@ impl Families {
         let Self { dead_lettered, redelivered, cancelled, malformed, message_calls, reconnects, blocked, .. } = self;
         let at_client = [client_calls, attempts, retries, hedges, retry_delay, in_flight, rejected, cache, breakers];
         let at_server = [server_calls, server_rejected, active, handler, queue];
+        let Self { queue_messages, queue_consumers, .. } = self;
+        let queues = [queue_messages, queue_consumers];
         let others = [dead_lettered, redelivered, cancelled, malformed, message_calls, reconnects, blocked];
-        at_client.into_iter().chain(at_server).chain(others).filter(|family| !family.series.is_empty())
+        at_client.into_iter().chain(at_server).chain(queues).chain(others).filter(|family| !family.series.is_empty())
     }
 
     /// Adds what a client has counted.
@@ -335,6 +346,16 @@ impl Families {
             self.dead_lettered.add(labels, SeriesValue::Count(count));
         }
         self.malformed.add(vec![label("rpc_service", service)], SeriesValue::Count(told.malformed));
+    }
+
+    /// Adds what the broker has told of a queue.
+    pub(super) fn add_queue(&mut self, queue: &QueueTold) {
+        let QueueTold { service, kind, count } = queue;
+        for (family, value) in
+            [(&mut self.queue_messages, count.waiting), (&mut self.queue_consumers, count.consumers.into())]
+        {
+            family.add(vec![label("rpc_service", service.to_string()), label("kind", *kind)], level(value));
+        }
     }
 
     fn add_rejected(&mut self, method: &str, refused: [(&'static str, u64); RefusedBy::ALL.len()]) {

@@ -46,7 +46,7 @@ impl Registry {
         let service = ServiceId::parse(service).map_err(Error::Invalid)?;
         tokio::select! {
             biased;
-            queues = self.client.queues(&service) => {
+            queues = self.client.queues(&service, true) => {
                 let [calls, oneway, dead] = queues?;
                 Ok(ServiceQueues { calls, oneway, dead })
             }

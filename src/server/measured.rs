@@ -18,6 +18,7 @@ use crate::document::MethodStats;
 use crate::error::{Code, EndOfCall, RefusedBy};
 use crate::frame::{Frame, Kind, Trace};
 use crate::service::Answer;
+use crate::topology::ServiceId;
 
 /// What a worker counts, of no method in particular.
 #[derive(Debug, Default)]
@@ -145,13 +146,23 @@ impl MeasuredServer {
         self.0.ptr_eq(&other.0)
     }
 
+    /// Its services, each with whether it has oneway methods. Empty once it has ended.
+    pub(crate) fn services(&self) -> Vec<(ServiceId, bool)> {
+        let Some(site) = self.0.upgrade() else { return Vec::new() };
+        let has_oneway = |worker: &Worker| worker.all_methods().any(|served| served.method.oneway);
+        workers(&site).map(|worker| (worker.id.clone(), has_oneway(&worker))).collect()
+    }
+
     /// What its services have counted, and `read` is given what it counts of its connection. `None` once it has ended.
     pub(crate) fn told(&self, read: impl FnOnce(&LinkCounts)) -> Option<Vec<ServiceTold>> {
         let site = self.0.upgrade()?;
         read(&site.health.link);
-        let workers = site.workers.lock().expect("no panic while holding the workers").clone();
-        // The events of a subscription are no calls.
-        let workers = workers.iter().filter_map(Weak::upgrade).filter(|worker| worker.service.pattern.is_none());
-        Some(workers.map(|worker| worker.tells()).collect())
+        Some(workers(&site).map(|worker| worker.tells()).collect())
     }
+}
+
+/// The workers of a server, without those of subscriptions: events are no calls.
+fn workers(site: &Site) -> impl Iterator<Item = Arc<Worker>> {
+    let workers = site.workers.lock().expect("no panic while holding the workers").clone();
+    workers.into_iter().filter_map(|worker| worker.upgrade()).filter(|worker| worker.service.pattern.is_none())
 }

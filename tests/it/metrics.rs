@@ -51,6 +51,18 @@ async fn is(metrics: &Metrics, parts: &[&str], expected: f64) {
     assert!(came.is_ok(), "{parts:?} never is {expected}:\n{}", metrics.render());
 }
 
+/// The same, for what is asked for anew only now and then.
+async fn until(metrics: &Metrics, parts: &[&str], expected: f64) {
+    let waiting = async {
+        while value(metrics, parts) != expected {
+            // So that the processor is free for what is waited for.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let came = tokio::time::timeout(PATIENCE, waiting).await;
+    assert!(came.is_ok(), "{parts:?} never is {expected}:\n{}", metrics.render());
+}
+
 fn ends() -> Service {
     Service::new("ends", 1)
         .method("well", |_: Context, _: [(); 0]| async { Ok::<_, Fault>(()) })
@@ -282,6 +294,34 @@ async fn what_a_server_refuses_is_told_by_what_refuses_it() {
     assert_eq!(rejected("_OTHER", "other"), 1.0);
     let stats = client.registry().stats("strict").await.expect("it can be asked");
     assert_eq!(stats[0].methods[0].refused, 5, "they are the same counters");
+}
+
+#[tokio::test]
+async fn how_much_waits_in_queues_is_told_if_it_is_asked_for() {
+    let scene = Scene::new();
+    let Held { service, mut arrived } = Held::new();
+    let service = service.prefetch(1).concurrency(1);
+    let (server, client) = (scene.serve(service).await, scene.client().await);
+    let metrics = Metrics::new().server(&server).queues(&client);
+    let queue = |name| [name, "rpc_service=\"held.v1\",kind=\"work\""];
+    assert!(!metrics.render().contains("hopline_queue"), "nobody was asked yet");
+    until(&metrics, &queue("hopline_queue_consumers"), 1.0).await;
+    for number in 1..=3 {
+        soon(client.oneway("held", "hold", (number,)).send()).await.expect("the broker has it");
+    }
+    let held = soon(arrived.recv()).await.expect("the first runs");
+    until(&metrics, &queue("hopline_queue_messages"), 2.0).await;
+    is(&metrics, &["hopline_queue_messages", "kind=\"calls\""], 0.0).await;
+    is(&metrics, &["hopline_queue_messages", "kind=\"dead\""], 0.0).await;
+    held.release();
+    for _ in 0..2 {
+        soon(arrived.recv()).await.expect("the next").release();
+    }
+    soon(server.drain()).await;
+    assert!(
+        !metrics.render().contains("hopline_queue_messages{"),
+        "of services that are not served here it knows nothing"
+    );
 }
 
 #[tokio::test]
