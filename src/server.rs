@@ -81,7 +81,7 @@ use crate::frame::{Excess, check_entries};
 use crate::limits::EVENTS_PREFETCH;
 use crate::middleware::Chain;
 use crate::service::{Dispatch, IntoService, Service};
-use crate::topology::{Namespace, ServiceId, check_event_pattern};
+use crate::topology::{Namespace, check_event_pattern};
 use crate::transport::{Dial, Role, Transport};
 
 /// Serves any number of services, and handles events, over one connection for each direction.
@@ -269,7 +269,7 @@ impl Server {
         }
         let mut served = BTreeMap::new();
         for service in services {
-            let id = checked(&service)?;
+            let id = service.checked()?;
             if served.insert(id.clone(), service).is_some() {
                 return Err(Error::Invalid(format!("the service `{id}` is served twice")));
             }
@@ -322,7 +322,7 @@ impl Server {
             supervisor.serve(id, service)?;
         }
         for (pattern, service) in subscriptions {
-            supervisor.subscribe(pattern, checked(&service)?, service)?;
+            supervisor.subscribe(pattern, service.checked()?, service)?;
         }
         tokio::spawn(running.site.clone().announce());
         let (name, services) = (running.site.name.clone(), running.site.services.clone());
@@ -389,13 +389,4 @@ fn too_many(attributes: Excess) -> String {
         Excess::Size(size, cap) => format!("the server's attributes take {size} bytes, and {cap} are allowed"),
         Excess::Count(count, cap) => format!("the server has {count} attributes, and {cap} are allowed"),
     }
-}
-
-/// The id of a service that has no problems. All problems are reported at once.
-fn checked(service: &Service) -> Result<ServiceId, Error> {
-    let id = service.id.clone().map_err(Error::Invalid)?;
-    if service.problems.is_empty() {
-        return Ok(id);
-    }
-    Err(Error::Invalid(format!("`{id}` cannot be served: {}", service.problems.join("; "))))
 }

@@ -27,6 +27,7 @@ pub(crate) use self::schema::schema_of;
 pub use self::schema::{Probe, Undescribed};
 use crate::codec::{Arguments, Codec};
 use crate::context::Context;
+use crate::error::Error;
 use crate::middleware::{Chain, Middleware};
 use crate::topology::{CallsQueue, QueueKind, ServiceId, check_name};
 
@@ -323,6 +324,15 @@ impl Service {
     pub fn quorum(mut self) -> Self {
         self.calls.kind = QueueKind::Quorum;
         self
+    }
+
+    /// The id, if there are no problems. All of them are reported at once.
+    pub(crate) fn checked(&self) -> Result<ServiceId, Error> {
+        let id = self.id.clone().map_err(Error::Invalid)?;
+        if self.problems.is_empty() {
+            return Ok(id);
+        }
+        Err(Error::Invalid(format!("`{id}` cannot be served: {}", self.problems.join("; "))))
     }
 }
 

@@ -12,11 +12,11 @@ const PARTS: u64 = 10;
 pub(crate) struct OutcomeWindow {
     part: Duration,
     since: Instant,
-    parts: [Part; PARTS as usize],
+    parts: [WindowPart; PARTS as usize],
 }
 
 #[derive(Debug, Default, Clone, Copy)]
-struct Part {
+struct WindowPart {
     /// Which one of all that there were it is.
     number: u64,
     ended: u64,
@@ -33,7 +33,7 @@ impl OutcomeWindow {
         let number = self.number(now);
         let part = &mut self.parts[usize::try_from(number % PARTS).unwrap_or_default()];
         if part.number != number {
-            *part = Part { number, ..Part::default() };
+            *part = WindowPart { number, ..WindowPart::default() };
         }
         part.ended += 1;
         part.failed += u64::from(failed);
@@ -55,7 +55,7 @@ impl OutcomeWindow {
         u64::try_from(passed / self.part.as_nanos().max(1)).unwrap_or(u64::MAX)
     }
 
-    fn recent(&self, number: u64) -> impl Iterator<Item = &Part> {
+    fn recent(&self, number: u64) -> impl Iterator<Item = &WindowPart> {
         self.parts.iter().filter(move |part| part.number.saturating_add(PARTS) > number)
     }
 }
