@@ -1,7 +1,7 @@
 //! Traces of OpenTelemetry that go through calls: the spans of a client and of a server are in one trace. Hopline itself
 //! does not depend on OpenTelemetry; the two middleware here are all that is needed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use hopline::{Client, Context, Error, Fault, Invocation, Method, Middleware, Next, Reply, Server, Service, Style};
 use opentelemetry::propagation::TextMapPropagator as _;
@@ -11,7 +11,7 @@ use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider, SpanData
 use tokio::sync::mpsc;
 use tracing::{Instrument as _, Span, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
@@ -54,7 +54,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .with_tracer(provider.tracer("shop"))
         // Otherwise a span could not get its parent from within, where a middleware is.
         .with_context_activation(false);
-    tracing_subscriber::registry().with(layer).with(LevelFilter::INFO).init();
+    // The spans of Hopline and of this program, without those of other crates.
+    let ours = Targets::new().with_targets([("hopline", LevelFilter::INFO), (module_path!(), LevelFilter::INFO)]);
+    tracing_subscriber::registry().with(layer).with(ours).init();
 
     let url = std::env::args().nth(1).or_else(|| std::env::var("HOPLINE_URL").ok());
     let url = url.unwrap_or_else(|| "memory://".to_owned());
@@ -93,7 +95,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     print(&children, SpanId::INVALID, 0);
     let calls = spans.iter().filter(|span| span.links.is_empty());
-    let traces: std::collections::BTreeSet<_> = calls.map(|span| span.span_context.trace_id().to_bytes()).collect();
+    let traces: BTreeSet<_> = calls.map(|span| span.span_context.trace_id().to_bytes()).collect();
     assert_eq!(traces.len(), 1, "a call and what handles it are in one trace");
     Ok(())
 }
