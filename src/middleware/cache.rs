@@ -127,6 +127,8 @@ struct SharedRuns {
 #[derive(Debug)]
 struct BegunRun {
     number: u64,
+    /// When the time of the call is over that has begun it.
+    deadline: Option<Instant>,
     run: WeakShared<BoxFuture<'static, Option<Outcome>>>,
 }
 
@@ -135,8 +137,8 @@ enum Found {
     Fresh(Reply),
     /// An old result, and the run that will bring a new one, if this caller is to begin it.
     Old(Reply, Option<SharedRun>),
-    /// Somebody has begun the run.
-    Shared(SharedRun),
+    /// Somebody has begun the run, whose time is over at this moment.
+    Shared(SharedRun, Option<Instant>),
     /// This caller is to begin it.
     Nothing(SharedRun),
 }
@@ -173,9 +175,9 @@ impl KeptResults {
         counted: &CacheCounters,
         run: &(dyn Fn() -> BoxFuture<'static, Outcome> + Sync),
     ) -> Outcome {
-        let (key, time) = (ResultKey::of(call), call.remaining());
+        let (key, time, mut has_shared) = (ResultKey::of(call), call.remaining(), false);
         loop {
-            match self.find(&key, age, run) {
+            match self.find(&key, call.deadline, age, run) {
                 Found::Fresh(reply) => {
                     counted.hits.one_more();
                     return Ok(reply);
@@ -194,19 +196,24 @@ impl KeptResults {
                         Err(Error::Disconnected { method, may_have_run: true, reason })
                     });
                 }
-                Found::Shared(run) => {
-                    counted.shared.one_more();
+                Found::Shared(run, until) => {
+                    if !std::mem::replace(&mut has_shared, true) {
+                        counted.shared.one_more();
+                    }
                     let outcome = match call.deadline {
                         None => run.await,
                         Some(deadline) => tokio::select! {
                             biased;
                             outcome = run => outcome,
-                            () = sleep_until(deadline) => return Err(timed_out(call, time)),
+                            () = sleep_until(deadline) => Some(Err(timed_out(call, time))),
                         },
                     };
+                    let now = Instant::now();
+                    let is_over = |deadline: Option<Instant>| deadline.is_some_and(|deadline| now >= deadline);
                     match outcome {
                         // Its time is over, but not this one's.
-                        Some(Err(error)) if error.code() == Code::DeadlineExceeded => {}
+                        Some(Err(error))
+                            if error.code() == Code::DeadlineExceeded && is_over(until) && !is_over(call.deadline) => {}
                         Some(outcome) => return outcome,
                         None => {}
                     }
@@ -219,6 +226,7 @@ impl KeptResults {
     fn find(
         self: &Arc<Self>,
         key: &ResultKey,
+        deadline: Option<Instant>,
         age: MaxAge,
         run: &(dyn Fn() -> BoxFuture<'static, Outcome> + Sync),
     ) -> Found {
@@ -231,14 +239,15 @@ impl KeptResults {
             Some((past, reply)) if past < age.fresh.saturating_add(age.stale) => Some(reply),
             _ => None,
         };
-        under_way = runs.under_way.get(key).and_then(|under_way| under_way.run.upgrade());
+        let upgraded = |under_way: &BegunRun| Some((under_way.run.upgrade()?, under_way.deadline));
+        under_way = runs.under_way.get(key).and_then(upgraded);
         match (old, &under_way) {
             (Some(reply), Some(_)) => Found::Old(reply, None),
-            (None, Some(under_way)) => Found::Shared(under_way.clone()),
+            (None, Some((under_way, until))) => Found::Shared(under_way.clone(), *until),
             (Some(reply), None) if self.driver == Driver::Task => {
-                Found::Old(reply, Some(self.promise(&mut runs, key, run())))
+                Found::Old(reply, Some(self.promise(&mut runs, key, deadline, run())))
             }
-            (_, None) => Found::Nothing(self.promise(&mut runs, key, run())),
+            (_, None) => Found::Nothing(self.promise(&mut runs, key, deadline, run())),
         }
     }
 
@@ -247,6 +256,7 @@ impl KeptResults {
         self: &Arc<Self>,
         runs: &mut SharedRuns,
         key: &ResultKey,
+        deadline: Option<Instant>,
         run: BoxFuture<'static, Outcome>,
     ) -> SharedRun {
         let key = ResultKey { payload: Bytes::copy_from_slice(&key.payload), ..key.clone() };
@@ -266,7 +276,7 @@ impl KeptResults {
         };
         let run = run.shared();
         let weak = run.downgrade().expect("it has not ended, since it has not begun");
-        runs.under_way.insert(key, BegunRun { number, run: weak });
+        runs.under_way.insert(key, BegunRun { number, deadline, run: weak });
         run
     }
 

@@ -136,7 +136,9 @@ impl Middleware for ResultCache {
     async fn handle(&self, call: Invocation, next: Next) -> Result<Reply, Error> {
         match Context::current() {
             Some(context) if self.keeps(&call) => {
-                let run = || run_apart(context.clone(), call.clone(), next.clone()).boxed();
+                // The outermost cache keeps the results: one that is inside of its own run would wait for itself.
+                let inner = || Invocation { repeatable: false, ..call.clone() };
+                let run = || run_apart(context.clone(), inner(), next.clone()).boxed();
                 self.results.answer(&call, self.age, &self.counted, &run).await
             }
             _ => next.run(call).await,

@@ -316,3 +316,47 @@ async fn it_holds_no_more_results_and_bytes_than_it_may() {
     }
     assert_eq!(cache.counts().hits, hits, "two large ones fit");
 }
+
+#[tokio::test]
+async fn of_two_caches_around_a_method_the_outer_one_keeps_the_results() {
+    let scene = Scene::new();
+    let (cache, inner) = (Arc::new(ResultCache::for_time(PATIENCE)), Arc::new(ResultCache::for_time(PATIENCE)));
+    let (service, runs) = shop();
+    // The second time it is inside of its own run.
+    let _server = scene.serve(service.with(cache.clone()).with(cache.clone()).with(inner.clone())).await;
+    let client = scene.client().await;
+    for _ in 0..2 {
+        assert_eq!(told(call(&client, "price", "pen")).await, "1");
+    }
+    let (counts, unused) = (cache.counts(), inner.counts());
+    assert_eq!((runs.load(Ordering::Relaxed), counts.misses, counts.hits, unused.misses), (1, 1, 1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_says_it_has_no_time_says_so_to_all_who_share_its_run() {
+    let scene = Scene::in_memory();
+    let (cache, runs) = (Arc::new(ResultCache::for_time(FRESH)), Arc::<AtomicU64>::default());
+    let counted = runs.clone();
+    let late = move |_: Context, (): ()| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            Err::<(), _>(Fault::new(Code::DeadlineExceeded, "what it asks is late"))
+        }
+    };
+    let service = Service::new("late", 1).method(Method::new("ask").idempotent(), late).with(cache.clone());
+    let _server = scene.serve(service).await;
+    let client = scene.client().await;
+    let calls = (0..20).map(|_| client.call::<()>("late", "ask", ()).into_future());
+    assert!(join_all(calls).await.into_iter().all(|outcome| code(outcome) == Code::DeadlineExceeded));
+    let counts = cache.counts();
+    assert_eq!((runs.load(Ordering::Relaxed), counts.misses, counts.shared), (1, 1, 19));
+    // So does a client's.
+    runs.store(0, Ordering::Relaxed);
+    let client =
+        Client::builder().namespace(&scene.namespace).cache(FRESH).connect(&scene.url).await.expect("a broker");
+    let calls = (0..20).map(|_| client.call::<()>("late", "ask", ()).idempotent().into_future());
+    assert!(join_all(calls).await.into_iter().all(|outcome| code(outcome) == Code::DeadlineExceeded));
+    let counts = client.policies();
+    assert_eq!((runs.load(Ordering::Relaxed), counts.cache_misses, counts.cache_shared), (1, 1, 19));
+}
