@@ -7,6 +7,9 @@ use crate::error::{CallError, Error};
 use crate::middleware::{Reply, RetryOn};
 use crate::service::Failure;
 
+/// To how many instances a call goes at once at most.
+const MAX_FORKS: u32 = 64;
+
 /// A value in place of an error. It is made only if it is needed, so that a call is `Send` whatever its result is.
 pub(super) type SafeValue<T> = Box<dyn FnOnce() -> T + Send>;
 
@@ -55,6 +58,8 @@ impl<T, E> Call<T, E> {
     /// - the service was `Overloaded` or answered `RESOURCE_EXHAUSTED` within the last second,
     /// - no other instance is known.
     ///
+    /// The method's own error is a good reply, unless [`retry_on`](Call::retry_on) names it.
+    ///
     /// **Only idempotent calls are hedged**, since both attempts may run. Others, calls to [one instance](Call::to) and
     /// those along [`Route::Key`](crate::Route::Key) go as if this was not set. A call that is
     /// [forked](Call::fork) is not hedged as well. With [`retry`](Call::retry), each attempt may have its hedge. If both
@@ -73,9 +78,9 @@ impl<T, E> Call<T, E> {
         self.with(|request| request.asked.hedges = true)
     }
 
-    /// Sends the call to `instances` instances at once. The first good reply wins, and the others are cancelled, also on
-    /// their servers. If all fail, the error is that of the last. Default: 1, and then the call goes as usual. If the client
-    /// knows fewer instances, the call goes to these; without any it waits 200 ms for one, and fails with
+    /// Sends the call to `instances` instances at once, at most 64. The first good reply wins, and the others are cancelled,
+    /// also on their servers. The method's own error is a good reply too, unless [`retry_on`](Call::retry_on) names it. If
+    /// all fail, the error is that of the last. Default: 1, and then the call goes as usual. If the client knows fewer instances, the call goes to these; without any it waits 200 ms for one, and fails with
     /// [`NoService`](crate::Error::NoService).
     ///
     /// Use it where the time of each single call matters more than the load, which is `instances` times as high: hedging
@@ -93,7 +98,7 @@ impl<T, E> Call<T, E> {
     where
         T: Answered,
     {
-        self.with(|request| request.asked.forks = instances)
+        self.with(|request| request.asked.forks = instances.min(MAX_FORKS))
     }
 
     /// Returns `value` in place of an error. [`PolicyCounts`](crate::PolicyCounts) counts how often, so that the errors are
@@ -206,7 +211,7 @@ impl<E> Call<(), E> {
     /// error.
     ///
     /// It is for methods that return nothing, and **only for idempotent calls**: the attempts that failed may have run.
-    /// Others go as if this was not set. The method needs a queue for oneway calls, so the server declares it with
+    /// Others, and calls to [one instance](Call::to), go as if this was not set. The method needs a queue for oneway calls, so the server declares it with
     /// [`Method::oneway`](crate::Method::oneway); it can be called for an answer all the same. If it is not declared so, the
     /// call fails with its first error.
     ///

@@ -265,7 +265,7 @@ impl Client {
         }
         let codec = fallen.codec.unwrap_or(self.0.settings.codec);
         let target = fallen.target.clone();
-        if let Err(why) = self.send(fallen).await {
+        if let Err(why) = self.send_on(fallen).await {
             warn!(%why, "a call that has failed cannot be left to the queue for oneway calls");
             return Err(error);
         }

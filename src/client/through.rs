@@ -23,6 +23,7 @@ use super::started::{Started, Through, Way};
 use super::{Attempt, Client, Target};
 use crate::context::Context;
 use crate::error::{Code, Error, Fault, Unanswered};
+use crate::exchanges::Recipients;
 use crate::frame::Kind;
 use crate::middleware::{Chain, Finished, Invocation, Reply, Style, TalliedCall};
 use crate::outcome_span::OutcomeSpan;
@@ -81,7 +82,8 @@ impl Client {
             return Ok(Way::Through(Through::new(running, runtime, context)));
         }
         let (span, call, request) = self.opened(request, Style::Call)?;
-        let fallen = request.asked.fails_back.then(|| self.fallen(&call, &request));
+        let is_for_any = request.recipients == Recipients::Any;
+        let fallen = (request.asked.fails_back && is_for_any).then(|| self.fallen(&call, &request));
         let running = self.attempts(call, request, |client, request| async move { client.deliver(request).await });
         let running = within(span, self.or_later(running.boxed(), fallen));
         Ok(Way::Through(Through::new(running, runtime, context)))
@@ -101,7 +103,7 @@ impl Client {
         outcome
     }
 
-    async fn send_on(&self, request: Request<ArgumentWriter>) -> Result<(), Error> {
+    pub(super) async fn send_on(&self, request: Request<ArgumentWriter>) -> Result<(), Error> {
         if self.0.settings.middleware.is_empty() && request.asked.is_nothing() {
             return self.hand_over(request).await;
         }

@@ -4,6 +4,7 @@ use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 
 use super::apart::Apart;
+use super::retry::is_good;
 use super::{Invocation, Middleware, Next, Reply};
 use crate::error::{Code, Error, Fault};
 
@@ -18,14 +19,14 @@ impl Middleware for Fork {
             next.run(Invocation { apart: Some(apart), ..call.clone() })
         };
         let mut forks: FuturesUnordered<_> = (0..call.asked.forks).map(fork).collect();
-        let mut last = Error::Fault(Fault::new(Code::Internal, "the call was sent to no instance"));
+        let mut last = Err(Error::Fault(Fault::new(Code::Internal, "the call was sent to no instance")));
         while let Some(outcome) = forks.next().await {
-            match outcome {
-                // Dropping the others cancels them.
-                Ok(reply) => return Ok(reply),
-                Err(error) => last = error,
+            last = outcome;
+            // Dropping the others cancels them.
+            if is_good(&last, &call) {
+                break;
             }
         }
-        Err(last)
+        last
     }
 }

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep_until};
 use super::apart::Apart;
 use super::breaker::Breakers;
 use super::budget::Budgets;
-use super::retry::may_try_again;
+use super::retry::{is_good, may_try_again};
 use super::{Invocation, Middleware, Next, Reply};
 use crate::error::{Code, Error};
 
@@ -77,14 +77,12 @@ impl Middleware for Hedge {
             outcome = &mut first => Some(outcome),
             () = is_late => None,
         };
-        match &outcome {
-            Some(Ok(_)) => self.hedges.took(&call, since.elapsed()),
-            Some(Err(error)) => self.hedges.failed(&call, error),
-            None => {}
+        if let Some(outcome) = &outcome {
+            self.notes(&call, since, outcome);
         }
         let may_help = match &outcome {
             Some(Err(error)) => may_try_again(error, &call) && error.retry_after().is_none(),
-            Some(Ok(_)) => false,
+            Some(outcome) => !is_good(outcome, &call),
             None => true,
         };
         if !may_help || !self.may_hedge(&call) {
@@ -96,7 +94,9 @@ impl Middleware for Hedge {
             return outcome;
         }
         let (quickly, places) = (apart.elsewhere_quickly(), apart.places());
-        let mut second = next.run(Invocation { apart: Some(quickly), ..call.clone() });
+        let mut other = Invocation { apart: Some(quickly), ..call.clone() };
+        other.avoid.extend(outcome.as_ref().and_then(answered_by));
+        let mut second = next.run(other);
         if let Some(failed) = outcome {
             let outcome = second.await;
             won(&call, &outcome);
@@ -105,19 +105,19 @@ impl Middleware for Hedge {
         }
         // Whichever loses is dropped, which cancels it.
         let (outcome, is_second) = tokio::select! {
-            outcome = &mut first => match outcome {
-                Err(error) => {
-                    self.hedges.failed(&call, &error);
+            outcome = &mut first => match is_good(&outcome, &call) {
+                true => (outcome, false),
+                false => {
+                    self.notes_failure(&call, &outcome);
                     (second.await, true)
                 }
-                outcome => (outcome, false),
             },
-            outcome = &mut second => match outcome {
-                Err(error) => {
-                    self.hedges.failed(&call, &error);
+            outcome = &mut second => match is_good(&outcome, &call) {
+                true => (outcome, true),
+                false => {
+                    self.notes_failure(&call, &outcome);
                     (first.await, false)
                 }
-                outcome => (outcome, true),
             },
         };
         // That the first has not replied until now is known of it, too. Otherwise fewer and fewer would seem to be late.
@@ -146,13 +146,28 @@ impl Hedge {
     fn notes(&self, call: &Invocation, since: Instant, outcome: &Result<Reply, Error>) {
         match outcome {
             Ok(_) => self.hedges.took(call, since.elapsed()),
-            Err(error) => self.hedges.failed(call, error),
+            Err(_) => self.notes_failure(call, outcome),
+        }
+    }
+
+    fn notes_failure(&self, call: &Invocation, outcome: &Result<Reply, Error>) {
+        if let Err(error) = outcome {
+            self.hedges.failed(call, error);
         }
     }
 }
 
+/// The instance that an outcome comes from, if that is known.
+fn answered_by(outcome: &Result<Reply, Error>) -> Option<Arc<str>> {
+    match outcome {
+        Ok(reply) => reply.instance.clone(),
+        Err(Error::Fault(fault)) => fault.instance.clone(),
+        Err(_) => None,
+    }
+}
+
 fn won(call: &Invocation, outcome: &Result<Reply, Error>) {
-    if outcome.is_ok() {
+    if is_good(outcome, call) {
         call.count(|counted| counted.method.hedges_won.one_more());
     }
 }

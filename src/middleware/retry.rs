@@ -66,6 +66,11 @@ pub(super) fn may_try_again(error: &Error, call: &Invocation) -> bool {
     error.is_transient() && !is_late && is_safe
 }
 
+/// Whether the outcome of an attempt is one that ends the call: not an error, and not an own error that passes.
+pub(super) fn is_good(outcome: &Result<Reply, Error>, call: &Invocation) -> bool {
+    outcome.as_ref().is_ok_and(|reply| !passes(reply, call))
+}
+
 /// Whether a reply is the method's own error, and one that the call says is worth another attempt. The method has run.
 fn passes(reply: &Reply, call: &Invocation) -> bool {
     let may_run_again = call.idempotent && call.style == Style::Call;

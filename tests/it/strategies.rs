@@ -448,6 +448,8 @@ async fn a_call_that_has_failed_is_left_to_the_broker_and_runs_later() {
     soon(store(3).idempotent().fail_back().into_future()).await.expect_err("no help");
     fleet.orders.fails(1, Fault::new(Code::Unavailable, "not now"));
     soon(store(4).fail_back().into_future()).await.expect_err("not idempotent");
+    // What goes to one instance stays with it.
+    soon(store(6).to("nobody").idempotent().fail_back().into_future()).await.expect_err("it is not there");
     fleet.orders.fails(1, Fault::new(Code::Unavailable, "not now"));
     let once = client.call::<()>("fleet", "once", (5_u64,)).idempotent().fail_back();
     let error = soon(once.into_future()).await.expect_err("no queue");
@@ -506,6 +508,42 @@ async fn a_trait_says_which_strategies_the_calls_of_a_method_have() {
     assert_eq!(client.policies().failed_back, 1);
     let _server = scene.serve(DeskServer::new(desk.clone())).await;
     soon(desk.noted.notified()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_own_error_that_passes_is_no_good_reply_while_another_instance_may_have_one() {
+    let scene = Scene::in_memory();
+    let (busy, mut servers) = (Arc::new(AtomicUsize::new(usize::MAX)), Vec::new());
+    for number in 0..2 {
+        let busy = busy.clone();
+        let ask = move |_: Context, (): ()| {
+            let is_busy = busy.load(Ordering::Relaxed) == number;
+            async move {
+                if is_busy {
+                    return Err("busy".to_owned());
+                }
+                sleep(Duration::from_millis(30)).await;
+                Ok(number)
+            }
+        };
+        servers.push(scene.serve(Service::new("two", 1).method(Method::new("ask").idempotent(), ask)).await);
+    }
+    let client = scene.client().await;
+    let ask = || client.call::<usize>("two", "ask", ()).fails_with::<String>().idempotent();
+    for busier in [0, 1] {
+        busy.store(busier, Ordering::Relaxed);
+        // An answer is an answer, unless the call says that it passes.
+        let answer = ask().fork(2).await;
+        assert!(matches!(&answer, Err(CallError::Service(error)) if error == "busy"), "{answer:?}");
+        assert_eq!(ask().fork(2).retry_on(|error| error == "busy").await.expect("the other"), 1 - busier);
+    }
+    // More than there are instances, or than one could count.
+    assert_eq!(ask().fork(u32::MAX).retry_on(|_| true).await.expect("the other"), 0);
+    // With a hedge the other is asked at once.
+    let hedged = || ask().retry_on(|error| error == "busy").hedge();
+    for _ in 0..10 {
+        assert_eq!(hedged().await.expect("the other"), 0);
+    }
 }
 
 /// What becomes of one arrival of a call at a server.
