@@ -136,7 +136,14 @@ impl Service {
     #[must_use]
     pub fn configure(mut self, method: &str, change: impl FnOnce(Method) -> Method) -> Self {
         match self.methods.remove(method) {
-            Some((method, handler)) => self.add(change(method), handler),
+            Some((before, handler)) => {
+                let changed = change(before);
+                if changed.name != method {
+                    self.problems
+                        .push(format!("`{method}` cannot become `{}`: configure it, and keep its name", changed.name));
+                }
+                self.add(changed, handler)
+            }
             None => {
                 self.problems.push(format!("there is no method `{method}` to configure"));
                 self

@@ -47,13 +47,16 @@ pub(crate) enum RefusedBy {
     Late,
     /// Shedding: there is too much.
     Overload,
+    /// The places of the method, and the queue in front of them, are full.
+    NoRoom,
     /// Anything else, such as a middleware of the program.
     #[default]
     Other,
 }
 
 impl RefusedBy {
-    pub(crate) const ALL: [Self; 5] = [Self::Rate, Self::FairShare, Self::Late, Self::Overload, Self::Other];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Rate, Self::FairShare, Self::Late, Self::Overload, Self::NoRoom, Self::Other];
 
     /// As metrics name it.
     #[cfg(feature = "metrics")]
@@ -63,6 +66,7 @@ impl RefusedBy {
             Self::FairShare => "fair_share",
             Self::Late => "late",
             Self::Overload => "overloaded",
+            Self::NoRoom => "no_room",
             Self::Other => "other",
         }
     }

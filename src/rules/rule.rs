@@ -43,7 +43,9 @@ pub struct Rule {
     pub server_rate: Option<u32>,
     /// How many calls of the service each server runs at once, at least 1. It replaces
     /// [`Service::concurrency`](crate::Service::concurrency) and [`Adaptive`](crate::Adaptive). A server has no more
-    /// calls to run than its [prefetch](crate::Service::prefetch) lets it hold. It is no setting of a method.
+    /// calls to run than its [prefetch](crate::Service::prefetch) lets it hold. A method with
+    /// [places of its own](crate::Method::concurrency) runs as many beside them, at most as many as the code says. It is no
+    /// setting of a method.
     pub server_concurrency: Option<u32>,
 }
 

@@ -7,7 +7,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::places::RunPlaces;
-use crate::error::{Code, Error, Fault};
+use crate::error::{Code, Error, Fault, RefusedBy};
 use crate::middleware::Adaptive;
 use crate::service::{Dispatch, Method, QueueFull, Service};
 use crate::topology::ServiceId;
@@ -67,7 +67,13 @@ impl Bulkhead {
     }
 
     /// That of a method, if it has one beside this, which is that of its service.
-    pub(super) fn of_method(&self, id: &ServiceId, service: &Service, method: &Method) -> Result<Option<Self>, Error> {
+    pub(super) fn of_method(
+        &self,
+        id: &ServiceId,
+        service: &Service,
+        method: &Method,
+        are_ruled: bool,
+    ) -> Result<Option<Self>, Error> {
         if method.dispatch.is_none() && method.concurrency.is_none() {
             return Ok(None);
         }
@@ -80,7 +86,7 @@ impl Bulkhead {
             None => Self { dispatch, pool, places: self.places.clone(), own_places: 0, queue: self.queue.clone() },
             Some(own_places) => {
                 let queue = method.dispatch.and_then(Dispatch::queue).unwrap_or((0, QueueFull::Refuse));
-                let places = RunPlaces::new(own_places, None, false);
+                let places = RunPlaces::new(own_places, None, are_ruled);
                 Self { dispatch, pool, places, own_places, queue: Some(PlaceQueue::of(queue)) }
             }
         }))
@@ -123,7 +129,7 @@ impl PlaceQueue {
     pub(super) fn refusal(&self, method: &str) -> Fault {
         let waiting = if self.length == 0 { "" } else { ", and the queue in front of them is full" };
         let why = format!("no room for `{method}` here: its places are taken{waiting}");
-        Fault::new(Code::ResourceExhausted, why).retry_after(RETRY_AFTER)
+        Fault::new(Code::ResourceExhausted, why).retry_after(RETRY_AFTER).refused_by(RefusedBy::NoRoom)
     }
 
     /// Room for a call, if there is some.

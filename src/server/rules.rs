@@ -52,8 +52,8 @@ pub(super) struct ServerRules {
     followed: OnceCell<()>,
 }
 
-/// The places of services, by their names.
-type RuledPlaces = Mutex<Vec<(Arc<str>, Arc<ChangingPlaces>)>>;
+/// The places of services, by their names. Those of a method with its own are never more than the program says.
+type RuledPlaces = Mutex<Vec<(Arc<str>, Arc<ChangingPlaces>, usize)>>;
 
 impl ServerRules {
     pub(super) fn new(place: RulesPlace) -> Self {
@@ -61,17 +61,17 @@ impl ServerRules {
         let (ruled, governed) = (rates.clone(), places.clone());
         let heeded = Arc::new(HeededRules::new(move |rules| {
             ruled.rule(rules);
-            for (service, places) in &*governed.lock().unwrap_or_else(PoisonError::into_inner) {
+            for (service, places, most) in &*governed.lock().unwrap_or_else(PoisonError::into_inner) {
                 let said = rules.get(&**service).and_then(|set| set.rule.server_concurrency);
-                places.rule(said.map(|calls| calls as usize));
+                places.rule(said.map(|calls| (calls as usize).min(*most)));
             }
         }));
         Self { place, heeded, rates, places, followed: OnceCell::new() }
     }
 
-    /// Has rules say how many calls of a service run at once. Called before the rules are read.
-    pub(super) fn govern(&self, service: &Arc<str>, places: &RunPlaces) {
-        let governed = places.changing().map(|places| (service.clone(), places.clone()));
+    /// Has rules say how many calls of a service run at once in these places, up to `most`. Called before the rules are read.
+    pub(super) fn govern(&self, service: &Arc<str>, places: &RunPlaces, most: usize) {
+        let governed = places.changing().map(|places| (service.clone(), places.clone(), most));
         self.places.lock().unwrap_or_else(PoisonError::into_inner).extend(governed);
     }
 

@@ -85,16 +85,19 @@ impl Worker {
         service.concurrency = adaptive.map_or(service.concurrency, |adaptive| adaptive.range.max);
         let bulkhead = Bulkhead::of_service(id, &service, adaptive, site.rules.is_some())?;
         if let Some(rules) = &site.rules {
-            rules.govern(&name, &bulkhead.places);
+            rules.govern(&name, &bulkhead.places, usize::MAX);
         }
         let served = |method, handler, bulkhead| Arc::new(ServedMethod::new(method, handler, bulkhead));
         let fallback = service.fallback.take().map(|(method, handler)| served(method, handler, None));
         let (mut methods, mut runs, mut beside) = (BTreeMap::new(), service.concurrency, 0_usize);
-        for (name, (method, handler)) in mem::take(&mut service.methods) {
-            let own = bulkhead.of_method(id, &service, &method)?;
+        for (method_name, (method, handler)) in mem::take(&mut service.methods) {
+            let own = bulkhead.of_method(id, &service, &method, site.rules.is_some())?;
+            if let (Some(rules), Some(own)) = (&site.rules, own.as_ref().filter(|own| own.runs_beside() > 0)) {
+                rules.govern(&name, &own.places, own.runs_beside());
+            }
             runs = runs.saturating_add(own.as_ref().map_or(0, Bulkhead::runs_beside));
             beside = beside.saturating_add(own.as_ref().map_or(0, Bulkhead::holds_beside));
-            methods.insert(name, served(method, handler, own));
+            methods.insert(method_name, served(method, handler, own));
         }
         let ward = middleware.policies().find_map(ServerPolicy::quarantine).map(Ward::of);
         let is_governed = middleware.policies().next().is_some();

@@ -1,5 +1,8 @@
 //! Where handlers run, and what becomes of calls for which there is no room.
 
+/// How many threads a pool has at most.
+const MAX_THREADS: usize = 1_024;
+
 /// Where handlers run. [`Service::dispatch`](crate::Service::dispatch) sets it for a service, and
 /// [`Method::dispatch`](crate::Method::dispatch) for a method.
 ///
@@ -26,14 +29,14 @@ pub enum Dispatch {
     Spawn,
     /// On one of tokio's blocking threads each. For handlers that block.
     Blocking,
-    /// On a runtime of its own with this many threads, at least 1. Other services, or the other methods of the service,
+    /// On a runtime of its own with this many threads, at least 1 and at most 1 024. Other services, or the other methods of the service,
     /// are not held up. How many calls run there at once says `concurrency`: a thread has several if they wait for
     /// something.
     Pool(usize),
     /// As [`Pool`](Self::Pool), with a bounded queue in front of it: calls that find all places taken wait in the
     /// instance.
     BoundedPool {
-        /// How many threads there are. 0 counts as 1.
+        /// How many threads there are, at least 1 and at most 1 024.
         threads: usize,
         /// How many calls wait for a place, beside those that run.
         queue: usize,
@@ -46,7 +49,7 @@ impl Dispatch {
     /// How many threads of its own it has, if any.
     pub(crate) fn threads(self) -> Option<usize> {
         match self {
-            Self::Pool(threads) | Self::BoundedPool { threads, .. } => Some(threads.max(1)),
+            Self::Pool(threads) | Self::BoundedPool { threads, .. } => Some(threads.clamp(1, MAX_THREADS)),
             Self::Inline | Self::Spawn | Self::Blocking => None,
         }
     }
@@ -82,4 +85,17 @@ pub enum QueueFull {
     /// It is answered with `RESOURCE_EXHAUSTED` and a [`retry_after`](crate::Fault::retry_after) of 100 ms. It has not run.
     /// [`MethodStats::refused`](crate::MethodStats::refused) counts it.
     Refuse,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_has_threads_and_not_too_many() {
+        let bounded = |threads| Dispatch::BoundedPool { threads, queue: 0, when_full: QueueFull::Refuse };
+        for (given, threads) in [(0, 1), (2, 2), (usize::MAX, MAX_THREADS)] {
+            assert_eq!((Dispatch::Pool(given).threads(), bounded(given).threads()), (Some(threads), Some(threads)));
+        }
+    }
 }

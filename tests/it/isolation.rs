@@ -306,4 +306,7 @@ async fn a_method_that_is_not_there_cannot_be_configured() {
     let service = Service::new("held", 1).configure("hold", |method| method.concurrency(1));
     let error = scene.server().await.serve(service).start().await.expect_err("it has no such method");
     assert!(error.to_string().contains("there is no method `hold` to configure"), "{error}");
+    let service = held(|method| method).service.configure("hold", |_| Method::new("other"));
+    let error = scene.server().await.serve(service).start().await.expect_err("its handler would have another name");
+    assert!(error.to_string().contains("`hold` cannot become `other`"), "{error}");
 }

@@ -13,7 +13,7 @@ use hopline::{
     Server, Service, State,
 };
 
-use crate::support::{Arrival, Held, PATIENCE, Scene, has_read, hold, soon};
+use crate::support::{Arrival, Held, PATIENCE, Scene, code, has_read, hold, soon};
 
 /// A client of the scene that heeds rules.
 async fn heeding(scene: &Scene, change: impl FnOnce(ClientBuilder) -> ClientBuilder) -> Client {
@@ -341,4 +341,26 @@ async fn a_rule_says_how_many_calls_of_a_running_service_run_at_once() {
         }
         assert!(soon(join_all(pending)).await.iter().all(Result::is_ok));
     }
+}
+
+#[tokio::test]
+async fn a_method_with_places_of_its_own_has_no_more_of_them_than_a_rule_says() {
+    let scene = Scene::new();
+    let client = scene.client().await;
+    let Held { service: held, mut arrived } = Held::new();
+    let server = heeding_server(&scene, held.configure("hold", |method| method.concurrency(2))).await;
+    let begin = async |number: u64| hold(&client, number).to(server.instance()).start().await.expect("on its way");
+    client.rules().set("held", &rule("server_concurrency=1")).await.expect("it may");
+    in_force(&client, "held", &["held.v1 server_concurrency=1"]).await;
+    let first = begin(1).await;
+    let running = soon(arrived.recv()).await.expect("it runs");
+    assert_eq!(code(soon(begin(2).await).await), Code::ResourceExhausted);
+    // A rule never gives it more than the code says.
+    client.rules().set("held", &rule("server_concurrency=9")).await.expect("it may");
+    in_force(&client, "held", &["held.v1 server_concurrency=9"]).await;
+    let second = begin(3).await;
+    let beside = soon(arrived.recv()).await.expect("it runs");
+    assert_eq!(code(soon(begin(4).await).await), Code::ResourceExhausted);
+    [running, beside].into_iter().for_each(Arrival::release);
+    assert_eq!((soon(first).await.expect("answered"), soon(second).await.expect("answered")), (1, 3));
 }
