@@ -41,6 +41,8 @@ pub(crate) struct CalledMethodTold {
     pub(crate) rejected: [(&'static str, u64); 4],
     /// By what the cache had.
     pub(crate) cache: [(&'static str, u64); 4],
+    /// By what else policies have done.
+    pub(crate) policies: [(&'static str, u64); 5],
     /// Each as buckets, and their sum.
     pub(crate) retries: (Vec<u64>, u64),
     pub(crate) hedges: (Vec<u64>, u64),
@@ -94,6 +96,13 @@ impl CalledMethod {
                 ("miss", done.cache_misses),
                 ("shared", done.cache_shared),
                 ("stale", done.cache_stale),
+            ],
+            policies: [
+                ("breaker_opened", done.opened),
+                ("failed_back", done.failed_back),
+                ("hedge_won", done.hedges_won),
+                ("value_for_error", done.values_for_errors),
+                ("waited_for_rate", done.waited_for_rate),
             ],
             retries: of_calls.retries.told(),
             hedges: of_calls.hedges.told(),

@@ -116,6 +116,7 @@ pub(super) struct Families {
     in_flight: Family,
     rejected: Family,
     cache: Family,
+    policies: Family,
     breakers: Family,
     server_calls: Family,
     server_rejected: Family,
@@ -162,6 +163,11 @@ impl Default for Families {
                 Counter,
                 "hopline_client_cache",
                 "Calls that asked the cache for their results, by what it had for them",
+            ),
+            policies: family(
+                Counter,
+                "hopline_client_policy_events",
+                "What else the policies of a client did, by event",
             ),
             breakers: family(
                 Gauge,
@@ -221,6 +227,15 @@ impl Family {
             None => drop(self.series.insert(labels, value)),
         }
     }
+
+    /// Adds the counters of a method, unless all of them are zero, as where a policy is not switched on.
+    fn add_used<const N: usize>(&mut self, method: &str, by: &'static str, counts: [(&'static str, u64); N]) {
+        if counts.iter().any(|(_, count)| *count > 0) {
+            for (what, count) in counts {
+                self.add(vec![label(METHOD, method), label(by, what)], SeriesValue::Count(count));
+            }
+        }
+    }
 }
 
 fn label(name: &'static str, value: impl Into<String>) -> (&'static str, String) {
@@ -238,9 +253,10 @@ impl Families {
     /// All of them that have a series.
     pub(super) fn all(self) -> impl Iterator<Item = Family> {
         let Self { client_calls, attempts, retries, hedges, retry_delay, in_flight, rejected, cache, .. } = self;
-        let Self { breakers, server_calls, server_rejected, active, handler, queue, .. } = self;
+        let Self { policies, breakers, server_calls, server_rejected, active, handler, queue, .. } = self;
         let Self { dead_lettered, redelivered, cancelled, malformed, message_calls, reconnects, blocked, .. } = self;
-        let at_client = [client_calls, attempts, retries, hedges, retry_delay, in_flight, rejected, cache, breakers];
+        let at_client =
+            [client_calls, attempts, retries, hedges, retry_delay, in_flight, rejected, cache, policies, breakers];
         let at_server = [server_calls, server_rejected, active, handler, queue];
         let Self { queue_messages, queue_consumers, .. } = self;
         let queues = [queue_messages, queue_consumers];
@@ -279,11 +295,8 @@ impl Families {
             let labels = vec![label(METHOD, &*name), label("reason", reason)];
             self.rejected.add(labels, SeriesValue::Count(count));
         }
-        let asks_cache = told.cache.iter().any(|(_, count)| *count > 0);
-        for (result, count) in told.cache.into_iter().filter(|_| asks_cache) {
-            let labels = vec![label(METHOD, &*name), label("result", result)];
-            self.cache.add(labels, SeriesValue::Count(count));
-        }
+        self.cache.add_used(&name, "result", told.cache);
+        self.policies.add_used(&name, "event", told.policies);
         let times = SeriesValue::times(&BOUNDS, TimesTold { exemplars: Vec::new(), ..told.retry_delay });
         let spreads = [
             (&mut self.retries, SeriesValue::spread(told.retries)),

@@ -222,6 +222,9 @@ async fn what_policies_do_to_calls_is_told_by_method() {
     let results = ["hit", "miss", "shared", "stale"]
         .map(|result| value(&metrics, &["hopline_client_cache_total", "ends.v1/well", result]));
     assert_eq!(results, [1.0, 1.0, 1.0, 0.0]);
+    assert_eq!(value(&metrics, &["hopline_client_policy_events_total", "ends.v1/fails", "waited_for_rate"]), 1.0);
+    fails(&client).fail_safe(()).await.expect("a value");
+    assert_eq!(value(&metrics, &["hopline_client_policy_events_total", "ends.v1/fails", "value_for_error"]), 1.0);
 }
 
 #[tokio::test]
