@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::future::join_all;
-use hopline::transport::{Confirm, Properties, Publication};
+use hopline::transport::{Confirm, Mode, Properties, Publication, StreamStart};
 use hopline::{
     Adaptive, Client, ClientBuilder, Code, Context, Error, Fault, Method, RateLimit, Rule, RuleInForce, Running,
     Server, Service, State,
@@ -201,6 +201,24 @@ async fn a_message_that_is_no_rule_is_left_out() {
     for client in [&client, &heeding(&scene, |builder| builder).await] {
         heeds(client, &["demo.v1 timeout=1s retry=1"]).await;
     }
+}
+
+#[tokio::test]
+async fn who_stops_reading_the_stream_of_rules_keeps_the_connection() {
+    let scene = Scene::new();
+    let client = scene.client().await;
+    for retries in 0..40 {
+        client.rules().set("demo", &rule(&format!("retry={retries}"))).await.expect("it may");
+    }
+    let (transport, queue) = (scene.transport().await, format!("{}.rules", scene.namespace));
+    for _ in 0..20 {
+        let mode = Mode::Stream { from: StreamStart::First, prefetch: 500 };
+        let mut consumer = transport.consume(&queue, mode).await.expect("it is there");
+        soon(consumer.next()).await.expect("the first rule");
+        // Others are on their way.
+        drop(consumer);
+    }
+    soon(transport.look_at(&queue)).await.expect("it is connected").expect("the queue is there");
 }
 
 /// A server of the scene that heeds rules.

@@ -55,6 +55,8 @@ pub(super) struct Feed {
     prefetch: usize,
     /// Whether deliveries have to be settled.
     settles: bool,
+    /// A stream keeps its messages, and takes none back: RabbitMQ 3 ends the connection of who tries to give it one.
+    is_stream: bool,
 }
 
 /// What the task knows of the deliveries that the wire has passed to the consumer.
@@ -89,9 +91,20 @@ impl Feed {
         let prefetch = usize::from(mode.prefetch().unwrap_or_default());
         let acks_at_once = (prefetch / ACKS_OF_PREFETCH).max(1);
         let consumer = Consumer { deliveries, cancel: Some(cancel), life: life.clone() };
-        let acks = Acks::default();
-        let feed =
-            Self { life, link, channel, stream, deliver, settled, arrivals, acks, acks_at_once, prefetch, settles };
+        let feed = Self {
+            life,
+            link,
+            channel,
+            stream,
+            deliver,
+            settled,
+            arrivals,
+            acks: Acks::default(),
+            acks_at_once,
+            prefetch,
+            settles,
+            is_stream: matches!(mode, Mode::Stream { .. }),
+        };
         Ok((consumer, feed, cancelled))
     }
 
@@ -213,7 +226,7 @@ impl Feed {
     /// Sends settlements to the broker, except for acks, which are collected.
     fn settle(&mut self, settled: &mut Vec<(u64, Settle)>) {
         for (tag, settle) in settled.drain(..) {
-            if settle == Settle::Ack {
+            if settle == Settle::Ack || self.is_stream {
                 self.acks.add(tag);
             } else {
                 self.link.wire().settle(self.channel.id(), tag, settle);
