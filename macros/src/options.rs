@@ -225,43 +225,33 @@ fn name(what: &str, option: &Meta, refusals: &mut Refusals) -> Option<LitStr> {
 }
 
 fn major_version(option: &Meta, refusals: &mut Refusals) -> u32 {
-    if let Some(Lit::Int(version)) = literal(option)
-        && let Ok(version @ 1..) = version.base10_parse()
-    {
-        return version;
+    whole_number(option, 1, "the version is a whole number from 1: write `version = 1`", refusals).unwrap_or(1)
+}
+
+/// A whole number that is at least `least`. `why` says what the option is and how it is written.
+fn whole_number(option: &Meta, least: u32, why: &str, refusals: &mut Refusals) -> Option<u32> {
+    let number = match literal(option) {
+        Some(Lit::Int(number)) => number.base10_parse().ok().filter(|number| *number >= least),
+        _ => None,
+    };
+    if number.is_none() {
+        refusals.add(option, why);
     }
-    refusals.add(option, "the version is a whole number from 1: write `version = 1`");
-    1
+    number
 }
 
 fn attempts(option: &Meta, refusals: &mut Refusals) -> Option<u32> {
-    if let Some(Lit::Int(attempts)) = literal(option)
-        && let Ok(attempts @ 1..) = attempts.base10_parse()
-    {
-        return Some(attempts);
-    }
-    refusals.add(option, "the attempts are a whole number from 1, the first included: write `attempts = 8`");
-    None
+    let why = "the attempts are a whole number from 1, the first included: write `attempts = 8`";
+    whole_number(option, 1, why, refusals)
 }
 
 fn retry(option: &Meta, refusals: &mut Refusals) -> Option<u32> {
-    if let Some(Lit::Int(retries)) = literal(option)
-        && let Ok(retries @ 1..) = retries.base10_parse()
-    {
-        return Some(retries);
-    }
-    refusals.add(option, "a retry is a whole number from 1, of further attempts: write `retry = 2`");
-    None
+    let why = "a retry is a whole number from 1, of further attempts: write `retry = 2`";
+    whole_number(option, 1, why, refusals)
 }
 
 fn fork(option: &Meta, refusals: &mut Refusals) -> Option<u32> {
-    if let Some(Lit::Int(instances)) = literal(option)
-        && let Ok(instances @ 2..) = instances.base10_parse()
-    {
-        return Some(instances);
-    }
-    refusals.add(option, "a fork is a whole number from 2, of instances: write `fork = 2`");
-    None
+    whole_number(option, 2, "a fork is a whole number from 2, of instances: write `fork = 2`", refusals)
 }
 
 fn retry_on(option: &Meta, refusals: &mut Refusals) -> Option<Pat> {
