@@ -15,6 +15,21 @@ pub(crate) struct OutcomeSpan {
     since: Option<Instant>,
 }
 
+/// Makes an [`OutcomeSpan`] with these fields and those of the outcome, as `info_span!` does.
+macro_rules! outcome_span {
+    ($name:literal, $($fields:tt)*) => {
+        $crate::outcome_span::OutcomeSpan::new(::tracing::info_span!(
+            $name,
+            $($fields)*
+            rpc.response.status_code = ::tracing::field::Empty,
+            error.type = ::tracing::field::Empty,
+            otel.status_code = ::tracing::field::Empty,
+            duration_ms = ::tracing::field::Empty,
+        ))
+    };
+}
+pub(crate) use outcome_span;
+
 impl OutcomeSpan {
     pub(crate) fn new(span: Span) -> Self {
         let since = (!span.is_disabled()).then(Instant::now);

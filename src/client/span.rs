@@ -2,8 +2,7 @@
 
 use std::future::Future;
 
-use tracing::field::Empty;
-use tracing::{Instrument as _, info_span};
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::Target;
@@ -11,12 +10,12 @@ use super::attempt::AttemptKind;
 use crate::error::Error;
 use crate::frame::{Kind, Trace};
 use crate::middleware::Reply;
-use crate::outcome_span::OutcomeSpan;
+use crate::outcome_span::{OutcomeSpan, outcome_span};
 
 /// The span of a call, with all its attempts.
 pub(super) fn call_span(target: &Target, kind: Kind, id: Uuid, trace: Option<Trace>) -> OutcomeSpan {
     let name = format_args!("{}/{}", target.service_text, target.method);
-    OutcomeSpan::new(info_span!(
+    outcome_span!(
         "call",
         otel.kind = if kind == Kind::Oneway { "producer" } else { "client" },
         otel.name = %name,
@@ -24,25 +23,17 @@ pub(super) fn call_span(target: &Target, kind: Kind, id: Uuid, trace: Option<Tra
         rpc.method = %name,
         id = %id,
         traceparent = trace.map(tracing::field::display),
-        rpc.response.status_code = Empty,
-        error.type = Empty,
-        otel.status_code = Empty,
-        duration_ms = Empty,
-    ))
+    )
 }
 
 /// The span of one attempt. It lies in that of its call.
 pub(super) fn attempt_span(kind: AttemptKind, id: Uuid, trace: Option<Trace>) -> OutcomeSpan {
-    OutcomeSpan::new(info_span!(
+    outcome_span!(
         "hopline.attempt",
         hopline.attempt.kind = kind.name(),
         id = %id,
         traceparent = trace.map(tracing::field::display),
-        rpc.response.status_code = Empty,
-        error.type = Empty,
-        otel.status_code = Empty,
-        duration_ms = Empty,
-    ))
+    )
 }
 
 /// Runs a call within its span, and tells there how it has ended.

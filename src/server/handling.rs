@@ -14,8 +14,7 @@ use futures::future::BoxFuture;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::field::Empty;
-use tracing::{Instrument, debug, error, info_span, warn};
+use tracing::{Instrument, debug, error, warn};
 
 use super::admit::crowded;
 use super::dedup::Known;
@@ -29,7 +28,7 @@ use crate::clock::{at, unix_millis};
 use crate::context::{self, Context};
 use crate::error::{Code, EndOfCall, Fault};
 use crate::frame::{Frame, Kind};
-use crate::outcome_span::OutcomeSpan;
+use crate::outcome_span::{OutcomeSpan, outcome_span};
 use crate::panics::words;
 use crate::service::Answer;
 
@@ -286,7 +285,7 @@ impl Worker {
     /// The span of a call, around its handler.
     fn span(&self, frame: &Frame, context: &Context) -> OutcomeSpan {
         let name = format_args!("{}/{}", self.name, context.method());
-        OutcomeSpan::new(info_span!(
+        outcome_span!(
             "handle",
             otel.kind = if frame.kind == Kind::Request { "server" } else { "consumer" },
             otel.name = %name,
@@ -295,11 +294,7 @@ impl Worker {
             id = %frame.id,
             caller = context.caller(),
             traceparent = context.traceparent(),
-            rpc.response.status_code = Empty,
-            error.type = Empty,
-            otel.status_code = Empty,
-            duration_ms = Empty,
-        ))
+        )
     }
 
     /// The context of a call, for its handler.
