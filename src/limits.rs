@@ -17,6 +17,8 @@ pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a queue of dead letters may take to answer, unless it is set otherwise.
 pub(crate) const QUEUE_TIMEOUT: Duration = Duration::from_secs(8);
+/// When a call should be tried again that a server has refused since it has too much to do.
+pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(100);
 /// How many events of a subscription an instance holds.
 pub(crate) const EVENTS_PREFETCH: u16 = 64;
 /// How many frames a message may hold.

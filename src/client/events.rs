@@ -17,7 +17,7 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::frame::{Frame, Kind, Metadata};
 use crate::limits::MAX_TIMEOUT;
-use crate::middleware::{Asked, Invocation, Reply, Style};
+use crate::middleware::{Invocation, Reply, Style};
 use crate::outgoing::Parcel;
 use crate::topology::check_event_key;
 use crate::transport::Confirm;
@@ -103,26 +103,12 @@ impl Client {
     async fn announce_through(&self, event: OutgoingEvent, payload: Bytes) -> Result<Published, Error> {
         let codec = self.0.settings.codec;
         let call = Invocation {
-            style: Style::Event,
-            service: "events".into(),
-            method: event.key.clone(),
             caller: Some(self.0.caller.clone()),
-            user: None,
-            call_id: event.attempt.call_id,
-            request_id: None,
             deadline: Some(event.attempt.deadline),
             metadata: event.metadata.into(),
             codec,
             payload,
-            idempotent: false,
-            asked: Asked::default(),
-            avoid: Vec::new(),
-            apart: None,
-            retry_on: None,
-            counted: None,
-            traceparent: None,
-            served: true,
-            repeatable: false,
+            ..Invocation::new(Style::Event, "events".into(), event.key.clone(), event.attempt.call_id)
         };
         let (key, context) = (event.key, event.context);
         let announcing = self.through(call, event.attempt, move |client, call, attempt| {

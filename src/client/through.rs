@@ -164,26 +164,16 @@ impl Client {
         let kind = if style == Style::Oneway { Kind::Oneway } else { Kind::Request };
         let span = call_span(&target, kind, attempt.call_id, attempt.trace);
         let call = Invocation {
-            style,
-            service: target.service_text.clone(),
-            method: target.method.clone(),
             caller: Some(self.0.caller.clone()),
-            user: None,
-            call_id: attempt.call_id,
-            request_id: None,
             deadline: Some(attempt.deadline),
             metadata: std::mem::take(&mut request.metadata).into(),
             codec: request.codec.unwrap_or(self.0.settings.codec),
             payload: std::mem::take(&mut request.payload),
             idempotent: request.idempotent,
             asked: request.asked.for_style(style),
-            avoid: Vec::new(),
-            apart: None,
             retry_on: request.retry_on.take(),
             counted: Some(Arc::new(TalliedCall::new(target.counted.policies.clone()))),
-            traceparent: None,
-            served: true,
-            repeatable: false,
+            ..Invocation::new(style, target.service_text.clone(), target.method.clone(), attempt.call_id)
         };
         Ok((span, call, request))
     }

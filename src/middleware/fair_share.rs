@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::{Invocation, Middleware, ServerPolicy};
 use crate::error::{Code, Fault, RefusedBy};
+use crate::limits::RETRY_AFTER;
 
 /// A caller counts as long as it has called within this time.
 const REMEMBERED: Duration = Duration::from_secs(10);
@@ -16,8 +17,6 @@ const REMEMBERED: Duration = Duration::from_secs(10);
 const CLEARED_EVERY: Duration = Duration::from_secs(1);
 /// How many callers are told apart. All others count as one.
 const MAX_CALLERS: usize = 10_000;
-/// When a caller that was refused should try again.
-const RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// Shares the places of an instance among its callers: while all are taken, a caller that has more calls here than its
 /// share is refused. So a flood by one caller costs the others little: each of their calls finds a place as soon as one is

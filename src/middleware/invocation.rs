@@ -94,6 +94,32 @@ pub struct Invocation {
 }
 
 impl Invocation {
+    /// A call of which nothing else is known yet.
+    pub(crate) fn new(style: Style, service: Arc<str>, method: Arc<str>, call_id: Uuid) -> Self {
+        Self {
+            style,
+            service,
+            method,
+            caller: None,
+            user: None,
+            call_id,
+            request_id: None,
+            deadline: None,
+            metadata: Entries::default(),
+            codec: Codec::default(),
+            payload: Bytes::new(),
+            idempotent: false,
+            asked: Asked::default(),
+            retry_on: None,
+            avoid: Vec::new(),
+            apart: None,
+            counted: None,
+            traceparent: None,
+            served: true,
+            repeatable: false,
+        }
+    }
+
     /// The way in which the call was made.
     #[must_use]
     pub fn style(&self) -> Style {

@@ -211,35 +211,15 @@ impl ServerPolicy for RateLimit {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use uuid::Uuid;
 
-    use super::super::Asked;
     use super::*;
-    use crate::codec::Codec;
 
     fn call(user: Option<&str>, method: &str, served: bool) -> Invocation {
         Invocation {
-            style: Style::Call,
-            service: "books.v1".into(),
-            method: method.into(),
-            caller: None,
             user: user.map(Into::into),
-            call_id: Uuid::nil(),
-            request_id: None,
-            deadline: None,
-            metadata: Vec::new().into(),
-            codec: Codec::Cbor,
-            payload: Bytes::new(),
-            idempotent: false,
-            asked: Asked::default(),
-            avoid: Vec::new(),
-            apart: None,
-            retry_on: None,
-            counted: None,
-            traceparent: None,
             served,
-            repeatable: false,
+            ..Invocation::new(Style::Call, "books.v1".into(), method.into(), Uuid::nil())
         }
     }
 

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use self::cpu::CpuLoad;
 use super::{Finished, Invocation, Middleware, ServerPolicy};
 use crate::error::{Code, Fault, RefusedBy};
+use crate::limits::RETRY_AFTER;
 
 /// How many times of a method are kept, how many there have to be, and for how long they count.
 const TIMES: usize = 128;
@@ -27,8 +28,6 @@ const PARTS: usize = 100;
 const READ_EVERY: Duration = Duration::from_millis(250);
 /// How long calls are shed after the load has fallen, so that it does not rise again at once.
 const COOLS: Duration = Duration::from_secs(1);
-/// When a caller should try again.
-const RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// Does not run requests that are of no use, or too many. Both rules refuse before a handler runs, with a code of their
 /// own:

@@ -1,19 +1,16 @@
 //! A bulkhead: the threads and the places of a service's calls, or of the calls of a method that has its own.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::places::RunPlaces;
 use crate::error::{Code, Error, Fault, RefusedBy};
+use crate::limits::RETRY_AFTER;
 use crate::middleware::Adaptive;
 use crate::service::{Dispatch, Method, QueueFull, Service};
 use crate::topology::ServiceId;
-
-/// When a call that was refused should be tried again.
-const RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// Where calls run, how many at once, and what becomes of others.
 pub(super) struct Bulkhead {

@@ -18,7 +18,7 @@ use crate::codec::Codec;
 use crate::context::Context;
 use crate::error::{Code, Error, Fault};
 use crate::frame::{self, Frame, Kind};
-use crate::middleware::{Asked, Chain, Finished, Invocation, Reply, Style};
+use crate::middleware::{Chain, Finished, Invocation, Reply, Style};
 use crate::service::{Answer, Body};
 
 /// What is known about a call with middleware, from its arrival to its end.
@@ -104,26 +104,17 @@ impl Worker {
         };
         let served = frame.metadata.method.as_deref().and_then(|method| self.methods.get(method));
         let call = Invocation {
-            style,
-            service: self.name.clone(),
-            method,
             caller: frame.metadata.instance.clone(),
             user: message.user.clone(),
-            call_id: frame.call_id(),
             request_id: Some(frame.id),
             deadline: super::admit::deadline(frame, message),
             metadata: frame.metadata.more().user.clone().into(),
             codec: frame.codec,
-            payload: Bytes::new(),
             idempotent: frame.idempotent,
-            asked: Asked::default(),
-            avoid: Vec::new(),
-            apart: None,
-            retry_on: None,
-            counted: None,
             traceparent: frame.metadata.traceparent.as_deref().copied(),
             served: served.is_some(),
             repeatable: served.is_some_and(|served| served.method.idempotent),
+            ..Invocation::new(style, self.name.clone(), method, frame.call_id())
         };
         let (began, ran, admitted) = (OnceLock::new(), AtomicBool::new(false), AtomicUsize::new(0));
         let governed = self.is_governed.then(|| self.middleware.clone());
