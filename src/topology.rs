@@ -27,7 +27,7 @@ pub(crate) const ONEWAY_DELIVERIES: u32 = 20;
 /// behind all others.
 const KEPT_DELIVERIES: u32 = 2_000_000_000;
 /// How much the stream of rules keeps, in bytes: some ten thousand changes.
-const RULES_BYTES: u32 = 16 * 1024 * 1024;
+const RULES_BYTES: u64 = 16 * 1024 * 1024;
 /// The highest priority in AMQP; the lowest is 0.
 pub(crate) const MAX_PRIORITY: u8 = 9;
 

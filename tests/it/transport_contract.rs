@@ -161,7 +161,7 @@ async fn nothing_more(transport: &Transport, queue: &str, consumer: &mut Consume
 #[tokio::test]
 async fn a_stream_keeps_its_messages_and_gives_them_to_every_consumer() {
     let transport = Broker::new().connect().await;
-    let stream = Queue { max_bytes: Some(16 * 1024 * 1024), ..Queue::new(unique("stream"), QueueKind::Stream) };
+    let stream = Queue { max_bytes: Some(16 * 1024 * 1024), ..stream() };
     let queue = declared(&transport, stream.clone()).await;
     declare(&transport, Declaration::Queue(stream)).await;
     let reading = |from| Mode::Stream { from, prefetch: 2 };
@@ -184,7 +184,11 @@ async fn a_stream_keeps_its_messages_and_gives_them_to_every_consumer() {
     }
 }
 
-// Publishing: what the receipt says.
+fn stream() -> Queue {
+    Queue::new(unique("stream"), QueueKind::Stream)
+}
+
+/// A stream : what the receipt says.
 
 #[tokio::test]
 async fn a_mandatory_message_that_no_queue_takes_is_returned() {
@@ -323,6 +327,42 @@ async fn a_full_queue_refuses_and_accepts_again_once_there_is_room() {
         let delivery = next(&mut consumer).await;
         assert_eq!(text(&delivery), expected);
         delivery.settle(Settle::Ack);
+    }
+}
+
+#[tokio::test]
+async fn a_full_queue_that_keeps_the_latest_drops_the_oldest() {
+    let transport = Broker::new().connect().await;
+    for kind in [QueueKind::Quorum, QueueKind::Classic] {
+        let (dead, dead_letter) = dead_letters(&transport).await;
+        let latest = Queue { max_length: Some(1), keeps_latest: true, dead_letter, ..queue(kind) };
+        let queue = declared(&transport, latest).await;
+        fill(&transport, &queue, &["a", "b", "c"]).await;
+        let mut graveyard = consume(&transport, &dead, Mode::NoAck).await;
+        for expected in ["a", "b"] {
+            let letter = next(&mut graveyard).await;
+            let death = letter.death.clone().expect("the broker has made it a dead letter");
+            assert_eq!((text(&letter).as_str(), death.reason.as_str()), (expected, "maxlen"), "{kind:?}");
+        }
+        let mut consumer = consume_up_to(&transport, &queue, 1).await;
+        let out = next(&mut consumer).await;
+        assert_eq!(text(&out), "c", "{kind:?}");
+        // What is out does not count.
+        fill(&transport, &queue, &["d"]).await;
+        out.settle(Settle::Ack);
+        let out = next(&mut consumer).await;
+        assert_eq!(text(&out), "d", "{kind:?}");
+        // When it comes back, there is one too many. RabbitMQ 3 may drop the later one.
+        fill(&transport, &queue, &["e"]).await;
+        consumer.cancel();
+        assert!(soon(consumer.next()).await.is_none(), "{kind:?}");
+        out.settle(Settle::GiveBack);
+        let dropped = text(&next(&mut graveyard).await);
+        let mut consumer = consume_up_to(&transport, &queue, 1).await;
+        let kept = next(&mut consumer).await;
+        assert!([("d", "e"), ("e", "d")].contains(&(&dropped, &text(&kept))), "{kind:?}");
+        kept.settle(Settle::Ack);
+        nothing_more(&transport, &queue, &mut consumer).await;
     }
 }
 
@@ -848,6 +888,84 @@ async fn a_message_that_may_not_wait_is_delivered_only_to_a_waiting_consumer() {
     assert_eq!(text(&next(&mut graveyard).await), "the one is busy");
 }
 
+// A single active consumer.
+
+/// A queue of which one consumer gets everything.
+async fn of_one(transport: &Transport, kind: QueueKind) -> String {
+    declared(transport, Queue { single_active: true, ..queue(kind) }).await
+}
+
+#[tokio::test]
+async fn the_first_consumer_gets_everything_until_it_is_cancelled_and_then_the_next_does() {
+    let transport = Broker::new().connect().await;
+    for kind in [QueueKind::Quorum, QueueKind::Classic] {
+        let queue = of_one(&transport, kind).await;
+        let mut consumers = Vec::new();
+        for _ in 0..3 {
+            consumers.push(consume_up_to(&transport, &queue, 1).await);
+        }
+        fill(&transport, &queue, &["a", "b", "c", "d", "e", "f"]).await;
+        for (consumer, expected) in consumers.iter_mut().zip([["a", "b"], ["c", "d"], ["e", "f"]]) {
+            for expected in expected {
+                let delivery = next(consumer).await;
+                assert_eq!((text(&delivery).as_str(), delivery.redelivered), (expected, false), "{kind:?}");
+                if expected == "a" || expected == "c" || expected == "e" {
+                    delivery.settle(Settle::Ack);
+                    continue;
+                }
+                // It is full with this one, so nothing is on its way to it.
+                consumer.cancel();
+                assert!(soon(consumer.next()).await.is_none(), "{kind:?}");
+                delivery.settle(Settle::Ack);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_next_consumer_gets_in_order_what_the_first_has_not_settled_when_its_connection_ends() {
+    let broker = Broker::new();
+    let staying = broker.connect().await;
+    for kind in [QueueKind::Quorum, QueueKind::Classic] {
+        let leaving = broker.connect().await;
+        let queue = of_one(&staying, kind).await;
+        let mut first = consume_up_to(&leaving, &queue, 2).await;
+        let mut second = consume_up_to(&staying, &queue, 10).await;
+        fill(&staying, &queue, &["a", "b", "c"]).await;
+        assert_eq!(texts(&take(&mut first, 2).await), ["a", "b"], "{kind:?}");
+        soon(leaving.close()).await;
+        let got = take(&mut second, 3).await;
+        assert_eq!(texts(&got), ["a", "b", "c"], "{kind:?}");
+        assert_eq!(got.iter().map(|delivery| delivery.redelivered).collect::<Vec<_>>(), [true, true, false]);
+    }
+}
+
+#[tokio::test]
+async fn the_next_consumer_does_not_wait_for_what_a_cancelled_one_has_not_settled() {
+    let transport = Broker::new().connect().await;
+    // A classic queue of RabbitMQ 3 may do nothing for the next consumer until something else happens to it.
+    let queue = of_one(&transport, QueueKind::Quorum).await;
+    let mut first = consume_up_to(&transport, &queue, 1).await;
+    let mut second = consume_up_to(&transport, &queue, 10).await;
+    fill(&transport, &queue, &["a", "b"]).await;
+    let held = next(&mut first).await;
+    first.cancel();
+    assert_eq!(text(&next(&mut second).await), "b");
+    held.settle(Settle::GiveBack);
+    assert_eq!(text(&next(&mut second).await), "a");
+}
+
+#[tokio::test]
+async fn nothing_is_taken_out_of_a_quorum_queue_of_a_single_consumer() {
+    let transport = Broker::new().connect().await;
+    let queue = of_one(&transport, QueueKind::Quorum).await;
+    fill(&transport, &queue, &["a"]).await;
+    let refused = soon(transport.get(&queue)).await;
+    assert!(matches!(refused, Err(Error::Broker { .. })), "{refused:?}");
+    let mut consumer = consume_up_to(&transport, &queue, 1).await;
+    assert_eq!(text(&next(&mut consumer).await), "a");
+}
+
 // Queues: whose they are and how long they stay.
 
 #[tokio::test]
@@ -933,6 +1051,32 @@ async fn declaring_with_other_arguments_names_each_that_differs_and_harms_nothin
 }
 
 #[tokio::test]
+async fn what_a_stream_keeps_who_gets_the_messages_and_what_a_full_queue_does_are_named_when_they_differ() {
+    let transport = Broker::new().connect().await;
+    let hours = |hours: u64| Some(Duration::from_secs(hours * 3600));
+    let stream = Queue { max_age: hours(1), ..stream() };
+    let other_stream = Queue { max_age: hours(2), max_bytes: Some(20_000_000_000), ..stream.clone() };
+    let one = Queue { single_active: true, max_length: Some(1), ..queue(QueueKind::Quorum) };
+    let other = [
+        (&stream, other_stream, &["`x-max-age` is 3600s, not 7200s", "`x-max-length-bytes` is not set"]),
+        (
+            &one,
+            Queue { single_active: false, keeps_latest: true, ..one.clone() },
+            &["`x-single-active-consumer` is true, but not", "`x-overflow` is reject-publish, not drop-head"],
+        ),
+    ];
+    for (queue, other, expected) in other {
+        declared(&transport, queue.clone()).await;
+        let refused = soon(transport.declare(&[Declaration::Queue(other)])).await;
+        let Err(Error::Mismatch { differences, .. }) = refused else { panic!("not a mismatch: {refused:?}") };
+        assert_eq!(differences.len(), expected.len(), "{differences:?}");
+        for expected in expected {
+            assert!(differences.iter().any(|difference| difference.starts_with(expected)), "{differences:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn declaring_a_queue_or_exchange_of_another_kind_is_a_mismatch() {
     let transport = Broker::new().connect().await;
     let queue = queue(QueueKind::Classic);
@@ -955,6 +1099,11 @@ async fn an_argument_that_a_kind_of_queue_does_not_have_is_refused() {
     let bad = [
         Queue { delivery_limit: Some(3), ..queue(QueueKind::Classic) },
         Queue { max_priority: Some(3), ..queue(QueueKind::Quorum) },
+        Queue { max_age: Some(Duration::from_secs(60)), ..queue(QueueKind::Quorum) },
+        Queue { max_age: Some(Duration::from_secs(60)), ..queue(QueueKind::Classic) },
+        Queue { single_active: true, ..stream() },
+        Queue { max_length: Some(3), ..stream() },
+        Queue { expires: Some(Duration::from_secs(60)), ..stream() },
     ];
     for queue in bad {
         let refused = soon(transport.declare(&[Declaration::Queue(queue)])).await;

@@ -92,6 +92,12 @@ impl BrokerState {
         if state.is_locked_to(connection) {
             return Err(locked(operation()));
         }
+        if state.arguments.single_active && state.arguments.kind == QueueKind::Quorum {
+            return Err(Error::refused(
+                operation(),
+                "RESOURCE_LOCKED: a single consumer gets the messages of the queue",
+            ));
+        }
         state.touch();
         let Some(entry) = state.pop() else { return Ok(None) };
         let counts = state.arguments.kind == QueueKind::Quorum;
@@ -135,9 +141,15 @@ impl BrokerState {
 
     /// Delivers nothing more on a channel. What is delivered can still be settled.
     pub(super) fn cancel(&mut self, id: u64) {
-        let Some(channel) = self.channels.get_mut(&id) else {
-            return;
-        };
+        if let Some(name) = self.stop(id) {
+            // It may be another consumer's turn now.
+            self.turn(&name);
+        }
+    }
+
+    /// Takes a channel away from the consumers of its queue, which is returned.
+    fn stop(&mut self, id: u64) -> Option<Arc<str>> {
+        let channel = self.channels.get_mut(&id)?;
         channel.consumption = None;
         let name = channel.queue.clone();
         if let Some(queue) = self.queues.get_mut(&name) {
@@ -145,6 +157,7 @@ impl BrokerState {
             queue.touch();
         }
         self.set_timer(&name);
+        Some(name)
     }
 
     /// Settles deliveries of a channel.
@@ -178,7 +191,7 @@ impl BrokerState {
     pub(super) fn end(&mut self, channels: &[u64]) {
         let mut queues = Vec::new();
         for id in channels {
-            self.cancel(*id);
+            self.stop(*id);
             let Some(channel) = self.channels.remove(id) else {
                 continue;
             };
@@ -202,6 +215,10 @@ pub(super) fn next_consumer<'a>(
     channels: &'a mut HashMap<u64, Channel>,
 ) -> Option<&'a mut Channel> {
     let has_room = |id: &u64| channels.get(id).is_some_and(Channel::has_room);
+    if queue.arguments.single_active {
+        let active = queue.consumers.front().filter(|id| has_room(id))?;
+        return channels.get_mut(active);
+    }
     let place = queue.consumers.iter().position(has_room)?;
     let id = queue.consumers.remove(place)?;
     queue.consumers.push_back(id);

@@ -13,6 +13,8 @@ use crate::transport::{Confirm, Death, Properties, Publication};
 
 /// RabbitMQ's word for a message that has expired.
 const EXPIRED: &str = "expired";
+/// RabbitMQ's word for a message that had to make room for a later one.
+const SURPLUS: &str = "maxlen";
 
 impl BrokerState {
     /// Routes a message. It counts as refused if any of its queues is full, even if others have accepted it.
@@ -85,7 +87,8 @@ impl BrokerState {
         true
     }
 
-    /// Delivers waiting messages while consumers have room, and makes dead letters of those that have expired.
+    /// Delivers waiting messages while consumers have room, and makes dead letters of those that have expired, or for
+    /// which there is no room.
     pub(super) fn turn(&mut self, name: &str) {
         if self.faults.is_silent(Some(name)) {
             return;
@@ -102,9 +105,9 @@ impl BrokerState {
             return;
         }
         let now = Instant::now();
-        let mut expired = Vec::new();
+        let mut dead = Vec::new();
         loop {
-            expired.extend(std::iter::from_fn(|| queue.pop_expired(now)).map(|entry| (entry, EXPIRED)));
+            dead.extend(std::iter::from_fn(|| queue.pop_expired(now)).map(|entry| (entry, EXPIRED)));
             if queue.is_empty() {
                 break;
             }
@@ -114,8 +117,9 @@ impl BrokerState {
             let Some(entry) = queue.pop() else { break };
             consumer.deliver(entry);
         }
+        dead.extend(std::iter::from_fn(|| queue.pop_surplus()).map(|entry| (entry, SURPLUS)));
         self.set_timer(name);
-        self.bury(name, expired);
+        self.bury(name, dead);
     }
 
     /// Publishes the messages that a queue has given up, each with the reason, to its exchange for dead letters, if it

@@ -103,7 +103,16 @@ impl MemoryQueue {
 
     /// Whether it refuses further messages.
     pub(super) fn is_full(&self) -> bool {
-        self.arguments.max_length.is_some_and(|most| self.len() >= most as usize)
+        !self.arguments.keeps_latest && self.arguments.max_length.is_some_and(|most| self.len() >= most as usize)
+    }
+
+    /// Takes out the oldest message if there are more than may be.
+    pub(super) fn pop_surplus(&mut self) -> Option<QueueEntry> {
+        let most = self.arguments.max_length.filter(|_| self.arguments.keeps_latest)?;
+        if self.len() <= most as usize {
+            return None;
+        }
+        self.levels.iter_mut().find_map(VecDeque::pop_front)
     }
 
     /// Makes an entry of a new message, behind all others.
@@ -186,13 +195,16 @@ impl MemoryQueue {
         let milliseconds = |queue: &topology::Queue| queue.expires.map(|time| time.as_millis());
         let dead_exchange = |queue: &topology::Queue| queue.dead_letter.clone().map(|(exchange, _)| exchange);
         let dead_key = |queue: &topology::Queue| queue.dead_letter.clone().map(|(_, key)| key);
-        let overflow = |queue: &topology::Queue| queue.max_length.map(|_| "reject-publish");
+        let single_active = |queue: &topology::Queue| queue.single_active.then_some(true);
         [
             difference("x-queue-type", Some(storage(has)), Some(storage(wanted))),
             difference("x-expires", milliseconds(has), milliseconds(wanted)),
             difference("x-max-length-bytes", has.max_bytes, wanted.max_bytes),
+            difference("x-stream-max-segment-size-bytes", has.segment_bytes(), wanted.segment_bytes()),
+            difference("x-max-age", has.age(), wanted.age()),
             difference("x-max-length", has.max_length, wanted.max_length),
-            difference("x-overflow", overflow(has), overflow(wanted)),
+            difference("x-overflow", has.overflow(), wanted.overflow()),
+            difference("x-single-active-consumer", single_active(has), single_active(wanted)),
             difference("x-max-priority", has.max_priority, wanted.max_priority),
             difference("x-delivery-limit", has.delivery_limit, wanted.delivery_limit),
             difference("x-dead-letter-exchange", dead_exchange(has), dead_exchange(wanted)),
@@ -220,9 +232,15 @@ pub(super) fn difference<T: Display + PartialEq>(argument: &str, has: Option<T>,
 
 /// An argument that queues of this kind cannot have.
 pub(super) fn invalid_argument(queue: &topology::Queue) -> Option<&'static str> {
+    let priority = queue.max_priority.map(|_| "x-max-priority");
+    let age = queue.max_age.map(|_| "x-max-age");
     match queue.kind {
-        QueueKind::Quorum | QueueKind::Stream => queue.max_priority.map(|_| "x-max-priority"),
-        QueueKind::Classic | QueueKind::Exclusive => queue.delivery_limit.map(|_| "x-delivery-limit"),
+        QueueKind::Stream => priority
+            .or(queue.expires.map(|_| "x-expires"))
+            .or(queue.max_length.map(|_| "x-max-length"))
+            .or(queue.single_active.then_some("x-single-active-consumer")),
+        QueueKind::Quorum => priority.or(age),
+        QueueKind::Classic | QueueKind::Exclusive => queue.delivery_limit.map(|_| "x-delivery-limit").or(age),
     }
 }
 

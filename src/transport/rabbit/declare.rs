@@ -19,8 +19,6 @@ use crate::error::Error;
 use crate::topology::{Binding, Declaration, Exchange, ExchangeKind, Queue, QueueKind};
 use crate::transport::forbids;
 
-/// In how many parts a stream is kept that is bounded.
-const SEGMENTS: u32 = 16;
 /// Over how many channels bindings are deleted at once: the broker does one after the other of a channel.
 const CHANNELS_TO_UNBIND: usize = 8;
 
@@ -248,11 +246,14 @@ impl Shape {
             QueueKind::Quorum => drop(properties.insert("x-queue-type".into(), text("quorum"))),
             QueueKind::Stream => drop(properties.insert("x-queue-type".into(), text("stream"))),
         }
-        if let Some(bytes) = queue.max_bytes {
-            properties.insert("x-max-length-bytes".into(), AMQPValue::LongLongInt(bytes.into()));
-            // The oldest messages go by the segment, and those of the last segment never.
-            let segment = i64::from(bytes / SEGMENTS);
-            properties.insert("x-stream-max-segment-size-bytes".into(), AMQPValue::LongLongInt(segment));
+        let sizes =
+            [("x-max-length-bytes", queue.max_bytes), ("x-stream-max-segment-size-bytes", queue.segment_bytes())];
+        for (argument, bytes) in sizes.into_iter().filter_map(|(argument, bytes)| Some((argument, bytes?))) {
+            let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+            properties.insert(argument.into(), AMQPValue::LongLongInt(bytes));
+        }
+        if let Some(age) = queue.age() {
+            properties.insert("x-max-age".into(), text(&age));
         }
         if let Some(expires) = queue.expires {
             let milliseconds = expires.as_millis().clamp(1, u128::from(u32::MAX));
@@ -260,7 +261,12 @@ impl Shape {
         }
         if let Some(length) = queue.max_length {
             properties.insert("x-max-length".into(), AMQPValue::LongLongInt(length.into()));
-            properties.insert("x-overflow".into(), text("reject-publish"));
+        }
+        if let Some(overflow) = queue.overflow() {
+            properties.insert("x-overflow".into(), text(overflow));
+        }
+        if queue.single_active {
+            properties.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
         }
         if let Some(priority) = queue.max_priority {
             properties.insert("x-max-priority".into(), AMQPValue::LongLongInt(priority.into()));
@@ -271,7 +277,7 @@ impl Shape {
         if let Some((exchange, key)) = &queue.dead_letter {
             properties.insert("x-dead-letter-exchange".into(), text(exchange));
             properties.insert("x-dead-letter-routing-key".into(), text(key));
-            if queue.kind == QueueKind::Quorum {
+            if queue.kind == QueueKind::Quorum && !queue.keeps_latest {
                 // Otherwise the broker drops a message that the queue of dead letters refuses. This strategy requires
                 // this overflow.
                 properties.insert("x-dead-letter-strategy".into(), text("at-least-once"));

@@ -31,7 +31,11 @@ impl Difference {
         let (argument, rest) = rest.split_once('\'')?;
         let (_, rest) = rest.split_once(": received ")?;
         let (declared, current) = rest.split_once(" but current is ")?;
-        Some(Self { argument: argument.to_owned(), declared: Value::read(declared), current: Value::read(current) })
+        let read = |words| {
+            let value = Value::read(words)?;
+            Some(if argument == "x-max-age" { value.of_age() } else { value })
+        };
+        Some(Self { argument: argument.to_owned(), declared: read(declared), current: read(current) })
     }
 
     /// The difference in words, for the error.
@@ -57,6 +61,14 @@ impl Value {
         let (text, rest) = rest.split_once("' of type '").unwrap_or((rest, ""));
         let unquoted = |text: &str| text.trim_end_matches('\'').to_owned();
         Some(Self { text: unquoted(text), kind: (!rest.is_empty()).then(|| unquoted(rest)) })
+    }
+
+    /// The same as it is declared, such as `60s`. RabbitMQ 4 says it in milliseconds.
+    fn of_age(self) -> Self {
+        match self.text.parse::<u64>() {
+            Ok(milliseconds) => Self { text: format!("{}s", milliseconds / 1000), kind: Some("longstr".to_owned()) },
+            Err(_) => self,
+        }
     }
 
     /// The value to declare, if it is of a type that queues and exchanges are declared with. The broker leaves the
@@ -112,6 +124,17 @@ mod tests {
             sentence("'durable' for queue 'q' in vhost '/': received 'true' but current is 'false'"),
             "`durable` is false, not true as declared here"
         );
+    }
+
+    #[test]
+    fn an_age_is_told_as_it_is_declared() {
+        for [declared, current] in [["'7200000'", "'3600000'"], ["'7200s'", "'3600s'"]] {
+            let words = format!("'x-max-age' for queue 'q' in vhost '/': received {declared} but current is {current}");
+            assert_eq!(sentence(&words), "`x-max-age` is 3600s, not 7200s as declared here");
+        }
+        let words = "inequivalent arg 'x-max-age' for queue 'q' in vhost '/': received none but current is '60000'";
+        let current = Difference::read(words).and_then(|difference| difference.current).expect("it has a value");
+        assert_eq!(current.value(None), Some(text("60s")));
     }
 
     #[test]
