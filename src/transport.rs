@@ -222,6 +222,19 @@ impl Transport {
         }
     }
 
+    /// Deletes a queue with all its messages, bindings and consumers. Returns how many messages were ready, as
+    /// [`count`](Self::count) says. `None` if there was no such queue.
+    ///
+    /// # Errors
+    /// `Broker` if the queue belongs to another connection, if this user may not delete it, or if the broker does not
+    /// answer within 30 s. `Disconnected` if the connection is lost.
+    pub async fn delete(&self, queue: &str) -> Result<Option<u64>, Error> {
+        match self {
+            Self::Memory(connection) => in_time("delete a queue", connection.delete(queue)).await,
+            Self::Rabbit(connection) => connection.delete(queue).await,
+        }
+    }
+
     /// The user of this transport, whose name every published message carries. `None` if the broker has no users, or
     /// was not asked yet: a client asks with its first publication.
     #[must_use]

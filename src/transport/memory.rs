@@ -260,6 +260,17 @@ impl MemoryConnection {
         self.answers(Some(queue)).await?.count(self.0.id, queue)
     }
 
+    /// Deletes a queue. Returns how many of its messages were ready. `None` if there is no such queue.
+    ///
+    /// # Errors
+    /// As [`MemoryConnection::count`].
+    pub async fn delete(&self, queue: &str) -> Result<Option<u64>, Error> {
+        let mut state = self.answers(Some(queue)).await?;
+        let counted = state.count(self.0.id, queue)?;
+        state.remove(queue);
+        Ok(counted.map(|count| count.waiting))
+    }
+
     /// Tells what happens to the connection from now on.
     #[must_use]
     pub fn events(&self) -> broadcast::Receiver<Event> {

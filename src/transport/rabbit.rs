@@ -287,6 +287,11 @@ impl RabbitConnection {
         in_time(&format!("count the messages of the queue `{queue}`"), self.0.puller.count(queue)).await
     }
 
+    /// Deletes a queue. Tells how many of its messages were ready; `None` if there is no such queue.
+    pub(super) async fn delete(&self, queue: &str) -> Result<Option<u64>, Error> {
+        in_time(&format!("delete the queue `{queue}`"), self.0.puller.delete(queue)).await
+    }
+
     /// What the broker has said of itself. `None` if that cannot be read.
     #[must_use]
     pub fn greeting(&self) -> Option<Greeting> {

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use hopline::Error;
 use hopline::topology::{Binding, Declaration, Exchange, ExchangeKind, Queue, QueueKind};
 use hopline::transport::{
-    Confirm, Consumer, Delivery, Loss, Lost, Mode, Properties, Publication, Receipt, Role, Settle, StreamStart,
-    Transport,
+    Confirm, Consumer, ConsumerEnd, Delivery, Loss, Lost, Mode, Properties, Publication, Receipt, Role, Settle,
+    StreamStart, Transport,
 };
 use uuid::Uuid;
 
@@ -188,7 +188,7 @@ fn stream() -> Queue {
     Queue::new(unique("stream"), QueueKind::Stream)
 }
 
-/// A stream : what the receipt says.
+// Publishing: what the receipt says.
 
 #[tokio::test]
 async fn a_mandatory_message_that_no_queue_takes_is_returned() {
@@ -1146,6 +1146,32 @@ async fn a_binding_that_is_taken_away_leads_nowhere() {
         assert_eq!(outcome(transport.publish(publication())).await, Ok(Confirm::Returned));
     }
     nothing_more(&transport, &queue, &mut consumer).await;
+}
+
+#[tokio::test]
+async fn a_queue_that_is_deleted_is_gone_with_its_messages_and_consumers() {
+    let broker = Broker::new();
+    let (transport, other) = (broker.connect().await, broker.connect().await);
+    for kind in [QueueKind::Classic, QueueKind::Quorum, QueueKind::Exclusive] {
+        let queue = declared(&transport, queue(kind)).await;
+        let key = unique("key");
+        bind(&transport, DIRECT, &key, &queue).await;
+        fill(&transport, &queue, &["a", "b", "c"]).await;
+        let mut consumer = consume_up_to(&transport, &queue, 1).await;
+        let out = next(&mut consumer).await;
+        assert_eq!(soon(transport.delete(&queue)).await.expect("it is there"), Some(2), "{kind:?}");
+        assert!(soon(consumer.next()).await.is_none());
+        assert_eq!(consumer.ended().await, Some(ConsumerEnd::Cancelled), "{kind:?}");
+        // Nobody misses what was out.
+        out.settle(Settle::Ack);
+        assert_eq!(soon(transport.delete(&queue)).await.expect("that is no error"), None, "{kind:?}");
+        assert_eq!(soon(other.count(&queue)).await.expect("that is no error"), None, "{kind:?}");
+        assert_eq!(outcome(transport.publish(message(DIRECT, &key, "late"))).await, Ok(Confirm::Returned), "{kind:?}");
+    }
+    let own = declared(&transport, queue(QueueKind::Exclusive)).await;
+    let refused = soon(other.delete(&own)).await;
+    assert!(matches!(refused, Err(Error::Broker { .. })), "{refused:?}");
+    fill(&transport, &own, &["still there"]).await;
 }
 
 // The end.

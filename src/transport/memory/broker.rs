@@ -175,6 +175,12 @@ impl BrokerState {
         Ok(())
     }
 
+    /// Deletes a queue, with everything that belongs to it.
+    pub(super) fn remove(&mut self, name: &str) {
+        self.queues.remove(name);
+        self.forget(name);
+    }
+
     /// Ends the consumers of a queue that was removed, and deletes its bindings.
     pub(super) fn forget(&mut self, name: &str) {
         let of_queue = self.channels.extract_if(|_, channel| *channel.queue == *name);
@@ -233,8 +239,7 @@ impl BrokerState {
             return;
         }
         if queue.expires_at().is_some_and(|at| at <= Instant::now()) {
-            self.queues.remove(name);
-            self.forget(name);
+            self.remove(name);
         } else {
             self.turn(name);
         }

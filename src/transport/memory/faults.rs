@@ -117,10 +117,7 @@ impl MemoryBroker {
 
     /// Deletes a queue with its messages, as an operator can.
     pub fn delete_queue(&self, queue: &str) {
-        self.change(|state| {
-            state.queues.remove(queue);
-            state.forget(queue);
-        });
+        self.change(|state| state.remove(queue));
     }
 
     /// Deletes an exchange and its bindings, as an operator can.

@@ -1,11 +1,11 @@
-//! Takes single messages out of queues (`basic.get`), and counts the messages in a queue. The dead letters are read in
-//! this way.
+//! Takes single messages out of queues (`basic.get`), counts the messages in a queue, and deletes a queue. The dead
+//! letters are read in this way.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use lapin::options::QueueDeclareOptions;
+use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{FieldTable, ShortString};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
@@ -100,6 +100,19 @@ impl Puller {
             .unwrap_or_else(|_| Err(ended()))
             .map_err(|refusal| refusal.during(format!("count the messages of the queue `{queue}`")))
     }
+
+    /// Deletes a queue. Tells how many of its messages were ready; `None` if there is no such queue.
+    ///
+    /// # Errors
+    /// As [`Puller::get`].
+    pub(super) async fn delete(&self, queue: &str) -> Result<Option<u64>, Error> {
+        let deleting = delete(self.link.clone(), short(queue).map_err(Error::Invalid)?);
+        let deleted = self.questions.spawn_on(deleting, &self.runtime).await;
+        let deleted = deleted
+            .unwrap_or_else(|_| Err(ended()))
+            .map_err(|refusal| refusal.during(format!("delete the queue `{queue}`")))?;
+        Ok(deleted.map(|count| count.waiting))
+    }
 }
 
 /// What callers are told after the connection has ended.
@@ -119,6 +132,18 @@ async fn count(link: Arc<Link>, queue: ShortString) -> Result<Option<QueueCount>
         Err(Refusal::Refused { code: NOT_FOUND, text }) if is_missing(&text) => Ok(None),
         Err(refusal) => Err(refusal),
     }
+}
+
+/// Counts before it deletes: for the broker, deleting a queue that is not there is no error, and of a quorum queue it
+/// tells a number that may be some seconds old.
+async fn delete(link: Arc<Link>, queue: ShortString) -> Result<Option<QueueCount>, Refusal> {
+    let counted = count(link.clone(), queue.clone()).await?;
+    if counted.is_some() {
+        let channel = link.channel().await?;
+        link.hear(channel.queue_delete(queue, QueueDeleteOptions::default())).await?;
+        declare::close(&link, &channel).await;
+    }
+    Ok(counted)
 }
 
 /// Whether the queue does not exist. The broker also says NOT_FOUND of a queue whose node is down, but in other words.
