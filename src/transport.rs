@@ -235,6 +235,20 @@ impl Transport {
         }
     }
 
+    /// The [offset](Delivery::offset) of a stream's last message, or of one that was written meanwhile. `None` if
+    /// nothing was ever written to it, which takes a second to find out over RabbitMQ.
+    ///
+    /// While a stream is not ready, as after a restart, RabbitMQ ends the connection of who asks for it.
+    ///
+    /// # Errors
+    /// As [`Transport::consume`].
+    pub async fn last_offset(&self, stream: &str) -> Result<Option<u64>, Error> {
+        match self {
+            Self::Memory(connection) => in_time("find the end of a stream", connection.last_offset(stream)).await,
+            Self::Rabbit(connection) => connection.last_offset(stream).await,
+        }
+    }
+
     /// The user of this transport, whose name every published message carries. `None` if the broker has no users, or
     /// was not asked yet: a client asks with its first publication.
     #[must_use]

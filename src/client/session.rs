@@ -202,6 +202,7 @@ mod tests {
             redelivered: false,
             failures: 0,
             death: None,
+            offset: None,
             received,
             settler: None,
         }

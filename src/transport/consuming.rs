@@ -1,7 +1,7 @@
 //! Consuming: how messages come out of a queue, how each is settled, and how a consumer ends.
 
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
@@ -26,11 +26,11 @@ pub enum Mode {
     },
     /// Deliveries count as acknowledged when the broker sends them.
     NoAck,
-    /// The messages of a stream, which stay in it. They are acknowledged to make room for further ones.
+    /// The messages of a stream, which stay in it. They are acknowledged, in any order, to make room for further ones.
     Stream {
         /// The first of them.
         from: StreamStart,
-        /// A number of messages.
+        /// A number of messages. RabbitMQ 3 sends messages that were written together as a whole, even if they are more.
         prefetch: u16,
     },
 }
@@ -42,6 +42,13 @@ pub enum StreamStart {
     First,
     /// At the last messages that were written together, often one. If there are none, at the next message.
     Last,
+    /// At the message with this [offset](Delivery::offset). If that is deleted, at the oldest message. If it is not
+    /// written yet, at it: what is written before is left out.
+    Offset(u64),
+    /// At the first message that was written at this time or later. RabbitMQ counts in whole seconds, and may deliver
+    /// some earlier messages first, which were written together with that one. If nothing was written since, at the next
+    /// message, whenever that is written.
+    Time(SystemTime),
 }
 
 impl Mode {
@@ -221,6 +228,9 @@ pub struct Delivery {
     pub failures: u32,
     /// How it became a dead letter, if the broker made it one.
     pub death: Option<Death>,
+    /// Where it is in its stream: the first message that was written there has 0, and each further one the next number.
+    /// `None` if it does not come from a stream.
+    pub offset: Option<u64>,
     /// When it arrived here.
     pub(crate) received: Instant,
     /// How it is settled. `None` in the mode [`Mode::NoAck`].

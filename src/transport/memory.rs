@@ -8,6 +8,7 @@ mod channel;
 mod faults;
 mod publishing;
 mod queue;
+mod stream;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -269,6 +270,14 @@ impl MemoryConnection {
         let counted = state.count(self.0.id, queue)?;
         state.remove(queue);
         Ok(counted.map(|count| count.waiting))
+    }
+
+    /// The offset of a stream's last message. `None` if nothing was written to it.
+    ///
+    /// # Errors
+    /// As [`MemoryConnection::consume`].
+    pub async fn last_offset(&self, stream: &str) -> Result<Option<u64>, Error> {
+        self.answers(Some(stream)).await?.last_offset(stream)
     }
 
     /// Tells what happens to the connection from now on.

@@ -18,6 +18,7 @@ mod publisher;
 mod pull;
 mod repeat;
 mod socket;
+mod stream;
 #[cfg(feature = "tls")]
 mod tls;
 #[cfg(not(feature = "tls"))]

@@ -3,9 +3,10 @@
 
 use std::collections::BTreeSet;
 use std::future::Future;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use hopline::Error;
 use hopline::topology::{Binding, Declaration, Exchange, ExchangeKind, Queue, QueueKind};
 use hopline::transport::{
@@ -186,6 +187,216 @@ async fn a_stream_keeps_its_messages_and_gives_them_to_every_consumer() {
 
 fn stream() -> Queue {
     Queue::new(unique("stream"), QueueKind::Stream)
+}
+
+/// A stream that is deleted by the test: streams do not expire.
+struct KeptStream {
+    transport: Transport,
+    name: String,
+}
+
+impl KeptStream {
+    async fn new(arguments: Queue) -> Self {
+        let transport = Broker::new().connect().await;
+        let name = declared(&transport, arguments).await;
+        Self { transport, name }
+    }
+
+    async fn read(&self, from: StreamStart, prefetch: u16) -> Consumer {
+        consume(&self.transport, &self.name, Mode::Stream { from, prefetch }).await
+    }
+
+    /// Writes a message with each of these numbers.
+    async fn write(&self, numbers: std::ops::Range<u64>) {
+        for number in numbers {
+            accepted(&self.transport, to_queue(&self.name, number.to_string())).await;
+        }
+    }
+
+    /// The same, but some of them are written together.
+    async fn write_together(&self, numbers: std::ops::Range<u64>) {
+        let publications = numbers.map(|number| to_queue(&self.name, number.to_string()));
+        let receipts: Vec<_> = publications.map(|publication| self.transport.publish(publication)).collect();
+        for receipt in receipts {
+            assert_eq!(outcome(receipt).await, Ok(Confirm::Accepted));
+        }
+    }
+
+    async fn delete(self) {
+        assert!(soon(self.transport.delete(&self.name)).await.expect("its owner may").is_some());
+    }
+}
+
+/// The next message of a stream, which is its offset in words.
+async fn next_number(consumer: &mut Consumer) -> u64 {
+    let delivery = next(consumer).await;
+    let offset = delivery.offset.expect("it comes from a stream");
+    assert_eq!(text(&delivery), offset.to_string());
+    delivery.settle(Settle::Ack);
+    offset
+}
+
+#[tokio::test]
+async fn a_consumer_of_a_stream_begins_where_it_says_and_is_told_where_each_message_is() {
+    let stream = KeptStream::new(stream()).await;
+    let (past, future) = (SystemTime::UNIX_EPOCH, SystemTime::now() + Duration::from_secs(3600));
+    // It waits for a message that is not written yet, and leaves out those before.
+    let mut ahead = stream.read(StreamStart::Offset(8), 1).await;
+    stream.write(0..6).await;
+    let starts = [
+        (StreamStart::First, 0),
+        (StreamStart::Offset(0), 0),
+        (StreamStart::Offset(3), 3),
+        (StreamStart::Offset(5), 5),
+        (StreamStart::Time(past), 0),
+    ];
+    for (from, expected) in starts {
+        let mut consumer = stream.read(from, 2).await;
+        for offset in expected..6 {
+            assert_eq!(next_number(&mut consumer).await, offset, "{from:?}");
+        }
+    }
+    // Of a time when nothing was written yet, the next message is the first.
+    let mut late = stream.read(StreamStart::Time(future), 2).await;
+    let mut never = stream.read(StreamStart::Offset(u64::MAX), 2).await;
+    stream.write(6..10).await;
+    for offset in 6..10 {
+        assert_eq!(next_number(&mut late).await, offset);
+    }
+    for offset in 8..10 {
+        assert_eq!(next_number(&mut ahead).await, offset);
+    }
+    assert!(never.next().now_or_never().is_none());
+    stream.delete().await;
+}
+
+#[tokio::test]
+async fn a_consumer_from_a_time_on_gets_everything_that_was_written_since() {
+    let stream = KeptStream::new(stream()).await;
+    stream.write(0..3).await;
+    let since = SystemTime::now();
+    stream.write(3..6).await;
+    let mut consumer = stream.read(StreamStart::Time(since), 10).await;
+    let first = next_number(&mut consumer).await;
+    // RabbitMQ may begin earlier.
+    assert!(first <= 3, "{first}");
+    for offset in first + 1..6 {
+        assert_eq!(next_number(&mut consumer).await, offset);
+    }
+    stream.delete().await;
+}
+
+#[tokio::test]
+async fn a_consumer_of_a_stream_gets_more_as_it_acknowledges_in_any_order_or_some_never() {
+    let stream = KeptStream::new(stream()).await;
+    stream.write(0..8).await;
+    let mut slow = stream.read(StreamStart::First, 2).await;
+    let mut held = take(&mut slow, 2).await;
+    // This one reads everything, so there was time for more.
+    let mut fast = stream.read(StreamStart::First, 100).await;
+    for offset in 0..8 {
+        assert_eq!(next_number(&mut fast).await, offset);
+    }
+    assert!(slow.next().now_or_never().is_none(), "it has as many as it may");
+    held.remove(1).settle(Settle::Ack);
+    held.push(next(&mut slow).await);
+    assert_eq!(texts(&held), ["0", "2"]);
+    assert!(slow.next().now_or_never().is_none());
+    // A stream takes nothing back: whatever is said of a message makes room for the next.
+    held.remove(1).settle(Settle::GiveBack);
+    for (offset, settle) in (3..7).zip([Settle::Failed, Settle::Discard, Settle::Ack, Settle::Ack]) {
+        let delivery = next(&mut slow).await;
+        assert_eq!((delivery.offset, delivery.redelivered), (Some(offset), false));
+        delivery.settle(settle);
+    }
+    // The first one is never settled.
+    drop(held);
+    assert_eq!(next_number(&mut slow).await, 7);
+    let mut other = stream.read(StreamStart::First, 1).await;
+    assert_eq!(next_number(&mut other).await, 0);
+    stream.delete().await;
+}
+
+#[tokio::test]
+async fn what_was_written_together_comes_in_order_and_begins_at_the_very_offset() {
+    let stream = KeptStream::new(stream()).await;
+    stream.write_together(0..1000).await;
+    for first in [0, 1, 501, 999] {
+        let mut consumer = stream.read(StreamStart::Offset(first), 10).await;
+        for offset in first..1000 {
+            assert_eq!(next_number(&mut consumer).await, offset);
+        }
+    }
+    stream.delete().await;
+}
+
+#[tokio::test]
+async fn what_a_publisher_says_of_the_place_in_a_stream_counts_for_nothing() {
+    let stream = KeptStream::new(stream()).await;
+    let classic = declared(&stream.transport, queue(QueueKind::Exclusive)).await;
+    let lie = |queue: &str| {
+        let headers = vec![("x-stream-offset".to_owned(), "7".to_owned())];
+        Publication { properties: Properties { headers, ..Properties::default() }, ..to_queue(queue, "lie") }
+    };
+    for queue in [&stream.name, &classic] {
+        accepted(&stream.transport, lie(queue)).await;
+    }
+    let mut consumer = stream.read(StreamStart::First, 1).await;
+    assert_eq!(next(&mut consumer).await.offset, Some(0));
+    let mut consumer = consume(&stream.transport, &classic, Mode::NoAck).await;
+    assert_eq!(next(&mut consumer).await.offset, None);
+    stream.delete().await;
+}
+
+/// Writes to a stream until its first message is gone. Returns the offset of the oldest.
+async fn fill_until_the_oldest_goes(stream: &KeptStream, bytes: usize, at_most: usize) -> u64 {
+    for _ in 0..at_most {
+        accepted(&stream.transport, to_queue(&stream.name, "x".repeat(bytes))).await;
+        let mut consumer = stream.read(StreamStart::First, 1).await;
+        match next(&mut consumer).await.offset {
+            Some(0) => {}
+            oldest => return oldest.expect("it comes from a stream"),
+        }
+    }
+    panic!("{at_most} messages of {bytes} bytes are all there");
+}
+
+#[tokio::test]
+async fn a_stream_that_keeps_so_many_bytes_deletes_the_oldest_messages() {
+    let stream = KeptStream::new(Queue { max_bytes: Some(64 * 1024), ..stream() }).await;
+    let oldest = fill_until_the_oldest_goes(&stream, 4096, 1000).await;
+    // Whoever asks for a message that is gone gets the oldest.
+    let mut consumer = stream.read(StreamStart::Offset(0), 1).await;
+    assert!(next(&mut consumer).await.offset >= Some(oldest));
+    stream.delete().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_keeps_so_long_deletes_the_oldest_messages() {
+    let bounds = Queue { max_bytes: Some(16 << 20), max_age: Some(Duration::from_secs(1)), ..stream() };
+    let stream = KeptStream::new(bounds).await;
+    for _ in 0..3 {
+        accepted(&stream.transport, to_queue(&stream.name, "x".repeat(1 << 20))).await;
+    }
+    // These have to become older than the broker keeps them.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    // All together are fewer bytes than it keeps.
+    fill_until_the_oldest_goes(&stream, 1 << 20, 10).await;
+    stream.delete().await;
+}
+
+#[tokio::test]
+async fn the_end_of_a_stream_is_the_offset_of_its_last_message() {
+    let stream = KeptStream::new(stream()).await;
+    let last = async || soon(stream.transport.last_offset(&stream.name)).await.expect("it is there");
+    assert_eq!(last().await, None);
+    stream.write(0..3).await;
+    assert_eq!(last().await, Some(2));
+    stream.write_together(3..5000).await;
+    assert_eq!(last().await, Some(4999));
+    let missing = soon(stream.transport.last_offset(&unique("missing"))).await;
+    assert!(matches!(missing, Err(Error::Broker { .. })), "{missing:?}");
+    stream.delete().await;
 }
 
 // Publishing: what the receipt says.

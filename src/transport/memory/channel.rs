@@ -11,7 +11,7 @@ use super::broker::{BrokerState, locked, missing};
 use super::queue::{MemoryQueue, QueueEntry, StoredMessage};
 use crate::error::Error;
 use crate::topology::QueueKind;
-use crate::transport::{ConsumerEnd, Delivery, Life, Mode, QueueCount, Settle, Settler, StreamStart};
+use crate::transport::{ConsumerEnd, Delivery, Life, Mode, QueueCount, Settle, Settler};
 
 /// RabbitMQ's word for a message that was delivered too often.
 const DELIVERY_LIMIT: &str = "delivery_limit";
@@ -29,8 +29,8 @@ pub(super) struct Channel {
     /// Whether its queue counts failed deliveries.
     counts: bool,
     next_tag: u64,
-    /// Which message of a stream is next.
-    next_of_stream: usize,
+    /// The offset of the message of a stream that is next.
+    next_of_stream: u64,
     /// `None` after the consumer was cancelled.
     consumption: Option<Consumption>,
     life: Arc<Life>,
@@ -63,8 +63,8 @@ impl BrokerState {
         state.consumers.push_back(id);
         let counts = state.arguments.kind == QueueKind::Quorum;
         let next_of_stream = match consumption.mode {
-            Mode::Stream { from: StreamStart::Last, .. } => state.log.len().saturating_sub(1),
-            _ => 0,
+            Mode::Stream { from, .. } => state.stream.start(from),
+            Mode::Settle { .. } | Mode::SettleAnyTime { .. } | Mode::NoAck => 0,
         };
         let (unsettled, consumption) = (BTreeMap::new(), Some(consumption));
         let channel = Channel {
@@ -127,16 +127,23 @@ impl BrokerState {
     }
 
     /// How many messages of a queue are ready.
-    pub(super) fn count(&self, connection: u64, queue: &str) -> Result<Option<QueueCount>, Error> {
-        match self.queues.get(queue) {
+    pub(super) fn count(&mut self, connection: u64, queue: &str) -> Result<Option<QueueCount>, Error> {
+        match self.queues.get_mut(queue) {
             Some(state) if state.is_locked_to(connection) => {
                 Err(locked(format!("count the messages of the queue `{queue}`")))
             }
-            state => Ok(state.map(|state| QueueCount {
-                waiting: state.len() as u64,
-                consumers: u32::try_from(state.consumers.len()).unwrap_or(u32::MAX),
+            state => Ok(state.map(|state| {
+                state.stream.trim(&state.arguments);
+                let consumers = u32::try_from(state.consumers.len()).unwrap_or(u32::MAX);
+                QueueCount { waiting: state.len() as u64, consumers }
             })),
         }
+    }
+
+    /// The offset of a stream's last message.
+    pub(super) fn last_offset(&self, stream: &str) -> Result<Option<u64>, Error> {
+        let found = self.queues.get(stream).map(|state| state.stream.last());
+        found.ok_or_else(|| missing(format!("find the end of the stream `{stream}`"), "queue"))
     }
 
     /// Delivers nothing more on a channel. What is delivered can still be settled.
@@ -244,10 +251,11 @@ impl Channel {
     /// Delivers messages of a stream, as far as the consumer has room.
     pub(super) fn read_on(&mut self, stream: &mut MemoryQueue) {
         while self.has_room()
-            && let Some(message) = stream.log.get(self.next_of_stream).cloned()
+            && let Some((offset, message)) = stream.stream.at_or_after(self.next_of_stream)
         {
-            self.next_of_stream += 1;
-            let entry = stream.entry(message, Instant::now());
+            self.next_of_stream = offset + 1;
+            let mut entry = stream.entry(message, Instant::now());
+            entry.offset = Some(offset);
             self.deliver(entry);
         }
     }
@@ -265,7 +273,7 @@ impl Channel {
         };
         let settled = settler.is_some();
         let (redelivered, failures) = (entry.redelivered, if self.counts { entry.failures } else { 0 });
-        let message = entry.message.clone();
+        let (message, offset) = (entry.message.clone(), entry.offset);
         if settled {
             self.unsettled.insert(self.next_tag, entry);
             self.next_tag += 1;
@@ -274,11 +282,13 @@ impl Channel {
             drop(entry);
         }
         // If the consumer was dropped at this moment, its channel ends and the message is requeued.
-        let _ = consumption.deliveries.send(delivery(message, redelivered, failures, settler));
+        let delivery = delivery(message, redelivered, failures, settler);
+        let _ = consumption.deliveries.send(Delivery { offset, ..delivery });
     }
 }
 
 fn delivery(message: Arc<StoredMessage>, redelivered: bool, failures: u32, settler: Option<Settler>) -> Delivery {
     let StoredMessage { exchange, key, properties, body, death } = Arc::unwrap_or_clone(message);
-    Delivery { body, properties, exchange, key, redelivered, failures, death, received: Instant::now(), settler }
+    let (offset, received) = (None, Instant::now());
+    Delivery { body, properties, exchange, key, redelivered, failures, death, offset, received, settler }
 }

@@ -66,7 +66,7 @@ impl BrokerState {
             return true;
         };
         if queue.is_stream() {
-            queue.log.push(message);
+            queue.stream.push(message);
             self.turn(name);
             return true;
         }
@@ -97,6 +97,7 @@ impl BrokerState {
             return;
         };
         if queue.is_stream() {
+            queue.stream.trim(&queue.arguments);
             for reader in queue.consumers.clone() {
                 if let Some(channel) = self.channels.get_mut(&reader) {
                     channel.read_on(queue);

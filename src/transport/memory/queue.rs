@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::stream::StreamLog;
 use crate::topology::{self, QueueKind};
 use crate::transport::{Death, Properties};
 
@@ -37,6 +38,8 @@ pub(super) struct QueueEntry {
     expires: Option<Instant>,
     /// How many deliveries of it have failed.
     pub(super) failures: u32,
+    /// Its place in a stream.
+    pub(super) offset: Option<u64>,
 }
 
 /// A task that looks at the queue at a given time. Dropping it cancels the task.
@@ -61,8 +64,8 @@ pub(super) struct MemoryQueue {
     pub(super) timer: Option<Timer>,
     /// The waiting messages, by priority.
     levels: Vec<VecDeque<QueueEntry>>,
-    /// All messages of a stream, which stay. RabbitMQ's bound is far away for what a process keeps in memory.
-    pub(super) log: Vec<Arc<StoredMessage>>,
+    /// The messages of a stream, which stay.
+    pub(super) stream: StreamLog,
     next_position: u64,
     /// Since when nobody has consumed it.
     idle_since: Instant,
@@ -77,7 +80,7 @@ impl MemoryQueue {
             consumers: VecDeque::new(),
             timer: None,
             levels: (0..levels).map(|_| VecDeque::new()).collect(),
-            log: Vec::new(),
+            stream: StreamLog::default(),
             next_position: 0,
             idle_since: Instant::now(),
         }
@@ -94,7 +97,7 @@ impl MemoryQueue {
 
     /// How many messages are ready. Those that are delivered and not settled do not count.
     pub(super) fn len(&self) -> usize {
-        self.levels.iter().map(VecDeque::len).sum::<usize>() + self.log.len()
+        self.levels.iter().map(VecDeque::len).sum::<usize>() + self.stream.len()
     }
 
     pub(super) fn is_stream(&self) -> bool {
@@ -126,6 +129,7 @@ impl MemoryQueue {
             // A time that the clock cannot express never comes.
             expires: message.properties.expiration.and_then(|time| now.checked_add(time)),
             failures: 0,
+            offset: None,
             message,
         }
     }

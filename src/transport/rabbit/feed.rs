@@ -14,11 +14,11 @@ use tracing::{debug, warn};
 
 use super::acks::Acks;
 use super::connection::{Link, Refusal};
-use super::declare;
 use super::wire::{Arrived, Sink};
 use super::words::{self, end_of_channel};
+use super::{declare, stream};
 use crate::limits::ANSWER_TIMEOUT;
-use crate::transport::{Consumer, ConsumerEnd, Delivery, Life, Mode, Settle, Settler, Stop, StreamStart};
+use crate::transport::{Consumer, ConsumerEnd, Delivery, Life, Mode, Settle, Settler, Stop};
 
 /// The most settled deliveries that are taken at once.
 const BATCH: usize = 256;
@@ -83,7 +83,8 @@ impl Feed {
         let (settler, settled) = mpsc::unbounded_channel();
         let (life, arrivals) = (Arc::new(Life::default()), Arc::new(Arrivals::default()));
         let settles = mode != Mode::NoAck;
-        let sink = sink(deliver.clone(), settles.then_some(settler), life.clone(), arrivals.clone());
+        let is_stream = matches!(mode, Mode::Stream { .. });
+        let sink = sink((deliver.clone(), is_stream), settles.then_some(settler), life.clone(), arrivals.clone());
         link.wire().consume(channel.id(), sink);
         let options = BasicConsumeOptions { no_ack: !settles, ..BasicConsumeOptions::default() };
         let stream = link.hear(channel.basic_consume(queue, "".into(), options, arguments(mode))).await?;
@@ -103,7 +104,7 @@ impl Feed {
             acks_at_once,
             prefetch,
             settles,
-            is_stream: matches!(mode, Mode::Stream { .. }),
+            is_stream,
         };
         Ok((consumer, feed, cancelled))
     }
@@ -244,7 +245,7 @@ impl Feed {
 
 /// Passes deliveries to the consumer. If the consumer is gone, they are requeued.
 fn sink(
-    deliver: mpsc::UnboundedSender<Delivery>,
+    (deliver, is_stream): (mpsc::UnboundedSender<Delivery>, bool),
     settler: Option<mpsc::UnboundedSender<(u64, Settle)>>,
     life: Arc<Life>,
     arrivals: Arc<Arrivals>,
@@ -253,7 +254,9 @@ fn sink(
         let tag = arrived.envelope.tag;
         let settler =
             settler.as_ref().map(|channel| Settler::Channel { tag, channel: channel.clone(), life: life.clone() });
-        let sent = deliver.send(delivered(arrived, settler));
+        // In another queue, this is what a publisher has made up.
+        let offset = arrived.content.offset.filter(|_| is_stream);
+        let sent = deliver.send(Delivery { offset, ..delivered(arrived, settler) });
         arrivals.last.store(tag, Ordering::Release);
         arrivals.more.notify_one();
         if let Err(mpsc::error::SendError(delivery)) = sent {
@@ -271,11 +274,7 @@ fn arguments(mode: Mode) -> FieldTable {
             arguments.insert("x-consumer-timeout".into(), AMQPValue::LongLongInt(CONSUMER_TIMEOUT_MS));
         }
         Mode::Stream { from, .. } => {
-            let offset = match from {
-                StreamStart::First => "first",
-                StreamStart::Last => "last",
-            };
-            arguments.insert("x-stream-offset".into(), AMQPValue::LongString(offset.into()));
+            arguments.insert("x-stream-offset".into(), stream::offset(from));
         }
         Mode::Settle { .. } | Mode::NoAck => {}
     }
@@ -293,6 +292,7 @@ pub(super) fn delivered(arrived: Arrived, settler: Option<Settler>) -> Delivery 
         exchange: envelope.exchange,
         key: envelope.key,
         redelivered: envelope.redelivered,
+        offset: None,
         received: Instant::now(),
         settler,
     }

@@ -17,6 +17,8 @@ const PERSISTENT: u8 = 2;
 const MAX_EXPIRATION_MS: u128 = u32::MAX as u128;
 /// The header in which a quorum queue counts the failed deliveries of a message.
 const DELIVERY_COUNT: &[u8] = b"x-delivery-count";
+/// The header in which the broker tells where in its stream a message is.
+const STREAM_OFFSET: &[u8] = b"x-stream-offset";
 /// The header in which the broker tells how it dead-lettered a message, the latest time first.
 const DEATHS: &[u8] = b"x-death";
 
@@ -152,6 +154,8 @@ pub(super) struct Content {
     pub(super) number: Option<u64>,
     /// How many deliveries of the message have failed. 0 if its queue does not count them.
     pub(super) failures: u32,
+    /// Where in its stream the message is, if it comes from one.
+    pub(super) offset: Option<u64>,
     /// How the broker dead-lettered the message the last time. `None` if it did not.
     pub(super) death: Option<Death>,
 }
@@ -193,6 +197,7 @@ fn fill(content: &mut Content, mut fields: Fields<'_>) -> Option<()> {
                 HeaderValue::Number(count) if name == DELIVERY_COUNT => {
                     content.failures = u32::try_from(count.max(0)).unwrap_or(u32::MAX);
                 }
+                HeaderValue::Number(offset) if name == STREAM_OFFSET => content.offset = u64::try_from(offset).ok(),
                 HeaderValue::Array(deaths) if name == DEATHS => content.death = death(deaths),
                 _ => {}
             }
@@ -431,6 +436,19 @@ mod tests {
         assert_eq!(counted(AMQPValue::LongLongInt(-1)), 0);
         assert_eq!(counted(AMQPValue::LongLongInt(i64::MAX)), u32::MAX);
         assert_eq!(of(BasicProperties::default()).failures, 0);
+    }
+
+    #[test]
+    fn the_place_in_a_stream_is_read_if_it_is_a_number() {
+        let at = |value| {
+            let mut headers = FieldTable::default();
+            headers.insert("x-stream-offset".into(), value);
+            of(BasicProperties::default().with_headers(headers)).offset
+        };
+        assert_eq!(at(AMQPValue::LongLongInt(i64::MAX)), Some(i64::MAX as u64));
+        assert_eq!(at(AMQPValue::LongLongInt(0)), Some(0));
+        assert_eq!(at(AMQPValue::LongLongInt(-1)), None);
+        assert_eq!(at(AMQPValue::LongString("7".into())), None);
     }
 
     #[test]
