@@ -19,7 +19,7 @@ use crate::topology::{Namespace, ServiceId};
 use crate::transport::{Confirm, Delivery, Publication, Transport};
 
 pub use builder::DeadLettersBuilder;
-pub(crate) use catalogue::enter;
+pub(crate) use catalogue::{CatalogueEntry, enter};
 pub use handled::{Fate, Handled, Listed, WhichLetters};
 use held::{HeldLetters, answered, take};
 pub use letter::{DeadLetter, EarlierDeath, LetterKind};

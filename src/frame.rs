@@ -74,6 +74,11 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    /// Whether nobody waits for a reply, so that the broker may keep it for as long as it takes.
+    pub(crate) fn is_kept(self) -> bool {
+        matches!(self, Self::Oneway | Self::Event)
+    }
+
     fn from_number(number: u8) -> Option<Self> {
         [
             Self::Request,

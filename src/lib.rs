@@ -190,6 +190,7 @@ mod route;
 mod rules;
 mod document;
 mod state;
+mod subscription;
 mod settings;
 mod dead;
 mod error;
@@ -255,8 +256,9 @@ pub use registry::{Change, Pong, Registry, ServiceQueues};
 pub use route::{Route, Weights};
 pub use rules::{BreakerRule, Rule, RuleChange};
 pub use server::{Caller, Readiness, Running, Server, ServerBuilder, ServerHealth};
-pub use service::{Dispatch, Failure, IntoService, Method, QueueFull, Service};
+pub use service::{Dispatch, EventResult, Failure, IntoService, Method, QueueFull, Replay, Service};
 pub use state::State;
+pub use subscription::Subscription;
 pub use topology::ServiceId;
 #[cfg(feature = "tls")]
 pub use transport::{QueueCount, Tls};

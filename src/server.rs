@@ -30,6 +30,7 @@ mod readiness;
 mod reading;
 mod reason;
 mod repair;
+mod replay;
 mod replies;
 mod reply;
 mod rules;
@@ -43,6 +44,7 @@ mod site;
 mod supervisor;
 mod tap;
 mod through;
+mod turns;
 mod ward;
 mod worker;
 
@@ -72,16 +74,15 @@ pub use self::running::Running;
 use self::signals::Signals;
 use self::site::Site;
 use self::supervisor::Supervisor;
-use self::worker::EVENT;
 use crate::compression::Compression;
 use crate::context::Context;
 use crate::error::Error;
 use crate::exchanges::Exchanges;
 use crate::frame::{Excess, check_entries};
-use crate::limits::EVENTS_PREFETCH;
 use crate::middleware::Chain;
-use crate::service::{Dispatch, IntoService, Service};
-use crate::topology::{Namespace, check_event_pattern};
+use crate::service::{EventResult, IntoService, Service};
+use crate::subscription::Subscription;
+use crate::topology::{Namespace, ServiceId};
 use crate::transport::{Dial, Role, Transport};
 
 /// Serves any number of services, and handles events, over one connection for each direction.
@@ -106,8 +107,10 @@ pub struct Server {
     compression: Option<Compression>,
     middleware: Chain,
     instance: Arc<str>,
+    /// With the groups of which it handles events.
     services: Vec<Service>,
-    subscriptions: Vec<(String, Service)>,
+    /// The subscriptions without a group.
+    subscriptions: Vec<Service>,
     attributes: BTreeMap<String, String>,
     allow: Allow,
     allow_drain: Allow,
@@ -160,22 +163,40 @@ impl Server {
         self
     }
 
-    /// Calls `handler` for each event whose key matches `pattern`. A pattern is words with single dots between them,
-    /// where `*` stands for any one word and `#` for any number of words. [`Context::method`] is the key of the event.
+    /// Calls `handler` for each event that a [`Subscription`] is for, or whose key matches a pattern. A pattern is words
+    /// with single dots between them, where `*` stands for any one word and `#` for any number of words.
+    /// [`Context::method`] is the key of the event. The handler returns nothing, or a `Result`: see [`EventResult`].
     ///
-    /// An event reaches every server with a matching subscription that is up when the event is published. A
-    /// subscription handles its events one after the other; those of one publisher come in the order in which they were
-    /// published.
+    /// Without a [group](Subscription::shared), an event reaches every server with a matching subscription that is up when
+    /// the event is published. A subscription handles its events one after the other; those of one publisher come in the
+    /// order in which they were published.
+    ///
+    /// ```
+    /// use hopline::{Context, Subscription};
+    ///
+    /// # async fn example() -> Result<(), hopline::Error> {
+    /// let tell = |ctx: Context, order: u64| async move { println!("{}: {order}", ctx.method()) };
+    /// let server = hopline::Server::connect("memory://")
+    ///     .await?
+    ///     .subscribe("order.*", tell)
+    ///     .subscribe(Subscription::to("order.created").shared("billing"), tell);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
-    pub fn subscribe<T, F, Fut>(mut self, pattern: &str, handler: F) -> Self
+    pub fn subscribe<T, F, Fut>(mut self, subscription: impl Into<Subscription<T>>, handler: F) -> Self
     where
         F: Fn(Context, T) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = ()> + Send + 'static,
+        Fut: Future + Send + 'static,
+        Fut::Output: EventResult,
         T: DeserializeOwned + Send + 'static,
     {
-        let service = Service::new("events", 1).event(EVENT, handler);
-        let service = service.prefetch(EVENTS_PREFETCH).dispatch(Dispatch::Inline).of_pattern(pattern);
-        self.subscriptions.push((pattern.to_owned(), service));
+        let service = subscription.into().into_service(handler);
+        let is_group = service.id.as_ref().is_ok_and(ServiceId::is_group);
+        if is_group {
+            self.services.push(service)
+        } else {
+            self.subscriptions.push(service)
+        }
         self
     }
 
@@ -191,60 +212,6 @@ impl Server {
     #[must_use]
     pub fn attribute(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.attributes.insert(name.into(), value.into());
-        self
-    }
-
-    /// Sets the rule that says who may do what. `rule` gets the caller and what it wants to do, before arguments are
-    /// read. It returns whether that is allowed. Default: everything is allowed. A second rule replaces the first.
-    ///
-    /// What the caller wants is written as follows:
-    ///
-    /// - a request, oneway call or broadcast is `service.vMAJOR.method`,
-    /// - a question of discovery is `service.vMAJOR.hopline.ping`, `.info`, `.stats`, `.schema`, `.tap` or `.drain`,
-    /// - an event is `event:KEY`.
-    ///
-    /// A request that is refused is answered with `PERMISSION_DENIED`, a oneway call becomes a dead letter, and an
-    /// event is dropped and logged. The rule is not asked about cancels: who cancels must know the id of the call, and
-    /// only the caller does. The rule is called for every frame and must not block. If it panics, the frame is refused.
-    ///
-    /// ```
-    /// # async fn example() -> Result<(), hopline::Error> {
-    /// # let url = "memory://";
-    /// let server = hopline::Server::connect(url).await?.allow(|caller, method| match method {
-    ///     "ledger.v1.book" => caller.user == Some("billing"),
-    ///     _ => caller.user.is_some(),
-    /// });
-    /// # Ok(()) }
-    /// ```
-    #[must_use]
-    pub fn allow<F>(mut self, rule: F) -> Self
-    where
-        F: Fn(&Caller<'_>, &str) -> bool + Send + Sync + 'static,
-    {
-        self.allow = Allow::by(rule);
-        self
-    }
-
-    /// Lets operators have this server drained from afar, as `hopline drain INSTANCE` and
-    /// [`Registry::drain`](crate::Registry::drain) do. `rule` gets the caller, and returns whether that one may. The rule
-    /// of [`allow`](Self::allow) is asked, too, about `service.vMAJOR.hopline.drain`. Default: nobody may. A second rule
-    /// replaces the first.
-    ///
-    /// The server replies, and drains as after a signal: [`Running::run_until_signal`] and [`Server::run_until`] return
-    /// when it has drained. In a program that waits for something else, [`Running::health`] tells that it has ended.
-    ///
-    /// ```
-    /// # async fn example() -> Result<(), hopline::Error> {
-    /// # let url = "memory://";
-    /// let server = hopline::Server::connect(url).await?.allow_drain(|caller| caller.user == Some("operator"));
-    /// # Ok(()) }
-    /// ```
-    #[must_use]
-    pub fn allow_drain<F>(mut self, rule: F) -> Self
-    where
-        F: Fn(&Caller<'_>) -> bool + Send + Sync + 'static,
-    {
-        self.allow_drain = Allow::by(move |caller, _| rule(caller));
         self
     }
 
@@ -264,14 +231,14 @@ impl Server {
         let Self { services, subscriptions, attributes, allow, allow_drain, middleware, .. } = self;
         check_entries(attributes.iter().map(|(name, value)| (&**name, &**value)))
             .map_err(|excess| Error::Invalid(too_many(excess)))?;
-        for (pattern, _) in &subscriptions {
-            check_event_pattern(pattern).map_err(Error::Invalid)?;
-        }
         let mut served = BTreeMap::new();
         for service in services {
             let id = service.checked()?;
             if served.insert(id.clone(), service).is_some() {
-                return Err(Error::Invalid(format!("the service `{id}` is served twice")));
+                return Err(Error::Invalid(match id.is_group() {
+                    true => format!("this server subscribes twice as the group `{}`: name another one", id.name()),
+                    false => format!("the service `{id}` is served twice"),
+                }));
             }
         }
 
@@ -316,13 +283,13 @@ impl Server {
         });
         // From here on whatever has begun ends with it.
         let running = Running::new(site.clone());
-        let patterns: Vec<String> = subscriptions.iter().map(|(pattern, _)| pattern.clone()).collect();
+        let patterns: Vec<_> = subscriptions.iter().filter_map(|service| service.pattern.clone()).collect();
         let mut supervisor = Supervisor::new(site, dial);
         for (id, service) in served {
             supervisor.serve(id, service)?;
         }
-        for (pattern, service) in subscriptions {
-            supervisor.subscribe(pattern, service.checked()?, service)?;
+        for service in subscriptions {
+            supervisor.subscribe(service.checked()?, service)?;
         }
         tokio::spawn(running.site.clone().announce());
         let (name, services) = (running.site.name.clone(), running.site.services.clone());

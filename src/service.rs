@@ -6,11 +6,13 @@ mod dispatch;
 mod failure;
 mod handler;
 mod method;
+mod replay;
 mod schema;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -18,10 +20,12 @@ use serde::de::DeserializeOwned;
 
 pub(crate) use self::body::Body;
 pub use self::dispatch::{Dispatch, QueueFull};
-pub use self::failure::Failure;
+pub use self::failure::{EventResult, Failure};
 pub(crate) use self::handler::{Answer, Handler, arguments_of, running};
 use self::method::MAX_PAUSE;
 pub use self::method::Method;
+pub use self::replay::Replay;
+pub(crate) use self::replay::ReplaySettings;
 #[cfg(feature = "schema")]
 pub(crate) use self::schema::schema_of;
 pub use self::schema::{Probe, Undescribed};
@@ -30,6 +34,11 @@ use crate::context::Context;
 use crate::error::Error;
 use crate::middleware::{Chain, Middleware};
 use crate::topology::{CallsQueue, QueueKind, ServiceId, check_name};
+
+/// The name of the only method of a subscription.
+pub(crate) const EVENT: &str = "event";
+/// The number of the line in which an event waits for those of the same key. `None` if the event cannot be read.
+pub(crate) type EventOrder = Arc<dyn Fn(Codec, &[u8]) -> Option<u64> + Send + Sync>;
 
 /// The name under which the registry shows what answers the calls of all other methods. No method can have it.
 const FALLBACK: &str = "*";
@@ -57,6 +66,10 @@ pub struct Service {
     pub(crate) problems: Vec<String>,
     /// The pattern of event keys, if this is a subscription.
     pub(crate) pattern: Option<String>,
+    /// In which order its events are handled, if they have one.
+    pub(crate) order: Option<EventOrder>,
+    /// `Some` if its events come from a stream.
+    pub(crate) replay: Option<ReplaySettings>,
     /// How many messages of each queue may be unacknowledged. `None`: as many as run at once.
     pub(crate) prefetch: Option<u16>,
     /// How many calls run at once.
@@ -73,11 +86,18 @@ impl Service {
     /// [`Server::start`](crate::Server::start) fail.
     #[must_use]
     pub fn new(name: &str, version: u32) -> Self {
+        Self::of(ServiceId::new(name, version))
+    }
+
+    /// The same, of this id.
+    pub(crate) fn of(id: Result<ServiceId, String>) -> Self {
         Self {
-            id: ServiceId::new(name, version),
+            id,
             methods: BTreeMap::new(),
             fallback: None,
             pattern: None,
+            order: None,
+            replay: None,
             problems: Vec::new(),
             prefetch: None,
             concurrency: 256,
@@ -180,26 +200,19 @@ impl Service {
     }
 
     /// Adds the handler of a subscription's events. An event is one value, not a tuple of arguments.
-    pub(crate) fn event<T, F, Fut>(self, name: &str, handler: F) -> Self
+    pub(crate) fn event<T, F, Fut>(self, method: Method, handler: F) -> Self
     where
         F: Fn(Context, T) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = ()> + Send + 'static,
+        Fut: Future + Send + 'static,
+        Fut::Output: EventResult,
         T: DeserializeOwned + Send + 'static,
     {
         let read = |codec: Codec, payload: &[u8]| codec.decode(payload).map_err(|error| format!("the event {error}"));
         let handler = running(read, move |context, event| {
             let handling = handler(context, event);
-            async move {
-                handling.await;
-                Ok::<(), ()>(())
-            }
+            async move { handling.await.into_result() }
         });
-        self.add(Method::new(name), handler)
-    }
-
-    /// The same service as the subscription to `pattern`.
-    pub(crate) fn of_pattern(self, pattern: &str) -> Self {
-        Self { pattern: Some(pattern.to_owned()), ..self }
+        self.add(method, handler)
     }
 
     /// Adds a method and its handler, and checks the method's settings.

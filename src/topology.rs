@@ -130,6 +130,21 @@ impl Namespace {
         format!("{}.{service}.dead", self.0)
     }
 
+    /// The stream that keeps the events of a pattern.
+    pub(crate) fn kept_stream(&self, pattern: &str) -> String {
+        format!("{}.kept:{pattern}", self.0)
+    }
+
+    /// The queue whose only message one instance of a group has: the one that reads the stream.
+    pub(crate) fn turn_queue(&self, group: &ServiceId) -> String {
+        format!("{}.{group}.turn", self.0)
+    }
+
+    /// The queue that says how far a group has read its stream.
+    pub(crate) fn offset_queue(&self, group: &ServiceId) -> String {
+        format!("{}.{group}.offset", self.0)
+    }
+
     /// The exchange to which changes of rules are published, and the stream that keeps them.
     #[must_use]
     pub fn rules(&self) -> String {
@@ -198,6 +213,36 @@ impl Namespace {
         std::iter::once(Declaration::Queue(queue)).chain(bound).collect()
     }
 
+    /// The queue of a group's events, and the binding of its pattern. It keeps them as [`work`](Self::work) keeps oneway
+    /// calls.
+    pub(crate) fn group(&self, group: &ServiceId, queue: &GroupQueue) -> Vec<Declaration> {
+        let mut parts = self.work(group, &[]);
+        if let Some(Declaration::Queue(work)) = parts.first_mut() {
+            (work.max_length, work.single_active) = (queue.max_length, queue.in_order);
+        }
+        let bound =
+            queue.pattern.as_ref().map(|pattern| binding(self.events(), pattern.clone(), &self.work_queue(group)));
+        parts.extend(bound);
+        parts
+    }
+
+    /// The stream that keeps the events of a pattern, and its binding.
+    pub(crate) fn kept(&self, pattern: &str, age: Duration, bytes: u64) -> Vec<Declaration> {
+        let stream = Queue::new(self.kept_stream(pattern), QueueKind::Stream);
+        let stream = Queue { max_age: Some(age), max_bytes: Some(bytes), ..stream };
+        let bound = binding(self.events(), pattern.to_owned(), &stream.name);
+        vec![Declaration::Queue(stream), bound]
+    }
+
+    /// The queues of a group that reads a stream: for its turn, which one instance has, and for how far it has come.
+    pub(crate) fn replaying(&self, group: &ServiceId) -> [Declaration; 2] {
+        let kept = |name| Queue { delivery_limit: Some(KEPT_DELIVERIES), ..Queue::new(name, QueueKind::Quorum) };
+        let turn = Queue { max_length: Some(1), single_active: true, ..kept(self.turn_queue(group)) };
+        // More than one, since RabbitMQ 3 drops the latest when one that was taken out comes back to a full queue.
+        let offset = Queue { max_length: Some(4), keeps_latest: true, ..kept(self.offset_queue(group)) };
+        [turn, offset].map(Declaration::Queue)
+    }
+
     /// The queue of oneway calls that wait for their next attempt. When a message's time is over, the broker moves it
     /// to the work queue.
     pub(crate) fn retry(&self, service: &ServiceId) -> Declaration {
@@ -242,15 +287,18 @@ impl Namespace {
         instance: &str,
         calls: CallsQueue,
     ) -> Vec<Declaration> {
-        let unlimited = calls.max_length.is_none().then(|| binding(self.rpc(), unlimited_key(service), queue));
-        let parts = [
+        let mut parts = vec![
             Declaration::Queue(Queue::new(queue, QueueKind::Exclusive)),
             binding(self.rpc(), instance_key(service, instance), queue),
             binding(self.rpc(), all_key(service), queue),
-            binding(self.rpc(), presence_key(service), queue),
             binding(self.discovery(), ASK_KEY.to_owned(), queue),
         ];
-        parts.into_iter().chain(unlimited).collect()
+        // Nobody calls a group.
+        if !service.is_group() {
+            parts.push(binding(self.rpc(), presence_key(service), queue));
+            parts.extend(calls.max_length.is_none().then(|| binding(self.rpc(), unlimited_key(service), queue)));
+        }
+        parts
     }
 
     /// The binding by which a client's `queue` of replies also gets what instances announce.
@@ -287,6 +335,17 @@ pub(crate) struct CallsQueue {
     pub(crate) max_length: Option<u32>,
     /// Whether messages of a higher priority overtake others.
     pub(crate) priorities: bool,
+}
+
+/// How the queue of a group's events is declared. It must be the same for every instance, but for the pattern.
+#[derive(Debug, Clone)]
+pub(crate) struct GroupQueue {
+    /// Which events it gets. `None`: they come from a stream, and here are those that are tried again.
+    pub(crate) pattern: Option<String>,
+    /// How many messages may wait before the broker refuses more. `None`: no limit.
+    pub(crate) max_length: Option<u32>,
+    /// Whether one instance at a time gets the events.
+    pub(crate) in_order: bool,
 }
 
 /// 48 random bits as text: enough to tell the instances of one namespace apart, short enough to read aloud.
@@ -352,5 +411,8 @@ mod tests {
         assert_eq!(namespace.instance_queue(&demo, "i", "s"), "hopline.demo.v2@i.s");
         assert_eq!((instance_key(&demo, "i"), all_key(&demo)), ("demo.v2@i".into(), "demo.v2@*".into()));
         assert_eq!(oneway_key(&demo, "note"), "demo.v2.note");
+        let group = ServiceId::group("billing").expect("a good name");
+        assert_eq!(namespace.work_queue(&group), "hopline.group:billing.work");
+        assert_eq!(namespace.dead_queue(&group), "hopline.group:billing.dead");
     }
 }

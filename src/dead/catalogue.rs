@@ -1,13 +1,14 @@
-//! The catalogue: a queue that names every service with dead letters.
+//! The catalogue: a queue that names every service with dead letters, and every group with each of its patterns.
 //!
-//! Operators need it, since AMQP cannot list queues, and since the dead letters of a service that does not run matter
-//! most. Servers enter their services with [`enter`]; [`DeadLettersBuilder::counts`](crate::DeadLettersBuilder::counts)
+//! Operators need it, since AMQP can list neither queues nor bindings, and since the dead letters of a service that does not
+//! run matter most. Servers enter their services with [`enter`]; [`DeadLettersBuilder::counts`](crate::DeadLettersBuilder::counts)
 //! reads them.
 //!
-//! The catalogue is a queue with one message for each service. To read it, all messages are taken out and put back.
+//! The catalogue is a queue with one message for each entry. To read it, all messages are taken out and put back.
 //! Several readers can do that at the same time, so each may see only a part.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -36,13 +37,55 @@ const CLOSING: Duration = Duration::from_secs(1);
 /// The number of dead letters of each service, or why its queue did not tell.
 type Counts = Vec<(String, Result<u64, Error>)>;
 
-/// Enters `services` into the catalogue, if they are not in it. Servers call this before the first letter can come.
+/// An entry of the catalogue, written `name.vMAJOR`, or `group:NAME PATTERN`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct CatalogueEntry {
+    pub(crate) service: ServiceId,
+    /// Of a group: a pattern by which it gets events.
+    pub(crate) pattern: Option<String>,
+}
+
+impl CatalogueEntry {
+    /// `None` if the message is not an entry.
+    fn read(entry: &Delivery) -> Option<Self> {
+        let text = std::str::from_utf8(&entry.body).ok()?;
+        let (service, pattern) = match text.split_once(' ') {
+            Some((group, pattern)) => (group, Some(pattern.to_owned())),
+            None => (text, None),
+        };
+        let service = ServiceId::parse(service).ok()?;
+        (service.is_group() == pattern.is_some()).then_some(Self { service, pattern })
+    }
+
+    /// The message that enters it into the catalogue.
+    fn message(&self, namespace: &Namespace) -> Publication {
+        let properties =
+            Properties { persistent: true, content_type: Some("text/plain".to_owned()), ..Properties::default() };
+        to_queue(namespace.catalogue_queue(), properties, Bytes::from(self.to_string()))
+    }
+}
+
+impl fmt::Display for CatalogueEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.pattern {
+            Some(pattern) => write!(f, "{} {pattern}", self.service),
+            None => self.service.fmt(f),
+        }
+    }
+}
+
+/// Enters `entries` into the catalogue, if they are not in it. Servers call this before the first letter can come. Returns
+/// all that were in it before.
 ///
 /// # Errors
 /// `Broker` if the queue refuses an entry, `Disconnected`. The server tries again.
-pub(crate) async fn enter(transport: &Transport, namespace: &Namespace, services: &[ServiceId]) -> Result<(), Error> {
-    if services.is_empty() {
-        return Ok(());
+pub(crate) async fn enter(
+    transport: &Transport,
+    namespace: &Namespace,
+    entries: &[CatalogueEntry],
+) -> Result<BTreeSet<CatalogueEntry>, Error> {
+    if entries.is_empty() {
+        return Ok(BTreeSet::new());
     }
     // The queue's node may be down. A second declaration would wait at the broker beside this one, so this one is
     // awaited.
@@ -51,15 +94,15 @@ pub(crate) async fn enter(transport: &Transport, namespace: &Namespace, services
     // reader drops one of the two. The entries that were taken out are put back at once, since publishing may be held
     // up by an alarm.
     let entered = read(transport, namespace).await?.into_keys().collect::<BTreeSet<_>>();
-    for service in services.iter().filter(|service| !entered.contains(service)) {
-        match transport.publish(entry(namespace, service)).await? {
+    for entry in entries.iter().filter(|entry| !entered.contains(entry)) {
+        match transport.publish(entry.message(namespace)).await? {
             Confirm::Accepted => {}
             confirm => {
                 return Err(Error::refused("take an entry of the catalogue", format!("{confirm:?}")));
             }
         }
     }
-    Ok(())
+    Ok(entered)
 }
 
 /// Counts the dead letters of every service in the catalogue. Each queue has `timeout` to answer.
@@ -74,7 +117,8 @@ pub(super) async fn counts(dial: &Dial, namespace: &Namespace, timeout: Duration
         close(&transport).await;
         return Ok(Vec::new());
     }
-    let services = named(&transport, namespace, timeout).await?;
+    let services: BTreeSet<_> =
+        named(&transport, namespace, timeout).await?.into_iter().map(|entry| entry.service).collect();
     let counted = stream::iter(services).map(|service| async {
         let queue = namespace.dead_queue(&service);
         let operation = format!("count the dead letters in `{queue}`");
@@ -138,9 +182,13 @@ async fn close(transport: &Transport) {
     let _ = tokio::time::timeout(CLOSING, transport.close()).await;
 }
 
-/// The services that the catalogue names. Reads it until it has been twice the same, since others may read it at the
+/// All entries of the catalogue. Reads it until it has been twice the same, since others may read it at the
 /// same time.
-async fn named(transport: &Transport, namespace: &Namespace, timeout: Duration) -> Result<BTreeSet<ServiceId>, Error> {
+pub(super) async fn named(
+    transport: &Transport,
+    namespace: &Namespace,
+    timeout: Duration,
+) -> Result<BTreeSet<CatalogueEntry>, Error> {
     let (begun, operation) = (Instant::now(), format!("read the catalogue `{}`", namespace.catalogue_queue()));
     let (mut all, mut last) = (BTreeSet::new(), None);
     loop {
@@ -166,28 +214,15 @@ async fn named(transport: &Transport, namespace: &Namespace, timeout: Duration) 
     }
 }
 
-/// Takes out one entry of each service. They are put back when the result is dropped. Duplicates, and messages that are
-/// not entries, are removed for good.
-async fn read(transport: &Transport, namespace: &Namespace) -> Result<BTreeMap<ServiceId, HeldLetters>, Error> {
-    let mut entries = BTreeMap::<ServiceId, HeldLetters>::new();
+/// Takes out all entries. They are put back when the result is dropped. Duplicates, and messages that are not entries, are
+/// removed for good.
+async fn read(transport: &Transport, namespace: &Namespace) -> Result<BTreeMap<CatalogueEntry, HeldLetters>, Error> {
+    let mut entries = BTreeMap::<CatalogueEntry, HeldLetters>::new();
     while let Some(delivery) = transport.get(&namespace.catalogue_queue()).await? {
-        match service(&delivery) {
-            Some(service) if !entries.contains_key(&service) => entries.entry(service).or_default().keep(delivery),
+        match CatalogueEntry::read(&delivery) {
+            Some(entry) if !entries.contains_key(&entry) => entries.entry(entry).or_default().keep(delivery),
             _ => delivery.settle(Settle::Ack),
         }
     }
     Ok(entries)
-}
-
-/// The service that an entry names; `None` if the message is not an entry.
-fn service(entry: &Delivery) -> Option<ServiceId> {
-    ServiceId::parse(std::str::from_utf8(&entry.body).ok()?).ok()
-}
-
-/// The message that enters `service` into the catalogue.
-fn entry(namespace: &Namespace, service: &ServiceId) -> Publication {
-    let properties =
-        Properties { persistent: true, content_type: Some("text/plain".to_owned()), ..Properties::default() };
-    let body = Bytes::from(service.to_string());
-    to_queue(namespace.catalogue_queue(), properties, body)
 }

@@ -94,6 +94,8 @@ pub struct DeadLetter {
 pub enum LetterKind {
     /// A oneway call. It can be replayed.
     Oneway,
+    /// An event that a group could not handle. It can be replayed, for this group alone.
+    Event,
     /// A call with an answer. It cannot be replayed, since nobody waits for the answer any more.
     Call,
     /// Another message of Hopline, which does not belong in a service's queue.
@@ -172,6 +174,7 @@ impl DeadLetter {
             service: service.to_string(),
             kind: match first.map(|frame| frame.kind) {
                 Some(Kind::Oneway) => LetterKind::Oneway,
+                Some(Kind::Event) if service.is_group() => LetterKind::Event,
                 Some(Kind::Request) => LetterKind::Call,
                 Some(_) => LetterKind::Other,
                 None => LetterKind::Unreadable,
@@ -230,7 +233,7 @@ impl DeadLetter {
                 return Err("it is a call, and whoever made it has stopped waiting: make it anew".to_owned());
             }
             LetterKind::Other => return Err("it is not a call of this service".to_owned()),
-            LetterKind::Oneway => {
+            LetterKind::Oneway | LetterKind::Event => {
                 let mut frames = frames(delivery).map_err(|error| error.to_string())?;
                 // The call starts again with its first attempt.
                 let mut body = Vec::new();
@@ -240,7 +243,8 @@ impl DeadLetter {
                     }
                     frame.encode(&mut body);
                 }
-                let to_one = !exchange.is_empty() && exchange != namespace.oneway();
+                let is_call = self.kind == LetterKind::Oneway;
+                let to_one = is_call && !exchange.is_empty() && exchange != namespace.oneway();
                 let address = match &self.instance {
                     // The call was for this instance, or for all instances, of which each got a copy. So it is replayed
                     // at this one.

@@ -14,6 +14,7 @@ use super::message::{Message, MessageEnd, Source};
 use super::outcome::time_of_repeated;
 use super::served_method::ServedMethod;
 use super::through::Passage;
+use super::turns::Turn;
 use super::worker::Worker;
 use crate::document::DRAIN;
 use crate::error::{Code, Fault};
@@ -21,6 +22,7 @@ use crate::frame::{Frame, Kind};
 use crate::limits::MAX_TIMEOUT;
 use crate::middleware::NotAdmitted;
 use crate::service::Answer;
+use crate::topology::topic_matches;
 
 /// How long a policy holds a oneway call if it does not say.
 const HELD: Duration = Duration::from_millis(100);
@@ -53,7 +55,13 @@ enum Decision {
 
 impl Worker {
     /// Gives out what is to run. Whatever else is to be done about a frame is seen to.
-    pub(super) fn take(self: &Arc<Self>, frame: Frame, message: &Arc<Message>, tasks: &TaskTracker) -> Option<Taken> {
+    pub(super) fn take(
+        self: &Arc<Self>,
+        frame: Frame,
+        message: &Arc<Message>,
+        turn: Option<Turn>,
+        tasks: &TaskTracker,
+    ) -> Option<Taken> {
         let passage = self.passage(&frame, message);
         let admitted = self.admit(&frame, message, passage.as_deref());
         match &admitted {
@@ -61,17 +69,17 @@ impl Worker {
             Err(fault) | Ok(Decision::NotNow(fault)) => self.passed_by(passage.as_deref(), fault.code.into()),
             Ok(_) => {}
         }
-        let job = |frame: Frame, served| {
+        let job = |frame: Frame, served, turn| {
             let deadline = deadline(&frame, message);
-            Job { frame, served, deadline, message: message.clone(), passage }
+            Job { frame, served, deadline, message: message.clone(), passage, turn }
         };
         match admitted {
-            Ok(Decision::Run(served)) => return Some(Taken::Run(job(frame, served))),
+            Ok(Decision::Run(served)) => return Some(Taken::Run(job(frame, served, turn))),
             Ok(Decision::Ask(served)) => match self.runs(frame.id) {
                 // Its reply is its answer.
                 true if frame.kind == Kind::Request => message.finish(),
-                true => drop(tasks.spawn(self.clone().hold_here(job(frame, served)))),
-                false => return Some(Taken::Ask(job(frame, served))),
+                true => drop(tasks.spawn(self.clone().hold_here(job(frame, served, turn)))),
+                false => return Some(Taken::Ask(job(frame, served, turn))),
             },
             Ok(Decision::Answered(answer)) => {
                 let time = time_of_repeated(&answer);
@@ -81,19 +89,22 @@ impl Worker {
             }
             Ok(Decision::Done) => message.finish(),
             Ok(Decision::Runs) => {}
-            Ok(Decision::Held(served, pause)) => drop(tasks.spawn(self.clone().hold_back(job(frame, served), pause))),
+            Ok(Decision::Held(served, pause)) => {
+                drop(tasks.spawn(self.clone().hold_back(job(frame, served, turn), pause)))
+            }
             Ok(Decision::NotNow(fault)) => {
-                drop(tasks.spawn(self.clone().refuse_for_now(frame, fault, message.clone())))
+                drop(tasks.spawn(self.clone().refuse_for_now(frame, fault, message.clone(), turn)));
             }
             Err(fault) => drop(tasks.spawn(self.clone().refuse(frame, fault, message.clone()))),
         }
         None
     }
 
-    /// Decides again about an attempt that waited for another attempt of the same call, which ended without a result.
-    pub(super) fn take_again(self: &Arc<Self>, frame: Frame, message: &Arc<Message>) {
+    /// Decides about a frame that waited: for another attempt of the same call, which ended without a result, or for its
+    /// turn.
+    pub(super) fn take_again(self: &Arc<Self>, frame: Frame, message: &Arc<Message>, turn: Option<Turn>) {
         let tasks = message.tasks();
-        match self.take(frame, message, tasks) {
+        match self.take(frame, message, turn, tasks) {
             Some(Taken::Run(job)) => drop(tasks.spawn(self.clone().start_when_free(job, None))),
             Some(Taken::Ask(job)) => drop(tasks.spawn(self.clone().ask_first(vec![job]))),
             None => {}
@@ -109,8 +120,8 @@ impl Worker {
             () = self.leaves(job.message.source) => return self.give_back(job).await,
             () = tokio::time::sleep(pause) => {}
         }
-        let Job { frame, message, .. } = job;
-        self.take_again(frame, &message);
+        let Job { frame, message, turn, .. } = job;
+        self.take_again(frame, &message, turn);
     }
 
     /// What is to be done about a frame; a fault for what must not run.
@@ -147,8 +158,9 @@ impl Worker {
                 return Err(Fault::new(Code::InvalidArgument, "a request without `reply_to`: nobody can be answered"));
             }
             (Kind::Request, Source::Calls | Source::Instance)
-            | (Kind::Oneway, Source::Work | Source::Instance)
+            | (Kind::Oneway, Source::Instance)
             | (Kind::Event, Source::Events) => {}
+            (kind, Source::Work) if (kind == Kind::Event) == self.id.is_group() && kind.is_kept() => {}
             (kind, source) => {
                 let why = format!("a message of type {} ({kind:?}) does not belong on a queue of {source}", kind as u8);
                 return Err(Fault::new(Code::Unimplemented, why));
@@ -162,14 +174,18 @@ impl Worker {
             self.site.allow.check(&caller, &format!("{whose}{sign}{name}"))?;
         }
         self.check_key(frame, message)?;
+        if let Some(fault) = self.not_subscribed(name, message) {
+            // Another instance may be of the release that wants it. One that keeps its order cannot wait for that.
+            return if self.service.order.is_some() { Err(fault) } else { Ok(Decision::NotNow(fault)) };
+        }
         if let Some(passage) = passage
             && let Err(NotAdmitted { fault, holds }) = self.middleware.admit(&passage.call, &passage.admitted)
         {
             match self.method(frame) {
-                Some(served) if holds && frame.kind == Kind::Oneway => {
+                Some(served) if holds && frame.kind.is_kept() => {
                     return Ok(Decision::Held(served.clone(), fault.retry_after.unwrap_or(HELD)));
                 }
-                _ if frame.kind == Kind::Oneway && message.source == Source::Work && fault.is_transient() => {
+                _ if message.source == Source::Work && fault.is_transient() => {
                     // One that was delivered before may be running, here or elsewhere. It is not published again, which
                     // would run it twice, but goes on as if it had been admitted: it was, at its first delivery.
                     if !message.redelivered {
@@ -206,11 +222,12 @@ impl Worker {
                 Known::Crowded => Err(crowded()),
             };
         }
-        if message.redelivered && frame.kind == Kind::Oneway && self.claims().is_done(frame, message.frames) {
+        if message.redelivered && frame.kind.is_kept() && self.claims().is_done(frame, message.frames) {
             return Ok(Decision::Done);
         }
         // What may run twice is run at once, of a oneway call only what nobody runs now.
-        let may_run_twice = frame.kind == Kind::Event || (frame.kind == Kind::Request && served.method.idempotent);
+        let may_run_twice =
+            message.source == Source::Events || (frame.kind == Kind::Request && served.method.idempotent);
         if message.redelivered && !may_run_twice {
             return Ok(Decision::Ask(served.clone()));
         }
@@ -223,6 +240,7 @@ impl Worker {
         let method = frame.metadata.method.as_deref();
         let agrees = match message.source {
             Source::Events => method.is_none_or(|method| method == message.key),
+            Source::Work if message.exchange == self.site.namespace.events() => method == Some(&*message.key),
             Source::Work if message.exchange == self.site.namespace.oneway() => {
                 let named = message.key.strip_prefix(&*self.name).and_then(|key| key.strip_prefix('.'));
                 named == Some(method.unwrap_or_default())
@@ -234,6 +252,20 @@ impl Worker {
         }
         let why = format!("its key is `{}`, and it names `{}`", message.key, method.unwrap_or_default());
         Err(Fault::new(Code::InvalidArgument, why))
+    }
+
+    /// Why an event is not for this instance, although its group's queue has it: it matches the pattern of an earlier or
+    /// later release.
+    fn not_subscribed(&self, key: &str, message: &Message) -> Option<Fault> {
+        let pattern = self.service.pattern.as_deref().filter(|_| message.source == Source::Work)?;
+        let why = || {
+            let group = self.id.name();
+            format!(
+                "`{key}` does not match `{pattern}`, to which this instance of the group `{group}` subscribes: the group \
+                 gets it by the pattern of another release, which `hopline groups unbind {group} PATTERN` ends"
+            )
+        };
+        (!topic_matches(pattern, key)).then(|| Fault::new(Code::Unavailable, why()))
     }
 
     /// What is known about a call of a method with dedup. If the call is running, this delivery waits for its answer.

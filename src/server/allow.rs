@@ -1,4 +1,4 @@
-//! A server's rule who may call what.
+//! A server's rules: who may call what, and who may have it drained.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tracing::error;
 
+use super::Server;
 use crate::error::{Code, Fault};
 use crate::panics::words;
 
@@ -31,6 +32,62 @@ pub struct Caller<'a> {
     pub user: Option<&'a str>,
     /// The id of the calling instance, as it names itself. It could say anything, so it proves nothing.
     pub instance: Option<&'a str>,
+}
+
+impl Server {
+    /// Sets the rule that says who may do what. `rule` gets the caller and what it wants to do, before arguments are
+    /// read. It returns whether that is allowed. Default: everything is allowed. A second rule replaces the first.
+    ///
+    /// What the caller wants is written as follows:
+    ///
+    /// - a request, oneway call or broadcast is `service.vMAJOR.method`,
+    /// - a question of discovery is `service.vMAJOR.hopline.ping`, `.info`, `.stats`, `.schema`, `.tap` or `.drain`,
+    /// - an event is `event:KEY`.
+    ///
+    /// A request that is refused is answered with `PERMISSION_DENIED`, a oneway call becomes a dead letter, and an
+    /// event is dropped and logged. The rule is not asked about cancels: who cancels must know the id of the call, and
+    /// only the caller does. The rule is called for every frame and must not block. If it panics, the frame is refused.
+    ///
+    /// ```
+    /// # async fn example() -> Result<(), hopline::Error> {
+    /// # let url = "memory://";
+    /// let server = hopline::Server::connect(url).await?.allow(|caller, method| match method {
+    ///     "ledger.v1.book" => caller.user == Some("billing"),
+    ///     _ => caller.user.is_some(),
+    /// });
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn allow<F>(mut self, rule: F) -> Self
+    where
+        F: Fn(&Caller<'_>, &str) -> bool + Send + Sync + 'static,
+    {
+        self.allow = Allow::by(rule);
+        self
+    }
+
+    /// Lets operators have this server drained from afar, as `hopline drain INSTANCE` and
+    /// [`Registry::drain`](crate::Registry::drain) do. `rule` gets the caller, and returns whether that one may. The rule
+    /// of [`allow`](Self::allow) is asked, too, about `service.vMAJOR.hopline.drain`. Default: nobody may. A second rule
+    /// replaces the first.
+    ///
+    /// The server replies, and drains as after a signal: [`Running::run_until_signal`] and [`Server::run_until`] return
+    /// when it has drained. In a program that waits for something else, [`Running::health`] tells that it has ended.
+    ///
+    /// ```
+    /// # async fn example() -> Result<(), hopline::Error> {
+    /// # let url = "memory://";
+    /// let server = hopline::Server::connect(url).await?.allow_drain(|caller| caller.user == Some("operator"));
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn allow_drain<F>(mut self, rule: F) -> Self
+    where
+        F: Fn(&Caller<'_>) -> bool + Send + Sync + 'static,
+    {
+        self.allow_drain = Allow::by(move |caller, _| rule(caller));
+        self
+    }
 }
 
 type Rule = dyn Fn(&Caller<'_>, &str) -> bool + Send + Sync;

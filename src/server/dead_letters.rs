@@ -1,6 +1,7 @@
 //! Looks after the queues of dead letters, which no server consumes, and enters the services that have one into the
 //! catalogue.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::slice;
 use std::sync::Arc;
@@ -15,9 +16,8 @@ use super::Site;
 use super::health::Trouble;
 use super::keeper::{StartReport, Unreachable, unless_refused};
 use super::worker::Worker;
-use crate::dead;
+use crate::dead::{self, CatalogueEntry};
 use crate::error::Error;
-use crate::topology::ServiceId;
 use crate::transport::{Transport, forbids};
 
 /// The pause until a queue of dead letters is checked again.
@@ -114,11 +114,36 @@ impl Worker {
         }
         let namespace = &self.site.namespace;
         // The service is entered at once: if it ends after its first dead letter, that one must be found all the same.
-        let entering = dead::enter(transport, namespace, slice::from_ref(&self.id));
-        if !matches!(tokio::time::timeout(PATIENCE, entering).await, Ok(Ok(()))) {
+        let entry = self.entry();
+        let entering = dead::enter(transport, namespace, slice::from_ref(&entry));
+        if !matches!(tokio::time::timeout(PATIENCE, entering).await, Ok(Ok(_))) {
             self.site.unentered.notify_one();
         }
         Ok(())
+    }
+
+    /// What the catalogue says of it.
+    fn entry(&self) -> CatalogueEntry {
+        CatalogueEntry { service: self.id.clone(), pattern: self.service.pattern.clone() }
+    }
+
+    /// Warns of the patterns by which a group gets events and that are not the one of this instance. Each is told once.
+    fn tell_other_patterns(&self, entered: &BTreeSet<CatalogueEntry>, told: &mut BTreeSet<CatalogueEntry>) {
+        let Some(pattern) = self.service.pattern.as_deref() else { return };
+        let others =
+            entered.iter().filter(|entry| entry.service == self.id && entry.pattern.as_deref() != Some(pattern));
+        for entry in others {
+            if told.insert(entry.clone()) {
+                let (group, other) = (self.id.name(), entry.pattern.as_deref());
+                warn!(
+                    name = &*self.site.name,
+                    group,
+                    pattern,
+                    other,
+                    "the group gets events by the pattern of another release, too: when no instance subscribes to it any more, end it by `hopline groups unbind`"
+                );
+            }
+        }
     }
 
     async fn declare_dead_queue(&self, transport: &Transport) -> Result<bool, Arc<Error>> {
@@ -178,14 +203,15 @@ pub(super) async fn keep_dead_letters(worker: Arc<Worker>, transport: Transport)
 /// depend on it.
 pub(super) async fn keep_entered(site: Arc<Site>, transport: Transport, workers: Vec<Arc<Worker>>) {
     let entering = async {
-        let (mut pause, mut told) = (SOON, None);
+        let (mut pause, mut told, mut told_patterns) = (SOON, None, BTreeSet::new());
         loop {
             let all_looked_for = look_for_queues(&site, &transport, &workers).await;
             let known = workers.iter().filter(|worker| worker.dead_queue.is_known());
-            let services: Vec<_> = known.map(|worker| worker.id.clone()).collect();
+            let services: Vec<_> = known.map(|worker| worker.entry()).collect();
             let wait = match dead::enter(&transport, &site.namespace, &services).await {
-                Ok(()) => {
+                Ok(entered) => {
                     (pause, told) = (SOON, None);
+                    workers.iter().for_each(|worker| worker.tell_other_patterns(&entered, &mut told_patterns));
                     if all_looked_for { READ_AGAIN } else { LOOK_AGAIN }
                 }
                 Err(error) if is_disconnected(&error) => return,
@@ -235,7 +261,7 @@ async fn look_for_queues(site: &Site, transport: &Transport, workers: &[Arc<Work
 }
 
 /// Logs why the catalogue lacks services, unless the reason is the same as the last time.
-fn tell_once(site: &Site, services: &[ServiceId], error: &Error, told: &mut Option<String>) {
+fn tell_once(site: &Site, services: &[CatalogueEntry], error: &Error, told: &mut Option<String>) {
     let why = error.to_string();
     if told.as_ref() == Some(&why) {
         return;
@@ -260,6 +286,7 @@ mod tests {
     use super::*;
     use crate::server::Server;
     use crate::service::Service;
+    use crate::topology::ServiceId;
 
     #[tokio::test(start_paused = true)]
     async fn queues_are_looked_for_once_and_few_that_are_missing_at_a_time() {

@@ -13,6 +13,7 @@ use super::message::{Message, Source};
 use super::places::RunPlace;
 use super::served_method::ServedMethod;
 use super::through::Passage;
+use super::turns::Turn;
 use super::worker::Worker;
 use crate::clock::at;
 use crate::frame::{Frame, Kind};
@@ -39,6 +40,8 @@ pub(super) struct Job {
     pub(super) message: Arc<Message>,
     /// `None` without middleware.
     pub(super) passage: Option<Arc<Passage>>,
+    /// Its turn among the events of its key, if they are ordered.
+    pub(super) turn: Option<Turn>,
 }
 
 impl Worker {

@@ -55,6 +55,7 @@ impl Worker {
             frame.metadata.more_mut().attempt = Some(message.attempt(&frame));
         }
         match message.source {
+            source if self.leaves_in_order(source) => {}
             Source::Calls => {
                 frame.metadata.remaining = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
                 if !self.publish_again(&frame, To::Calls, &message).await {
@@ -126,9 +127,9 @@ impl Worker {
         let patience = Instant::now() + frame.metadata.remaining.unwrap_or(PATIENCE).min(PATIENCE);
         // Requeueing the whole message would run its other oneway calls again. So this waits longer, unless the server
         // drains.
-        let shared = frame.kind == Kind::Oneway && message.frames > 1;
+        let shared = frame.kind.is_kept() && message.frames > 1;
         let waits = || Instant::now() < patience || (shared && !self.site.draining.is_cancelled());
-        let may_repeat = frame.idempotent || frame.kind == Kind::Oneway;
+        let may_repeat = frame.idempotent || frame.kind.is_kept();
         let mut tries = 0;
         loop {
             tries += 1;

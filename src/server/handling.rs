@@ -251,7 +251,7 @@ impl Worker {
         let time = started.at.elapsed();
         served.counts.ends(end, time);
         self.taps.see(|| tapped(frame, context, end, time));
-        if frame.kind == Kind::Oneway {
+        if frame.kind.is_kept() {
             served.pace.report(time);
         }
         if message.source == Source::Work {

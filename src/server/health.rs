@@ -31,6 +31,8 @@ pub(super) enum Trouble {
     Replies,
     /// The broker has requeued deliveries of this queue that were not acknowledged in time.
     TakenBack(Arc<str>),
+    /// This subscription does not read its stream.
+    Replay(Arc<str>),
     /// This service takes no calls for a while, since too many have failed.
     Quarantine(Arc<str>),
 }

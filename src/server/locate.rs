@@ -264,7 +264,7 @@ impl Worker {
             }
             // One of the message's calls may have killed the instance that had it. Each call is published again alone,
             // so that it cannot harm the others.
-            _ if job.message.frames > 1 => self.give_back(job).await,
+            _ if job.message.frames > 1 && job.turn.is_none() => self.give_back(job).await,
             _ => self.start_when_free(job, None).await,
         }
     }

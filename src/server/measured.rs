@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::Site;
 use super::dispatch::Job;
 use super::letter::LetterCause;
-use super::message::Message;
+use super::message::{Message, Source};
 use super::outcome::Ending;
 use super::worker::Worker;
 use crate::clock::unix_millis;
@@ -64,7 +64,7 @@ impl Worker {
     }
 
     fn ended_as(&self, ends: &EndCounts, frame: &Frame, message: &Message, end: EndOfCall) {
-        if matches!(frame.kind, Kind::Request | Kind::Oneway) {
+        if frame.kind != Kind::Event || message.source == Source::Work {
             let trace = frame.metadata.traceparent.as_deref().and_then(|parent| Trace::parse(parent.as_str()));
             ends.add(end, message.received.elapsed(), trace.map(|trace| trace.id()));
         }

@@ -1,7 +1,7 @@
 //! A delivered message, and its settlement: it is acknowledged when all its frames are done.
 
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
@@ -19,11 +19,11 @@ use crate::transport::{Delivery, Life, Properties, Settle, Transport};
 pub(super) enum Source {
     /// The queue for calls to any instance.
     Calls,
-    /// The queue for oneway calls to any instance.
+    /// The queue for oneway calls to any instance of a service, or for the events of a group.
     Work,
     /// The instance's own queue: calls to it, broadcasts and cancels.
     Instance,
-    /// The queue for the events of a subscription.
+    /// The queue for the events of a subscription without a group.
     Events,
 }
 
@@ -68,6 +68,8 @@ pub(super) struct Message {
     life: Option<Arc<Life>>,
     /// How many of its frames are not done.
     open: AtomicUsize,
+    /// Whether one of its frames has had its turn.
+    begun: AtomicBool,
     /// The oneway calls in it that are done, if it has several.
     done: Mutex<Vec<(Uuid, MessageEnd)>>,
     /// The connection over which it came. After that is lost, the broker delivers the message again.
@@ -105,6 +107,7 @@ impl Message {
         Self {
             user: user_of(&delivery.properties, transport.user()),
             open: AtomicUsize::new(frames),
+            begun: AtomicBool::new(false),
             done: Mutex::default(),
             transport,
             source,
@@ -142,6 +145,15 @@ impl Message {
     /// they are delivered again.
     pub(super) fn is_taken_back(&self) -> bool {
         self.life.as_ref().is_some_and(|life| life.took_back())
+    }
+
+    /// One of its frames has its turn. From now on all of them are to run: a message is settled as a whole.
+    pub(super) fn begin(&self) {
+        self.begun.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed)
     }
 
     /// Notes that one of its oneway calls is done, and must not run if the message is delivered again.

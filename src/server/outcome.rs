@@ -16,6 +16,7 @@ use super::locate::Ended;
 use super::message::{Message, MessageEnd, Source};
 use super::reason::shortened;
 use super::reply::{self, OutgoingReply};
+use super::turns::Turn;
 use super::worker::Worker;
 use crate::codec::Codec;
 use crate::error::{Code, EndOfCall, Fault, RefusedBy};
@@ -92,7 +93,7 @@ impl Worker {
         self.passed(&job, &ending);
         #[cfg(feature = "metrics")]
         self.measures(&job, &ending);
-        let Job { frame, message, served, .. } = job;
+        let Job { frame, message, served, turn, .. } = job;
         let dedup = served.method.dedup;
         let heard = !matches!(ending, Ending::Unheard(_));
         let has_run = matches!(ending, Ending::Answered(..)) && message.source == Source::Work;
@@ -101,7 +102,7 @@ impl Worker {
             Ending::Runs => return,
             Ending::Recalled(answer) => {
                 let time = time_of_repeated(&answer);
-                return self.tell(frame, answer, time, message, None, tasks);
+                return self.tell(frame, answer, time, message, (None, turn), tasks);
             }
             Ending::Refused(fault) => {
                 let user = message.user.as_ref();
@@ -109,7 +110,7 @@ impl Worker {
                 for (other, waits) in waiting {
                     match other.id == frame.id {
                         true => drop(tasks.spawn(self.clone().refuse(other, fault.clone(), waits))),
-                        false => self.take_again(other, &waits),
+                        false => self.take_again(other, &waits, None),
                     }
                 }
                 tasks.spawn(self.clone().refuse(frame, fault, message));
@@ -128,29 +129,30 @@ impl Worker {
             for (other, waits) in waiting {
                 match &answer {
                     // Its caller has given up the one that ran, or makes another attempt when one fails.
-                    None | Some(Answer::Fault(_)) if other.id != frame.id => self.take_again(other, &waits),
+                    None | Some(Answer::Fault(_)) if other.id != frame.id => self.take_again(other, &waits, None),
                     Some(answer) => {
                         served.counts.repeats();
-                        self.tell(other, answer.clone(), time_of_repeated(answer), waits, None, tasks);
+                        self.tell(other, answer.clone(), time_of_repeated(answer), waits, (None, None), tasks);
                     }
                     None => waits.finish(),
                 }
             }
         }
         match answer {
-            Some(answer) if heard => self.tell(frame, answer, time, message, ended, tasks),
+            Some(answer) if heard => self.tell(frame, answer, time, message, (ended, turn), tasks),
             Some(_) | None => message.finish(),
         }
     }
 
-    /// Answers one delivery of a call that ended with `answer`. `ended` is set if it is a oneway call that ran here.
+    /// Answers one delivery of a call that ended with `answer`. `ended` is set if it is a oneway call that ran here, and its
+    /// turn if it is an event in order.
     fn tell(
         self: &Arc<Self>,
         frame: Frame,
         answer: Answer,
         time: Option<Duration>,
         message: Arc<Message>,
-        ended: Option<Ended>,
+        (ended, turn): (Option<Ended>, Option<Turn>),
         tasks: &TaskTracker,
     ) {
         match (frame.kind, answer) {
@@ -163,7 +165,7 @@ impl Worker {
                         Answer::Fault(fault) if matches!(fault.code, Code::InvalidArgument | Code::Unimplemented) => {
                             worker.turn_away(frame, fault, message).await;
                         }
-                        failure => worker.failed(frame, failure, message).await,
+                        failure => worker.failed(frame, failure, message, turn).await,
                     }
                     drop(ended);
                 });
@@ -208,10 +210,10 @@ impl Worker {
         self.site.replies.post(reply.id, reply.codec, body, message);
     }
 
-    /// Sees to a failed attempt of a oneway call. It is retried after a pause, in which it waits at the broker and
-    /// takes no place here. After the last attempt it becomes a dead letter with the reason. The broker's own delivery
-    /// limit would do that without a reason.
-    async fn failed(self: Arc<Self>, mut frame: Frame, failure: Answer, message: Arc<Message>) {
+    /// Sees to a failed attempt of a oneway call, or of a group's event. It is retried after a pause, in which it waits at
+    /// the broker and takes no place here; an event in order waits here, and keeps its turn. After the last attempt it
+    /// becomes a dead letter with the reason. The broker's own delivery limit would do that without a reason.
+    async fn failed(self: Arc<Self>, mut frame: Frame, failure: Answer, message: Arc<Message>, turn: Option<Turn>) {
         let attempt = message.attempt(&frame);
         let (method, caller) = (frame.metadata.method.as_deref(), frame.metadata.instance.as_deref());
         let own = "the method returned its own error";
@@ -243,14 +245,24 @@ impl Worker {
         };
         let asked = if let Answer::Fault(fault) = &failure { fault.retry_after } else { None };
         let pause = asked.map_or(pause, |asked| pause.max(asked.min(LONGEST_ASKED)));
+        let what = if frame.kind == Kind::Event { "an event's handler" } else { "a oneway call" };
         if attempt == 1 {
-            warn!(service = %self.name, method, id = %frame.id, caller, attempt, reason = why, ?pause, "a oneway call failed: it is tried again");
+            warn!(service = %self.name, method, id = %frame.id, caller, attempt, reason = why, ?pause, "{what} failed: it is tried again");
         } else {
-            debug!(service = %self.name, method, id = %frame.id, caller, attempt, reason = why, ?pause, "a oneway call failed once more: it is tried again");
+            debug!(service = %self.name, method, id = %frame.id, caller, attempt, reason = why, ?pause, "{what} failed once more: it is tried again");
         }
         // Who has another delivery of it tries it again.
         if self.hand_over(frame.id, &message) {
             return message.finish();
+        }
+        if turn.is_some() {
+            tokio::select! {
+                biased;
+                () = self.site.draining.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+            frame.metadata.more_mut().attempt = Some(frame.metadata.attempt() + 1);
+            return self.take_again(frame, &message, turn);
         }
         // As a new message: its neighbours are not to run again with it, and the broker's own limit, which is for calls that
         // kill their instances, is not to end it.
@@ -267,11 +279,17 @@ impl Worker {
     }
 
     /// Sees to a oneway call that a middleware refuses for now: it is tried again, as after an error of its handler.
-    pub(super) async fn refuse_for_now(self: Arc<Self>, frame: Frame, fault: Fault, message: Arc<Message>) {
+    pub(super) async fn refuse_for_now(
+        self: Arc<Self>,
+        frame: Frame,
+        fault: Fault,
+        message: Arc<Message>,
+        turn: Option<Turn>,
+    ) {
         self.count_refused(&frame, fault.refused_by);
         #[cfg(feature = "metrics")]
         self.measures_refused(&frame, fault.code, &message);
-        self.failed(frame, Answer::Fault(fault), message).await;
+        self.failed(frame, Answer::Fault(fault), message, turn).await;
     }
 
     /// Sees to a frame that must not run.
@@ -286,7 +304,7 @@ impl Worker {
     /// dead letter.
     async fn turn_away(self: Arc<Self>, frame: Frame, fault: Fault, message: Arc<Message>) {
         match (&message.reply_to, frame.kind) {
-            (Some(_), kind) if kind != Kind::Oneway => {
+            (Some(_), kind) if !kind.is_kept() => {
                 self.log_fault(&frame, &fault);
                 self.reply(frame.id, frame.codec, Answer::Fault(fault), None, &message);
             }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use super::Site;
 use super::message::Source;
 use super::worker::Worker;
-use crate::service::Service;
-use crate::topology::{CallsQueue, Declaration, Namespace, QueueKind, ServiceId};
+use crate::service::{ReplaySettings, Service};
+use crate::topology::{CallsQueue, Declaration, GroupQueue, Namespace, QueueKind, ServiceId};
 use crate::transport::Mode;
 
 /// The prefetch of an instance's own queue. Cancels arrive there, and they must not wait behind more than this many
@@ -39,14 +39,24 @@ pub(super) enum Purpose {
     Calls { service: ServiceId, calls: CallsQueue },
     /// Oneway calls of these methods, to any instance of a service.
     Work { service: ServiceId, methods: Vec<String> },
-    /// The events that match a pattern.
+    /// The events of a group, to any instance.
+    Group { group: ServiceId, queue: GroupQueue },
+    /// The events that match a pattern, to this instance.
     Subscription { pattern: String },
+    /// The events that match a pattern, out of a stream. A [`Replayer`](super::replay::Replayer) reads it.
+    Replay { settings: ReplaySettings },
 }
 
 impl Purpose {
-    /// What the queues of a service are for. A service without oneway methods has no queue for oneway calls.
+    /// What the queues of a service or group are for. A service without oneway methods has no queue for oneway calls.
     pub(super) fn of_service(id: &ServiceId, service: &Service) -> Vec<Self> {
         let calls = service.calls;
+        if id.is_group() {
+            let pattern = service.pattern.clone().filter(|_| service.replay.is_none());
+            let in_order = service.order.is_some();
+            let queue = GroupQueue { pattern, max_length: calls.max_length, in_order };
+            return vec![Self::Instance { service: id.clone(), calls }, Self::Group { group: id.clone(), queue }];
+        }
         let mut purposes =
             vec![Self::Instance { service: id.clone(), calls }, Self::Calls { service: id.clone(), calls }];
         let oneway = service.methods.values().filter(|(method, _)| method.oneway);
@@ -68,8 +78,8 @@ impl ServedQueue {
         match self.purpose {
             Purpose::Instance { .. } => Source::Instance,
             Purpose::Calls { .. } => Source::Calls,
-            Purpose::Work { .. } => Source::Work,
-            Purpose::Subscription { .. } => Source::Events,
+            Purpose::Work { .. } | Purpose::Group { .. } => Source::Work,
+            Purpose::Subscription { .. } | Purpose::Replay { .. } => Source::Events,
         }
     }
 
@@ -77,15 +87,15 @@ impl ServedQueue {
     pub(super) fn is_own(&self) -> bool {
         match self.purpose {
             Purpose::Instance { .. } | Purpose::Subscription { .. } => true,
-            Purpose::Calls { .. } | Purpose::Work { .. } => false,
+            Purpose::Calls { .. } | Purpose::Work { .. } | Purpose::Group { .. } | Purpose::Replay { .. } => false,
         }
     }
 
     pub(super) fn is_quorum(&self) -> bool {
         match &self.purpose {
-            Purpose::Work { .. } => true,
+            Purpose::Work { .. } | Purpose::Group { .. } => true,
             Purpose::Calls { calls, .. } => calls.kind == QueueKind::Quorum,
-            Purpose::Instance { .. } | Purpose::Subscription { .. } => false,
+            Purpose::Instance { .. } | Purpose::Subscription { .. } | Purpose::Replay { .. } => false,
         }
     }
 
@@ -109,6 +119,11 @@ impl ServedQueue {
             }
             Purpose::Calls { service, calls } => (namespace.calls_queue(service), namespace.calls(service, *calls)),
             Purpose::Work { service, methods } => (namespace.work_queue(service), namespace.work(service, methods)),
+            Purpose::Group { group, queue } => (namespace.work_queue(group), namespace.group(group, queue)),
+            Purpose::Replay { settings } => {
+                let stream = namespace.kept_stream(&settings.pattern);
+                (stream, namespace.kept(&settings.pattern, settings.keep_for, settings.keep_bytes))
+            }
             Purpose::Subscription { pattern } => {
                 let queue = namespace.events_queue(instance, suffix);
                 let parts = namespace.subscription(&queue, pattern);
@@ -122,7 +137,10 @@ impl ServedQueue {
         match &self.purpose {
             Purpose::Instance { service, .. } => format!("the queue of this instance of `{service}`"),
             Purpose::Calls { service, .. } => format!("the queue `{}`", namespace.calls_queue(service)),
-            Purpose::Work { service, .. } => format!("the queue `{}`", namespace.work_queue(service)),
+            Purpose::Work { service, .. } | Purpose::Group { group: service, .. } => {
+                format!("the queue `{}`", namespace.work_queue(service))
+            }
+            Purpose::Replay { settings } => format!("the stream `{}`", namespace.kept_stream(&settings.pattern)),
             Purpose::Subscription { pattern } => format!("the queue of the subscription to `{pattern}`"),
         }
     }

@@ -18,6 +18,7 @@ use super::keeper::{Keeper, Start, Unreachable};
 use super::message::Source;
 use super::reading::Reading;
 use super::repair::keep_repaired;
+use super::replay::Replayer;
 use super::served_queue::{Purpose, Served, ServedQueue};
 use super::worker::Worker;
 use crate::error::Error;
@@ -79,8 +80,36 @@ impl Supervisor {
         Ok(())
     }
 
-    pub(super) fn subscribe(&mut self, pattern: String, id: ServiceId, service: Service) -> Result<(), Error> {
-        self.add(&id, "events".into(), service, vec![Purpose::Subscription { pattern }]).map(drop)
+    pub(super) fn subscribe(&mut self, id: ServiceId, service: Service) -> Result<(), Error> {
+        let pattern = service.pattern.clone().unwrap_or_default();
+        let purposes = if service.replay.is_some() { Vec::new() } else { vec![Purpose::Subscription { pattern }] };
+        self.add(&id, "events".into(), service, purposes).map(drop)
+    }
+
+    /// Declares the streams that are read, so that what is wrong with one is told at the start.
+    async fn declare_streams(&self, transport: &Transport) -> Result<(), Error> {
+        for worker in self.workers() {
+            if let Some(replay) = &worker.service.replay {
+                transport.declare(&replay.declarations(&self.site.namespace, &worker.id)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the streams of subscriptions read until the server has drained.
+    fn replay(&self) {
+        for served in &self.served {
+            let Some(settings) = served.worker.service.replay.clone() else { continue };
+            let of_group = served.queues.iter().find(|queue| queue.source() == Source::Work).cloned();
+            let queue =
+                of_group.unwrap_or_else(|| Arc::new(ServedQueue::new(usize::MAX, Purpose::Replay { settings })));
+            let replayer = Replayer::new(self.site.clone(), self.dial.clone(), served.worker.clone(), queue);
+            self.site.shared.spawn(async move {
+                if let Some(replayer) = replayer {
+                    replayer.run().await;
+                }
+            });
+        }
     }
 
     /// Adds a worker for a service or a subscription, which consumes queues for these purposes.
@@ -125,6 +154,7 @@ impl Supervisor {
         }
         self.site.heed().await?;
         transport.declare(&self.site.namespace.exchanges()).await?;
+        self.declare_streams(&transport).await?;
         self.site.health.connected();
         let (dead, declared, consumed) = (Answers::new(), Answers::new(), Answers::new());
         let heard = |answers: &Answers| {
@@ -164,6 +194,7 @@ impl Supervisor {
 
     /// Runs until the server has drained. During a drain, a lost connection is not opened again.
     pub(super) async fn run(mut self) {
+        self.replay();
         let (draining, drained) = (self.site.draining.clone(), self.site.drained.clone());
         loop {
             let event = tokio::select! {
@@ -271,8 +302,8 @@ impl Supervisor {
     pub(super) fn look_after(&self) {
         let transport = self.site.transport();
         self.while_connected(keep_repaired(self.site.clone(), self.reading.clone()));
-        let services = self.workers().into_iter().filter(|worker| worker.service.pattern.is_none());
-        let workers = services.collect();
+        let lasting = |worker: &Arc<Worker>| worker.service.pattern.is_none() || worker.id.is_group();
+        let workers = self.workers().into_iter().filter(lasting).collect();
         self.while_connected(keep_entered(self.site.clone(), transport, workers));
     }
 

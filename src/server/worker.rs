@@ -25,22 +25,21 @@ use super::reading::Reading;
 use super::served_method::ServedMethod;
 use super::served_queue::ServedQueue;
 use super::tap::Taps;
+use super::turns::EventTurns;
 use super::ward::Ward;
 use crate::error::Error;
 use crate::frame::{self, Frame, Kind};
 use crate::middleware::{Chain, ServerPolicy};
 use crate::outgoing::{MAX_BYTES, Share};
-use crate::service::Service;
+use crate::service::{EVENT, Service};
 use crate::topology::{ServiceId, check_name};
 use crate::transport::{Consumer, Delivery};
-
-/// The name of the only method of a subscription.
-pub(super) const EVENT: &str = "event";
 
 /// Runs the calls of one service, whichever queue they come from. A subscription has a worker too.
 pub(super) struct Worker {
     pub(super) id: ServiceId,
-    /// The service's name for handlers and in the log: `name.vMAJOR`, or `events` for a subscription.
+    /// The service's name for handlers and in the log: `name.vMAJOR`, `group:NAME`, or `events` for a subscription without a
+    /// group.
     pub(super) name: Arc<str>,
     pub(super) service: Service,
     pub(super) site: Arc<Site>,
@@ -61,6 +60,8 @@ pub(super) struct Worker {
     /// The calls of methods that run a call once, and reply to it again without running it.
     dedup: Mutex<Dedup<(Frame, Arc<Message>)>>,
     claims: Mutex<Claims>,
+    /// The turns of events that are ordered.
+    turns: Mutex<EventTurns>,
     /// `Some` once the server has moved to another connection.
     copies: Mutex<Option<Copies>>,
     pub(super) dead_queue: DeadQueue,
@@ -99,7 +100,8 @@ impl Worker {
             beside = beside.saturating_add(own.as_ref().map_or(0, Bulkhead::holds_beside));
             methods.insert(method_name, served(method, handler, own));
         }
-        let ward = middleware.policies().find_map(ServerPolicy::quarantine).map(Ward::of);
+        let quarantine = middleware.policies().find_map(ServerPolicy::quarantine).filter(|_| !id.is_group());
+        let ward = quarantine.map(Ward::of);
         let is_governed = middleware.policies().next().is_some();
         let looks_ahead = middleware.policies().any(ServerPolicy::looks_ahead);
         Ok(Self {
@@ -119,6 +121,7 @@ impl Worker {
             calls,
             dedup: Mutex::default(),
             claims: Mutex::default(),
+            turns: Mutex::default(),
             copies: Mutex::default(),
             dead_queue: DeadQueue::new(has_oneway),
             #[cfg(feature = "schema")]
@@ -161,6 +164,11 @@ impl Worker {
             let delivery = tokio::select! {
                 biased;
                 () = stop.cancelled(), if !stopped => {
+                    if self.leaves_in_order(queue.source()) && self.site.draining.is_cancelled() {
+                        // The broker gives the next instance what is here when the connection ends. If the consumer ended
+                        // before, the next one would get later events before these, and while earlier ones run.
+                        break;
+                    }
                     if queue.source() == Source::Calls && queue.is_quorum() {
                         consumer.cancel_when_full();
                         tasks.spawn(self.clone().fill(reading.transport.clone(), consumer.life.clone()));
@@ -178,10 +186,13 @@ impl Worker {
         drop(reader);
         tasks.close();
         tasks.wait().await;
+        if self.leaves_in_order(queue.source()) {
+            tokio::spawn(async move { consumer.ended().await });
+        }
     }
 
     /// Decodes a message, and decides about each of its frames.
-    async fn deliver(
+    pub(super) async fn deliver(
         self: &Arc<Self>,
         delivery: Delivery,
         reading: &Reading,
@@ -214,8 +225,9 @@ impl Worker {
         let mut work = Share::default();
         for frame in frames {
             match frame {
+                Ok(frame) if self.takes_turns(&frame, &message, tasks) => {}
                 Ok(frame) if queue.is_own() && self.is_copy(&frame, &message, reading) => message.finish(),
-                Ok(frame) => match self.take(frame, &message, tasks) {
+                Ok(frame) => match self.take(frame, &message, None, tasks) {
                     Some(Taken::Run(job)) if self.is_too_much(&job, &mut work) => {
                         tasks.spawn(self.clone().give_back(job));
                     }
@@ -248,7 +260,12 @@ impl Worker {
 
     /// The method that a frame calls. `None` if the service has no such method.
     pub(super) fn method(&self, frame: &Frame) -> Option<&Arc<ServedMethod>> {
-        let name = if frame.kind == Kind::Event { EVENT } else { frame.metadata.method.as_deref()? };
+        let name = match (frame.kind, &self.service.pattern) {
+            (Kind::Event, _) => EVENT,
+            // Nobody calls a subscription.
+            (_, Some(_)) => return None,
+            (_, None) => frame.metadata.method.as_deref()?,
+        };
         // The questions of discovery have names that no method can have.
         let fallback = || self.fallback.as_ref().filter(|_| check_name("method", name).is_ok());
         self.methods.get(name).or_else(fallback)
@@ -265,6 +282,10 @@ impl Worker {
 
     pub(super) fn claims(&self) -> MutexGuard<'_, Claims> {
         self.claims.lock().expect("no panic while holding the claims")
+    }
+
+    pub(super) fn turns(&self) -> MutexGuard<'_, EventTurns> {
+        self.turns.lock().expect("no panic while holding the turns")
     }
 
     pub(super) fn copies(&self) -> MutexGuard<'_, Option<Copies>> {

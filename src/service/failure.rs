@@ -48,6 +48,54 @@ pub trait Failure: Sized {
     fn read(codec: Codec, payload: &[u8]) -> Self::Error;
 }
 
+/// What the handler of an event returns: nothing, or a `Result` whose error says that the event was not handled.
+///
+/// The error is any that a method can return: see [`Failure`]. In a [group](crate::Subscription::shared) an event that was
+/// not handled is tried again. Without one, the error is logged. The trait cannot be implemented by hand.
+///
+/// ```
+/// use hopline::{Context, EventResult};
+///
+/// fn heard<R: EventResult>(_: &impl Fn(Context, u64) -> R) {}
+/// heard(&|_, order| println!("order {order}"));
+/// heard(&|_, order| if order == 0 { Err("there is no order 0".to_owned()) } else { Ok(()) });
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not what the handler of an event can return",
+    label = "not `()`, and not `Result<(), E>` with an error that a method can return"
+)]
+pub trait EventResult: sealed::Sealed + Send + 'static {
+    #[doc(hidden)]
+    type Error: Failure + Send + 'static;
+
+    #[doc(hidden)]
+    fn into_result(self) -> Result<(), Self::Error>;
+}
+
+impl EventResult for () {
+    type Error = Fault;
+
+    fn into_result(self) -> Result<(), Fault> {
+        Ok(())
+    }
+}
+
+impl<E: Failure + Send + 'static> EventResult for Result<(), E> {
+    type Error = E;
+
+    fn into_result(self) -> Self {
+        self
+    }
+}
+
+mod sealed {
+    pub trait Sealed {}
+
+    impl Sealed for () {}
+
+    impl<E> Sealed for Result<(), E> {}
+}
+
 /// Why an error is not sent as the method's own error.
 #[doc(hidden)]
 #[derive(Debug)]

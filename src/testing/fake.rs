@@ -182,7 +182,7 @@ impl Fake {
         let mut server = builder.connect(url).await?.serve(service);
         for pattern in &self.patterns {
             let heard = heard.clone();
-            server = server.subscribe(pattern, move |context: Context, event: serde_cbor::Value| {
+            server = server.subscribe(pattern.as_str(), move |context: Context, event: serde_cbor::Value| {
                 heard.keep(|book| book.events.push((context.method().to_owned(), event)));
                 ready(())
             });

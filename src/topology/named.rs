@@ -17,6 +17,12 @@ pub enum QueueRole {
     Catalogue,
     /// The changes of rules.
     Rules,
+    /// The events of a pattern, for those who read them later.
+    Kept,
+    /// The turn of the instances of a group that reads a stream.
+    Turn,
+    /// How far a group has read its stream.
+    Offset,
     /// What is for one instance, subscription or client alone.
     Own,
 }
@@ -32,6 +38,9 @@ impl Namespace {
             return Some((QueueRole::Rules, None));
         }
         let name = queue.strip_prefix(&self.0)?.strip_prefix('.')?;
+        if name.starts_with("kept:") {
+            return Some((QueueRole::Kept, None));
+        }
         if let Some((owner, _)) = name.split_once('@') {
             return Some((QueueRole::Own, ServiceId::parse(owner).ok()));
         }
@@ -41,6 +50,8 @@ impl Namespace {
             "work" => QueueRole::Work,
             "retry" => QueueRole::Retry,
             "dead" => QueueRole::Dead,
+            "turn" => QueueRole::Turn,
+            "offset" => QueueRole::Offset,
             _ => return None,
         };
         // A service is always written with its version there.
@@ -122,6 +133,17 @@ mod tests {
             assert_eq!(namespace.owner(other), None, "{other}");
         }
         assert_eq!(namespace.role("hopline.services"), Some((QueueRole::Catalogue, None)));
+        let group = ServiceId::group("billing").expect("a good name");
+        let work = namespace.work_queue(&group);
+        assert_eq!(namespace.role(&work), Some((QueueRole::Work, Some(group.clone()))));
+        for (name, role) in
+            [(namespace.turn_queue(&group), QueueRole::Turn), (namespace.offset_queue(&group), QueueRole::Offset)]
+        {
+            assert_eq!(namespace.role(&name), Some((role, Some(group.clone()))));
+        }
+        assert_eq!(namespace.role(&namespace.kept_stream("order.*")), Some((QueueRole::Kept, None)));
+        let own = namespace.instance_queue(&group, "i", "s");
+        assert_eq!(namespace.owner(&own), Some((group, "i")));
         assert_eq!(namespace.role("hopline.demo.v2@i.s"), Some((QueueRole::Own, Some(demo))));
         assert_eq!(namespace.role("hopline.rules"), Some((QueueRole::Rules, None)));
         assert_eq!(namespace.role("hopline.reply@i.s").map(|(role, _)| role), Some(QueueRole::Own));

@@ -1,4 +1,4 @@
-//! A service's name and version, as users write it and as it is in names on the broker.
+//! A service's name and version, or a group's name, as users write it and as it is in names on the broker.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,7 +6,12 @@ use std::str::FromStr;
 use super::check_name;
 use crate::error::Error;
 
-/// A service's name and major version, written `name.vMAJOR`. A `name` alone means version 1.
+/// What names a group, in front of its name. No service has a colon in its name.
+const GROUP: &str = "group:";
+
+/// A service's name and major version, written `name.vMAJOR`. A `name` alone means version 1. The name of a
+/// [group](crate::Subscription::shared) of subscribers is written `group:NAME`, and stands wherever a service does: in
+/// the registry, in rules, and among those that have dead letters.
 ///
 /// ```
 /// use hopline::ServiceId;
@@ -17,12 +22,14 @@ use crate::error::Error;
 /// assert_eq!("billing".parse::<ServiceId>()?.to_string(), "billing.v1");
 /// let (service, method) = ServiceId::with_method("billing.v2.total")?;
 /// assert_eq!((service.to_string().as_str(), method), ("billing.v2", "total"));
+/// assert!("group:billing".parse::<ServiceId>()?.is_group());
 /// # Ok(()) }
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceId {
     name: String,
-    version: u32,
+    /// `None`: a group.
+    version: Option<u32>,
 }
 
 impl ServiceId {
@@ -32,7 +39,22 @@ impl ServiceId {
     /// A sentence that says what is wrong with the name.
     pub(crate) fn new(name: &str, version: u32) -> Result<Self, String> {
         check_name("service", name)?;
-        Ok(Self { name: name.to_owned(), version })
+        Ok(Self { name: name.to_owned(), version: Some(version) })
+    }
+
+    /// The group `name`.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong with the name.
+    pub(crate) fn group(name: &str) -> Result<Self, String> {
+        check_name("group", name)?;
+        Ok(Self { name: name.to_owned(), version: None })
+    }
+
+    /// Whether it is a group of subscribers.
+    #[must_use]
+    pub fn is_group(&self) -> bool {
+        self.version.is_none()
     }
 
     /// Its name.
@@ -41,10 +63,10 @@ impl ServiceId {
         &self.name
     }
 
-    /// Its major version.
+    /// Its major version. A group has none, which is 0.
     #[must_use]
     pub fn version(&self) -> u32 {
-        self.version
+        self.version.unwrap_or(0)
     }
 
     /// Reads a service and one of its methods, written `name.method` or `name.vMAJOR.method`.
@@ -61,11 +83,14 @@ impl ServiceId {
         parsed.map_err(Error::Invalid)
     }
 
-    /// Reads `name.vMAJOR`, or a `name` alone, which means version 1.
+    /// Reads `name.vMAJOR`, or a `name` alone, which means version 1, or `group:NAME`.
     ///
     /// # Errors
     /// A sentence that says what is wrong with it.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        if let Some(name) = text.strip_prefix(GROUP) {
+            return Self::group(name);
+        }
         let Some((name, version)) = text.split_once('.') else { return Self::new(text, 1) };
         let number = version.strip_prefix('v').and_then(|digits| digits.parse::<u32>().ok());
         // What is not written as it is on the broker, as in `v+1` or `v01`, would be another name there.
@@ -86,7 +111,10 @@ impl FromStr for ServiceId {
 
 impl fmt::Display for ServiceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.v{}", self.name, self.version)
+        match self.version {
+            Some(version) => write!(f, "{}.v{version}", self.name),
+            None => write!(f, "{GROUP}{}", self.name),
+        }
     }
 }
 
@@ -107,6 +135,16 @@ mod tests {
             assert!(ServiceId::parse(text).is_err(), "{text}");
         }
         assert!(ServiceId::parse("demo.v1.add").is_err());
+    }
+
+    #[test]
+    fn a_group_is_told_from_a_service_by_a_colon() {
+        let group = ServiceId::parse("group:billing").expect("a group");
+        assert_eq!((group.to_string().as_str(), group.name(), group.is_group()), ("group:billing", "billing", true));
+        assert_ne!(ServiceId::parse("group"), Ok(group));
+        for wrong in ["group:", "group:a.b", "group:a:b", "groups:a"] {
+            assert!(ServiceId::parse(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

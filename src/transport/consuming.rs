@@ -257,6 +257,17 @@ pub(crate) enum Settler {
     Memory(memory::Pull),
 }
 
+impl Settler {
+    /// Settles the delivery that it came with.
+    pub(crate) fn settle(self, settle: Settle) {
+        match self {
+            // If the channel is gone, the broker has requeued its deliveries already.
+            Self::Channel { tag, channel, .. } => _ = channel.send((tag, settle)),
+            Self::Memory(pull) => pull.settle(settle),
+        }
+    }
+}
+
 impl Delivery {
     /// The life of the consumer that got it. `None` if it need not be settled.
     pub(crate) fn life(&self) -> Option<&Arc<Life>> {
@@ -276,11 +287,8 @@ impl Delivery {
     /// Settles the delivery. This does nothing in the mode [`Mode::NoAck`]. A delivery that is dropped without being
     /// settled stays delivered until its connection ends.
     pub fn settle(self, settle: Settle) {
-        match self.settler {
-            // If the channel is gone, the broker has requeued its deliveries already.
-            Some(Settler::Channel { tag, channel, .. }) => _ = channel.send((tag, settle)),
-            Some(Settler::Memory(pull)) => pull.settle(settle),
-            None => {}
+        if let Some(settler) = self.settler {
+            settler.settle(settle);
         }
     }
 }

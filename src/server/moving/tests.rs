@@ -8,6 +8,7 @@ use futures::FutureExt as _;
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::Subscription;
 use crate::client::Client;
 use crate::context::Context;
 use crate::error::Fault;
@@ -46,30 +47,23 @@ impl Moved {
                 hold.send((context, release)).expect("the test listens");
                 async move { released.await.map_err(|_| Fault::new(crate::Code::Internal, "the test let go of it")) }
             });
-        let events = Service::new("events", 1)
-            .event(crate::server::worker::EVENT, move |_: Context, number: u64| {
-                let noted = noted.clone();
-                async move {
-                    // Calls that arrive in the meantime wait.
-                    tokio::time::sleep(Duration::from_millis(3)).await;
-                    noted.lock().expect("no panic").push(number);
-                }
-            })
-            .prefetch(4)
-            .dispatch(crate::Dispatch::Inline)
-            .of_pattern("tick");
-        let slow = Service::new("events", 1)
-            .event(crate::server::worker::EVENT, move |context: Context, (): ()| {
-                let (release, released) = oneshot::channel();
-                hold_event.send((context, release)).expect("the test listens");
-                async move { drop(released.await) }
-            })
-            .dispatch(crate::Dispatch::Inline)
-            .of_pattern("slow");
+        let events = Subscription::to("tick").prefetch(4).into_service(move |_: Context, number: u64| {
+            let noted = noted.clone();
+            async move {
+                // Calls that arrive in the meantime wait.
+                tokio::time::sleep(Duration::from_millis(3)).await;
+                noted.lock().expect("no panic").push(number);
+            }
+        });
+        let slow = Subscription::to("slow").into_service(move |context: Context, (): ()| {
+            let (release, released) = oneshot::channel();
+            hold_event.send((context, release)).expect("the test listens");
+            async move { drop(released.await) }
+        });
         let id = |service: &Service| service.id.clone().expect("a name");
         supervisor.serve(id(&service), service).expect("it can be served");
-        supervisor.subscribe("tick".to_owned(), id(&events), events).expect("it can be served");
-        supervisor.subscribe("slow".to_owned(), id(&slow), slow).expect("it can be served");
+        supervisor.subscribe(id(&events), events).expect("it can be served");
+        supervisor.subscribe(id(&slow), slow).expect("it can be served");
         supervisor.start().await.expect("all is new");
         let client = Client::connect(&url).await.expect("in memory");
         Self { url, client, running, supervisor, runs, held, heard }
