@@ -39,7 +39,7 @@ impl RabbitConnection {
         let patience = if is_empty { EMPTY_AFTER } else { ANSWER_TIMEOUT };
         let first = timeout(patience, consumer.next()).await;
         if !is_empty && !matches!(first, Ok(Some(_))) {
-            return Err(Error::silent(&format!("deliver the last message of the stream `{stream}`"), ANSWER_TIMEOUT));
+            return Err(Error::silent(format!("deliver the last message of the stream `{stream}`"), ANSWER_TIMEOUT));
         }
         let mut last = first.ok().flatten().and_then(|delivery| delivery.offset);
         consumer.cancel();
