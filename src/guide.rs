@@ -18,6 +18,7 @@ pages! {
     Strategies = "docs/guide/src/strategies.md",
     Oneway = "docs/guide/src/oneway.md",
     Events = "docs/guide/src/events.md",
+    TheOutbox = "docs/guide/src/outbox.md",
     Deadlines = "docs/guide/src/deadlines.md",
     Middleware = "docs/guide/src/middleware.md",
     Caching = "docs/guide/src/caching.md",

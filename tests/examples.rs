@@ -78,7 +78,9 @@ fn every_example_has_a_test_that_begins_with_its_name() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
     let files = std::fs::read_dir(folder).expect("the examples are there");
     let examples: Vec<PathBuf> = files.map(|file| file.expect("it can be read").path()).collect();
-    let examples: Vec<_> = examples.iter().filter(|path| path.extension().is_some_and(|end| end == "rs")).collect();
+    let is_example =
+        |path: &&PathBuf| path.extension().is_some_and(|end| end == "rs") || path.join("main.rs").is_file();
+    let examples: Vec<_> = examples.iter().filter(is_example).collect();
     assert!(!examples.is_empty());
     for path in examples {
         let name = path.file_stem().and_then(|name| name.to_str()).expect("a plain name");
@@ -304,6 +306,22 @@ async fn events_reach_every_subscription_that_matches() {
         let heard = ["created", "shipped"].map(|what| format!("order.* heard order.{what}: {order}"));
         assert_eq!(every, heard.iter().collect::<Vec<_>>());
         assert_eq!(shipped, ["order.shipped heard of order 1"]);
+    }
+}
+
+#[tokio::test]
+async fn outbox_publishes_what_was_committed_and_its_subscriber_drops_copies() {
+    for lines in every_way("outbox").await {
+        let expected = [
+            "tea: committed",
+            "coffee: rolled back",
+            "cake: committed",
+            "never published: the event key `order.*` has a wildcard in it: those are for the patterns of subscribers",
+            "an invoice for tea",
+            "tea came again, and is dropped",
+            "an invoice for cake",
+        ];
+        assert_eq!(lines, expected);
     }
 }
 

@@ -21,6 +21,8 @@ use uuid::Uuid;
 #[path = "../examples/demo/mod.rs"]
 #[allow(dead_code, reason = "the servers use the other half of it")]
 mod demo;
+#[path = "processes/outbox.rs"]
+mod outbox;
 mod programs;
 
 use demo::DemoClient;

@@ -25,7 +25,7 @@ static PROGRAMS: LazyLock<BTreeMap<String, PathBuf>> = LazyLock::new(|| {
     let mut build = std::process::Command::new(env!("CARGO"));
     build.current_dir(env!("CARGO_MANIFEST_DIR"));
     // Of the packages that `cargo test` builds by default, with the same features: nothing is built twice.
-    build.args(["build", "--quiet", "--examples", "--message-format=json"]);
+    build.args(["build", "--quiet", "--examples", "--message-format=json", "--features", "hopline-examples/outbox"]);
     // Cargo sets these variables for tests. Some dependencies look at them, and would be built again.
     for (variable, _) in std::env::vars_os() {
         if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|own| variable.to_string_lossy().starts_with(own)) {
