@@ -288,7 +288,7 @@ impl Transport {
 
     /// Tells what happens to the connection from now on.
     #[must_use]
-    pub fn events(&self) -> broadcast::Receiver<Event> {
+    pub fn events(&self) -> broadcast::Receiver<ConnectionEvent> {
         match self {
             Self::Memory(connection) => connection.events(),
             Self::Rabbit(connection) => connection.events(),
@@ -310,13 +310,13 @@ async fn in_time<T>(operation: &str, answer: impl Future<Output = Result<T, Erro
 }
 
 /// Whether this is the last of [`Transport::events`].
-pub(crate) fn is_end(event: &Result<Event, RecvError>) -> bool {
-    matches!(event, Ok(Event::Lost(_)) | Err(RecvError::Closed))
+pub(crate) fn is_end(event: &Result<ConnectionEvent, RecvError>) -> bool {
+    matches!(event, Ok(ConnectionEvent::Lost(_)) | Err(RecvError::Closed))
 }
 
 /// Something that happened to the connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
+pub enum ConnectionEvent {
     /// The broker accepts no messages for now, for this reason.
     Blocked(Arc<str>),
     /// It accepts messages again.

@@ -13,7 +13,7 @@ use crate::clock::at;
 use crate::error::Error;
 use crate::state::Attempts;
 use crate::topology::{Declaration, Namespace, Queue, QueueKind, short_id};
-use crate::transport::{Consumer, Delivery, Dial, Event, Mode, Role, Transport};
+use crate::transport::{ConnectionEvent, Consumer, Delivery, Dial, Mode, Role, Transport};
 
 /// A consumer may end a moment before its connection reports the reason. This is how long the reason is awaited.
 const LATE: Duration = Duration::from_millis(50);
@@ -34,7 +34,7 @@ pub(super) struct Sessions {
 pub(super) struct Session {
     pub(super) transport: Transport,
     pub(super) reply_queue: String,
-    events: broadcast::Receiver<Event>,
+    events: broadcast::Receiver<ConnectionEvent>,
     /// Delivers replies.
     replies: Consumer,
     /// Until when the reason is awaited, after the consumer of replies has ended.
@@ -123,9 +123,9 @@ impl Session {
         loop {
             tokio::select! {
                 event = self.events.recv() => match event {
-                    Ok(Event::Blocked(reason)) => return Happening::Blocked(reason),
-                    Ok(Event::Unblocked) => return Happening::Unblocked,
-                    Ok(Event::Lost(reason)) => return Happening::Over(reason),
+                    Ok(ConnectionEvent::Blocked(reason)) => return Happening::Blocked(reason),
+                    Ok(ConnectionEvent::Unblocked) => return Happening::Unblocked,
+                    Ok(ConnectionEvent::Lost(reason)) => return Happening::Over(reason),
                     Err(broadcast::error::RecvError::Lagged(_)) => {}
                     Err(broadcast::error::RecvError::Closed) => return Happening::Over("the connection was closed".into()),
                 },
@@ -258,7 +258,7 @@ mod tests {
 
         let since = Instant::now();
         state.borrow_and_update();
-        news.send(Event::Lost("it was cut".into())).expect("it listens");
+        news.send(ConnectionEvent::Lost("it was cut".into())).expect("it listens");
         state.changed().await.expect("it is told");
         state.wait_for(|state| *state == State::Ready).await.expect("it is told");
         let (said, confirmed) = oneshot::channel();
@@ -280,7 +280,7 @@ mod tests {
         drop(deliver);
         let late = async {
             tokio::time::sleep(LATE / 2).await;
-            news.send(Event::Lost("it was cut".into())).expect("somebody listens");
+            news.send(ConnectionEvent::Lost("it was cut".into())).expect("somebody listens");
         };
         let (happening, ()) = tokio::join!(session.next(), late);
         assert!(matches!(happening, Happening::Over(reason) if &*reason == "it was cut"));

@@ -25,7 +25,7 @@ use crate::error::Error;
 use crate::service::Service;
 use crate::state::Attempts;
 use crate::topology::ServiceId;
-use crate::transport::{Dial, Event, Role, Transport, next_look_back};
+use crate::transport::{ConnectionEvent, Dial, Role, Transport, next_look_back};
 
 /// How long a new connection may take until all queues are consumed and it counts as ready. If a queue takes longer,
 /// its keeper tells the state.
@@ -41,7 +41,7 @@ pub(super) type Answers = FuturesUnordered<oneshot::Receiver<Result<(), Error>>>
 pub(super) struct Supervisor {
     pub(super) site: Arc<Site>,
     pub(super) dial: Dial,
-    pub(super) events: broadcast::Receiver<Event>,
+    pub(super) events: broadcast::Receiver<ConnectionEvent>,
     pub(super) served: Vec<Served>,
     /// The connection that is used now.
     pub(super) reading: Arc<Reading>,
@@ -213,13 +213,13 @@ impl Supervisor {
                 }
             };
             let reason = match event {
-                Ok(Event::Lost(reason)) => reason,
+                Ok(ConnectionEvent::Lost(reason)) => reason,
                 Err(broadcast::error::RecvError::Closed) => "it was closed".into(),
-                Ok(Event::Blocked(reason)) => {
+                Ok(ConnectionEvent::Blocked(reason)) => {
                     self.site.health.blocked(Some(reason));
                     continue;
                 }
-                Ok(Event::Unblocked) => {
+                Ok(ConnectionEvent::Unblocked) => {
                     self.site.health.blocked(None);
                     continue;
                 }
@@ -355,12 +355,12 @@ impl Supervisor {
 }
 
 /// Waits until a connection has ended. In the meantime, the state tells whether the broker is blocked.
-async fn ended(mut events: broadcast::Receiver<Event>, health: &Health) {
+async fn ended(mut events: broadcast::Receiver<ConnectionEvent>, health: &Health) {
     loop {
         match events.recv().await {
-            Ok(Event::Lost(_)) | Err(broadcast::error::RecvError::Closed) => return,
-            Ok(Event::Blocked(reason)) => health.blocked(Some(reason)),
-            Ok(Event::Unblocked) => health.blocked(None),
+            Ok(ConnectionEvent::Lost(_)) | Err(broadcast::error::RecvError::Closed) => return,
+            Ok(ConnectionEvent::Blocked(reason)) => health.blocked(Some(reason)),
+            Ok(ConnectionEvent::Unblocked) => health.blocked(None),
             Err(broadcast::error::RecvError::Lagged(_)) => {}
         }
     }

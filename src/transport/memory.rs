@@ -23,7 +23,7 @@ use self::broker::{BrokerState, Peer};
 use self::channel::Consumption;
 use self::faults::EndReason;
 use super::{
-    Consumer, Delivery, Event, Life, Lost, Mode, Publication, QueueCount, Receipt, ReceiptSender, Settle, Stop,
+    Consumer, Delivery, ConnectionEvent, Life, Lost, Mode, Publication, QueueCount, Receipt, ReceiptSender, Settle, Stop,
 };
 use crate::error::Error;
 use crate::topology::{Binding, Declaration};
@@ -91,7 +91,7 @@ struct MemoryLink {
     user: Option<Arc<str>>,
     broker: Arc<MemoryBroker>,
     runtime: Handle,
-    events: broadcast::Sender<Event>,
+    events: broadcast::Sender<ConnectionEvent>,
     end: EndReason,
 }
 
@@ -282,7 +282,7 @@ impl MemoryConnection {
 
     /// Tells what happens to the connection from now on.
     #[must_use]
-    pub fn events(&self) -> broadcast::Receiver<Event> {
+    pub fn events(&self) -> broadcast::Receiver<ConnectionEvent> {
         self.0.events.subscribe()
     }
 
@@ -452,12 +452,12 @@ mod tests {
         connection.0.broker.alarm("low on memory");
         assert_eq!(connection.blocked(), None);
         let (mut first, second) = (connection.publish(message(None)), connection.publish(message(None)));
-        assert_eq!(events.recv().await, Ok(Event::Blocked("low on memory".into())));
+        assert_eq!(events.recv().await, Ok(ConnectionEvent::Blocked("low on memory".into())));
         assert_eq!(connection.blocked().as_deref(), Some("low on memory"));
         assert!(futures::poll!(&mut first).is_pending());
         connection.0.broker.restore();
         assert_eq!((first.await, second.await), (Ok(Confirm::Accepted), Ok(Confirm::Refused)));
-        assert_eq!((events.recv().await, connection.blocked()), (Ok(Event::Unblocked), None));
+        assert_eq!((events.recv().await, connection.blocked()), (Ok(ConnectionEvent::Unblocked), None));
     }
 
     #[tokio::test]

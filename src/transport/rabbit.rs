@@ -43,7 +43,7 @@ use crate::error::Error;
 use crate::limits::ANSWER_TIMEOUT;
 use crate::topology::{Binding, Declaration};
 use crate::transport::address::RabbitAddress;
-use crate::transport::{Consumer, Delivery, Dial, Event, Mode, Publication, QueueCount, ReceiptSender, Role};
+use crate::transport::{Consumer, Delivery, Dial, ConnectionEvent, Mode, Publication, QueueCount, ReceiptSender, Role};
 use connection::{CLOSE_TIMEOUT, Link, News, Refusal};
 use diagnosis::ConnectStage;
 use exchanges::KnownExchanges;
@@ -330,14 +330,14 @@ impl RabbitConnection {
     }
 
     /// Tells what happens to the connection from now on. If it has ended already, that is the first event.
-    pub(super) fn events(&self) -> broadcast::Receiver<Event> {
+    pub(super) fn events(&self) -> broadcast::Receiver<ConnectionEvent> {
         let receiver = self.0.news.subscribe();
         let Some(reason) = self.0.publishing.ended().or_else(|| self.0.consuming.ended()) else {
             return receiver;
         };
         // The end was told before, so it is told again to this late subscriber.
         let (late, receiver) = broadcast::channel(1);
-        let _ = late.send(Event::Lost(reason));
+        let _ = late.send(ConnectionEvent::Lost(reason));
         receiver
     }
 

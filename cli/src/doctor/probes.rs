@@ -2,7 +2,7 @@
 
 use hopline::topology::Declaration;
 use hopline::transport::rabbit::Comparison;
-use hopline::transport::{Confirm, Event, Properties, Publication};
+use hopline::transport::{Confirm, ConnectionEvent, Properties, Publication};
 
 use super::finding::Findings;
 use super::{Patient, forbids};
@@ -71,7 +71,8 @@ pub(super) async fn alarm(patient: &Patient<'_>, findings: &mut Findings) {
 async fn answered_or_blocked(patient: &Patient<'_>) {
     let mut events = patient.transport.events();
     let answered = patient.transport.publish(to_nobody(patient, 0));
-    let blocked = async { while matches!(events.recv().await, Ok(event) if !matches!(event, Event::Blocked(_))) {} };
+    let blocked =
+        async { while matches!(events.recv().await, Ok(event) if !matches!(event, ConnectionEvent::Blocked(_))) {} };
     let either = async {
         tokio::select! {
             _ = answered => {}

@@ -68,10 +68,10 @@ async fn an_alarm_is_told_while_the_first_address_is_tried() {
     let waiting = health.clone();
     let waiting = tokio::spawn(async move { ended(events, &waiting).await });
     let mut state = health.state.subscribe();
-    happens.send(Event::Blocked("low on memory".into())).expect("it is heard");
+    happens.send(ConnectionEvent::Blocked("low on memory".into())).expect("it is heard");
     state.wait_for(|state| matches!(state, State::Blocked { .. })).await.expect("it is told");
-    happens.send(Event::Unblocked).expect("it is heard");
+    happens.send(ConnectionEvent::Unblocked).expect("it is heard");
     state.wait_for(|state| *state == State::Ready).await.expect("it is told");
-    happens.send(Event::Lost("the test has it lost".into())).expect("it is heard");
+    happens.send(ConnectionEvent::Lost("the test has it lost".into())).expect("it is heard");
     waiting.await.expect("no panic");
 }

@@ -16,7 +16,7 @@ use super::faults::{EndReason, Faults};
 use super::queue::{MemoryQueue, Timer, difference, invalid_argument};
 use crate::error::Error;
 use crate::topology::{self, Binding, Declaration, ExchangeKind, QueueKind};
-use crate::transport::{ConsumerEnd, Death, Event, Publication};
+use crate::transport::{ConnectionEvent, ConsumerEnd, Death, Publication};
 
 /// Everything that a broker knows.
 pub(super) struct BrokerState {
@@ -39,7 +39,7 @@ pub(super) struct Peer {
     /// The runtime of the connection, in which tasks can run.
     pub(super) runtime: Handle,
     pub(super) user: Option<Arc<str>>,
-    pub(super) events: broadcast::Sender<Event>,
+    pub(super) events: broadcast::Sender<ConnectionEvent>,
     pub(super) end: EndReason,
     /// Whether it was told of an alarm.
     pub(super) blocked: bool,

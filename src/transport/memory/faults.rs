@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::MemoryBroker;
 use super::broker::BrokerState;
-use crate::transport::{ConsumerEnd, Event, Loss, Lost, Publication, ReceiptSender, Settle};
+use crate::transport::{ConnectionEvent, ConsumerEnd, Loss, Lost, Publication, ReceiptSender, Settle};
 
 /// What is wrong with a broker, and what waits until that is over.
 #[derive(Default)]
@@ -157,7 +157,7 @@ impl BrokerState {
             if let Some(peer) = self.connections.get_mut(&connection).filter(|peer| !peer.blocked) {
                 peer.blocked = true;
                 // An error means that nobody listens, here and below.
-                let _ = peer.events.send(Event::Blocked(reason));
+                let _ = peer.events.send(ConnectionEvent::Blocked(reason));
             }
         } else {
             let refused = self.faults.refused.get(&publication.exchange).cloned();
@@ -202,7 +202,7 @@ impl BrokerState {
             for held in self.faults.held.extract_if(.., |held| held.connection == id) {
                 held.outcome.tell(Err(Lost::connection(true, reason.clone())));
             }
-            let _ = events.send(Event::Lost(reason.clone()));
+            let _ = events.send(ConnectionEvent::Lost(reason.clone()));
             self.disconnect(id);
         }
         self.faults.stalled = stalled;
@@ -214,7 +214,7 @@ impl BrokerState {
         let Faults { held, settled, .. } = std::mem::take(&mut self.faults);
         for peer in self.connections.values_mut().filter(|peer| peer.blocked) {
             peer.blocked = false;
-            let _ = peer.events.send(Event::Unblocked);
+            let _ = peer.events.send(ConnectionEvent::Unblocked);
         }
         for Held { connection, publication, outcome } in held {
             self.take(connection, publication, outcome);

@@ -19,7 +19,7 @@ use super::wire::{ChannelClosed, Wire};
 use super::words;
 use crate::error::Error;
 use crate::limits::ANSWER_TIMEOUT;
-use crate::transport::Event;
+use crate::transport::ConnectionEvent;
 
 /// How many events a slow subscriber may be behind before it misses some.
 const EVENTS: usize = 64;
@@ -87,7 +87,7 @@ pub(super) struct News {
     /// The name of the connections in the log and on the broker.
     name: String,
     /// Where subscribers hear of it.
-    events: broadcast::Sender<Event>,
+    events: broadcast::Sender<ConnectionEvent>,
     /// Whether the loss of the transport was told.
     lost: AtomicBool,
     /// The broker's reason, while it accepts no messages.
@@ -104,7 +104,7 @@ impl News {
         &self.name
     }
 
-    pub(super) fn subscribe(&self) -> broadcast::Receiver<Event> {
+    pub(super) fn subscribe(&self) -> broadcast::Receiver<ConnectionEvent> {
         self.events.subscribe()
     }
 
@@ -114,12 +114,12 @@ impl News {
     }
 
     /// Tells an event to all subscribers.
-    fn tell(&self, event: Event) {
+    fn tell(&self, event: ConnectionEvent) {
         let mut blocked = self.blocked.lock().expect("no panic while holding the reason");
         match &event {
-            Event::Blocked(reason) => *blocked = Some(reason.clone()),
-            Event::Unblocked => *blocked = None,
-            Event::Lost(_) => {}
+            ConnectionEvent::Blocked(reason) => *blocked = Some(reason.clone()),
+            ConnectionEvent::Unblocked => *blocked = None,
+            ConnectionEvent::Lost(_) => {}
         }
         // An error means that nobody has subscribed.
         let _ = self.events.send(event);
@@ -129,7 +129,7 @@ impl News {
     fn lost(&self, reason: Arc<str>) {
         if !self.lost.swap(true, Ordering::SeqCst) {
             warn!(name = self.name, %reason, "connection lost");
-            self.tell(Event::Lost(reason));
+            self.tell(ConnectionEvent::Lost(reason));
         }
     }
 }
@@ -332,11 +332,11 @@ async fn watch_until_end(
         match event {
             Some(lapin::Event::ConnectionBlocked(reason)) => {
                 warn!(name = end.news.name(), reason, "the broker takes no publications for now");
-                end.news.tell(Event::Blocked(reason.into()));
+                end.news.tell(ConnectionEvent::Blocked(reason.into()));
             }
             Some(lapin::Event::ConnectionUnblocked) => {
                 info!(name = end.news.name(), "the broker takes publications again");
-                end.news.tell(Event::Unblocked);
+                end.news.tell(ConnectionEvent::Unblocked);
             }
             Some(lapin::Event::Error(error)) if !error.is_amqp_soft_error() => {
                 break words::of(&error).into();
