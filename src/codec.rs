@@ -10,8 +10,9 @@ mod readable;
 use std::cell::Cell;
 use std::marker::PhantomData;
 
-use serde::Serialize;
 use serde::de::{DeserializeOwned, DeserializeSeed, IgnoredAny};
+use serde::{Deserializer, Serialize};
+use serde_path_to_error::Track;
 
 pub use self::arguments::Arguments;
 use self::arguments::Array;
@@ -107,8 +108,17 @@ impl Codec {
     }
 
     /// Reads a whole payload as one value.
+    ///
+    /// If that fails, the payload is read once more, only to find the place that does not fit: the error names it, such as
+    /// `items[2].price`.
     pub(crate) fn decode<T: DeserializeOwned>(self, payload: &[u8]) -> Result<T, CodecError> {
-        self.read(payload, PhantomData).map_err(|why| CodecError(self.unread(&why)))
+        self.read(payload, PhantomData).map_err(|why| {
+            let mut track = Track::new();
+            let again = self.read(payload, Tracked::<T>(&mut track, PhantomData));
+            // It displays the whole value as a dot.
+            let place = Some(track.path().to_string()).filter(|place| again.is_err() && place != ".");
+            CodecError(self.unread(&place.map_or(why.clone(), |place| format!("{place}: {why}"))))
+        })
     }
 
     /// Reads a method's arguments from a payload.
@@ -166,6 +176,17 @@ impl Codec {
                 }
             }
         }
+    }
+}
+
+/// Reads a value, and keeps track of the place that is read.
+struct Tracked<'a, T>(&'a mut Track, PhantomData<T>);
+
+impl<'de, T: DeserializeOwned> DeserializeSeed<'de> for Tracked<'_, T> {
+    type Value = T;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<T, D::Error> {
+        T::deserialize(serde_path_to_error::Deserializer::new(deserializer, self.0))
     }
 }
 
@@ -261,6 +282,37 @@ mod tests {
             let payload = codec.encode(&by_number).expect("writes");
             assert_eq!(codec.decode(&payload).as_ref(), Ok(&by_number), "{codec:?}");
         }
+    }
+
+    #[test]
+    fn the_place_that_does_not_fit_is_named() {
+        #[derive(Debug, Deserialize)]
+        #[expect(dead_code, reason = "it is only read")]
+        struct Item {
+            price: u64,
+        }
+        #[derive(Debug, Deserialize)]
+        #[expect(dead_code, reason = "it is only read")]
+        struct Cart {
+            items: Vec<Item>,
+            shape: Option<Shape>,
+        }
+        let read = |codec: Codec, cart: serde_json::Value| {
+            let payload = codec.encode(&cart).expect("writes");
+            codec.decode::<Cart>(&payload).expect_err("it does not fit").to_string()
+        };
+        for codec in STRUCTURED {
+            let wrong = read(codec, serde_json::json!({ "items": [{ "price": 1 }, { "price": "x" }] }));
+            assert!(wrong.starts_with(&format!("cannot be read as {}: items[1].price: ", codec.name())), "{wrong}");
+            let missing = read(codec, serde_json::json!({ "items": [{ "price": 1 }, {}] }));
+            assert!(missing.contains(": items[1]: missing field `price`"), "{missing}");
+            let wrong = read(codec, serde_json::json!({ "items": [], "shape": { "Circle": { "radius": [] } } }));
+            assert!(wrong.contains(": shape.Circle.radius: "), "{wrong}");
+            let whole = read(codec, serde_json::json!(7));
+            assert!(whole.contains(&format!("as {}: invalid type", codec.name())), "{whole}");
+        }
+        let after = Codec::Json.decode::<u64>(b"7 8").expect_err("there is more").to_string();
+        assert!(after.starts_with("cannot be read as JSON: trailing"), "{after}");
     }
 
     #[test]
