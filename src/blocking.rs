@@ -6,6 +6,7 @@
 //! # fn example() -> Result<(), hopline::Error> {
 //! let client = blocking::wait(Client::connect("amqp://localhost"))?;
 //! let sum: i64 = blocking::wait(client.call("calculator.v1", "add", (2, 3)))?;
+//! blocking::wait(client.publish("sum.done", &sum).required())?;
 //! # Ok(()) }
 //! ```
 

@@ -36,7 +36,7 @@ pub use self::builder::{Absent, ClientBuilder, Coalesce, WhenFull};
 use self::canary::Canaries;
 #[cfg(feature = "metrics")]
 pub(crate) use self::counted::{CalledMethodTold, ClientCounts};
-pub use self::events::Published;
+pub use self::events::Publish;
 pub(crate) use self::line::InstanceNews;
 use self::line::Line;
 pub(crate) use self::request::{ArgumentWriter, Request};

@@ -26,6 +26,7 @@ use crate::codec::CodecError;
 /// | --- | --- | --- | --- |
 /// | `Fault` | the fault's own | yes | as [`Fault::is_transient`] |
 /// | `NoService` | `UNAVAILABLE` | no | yes |
+/// | `NoSubscriber` | `UNAVAILABLE` | no | yes |
 /// | `Overloaded` | `RESOURCE_EXHAUSTED` | no | yes |
 /// | `CircuitOpen` | `UNAVAILABLE` | no | yes |
 /// | `Unreachable` | `UNAVAILABLE` | no | yes |
@@ -78,6 +79,16 @@ pub enum Error {
         /// The method, if the call is a oneway call for any instance. Then there is another possible cause: the service is
         /// there, but the method is not a [oneway method](crate::Method::oneway).
         method: Option<String>,
+    },
+    /// An event that is [required](crate::Publish::required) went to nobody, and is gone: no subscriber and no group has a
+    /// queue for its key.
+    #[error(
+        "nobody gets the event `{key}`: start a subscriber or a group whose pattern matches it, on the same namespace, and publish it again; `hopline groups ls` lists the groups"
+    )]
+    #[non_exhaustive]
+    NoSubscriber {
+        /// The key of the event.
+        key: String,
     },
     /// The service's queue is full, or this client has as many calls in flight as
     /// [`ClientBuilder::max_in_flight`](crate::ClientBuilder::max_in_flight) allows. The call has not run.
@@ -245,6 +256,7 @@ impl Error {
         match self {
             Self::Fault(fault) => Facts("Fault", fault.code, !fault.has_not_run, fault.is_transient()),
             Self::NoService { .. } => Facts("NoService", Code::Unavailable, false, true),
+            Self::NoSubscriber { .. } => Facts("NoSubscriber", Code::Unavailable, false, true),
             Self::Overloaded { .. } => Facts("Overloaded", Code::ResourceExhausted, false, true),
             Self::CircuitOpen { .. } => Facts("CircuitOpen", Code::Unavailable, false, true),
             Self::Unreachable { .. } => Facts("Unreachable", Code::Unavailable, false, true),

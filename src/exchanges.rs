@@ -43,6 +43,7 @@ pub(crate) struct Address {
     key: Arc<str>,
     kind: Kind,
     priority: Option<u8>,
+    is_mandatory: bool,
 }
 
 /// A question that a client asks about a service. It is sent as a cancel without a call. The broker answers it: it
@@ -99,9 +100,9 @@ impl Exchanges {
         Publication { exchange, key, mandatory: false, properties, body }
     }
 
-    /// Where an event goes.
-    pub(crate) fn event(&self, key: Arc<str>) -> Address {
-        Address::new(&self.events, key, Kind::Event)
+    /// Where an event goes. Whether the broker returns it if no queue gets it is for its publisher to say.
+    pub(crate) fn event(&self, key: Arc<str>, is_mandatory: bool) -> Address {
+        Address { is_mandatory, ..Address::new(&self.events, key, Kind::Event) }
     }
 
     /// The address of the cancel of a call that was sent by `recipients`. If any instance may run the call, the cancel goes
@@ -146,13 +147,13 @@ impl Exchanges {
 
 impl Address {
     fn new(exchange: &Arc<str>, key: Arc<str>, kind: Kind) -> Self {
-        Self { exchange: exchange.clone(), key, kind, priority: None }
+        Self { exchange: exchange.clone(), key, kind, priority: None, is_mandatory: true }
     }
 
     /// A queue, by its name.
     #[cfg(test)]
     pub(crate) fn queue(name: &str, kind: Kind) -> Self {
-        Self { exchange: "".into(), key: name.into(), kind, priority: None }
+        Self { exchange: "".into(), key: name.into(), kind, priority: None, is_mandatory: true }
     }
 
     /// The same address for messages of this priority, 0 to 9.
@@ -187,10 +188,9 @@ impl Address {
         self.kind == Kind::Request
     }
 
-    /// Whether the broker returns a message that no queue gets. It does so for all kinds but events, which nobody need
-    /// receive.
+    /// Whether the broker returns a message that no queue gets. It does so for all but events whose publisher does not ask.
     pub(crate) fn is_mandatory(&self) -> bool {
-        self.kind != Kind::Event
+        self.is_mandatory
     }
 
     /// Whether its messages survive a restart of the broker.
@@ -286,10 +286,13 @@ mod tests {
 
     #[test]
     fn an_event_goes_to_whoever_listens_be_it_nobody() {
-        let address = exchanges().event("order.created".into());
+        let event = |is_mandatory| exchanges().event("order.created".into(), is_mandatory);
+        let address = event(false);
         assert_eq!(parts(&address), ("shop.events", "order.created", Kind::Event));
         assert!(!address.is_answered() && !address.is_mandatory() && address.is_persistent());
         assert_eq!(address.worked_off_by(), None);
+        assert!(event(true).is_mandatory() && event(true) != address, "they do not share a message");
+        assert_eq!(event(true).lane(), address.lane());
     }
 
     #[test]

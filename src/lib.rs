@@ -185,6 +185,7 @@ mod client;
 mod server;
 mod service;
 mod context;
+mod event;
 mod registry;
 mod route;
 mod rules;
@@ -234,7 +235,7 @@ mod guide;
 pub use hopline_macros::service;
 
 pub use call::{Answered, Broadcast, BroadcastReply, Call, Oneway, Pending, Quorum};
-pub use client::{Absent, Client, ClientBuilder, Coalesce, Published, Rules, Traffic, WhenFull};
+pub use client::{Absent, Client, ClientBuilder, Coalesce, Publish, Rules, Traffic, WhenFull};
 pub use codec::{Arguments, Codec, CodecError};
 pub use compression::Compression;
 pub use context::Context;
@@ -247,6 +248,7 @@ pub use document::{
 #[cfg(feature = "schema")]
 pub use document::{MethodSchema, ParameterSchema, ServiceSchema};
 pub use error::{CallError, Code, Error, Fault, Unanswered};
+pub use event::Published;
 pub use middleware::{
     Adaptive, AdaptiveCounts, Breaker, BreakerState, CacheCounts, FairShare, FairShareCounts, Finished, Invocation,
     Middleware, Next, PolicyCounts, Quarantine, QuarantineCounts, RateCounts, RateLimit, Reply, ResultCache,

@@ -119,6 +119,16 @@ impl Transport {
         }
     }
 
+    /// Whether this exchange is known to exist: it was declared or found over this connection, and the broker has not said
+    /// since that it is missing. It tells why a message came back.
+    #[must_use]
+    pub fn knows(&self, exchange: &str) -> bool {
+        match self {
+            Self::Memory(connection) => connection.knows(exchange),
+            Self::Rabbit(connection) => connection.knows(exchange),
+        }
+    }
+
     /// Deletes bindings. When this returns, nothing more is routed by them. A binding that does not exist is no error.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use hopline::{Published, environment};
+use hopline::{Error, Published, environment};
 use serde_json::{Value, json};
 
 use crate::address::{Address, Namespace, left, within};
@@ -14,8 +14,8 @@ use crate::printed::{json, one_line, print};
 
 /// Publish an event to all who subscribe to its key.
 ///
-/// It is no error if nobody subscribes. Exits with 0 when the broker has the event, with 1 and an error on stderr when
-/// it has not, or when the queue of a subscriber did not take it, and with 2 on wrong usage.
+/// It is no error if nobody subscribes, unless --required says so. Exits with 0 when the broker has the event, with 1 and an
+/// error on stderr when it has not, or when the queue of a subscriber did not take it, and with 2 on wrong usage.
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  hopline publish order.created '{\"id\": 7}'\n  echo 7 | hopline publish order.created - --metadata user=alice"
@@ -40,6 +40,9 @@ pub(crate) struct Publish {
     /// Text for the subscribers, such as user=alice; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = entry)]
     metadata: Vec<Entry>,
+    /// Fail if nobody gets the event: no subscriber and no group
+    #[arg(long)]
+    required: bool,
     /// How the event is written on the way
     #[arg(long, value_enum, default_value_t = Written::Json)]
     codec: Written,
@@ -56,19 +59,26 @@ impl Publish {
             builder = builder.metadata(name, value);
         }
         let client = within(self.timeout, builder.connect(&self.address.url), Failed::run).await?;
-        let published = client.publish(&self.event_key, &self.event).await;
+        let event = client.publish(&self.event_key, &self.event);
+        let published = if self.required { event.required() } else { event.confirmed() }.await;
         left(&client).await;
-        let to_all = published? == Published::ToAll;
-        if self.json {
-            print(&json(&json!({ "key": self.event_key, "to_all": to_all })))?;
-        } else if to_all {
-            print(&format!("{}: taken by the queues of all subscribers", one_line(&self.event_key)))?;
+        let to_nobody = matches!(&published, Ok(Published::ToNobody) | Err(Error::NoSubscriber { .. }));
+        let to_all = to_nobody || matches!(&published, Ok(Published::ToAll));
+        let key = one_line(&self.event_key);
+        if self.json && (to_nobody || published.is_ok()) {
+            print(&json(&json!({ "key": self.event_key, "to_all": to_all, "to_nobody": to_nobody })))?;
         }
-        match to_all {
-            true => Ok(()),
-            false => Err(Failed::run(
-                "not all subscribers have the event: the queue of one is full, or its node is away".to_owned(),
-            )),
+        match published? {
+            _ if self.json && to_all => {}
+            Published::ToAll => print(&format!("{key}: taken by the queues of all subscribers"))?,
+            Published::ToNobody => {
+                print(&format!("{key}: taken by nobody, since there is no subscriber and no group"))?
+            }
+            _ => {
+                let why = "not all subscribers have the event: the queue of one is full, or its node is away";
+                return Err(Failed::run(why.to_owned()));
+            }
         }
+        Ok(())
     }
 }

@@ -51,11 +51,11 @@ async fn events_are_printed_as_they_come_and_nobody_else_misses_them() {
     let _server = server.start().await.expect("it can be subscribed");
     let mut lines = scene.subscribe(&["order.*"]).await;
     let mut two = scene.subscribe(&["#", "--count", "2", "--json"]).await;
-    let told = printed(scene.run_here(&["publish", "order.created", r#"{"id": 7}"#]).await);
+    let told = printed(scene.run_here(&["publish", "order.created", r#"{"id": 7}"#, "--required"]).await);
     assert_eq!(told, "order.created: taken by the queues of all subscribers");
     let told =
         scene.run_here(&["publish", "order.shipped", "[1]", "--metadata", "user=alice", "--codec", "cbor", "--json"]);
-    assert_eq!(printed(told.await), r#"{"key":"order.shipped","to_all":true}"#);
+    assert_eq!(printed(told.await), r#"{"key":"order.shipped","to_all":true,"to_nobody":false}"#);
     assert_eq!(lines.line().await.as_deref(), Some(r#"order.created  {"id":7}"#));
     assert_eq!(lines.line().await.as_deref(), Some("order.shipped  [1]"));
     let first = object(two.line().await);
@@ -104,8 +104,25 @@ async fn an_event_that_a_queue_does_not_take_is_an_error() {
         }
     };
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");
-    assert_eq!(refused.stdout, b"{\"key\":\"a\",\"to_all\":false}\n");
+    assert_eq!(refused.stdout, b"{\"key\":\"a\",\"to_all\":false,\"to_nobody\":false}\n");
     let refused = scene.run_here(&["publish", "a"]).await;
     assert!(refused.stdout.is_empty() && refused.status.code() == Some(1), "{refused:?}");
     assert!(said(&refused).starts_with("not all subscribers have the event"), "{refused:?}");
+}
+
+#[tokio::test]
+#[ignore = "needs a RabbitMQ: HOPLINE_TEST_URL"]
+async fn an_event_that_nobody_gets_is_told_and_an_error_if_it_is_required() {
+    let scene = Place::new("nobody");
+    let told = printed(scene.run_here(&["publish", "order.created"]).await);
+    assert_eq!(told, "order.created: taken by nobody, since there is no subscriber and no group");
+    let object = r#"{"key":"order.created","to_all":true,"to_nobody":true}"#;
+    assert_eq!(printed(scene.run_here(&["publish", "order.created", "--json"]).await), object);
+    let refused = scene.run_here(&["publish", "order.created", "--required"]).await;
+    assert!(refused.stdout.is_empty() && refused.status.code() == Some(1), "{refused:?}");
+    assert!(said(&refused).starts_with("nobody gets the event `order.created`: start a subscriber"), "{refused:?}");
+    let refused = scene.run_here(&["publish", "order.created", "--required", "--json"]).await;
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert_eq!(String::from_utf8_lossy(&refused.stdout).trim_end(), object);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains(r#""code":"UNAVAILABLE""#), "{refused:?}");
 }

@@ -1,8 +1,13 @@
-//! Events: a client publishes one, and every subscriber gets it.
+//! Publishing events: a client publishes one, and every subscriber gets it.
 
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
 
 use bytes::Bytes;
+use futures::future::{BoxFuture, FutureExt as _};
 use serde::Serialize;
 use tokio::sync::oneshot;
 
@@ -15,6 +20,7 @@ use super::request::{check_metadata, head_start};
 use crate::codec::CodecError;
 use crate::context::Context;
 use crate::error::Error;
+use crate::event::Published;
 use crate::frame::{Frame, Kind, Metadata};
 use crate::limits::MAX_TIMEOUT;
 use crate::middleware::{Invocation, Reply, Style};
@@ -22,41 +28,56 @@ use crate::outgoing::Parcel;
 use crate::topology::check_event_key;
 use crate::transport::Confirm;
 
-/// Which subscribers have got an event.
+/// An event that is published when this is awaited. [`Client::publish`] makes it.
+///
+/// Awaited as it is, it returns when the broker has the event. It is no error if nobody subscribes. Options say more:
 ///
 /// ```
-/// use hopline::{Client, Published};
+/// use hopline::{Client, Error, Published};
 ///
-/// # async fn example(client: Client) -> Result<(), hopline::Error> {
-/// match client.publish("order.created", &7).await? {
-///     Published::ToAll => {}
-///     _ => eprintln!("somebody has not got it"),
+/// # async fn example(client: Client) -> Result<(), Error> {
+/// if client.publish("order.created", &7).confirmed().await? == Published::ToNobody {
+///     eprintln!("nobody subscribes to orders");
 /// }
 /// # Ok(()) }
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Published {
-    /// All that exist, which may be none.
-    ToAll,
-    /// Not all. The broker could not put the event into the queue of at least one subscriber, since the queue is full
-    /// or unreachable, for example while a node of the cluster is down. Publishing the event again would give it to the
-    /// others twice.
-    NotToAll,
+///
+/// It is a future and borrows nothing: `join_all` publishes several at once, and `tokio::spawn` takes one. What is
+/// published at once may leave in another order, so await an event before you publish the next one if their order matters.
+#[must_use = "an event is published when it is awaited"]
+pub struct Publish {
+    client: Client,
+    /// Until it is awaited: the event, or why it cannot be published.
+    event: Option<Result<OutgoingEvent, Error>>,
+    /// From then on.
+    running: Option<BoxFuture<'static, Result<Published, Error>>>,
 }
 
-/// One attempt to publish an event.
+/// What its publisher is told of an event that no queue takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum IfNobody {
+    /// Nothing.
+    Unsaid,
+    /// That it went to nobody.
+    Told,
+    /// An error.
+    Fails,
+}
+
+/// An event that is to be published.
+#[derive(Debug, Clone)]
 struct OutgoingEvent {
     key: Arc<str>,
+    payload: Bytes,
+    if_nobody: IfNobody,
     metadata: Vec<(String, String)>,
     /// The context of the handler that publishes it.
     context: Option<Context>,
-    attempt: Attempt,
 }
 
 impl Client {
     /// Publishes an event to everybody who subscribes to its key, such as `order.created`. It is no error if nobody
-    /// does. Returns after the broker has confirmed it.
+    /// does, unless [`Publish::required`] says so. Returns after the broker has confirmed it.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -71,75 +92,70 @@ impl Client {
     /// If the connection is lost, the event is sent again, and may arrive twice.
     ///
     /// # Errors
+    /// Awaiting it fails with:
     /// - `Invalid` for a key that cannot be used. A key has 1 to 255 bytes: words with single dots between them,
     ///   without `*` and `#`.
     /// - `Codec` for an event that cannot be written, `TooLarge` for one that is too large.
     /// - `Timeout` if the broker does not confirm within the client's time-out.
     /// - `Blocked` while the broker accepts no messages, `Disconnected` without a connection.
+    /// - `NoSubscriber` if it is [`required`](Publish::required), and nobody gets it.
     /// - `Broker` if somebody has deleted the exchange for events. It is declared again, but reaches nobody until the
     ///   subscribers have bound their queues again, which takes seconds.
-    pub async fn publish<E: Serialize + ?Sized>(&self, key: &str, event: &E) -> Result<Published, Error> {
-        check_event_key(key).map_err(Error::Invalid)?;
+    pub fn publish<E: Serialize + ?Sized>(&self, key: &str, event: &E) -> Publish {
+        // It is encoded now, so that nothing of it is borrowed.
         let settings = &self.0.settings;
-        let codec = settings.codec;
-        let write = |payload: &mut Vec<u8>| {
-            codec.write(&event, payload).map_err(|error| CodecError(format!("the event {}", error.0)))
-        };
-        let event = OutgoingEvent {
+        let encoded = check_event_key(key).map_err(Error::Invalid).and_then(|()| {
+            settings.codec.encode(&event).map_err(|error| CodecError(format!("the event {}", error.0)).into())
+        });
+        let event = encoded.map(|payload| OutgoingEvent {
             key: key.into(),
+            payload: payload.into(),
+            if_nobody: IfNobody::Unsaid,
             metadata: settings.metadata.clone(),
             context: Context::current(),
-            attempt: Attempt::first(settings.timeout.min(MAX_TIMEOUT)),
-        };
+        });
+        Publish { client: self.clone(), event: Some(event), running: None }
+    }
+
+    async fn deliver_event(self, event: OutgoingEvent) -> Result<Published, Error> {
+        let settings = &self.0.settings;
+        let attempt = Attempt::first(settings.timeout.min(MAX_TIMEOUT));
         if settings.middleware.is_empty() {
-            return self.announce(&event, write).await;
+            return self.announce(event, attempt).await;
         }
-        let mut payload = Vec::new();
-        write(&mut payload)?;
-        self.announce_through(event, payload.into()).await
+        self.announce_through(event, attempt).await
     }
 
     /// Publishes an event with the middleware around it.
-    async fn announce_through(&self, event: OutgoingEvent, payload: Bytes) -> Result<Published, Error> {
+    async fn announce_through(&self, event: OutgoingEvent, attempt: Attempt) -> Result<Published, Error> {
         let codec = self.0.settings.codec;
         let call = Invocation {
             caller: Some(self.0.caller.clone()),
-            deadline: Some(event.attempt.deadline),
-            metadata: event.metadata.into(),
+            deadline: Some(attempt.deadline),
+            metadata: event.metadata.clone().into(),
             codec,
-            payload,
-            ..Invocation::new(Style::Event, "events".into(), event.key.clone(), event.attempt.call_id)
+            payload: event.payload.clone(),
+            ..Invocation::new(Style::Event, "events".into(), event.key.clone(), attempt.call_id)
         };
-        let (key, context) = (event.key, event.context);
-        let announcing = self.through(call, event.attempt, move |client, call, attempt| {
-            let (key, context, metadata) = (key.clone(), context.clone(), call.metadata.clone().into_vec());
+        let announcing = self.through(call, attempt, move |client, call, attempt| {
             let attempt = Attempt { set_trace: call.set_trace(), ..attempt };
-            let event = OutgoingEvent { key, metadata, context, attempt };
-            async move {
-                let published = client.announce(&event, |body: &mut Vec<u8>| {
-                    body.extend_from_slice(&call.payload);
-                    Ok(())
-                });
-                Ok(Reply { missed: published.await? == Published::NotToAll, ..Reply::empty(codec) })
-            }
+            let Invocation { payload, metadata, .. } = call;
+            let event = OutgoingEvent { payload, metadata: metadata.into_vec(), ..event.clone() };
+            async move { Ok(Reply { published: client.announce(event, attempt).await?, ..Reply::empty(codec) }) }
         });
-        Ok(if announcing.await?.missed { Published::NotToAll } else { Published::ToAll })
+        Ok(announcing.await?.published)
     }
 
     /// Publishes an event and waits until the broker has confirmed it.
-    async fn announce(
-        &self,
-        event: &OutgoingEvent,
-        write: impl FnOnce(&mut Vec<u8>) -> Result<(), CodecError>,
-    ) -> Result<Published, Error> {
-        let OutgoingEvent { key, metadata: user, context, attempt } = event;
-        check_metadata(user)?;
-        let more = more(Some(attempt), user.clone());
-        let metadata = Metadata { method: Some(key.clone()), more, ..self.metadata(attempt.traced(context.as_ref())) };
-        let frame = Frame::new(Kind::Event, attempt.id(), self.0.settings.codec, metadata, Bytes::new());
-        let body = self.sized("event", frame.to_body_with(write)?)?;
+    async fn announce(&self, event: OutgoingEvent, attempt: Attempt) -> Result<Published, Error> {
+        let OutgoingEvent { key, payload, if_nobody, metadata: user, context } = event;
+        check_metadata(&user)?;
+        let metadata = self.metadata(attempt.traced(context.as_ref()));
+        let metadata = Metadata { method: Some(key.clone()), more: more(Some(&attempt), user), ..metadata };
+        let frame = Frame::new(Kind::Event, attempt.id(), self.0.settings.codec, metadata, payload);
+        let body = self.sized("event", frame.to_body())?;
         let size = body.len();
-        let Attempt { deadline, timeout: after, .. } = *attempt;
+        let Attempt { deadline, timeout: after, .. } = attempt;
         let (sender, said) = oneshot::channel();
         let token = Token { said: Some(sender), repeatable: true, ..Token::until(deadline - head_start(after)) };
         let parcel = Parcel {
@@ -150,9 +166,13 @@ impl Client {
             expiration: None,
             token,
         };
-        self.0.line.post(self.0.exchanges.event(key.clone()), parcel);
+        self.0.line.post(self.0.exchanges.event(key.clone(), if_nobody != IfNobody::Unsaid), parcel);
         match self.end_of(frame.id, deadline, said).await {
-            CallEnd::Said(Confirm::Accepted | Confirm::Returned) => Ok(Published::ToAll),
+            CallEnd::Said(Confirm::Accepted) => Ok(Published::ToAll),
+            CallEnd::Said(Confirm::Returned) if if_nobody == IfNobody::Fails => {
+                Err(Error::NoSubscriber { key: key.to_string() })
+            }
+            CallEnd::Said(Confirm::Returned) => Ok(Published::ToNobody),
             CallEnd::Said(Confirm::Refused) => Ok(Published::NotToAll),
             CallEnd::NoExchange { exchange, why } => Err(no_exchange(&exchange, why)),
             CallEnd::Said(Confirm::TooLarge(limit)) => {
@@ -165,5 +185,63 @@ impl Client {
             CallEnd::TimedOut(why) => Err(Error::Timeout { method: key.to_string(), after, why }),
             CallEnd::Full(_) | CallEnd::Silent { .. } | CallEnd::Unreachable(_) => unreachable!("this is no call"),
         }
+    }
+}
+
+impl Publish {
+    /// Says [`Published::ToNobody`] of an event that no queue of a subscriber or group takes. Without this it is
+    /// [`Published::ToAll`], as if somebody had it.
+    ///
+    /// The broker sends such an event back whole. An event that some have got and others not is
+    /// [`Published::NotToAll`] in any case.
+    pub fn confirmed(self) -> Self {
+        self.if_nobody(IfNobody::Told)
+    }
+
+    /// Fails with [`Error::NoSubscriber`] if no queue of a subscriber or group takes the event. Otherwise it is
+    /// [`confirmed`](Self::confirmed).
+    ///
+    /// ```
+    /// use hopline::{Client, Error};
+    ///
+    /// # async fn example(client: Client) -> Result<(), Error> {
+    /// match client.publish("order.created", &7).required().await {
+    ///     Err(Error::NoSubscriber { key, .. }) => eprintln!("is the group of `{key}` not set up yet?"),
+    ///     outcome => println!("{:?}", outcome?),
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn required(self) -> Self {
+        self.if_nobody(IfNobody::Fails)
+    }
+
+    fn if_nobody(mut self, if_nobody: IfNobody) -> Self {
+        if let Some(Ok(event)) = &mut self.event {
+            event.if_nobody = if_nobody;
+        }
+        self
+    }
+}
+
+impl Future for Publish {
+    type Output = Result<Published, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, task: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        if let Some(event) = self.event.take() {
+            let event = match event {
+                Ok(event) => event,
+                Err(error) => return Poll::Ready(Err(error)),
+            };
+            self.running = Some(self.client.clone().deliver_event(event).boxed());
+        }
+        self.running.as_mut().expect("polled until it is ready, and no more").poll_unpin(task)
+    }
+}
+
+impl fmt::Debug for Publish {
+    /// Without what may be secret: the event and its metadata.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let key = self.event.as_ref().and_then(|event| event.as_ref().ok()).map(|event| &event.key);
+        f.debug_struct("Publish").field("key", &key).finish_non_exhaustive()
     }
 }

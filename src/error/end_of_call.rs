@@ -17,12 +17,13 @@ pub(crate) enum EndOfCall {
     Disconnected,
     TooLarge,
     CircuitOpen,
+    NoSubscriber,
 }
 
 #[cfg(feature = "metrics")]
 impl EndOfCall {
     /// The ends that are no code, in the order of their places.
-    const NAMED: [Self; 9] = [
+    const NAMED: [Self; 10] = [
         Self::ServiceError,
         Self::NoService,
         Self::Overloaded,
@@ -32,6 +33,7 @@ impl EndOfCall {
         Self::Disconnected,
         Self::TooLarge,
         Self::CircuitOpen,
+        Self::NoSubscriber,
     ];
     pub(crate) const COUNT: usize = Code::ALL.len() + Self::NAMED.len();
 
@@ -52,6 +54,7 @@ impl EndOfCall {
             Self::Disconnected => 6,
             Self::TooLarge => 7,
             Self::CircuitOpen => 8,
+            Self::NoSubscriber => 9,
         };
         Code::ALL.len() + named
     }
@@ -63,9 +66,12 @@ impl EndOfCall {
         match self {
             Self::Coded(code) => code,
             Self::ServiceError => Code::Unknown,
-            Self::NoService | Self::Unreachable | Self::Blocked | Self::Disconnected | Self::CircuitOpen => {
-                Code::Unavailable
-            }
+            Self::NoService
+            | Self::NoSubscriber
+            | Self::Unreachable
+            | Self::Blocked
+            | Self::Disconnected
+            | Self::CircuitOpen => Code::Unavailable,
             Self::Overloaded | Self::TooLarge => Code::ResourceExhausted,
             Self::Timeout => Code::DeadlineExceeded,
         }
@@ -86,6 +92,7 @@ impl EndOfCall {
             Self::Disconnected => Some("disconnected"),
             Self::TooLarge => Some("too_large"),
             Self::CircuitOpen => Some("circuit_open"),
+            Self::NoSubscriber => Some("no_subscriber"),
         }
     }
 }
@@ -107,6 +114,7 @@ impl From<&Error> for EndOfCall {
             Error::Disconnected { .. } => Self::Disconnected,
             Error::TooLarge { .. } => Self::TooLarge,
             Error::CircuitOpen { .. } => Self::CircuitOpen,
+            Error::NoSubscriber { .. } => Self::NoSubscriber,
             other => Self::Coded(other.code()),
         }
     }

@@ -36,6 +36,8 @@ fn errors_read_as_sentences_that_name_the_culprit() {
     assert_eq!(too_large("request", "client's"), request);
     assert!(too_large("request", "broker's").ends_with("`max_message_size` in the broker's configuration"));
     assert_eq!(too_large("metadata", "fixed"), "the metadata takes 2 bytes, over the fixed cap of 1: shorten it");
+    let unheard = Error::NoSubscriber { key: "order.created".into() }.to_string();
+    assert!(unheard.starts_with("nobody gets the event `order.created`: start a subscriber or a group"), "{unheard}");
     let nobody = Error::NoService { service: "demo.v1@i1".into(), method: None }.to_string();
     assert!(nobody.starts_with("there is no instance `i1` of `demo.v1`: "), "{nobody}");
 }
@@ -55,6 +57,7 @@ fn each_variant_says_what_the_table_in_its_documentation_says() {
         (Error::Fault(Fault::new(Code::NotFound, "")), "NOT_FOUND", true, false),
         (Error::Fault(Fault::new(Code::Unavailable, "")), "UNAVAILABLE", true, true),
         (Error::NoService { service: text(), method: None }, "UNAVAILABLE", false, true),
+        (Error::NoSubscriber { key: text() }, "UNAVAILABLE", false, true),
         (Error::Overloaded { what: text() }, "RESOURCE_EXHAUSTED", false, true),
         (Error::Unreachable { method: text(), queue: text() }, "UNAVAILABLE", false, true),
         (no_quorum, "UNAVAILABLE", true, true),
@@ -123,6 +126,7 @@ fn the_error_of_an_attempt_never_says_that_the_call_has_not_run_if_another_attem
     let text = String::new;
     let not_run = [
         Error::NoService { service: "demo.v1".into(), method: None },
+        Error::NoSubscriber { key: "order.created".into() },
         Error::Overloaded { what: "its queue is full".into() },
         Error::Blocked { method: None, reason: text(), after: Duration::ZERO, may_have_run: false },
         Error::Timeout { method: text(), after: Duration::ZERO, why: Unanswered::Unsent },

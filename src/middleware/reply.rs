@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::codec::Codec;
 use crate::error::{Code, EndOfCall, Error};
+use crate::event::Published;
 use crate::frame::Entries;
 
 /// What came back from a call: the method's result, or the method's own error. Cloning is cheap.
@@ -35,8 +36,8 @@ pub struct Reply {
     pub(crate) instance: Option<Arc<str>>,
     pub(crate) handler_time: Option<Duration>,
     pub(crate) metadata: Entries,
-    /// For an event: whether a subscriber did not get it.
-    pub(crate) missed: bool,
+    /// For an event that a client publishes: who has got it.
+    pub(crate) published: Published,
 }
 
 impl Reply {
@@ -82,7 +83,7 @@ impl Reply {
             instance: None,
             handler_time: None,
             metadata: Entries::default(),
-            missed: false,
+            published: Published::ToAll,
         }
     }
 

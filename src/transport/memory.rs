@@ -23,7 +23,8 @@ use self::broker::{BrokerState, Peer};
 use self::channel::Consumption;
 use self::faults::EndReason;
 use super::{
-    Consumer, Delivery, ConnectionEvent, Life, Lost, Mode, Publication, QueueCount, Receipt, ReceiptSender, Settle, Stop,
+    ConnectionEvent, Consumer, Delivery, Life, Lost, Mode, Publication, QueueCount, Receipt, ReceiptSender, Settle,
+    Stop,
 };
 use crate::error::Error;
 use crate::topology::{Binding, Declaration};
@@ -183,6 +184,11 @@ impl MemoryConnection {
     pub async fn missing(&self, exchanges: &[String]) -> Result<Vec<String>, Error> {
         let state = self.answers(None).await?;
         Ok(exchanges.iter().filter(|name| !state.exchanges.contains_key(*name)).cloned().collect())
+    }
+
+    /// Whether this exchange exists.
+    pub fn knows(&self, exchange: &str) -> bool {
+        exchange.is_empty() || self.0.broker.state().exchanges.contains_key(exchange)
     }
 
     /// Deletes bindings.

@@ -43,7 +43,7 @@ use crate::error::Error;
 use crate::limits::ANSWER_TIMEOUT;
 use crate::topology::{Binding, Declaration};
 use crate::transport::address::RabbitAddress;
-use crate::transport::{Consumer, Delivery, Dial, ConnectionEvent, Mode, Publication, QueueCount, ReceiptSender, Role};
+use crate::transport::{ConnectionEvent, Consumer, Delivery, Dial, Mode, Publication, QueueCount, ReceiptSender, Role};
 use connection::{CLOSE_TIMEOUT, Link, News, Refusal};
 use diagnosis::ConnectStage;
 use exchanges::KnownExchanges;
@@ -240,6 +240,10 @@ impl RabbitConnection {
     /// questions.
     pub(super) fn max_consumers(&self) -> usize {
         usize::from(self.0.consuming.channel_max()).saturating_sub(SPARE_CHANNELS)
+    }
+
+    pub(super) fn knows(&self, exchange: &str) -> bool {
+        self.0.known.has(exchange)
     }
 
     /// Publishes a message. Its outcome is told as soon as it is known.

@@ -1,7 +1,8 @@
 //! Events reach everybody who subscribes to their key.
 
+use futures::future::join_all;
 use hopline::topology::{Binding, Declaration, Queue, QueueKind};
-use hopline::{Context, Error, Published, Server};
+use hopline::{Coalesce, Codec, Context, Error, Invocation, Middleware, Next, Published, Reply, Server};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
@@ -82,7 +83,8 @@ async fn an_event_that_a_subscribers_queue_refuses_reaches_the_others_and_its_pu
     let mut published = 0;
     loop {
         published += 1;
-        if client.publish("order.created", &Order { id: published }).await.expect("an answer") == Published::NotToAll {
+        let event = client.publish("order.created", &Order { id: published }).required();
+        if event.await.expect("an answer") == Published::NotToAll {
             break;
         }
         assert!(published < 100, "the queue takes everything");
@@ -111,4 +113,88 @@ async fn keys_and_patterns_that_nothing_could_match_are_refused() {
             other => panic!("{pattern}: {other:?}"),
         }
     }
+}
+
+/// Lets every call pass.
+struct Passes;
+
+impl Middleware for Passes {
+    async fn handle(&self, call: Invocation, next: Next) -> Result<Reply, Error> {
+        next.run(call).await
+    }
+}
+
+fn is_unheard(outcome: Result<Published, Error>, key: &str) {
+    match outcome {
+        Err(Error::NoSubscriber { key: told, .. }) => assert_eq!(told, key),
+        other => panic!("nobody is there: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn who_asks_hears_that_nobody_gets_an_event() {
+    let scene = Scene::new();
+    let around = scene.client_with(|client| client.with(Passes)).await;
+    for client in [scene.client().await, around] {
+        let publish = |key: &str, id| client.publish(key, &Order { id });
+        assert_eq!(publish("order.created", 1).await.expect("no error"), Published::ToAll, "it did not ask");
+        assert_eq!(publish("order.created", 2).confirmed().await.expect("no error"), Published::ToNobody);
+        is_unheard(publish("order.created", 3).required().await, "order.created");
+        let (server, mut heard) = subscribe(scene.server().await, "order.created");
+        let server = server.start().await.expect("subscribed");
+        for event in [publish("order.created", 4).confirmed(), publish("order.created", 5).required()] {
+            assert_eq!(event.await.expect("it is there"), Published::ToAll);
+        }
+        assert_eq!(publish("order.shipped", 6).confirmed().await.expect("no error"), Published::ToNobody);
+        is_unheard(publish("order.shipped", 7).required().await, "order.shipped");
+        for id in [4, 5] {
+            assert_eq!(soon(heard.recv()).await.expect("an event").1, Order { id });
+        }
+        server.drain().await;
+    }
+}
+
+#[tokio::test]
+async fn events_that_ask_share_messages_of_their_own_and_each_hears_that_nobody_gets_it() {
+    let scene = Scene::new();
+    let client = scene.client_with(|client| client.coalesce(Coalesce::Fixed(64))).await;
+    let publish = |id| client.publish("order.created", &Order { id });
+    let all = (0..30).map(|id| match id % 3 {
+        0 => publish(id),
+        1 => publish(id).confirmed(),
+        _ => publish(id).required(),
+    });
+    for (id, outcome) in soon(join_all(all)).await.into_iter().enumerate() {
+        match id % 3 {
+            0 => assert_eq!(outcome.expect("no error"), Published::ToAll, "{id}"),
+            1 => assert_eq!(outcome.expect("no error"), Published::ToNobody, "{id}"),
+            _ => is_unheard(outcome, "order.created"),
+        }
+    }
+    assert_eq!(client.traffic().messages_sent, 2);
+}
+
+#[tokio::test]
+async fn an_event_is_written_when_it_is_made_and_its_errors_come_when_it_is_awaited() {
+    let scene = Scene::new();
+    let (server, mut heard) = subscribe(scene.server().await, "order.created");
+    let _server = server.start().await.expect("subscribed");
+    let client = scene.client().await;
+    let publish = {
+        let gone = Order { id: 1 };
+        client.publish("order.created", &gone)
+    };
+    tokio::spawn(publish.required()).await.expect("no panic").expect("it is there");
+    assert_eq!(soon(heard.recv()).await.expect("an event").1, Order { id: 1 });
+    let raw = scene.client_with(|client| client.codec(Codec::Raw)).await;
+    let unwritten = raw.publish("order.created", &Order { id: 2 }).confirmed();
+    match unwritten.await {
+        Err(Error::Codec(why)) => assert!(why.to_string().starts_with("the event cannot be written as raw"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    is_invalid(client.publish("order.*", &3).required().await);
+}
+
+fn is_invalid(outcome: Result<Published, Error>) {
+    assert!(matches!(outcome, Err(Error::Invalid(_))), "{outcome:?}");
 }

@@ -204,6 +204,25 @@ async fn a_oneway_call_or_an_event_without_a_confirm_goes_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_event_that_comes_back_when_it_is_sent_again_may_have_reached_somebody_before() {
+    let stage = Stage::of_requests().await;
+    stage.broker.stall();
+    let event = tokio::spawn(stage.client.publish("order.new", &1_u64).required());
+    while stage.client.traffic().calls_sent < 1 {
+        tokio::task::yield_now().await;
+    }
+    stage.cut().await;
+    stage.broker.restore();
+    match soon(event).await.expect("no panic") {
+        Err(Error::Disconnected { method, may_have_run: true, reason, .. }) => {
+            assert_eq!(method.as_deref(), Some("order.new"));
+            assert!(reason.contains("no queue took it when it was sent again"), "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_broadcast_ends_with_its_connection_after_the_replies_that_came() {
     let mut stage = Stage::of_requests().await;
     let Held { service, arrived: mut others } = Held::new();
@@ -378,10 +397,12 @@ async fn an_event_to_an_exchange_that_was_deleted_says_so_and_listeners_come_bac
     });
     let _listener = listener.start().await.expect("it can be served");
     let client = scene.client().await;
-    innards.delete_exchange(&format!("{}.events", scene.namespace));
-    let lost = soon(client.publish("order.new", &1_u64)).await.expect_err("nobody gets it");
-    assert!(matches!(lost, Error::Broker { .. }), "{lost:?}");
-    assert!(lost.to_string().contains("had been deleted, and is declared again"), "{lost}");
+    for event in [client.publish("order.new", &1_u64), client.publish("order.new", &1_u64).required()] {
+        innards.delete_exchange(&format!("{}.events", scene.namespace));
+        let lost = soon(event).await.expect_err("nobody gets it");
+        assert!(matches!(lost, Error::Broker { .. }), "{lost:?}");
+        assert!(lost.to_string().contains("had been deleted, and is declared again"), "{lost}");
+    }
     let number = soon(async {
         loop {
             client.publish("order.new", &2_u64).await.expect("the broker has it");

@@ -93,12 +93,6 @@ async fn next(ends: &mut mpsc::UnboundedReceiver<End>) -> End {
 }
 
 impl Scene {
-    fn client_with(&self, with: impl FnOnce(ClientBuilder) -> ClientBuilder) -> impl Future<Output = Client> {
-        let builder = with(Client::builder().namespace(&self.namespace).timeout(PATIENCE));
-        let url = self.url.clone();
-        async move { builder.connect(&url).await.expect("the broker is there") }
-    }
-
     async fn server_with(&self, with: impl FnOnce(ServerBuilder) -> ServerBuilder) -> Server {
         let builder = with(Server::builder().namespace(&self.namespace));
         builder.connect(&self.url).await.expect("the broker is there")

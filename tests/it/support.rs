@@ -9,7 +9,8 @@ use std::time::Duration;
 use hopline::testing::{self, Broker};
 use hopline::transport::{Consumer, Mode, Role, Transport};
 use hopline::{
-    Call, Client, Code, Codec, Context, DeadLetters, Error, Fault, Instance, Method, Pending, Running, Server, Service,
+    Call, Client, ClientBuilder, Code, Codec, Context, DeadLetters, Error, Fault, Instance, Method, Pending, Running,
+    Server, Service,
 };
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpSocket;
@@ -84,12 +85,16 @@ impl Scene {
     }
 
     pub(crate) async fn client(&self) -> Client {
-        Client::builder()
-            .namespace(&self.namespace)
-            .timeout(PATIENCE)
-            .connect(&self.url)
-            .await
-            .expect("the broker is there")
+        self.client_with(|client| client).await
+    }
+
+    pub(crate) fn client_with(
+        &self,
+        with: impl FnOnce(ClientBuilder) -> ClientBuilder,
+    ) -> impl Future<Output = Client> {
+        let builder = with(Client::builder().namespace(&self.namespace).timeout(PATIENCE));
+        let url = self.url.clone();
+        async move { builder.connect(&url).await.expect("the broker is there") }
     }
 
     pub(crate) async fn server(&self) -> Server {

@@ -407,6 +407,7 @@ async fn a_mandatory_message_that_no_queue_takes_is_returned() {
     for exchange in ["", DIRECT, TOPIC] {
         let receipt = transport.publish(message(exchange, &unique("nowhere"), "lost"));
         assert_eq!(outcome(receipt).await, Ok(Confirm::Returned), "exchange `{exchange}`");
+        assert!(transport.knows(exchange), "exchange `{exchange}`");
     }
 }
 
@@ -461,8 +462,10 @@ async fn a_message_for_an_exchange_that_does_not_exist_is_returned_and_later_one
     let queue = declared(&transport, queue(QueueKind::Exclusive)).await;
     let mut consumer = consume(&transport, &queue, Mode::NoAck).await;
     for mandatory in [true, false] {
-        let missing = Publication { mandatory, ..message(&unique("missing"), "key", "lost") };
+        let exchange = unique("missing");
+        let missing = Publication { mandatory, ..message(&exchange, "key", "lost") };
         assert_eq!(outcome(transport.publish(missing)).await, Ok(Confirm::Returned), "mandatory: {mandatory}");
+        assert!(!transport.knows(&exchange));
         nothing_more(&transport, &queue, &mut consumer).await;
     }
 }

@@ -51,7 +51,8 @@ impl LineTask {
         if may_run || said.as_ref().is_err_and(Lost::may_have_arrived) {
             given_up.into_iter().for_each(|(address, cancel)| self.route(address, cancel));
         }
-        if address.kind() == Kind::Event && said == Ok(Confirm::Returned) {
+        let has_no_exchange = !address.is_mandatory() || !self.is_there(address.exchange());
+        if address.kind() == Kind::Event && said == Ok(Confirm::Returned) && has_no_exchange {
             return self.restore(address.exchange().clone(), parcels);
         }
         let too_large_together = matches!(said, Ok(Confirm::TooLarge(_))) && parcels.len() > 1;
@@ -105,10 +106,17 @@ impl LineTask {
                     _ => Some(parcel),
                 };
                 if let Some(parcel) = unclear {
-                    parcel.token.end(&end_of(&said, left_before && address.is_mandatory()));
+                    // An event that comes back may have had a subscriber when it was sent before.
+                    let is_doubtful = address.kind() != Kind::Event || said == Ok(Confirm::Returned);
+                    parcel.token.end(&end_of(&said, left_before && is_doubtful));
                 }
             }
         }
+    }
+
+    /// Whether the broker is known to have an exchange. Without a connection, none is.
+    fn is_there(&self, exchange: &str) -> bool {
+        self.session.as_ref().is_some_and(|session| session.transport.knows(exchange))
     }
 
     /// The exchange of an event was deleted. Declares it again, and tells the publishers that their events have reached
@@ -366,7 +374,7 @@ fn end_of(said: &Result<Confirm, Lost>, left_before: bool) -> CallEnd {
     let why = match said {
         Ok(confirm) if !left_before || *confirm == Confirm::Accepted => return CallEnd::Said(*confirm),
         Err(lost) if !left_before || lost.may_have_arrived() => return CallEnd::Lost(lost.clone()),
-        Ok(Confirm::Returned) => "nobody served it",
+        Ok(Confirm::Returned) => "no queue took it",
         Ok(Confirm::TooLarge(_)) => "it was too large",
         Ok(_) => "its queue was full or out of reach",
         Err(lost) => &lost.reason,
