@@ -50,6 +50,8 @@ pub(crate) struct Inner {
     pub(crate) attempt: u64,
     pub(crate) queue_time: Option<Duration>,
     pub(crate) metadata: Entries,
+    /// Of an event: its version.
+    pub(crate) event_version: u64,
     /// The caller's span, and this call's, once somebody asks for it.
     pub(crate) parent: Option<Traceparent>,
     pub(crate) trace: OnceLock<Trace>,
@@ -243,6 +245,11 @@ impl Context {
         self.0.queue_time
     }
 
+    /// The version of the event: 1 unless its publisher has set another. Of anything else it means nothing.
+    pub(crate) fn event_version(&self) -> u64 {
+        self.0.event_version
+    }
+
     /// The value that the caller set under `name` with [`Call::metadata`](crate::Call::metadata).
     #[must_use]
     pub fn metadata(&self, name: &str) -> Option<&str> {
@@ -333,5 +340,35 @@ impl fmt::Debug for Context {
             .field("call_id", &self.call_id())
             .field("remaining", &self.remaining())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// The context of an event, as its handler gets it.
+    pub(crate) fn of_event(key: &str, caller: Option<&str>, event_version: u64) -> Context {
+        Context::new(Inner {
+            service: "events".into(),
+            method: key.into(),
+            instance: "b2".into(),
+            id: Uuid::nil(),
+            call_id: Uuid::nil(),
+            caller: caller.map(Arc::from),
+            user: None,
+            deadline: None,
+            finishes: false,
+            redelivered: false,
+            attempt: 1,
+            queue_time: None,
+            metadata: Entries::default(),
+            event_version,
+            parent: None,
+            trace: OnceLock::new(),
+            cancelled: CancellationToken::new(),
+            draining: CancellationToken::new(),
+            services: Arc::from([]),
+        })
     }
 }

@@ -232,7 +232,7 @@ pub mod generated {
 #[cfg(doctest)]
 mod guide;
 
-pub use hopline_macros::service;
+pub use hopline_macros::{event, service};
 
 pub use call::{Answered, Broadcast, BroadcastReply, Call, Oneway, Pending, Quorum};
 pub use client::{Absent, Client, ClientBuilder, Coalesce, Publish, Rules, Traffic, WhenFull};
@@ -248,7 +248,7 @@ pub use document::{
 #[cfg(feature = "schema")]
 pub use document::{MethodSchema, ParameterSchema, ServiceSchema};
 pub use error::{CallError, Code, Error, Fault, Unanswered};
-pub use event::Published;
+pub use event::{Event, Published};
 pub use middleware::{
     Adaptive, AdaptiveCounts, Breaker, BreakerState, CacheCounts, FairShare, FairShareCounts, Finished, Invocation,
     Middleware, Next, PolicyCounts, Quarantine, QuarantineCounts, RateCounts, RateLimit, Reply, ResultCache,

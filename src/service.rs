@@ -29,9 +29,10 @@ pub(crate) use self::replay::ReplaySettings;
 #[cfg(feature = "schema")]
 pub(crate) use self::schema::schema_of;
 pub use self::schema::{Probe, Undescribed};
-use crate::codec::{Arguments, Codec};
+use crate::codec::Arguments;
 use crate::context::Context;
 use crate::error::Error;
+use crate::event::read_event;
 use crate::middleware::{Chain, Middleware};
 use crate::topology::{CallsQueue, QueueKind, ServiceId, check_name};
 
@@ -207,7 +208,7 @@ impl Service {
         Fut::Output: EventResult,
         T: DeserializeOwned + Send + 'static,
     {
-        let read = |codec: Codec, payload: &[u8]| codec.decode(payload).map_err(|error| format!("the event {error}"));
+        let read = |context: &Context, codec, payload: &[u8]| read_event(context, None, codec, payload);
         let handler = running(read, move |context, event| {
             let handling = handler(context, event);
             async move { handling.await.into_result() }

@@ -1,7 +1,9 @@
-//! The procedural macro of the `hopline` crate: `#[hopline::service]` makes a server and a client out of a trait.
+//! The procedural macros of the `hopline` crate: `#[hopline::service]` makes a server and a client out of a trait, and
+//! `#[hopline::event]` makes an event out of a type.
 //!
-//! Use it as `#[hopline::service]`. This crate has no other purpose.
+//! Use them by these names. This crate has no other purpose.
 
+mod event;
 mod expand;
 mod options;
 mod parse;
@@ -152,4 +154,51 @@ pub fn service(options: TokenStream, item: TokenStream) -> TokenStream {
         .map(|service| expand::service(&service))
         .unwrap_or_else(syn::Error::into_compile_error)
         .into()
+}
+
+/// Makes an event out of a struct or an enum: the type gets a key and a version, on which publishers and subscribers agree.
+///
+/// ```
+/// use hopline::{Client, Error, Event};
+/// use serde::{Deserialize, Serialize};
+///
+/// #[hopline::event(key = "order.created", version = 2)]
+/// #[derive(Serialize, Deserialize)]
+/// struct OrderCreated {
+///     id: u64,
+///     items: Vec<String>,
+/// }
+///
+/// async fn created(client: &Client, id: u64) -> Result<(), Error> {
+///     client.emit(&OrderCreated { id, items: vec!["tea".to_owned()] }).await?;
+///     Ok(())
+/// }
+///
+/// assert_eq!(OrderCreated::KEY, "order.created");
+/// # let _ = created;
+/// ```
+///
+/// # What it generates
+///
+/// The type as written, and `impl hopline::Event` for it. The type has to be one that serde writes and reads: derive
+/// `Serialize` and `Deserialize`, as for the types of a service.
+///
+/// # Options
+///
+/// | option | meaning | default |
+/// | --- | --- | --- |
+/// | `key = "..."` | what has happened: words with single dots between them, 1 to 255 bytes, without `*` and `#` | it must be written |
+/// | `version = N` | which form of the event this is, 1 or more | 1 |
+///
+/// A subscriber that takes the type refuses an event of another version. A field that is an `Option`, or has
+/// `#[serde(default)]`, can be added without a new version. Anything else needs one: publish both versions for as long as
+/// there are subscribers of the old one.
+///
+/// # Errors
+///
+/// These do not compile, and the error says what to write instead: a function or anything else that is no struct or enum,
+/// a generic type, a missing key or one that cannot be used, version 0, and unknown, repeated or malformed options.
+#[proc_macro_attribute]
+pub fn event(options: TokenStream, item: TokenStream) -> TokenStream {
+    event::event(options.into(), item.into()).unwrap_or_else(syn::Error::into_compile_error).into()
 }

@@ -168,7 +168,7 @@ fn rpc_options(attrs: &[Attribute], refusals: &mut Refusals) -> Vec<Meta> {
     options
 }
 
-fn read(options: TokenStream, refusals: &mut Refusals) -> Vec<Meta> {
+pub(crate) fn read(options: TokenStream, refusals: &mut Refusals) -> Vec<Meta> {
     match Punctuated::<Meta, Token![,]>::parse_terminated.parse2(options) {
         Ok(options) => options.into_iter().collect(),
         Err(error) => {
@@ -178,7 +178,7 @@ fn read(options: TokenStream, refusals: &mut Refusals) -> Vec<Meta> {
     }
 }
 
-fn refuse_repeats(options: &[Meta], refusals: &mut Refusals) {
+pub(crate) fn refuse_repeats(options: &[Meta], refusals: &mut Refusals) {
     for (i, option) in options.iter().enumerate() {
         let key = key(option);
         if options[..i].iter().any(|earlier| self::key(earlier) == key) {
@@ -187,12 +187,12 @@ fn refuse_repeats(options: &[Meta], refusals: &mut Refusals) {
     }
 }
 
-fn key(option: &Meta) -> String {
+pub(crate) fn key(option: &Meta) -> String {
     type_text(option.path().to_token_stream())
 }
 
 /// The literal in `key = literal`.
-fn literal(option: &Meta) -> Option<&Lit> {
+pub(crate) fn literal(option: &Meta) -> Option<&Lit> {
     let mut value = &option.require_name_value().ok()?.value;
     // The compiler wraps a literal that comes through `macro_rules!` in a group.
     while let Expr::Group(group) = value {
@@ -224,7 +224,7 @@ fn name(what: &str, option: &Meta, refusals: &mut Refusals) -> Option<LitStr> {
     Some(name.clone())
 }
 
-fn major_version(option: &Meta, refusals: &mut Refusals) -> u32 {
+pub(crate) fn major_version(option: &Meta, refusals: &mut Refusals) -> u32 {
     whole_number(option, 1, "the version is a whole number from 1: write `version = 1`", refusals).unwrap_or(1)
 }
 

@@ -1,4 +1,4 @@
-//! Collects everything that is wrong with a trait, so that the compiler reports it at once.
+//! Collects everything that is wrong with a trait or a type, so that the compiler reports it at once.
 
 use std::fmt::Display;
 

@@ -1,4 +1,4 @@
-//! What `#[hopline::service]` takes, and what it refuses with which words.
+//! What `#[hopline::service]` and `#[hopline::event]` take, and what they refuse with which words.
 
 /// One test, since both kinds of cases share the build of the library.
 #[test]

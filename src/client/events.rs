@@ -20,7 +20,7 @@ use super::request::{check_metadata, head_start};
 use crate::codec::CodecError;
 use crate::context::Context;
 use crate::error::Error;
-use crate::event::Published;
+use crate::event::{Event, Published};
 use crate::frame::{Frame, Kind, Metadata};
 use crate::limits::MAX_TIMEOUT;
 use crate::middleware::{Invocation, Reply, Style};
@@ -28,7 +28,7 @@ use crate::outgoing::Parcel;
 use crate::topology::check_event_key;
 use crate::transport::Confirm;
 
-/// An event that is published when this is awaited. [`Client::publish`] makes it.
+/// An event that is published when this is awaited. [`Client::publish`] and [`Client::emit`] make it.
 ///
 /// Awaited as it is, it returns when the broker has the event. It is no error if nobody subscribes. Options say more:
 ///
@@ -68,6 +68,7 @@ enum IfNobody {
 #[derive(Debug, Clone)]
 struct OutgoingEvent {
     key: Arc<str>,
+    version: u32,
     payload: Bytes,
     if_nobody: IfNobody,
     metadata: Vec<(String, String)>,
@@ -102,13 +103,41 @@ impl Client {
     /// - `Broker` if somebody has deleted the exchange for events. It is declared again, but reaches nobody until the
     ///   subscribers have bound their queues again, which takes seconds.
     pub fn publish<E: Serialize + ?Sized>(&self, key: &str, event: &E) -> Publish {
-        // It is encoded now, so that nothing of it is borrowed.
+        self.publishing(key, 1, event)
+    }
+
+    /// Publishes an event by the key and the version of its [type](Event). Otherwise as [`publish`](Self::publish).
+    ///
+    /// ```
+    /// use hopline::{Client, Error};
+    /// use serde::{Deserialize, Serialize};
+    ///
+    /// #[hopline::event(key = "order.created", version = 2)]
+    /// #[derive(Serialize, Deserialize)]
+    /// struct OrderCreated {
+    ///     id: u64,
+    /// }
+    ///
+    /// # async fn example(client: Client) -> Result<(), Error> {
+    /// client.emit(&OrderCreated { id: 7 }).required().await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`publish`](Self::publish).
+    pub fn emit<E: Event>(&self, event: &E) -> Publish {
+        self.publishing(E::KEY, E::VERSION, event)
+    }
+
+    /// Encodes the event now, so that nothing of it is borrowed.
+    fn publishing<E: Serialize + ?Sized>(&self, key: &str, version: u32, event: &E) -> Publish {
         let settings = &self.0.settings;
         let encoded = check_event_key(key).map_err(Error::Invalid).and_then(|()| {
             settings.codec.encode(&event).map_err(|error| CodecError(format!("the event {}", error.0)).into())
         });
         let event = encoded.map(|payload| OutgoingEvent {
             key: key.into(),
+            version,
             payload: payload.into(),
             if_nobody: IfNobody::Unsaid,
             metadata: settings.metadata.clone(),
@@ -148,10 +177,13 @@ impl Client {
 
     /// Publishes an event and waits until the broker has confirmed it.
     async fn announce(&self, event: OutgoingEvent, attempt: Attempt) -> Result<Published, Error> {
-        let OutgoingEvent { key, payload, if_nobody, metadata: user, context } = event;
+        let OutgoingEvent { key, version, payload, if_nobody, metadata: user, context } = event;
         check_metadata(&user)?;
-        let metadata = self.metadata(attempt.traced(context.as_ref()));
-        let metadata = Metadata { method: Some(key.clone()), more: more(Some(&attempt), user), ..metadata };
+        let mut metadata = self.metadata(attempt.traced(context.as_ref()));
+        metadata = Metadata { method: Some(key.clone()), more: more(Some(&attempt), user), ..metadata };
+        if version != 1 {
+            metadata.more_mut().event_version = Some(version.into());
+        }
         let frame = Frame::new(Kind::Event, attempt.id(), self.0.settings.codec, metadata, payload);
         let body = self.sized("event", frame.to_body())?;
         let size = body.len();

@@ -24,7 +24,7 @@ prop_compose! {
         texts in [option::of(text()), option::of(text()), option::of(text())],
         traceparent in option::of("[ -~]{55}"),
         times in (option::of(millis()), option::of(millis()), option::of(any::<u64>().prop_map(Duration::from_micros))),
-        numbers in [option::of(any::<u64>()), option::of(any::<u64>()), option::of(any::<u64>()), option::of(any::<u64>())],
+        numbers in std::array::from_fn::<_, 5, _>(|_| option::of(any::<u64>())),
         user in vec((text(), text()), 0..30),
         too_large in option::of(any::<(u64, u64)>()),
         accepts in any::<u64>(),
@@ -35,8 +35,19 @@ prop_compose! {
         let (method, instance) = (method.map(Into::into), instance.map(Into::into));
         let traceparent = traceparent.as_deref().and_then(Traceparent::new).map(Box::new);
         let (remaining, retry_after, handler_time) = times;
-        let [sent_at, sequence, attempt, running] = numbers;
-        let more = More { sequence, attempt, retry_after, user, error, too_large, call_id, running, is_permanent };
+        let [sent_at, sequence, attempt, running, event_version] = numbers;
+        let more = More {
+            sequence,
+            attempt,
+            retry_after,
+            user,
+            error,
+            too_large,
+            call_id,
+            running,
+            is_permanent,
+            event_version,
+        };
         let accepts = Readable(accepts);
         let more = (more != More::default()).then(|| Box::new(more));
         Metadata { method, remaining, sent_at, traceparent, instance, handler_time, accepts, more }

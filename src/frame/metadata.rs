@@ -61,6 +61,8 @@ pub(crate) struct More {
     pub(crate) running: Option<u64>,
     /// In a fault: another attempt does not help.
     pub(crate) is_permanent: bool,
+    /// In an event: the version of its type. Without it, it is 1.
+    pub(crate) event_version: Option<u64>,
 }
 
 /// The keys of the fields on the wire.
@@ -81,6 +83,7 @@ mod key {
     pub(super) const CALL_ID: u64 = 14;
     pub(super) const RUNNING: u64 = 15;
     pub(super) const PERMANENT: u64 = 16;
+    pub(super) const EVENT_VERSION: u64 = 17;
 }
 
 /// The names in a frame. The frames of one message often have the same.
@@ -121,6 +124,7 @@ static NO_MORE: More = More {
     call_id: None,
     running: None,
     is_permanent: false,
+    event_version: None,
 };
 
 impl Metadata {
@@ -159,6 +163,7 @@ impl Metadata {
             more.call_id.is_some(),
             more.running.is_some(),
             more.is_permanent,
+            more.event_version.is_some(),
         ];
         head(body, MAP, entries.into_iter().map(u64::from).sum());
         text(body, key::METHOD, self.method.as_deref());
@@ -192,6 +197,7 @@ impl Metadata {
         }
         number(body, key::RUNNING, more.running);
         number(body, key::PERMANENT, more.is_permanent.then_some(1));
+        number(body, key::EVENT_VERSION, more.event_version);
     }
 
     /// Reads the metadata of a frame. Names that are the same as in the frame before it, `previous`, are shared and not
@@ -249,6 +255,7 @@ impl Metadata {
             key::CALL_ID => self.more_mut().call_id = Some(id(cbor)?),
             key::RUNNING => self.more_mut().running = Some(cbor.u64()?),
             key::PERMANENT => self.more_mut().is_permanent = cbor.u64()? != 0,
+            key::EVENT_VERSION => self.more_mut().event_version = Some(cbor.u64()?),
             _ => cbor.skip()?,
         }
         Ok(())
@@ -356,6 +363,7 @@ fn field_name(key: u64) -> &'static str {
         key::CALL_ID => "metadata 14 (call)",
         key::RUNNING => "metadata 15 (running calls)",
         key::PERMANENT => "metadata 16 (permanent)",
+        key::EVENT_VERSION => "metadata 17 (version of the event)",
         _ => "metadata of an unknown key",
     }
 }

@@ -29,6 +29,7 @@ const ACCEPTED: &[&str] = &[
     "reply too large",
     "oneway",
     "event",
+    "event of a version",
     "cancel",
     "two frames in one body",
     "lz4 request",
@@ -198,6 +199,7 @@ fn described(vector: &Vector) -> Vec<(Frame, Option<Value>)> {
             "metadata 13" => metadata.accepts = Readable(number()),
             "metadata 14" => metadata.more_mut().call_id = Some(value.parse().expect("a UUID")),
             "metadata 15" => metadata.more_mut().running = Some(value.parse().expect("a number")),
+            "metadata 17" => metadata.more_mut().event_version = Some(number()),
             "metadata 16" => metadata.more_mut().is_permanent = number() != 0,
             "compression" => {
                 let named = |compression: &Compression| compression.name() == value;

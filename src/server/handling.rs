@@ -317,6 +317,7 @@ impl Worker {
                 None => frame.metadata.more().user.clone().into(),
                 Some(passage) => passage.call.metadata.clone(),
             },
+            event_version: frame.metadata.more().event_version.unwrap_or(1),
             parent: frame.metadata.traceparent.as_deref().copied(),
             trace: OnceLock::new(),
             cancelled: CancellationToken::new(),

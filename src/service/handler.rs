@@ -32,9 +32,9 @@ pub(crate) enum Answer {
 /// The function that decodes a method's arguments. Its error says what the method takes, and what came instead.
 pub(crate) fn arguments_of<A: Arguments>(
     method: &Method,
-) -> impl Fn(Codec, &[u8]) -> Result<A, String> + Send + Sync + use<A> {
+) -> impl Fn(&Context, Codec, &[u8]) -> Result<A, String> + Send + Sync + use<A> {
     let signature = method.signature.clone();
-    move |codec, payload| {
+    move |_, codec, payload| {
         codec.arguments(payload).map_err(|misfit| match misfit {
             Misfit::Count { takes, got } => {
                 let s = if takes == 1 { "" } else { "s" };
@@ -47,7 +47,7 @@ pub(crate) fn arguments_of<A: Arguments>(
 
 /// The handler that decodes arguments with `read`, calls `handler` with them, and encodes what that returns.
 pub(crate) fn running<A, R, E, F, Fut>(
-    read: impl Fn(Codec, &[u8]) -> Result<A, String> + Send + Sync + 'static,
+    read: impl Fn(&Context, Codec, &[u8]) -> Result<A, String> + Send + Sync + 'static,
     handler: F,
 ) -> Handler
 where
@@ -57,7 +57,7 @@ where
     R: Serialize + Send + 'static,
     E: Failure + Send + 'static,
 {
-    Arc::new(move |context, codec, payload| match read(codec, &payload) {
+    Arc::new(move |context, codec, payload| match read(&context, codec, &payload) {
         Ok(arguments) => answer(codec, handler(context, arguments)).boxed(),
         Err(why) => std::future::ready(Answer::Fault(Fault::new(Code::InvalidArgument, why))).boxed(),
     })

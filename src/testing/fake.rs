@@ -192,7 +192,7 @@ impl Fake {
 }
 
 /// Reads no arguments, for answers that do not depend on them.
-fn ignored(_: Codec, _: &[u8]) -> Result<(), String> {
+fn ignored(_: &Context, _: Codec, _: &[u8]) -> Result<(), String> {
     Ok(())
 }
 

@@ -43,7 +43,7 @@ def described(frame, encoded, value=None, refusal=None):
             lines.append(("metadata 12", f"{content[0]} of {content[1]}"))
         elif key == wire.CALL_ID:
             lines.append(("metadata 14", uuid.UUID(bytes=content)))
-        elif key <= wire.ACCEPTS or key in (wire.RUNNING, wire.PERMANENT):
+        elif key <= wire.ACCEPTS or key in (wire.RUNNING, wire.PERMANENT, wire.EVENT_VERSION):
             lines.append((f"metadata {key}", content))
     if frame.flags & wire.COMPRESSION:
         lines.append(("compression", COMPRESSIONS[frame.flags & wire.COMPRESSION]))
@@ -201,6 +201,12 @@ def accepted():
         payload=cbor2.dumps({"number": 7}),
     )
     yield vector("event", "The payload is the event itself, with no array around it.", (event, {"number": 7}))
+    event.metadata[wire.EVENT_VERSION] = 2
+    yield vector(
+        "event of a version",
+        "The same event, as a type says it that is of version 2. Without key 17 it is of version 1.",
+        (event, {"number": 7}),
+    )
     cancel = Frame(wire.CANCEL, RAW, id=ID, metadata={wire.REMAINING_MS: 12000, wire.INSTANCE: INSTANCE})
     yield vector("cancel", "Nobody waits for the request of this id any more; it would have had 12 s left.", (cancel,))
     second = Frame(wire.REQUEST, id=OTHER, metadata={wire.METHOD: "add"}, payload=b"\x82\x04\x05")
@@ -208,10 +214,10 @@ def accepted():
         "two frames in one body", "`add(2, 3)` and `add(4, 5)`, back to back.", (minimal, [2, 3]), (second, [4, 5])
     )
     yield from with_compression()
-    unknown = {0: None, 17: {"new": [1, {"in": 2.5}]}, 2**64 - 1: b"\x00"}
+    unknown = {0: None, 18: {"new": [1, {"in": 2.5}]}, 2**64 - 1: b"\x00"}
     yield other_form(
         "unknown metadata keys",
-        "Keys 0, 17 and 2^64-1 mean nothing in version 1: whatever they hold is skipped.",
+        "Keys 0, 18 and 2^64-1 mean nothing in version 1: whatever they hold is skipped.",
         minimal,
         cbor2.dumps(unknown | minimal.metadata),
         [2, 3],

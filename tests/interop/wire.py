@@ -29,6 +29,7 @@ IDEMPOTENT, SERVICE_ERROR = 0b0100, 0b1000
 # Metadata keys.
 METHOD, REMAINING_MS, SENT_AT_MS, TRACEPARENT, INSTANCE, SEQUENCE = range(1, 7)
 HANDLER_TIME_US, ATTEMPT, RETRY_AFTER_MS, USER, ERROR, TOO_LARGE, ACCEPTS, CALL_ID, RUNNING, PERMANENT = range(7, 17)
+EVENT_VERSION = 17
 READABLE = 0b11
 TEXTS = {METHOD, TRACEPARENT, INSTANCE, ERROR}
 
@@ -222,4 +223,4 @@ def well_typed(key, value):
         return isinstance(value, list) and len(value) == 2 and all(map(number, value))
     if key == CALL_ID:
         return isinstance(value, bytes) and len(value) == 16
-    return number(value) or key > PERMANENT or key == 0
+    return number(value) or key > EVENT_VERSION or key == 0

@@ -1,8 +1,11 @@
 //! Events reach everybody who subscribes to their key.
 
+use std::collections::BTreeMap;
+
 use futures::future::join_all;
 use hopline::topology::{Binding, Declaration, Queue, QueueKind};
-use hopline::{Coalesce, Codec, Context, Error, Invocation, Middleware, Next, Published, Reply, Server};
+use hopline::transport::Settle;
+use hopline::{Coalesce, Codec, Context, Error, Event, Invocation, Middleware, Next, Published, Reply, Server};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
@@ -197,4 +200,43 @@ async fn an_event_is_written_when_it_is_made_and_its_errors_come_when_it_is_awai
 
 fn is_invalid(outcome: Result<Published, Error>) {
     assert!(matches!(outcome, Err(Error::Invalid(_))), "{outcome:?}");
+}
+
+/// The first form of an event.
+#[hopline::event(key = "order.placed")]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Placed {
+    id: u64,
+}
+
+/// The next form of the same event.
+#[hopline::event(key = "order.placed", version = 2)]
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+enum PlacedAnew {
+    ByWeb { id: u64 },
+}
+
+#[tokio::test]
+async fn an_event_of_a_type_goes_by_its_key_and_says_its_version() {
+    assert_eq!((Placed::KEY, Placed::VERSION), ("order.placed", 1));
+    assert_eq!((PlacedAnew::KEY, PlacedAnew::VERSION), ("order.placed", 2));
+    let scene = Scene::new();
+    let client = scene.client_with(|client| client.codec(Codec::Json)).await;
+    let transport = scene.transport().await;
+    let (name, events) = (format!("{}.placed", scene.namespace), format!("{}.events", scene.namespace));
+    let binding = Binding { exchange: events, key: "order.placed".to_owned(), queue: name.clone() };
+    let queue = Queue::new(&name, QueueKind::Exclusive);
+    transport.declare(&[Declaration::Queue(queue), Declaration::Binding(binding)]).await.expect("it is new");
+    client.emit(&Placed { id: 7 }).required().await.expect("there is a queue");
+    client.emit(&PlacedAnew::ByWeb { id: 7 }).required().await.expect("there is a queue");
+    for (version, payload) in [(None, r#"{"id":7}"#), (Some(2), r#"{"ByWeb":{"id":7}}"#)] {
+        let delivery = soon(transport.get(&name)).await.expect("it answers").expect("an event");
+        let body = delivery.body.clone();
+        let metadata_end = 32 + u32::from_be_bytes(body[24..28].try_into().expect("4 bytes")) as usize;
+        let metadata: BTreeMap<u64, serde_cbor::Value> =
+            serde_cbor::from_slice(&body[32..metadata_end]).expect("a map with numbers as keys");
+        assert_eq!(metadata.get(&17), version.map(serde_cbor::Value::Integer).as_ref());
+        assert_eq!(str::from_utf8(&body[metadata_end..]), Ok(payload));
+        delivery.settle(Settle::Ack);
+    }
 }

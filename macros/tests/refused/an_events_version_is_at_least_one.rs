@@ -1,0 +1,6 @@
+#[hopline::event(key = "order.created", version = 0)]
+struct Created {
+    id: u64,
+}
+
+fn main() {}

@@ -1,0 +1,4 @@
+#[hopline::event(key = "order.created")]
+fn created(id: u64) {}
+
+fn main() {}
