@@ -29,7 +29,7 @@ pub(crate) use self::replay::ReplaySettings;
 #[cfg(feature = "schema")]
 pub(crate) use self::schema::schema_of;
 pub use self::schema::{Probe, Undescribed};
-use crate::codec::Arguments;
+use crate::codec::{Arguments, Codec};
 use crate::context::Context;
 use crate::error::Error;
 use crate::event::read_event;
@@ -200,15 +200,16 @@ impl Service {
         self
     }
 
-    /// Adds the handler of a subscription's events. An event is one value, not a tuple of arguments.
-    pub(crate) fn event<T, F, Fut>(self, method: Method, handler: F) -> Self
+    /// Adds the handler of a subscription's events. An event is one value, not a tuple of arguments. `version` is the one
+    /// that the handler takes; `None`: any.
+    pub(crate) fn event<T, F, Fut>(self, method: Method, version: Option<u32>, handler: F) -> Self
     where
         F: Fn(Context, T) -> Fut + Send + Sync + 'static,
         Fut: Future + Send + 'static,
         Fut::Output: EventResult,
         T: DeserializeOwned + Send + 'static,
     {
-        let read = |context: &Context, codec, payload: &[u8]| read_event(context, None, codec, payload);
+        let read = move |context: &Context, codec, payload: &[u8]| read_event(context, version, codec, payload);
         let handler = running(read, move |context, event| {
             let handling = handler(context, event);
             async move { handling.await.into_result() }

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use crate::clock::unix_millis;
 use crate::codec::Codec;
 use crate::context::Context;
+use crate::event::Event;
 use crate::limits::EVENTS_PREFETCH;
 use crate::service::{Dispatch, EVENT, EventOrder, EventResult, Method, Replay, ReplaySettings, Service};
 use crate::topology::{ServiceId, check_event_pattern};
@@ -46,6 +47,8 @@ const KEEP_BYTES: u64 = 10 * 1024 * 1024 * 1024;
 #[must_use = "it is given to `Server::subscribe`"]
 pub struct Subscription<T> {
     pattern: String,
+    /// The version of the events that it takes. `None`: any.
+    version: Option<u32>,
     group: Option<String>,
     /// How its events are treated.
     method: Method,
@@ -69,6 +72,7 @@ impl<T> Subscription<T> {
     pub fn to(pattern: impl Into<String>) -> Self {
         Self {
             pattern: pattern.into(),
+            version: None,
             group: None,
             method: Method::new(EVENT),
             of_groups: Vec::new(),
@@ -229,6 +233,30 @@ impl<T> Subscription<T> {
     }
 }
 
+impl<T: Event> Subscription<T> {
+    /// A subscription to the events of the handler's [type](crate::Event), by their key. An event of another version is not
+    /// handled: in a [group](Self::shared) it is a dead letter, which says so, and without one it is logged.
+    ///
+    /// ```
+    /// use hopline::{Context, Subscription};
+    /// use serde::{Deserialize, Serialize};
+    ///
+    /// #[hopline::event(key = "order.created", version = 2)]
+    /// #[derive(Serialize, Deserialize)]
+    /// struct OrderCreated {
+    ///     id: u64,
+    /// }
+    ///
+    /// # fn example(server: hopline::Server) {
+    /// let bill = |_: Context, order: OrderCreated| async move { println!("order {}", order.id) };
+    /// let server = server.subscribe(Subscription::event().shared("billing"), bill);
+    /// # }
+    /// ```
+    pub fn event() -> Self {
+        Self { version: Some(T::VERSION), ..Self::to(T::KEY) }
+    }
+}
+
 impl<T: DeserializeOwned + Send + 'static> Subscription<T> {
     /// The service that handles its events.
     pub(crate) fn into_service<F, Fut>(self, handler: F) -> Service
@@ -263,7 +291,7 @@ impl<T: DeserializeOwned + Send + 'static> Subscription<T> {
         let order = order.or_else(in_one_line);
         let prefetch = if self.from.is_some() { prefetch.or(Some(ahead)) } else { prefetch };
         let method = if is_group { method.oneway() } else { method };
-        let mut service = Service::of(id).event(method, handler);
+        let mut service = Service::of(id).event(method, self.version, handler);
         service.problems.extend(check_event_pattern(&pattern).err());
         if !is_group && !of_groups.is_empty() {
             let settings = of_groups.join("`, `");

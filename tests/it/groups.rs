@@ -192,6 +192,39 @@ async fn an_event_that_cannot_be_read_is_kept_with_its_key_and_its_sender() {
     assert_eq!(soon(heard.recv()).await, Some(("order.created".to_owned(), 8, 1)));
 }
 
+#[hopline::event(key = "order.created", version = 2)]
+#[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+struct OrderCreated {
+    items: Vec<u32>,
+}
+
+#[tokio::test]
+async fn a_group_takes_events_of_a_type_and_keeps_those_of_another_version_or_form() {
+    let scene = Scene::new();
+    let (tell, mut heard) = mpsc::unbounded_channel();
+    let group = Subscription::event().shared("billing");
+    let server = scene.server().await.subscribe(group, move |_: Context, event: OrderCreated| {
+        tell.send(event).expect("the test listens");
+        async {}
+    });
+    let _running = server.start().await.expect("it can subscribe");
+    let client = scene.client().await;
+    assert_eq!(
+        client.emit(&OrderCreated { items: vec![1] }).required().await.expect("a group is there"),
+        Published::ToAll
+    );
+    assert_eq!(soon(heard.recv()).await, Some(OrderCreated { items: vec![1] }));
+    // One of version 1, and one that has another form.
+    client.publish("order.created", &OrderCreated { items: vec![2] }).await.expect("the broker has it");
+    let letters = dead(&scene, "group:billing").await;
+    until_dead(&letters, 1).await;
+    let letter = letters.list(10).await.expect("it is there").letters.remove(0);
+    for said in ["version 1 of `order.created`", client.instance(), "takes version 2"] {
+        assert!(letter.reason.contains(said), "{said}: {}", letter.reason);
+    }
+    assert!(matches!(client.publish("nobody.here", &1).required().await, Err(Error::NoSubscriber { .. })));
+}
+
 #[tokio::test]
 async fn calls_and_foreign_messages_are_not_handled_as_events() {
     let scene = Scene::new();

@@ -66,12 +66,13 @@ async fn a_replay_begins_at_the_position_or_the_time_or_the_end_that_it_says() {
     }
     let between = Instant::now() - Duration::from_millis(15);
     publish(&client, 20..30).await;
-    for (from, events) in [(Replay::Offset(7), 7..30), (Replay::Ago(between.elapsed()), 20..30), (Replay::Last, 29..30)]
-    {
-        let (running, mut heard) = hear(&scene, orders().from(from)).await;
+    let since = orders().from(Replay::Ago(between.elapsed()));
+    let to_begin = [(since, 20..30), (orders().from(Replay::Offset(7)), 7..30), (orders().from(Replay::Last), 29..30)];
+    for (subscription, events) in to_begin {
+        let (running, mut heard) = hear(&scene, subscription).await;
         hears(&mut heard, events).await;
         running.drain().await;
-        assert!(heard.try_recv().is_err(), "{from:?}");
+        assert!(heard.try_recv().is_err(), "nothing else is heard");
     }
 }
 
