@@ -6,6 +6,9 @@ use serde_json::{Map, Value};
 /// The definition of a policy, or of several together.
 pub(super) type Definition = Map<String, Value>;
 
+/// What becomes of a group that reads a stream, when its queues lose what is in them.
+const REPLAY: &str = "a group begins to read its stream anew, and handles events again";
+
 /// The parts of a policy that harm a queue: each with what it does.
 pub(super) fn harm(role: QueueRole, definition: &Definition) -> Vec<(String, &'static str)> {
     let overflow = definition.get("overflow").and_then(Value::as_str);
@@ -50,6 +53,8 @@ fn limit(role: QueueRole, overflow: Option<&str>) -> Option<&'static str> {
         QueueRole::Own => Some("replies, broadcasts, cancels or events are lost"),
         QueueRole::Catalogue => Some("`hopline dead ls` misses services"),
         QueueRole::Rules => Some("the oldest rules are lost"),
+        QueueRole::Kept => Some("the oldest events are kept for a shorter time than their subscribers say"),
+        QueueRole::Turn | QueueRole::Offset => Some(REPLAY),
     }
 }
 
@@ -66,6 +71,8 @@ fn ttl(role: QueueRole) -> Option<&'static str> {
         QueueRole::Dead => Some("dead letters vanish after that time"),
         QueueRole::Catalogue => Some("`hopline dead ls` misses services"),
         QueueRole::Rules => Some("the oldest rules are lost"),
+        QueueRole::Kept => Some("events are kept for a shorter time than their subscribers say"),
+        QueueRole::Turn | QueueRole::Offset => Some(REPLAY),
         QueueRole::Own => None,
     }
 }
@@ -78,6 +85,8 @@ fn expiry(role: QueueRole) -> Option<&'static str> {
         QueueRole::Dead => Some("all dead letters are lost when no server has run for that time"),
         QueueRole::Catalogue => Some("`hopline dead ls` misses services"),
         QueueRole::Rules => Some("the oldest rules are lost"),
+        QueueRole::Kept => Some("events are kept for a shorter time than their subscribers say"),
+        QueueRole::Turn | QueueRole::Offset => Some(REPLAY),
         QueueRole::Own => None,
     }
 }

@@ -54,6 +54,11 @@ impl Going {
         soon(self.lines.next_line()).await.expect("it prints text")
     }
 
+    /// The next line on stdout, however long it takes.
+    pub(crate) async fn line_whenever(&mut self) -> Option<String> {
+        self.lines.next_line().await.expect("it prints text")
+    }
+
     /// The next line on stderr.
     pub(crate) async fn note(&mut self) -> String {
         soon(self.notes.next_line()).await.expect("it prints text").expect("it says something")
