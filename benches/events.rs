@@ -1,19 +1,25 @@
-//! Events to one and to three durable queues, confirmed and acknowledged, by plain lapin.
+//! Events to one group and to three, confirmed and acknowledged, beside plain lapin doing the same with durable queues.
 //!
 //! `cargo bench -p hopline-benches --bench events -- --url amqp://localhost` prints how many events a second were published and
-//! handled by every queue. Publisher and consumers are in this process, with a connection each.
+//! handled by every group or queue. Both take turns in each round. Publisher and consumers are in this process, with a
+//! connection each.
 
 use std::env;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::future::try_join_all;
 use futures::{StreamExt, TryStreamExt, stream};
+use hopline::transport::{Role, Transport};
+use hopline::{Client, Context, Published, Server, Subscription};
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
     ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Confirmation, Connection, ConnectionProperties, ExchangeKind};
+use tokio::sync::Notify;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -42,17 +48,21 @@ async fn main() -> Result<(), Failure> {
     if flag != "--url" {
         return Err(USAGE.into());
     }
-    println!("| queues | lapin, events/s |\n| --- | ---: |");
+    println!("| groups | lapin, events/s | Hopline, events/s | ratio |\n| --- | ---: | ---: | ---: |");
     for queues in [1, 3] {
-        let mut lapin = Vec::new();
+        let (mut lapin, mut hopline, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         // The first round warms up.
         for round in 0..=ROUNDS {
-            let rate = EVENTS as f64 / with_lapin(url, queues).await?.as_secs_f64();
+            let rate = |took: Duration| EVENTS as f64 / took.as_secs_f64();
+            let (one, other) = (rate(with_lapin(url, queues).await?), rate(with_hopline(url, queues).await?));
             if round > 0 {
-                lapin.push(rate);
+                lapin.push(one);
+                hopline.push(other);
+                ratios.push(other / one);
             }
         }
-        println!("| {queues} | {:.0} |", middle(&mut lapin));
+        let [lapin, hopline, ratio] = [&mut lapin, &mut hopline, &mut ratios].map(|numbers| middle(numbers));
+        println!("| {queues} | {lapin:.0} | {hopline:.0} | {ratio:.1} |");
     }
     Ok(())
 }
@@ -60,6 +70,52 @@ async fn main() -> Result<(), Failure> {
 fn middle(numbers: &mut [f64]) -> f64 {
     numbers.sort_by(f64::total_cmp);
     numbers[numbers.len() / 2]
+}
+
+/// The same by groups of Hopline, each with one instance.
+async fn with_hopline(url: &str, groups: usize) -> Result<Duration, Failure> {
+    let namespace = format!("bench-{}", std::process::id());
+    let (mut instances, mut all_handled) = (Vec::new(), Vec::new());
+    for group in 0..groups {
+        let (left, all) = (Arc::new(AtomicUsize::new(EVENTS)), Arc::new(Notify::new()));
+        let told = all.clone();
+        let group = Subscription::to(PATTERN).shared(format!("group{group}")).prefetch(PREFETCH);
+        let server = Server::builder().namespace(&namespace).connect(url).await?;
+        let server = server.subscribe(group, move |_: Context, _: serde_bytes::ByteBuf| {
+            if left.fetch_sub(1, Ordering::Relaxed) == 1 {
+                told.notify_one();
+            }
+            async {}
+        });
+        instances.push(server.start().await?);
+        all_handled.push(all);
+    }
+    let client = Client::builder().namespace(&namespace).connect(url).await?;
+    let payload = serde_bytes::ByteBuf::from(vec![b'x'; PAYLOAD]);
+
+    let since = Instant::now();
+    let publish = async |_| match client.publish(KEY, &payload).required().await? {
+        Published::ToAll => Ok::<_, Failure>(()),
+        other => Err(Failure::from(format!("not every group has an event: {other:?}"))),
+    };
+    stream::iter(0..EVENTS).map(publish).buffer_unordered(AT_ONCE).try_for_each(|()| async { Ok(()) }).await?;
+    for all in all_handled {
+        all.notified().await;
+    }
+    let took = since.elapsed();
+
+    for instance in instances {
+        instance.drain().await;
+    }
+    let transport = Transport::connect(url, Role::Client).await?;
+    for queue in
+        (0..groups).flat_map(|group| ["work", "retry", "dead"].map(|role| format!("group:group{group}.{role}")))
+    {
+        transport.delete(&format!("{namespace}.{queue}")).await?;
+    }
+    transport.delete(&format!("{namespace}.services")).await?;
+    transport.close().await;
+    Ok(took)
 }
 
 /// How long it takes until every event is confirmed, and handled from each queue.

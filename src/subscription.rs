@@ -290,7 +290,7 @@ impl<T: DeserializeOwned + Send + 'static> Subscription<T> {
         });
         let order = order.or_else(in_one_line);
         let prefetch = if self.from.is_some() { prefetch.or(Some(ahead)) } else { prefetch };
-        let method = if is_group { method.oneway() } else { method };
+        let method = if is_group { method.oneway().signature(&pattern) } else { method };
         let mut service = Service::of(id).event(method, self.version, handler);
         service.problems.extend(check_event_pattern(&pattern).err());
         if !is_group && !of_groups.is_empty() {

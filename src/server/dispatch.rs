@@ -149,9 +149,11 @@ impl Worker {
     async fn place(&self, job: &Job) -> Option<RunningPlace> {
         let source = job.message.source;
         let addressed = self.addressed(source);
+        // An event in order whose neighbours in its message may have run is to run, too: they would come again with it.
+        let stays = job.turn.is_some() && job.message.frames > 1;
         let place = tokio::select! {
             biased;
-            () = self.site.draining.cancelled() => return None,
+            () = self.site.draining.cancelled(), if !stays => return None,
             () = self.leaves(source) => return None,
             place = self.bulkhead(job).places.take() => place?,
         };

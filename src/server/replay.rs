@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 use tokio_util::task::TaskTracker;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::Site;
 use super::health::Trouble;
@@ -31,6 +31,8 @@ use crate::transport::{
 
 /// How often it is kept how far a group has come.
 const KEEP_EVERY: Duration = Duration::from_millis(250);
+/// How often the stream and its binding are declared anew, since somebody may have deleted the binding.
+const DECLARE_EVERY: Duration = Duration::from_secs(10);
 /// The pause before the stream is read again. It doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// The longest pause.
@@ -49,6 +51,8 @@ pub(super) struct Replayer {
     next: Option<u64>,
     /// The position behind all events that were ever delivered here.
     seen: u64,
+    /// The position of the next event, if it is known before that comes.
+    expected: Option<u64>,
 }
 
 /// What has been read of a stream and what of it is handled.
@@ -82,7 +86,7 @@ impl Progress {
 impl Replayer {
     pub(super) fn new(site: Arc<Site>, dial: Dial, worker: Arc<Worker>, queue: Arc<ServedQueue>) -> Option<Self> {
         let settings = worker.service.replay.clone()?;
-        Some(Self { site, dial, worker, queue, settings, next: None, seen: 0 })
+        Some(Self { site, dial, worker, queue, settings, next: None, seen: 0, expected: None })
     }
 
     /// Reads until the server drains. What is handled then is waited for.
@@ -137,6 +141,7 @@ impl Replayer {
         let mut stream = transport.consume(&self.site.namespace.kept_stream(&pattern), mode).await?;
         info!(name = &*self.site.name, subscription = &*self.worker.name, pattern, from = ?start, "reads events from their stream");
         self.site.health.cured(&Trouble::Replay(self.worker.name.clone()));
+        self.expected = if let StreamStart::Offset(offset) = start { Some(offset) } else { None };
         self.follow(transport, &mut stream, baton.as_ref(), since).await
     }
 
@@ -163,10 +168,24 @@ impl Replayer {
     /// Where to begin, and the earliest time of an event that is meant, in milliseconds since 1970.
     async fn begin(&self, transport: &Transport) -> Result<(StreamStart, Option<u64>), Error> {
         let kept = if self.worker.id.is_group() { self.kept(transport).await? } else { self.next };
-        if let Some(next) = kept {
-            return Ok((StreamStart::Offset(next), None));
-        }
         let pattern = self.worker.service.pattern.as_deref().unwrap_or_default();
+        let stream = self.site.namespace.kept_stream(pattern);
+        if let Some(next) = kept {
+            let last = transport.last_offset(&stream).await?;
+            if next <= last.map_or(0, |last| last + 1) {
+                return Ok((StreamStart::Offset(next), None));
+            }
+            let (name, subscription) = (&*self.site.name, &*self.worker.name);
+            warn!(
+                name,
+                subscription,
+                stream,
+                next,
+                last,
+                "the stream ends before where it was read to, as one that was deleted: it is read from its start"
+            );
+            return Ok((StreamStart::First, None));
+        }
         Ok(match self.settings.from {
             Replay::Start => (StreamStart::First, None),
             Replay::Offset(offset) => (StreamStart::Offset(offset), None),
@@ -175,7 +194,7 @@ impl Replayer {
                 let look = SystemTime::UNIX_EPOCH + Duration::from_millis(since).saturating_sub(CLOCKS);
                 (StreamStart::Time(look), Some(since))
             }
-            Replay::Last => match transport.last_offset(&self.site.namespace.kept_stream(pattern)).await? {
+            Replay::Last => match transport.last_offset(&stream).await? {
                 Some(last) => (StreamStart::Offset(last), None),
                 None => (StreamStart::First, None),
             },
@@ -220,6 +239,7 @@ impl Replayer {
         let (tasks, mut progress) = (TaskTracker::new(), Progress::default());
         let mut kept = self.next;
         let mut tick = tokio::time::interval(KEEP_EVERY);
+        let mut again = tokio::time::interval(DECLARE_EVERY);
         let lost = |what| Err(Error::refused("deliver the events of a stream", what));
         let baton_is_lost = async {
             match baton {
@@ -239,6 +259,9 @@ impl Replayer {
                     Settle::GiveBack | Settle::Failed => return lost("an event has to come again"),
                 },
                 _ = tick.tick() => self.keep(transport, &progress, &mut kept).await?,
+                _ = again.tick() => {
+                    transport.declare(&self.settings.declarations(&site.namespace, &worker.id)).await?;
+                }
                 delivery = stream.next() => {
                     let Some(mut delivery) = delivery else { return lost("the consumer has ended") };
                     let Some(position) = delivery.offset else { return lost("the broker does not tell its position") };
@@ -247,6 +270,9 @@ impl Replayer {
                         continue;
                     }
                     since = None;
+                    if let Some(missed) = self.expected.take().and_then(|expected| position.checked_sub(expected)).filter(|missed| *missed > 0) {
+                        warn!(name = &*site.name, subscription = &*worker.name, missed, position, "the broker has deleted messages of events before they were read: have them kept for longer by `keep_for` or `keep_bytes`");
+                    }
                     progress.reads(position, delivery.settler.take());
                     delivery.settler =
                         Some(Settler::Channel { tag: position, channel: settler.clone(), life: stream.life.clone() });

@@ -180,3 +180,21 @@ async fn a_replay_in_the_order_of_keys_runs_several_at_once_and_keeps_how_far_al
     let (_next, mut heard) = hear(&scene, group()).await;
     hears(&mut heard, 40..41).await;
 }
+
+#[tokio::test]
+async fn a_group_whose_stream_was_deleted_reads_the_new_one_from_its_start() {
+    let scene = Scene::new();
+    let group = || orders().shared("reports").from(Replay::Start);
+    let (running, mut heard) = hear(&scene, group()).await;
+    let client = scene.client().await;
+    publish(&client, 0..10).await;
+    hears(&mut heard, 0..10).await;
+    running.drain().await;
+    let stream = format!("{}.kept:order.*", scene.namespace);
+    assert!(scene.transport().await.delete(&stream).await.expect("an answer").is_some());
+    let (keeper, _heard) = hear(&scene, orders().from(Replay::Start)).await;
+    publish(&client, 10..13).await;
+    let (_running, mut heard) = hear(&scene, group()).await;
+    hears(&mut heard, 10..13).await;
+    keeper.drain().await;
+}

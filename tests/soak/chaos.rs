@@ -39,10 +39,14 @@ pub(crate) enum Fault {
 }
 
 /// The exchanges for calls.
-const EXCHANGES: [&str; 3] = ["hopline.rpc", "hopline.oneway", "hopline.discovery"];
+const EXCHANGES: [&str; 4] = ["hopline.rpc", "hopline.oneway", "hopline.discovery", "hopline.events"];
 /// The bindings of the queues that all instances share.
-const BINDINGS: [[&str; 3]; 2] =
-    [["hopline.rpc", "soak.v1", "hopline.soak.v1.calls"], ["hopline.oneway", "soak.v1.note", "hopline.soak.v1.work"]];
+const BINDINGS: [[&str; 3]; 4] = [
+    ["hopline.rpc", "soak.v1", "hopline.soak.v1.calls"],
+    ["hopline.oneway", "soak.v1.note", "hopline.soak.v1.work"],
+    ["hopline.events", "soak.group", "hopline.group:soak.work"],
+    ["hopline.events", "soak.replay", "hopline.kept:soak.replay"],
+];
 
 /// The permission that the user loses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hopline::{Client, Error};
+use hopline::{Client, Error, Published};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::task::TaskTracker;
@@ -17,13 +17,16 @@ use crate::{SERVICE, say};
 const PERIOD: Duration = Duration::from_millis(15);
 /// How long it may take after the last calls have ended until none is counted in flight.
 const FORGET: Duration = Duration::from_secs(5);
+/// How long publishing an event may take: the client's time-out.
+const EVENT_TIMEOUT: Duration = Duration::from_secs(15);
 /// The client's setting `blocked_wait`.
 const BLOCKED_WAIT: Duration = Duration::from_secs(2);
 
 pub(crate) async fn run(number: u32, url: &str, folder: &Path, seed: u64) {
     let records = Arc::new(Records::create(&folder.join(format!("client-{number}.records"))));
     watch_for_stalls(records.clone());
-    let client = Client::builder().blocked_wait(BLOCKED_WAIT).connect_lazy(url).expect("a good address");
+    let client =
+        Client::builder().blocked_wait(BLOCKED_WAIT).timeout(EVENT_TIMEOUT).connect_lazy(url).expect("a good address");
     let mut random = Random::new(seed ^ u64::from(number) << 32);
     let mut orders = BufReader::new(tokio::io::stdin()).lines();
     let calls = TaskTracker::new();
@@ -73,7 +76,9 @@ impl Plan {
         let method = match random.of(0..100) {
             0..10 => Method::Note,
             10..20 => Method::NoteOnce,
-            20..60 => Method::Count,
+            20..30 => Method::Group,
+            30..40 => Method::Replay,
+            40..65 => Method::Count,
             _ => Method::CountIdempotent,
         };
         let (work, deadline) = match random.of(0..100) {
@@ -82,7 +87,8 @@ impl Plan {
             _ => (random.of(0..200), random.of(2000..15_000)),
         };
         let given_up = random.percent(2).then(|| Duration::from_millis(random.of(0..1000)));
-        let deadline = Duration::from_millis(deadline);
+        // An event has the client's time-out.
+        let deadline = if method.key().is_some() { EVENT_TIMEOUT } else { Duration::from_millis(deadline) };
         Self { client, sequence, method, work, deadline, given_up: given_up.filter(|_| !method.is_oneway()) }
     }
 
@@ -91,6 +97,13 @@ impl Plan {
         let arguments = (self.client, sequence, self.work);
         let expected = answer((self.client, sequence));
         let call = async {
+            if let Some(key) = method.key() {
+                return match client.publish(key, &arguments).required().await {
+                    Ok(Published::ToAll) => (Outcome::Confirmed, String::new()),
+                    Ok(other) => (Outcome::Error(format!("{other:?}")), String::new()),
+                    Err(error) => failed(&error),
+                };
+            }
             if method.is_oneway() {
                 return match client.oneway(SERVICE, method.name(), arguments).timeout(deadline).send().await {
                     Ok(()) => (Outcome::Confirmed, String::new()),
@@ -120,6 +133,7 @@ fn failed(error: &Error) -> (Outcome, String) {
     let kind = match error {
         Error::Fault(fault) => fault.code.name(),
         Error::NoService { .. } => "NoService",
+        Error::NoSubscriber { .. } => "NoSubscriber",
         Error::Overloaded { .. } => "Overloaded",
         Error::Unreachable { .. } => "Unreachable",
         Error::Blocked { may_have_run: true, .. } => "Blocked, may have run",

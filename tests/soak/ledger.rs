@@ -151,7 +151,7 @@ fn broken(found: &Found, history: &History, counts: &[Counts]) -> Vec<String> {
         broken.push(format!("{} runs of what nobody called", history.strange));
     }
     if found.work > 0 {
-        broken.push(format!("{} messages stayed in the `work` queue", found.work));
+        broken.push(format!("{} messages stayed in the `work` queues", found.work));
     }
     if found.in_flight > 0 {
         broken.push(format!("{} calls in flight after the end of all", found.in_flight));

@@ -215,7 +215,7 @@ async fn soak(seconds: u64, seed: u64, version: &str, broker: &Broker, folder: &
         leaked: Vec::new(),
         left: Vec::new(),
     };
-    close(&mut found, broker, &crew).await;
+    close(&mut found, broker, &crew, folder).await;
     let (text, broken) = ledger::write(&found, &History::read(folder));
     fs::write(folder.join("ledger.md"), &text).expect("the disk has room");
     println!("\n{text}");
@@ -223,7 +223,7 @@ async fn soak(seconds: u64, seed: u64, version: &str, broker: &Broker, folder: &
 }
 
 /// Ends the load, then the processes, and checks each time what is left.
-async fn close(found: &mut Found, broker: &Broker, crew: &Crew) {
+async fn close(found: &mut Found, broker: &Broker, crew: &Crew, folder: &Path) {
     let broker = broker.node();
     for process in &crew.processes {
         found.log.ended.extend(process.lock().await.ended_by_itself());
@@ -240,6 +240,8 @@ async fn close(found: &mut Found, broker: &Broker, crew: &Crew) {
     }
     println!("all calls have ended");
     found.work = until(async || work(broker).await, |work| *work == 0).await;
+    // Those that are not handled by then are lost, which the ledger tells.
+    until(async || History::read(folder).unhandled(), |unhandled| *unhandled == 0).await;
     found.leaked = until(async || unexpected(broker, EACH).await, Vec::is_empty).await;
     println!("the processes end");
     for slot in 0..EACH {
@@ -269,32 +271,46 @@ async fn until<T>(ask: impl AsyncFn() -> T, as_expected: impl Fn(&T) -> bool) ->
     }
 }
 
-/// How many messages are in the `work` queue, with those that are delivered and not acknowledged.
+/// How many messages are in the `work` queues of the service and its groups, with those that are delivered and not acknowledged.
 async fn work(broker: &Node) -> u64 {
     let queues = broker.queues().await;
-    queues.iter().find(|queue| queue.name == "hopline.soak.v1.work").expect("it is durable").messages
+    let work = queues.iter().filter(|queue| queue.name.ends_with(".work"));
+    work.map(|queue| queue.messages).sum()
 }
 
 /// How the queues and connections at the broker differ from those that `each` servers and clients should have.
 async fn unexpected(broker: &Node, each: usize) -> Vec<String> {
     let (queues, connections) = (broker.queues().await, broker.connections().await);
-    let durable = ["calls", "work", "dead"].map(|kind| format!("hopline.soak.v1.{kind}"));
-    let is_of = |role: Role, name: &str| match role {
-        Role::Server => name.starts_with("hopline.soak.v1@"),
-        Role::Client => name.starts_with("hopline.reply@"),
-    };
+    let durable = [
+        "soak.v1.calls",
+        "soak.v1.work",
+        "soak.v1.dead",
+        "group:soak.work",
+        "group:soak.dead",
+        "group:replayed.work",
+        "group:replayed.dead",
+        "group:replayed.turn",
+        "group:replayed.offset",
+        "kept:soak.replay",
+    ]
+    .map(|name| format!("hopline.{name}"));
+    let own = [
+        (Role::Server, "hopline.soak.v1@"),
+        (Role::Server, "hopline.group:soak@"),
+        (Role::Server, "hopline.group:replayed@"),
+        (Role::Client, "hopline.reply@"),
+    ];
     let mut unexpected = Vec::new();
-    for role in [Role::Server, Role::Client] {
-        let there: Vec<_> = queues.iter().map(|queue| &*queue.name).filter(|name| is_of(role, name)).collect();
+    for (role, name) in own {
+        let there: Vec<_> = queues.iter().map(|queue| &*queue.name).filter(|queue| queue.starts_with(name)).collect();
         if there.len() != each {
             unexpected.push(format!("{} queues of {each} {}s: {}", there.len(), role.name(), there.join(", ")));
         }
     }
-    // The catalogue and the queue for failed calls stay.
-    let others = ["hopline.services", "hopline.soak.v1.retry"];
+    // The catalogue and the queues for what failed stay.
     for queue in &queues {
-        let stays = durable.contains(&queue.name) || others.contains(&&*queue.name);
-        let known = stays || [Role::Server, Role::Client].iter().any(|role| is_of(*role, &queue.name));
+        let stays = durable.contains(&queue.name) || queue.name == "hopline.services" || queue.name.ends_with(".retry");
+        let known = stays || own.iter().any(|(_, name)| queue.name.starts_with(name));
         if !known {
             unexpected.push(format!("the queue {}", queue.name));
         }
@@ -305,18 +321,26 @@ async fn unexpected(broker: &Node, each: usize) -> Vec<String> {
             unexpected.push(format!("the queue {name} is missing"));
         }
     }
-    // A server has two connections, a client one.
-    if connections.len() != 3 * each {
+    // A server has two connections and one for the stream, a client one.
+    if connections.len() != 4 * each {
         let names: Vec<_> = connections.iter().map(|connection| &*connection.name).collect();
-        unexpected.push(format!("{} connections instead of {}: {}", names.len(), 3 * each, names.join(", ")));
+        unexpected.push(format!("{} connections instead of {}: {}", names.len(), 4 * each, names.join(", ")));
     }
     unexpected
 }
 
-/// The oneway calls in the queue of dead letters.
+/// The oneway calls and events in the queues of dead letters.
 async fn dead(broker: &Node) -> HashSet<Id> {
+    let mut dead = HashSet::new();
+    for owner in ["soak.v1", "group:soak", "group:replayed"] {
+        dead.extend(dead_of(broker, owner).await);
+    }
+    dead
+}
+
+async fn dead_of(broker: &Node, owner: &str) -> HashSet<Id> {
     let transport = Transport::connect(broker.url(), Direction::Client).await.expect("the broker is there");
-    let mut queue = transport.consume("hopline.soak.v1.dead", Mode::NoAck).await.expect("the queue is there");
+    let mut queue = transport.consume(&format!("hopline.{owner}.dead"), Mode::NoAck).await.expect("the queue is there");
     let mut dead = HashSet::new();
     // The listing does not tell how many are on their way, but they arrive at once.
     while let Ok(Some(delivery)) = timeout(Duration::from_secs(3), queue.next()).await {

@@ -11,17 +11,20 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// The methods that are called, in the order of the ledger's columns.
 ///
 /// To add one, write a variant here and in `ALL`, a line in each `match` below, one in `server::service`, and give it a
-/// share of the calls in `client::Plan::next`.
+/// share of the calls in `client::Plan::next`. Two are events: for a group, and for one that reads a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Method {
     Count,
     CountIdempotent,
     Note,
     NoteOnce,
+    Group,
+    Replay,
 }
 
 impl Method {
-    pub(crate) const ALL: [Self; 4] = [Self::Count, Self::CountIdempotent, Self::Note, Self::NoteOnce];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Count, Self::CountIdempotent, Self::Note, Self::NoteOnce, Self::Group, Self::Replay];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -29,6 +32,8 @@ impl Method {
             Self::CountIdempotent => "count_idempotent",
             Self::Note => "note",
             Self::NoteOnce => "note_once",
+            Self::Group => "group",
+            Self::Replay => "replay",
         }
     }
 
@@ -40,7 +45,16 @@ impl Method {
     pub(crate) fn is_oneway(self) -> bool {
         match self {
             Self::Count | Self::CountIdempotent => false,
-            Self::Note | Self::NoteOnce => true,
+            Self::Note | Self::NoteOnce | Self::Group | Self::Replay => true,
+        }
+    }
+
+    /// Whether it is an event, which has this key.
+    pub(crate) fn key(self) -> Option<&'static str> {
+        match self {
+            Self::Group => Some("soak.group"),
+            Self::Replay => Some("soak.replay"),
+            Self::Count | Self::CountIdempotent | Self::Note | Self::NoteOnce => None,
         }
     }
 
@@ -48,14 +62,14 @@ impl Method {
     pub(crate) fn is_repeatable(self) -> bool {
         match self {
             Self::Count => false,
-            Self::CountIdempotent | Self::Note | Self::NoteOnce => true,
+            Self::CountIdempotent | Self::Note | Self::NoteOnce | Self::Group | Self::Replay => true,
         }
     }
 
     /// Whether the method has `dedup`: an instance does not run a call again that it has run.
     pub(crate) fn is_remembered(self) -> bool {
         match self {
-            Self::Count | Self::CountIdempotent | Self::Note => false,
+            Self::Count | Self::CountIdempotent | Self::Note | Self::Group | Self::Replay => false,
             Self::NoteOnce => true,
         }
     }
@@ -83,8 +97,15 @@ pub(crate) enum Outcome {
 
 impl Outcome {
     /// The errors that say that the call has not run.
-    pub(crate) const NOT_RUN: [&str; 6] =
-        ["NoService", "Overloaded", "Unreachable", "Disconnected, not run", "Blocked, not run", "UNAVAILABLE"];
+    pub(crate) const NOT_RUN: [&str; 7] = [
+        "NoService",
+        "NoSubscriber",
+        "Overloaded",
+        "Unreachable",
+        "Disconnected, not run",
+        "Blocked, not run",
+        "UNAVAILABLE",
+    ];
 
     fn text(&self) -> &str {
         match self {
@@ -179,6 +200,13 @@ pub(crate) struct History {
 }
 
 impl History {
+    /// How many events are confirmed and have not been handled.
+    pub(crate) fn unhandled(&self) -> usize {
+        let is_confirmed = |call: &&Call| matches!(call.end, Some((Outcome::Confirmed, _)));
+        let events = self.calls.values().filter(|call| call.method.key().is_some());
+        events.filter(is_confirmed).filter(|call| call.runs.is_empty()).count()
+    }
+
     /// Reads the files in a folder: the clients' first, since a call is sent before it runs.
     pub(crate) fn read(folder: &Path) -> Self {
         let mut history = Self::default();
