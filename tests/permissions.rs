@@ -10,7 +10,9 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use hopline::topology::{Binding, Declaration, Queue, QueueKind};
 use hopline::transport::{Confirm, Mode, Properties, Publication, Role, Settle, Transport};
-use hopline::{Absent, Client, Context, DeadLetters, Error, Fault, Method, Running, Server, Service, State};
+use hopline::{
+    Absent, Client, Context, DeadLetters, Error, Fault, Method, Replay, Running, Server, Service, State, Subscription,
+};
 use tokio::sync::mpsc;
 
 mod node;
@@ -55,7 +57,7 @@ async fn with_users(version: &str) -> Node {
         }
         told += 1;
     }
-    assert_eq!(told, 3, "a client, a server, an operator");
+    assert_eq!(told, 4, "a client, a server, a subscriber, an operator");
     node
 }
 
@@ -170,6 +172,35 @@ async fn the_documents_permissions_are_enough_and_no_more() {
     }
     let server = Transport::connect(&address(&node, "server"), Role::Server).await.expect("it may log in");
     forbidden(server.declare(&[Declaration::Queue(Queue::new("hopline.ledger.v1.calls", QueueKind::Classic))]).await);
+}
+
+#[tokio::test]
+#[ignore = "starts a RabbitMQ of its own: HOPLINE_TEST_NODE"]
+async fn the_documents_permissions_are_enough_for_a_group_and_for_its_stream() {
+    let node = with_users(&version()).await;
+    let client = Client::connect(address(&node, "client")).await.expect("it may connect");
+    for from in [None, Some(Replay::Start)] {
+        let (tell, mut heard) = mpsc::unbounded_channel();
+        let group = Subscription::to("order.*").shared("billing").attempts(2).pause(Duration::from_millis(2));
+        let group = if let Some(from) = from { group.from(from) } else { group };
+        let server = Server::connect(address(&node, "subscriber")).await.expect("it may connect");
+        let server = server.subscribe(group, move |ctx: Context, event: u64| {
+            tell.send((event, ctx.attempt())).expect("the test listens");
+            async move { if event == 13 { Err("as the test asks".to_owned()) } else { Ok(()) } }
+        });
+        let running = server.start().await.expect("it may subscribe");
+        for event in [13, 14] {
+            client.publish("order.created", &event).required().await.expect("the group has it");
+        }
+        let mut all = Vec::new();
+        for _ in 0..3 {
+            all.push(soon(heard.recv()).await.expect("it is handled"));
+        }
+        all.sort_unstable();
+        assert_eq!(all, [(13, 1), (13, 2), (14, 1)]);
+        assert_eq!(*running.state().borrow(), State::Ready);
+        running.drain().await;
+    }
 }
 
 #[tokio::test]

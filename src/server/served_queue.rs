@@ -53,7 +53,7 @@ impl Purpose {
         let calls = service.calls;
         if id.is_group() {
             let pattern = service.pattern.clone().filter(|_| service.replay.is_none());
-            let in_order = service.order.is_some();
+            let in_order = service.order.is_some() && service.replay.is_none();
             let queue = GroupQueue { pattern, max_length: calls.max_length, in_order };
             return vec![Self::Instance { service: id.clone(), calls }, Self::Group { group: id.clone(), queue }];
         }

@@ -96,6 +96,54 @@ async fn events_wait_for_a_group_while_none_of_it_is_up() {
     assert_eq!(all, (0..20).collect::<Vec<_>>());
 }
 
+#[tokio::test(start_paused = true)]
+async fn events_wait_for_a_group_that_nobody_serves_for_a_day() {
+    let scene = Scene::in_memory();
+    let (running, heard) = hear(&scene, Subscription::to("order.#").shared("billing")).await;
+    running.drain().await;
+    drop(heard);
+    // A broker in memory lasts as long as somebody is connected to it.
+    let client = scene.client().await;
+    publish(&client, "order.created", 0..3).await;
+    tokio::time::sleep(Duration::from_secs(24 * 3600)).await;
+    let (_running, mut heard) = hear(&scene, Subscription::to("order.#").shared("billing")).await;
+    let mut all = Vec::new();
+    for _ in 0..3 {
+        all.push(soon(heard.recv()).await.expect("they waited").1);
+    }
+    all.sort_unstable();
+    assert_eq!(all, [0, 1, 2]);
+}
+
+#[tokio::test]
+async fn a_handler_that_panics_has_failed_and_another_release_may_change_what_only_this_group_says() {
+    let scene = Scene::new();
+    let (tell, mut heard) = mpsc::unbounded_channel();
+    let group = Subscription::to("n").shared("frail").attempts(2).pause(Duration::from_millis(2)).max_queue(100);
+    let server = scene.server().await.subscribe(group, move |ctx: Context, event: u64| {
+        tell.send((event, ctx.attempt())).expect("the test listens");
+        async move { assert!(event != 13, "as the test asks") }
+    });
+    let running = server.start().await.expect("it can subscribe");
+    let client = scene.client().await;
+    publish(&client, "n", 13..14).await;
+    assert_eq!(soon(heard.recv()).await, Some((13, 1)));
+    assert_eq!(soon(heard.recv()).await, Some((13, 2)));
+    let letters = dead(&scene, "group:frail").await;
+    until_dead(&letters, 1).await;
+    let letter = letters.list(10).await.expect("it is there").letters.remove(0);
+    assert!(letter.reason.contains("panicked") && letter.reason.contains("as the test asks"), "{}", letter.reason);
+    running.drain().await;
+    // How the queue is declared must stay.
+    let handler = |_: Context, _: u64| async {};
+    let other = scene.server().await.subscribe(Subscription::to("n").shared("frail").max_queue(7), handler);
+    let error = other.start().await.expect_err("the queue is there with other arguments");
+    assert!(matches!(error, Error::Mismatch { .. }), "{error}");
+    for said in ["group:frail.work", "100", "7"] {
+        assert!(error.to_string().contains(said), "{error}");
+    }
+}
+
 #[tokio::test]
 async fn what_has_not_begun_when_a_group_drains_goes_to_the_next_instance_and_what_runs_ends() {
     let scene = Scene::new();
