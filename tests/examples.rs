@@ -310,6 +310,40 @@ async fn events_reach_every_subscription_that_matches() {
 }
 
 #[tokio::test]
+async fn groups_share_events_and_keep_what_fails() {
+    for lines in every_way("groups").await {
+        let (handled, of_umbrella) = lines.split_at(7);
+        // Which instance handles an event is up to the broker, and so is the order.
+        let handled: Vec<_> = handled.iter().map(|line| line.split(" by the ").next().unwrap_or_default()).collect();
+        let expected = ["invoices: order 1", "invoices: order 2", "invoices: order 3"].into_iter();
+        let counted = ["statistics: order 1", "statistics: order 2", "statistics: order 3", "statistics: order 4"];
+        let all = BTreeSet::from_iter(handled.iter().copied());
+        assert_eq!((handled.len(), all), (7, expected.chain(counted).collect()), "each once");
+        let [dead, replayed] = of_umbrella else { panic!("two lines: {of_umbrella:?}") };
+        assert_eq!(dead, r#"dead letter: the method returned its own error: "there is no price of umbrella""#);
+        assert!(replayed.starts_with("replayed: invoices: order 4 by the "), "{replayed}");
+    }
+}
+
+#[tokio::test]
+async fn replay_tells_what_was_published_before_and_goes_on() {
+    for lines in every_way("replay").await {
+        let expected = [
+            "the group hears of order 1",
+            "the group hears of order 2",
+            "orders 3 and 4 were published while nobody was there",
+            "the group goes on with order 3",
+            "the group goes on with order 4",
+            "a newcomer hears of order 1",
+            "a newcomer hears of order 2",
+            "a newcomer hears of order 3",
+            "a newcomer hears of order 4",
+        ];
+        assert_eq!(lines, expected);
+    }
+}
+
+#[tokio::test]
 async fn outbox_publishes_what_was_committed_and_its_subscriber_drops_copies() {
     for lines in every_way("outbox").await {
         let expected = [

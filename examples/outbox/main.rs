@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
-use hopline::{Client, Codec, Context, Running, Server};
+use hopline::{Client, Codec, Context, Running, Server, Subscription};
 use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -28,6 +28,9 @@ const USAGE: &str = "usage: outbox [URL]
        outbox orders --db FILE --count N
        outbox relay --db FILE [--url URL] [--once]
        outbox ls --db FILE";
+
+/// The namespace of what is shown in one process: what others publish on the same broker is not for its subscriber.
+const DEMO: &str = "outbox-demo";
 
 /// What the shop tells when an order is there.
 #[derive(Serialize)]
@@ -160,7 +163,7 @@ async fn show_in(folder: &Path, url: &str) -> Result<(), Failure> {
     transaction.commit()?;
     outbox.wake();
 
-    let client = Client::builder().codec(Codec::Json).connect(url).await?;
+    let client = Client::builder().codec(Codec::Json).namespace(DEMO).connect(url).await?;
     let mut relay = outbox.relay(&client).await?;
     // The first copy of the first event, as from a relay that was killed before it could remove the event.
     let event = "SELECT event FROM outbox ORDER BY number LIMIT 1";
@@ -186,7 +189,8 @@ struct NewOrder {
     item: String,
 }
 
-/// A subscriber with a database of its own, which writes an invoice for each order.
+/// An instance of a group with a database of its own, which writes an invoice for each order. The broker keeps its events
+/// while it is away.
 async fn bill(url: &str, database: Connection, told: mpsc::UnboundedSender<String>) -> Result<Running, Failure> {
     database.execute_batch("CREATE TABLE invoices (order_id TEXT PRIMARY KEY, item TEXT NOT NULL) STRICT")?;
     let database = Arc::new(Mutex::new(database));
@@ -197,15 +201,18 @@ async fn bill(url: &str, database: Connection, told: mpsc::UnboundedSender<Strin
             let written = tokio::task::spawn_blocking(move || {
                 write_invoice(&mut database.lock().expect("nobody panics with it"), &new)
             });
-            let line = match written.await.expect("it does not panic").expect("the database is there") {
+            // What fails is tried again, and kept as a dead letter in the end.
+            let line = match written.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())? {
                 true => format!("an invoice for {item}"),
                 false => format!("{item} came again, and is dropped"),
             };
-            // Sending fails only after the end of the program, when nobody reads it.
-            let _ = told.send(line);
+            told.send(line).map_err(|_| "nobody prints any more".to_owned())
         }
     };
-    Ok(Server::connect(url).await?.subscribe("order.created", handler).start().await?)
+    // There is one connection to the database.
+    let subscription = Subscription::to("order.created").shared("billing").concurrency(1);
+    let server = Server::builder().namespace(DEMO).connect(url).await?;
+    Ok(server.subscribe(subscription, handler).start().await?)
 }
 
 /// Writes an invoice for an event that has not come before. The note that it has come is a part of the same transaction.
