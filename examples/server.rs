@@ -10,7 +10,7 @@ mod demo;
 use std::process::ExitCode;
 
 use demo::{DemoServer, Service};
-use hopline::{Error, Server};
+use hopline::{Context, Error, Server, Subscription};
 use tracing_subscriber::EnvFilter;
 
 #[tokio::main]
@@ -42,5 +42,11 @@ async fn run() -> Result<(), Error> {
 async fn serve(url: &str) -> Result<hopline::Running, Error> {
     // PREFETCH=1 shares slow calls evenly among several servers.
     let prefetch = std::env::var("PREFETCH").ok().and_then(|number| number.parse().ok()).unwrap_or(64);
-    Server::connect(url).await?.serve(DemoServer::new(Service).prefetch(prefetch)).start().await
+    let mut server = Server::connect(url).await?.serve(DemoServer::new(Service).prefetch(prefetch));
+    // GROUP=NAME handles the events `demo.*` as well, as an instance of this group.
+    if let Ok(group) = std::env::var("GROUP") {
+        let print = |ctx: Context, number: u64| async move { println!("event: {} {number}", ctx.method()) };
+        server = server.subscribe(Subscription::to("demo.*").shared(group), print);
+    }
+    server.start().await
 }

@@ -17,13 +17,13 @@ from pika.exceptions import ChannelClosedByBroker
 
 import wire
 from client import EXCHANGES, Client, Fault, NoService, ServiceError, Timeout, encode
-from server import Server
+from server import Group, Server
 from wire import CBOR, JSON, RAW, Frame
 
 # Nothing here takes long. This only makes a hang a failure.
 PATIENCE = 60
-DEMO, PYSERV = "demo.v1", "pyserv.v1"
-CHECKS = {"rust server": [], "python server": []}
+DEMO, PYSERV, GROUP = "demo.v1", "pyserv.v1", "interop"
+CHECKS = {"rust server": [], "python server": [], "group": []}
 
 
 def check(side):
@@ -486,6 +486,67 @@ def the_python_server_drains(bench):
     equal(bench.process.terminate(), 0)
 
 
+# ----------------------------------------------------------------- a group of Rust and Python
+
+
+@contextlib.contextmanager
+def member(bench, handler, **options):
+    """An instance of the group, in Python, until the end of the block."""
+    group = Group(bench.url, GROUP, "demo.*", handler, **options)
+    thread = threading.Thread(target=group.run)
+    thread.start()
+    try:
+        yield group
+    finally:
+        group.stop()
+        thread.join(PATIENCE)
+    assert not thread.is_alive(), "it does not drain"
+
+
+@check("group")
+def rust_and_python_share_the_events_of_a_group_and_handle_each_once(bench):
+    heard = {"rust": [], "python": []}
+    with member(bench, lambda _, number: heard["python"].append(number)):
+        for number in range(40):
+            bench.client.event("demo.number", number)
+        until = time.monotonic() + PATIENCE
+        while len(heard["rust"]) + len(heard["python"]) < 40:
+            assert time.monotonic() < until, heard
+            with contextlib.suppress(queue.Empty):
+                line = bench.process.lines.get(timeout=0.05)
+                heard["rust"].append(int(line.removeprefix("event: demo.number ")))
+    equal(sorted(heard["rust"] + heard["python"]), list(range(40)))
+    assert heard["rust"] and heard["python"], f"one of them got nothing: {heard}"
+
+
+@check("group")
+def an_event_that_fails_in_python_is_a_dead_letter_that_rust_replays(bench):
+    equal(bench.process.terminate(), 0)
+    attempts, repaired, done = [], threading.Event(), queue.Queue()
+
+    def handler(_, number):
+        attempts.append(number)
+        if not repaired.is_set():
+            raise Fault("UNAVAILABLE", "not repaired yet")
+        done.put(number)
+
+    def dead(*words):
+        command = [bench.hopline, "dead", *words, "--url", bench.url]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE).stdout
+
+    with member(bench, handler, attempts=3, pause_ms=20):
+        bench.client.event("demo.number", 7)
+        until = time.monotonic() + PATIENCE
+        while not json.loads(letters := dead("ls", f"group:{GROUP}", "--json")):
+            assert time.monotonic() < until, "no dead letter"
+        equal(attempts, [7, 7, 7])
+        assert "not repaired yet" in letters, letters
+        assert f"group:{GROUP}" in dead("ls"), "the catalogue has the group"
+        repaired.set()
+        dead("replay", f"group:{GROUP}", "--all", "--yes")
+        equal(done.get(timeout=PATIENCE), 7)
+
+
 # ----------------------------------------------------------------- running them
 
 
@@ -498,6 +559,7 @@ class Names:
         exchanges = [("exchange", f"hopline.{name}") for name in EXCHANGES]
         for service in (DEMO, PYSERV):
             self.mine += [("queue", f"hopline.{service}.{name}") for name in ("calls", "work", "dead")]
+        self.mine += [("queue", f"hopline.group:{GROUP}.{name}") for name in ("work", "retry", "dead")]
         self.mine = [name for name in self.mine if not self.consumers(*name)[0]]
         # The client has declared the shared exchanges. They are deleted only if nothing is bound to them.
         self.mine += exchanges
@@ -563,6 +625,7 @@ def main():
         for side, command, more in [
             ("rust server", [options.server, url], {"env": environment}),
             ("python server", [sys.executable, str(here / "server.py"), url], {}),
+            ("group", [options.server, url], {"env": environment | {"GROUP": GROUP}}),
         ]:
             started.append(Process(*command, **more))
             totals.append(run_checks(side, Bench(url, client, started[-1], options.hopline)))

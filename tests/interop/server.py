@@ -26,7 +26,6 @@ PREFETCH = 64
 MAX_SIZE = 16 * 1024 * 1024
 MAX_REMEMBERED, MAX_MEMORY_S = 10_000, 3600
 CALLS, WORK, INSTANCE = "calls", "oneway calls", "one instance"
-BELONGS = {CALLS: {wire.REQUEST}, WORK: {wire.ONEWAY}, INSTANCE: {wire.REQUEST, wire.ONEWAY}}
 
 
 class Message:
@@ -73,6 +72,10 @@ class Once:
 class Server:
     """Serves `methods`, which maps names to methods."""
 
+    # The queues that it shares with other instances, and what belongs on each of its queues.
+    shares = {"work": WORK, "calls": CALLS}
+    belongs = {CALLS: {wire.REQUEST}, WORK: {wire.ONEWAY}, INSTANCE: {wire.REQUEST, wire.ONEWAY}}
+
     def __init__(self, url, service, methods, namespace="hopline"):
         self.namespace, self.service, self.methods = namespace, service, methods
         self.instance = secrets.token_hex(6)
@@ -98,25 +101,35 @@ class Server:
         self.own.basic_qos(prefetch_count=1024)
         self.own.basic_consume(own, functools.partial(self.deliver, INSTANCE))
         self.shared = [
-            self.channel.basic_consume(f"{namespace}.{service}.work", functools.partial(self.deliver, WORK)),
-            self.channel.basic_consume(f"{namespace}.{service}.calls", functools.partial(self.deliver, CALLS)),
+            self.channel.basic_consume(f"{namespace}.{service}.{name}", functools.partial(self.deliver, source))
+            for name, source in self.shares.items()
         ]
 
     def declare(self, own):
         channel, service = self.channel, self.service
-        rpc, oneway, _, discovery = (f"{self.namespace}.{name}" for name in EXCHANGES)
+        rpc, oneway = f"{self.namespace}.rpc", f"{self.namespace}.oneway"
+        calls = f"{self.namespace}.{service}.calls"
+        work = self.declare_kept(own)
+        channel.queue_bind(own, rpc, f"{service}@?")
+        channel.queue_bind(own, rpc, f"{service}@~")
+        for method in self.methods:
+            channel.queue_bind(work, oneway, f"{service}.{method}")
+        channel.queue_declare(calls, durable=True, arguments={"x-queue-type": "classic", "x-expires": 60000})
+        channel.queue_bind(calls, rpc, service)
+
+    def declare_kept(self, own):
+        """Declares what a service and a group have. Returns the name of the queue of work."""
+        channel, service = self.channel, self.service
         for name, kind in EXCHANGES.items():
             channel.exchange_declare(f"{self.namespace}.{name}", kind, durable=True)
-        dead_queue, work, calls = (f"{self.namespace}.{service}.{name}" for name in ("dead", "work", "calls"))
+        dead_queue, work = (f"{self.namespace}.{service}.{name}" for name in ("dead", "work"))
 
         kept = {"x-queue-type": "quorum", "x-delivery-limit": 2000000000}
         channel.queue_declare(dead_queue, durable=True, arguments=kept)
         channel.queue_declare(own, exclusive=True)
-        channel.queue_bind(own, rpc, f"{service}@{self.instance}")
-        channel.queue_bind(own, rpc, f"{service}@*")
-        channel.queue_bind(own, rpc, f"{service}@?")
-        channel.queue_bind(own, rpc, f"{service}@~")
-        channel.queue_bind(own, discovery, "ask")
+        channel.queue_bind(own, f"{self.namespace}.rpc", f"{service}@{self.instance}")
+        channel.queue_bind(own, f"{self.namespace}.rpc", f"{service}@*")
+        channel.queue_bind(own, f"{self.namespace}.discovery", "ask")
         arguments = {
             "x-queue-type": "quorum",
             "x-delivery-limit": 19,
@@ -126,10 +139,7 @@ class Server:
             "x-overflow": "reject-publish",
         }
         channel.queue_declare(work, durable=True, arguments=arguments)
-        for method in self.methods:
-            channel.queue_bind(work, oneway, f"{service}.{method}")
-        channel.queue_declare(calls, durable=True, arguments={"x-queue-type": "classic", "x-expires": 60000})
-        channel.queue_bind(calls, rpc, service)
+        return work
 
     def stop(self):
         """May be called from a signal handler or another thread."""
@@ -196,16 +206,14 @@ class Server:
         if frame.type == wire.LOCATE and message.source == INSTANCE:
             self.locate(frame, message)
             return message.finish()
-        if frame.type not in BELONGS[message.source]:
+        if frame.type not in self.belongs[message.source]:
             raise Fault("UNIMPLEMENTED", f"type {frame.type} does not belong on a queue of {message.source}")
         if frame.type == wire.REQUEST and not message.properties.reply_to:
             raise Fault("INVALID_ARGUMENT", "a request without `reply_to`")
         method = frame.metadata.get(wire.METHOD, "")
         if method in ("hopline.ping", "hopline.info", "hopline.stats"):
             return self.answer(frame, message, self.about_itself(method))
-        if method not in self.methods:
-            raise Fault("UNIMPLEMENTED", f"`{self.service}` has no method `{method}`: it has {', '.join(self.methods)}")
-        method_of = self.methods[method]
+        method_of = self.method_of(frame)
         known = self.known(frame, message) if method_of.once else None
         if known and not known.ended:
             return known.waiting.append((frame, message))
@@ -221,6 +229,12 @@ class Server:
             self.once[self.same(frame, message)] = Once(frame.id)
         self.running[frame.id] = call
         self.threads.submit(self.handle, method_of.handler, call)
+
+    def method_of(self, frame):
+        method = frame.metadata.get(wire.METHOD, "")
+        if method not in self.methods:
+            raise Fault("UNIMPLEMENTED", f"`{self.service}` has no method `{method}`: it has {', '.join(self.methods)}")
+        return self.methods[method]
 
     def same(self, frame, message):
         """The key that two frames of the same call share."""
@@ -241,7 +255,7 @@ class Server:
     def end_once(self, call, answer, given_up=False):
         """Notes the end of a call. If it had to run once, this answers all deliveries that wait for it."""
         frame = call.frame
-        seconds = self.methods[frame.metadata[wire.METHOD]].once
+        seconds = self.method_of(frame).once
         once = self.once.pop(self.same(frame, call.message), None) if seconds else None
         if once is None:
             return
@@ -277,11 +291,14 @@ class Server:
         ]
         return itself | {"hopline": "python", "methods": methods}
 
+    def arguments(self, handler, frame):
+        return arguments(handler, frame)
+
     def handle(self, handler, call):
         """On a thread of its own."""
         started = time.monotonic()
         try:
-            answer = handler(call, *arguments(handler, call.frame))
+            answer = handler(call, *self.arguments(handler, call.frame))
         except (Fault, ServiceError) as failure:
             answer = failure
         except Exception as error:
@@ -305,7 +322,12 @@ class Server:
             message.finish()
         elif isinstance(answer, Fault) and answer.status in ("INVALID_ARGUMENT", "UNIMPLEMENTED"):
             self.refuse(frame, message, answer)
-        elif message.frames == 1:
+        else:
+            self.try_again(frame, message, answer)
+
+    def try_again(self, frame, message, _):
+        """Gives back what failed. The broker counts how often, and ends it."""
+        if message.frames == 1:
             print("failed", frame.metadata[wire.METHOD], flush=True)
             message.channel.basic_reject(message.delivery.delivery_tag, requeue=True)
         else:
@@ -368,15 +390,15 @@ class Server:
         else:
             self.dead_letter(message, message.body[offset:], str(error))
 
-    def dead_letter(self, message, body, reason):
+    def dead_letter(self, message, body, reason, **headers):
         properties = self.properties(message)
         properties.delivery_mode = 2
         properties.reply_to = message.properties.reply_to
         properties.headers = {
             "x-hopline-reason": reason,
             "x-hopline-instance": self.instance,
-            "x-hopline-exchange": message.delivery.exchange,
-            "x-hopline-key": message.delivery.routing_key,
+            **origin(message),
+            **{f"x-hopline-{name}": str(value) for name, value in headers.items()},
         }
         self.publish("", f"{self.namespace}.{self.service}.dead", body, properties)
         message.finish()
@@ -394,6 +416,84 @@ class Server:
             self.publisher.basic_publish(exchange, key, body, properties, mandatory=True)
         except (UnroutableError, NackError) as refused:
             print("nobody took", key, type(refused).__name__, flush=True)  # The caller has gone, mostly.
+
+
+class Group(Server):
+    """An instance of a group: `handler` is given the events of `pattern`, which it shares with the other instances."""
+
+    shares = {"work": WORK}
+    belongs = {WORK: {wire.EVENT}, INSTANCE: {wire.REQUEST}}
+
+    def __init__(self, url, name, pattern, handler, attempts=8, pause_ms=500):
+        self.pattern, self.handler, self.attempts, self.pause_ms = pattern, Method(handler), attempts, pause_ms
+        super().__init__(url, f"group:{name}", {})
+        self.enter()
+
+    def declare(self, own):
+        self.channel.queue_bind(self.declare_kept(own), f"{self.namespace}.events", self.pattern)
+
+    def enter(self):
+        """Enters the group into the catalogue, where operators find it though nobody serves it."""
+        catalogue, entry = f"{self.namespace}.services", f"{self.service} {self.pattern}".encode()
+        channel = self.connection.channel()
+        channel.queue_declare(catalogue, durable=True, arguments={"x-queue-type": "classic"})
+        bodies = set()
+        while (got := channel.basic_get(catalogue))[0]:
+            bodies.add(got[2])
+        # What was taken out goes back.
+        channel.close()
+        if entry not in bodies:
+            self.publish("", catalogue, entry, pika.BasicProperties(delivery_mode=2))
+
+    def method_of(self, frame):
+        if frame.type != wire.EVENT:
+            raise Fault("UNIMPLEMENTED", "a group has no methods")
+        return self.handler
+
+    def admit(self, frame, message):
+        if frame.type == wire.EVENT and message.source == WORK:
+            key = frame.metadata.get(wire.METHOD)
+            if message.delivery.exchange and message.delivery.routing_key != key:
+                raise Fault("INVALID_ARGUMENT", f"its key is {message.delivery.routing_key}, and it names {key}")
+        super().admit(frame, message)
+
+    def arguments(self, handler, frame):
+        """An event is the value itself."""
+        try:
+            return [decode(frame.serialization, frame.plain())]
+        except Exception as error:
+            raise Fault("INVALID_ARGUMENT", f"the event cannot be read: {error}") from error
+
+    def try_again(self, frame, message, why):
+        """Has the event wait at the broker for its next attempt, of any instance. The last one makes it a dead letter."""
+        headers = message.properties.headers or {}
+        attempt = frame.metadata.get(wire.ATTEMPT, 1) + headers.get("x-delivery-count", 0)
+        if attempt >= self.attempts:
+            return self.dead_letter(message, frame.encode(), str(why), attempts=attempt, id=frame.id)
+        frame.metadata[wire.ATTEMPT] = attempt + 1
+        properties = self.properties(message)
+        properties.delivery_mode = 2
+        properties.expiration = str(min(self.pause_ms * 2 ** (attempt - 1), 30_000))
+        properties.headers = origin(message)
+        retry, arguments = f"{self.namespace}.{self.service}.retry", {
+            "x-queue-type": "quorum",
+            "x-dead-letter-exchange": "",
+            "x-dead-letter-routing-key": f"{self.namespace}.{self.service}.work",
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": "reject-publish",
+        }
+        self.channel.queue_declare(retry, durable=True, arguments=arguments)
+        self.publish("", retry, frame.encode(), properties)
+        message.finish()
+
+
+def origin(message):
+    """The headers that say where a message was published first."""
+    headers, delivery = message.properties.headers or {}, message.delivery
+    return {
+        "x-hopline-exchange": headers.get("x-hopline-exchange", delivery.exchange),
+        "x-hopline-key": headers.get("x-hopline-key", delivery.routing_key),
+    }
 
 
 def arguments(handler, frame):
