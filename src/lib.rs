@@ -113,8 +113,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! A call that is dropped is cancelled, and so is its handler. [`Server::subscribe`] handles events. [`ClientBuilder`] has
-//! settings.
+//! A call that is dropped is cancelled, and so is its handler. [`Server::subscribe`] handles events; in a
+//! [group](Subscription::shared) the broker keeps them, and each is handled by one instance. [`ClientBuilder`] has settings.
 //!
 //! # `Context` is what a handler knows of its call
 //!
