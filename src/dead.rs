@@ -19,9 +19,11 @@ use crate::topology::{Namespace, ServiceId};
 use crate::transport::{Confirm, Delivery, Publication, Transport};
 
 pub use builder::DeadLettersBuilder;
-pub(crate) use catalogue::{CatalogueEntry, enter};
+pub(crate) use builder::queue_timeout;
+pub(crate) use catalogue::{CatalogueEntry, close, enter, leave, named};
 pub use handled::{Fate, Handled, Listed, WhichLetters};
-use held::{HeldLetters, answered, take};
+pub(crate) use held::answered;
+use held::{HeldLetters, take};
 pub use letter::{DeadLetter, EarlierDeath, LetterKind};
 
 /// The longest arguments that a list shows, in bytes.

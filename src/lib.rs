@@ -170,8 +170,9 @@
 //!
 //! # For operators
 //!
-//! A oneway call that fails in every attempt is kept: [`DeadLetters`] shows it, has it run again, or drops it. So does the
-//! command `hopline`, of the crate `hopline-cli`.
+//! A oneway call that fails in every attempt is kept: [`DeadLetters`] shows it, has it run again, or drops it. [`Groups`]
+//! tells which groups of subscribers there are and how far each is behind, and removes those that nobody needs any more. So
+//! does the command `hopline`, of the crate `hopline-cli`.
 //!
 //! Spans and events go to [`tracing`](https://docs.rs/tracing). lapin, which speaks AMQP here, logs every returned message in
 //! full at `WARN`, such as each call that nobody serves, and some ends of connections at `ERROR`, wanted ones among them. What
@@ -194,6 +195,7 @@ mod state;
 mod subscription;
 mod settings;
 mod dead;
+mod groups;
 mod error;
 mod codec;
 mod compression;
@@ -249,6 +251,7 @@ pub use document::{
 pub use document::{MethodSchema, ParameterSchema, ServiceSchema};
 pub use error::{CallError, Code, Error, Fault, Unanswered};
 pub use event::{Event, Published};
+pub use groups::{Group, GroupCounts, Groups, GroupsBuilder, ReplayPosition};
 pub use middleware::{
     Adaptive, AdaptiveCounts, Breaker, BreakerState, CacheCounts, FairShare, FairShareCounts, Finished, Invocation,
     Middleware, Next, PolicyCounts, Quarantine, QuarantineCounts, RateCounts, RateLimit, Reply, ResultCache,

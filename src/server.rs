@@ -45,6 +45,7 @@ mod supervisor;
 mod tap;
 mod through;
 mod turns;
+mod unsubscribing;
 mod ward;
 mod worker;
 
@@ -275,7 +276,6 @@ impl Server {
             topology: Mutex::default(),
             unentered: Notify::new(),
             declaring: RwLock::default(),
-            #[cfg(feature = "metrics")]
             workers: Mutex::default(),
             #[cfg(feature = "metrics")]
             clocks: sender_clocks::SenderClocks::default(),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use futures::FutureExt as _;
 use hopline::{
-    Client, ClientBuilder, DeadLetters, DeadLettersBuilder, Error, Server, ServerBuilder, State, Tls, environment,
+    Client, ClientBuilder, DeadLetters, DeadLettersBuilder, Error, Groups, GroupsBuilder, Server, ServerBuilder, State, Tls, environment,
 };
 
 use crate::context::Settings;
@@ -58,7 +58,7 @@ pub(crate) struct Namespace {
     pub(crate) namespace: String,
 }
 
-/// The given builder with the options that clients, servers and dead letters have in common.
+/// The given builder with the options that clients, servers, dead letters and groups have in common.
 macro_rules! told {
     ($address:expr, $timeout:expr, $builder:expr) => {{
         let mut builder = $builder.connect_timeout($address.connect_timeout.min($timeout));
@@ -95,6 +95,14 @@ impl Address {
     /// As [`Address::client`].
     pub(crate) fn dead_letters(&self, timeout: Duration) -> Result<DeadLettersBuilder, Error> {
         Ok(told!(self, timeout, DeadLetters::builder()))
+    }
+
+    /// The builder of groups with these options.
+    ///
+    /// # Errors
+    /// As [`Address::client`].
+    pub(crate) fn groups(&self, timeout: Duration) -> Result<GroupsBuilder, Error> {
+        Ok(told!(self, timeout, Groups::builder()))
     }
 
     /// Checks whether the settings of a context can be used.

@@ -21,6 +21,7 @@ mod top;
 mod tap;
 mod asking;
 mod dead;
+mod groups;
 mod doctor;
 mod bench;
 mod context;
@@ -81,6 +82,8 @@ enum What {
     Tap(tap::Tap),
     #[command(subcommand)]
     Dead(dead::Dead),
+    #[command(subcommand)]
+    Groups(groups::Group),
     Doctor(doctor::Doctor),
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -130,6 +133,7 @@ fn main() -> ExitCode {
         What::Top(top) => wait(top.run()),
         What::Tap(tap) => wait(tap.run()),
         What::Dead(dead) => wait(dead.run()),
+        What::Groups(groups) => wait(groups.run()),
         What::Doctor(doctor) => wait(doctor.run()),
         What::Bench(bench) => bench.run(),
         What::Context(contextual) => contextual.run(context.as_deref()),

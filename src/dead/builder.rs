@@ -105,6 +105,7 @@ impl DeadLettersBuilder {
     }
 }
 
-fn queue_timeout(decided: &Decided) -> Duration {
+/// How long a queue may take for each answer.
+pub(crate) fn queue_timeout(decided: &Decided) -> Duration {
     decided.timeout.unwrap_or(QUEUE_TIMEOUT).min(ANSWER_TIMEOUT)
 }

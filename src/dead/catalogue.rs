@@ -28,7 +28,7 @@ const AT_ONCE: usize = 128;
 /// The catalogue is read until it was twice the same. This is the pause in between: by then, another reader has put
 /// back what it had taken out.
 const APART: Duration = Duration::from_millis(300);
-/// Entries are never removed for good. So if the catalogue is empty, somebody else may be reading it: it is read again
+/// Entries are seldom removed for good. So if the catalogue is empty, somebody else may be reading it: it is read again
 /// for this long before it counts as empty.
 const HELD: Duration = Duration::from_secs(3);
 /// How long closing the connection may take.
@@ -178,13 +178,13 @@ async fn look_into_empty(
 }
 
 /// Closes a connection, but waits for at most [`CLOSING`]: the broker does not confirm it while a queue owes an answer.
-async fn close(transport: &Transport) {
+pub(crate) async fn close(transport: &Transport) {
     let _ = tokio::time::timeout(CLOSING, transport.close()).await;
 }
 
 /// All entries of the catalogue. Reads it until it has been twice the same, since others may read it at the
 /// same time.
-pub(super) async fn named(
+pub(crate) async fn named(
     transport: &Transport,
     namespace: &Namespace,
     timeout: Duration,
@@ -211,6 +211,32 @@ pub(super) async fn named(
         let [random, ..] = Uuid::new_v4().into_bytes();
         let apart = APART.mul_f64(1.0 + f64::from(random) / 256.0);
         tokio::time::sleep(apart.min(timeout.saturating_sub(begun.elapsed()) / 2)).await;
+    }
+}
+
+/// Removes the entries that are meant for good. Somebody else may have taken one out at the same time to read it, so this
+/// looks until it has twice seen none.
+///
+/// # Errors
+/// `Broker` if that takes longer than `timeout`, `Disconnected`.
+pub(crate) async fn leave(
+    transport: &Transport,
+    namespace: &Namespace,
+    timeout: Duration,
+    is_meant: impl Fn(&CatalogueEntry) -> bool,
+) -> Result<(), Error> {
+    let (begun, operation) = (Instant::now(), format!("read the catalogue `{}`", namespace.catalogue_queue()));
+    let mut seen_none = 0;
+    loop {
+        let left = timeout.saturating_sub(begun.elapsed());
+        let entries = answered(left, &operation, read(transport, namespace)).await?;
+        let meant = entries.into_iter().filter(|(entry, _)| is_meant(entry));
+        let removed = meant.map(|(_, mut held)| held.remove_last()).count();
+        seen_none = if removed == 0 { seen_none + 1 } else { 0 };
+        if seen_none == 2 {
+            return Ok(());
+        }
+        tokio::time::sleep(APART).await;
     }
 }
 

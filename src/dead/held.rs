@@ -23,7 +23,7 @@ pub(super) async fn take(transport: &Transport, queue: &str, timeout: Duration) 
 }
 
 /// The broker's answer to an `operation` on a queue, if it comes within `timeout`.
-pub(super) async fn answered<T>(
+pub(crate) async fn answered<T>(
     timeout: Duration,
     operation: &str,
     answer: impl Future<Output = Result<T, Error>>,

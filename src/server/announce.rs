@@ -57,7 +57,9 @@ impl Site {
         if self.services.is_empty() || transport.blocked().is_some() || self.is_mute() {
             return;
         }
-        let services = self.services.iter().map(ToString::to_string).collect();
+        let left: Vec<_> = self.workers().into_iter().filter(|worker| worker.has_left()).collect();
+        let services = self.services.iter().filter(|service| left.iter().all(|worker| worker.name != **service));
+        let services = services.map(ToString::to_string).collect();
         let announcement = Announcement { state, instance: self.instance.to_string(), services };
         let Ok(payload) = Codec::Json.encode(&announcement) else { return };
         let metadata =

@@ -193,7 +193,7 @@ pub(super) async fn keep_dead_letters(worker: Arc<Worker>, transport: Transport)
             }
         };
         tokio::select! {
-            () = site.draining.cancelled() => return,
+            () = worker.ending.cancelled() => return,
             () = tokio::time::sleep(pause) => {}
         }
     }
@@ -206,7 +206,7 @@ pub(super) async fn keep_entered(site: Arc<Site>, transport: Transport, workers:
         let (mut pause, mut told, mut told_patterns) = (SOON, None, BTreeSet::new());
         loop {
             let all_looked_for = look_for_queues(&site, &transport, &workers).await;
-            let known = workers.iter().filter(|worker| worker.dead_queue.is_known());
+            let known = workers.iter().filter(|worker| worker.dead_queue.is_known() && !worker.has_left());
             let services: Vec<_> = known.map(|worker| worker.entry()).collect();
             let wait = match dead::enter(&transport, &site.namespace, &services).await {
                 Ok(entered) => {

@@ -89,6 +89,9 @@ impl Keeper {
     /// Declares the queue and its bindings. Returns the queue's name.
     async fn declare(&self) -> Result<String, Error> {
         let _declaring = self.site.declaring.read().await;
+        if self.worker.has_left() {
+            return Err(Error::Invalid("this server has unsubscribed".to_owned()));
+        }
         let (name, mut parts) = self.queue.declarations(&self.site, &self.suffix());
         if self.queue.source() == Source::Instance {
             self.worker.answers_at(&name);
@@ -118,7 +121,7 @@ impl Keeper {
         let mode = self.queue.mode(self.worker.prefetch());
         // A drain that begins now waits for this, since deliveries may arrive at once, which have to be given back
         // properly.
-        let waited_for = self.tasks().token();
+        let waited_for = (self.tasks().token(), self.worker.read.token());
         let mut consuming = pin!(self.reading.transport.consume_however_long(queue, mode));
         tokio::select! {
             consumer = &mut consuming => return consumer,
@@ -176,16 +179,17 @@ impl Keeper {
                     }
                 }
                 Err(Error::Disconnected { .. }) => return,
+                Err(_) if self.worker.has_left() => return,
                 Err(error) => {
                     self.site.health.suffers(self.trouble(), self.refusal(&error));
                     *self.suffix() = short_id();
                     tokio::select! {
-                        () = self.site.draining.cancelled() => {}
+                        () = self.worker.ending.cancelled() => {}
                         () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
                     }
                 }
             }
-            if self.site.draining.is_cancelled() {
+            if self.worker.ending.is_cancelled() {
                 return;
             }
             attached = self.attach().await;
@@ -226,7 +230,11 @@ impl Keeper {
         let life = consumer.life.clone();
         let stop = part.stop.child_token();
         let running = self.worker.clone().run(consumer, self.reading.clone(), self.queue.clone(), stop.clone());
-        self.tasks().spawn(part.tasks.track_future(running));
+        let running = part.tasks.track_future(running);
+        match self.queue.source() {
+            Source::Instance => self.tasks().spawn(running),
+            Source::Calls | Source::Work | Source::Events => self.tasks().spawn(self.worker.read.track_future(running)),
+        };
         let end = tokio::select! {
             () = part.stop.cancelled() => return true,
             // This does not wait for the worker: if it is busy with its calls, it reads on later.

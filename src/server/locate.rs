@@ -312,10 +312,13 @@ mod tests {
             let queues = ["work", "calls", "own", "asker"].map(|name| Queue::new(name, QueueKind::Classic));
             let queues: Vec<_> = queues.into_iter().chain(full.iter().map(of_one)).map(Declaration::Queue).collect();
             transport.declare(&queues).await.expect("new queues");
-            let reading = Arc::new(Reading::over(1, transport.clone(), &running.site));
+            let reading = Arc::new(Reading::over(1, transport.clone()));
             for (number, (name, purpose)) in ["own", "calls", "work"].into_iter().zip(purposes).enumerate() {
                 let consumer = transport.consume(name, Mode::Settle { prefetch: 8 }).await.expect("it is there");
-                let queue = Arc::new(ServedQueue::new(number, purpose));
+                let queue = Arc::new({
+                    let end = worker.end_of(purpose.source());
+                    ServedQueue::new(number, purpose, end)
+                });
                 let stop = reading.part(&queue).stop;
                 tokio::spawn(worker.clone().run(consumer, reading.clone(), queue, stop));
             }

@@ -163,6 +163,5 @@ impl MeasuredServer {
 
 /// The workers of a server, without those of subscriptions: events are no calls.
 fn workers(site: &Site) -> impl Iterator<Item = Arc<Worker>> {
-    let workers = site.workers.lock().expect("no panic while holding the workers").clone();
-    workers.into_iter().filter_map(|worker| worker.upgrade()).filter(|worker| worker.service.pattern.is_none())
+    site.workers().into_iter().filter(|worker| worker.service.pattern.is_none())
 }

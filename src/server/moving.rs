@@ -30,7 +30,6 @@ use crate::error::Error;
 use crate::exchanges::to_queue;
 use crate::frame::{Frame, Kind, Metadata};
 use crate::state::State;
-use crate::topology::{Declaration, Queue};
 use crate::transport::{Properties, Publication, Role, Transport, next_look_back};
 
 /// How long the broker may take to declare all queues, and then to begin all consumers. If it takes longer, the server
@@ -241,12 +240,7 @@ impl LeftConnection {
 
     /// Waits until an instance's own queue is empty, and returns its name. `None` if it is not consumed any more.
     async fn is_read_empty(&self, queue: &ServedQueue) -> Option<String> {
-        let name = self.reading.topology.lock().get(&queue.number).and_then(|declared| {
-            declared.parts.iter().find_map(|part| match part {
-                Declaration::Queue(Queue { name, .. }) => Some(name.clone()),
-                Declaration::Exchange(_) | Declaration::Binding(_) => None,
-            })
-        })?;
+        let name = self.reading.topology.lock().get(&queue.number)?.name()?.to_owned();
         let part = self.reading.part(queue);
         part.tasks.close();
         let is_empty = async {

@@ -9,8 +9,6 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Site;
-use super::message::Source;
 use super::served_queue::ServedQueue;
 use crate::topology::{Binding, Declaration};
 use crate::transport::Transport;
@@ -24,10 +22,6 @@ pub(super) struct Reading {
     pub(super) topology: Topology,
     /// The consumption of each queue, by its number.
     parts: Mutex<BTreeMap<usize, Part>>,
-    /// Cancelled when the server begins to drain.
-    draining: CancellationToken,
-    /// Cancelled when the server has drained.
-    drained: CancellationToken,
 }
 
 /// What was declared over one connection for each queue, by its number.
@@ -53,21 +47,15 @@ pub(super) struct Part {
 }
 
 impl Reading {
-    /// Queues are consumed over this connection until the server drains, unless they are ended before.
-    pub(super) fn over(connection: u64, transport: Transport, site: &Site) -> Self {
-        let (draining, drained) = (site.draining.clone(), site.drained.clone());
-        Self { connection, transport, topology: Topology::default(), parts: Mutex::default(), draining, drained }
+    /// Queues are consumed over this connection until they end, unless the connection is left before.
+    pub(super) fn over(connection: u64, transport: Transport) -> Self {
+        Self { connection, transport, topology: Topology::default(), parts: Mutex::default() }
     }
 
-    /// The consumption of a queue. An instance's own queue is consumed until the drain has ended, since cancels arrive
-    /// there.
+    /// The consumption of a queue.
     pub(super) fn part(&self, queue: &ServedQueue) -> Part {
-        let until = match queue.source() {
-            Source::Calls | Source::Work | Source::Events => &self.draining,
-            Source::Instance => &self.drained,
-        };
         let mut parts = self.parts.lock().expect("no panic while holding the parts");
-        let new = || Part { stop: until.child_token(), tasks: TaskTracker::new() };
+        let new = || Part { stop: queue.end.child_token(), tasks: TaskTracker::new() };
         parts.entry(queue.number).or_insert_with(new).clone()
     }
 }
@@ -86,6 +74,14 @@ impl Topology {
 }
 
 impl Declared {
+    /// The name of the queue.
+    pub(super) fn name(&self) -> Option<&str> {
+        self.parts.iter().find_map(|part| match part {
+            Declaration::Queue(queue) => Some(&*queue.name),
+            Declaration::Exchange(_) | Declaration::Binding(_) => None,
+        })
+    }
+
     pub(super) fn bindings(&self) -> Vec<Binding> {
         let bindings = self.parts.iter().filter_map(|part| match part {
             Declaration::Binding(binding) => Some(binding.clone()),

@@ -133,6 +133,7 @@ fn exchange(part: &Declaration) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use tokio_util::sync::CancellationToken;
     use uuid::Uuid;
 
     use super::*;
@@ -154,7 +155,7 @@ mod tests {
 
     fn declared(parts: Vec<Declaration>, is_read: bool) -> Declared {
         let purpose = Purpose::Subscription { pattern: "any".to_owned() };
-        Declared { queue: Arc::new(ServedQueue::new(OTHER, purpose)), parts, is_read }
+        Declared { queue: Arc::new(ServedQueue::new(OTHER, purpose, CancellationToken::new())), parts, is_read }
     }
 
     async fn publish(site: &Site, key: &str) -> Confirm {

@@ -37,6 +37,8 @@ const DECLARE_EVERY: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// The pause while somebody else has taken out how far a group has come.
+const LOOKED_INTO: Duration = Duration::from_millis(50);
 /// How far the clocks of publishers may be behind the broker's: so much earlier a replay by time begins to look.
 const CLOCKS: Duration = Duration::from_secs(60);
 
@@ -89,12 +91,12 @@ impl Replayer {
         Some(Self { site, dial, worker, queue, settings, next: None, seen: 0, expected: None })
     }
 
-    /// Reads until the server drains. What is handled then is waited for.
+    /// Reads until the server drains, or has unsubscribed. What is handled then is waited for.
     pub(super) async fn run(mut self) {
-        let draining = self.site.draining.clone();
+        let ending = self.worker.ending.clone();
         let trouble = Trouble::Replay(self.worker.name.clone());
         let mut pause = FIRST_PAUSE;
-        while !draining.is_cancelled() {
+        while !ending.is_cancelled() {
             let seen = self.seen;
             if let Err(error) = self.read().await {
                 let pattern = self.worker.service.pattern.as_deref().unwrap_or_default();
@@ -103,7 +105,7 @@ impl Replayer {
             }
             pause = if self.seen > seen { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
             tokio::select! {
-                () = draining.cancelled() => {}
+                () = ending.cancelled() => {}
                 () = tokio::time::sleep(pause) => {}
             }
         }
@@ -113,10 +115,10 @@ impl Replayer {
     /// Reads over a connection of its own: while a stream is not ready, as after a restart, RabbitMQ ends the connection of
     /// who asks for it, which must not be that of calls.
     async fn read(&mut self) -> Result<(), Error> {
-        let draining = self.site.draining.clone();
+        let ending = self.worker.ending.clone();
         let connecting = self.dial.connect(Role::Client);
         let transport = tokio::select! {
-            () = draining.cancelled() => return Ok(()),
+            () = ending.cancelled() => return Ok(()),
             transport = connecting => transport?,
         };
         let read = self.read_over(&transport).await;
@@ -125,7 +127,7 @@ impl Replayer {
     }
 
     async fn read_over(&mut self, transport: &Transport) -> Result<(), Error> {
-        let draining = self.site.draining.clone();
+        let ending = self.worker.ending.clone();
         let beginning = async {
             transport.declare(&self.site.namespace.exchanges()).await?;
             transport.declare(&self.settings.declarations(&self.site.namespace, &self.worker.id)).await?;
@@ -133,7 +135,7 @@ impl Replayer {
             Ok::<_, Error>((baton, self.begin(transport).await?))
         };
         let (baton, (start, since)) = tokio::select! {
-            () = draining.cancelled() => return Ok(()),
+            () = ending.cancelled() => return Ok(()),
             begun = beginning => begun?,
         };
         let pattern = self.worker.service.pattern.clone().unwrap_or_default();
@@ -204,8 +206,23 @@ impl Replayer {
     /// How far the group has come: the position of the first event that is not handled.
     async fn kept(&self, transport: &Transport) -> Result<Option<u64>, Error> {
         let queue = self.site.namespace.offset_queue(&self.worker.id);
+        // Who looks after groups may have taken it out for a moment. It consumes the queue until it has brought it back.
+        let is_looked_into =
+            async || Ok::<_, Error>(transport.look_at(&queue).await?.is_some_and(|offsets| offsets.consumers > 0));
+        loop {
+            let before = is_looked_into().await?;
+            let kept = self.taken(transport, &queue).await?;
+            if kept.is_some() || !(before || is_looked_into().await?) {
+                return Ok(kept);
+            }
+            tokio::time::sleep(LOOKED_INTO).await;
+        }
+    }
+
+    /// The latest of the offsets in this queue.
+    async fn taken(&self, transport: &Transport, queue: &str) -> Result<Option<u64>, Error> {
         let mut latest: Option<(u64, Delivery)> = None;
-        while let Some(delivery) = transport.get(&queue).await? {
+        while let Some(delivery) = transport.get(queue).await? {
             let offset = std::str::from_utf8(&delivery.body).ok().and_then(|text| text.parse().ok());
             let earlier = match (offset, &latest) {
                 (Some(offset), None) => {
@@ -225,7 +242,7 @@ impl Replayer {
         }))
     }
 
-    /// Handles what the stream has, until it ends or the server drains.
+    /// Handles what the stream has, until it ends or the server drains or has unsubscribed.
     async fn follow(
         &mut self,
         transport: &Transport,
@@ -233,8 +250,8 @@ impl Replayer {
         baton: Option<&Consumer>,
         mut since: Option<u64>,
     ) -> Result<(), Error> {
-        let (site, worker) = (self.site.clone(), self.worker.clone());
-        let reading = Reading::over(0, transport.clone(), &site);
+        let worker = self.worker.clone();
+        let reading = Reading::over(0, transport.clone());
         let (settler, mut settled) = mpsc::unbounded_channel();
         let (tasks, mut progress) = (TaskTracker::new(), Progress::default());
         let mut kept = self.next;
@@ -251,7 +268,7 @@ impl Replayer {
         loop {
             tokio::select! {
                 biased;
-                () = site.draining.cancelled() => break,
+                () = worker.ending.cancelled() => break,
                 () = &mut baton_is_lost => return lost("another instance of the group may read it now"),
                 Some((position, settle)) = settled.recv() => match settle {
                     Settle::Ack | Settle::Discard => progress.ends(position),
@@ -290,7 +307,7 @@ impl Replayer {
         self.keep(transport, &progress, &mut kept).await
     }
 
-    /// Takes what was settled in a drain. What goes back comes again to the next instance.
+    /// Takes what was settled at the end. What goes back comes again to the next instance.
     fn end(&self, progress: &mut Progress, settled: &mut UnboundedReceiver<(u64, Settle)>) {
         while let Ok((position, settle)) = settled.try_recv() {
             if matches!(settle, Settle::Ack | Settle::Discard) {

@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
+
 use super::Site;
 use super::message::Source;
 use super::worker::Worker;
@@ -28,6 +30,8 @@ pub(super) struct ServedQueue {
     /// Its number among all queues of the server.
     pub(super) number: usize,
     purpose: Purpose,
+    /// Cancelled when the queue is not to be consumed any more, over whichever connection.
+    pub(super) end: CancellationToken,
 }
 
 /// What a queue is for.
@@ -66,21 +70,26 @@ impl Purpose {
         }
         purposes
     }
+
+    /// What the messages of such a queue can be.
+    pub(super) fn source(&self) -> Source {
+        match self {
+            Self::Instance { .. } => Source::Instance,
+            Self::Calls { .. } => Source::Calls,
+            Self::Work { .. } | Self::Group { .. } => Source::Work,
+            Self::Subscription { .. } | Self::Replay { .. } => Source::Events,
+        }
+    }
 }
 
 impl ServedQueue {
-    pub(super) fn new(number: usize, purpose: Purpose) -> Self {
-        Self { number, purpose }
+    pub(super) fn new(number: usize, purpose: Purpose, end: CancellationToken) -> Self {
+        Self { number, purpose, end }
     }
 
     /// What its messages can be.
     pub(super) fn source(&self) -> Source {
-        match self.purpose {
-            Purpose::Instance { .. } => Source::Instance,
-            Purpose::Calls { .. } => Source::Calls,
-            Purpose::Work { .. } | Purpose::Group { .. } => Source::Work,
-            Purpose::Subscription { .. } | Purpose::Replay { .. } => Source::Events,
-        }
+        self.purpose.source()
     }
 
     /// Whether it belongs to this server's connection: nobody else consumes it, and it ends with the connection.

@@ -1,10 +1,8 @@
 //! What all parts of a server share: its identity and settings, its connection, and what runs.
 
 use std::collections::{BTreeMap, HashSet};
-#[cfg(feature = "metrics")]
-use std::sync::Weak;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use tokio::sync::{Notify, OnceCell, RwLock, watch};
@@ -21,7 +19,6 @@ use super::replies::Replier;
 use super::rules::ServerRules;
 #[cfg(feature = "metrics")]
 use super::sender_clocks::SenderClocks;
-#[cfg(feature = "metrics")]
 use super::worker::Worker;
 use crate::compression::Compression;
 use crate::exchanges::Exchanges;
@@ -82,8 +79,7 @@ pub(super) struct Site {
     /// bindings.
     pub(super) declaring: RwLock<()>,
     pub(super) health: Arc<Health>,
-    /// Who runs the calls of its services, as long as it does.
-    #[cfg(feature = "metrics")]
+    /// Who runs the calls of its services and handles events, as long as it does.
     pub(super) workers: Mutex<Vec<Weak<Worker>>>,
     /// The clocks of those who call.
     #[cfg(feature = "metrics")]
@@ -94,6 +90,12 @@ impl Site {
     /// Whether this binding makes clients' questions whether the service takes calls reach this server.
     pub(super) fn is_presence(&self, binding: &Binding) -> bool {
         binding.exchange == self.namespace.rpc() && is_presence_key(&binding.key)
+    }
+
+    /// Who runs the calls of its services and handles events.
+    pub(super) fn workers(&self) -> Vec<Arc<Worker>> {
+        let workers = self.workers.lock().expect("no panic while holding the workers");
+        workers.iter().filter_map(Weak::upgrade).collect()
     }
 
     pub(super) fn is_mute(&self) -> bool {

@@ -57,7 +57,7 @@ impl Supervisor {
     pub(super) fn new(site: Arc<Site>, dial: Dial) -> Self {
         let transport = site.transport();
         let events = transport.events();
-        let mut reading = Reading::over(1, transport, &site);
+        let mut reading = Reading::over(1, transport);
         reading.topology = site.topology();
         let (lost, look_at) = (CancellationToken::new(), next_look_back());
         Self { site, dial, events, served: Vec::new(), reading: Arc::new(reading), connections: 1, lost, look_at }
@@ -66,7 +66,7 @@ impl Supervisor {
     /// Counts a new connection.
     pub(super) fn reading_over(&mut self, transport: Transport) -> Arc<Reading> {
         self.connections += 1;
-        Arc::new(Reading::over(self.connections, transport, &self.site))
+        Arc::new(Reading::over(self.connections, transport))
     }
 
     pub(super) fn serve(&mut self, id: ServiceId, service: Service) -> Result<(), Error> {
@@ -101,14 +101,15 @@ impl Supervisor {
         for served in &self.served {
             let Some(settings) = served.worker.service.replay.clone() else { continue };
             let of_group = served.queues.iter().find(|queue| queue.source() == Source::Work).cloned();
+            let end = served.worker.ending.clone();
             let queue =
-                of_group.unwrap_or_else(|| Arc::new(ServedQueue::new(usize::MAX, Purpose::Replay { settings })));
+                of_group.unwrap_or_else(|| Arc::new(ServedQueue::new(usize::MAX, Purpose::Replay { settings }, end)));
             let replayer = Replayer::new(self.site.clone(), self.dial.clone(), served.worker.clone(), queue);
-            self.site.shared.spawn(async move {
+            self.site.shared.spawn(served.worker.read.track_future(async move {
                 if let Some(replayer) = replayer {
                     replayer.run().await;
                 }
-            });
+            }));
         }
     }
 
@@ -121,10 +122,12 @@ impl Supervisor {
         purposes: Vec<Purpose>,
     ) -> Result<Arc<Worker>, Error> {
         let worker = Arc::new(Worker::new(id, name, service, self.site.clone())?);
-        #[cfg(feature = "metrics")]
         self.site.workers.lock().expect("no panic while holding the workers").push(Arc::downgrade(&worker));
         let first = self.served.iter().map(|served| served.queues.len()).sum();
-        let queue = |(number, purpose)| Arc::new(ServedQueue::new(number, purpose));
+        let queue = |(number, purpose): (usize, Purpose)| {
+            let end = worker.end_of(purpose.source());
+            Arc::new(ServedQueue::new(number, purpose, end))
+        };
         let queues = (first..).zip(purposes).map(queue).collect();
         self.served.push(Served { worker: worker.clone(), queues });
         Ok(worker)
@@ -287,13 +290,14 @@ impl Supervisor {
         self.site.health.blocked(self.site.transport().blocked());
     }
 
-    /// A keeper for each queue, over this connection. Those of the instance's own queues come first.
+    /// A keeper for each queue that is to be consumed, over this connection. Those of the instance's own queues come first.
     pub(super) fn keepers(&self, reading: &Arc<Reading>) -> Vec<Keeper> {
         let of = |served: &Served| {
             let keeper = |queue| Keeper::new(&self.site, reading, &served.worker, queue);
             served.queues.iter().map(keeper).collect::<Vec<_>>()
         };
-        let mut keepers: Vec<_> = self.served.iter().flat_map(of).collect();
+        let served = self.served.iter().filter(|served| !served.worker.has_left());
+        let mut keepers: Vec<_> = served.flat_map(of).collect();
         keepers.sort_by_key(|keeper| keeper.queue.source() != Source::Instance);
         keepers
     }
@@ -321,7 +325,7 @@ impl Supervisor {
     /// The services with oneway methods. They always have a queue of dead letters.
     fn with_oneway_methods(&self) -> impl Iterator<Item = &Arc<Worker>> {
         let has_work = |served: &&Served| served.queues.iter().any(|queue| queue.source() == Source::Work);
-        self.served.iter().filter(has_work).map(|served| &served.worker)
+        self.served.iter().filter(has_work).map(|served| &served.worker).filter(|worker| !worker.has_left())
     }
 
     /// Starts keepers, and waits for their first attempts, but not for long.

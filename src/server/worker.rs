@@ -65,6 +65,12 @@ pub(super) struct Worker {
     /// `Some` once the server has moved to another connection.
     copies: Mutex<Option<Copies>>,
     pub(super) dead_queue: DeadQueue,
+    /// Cancelled when the server drains or has unsubscribed from these events: no more are taken.
+    pub(super) ending: CancellationToken,
+    /// Cancelled when the server has drained, or what was taken before it unsubscribed has ended.
+    pub(super) ended: CancellationToken,
+    /// The tasks that read queues of its service, but the instance's own. Each waits for the calls that it started.
+    pub(super) read: TaskTracker,
     /// Who is told of the calls that run here.
     pub(super) taps: Taps,
     pub(super) methods: BTreeMap<String, Arc<ServedMethod>>,
@@ -102,6 +108,7 @@ impl Worker {
         }
         let quarantine = middleware.policies().find_map(ServerPolicy::quarantine).filter(|_| !id.is_group());
         let ward = quarantine.map(Ward::of);
+        let (ending, ended) = (site.draining.child_token(), site.drained.child_token());
         let is_governed = middleware.policies().next().is_some();
         let looks_ahead = middleware.policies().any(ServerPolicy::looks_ahead);
         Ok(Self {
@@ -124,6 +131,9 @@ impl Worker {
             turns: Mutex::default(),
             copies: Mutex::default(),
             dead_queue: DeadQueue::new(has_oneway),
+            ending,
+            ended,
+            read: TaskTracker::new(),
             #[cfg(feature = "schema")]
             schema: std::sync::OnceLock::new(),
             taps: Taps::default(),
@@ -141,6 +151,20 @@ impl Worker {
     /// waited here for too long.
     pub(super) fn holds_no_more_than_it_runs(&self) {
         self.prefetch.fetch_min(messages(self.runs), Ordering::Relaxed);
+    }
+
+    /// What is cancelled when a queue with such messages is not to be consumed any more. An instance's own queue is
+    /// consumed until the drain has ended, since cancels arrive there.
+    pub(super) fn end_of(&self, source: Source) -> CancellationToken {
+        match source {
+            Source::Calls | Source::Work | Source::Events => self.ending.clone(),
+            Source::Instance => self.ended.clone(),
+        }
+    }
+
+    /// Whether the server has unsubscribed from its events.
+    pub(super) fn has_left(&self) -> bool {
+        self.ending.is_cancelled() && !self.site.draining.is_cancelled()
     }
 
     /// Sets the name of the instance's own queue. The queue has a new name on each connection.

@@ -69,7 +69,7 @@ impl Namespace {
         Some((id, instance))
     }
 
-    /// The queues of a service that stay, as they are declared if it has no options and no methods.
+    /// The queues of a service or a group that stay, as they are declared if it has no options and no methods.
     #[must_use]
     pub fn queues_of(&self, service: &ServiceId) -> Vec<(QueueRole, Declaration)> {
         let calls = CallsQueue {
@@ -85,7 +85,8 @@ impl Namespace {
             (QueueRole::Retry, Some(self.retry(service))),
             (QueueRole::Dead, Some(self.dead(service))),
         ];
-        parts.into_iter().filter_map(|(role, part)| Some((role, part?))).collect()
+        let has = |role| role != QueueRole::Calls || !service.is_group();
+        parts.into_iter().filter(|(role, _)| has(*role)).filter_map(|(role, part)| Some((role, part?))).collect()
     }
 
     /// An exclusive queue such as an instance of `service` has, and a binding as it needs: to try whether that may be

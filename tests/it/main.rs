@@ -50,6 +50,7 @@ mod sources;
 mod stalled;
 mod tidy;
 mod oneway;
+mod operating;
 mod outcomes;
 mod policies;
 mod public_api;

@@ -6,8 +6,8 @@ use serde_json::{Map, Value};
 /// The definition of a policy, or of several together.
 pub(super) type Definition = Map<String, Value>;
 
-/// What becomes of a group that reads a stream, when its queues lose what is in them.
-const REPLAY: &str = "a group begins to read its stream anew, and handles events again";
+/// What becomes of a group whose offset is lost.
+const FORGETS: &str = "the group forgets how far it has come, and begins its replay anew";
 
 /// The parts of a policy that harm a queue: each with what it does.
 pub(super) fn harm(role: QueueRole, definition: &Definition) -> Vec<(String, &'static str)> {
@@ -53,8 +53,9 @@ fn limit(role: QueueRole, overflow: Option<&str>) -> Option<&'static str> {
         QueueRole::Own => Some("replies, broadcasts, cancels or events are lost"),
         QueueRole::Catalogue => Some("`hopline dead ls` misses services"),
         QueueRole::Rules => Some("the oldest rules are lost"),
-        QueueRole::Kept => Some("the oldest events are kept for a shorter time than their subscribers say"),
-        QueueRole::Turn | QueueRole::Offset => Some(REPLAY),
+        QueueRole::Kept => Some("the oldest events that are kept are lost"),
+        // They hold a message or a few, and no limit is lower than one.
+        QueueRole::Turn | QueueRole::Offset => None,
     }
 }
 
@@ -71,9 +72,9 @@ fn ttl(role: QueueRole) -> Option<&'static str> {
         QueueRole::Dead => Some("dead letters vanish after that time"),
         QueueRole::Catalogue => Some("`hopline dead ls` misses services"),
         QueueRole::Rules => Some("the oldest rules are lost"),
-        QueueRole::Kept => Some("events are kept for a shorter time than their subscribers say"),
-        QueueRole::Turn | QueueRole::Offset => Some(REPLAY),
-        QueueRole::Own => None,
+        QueueRole::Offset => Some(FORGETS),
+        // A stream has its own age, and the turn is put there again by who needs it.
+        QueueRole::Kept | QueueRole::Turn | QueueRole::Own => None,
     }
 }
 
@@ -85,9 +86,9 @@ fn expiry(role: QueueRole) -> Option<&'static str> {
         QueueRole::Dead => Some("all dead letters are lost when no server has run for that time"),
         QueueRole::Catalogue => Some("`hopline dead ls` misses services"),
         QueueRole::Rules => Some("the oldest rules are lost"),
-        QueueRole::Kept => Some("events are kept for a shorter time than their subscribers say"),
-        QueueRole::Turn | QueueRole::Offset => Some(REPLAY),
-        QueueRole::Own => None,
+        QueueRole::Offset => Some(FORGETS),
+        // A stream does not expire, and who needs the turn declares it.
+        QueueRole::Kept | QueueRole::Turn | QueueRole::Own => None,
     }
 }
 

@@ -27,7 +27,7 @@ pub(super) async fn compared(
         match patient.answered(patient.rabbit.compare(&part)).await {
             Ok(Comparison::Absent) => continue,
             Ok(Comparison::Same) => good += 1,
-            Ok(Comparison::Differs(differences)) => match wrong(role, differences) {
+            Ok(Comparison::Differs(differences)) => match wrong(role, service.is_some_and(ServiceId::is_group), differences) {
                 differences if differences.is_empty() => good += 1,
                 differences => findings.problem(
                     &about,
@@ -57,17 +57,19 @@ pub(super) async fn compared(
     readers
 }
 
-/// The differences that no option of a service explains. Each begins with the argument, in backticks.
-fn wrong(role: QueueRole, differences: Vec<String>) -> Vec<String> {
-    if role != QueueRole::Calls {
+/// The differences that no option of a service or a group explains. Each begins with the argument, in backticks.
+fn wrong(role: QueueRole, is_group: bool, differences: Vec<String>) -> Vec<String> {
+    let has_options = role == QueueRole::Calls || (role == QueueRole::Work && is_group);
+    if !has_options {
         return differences;
     }
     let refuses = differences.iter().any(|it| it.starts_with("`x-overflow` is reject-publish"));
     let is_option = |it: &String| match it.split('`').nth(1) {
-        Some("x-expires" | "x-max-priority") => !it.contains("is not set"),
+        Some("x-single-active-consumer") => is_group,
+        Some("x-expires" | "x-max-priority") => !is_group && !it.contains("is not set"),
         Some("x-max-length") => refuses,
         Some("x-overflow") => it.contains("is reject-publish"),
-        Some("x-queue-type") => it.contains("is quorum"),
+        Some("x-queue-type") => !is_group && it.contains("is quorum"),
         _ => false,
     };
     differences.into_iter().filter(|it| !is_option(it)).collect()
@@ -83,6 +85,14 @@ fn waiting(
 ) {
     let Some(service) = service.filter(|_| ready > 0) else { return };
     match role {
+        QueueRole::Work if consumers == 0 && service.is_group() => {
+            let group = service.name();
+            findings.problem(
+                about,
+                format!("nobody of the group `{group}` is up, and {ready} messages with events wait for it"),
+                format!("start a server that subscribes as it, or end the group by `hopline groups rm {group}`"),
+            );
+        }
         QueueRole::Calls | QueueRole::Work if consumers == 0 => findings.problem(
             about,
             format!("{ready} calls wait in it, and nobody consumes it"),
@@ -106,8 +116,10 @@ mod tests {
 
     #[test]
     fn options_of_a_service_are_no_faults_and_everything_else_is() {
-        let wrong =
-            |role, differences: &[&str]| wrong(role, differences.iter().map(|it| (*it).to_owned()).collect()).len();
+        let of = |role, is_group, differences: &[&str]| {
+            wrong(role, is_group, differences.iter().map(|it| (*it).to_owned()).collect()).len()
+        };
+        let wrong = |role, differences: &[&str]| of(role, false, differences);
         let limited = "`x-max-length` is 10, but not declared here";
         let refusing = "`x-overflow` is reject-publish, but not declared here";
         let quorum = "`x-queue-type` is quorum, not classic as declared here";
@@ -117,5 +129,8 @@ mod tests {
         assert_eq!(wrong(QueueRole::Calls, &["`x-expires` is not set, but declared here as 60000"]), 1);
         assert_eq!(wrong(QueueRole::Calls, &["`durable` is false, not true as declared here"]), 1);
         assert_eq!(wrong(QueueRole::Work, &[limited, refusing]), 2);
+        let in_order = "`x-single-active-consumer` is true, but not declared here";
+        assert_eq!(of(QueueRole::Work, true, &[limited, refusing, in_order]), 0);
+        assert_eq!(wrong(QueueRole::Work, &[in_order]), 1);
     }
 }
