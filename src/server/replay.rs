@@ -277,7 +277,7 @@ impl Replayer {
                 },
                 _ = tick.tick() => self.keep(transport, &progress, &mut kept).await?,
                 _ = again.tick() => {
-                    transport.declare(&self.settings.declarations(&site.namespace, &worker.id)).await?;
+                    transport.declare(&self.settings.declarations(&self.site.namespace, &worker.id)).await?;
                 }
                 delivery = stream.next() => {
                     let Some(mut delivery) = delivery else { return lost("the consumer has ended") };
@@ -288,7 +288,7 @@ impl Replayer {
                     }
                     since = None;
                     if let Some(missed) = self.expected.take().and_then(|expected| position.checked_sub(expected)).filter(|missed| *missed > 0) {
-                        warn!(name = &*site.name, subscription = &*worker.name, missed, position, "the broker has deleted messages of events before they were read: have them kept for longer by `keep_for` or `keep_bytes`");
+                        warn!(name = &*self.site.name, subscription = &*worker.name, missed, position, "the broker has deleted messages of events before they were read: have them kept for longer by `keep_for` or `keep_bytes`");
                     }
                     progress.reads(position, delivery.settler.take());
                     delivery.settler =
