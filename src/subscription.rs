@@ -63,8 +63,11 @@ pub struct Subscription<T> {
     made_at: u64,
     keep_for: Option<Duration>,
     keep_bytes: Option<u64>,
-    order: Option<Arc<dyn Fn(&T) -> u64 + Send + Sync>>,
+    order: Option<LineOf<T>>,
 }
+
+/// Which line an event waits in.
+type LineOf<T> = Arc<dyn Fn(&T) -> u64 + Send + Sync>;
 
 impl<T> Subscription<T> {
     /// A subscription to the events whose key matches `pattern`: words with single dots between them, where `*` stands for

@@ -9,7 +9,8 @@ use std::time::Duration;
 use clap::Args;
 use futures::FutureExt as _;
 use hopline::{
-    Client, ClientBuilder, DeadLetters, DeadLettersBuilder, Error, Groups, GroupsBuilder, Server, ServerBuilder, State, Tls, environment,
+    Client, ClientBuilder, DeadLetters, DeadLettersBuilder, Error, Groups, GroupsBuilder, Server, ServerBuilder, State,
+    Tls, environment,
 };
 
 use crate::context::Settings;

@@ -442,7 +442,7 @@ async fn in_order(scene: &Scene, group: Option<&str>) -> InOrder {
                 tokio::task::yield_now().await;
             }
             now.fetch_sub(1, Ordering::SeqCst);
-            if fails && event % 5 == 0 && ctx.attempt() < 3 {
+            if fails && event.is_multiple_of(5) && ctx.attempt() < 3 {
                 return Err(format!("attempt {} of {event}", ctx.attempt()));
             }
             all.lock().expect("no panic").entry(event % CUSTOMERS).or_default().push(event / CUSTOMERS);
