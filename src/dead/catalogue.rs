@@ -230,9 +230,11 @@ pub(crate) async fn leave(
     loop {
         let left = timeout.saturating_sub(begun.elapsed());
         let entries = answered(left, &operation, read(transport, namespace)).await?;
-        let meant = entries.into_iter().filter(|(entry, _)| is_meant(entry));
-        let removed = meant.map(|(_, mut held)| held.remove_last()).count();
-        seen_none = if removed == 0 { seen_none + 1 } else { 0 };
+        seen_none += 1;
+        for (_, mut held) in entries.into_iter().filter(|(entry, _)| is_meant(entry)) {
+            held.remove_last();
+            seen_none = 0;
+        }
         if seen_none == 2 {
             return Ok(());
         }
