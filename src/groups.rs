@@ -50,6 +50,15 @@ pub struct Groups {
 }
 
 /// A group of subscribers.
+///
+/// ```
+/// # fn example(group: hopline::Group) {
+/// match group.counts {
+///     Ok(counts) => println!("{} events wait for {}", counts.waiting, group.name),
+///     Err(error) => println!("{} does not tell: {error}", group.name),
+/// }
+/// # }
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Group {
@@ -62,6 +71,14 @@ pub struct Group {
 }
 
 /// What is in the queues of a group, in messages. Several events that were published together may share a message.
+///
+/// ```
+/// # fn example(counts: hopline::GroupCounts) {
+/// if counts.consumers == 0 && counts.waiting > 0 {
+///     println!("{} messages wait, and no instance of the group is up", counts.waiting);
+/// }
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GroupCounts {
@@ -79,6 +96,14 @@ pub struct GroupCounts {
 }
 
 /// How far a group has read its stream.
+///
+/// ```
+/// # fn example(counts: hopline::GroupCounts) {
+/// if let Some(position) = counts.replay {
+///     println!("it has read up to {:?}, and the stream ends at {:?}", position.next, position.last);
+/// }
+/// # }
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ReplayPosition {

@@ -38,7 +38,7 @@ impl Running {
     ///
     /// # Errors
     /// `Invalid` if this server has no such subscription, or has unsubscribed before. `Invalid` for a group that is
-    /// [ordered](crate::Subscription::ordered_by): the broker would give its next events to another instance while
+    /// [ordered](crate::Subscription::ordered_by) and does not replay: the broker would give its next events to another instance while
     /// earlier ones run here. [Drain](Self::drain) the server instead.
     pub async fn unsubscribe(&self, name: &str) -> Result<(), Error> {
         let site = &self.site;
@@ -48,7 +48,9 @@ impl Running {
         let (groups, alone): (Vec<_>, Vec<_>) = workers.into_iter().partition(is_group);
         let of_name = |worker: &Arc<Worker>| worker.id.name() == name || &*worker.name == name;
         let mut meant: Vec<_> = groups.into_iter().filter(of_name).collect();
-        if let Some(ordered) = meant.iter().find(|worker| worker.service.order.is_some()) {
+        if let Some(ordered) =
+            meant.iter().find(|worker| worker.service.order.is_some() && worker.service.replay.is_none())
+        {
             let group = ordered.id.name();
             return Err(Error::Invalid(format!("the group `{group}` is ordered: drain the server to end it here")));
         }
