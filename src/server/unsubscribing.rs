@@ -38,8 +38,8 @@ impl Running {
     ///
     /// # Errors
     /// `Invalid` if this server has no such subscription, or has unsubscribed before. `Invalid` for a group that is
-    /// [ordered](crate::Subscription::ordered_by) and does not replay: the broker would give its next events to another instance while
-    /// earlier ones run here. [Drain](Self::drain) the server instead.
+    /// [ordered](crate::Subscription::ordered_by) and does not replay: the broker would give its next events to another
+    /// instance while earlier ones run here. [Drain](Self::drain) the server instead.
     pub async fn unsubscribe(&self, name: &str) -> Result<(), Error> {
         let site = &self.site;
         let mut workers = site.workers();
