@@ -71,8 +71,9 @@ impl Server {
     /// of [`allow`](Self::allow) is asked, too, about `service.vMAJOR.hopline.drain`. Default: nobody may. A second rule
     /// replaces the first.
     ///
-    /// The server replies, and drains as after a signal: [`Running::run_until_signal`] and [`Server::run_until`] return
-    /// when it has drained. In a program that waits for something else, [`Running::health`] tells that it has ended.
+    /// The server replies, and drains as after a signal: [`Running::run_until_signal`](crate::Running::run_until_signal)
+    /// and [`Server::run_until`] return when it has drained. In a program that waits for something else,
+    /// [`Running::health`](crate::Running::health) tells that it has ended.
     ///
     /// ```
     /// # async fn example() -> Result<(), hopline::Error> {
